@@ -1,0 +1,215 @@
+/*
+ * The C interface of tensorbus. The only public header.
+ *
+ * Every function that can fail returns 0 or a code of TB_E*, and then fills *err (which may be NULL). The numbers are
+ * those of src/errors.ts. Handles are never pointers: a stale one is TB_ECLOSED, not a crash. No function blocks
+ * unless its comment says so; what takes time is started, and ends in an event.
+ */
+#ifndef TENSORBUS_H
+#define TENSORBUS_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TB_ABI_VERSION 1
+#define TB_PROTOCOL_VERSION 1
+#define TB_API __attribute__((visibility("default")))
+
+enum tb_code {
+    TB_OK = 0,
+    TB_EPLAN_FORMAT = 109,
+    TB_EDTYPE = 107,
+    TB_EALIAS = 200,
+    TB_EREGION = 201,
+    TB_EUNSUPPORTED = 202,
+    TB_ETENSOR_MISSING = 203,
+    TB_ENO_SPACE = 204,
+    TB_ENO_MEMORY = 205,
+    TB_EQUARANTINED = 206,
+    TB_ESEAL = 207,
+    TB_ETIMEOUT = 300,
+    TB_ECANCELLED = 301,
+    TB_EPEER_LOST = 302,
+    TB_EAUTH = 303,
+    TB_EVERSION = 304,
+    TB_EPROTOCOL = 305,
+    TB_ECHECKSUM = 306,
+    TB_EADDRESS_IN_USE = 307,
+    TB_ECONNECT = 308,
+    TB_ECLOSED = 309,
+    TB_EPLAN_MISMATCH = 310,
+    TB_EBUSY = 311,
+    TB_ESYSTEM = 312,
+    TB_EINVALIDATED = 313,
+};
+
+/* The message is UTF-8, always terminated. rank is that where the failure began, or -1. */
+typedef struct tb_error {
+    int32_t code;
+    int32_t rank;
+    int32_t os_errno;
+    int32_t reserved;
+    char message[496];
+} tb_error;
+
+TB_API uint32_t tb_abi_version(void);
+/* One line: compiler, its version, and the vector units that were found at run time. */
+TB_API const char *tb_build_info(void);
+
+/* ---- kernels --------------------------------------------------------------------------------------------------- */
+
+/* Element types and operators have the numbers of src/layout; a descriptor is that of docs/program-format.md. */
+enum tb_op { TB_OP_COPY = 0, TB_OP_REDUCE = 1 };
+
+/* One end of a move: memory of this process, and how the elements lie in it. */
+typedef struct tb_end {
+    uint64_t base;              /* address of the first element */
+    uint64_t bytes;             /* accesses outside of [base, base + bytes) are TB_EREGION */
+    const int64_t *descriptor;  /* words */
+    uint32_t descriptor_words;
+    uint32_t dtype;
+} tb_end;
+
+/* Copies or casts every element of src to dst, in this thread. Blocks for as long as that takes. */
+TB_API int32_t tb_move(const tb_end *dst, const tb_end *src, tb_error *err);
+
+/*
+ * Folds count packed elements into an accumulator. The accumulator of 16- and 8-bit floats is float32, that of other
+ * types their own. first: set instead of combine. partial_op: the numbers of partialOps.
+ */
+TB_API int32_t tb_reduce(void *acc, const void *in, uint64_t count, uint32_t dtype, uint32_t partial_op,
+                         uint32_t first, tb_error *err);
+/* Divides the accumulator and rounds it once to count packed elements of dtype; out may be acc. */
+TB_API int32_t tb_reduce_finish(void *out, void *acc, uint64_t count, uint32_t dtype, uint64_t divisor,
+                                tb_error *err);
+
+/* CRC-32C (Castagnoli) of data, continuing from crc, which is 0 at the start. */
+TB_API uint32_t tb_crc32c(uint32_t crc, const void *data, uint64_t bytes);
+
+/* ---- memory ---------------------------------------------------------------------------------------------------- */
+
+/* Anonymous private memory, page-aligned, zero, not yet touched. */
+TB_API int32_t tb_host_allocate(uint64_t bytes, uint64_t *address, tb_error *err);
+TB_API int32_t tb_host_free(uint64_t address, uint64_t bytes, tb_error *err);
+
+/* A memfd of that size, its space reserved (TB_ENO_SPACE), sealed against shrinking and growing, and mapped. */
+TB_API int32_t tb_shared_create(const char *name, uint64_t bytes, int32_t *fd, uint64_t *address, tb_error *err);
+/* Maps another process's memfd, after its size and seals were checked (TB_ESEAL). */
+TB_API int32_t tb_shared_map(int32_t fd, uint64_t bytes, uint64_t *address, tb_error *err);
+TB_API int32_t tb_shared_unmap(uint64_t address, uint64_t bytes, tb_error *err);
+
+/* ---- sessions -------------------------------------------------------------------------------------------------- */
+
+enum tb_transport_kind { TB_TRANSPORT_MEMORY = 0, TB_TRANSPORT_TCP = 1 };
+
+typedef struct tb_session_options {
+    uint32_t struct_bytes; /* sizeof(tb_session_options) of the caller */
+    uint32_t kind;
+    int32_t rank;
+    int32_t world;
+    uint64_t generation;
+    uint64_t hub;             /* memory: sessions of one hub meet; from tb_hub_create */
+    uint32_t connections;     /* tcp: sockets per pair of peers, 1 to 16 */
+    uint32_t io_threads;      /* threads that move data, 1 to 16 */
+    uint32_t peer_timeout_ms; /* tcp: a silent host is lost after this long */
+    uint32_t quiesce_ms;
+    uint32_t listen_port;     /* tcp: 0 takes a free one */
+    uint32_t reserved;
+    char listen_host[64];     /* tcp: a numeric IPv4 or IPv6 address */
+    uint8_t name_space[32];   /* SHA-256 of the namespace; peers of another are refused */
+} tb_session_options;
+
+TB_API int32_t tb_hub_create(uint64_t *hub, tb_error *err);
+TB_API int32_t tb_hub_destroy(uint64_t hub, tb_error *err);
+
+/*
+ * Opens a session. *event_fd is the read end of a pipe: it is readable while tb_session_next_event has something to
+ * say. The caller closes it after the session.
+ */
+TB_API int32_t tb_session_open(const tb_session_options *options, uint64_t *session, int32_t *event_fd, tb_error *err);
+/* tcp: the port that the session listens on. */
+TB_API int32_t tb_session_port(uint64_t session, uint32_t *port, tb_error *err);
+/* tcp: where a peer listens: a numeric address. May be said again after the peer was lost. */
+TB_API int32_t tb_session_set_peer(uint64_t session, int32_t rank, const char *host, uint32_t port, tb_error *err);
+/*
+ * Ends everything and joins the threads; blocks until they are gone, which is at most quiesce_ms. Events not yet read
+ * are lost. A closed or unknown handle is TB_ECLOSED.
+ */
+TB_API int32_t tb_session_close(uint64_t session, tb_error *err);
+
+TB_API int32_t tb_session_register(uint64_t session, uint64_t address, uint64_t bytes, tb_error *err);
+/* TB_EBUSY while a graph uses it. */
+TB_API int32_t tb_session_unregister(uint64_t session, uint64_t address, uint64_t bytes, tb_error *err);
+
+enum tb_event_kind {
+    TB_EVENT_NONE = 0,
+    TB_EVENT_HANDSHAKE = 1, /* tcp: a connection asks for a proof; see tb_session_handshake */
+    TB_EVENT_PREPARED = 2,  /* graph: error.code 0, or why not */
+    TB_EVENT_ROUND = 3,     /* graph, round: error.code 0, or why it failed; its memory is quiet */
+    TB_EVENT_PEER_LOST = 4, /* error.rank */
+    TB_EVENT_FAULT = 5,     /* something was refused that belongs to no graph: garbage on the port, a wrong secret */
+};
+
+typedef struct tb_event {
+    uint32_t kind;
+    uint32_t reserved;
+    uint64_t graph;
+    uint64_t round;
+    uint64_t connection;
+    uint64_t bytes_sent;
+    uint64_t bytes_received;
+    uint64_t bytes_copied;
+    uint64_t nanoseconds;
+    uint64_t staging_high_water;
+    uint32_t handshake_role;   /* 0 this side connected, 1 this side accepted */
+    uint32_t handshake_step;   /* 0 make a proof of our own, 1 check the peer's proof */
+    uint8_t handshake_hello[2][128]; /* of the connecting side, of the accepting side, as sent */
+    uint8_t handshake_proof[32];     /* step 1: what the peer sent */
+    tb_error error;
+} tb_event;
+
+/* Fills *event; kind TB_EVENT_NONE where there is none. */
+TB_API int32_t tb_session_next_event(uint64_t session, tb_event *event, tb_error *err);
+
+/*
+ * Answers TB_EVENT_HANDSHAKE: step 0 with this side's 32 bytes, HMAC-SHA-256(secret, role byte of the prover || hello of
+ * the connecting side || hello of the accepting side); step 1 with accept 1 or 0. Secrets stay with the caller.
+ */
+TB_API int32_t tb_session_handshake(uint64_t session, uint64_t connection, const uint8_t proof[32], uint32_t accept,
+                                    tb_error *err);
+
+/* ---- graphs ---------------------------------------------------------------------------------------------------- */
+
+/* One buffer of the program's buffer table, in its order. */
+typedef struct tb_binding {
+    uint64_t address; /* of the first element */
+    uint64_t bytes;   /* from there to the end of the memory that may be touched */
+} tb_binding;
+
+enum tb_graph_flags { TB_GRAPH_CHECKSUM = 1 };
+
+/*
+ * Copies and checks the program and binds it; every access that it can make must lie in its binding and every binding in
+ * registered memory. Connects its peers and exchanges key, plan digest and channel fingerprints with them. Ends with
+ * TB_EVENT_PREPARED, at the latest at the deadline.
+ */
+TB_API int32_t tb_graph_prepare(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
+                                const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
+                                uint64_t timeout_ns, uint64_t *graph, tb_error *err);
+/* Starts a round, larger than the last one. Ends with TB_EVENT_ROUND. TB_EBUSY while one is under way. */
+TB_API int32_t tb_graph_post(uint64_t session, uint64_t graph, uint64_t round, uint64_t timeout_ns, tb_error *err);
+/* Ends the prepare or round under way with that code; its event still comes. Nothing under way: does nothing. */
+TB_API int32_t tb_graph_cancel(uint64_t session, uint64_t graph, int32_t code, tb_error *err);
+/* Bytes of the round under way or the last one; staging is what the graph can take at most. */
+TB_API int32_t tb_graph_progress(uint64_t session, uint64_t graph, uint64_t *round, uint64_t *done, uint64_t *total,
+                                 uint64_t *staging, tb_error *err);
+/* TB_EBUSY while a round is under way. */
+TB_API int32_t tb_graph_release(uint64_t session, uint64_t graph, tb_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

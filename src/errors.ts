@@ -1,0 +1,123 @@
+/**
+ * The one error class of tensorbus and the one table of its codes. Codes are stable, messages are not. The C header
+ * (`native/include/tensorbus.h`) repeats the numbers of the codes that native code can return, and
+ * `docs/errors.md` documents each code; a test fails when the three differ.
+ */
+
+/** Exit codes of the command line: 0 done, 1 a check failed, 2 bad input, 3 environment, 4 a transfer failed. */
+export type ExitCode = 1 | 2 | 3 | 4;
+
+interface CodeEntry {
+  /** The number that crosses the C and WebAssembly boundaries. */
+  readonly number: number;
+  /** The exit code of a command that ends with this error. */
+  readonly exit: ExitCode;
+  /** What it means, in one sentence. */
+  readonly meaning: string;
+}
+
+export const errorCodes = {
+  // 1xx: input of the planner
+  TB_PLAN_INPUT: { number: 100, exit: 2, meaning: "The input of a plan is malformed." },
+  TB_MESH: { number: 101, exit: 2, meaning: "A device mesh is malformed: sizes, ranks, or a selection in it." },
+  TB_PLACEMENT: {
+    number: 102,
+    exit: 2,
+    meaning: "A placement does not fit its mesh or tensor, as PyTorch rejects it.",
+  },
+  TB_PARTIAL_OP: {
+    number: 103,
+    exit: 2,
+    meaning: "A Partial operator is unknown, mixed, or not defined for the type.",
+  },
+  TB_PARTIAL_TARGET: { number: 104, exit: 2, meaning: "Partial was asked for as a target." },
+  TB_STRIDED_SHARD: {
+    number: 105,
+    exit: 2,
+    meaning: "A StridedShard has two readings that differ for a planned shape, and none was named.",
+  },
+  TB_SHAPE: { number: 106, exit: 2, meaning: "A tensor's shape is out of range." },
+  TB_DTYPE: { number: 107, exit: 2, meaning: "An element type is unknown." },
+  TB_PLAN_TOO_LARGE: { number: 108, exit: 2, meaning: "More chunks were asked for than maxChunks allows." },
+  TB_PLAN_FORMAT: { number: 109, exit: 2, meaning: "A saved plan or program is damaged, or of another format." },
+  TB_PLAN_INVALID: { number: 110, exit: 1, meaning: "A list of chunks is not a valid plan of its input." },
+  TB_STRIDES: { number: 111, exit: 2, meaning: "The strides of a local tensor are negative or out of range." },
+  TB_TOPOLOGY: { number: 112, exit: 2, meaning: "A topology is malformed." },
+  // 2xx: memory and executor
+  TB_ALIAS: { number: 200, exit: 2, meaning: "Target memory overlaps other memory of the same batch." },
+  TB_REGION: { number: 201, exit: 2, meaning: "An access lies outside of a registered region." },
+  TB_UNSUPPORTED: { number: 202, exit: 2, meaning: "The transport can not do what was asked." },
+  TB_TENSOR_MISSING: { number: 203, exit: 2, meaning: "A tensor of the plan has no memory on this rank." },
+  TB_NO_SPACE: { number: 204, exit: 4, meaning: "A file system or shared memory is full." },
+  TB_NO_MEMORY: { number: 205, exit: 4, meaning: "Memory could not be allocated." },
+  TB_QUARANTINED: { number: 206, exit: 4, meaning: "Memory is still in use by something that did not stop." },
+  TB_SEAL: { number: 207, exit: 2, meaning: "Shared memory lacks the size or the seals that it must have." },
+  // 3xx: transports
+  TB_TIMEOUT: { number: 300, exit: 4, meaning: "A deadline passed." },
+  TB_CANCELLED: { number: 301, exit: 4, meaning: "The operation was cancelled." },
+  TB_PEER_LOST: { number: 302, exit: 4, meaning: "A peer's process or connection ended." },
+  TB_AUTH: { number: 303, exit: 4, meaning: "A peer does not know the shared secret." },
+  TB_VERSION: { number: 304, exit: 4, meaning: "A peer speaks another protocol version." },
+  TB_PROTOCOL: { number: 305, exit: 4, meaning: "A peer broke the wire protocol." },
+  TB_CHECKSUM: { number: 306, exit: 4, meaning: "The checksum of a bucket is wrong." },
+  TB_ADDRESS_IN_USE: { number: 307, exit: 3, meaning: "A port is in use." },
+  TB_CONNECT: { number: 308, exit: 4, meaning: "A peer could not be reached." },
+  TB_CLOSED: { number: 309, exit: 2, meaning: "The object was closed." },
+  TB_PLAN_MISMATCH: { number: 310, exit: 4, meaning: "Two ranks hold different plans." },
+  TB_BUSY: { number: 311, exit: 2, meaning: "A round of this batch is still under way." },
+  TB_SYSTEM: { number: 312, exit: 4, meaning: "A system call failed." },
+  TB_INVALIDATED: {
+    number: 313,
+    exit: 4,
+    meaning: "What was prepared became invalid: its memory or its session went away.",
+  },
+  // 4xx: environment
+  TB_NATIVE_MISSING: { number: 400, exit: 3, meaning: "The native library is not built." },
+  TB_LIBRARY: { number: 401, exit: 3, meaning: "A library is missing or has the wrong version." },
+  // 5xx: models, specs, files
+  TB_SPEC: { number: 500, exit: 2, meaning: "A spec is malformed." },
+  TB_MODEL_CONFIG: { number: 501, exit: 2, meaning: "A model's config.json is malformed or unknown." },
+  TB_SAFETENSORS: { number: 502, exit: 2, meaning: "A safetensors file is damaged or lies about its contents." },
+  TB_FILE: { number: 503, exit: 2, meaning: "A file is missing or can not be read or written." },
+  TB_BUDGET: { number: 504, exit: 1, meaning: "A plan exceeds a budget." },
+  TB_VERIFY: { number: 505, exit: 1, meaning: "Moved data differ from what they should be." },
+  // 6xx: stores
+  TB_STORE_LOST: { number: 600, exit: 4, meaning: "The store could not be reached any more." },
+  TB_STORE_PROTOCOL: { number: 601, exit: 4, meaning: "The store answered outside of its protocol." },
+  TB_STORE_VALUE: { number: 602, exit: 2, meaning: "A key or value does not fit the store." },
+} as const satisfies Record<string, CodeEntry>;
+
+export type ErrorCode = keyof typeof errorCodes;
+
+export interface TensorBusErrorOptions {
+  /** The values that the message speaks of: the offending input, the rank, the pair. */
+  readonly details?: Readonly<Record<string, unknown>>;
+  readonly cause?: unknown;
+}
+
+/** Every failure that a caller can meet at run time. A caller's programming mistake is a `TypeError`. */
+export class TensorBusError extends Error {
+  override readonly name = "TensorBusError";
+  readonly code: ErrorCode;
+  readonly details: Readonly<Record<string, unknown>>;
+
+  constructor(code: ErrorCode, message: string, options: TensorBusErrorOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.code = code;
+    this.details = options.details ?? {};
+  }
+
+  /** The exit code of a command that ends with this error. */
+  get exitCode(): ExitCode {
+    return errorCodes[this.code].exit;
+  }
+}
+
+const byNumber = new Map<number, ErrorCode>(
+  Object.entries(errorCodes).map(([code, entry]) => [entry.number, code as ErrorCode]),
+);
+
+/** The code of a number that came out of C or WebAssembly; `undefined` for a number of another version. */
+export function errorCodeOf(number: number): ErrorCode | undefined {
+  return byNumber.get(number);
+}

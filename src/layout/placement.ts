@@ -1,0 +1,108 @@
+import { TensorBusError } from "../errors.ts";
+
+/** The operators of `Partial`, by PyTorch's names, in the order of their numbers. */
+export const partialOps = ["sum", "avg", "product", "max", "min"] as const;
+export type PartialOp = (typeof partialOps)[number];
+
+/** Cuts tensor dimension `dim` among the ranks of a mesh dimension, as `torch.chunk` does. Negative: from the end. */
+export interface ShardPlacement {
+  readonly kind: "shard";
+  readonly dim: number;
+}
+/**
+ * PyTorch's `_StridedShard`: the dimension counts as cut into `splitFactor` pieces already, and each is cut again.
+ * How it reads is the layout's `stridedShard`.
+ */
+export interface StridedShardPlacement {
+  readonly kind: "stridedShard";
+  readonly dim: number;
+  readonly splitFactor: number;
+}
+/** Every rank of the mesh dimension holds the same. */
+export interface ReplicatePlacement {
+  readonly kind: "replicate";
+}
+/** Every rank of the mesh dimension holds a contribution; the value is their reduction. Sources only. */
+export interface PartialPlacement {
+  readonly kind: "partial";
+  readonly op: PartialOp;
+}
+export type Placement = ShardPlacement | StridedShardPlacement | ReplicatePlacement | PartialPlacement;
+
+export function Shard(dim: number): ShardPlacement {
+  return { kind: "shard", dim: integer(dim, "dim") };
+}
+export function StridedShard(dim: number, splitFactor: number): StridedShardPlacement {
+  return { kind: "stridedShard", dim: integer(dim, "dim"), splitFactor: integer(splitFactor, "splitFactor") };
+}
+export function Replicate(): ReplicatePlacement {
+  return { kind: "replicate" };
+}
+export function Partial(op: PartialOp = "sum"): PartialPlacement {
+  if (!partialOps.includes(op)) {
+    throw new TensorBusError("TB_PARTIAL_OP", `unknown Partial operator ${JSON.stringify(op)}`, {
+      details: { op, known: partialOps },
+    });
+  }
+  return { kind: "partial", op };
+}
+
+/**
+ * Reads the short text form: `S(0)`, `SS(0,2)`, `R`, `P(sum)`, and PyTorch's `Shard(dim=0)`,
+ * `_StridedShard(dim=0, sf=2)`, `Replicate()`, `Partial(sum)`. `TB_PLACEMENT` if it is none of them.
+ */
+export function parsePlacement(text: string): Placement {
+  const match = /^\s*(\w+)\s*(?:\(([^()]*)\))?\s*$/.exec(text);
+  const args = (match?.[2] ?? "").split(",").map((arg) => arg.replace(/^\s*\w+\s*=/, "").trim());
+  const hasArgs = match?.[2] !== undefined && match[2].trim() !== "";
+  switch (match?.[1]) {
+    case "R":
+    case "Replicate":
+      if (!hasArgs) return Replicate();
+      break;
+    case "S":
+    case "Shard":
+      if (args.length === 1 && isInteger(args[0]!)) return Shard(Number(args[0]));
+      break;
+    case "SS":
+    case "StridedShard":
+    case "_StridedShard":
+      if (args.length === 2 && args.every(isInteger)) return StridedShard(Number(args[0]), Number(args[1]));
+      break;
+    case "P":
+    case "Partial":
+      if (!hasArgs) return Partial("sum");
+      if (args.length === 1) return Partial(args[0] as PartialOp);
+      break;
+  }
+  throw new TensorBusError("TB_PLACEMENT", `not a placement: ${JSON.stringify(text)}`, {
+    details: { placement: text },
+  });
+}
+
+/** The short text form, the inverse of `parsePlacement`. */
+export function formatPlacement(placement: Placement): string {
+  switch (placement.kind) {
+    case "shard":
+      return `S(${placement.dim})`;
+    case "stridedShard":
+      return `SS(${placement.dim},${placement.splitFactor})`;
+    case "replicate":
+      return "R";
+    case "partial":
+      return `P(${placement.op})`;
+  }
+}
+
+function isInteger(text: string): boolean {
+  return /^-?\d+$/.test(text) && Number.isSafeInteger(Number(text));
+}
+
+function integer(value: number, name: string): number {
+  if (!Number.isSafeInteger(value)) {
+    throw new TensorBusError("TB_PLACEMENT", `${name} must be an integer, got ${value}`, {
+      details: { [name]: value },
+    });
+  }
+  return value;
+}

@@ -1,0 +1,58 @@
+/**
+ * The seam between tensorbus and a key-value store that two jobs share: the place where ranks that were launched apart
+ * find each other. One compliance suite (`test/store/compliance.ts`) holds every implementation to this file.
+ */
+
+/** What a store can do beyond the members of `Store`. */
+export interface StoreCapabilities {
+  /** `wait` is told of a change by the store; without it, the store is asked again and again. */
+  readonly watch: boolean;
+  /** Keys can be bound to a lease and vanish with their writer. */
+  readonly lease: boolean;
+  /** The most bytes of a value. */
+  readonly maxValueBytes: number;
+  /** The most bytes of a key, the namespace's share not counted. */
+  readonly maxKeyBytes: number;
+}
+
+export interface StoreCallOptions {
+  readonly signal?: AbortSignal;
+  /** Milliseconds until `TB_TIMEOUT`; default 30,000. */
+  readonly timeoutMs?: number;
+}
+
+export interface SetOptions extends StoreCallOptions {
+  /** Bind the key to this client's lease (`capabilities.lease`; else `TB_UNSUPPORTED`). */
+  readonly leased?: boolean;
+}
+
+/**
+ * Every call can fail with `TB_TIMEOUT`, `TB_CANCELLED`, `TB_STORE_LOST` and, once closed, `TB_CLOSED`. Values are not
+ * empty (`TB_STORE_VALUE`). Keys of another namespace are invisible.
+ */
+export interface Store extends AsyncDisposable {
+  readonly name: string;
+  readonly capabilities: StoreCapabilities;
+  readonly namespace: string;
+  /** The value, or `undefined` where there is none; never waits for it. */
+  get(key: string, options?: StoreCallOptions): Promise<Uint8Array | undefined>;
+  set(key: string, value: Uint8Array, options?: SetOptions): Promise<void>;
+  /**
+   * Sets `key` to `desired` if its value is `expected` (`undefined`: if there is none). `stored` is what stands there
+   * afterwards.
+   */
+  compareAndSet(
+    key: string,
+    expected: Uint8Array | undefined,
+    desired: Uint8Array,
+    options?: StoreCallOptions,
+  ): Promise<{ swapped: boolean; stored: Uint8Array | undefined }>;
+  /** Adds to a counter, which begins at 0, and answers its new value. The value reads as decimal text. */
+  add(key: string, delta: bigint, options?: StoreCallOptions): Promise<bigint>;
+  /** Resolves once all keys exist. */
+  wait(keys: readonly string[], options?: StoreCallOptions): Promise<void>;
+  /** True if the key was there. */
+  delete(key: string, options?: StoreCallOptions): Promise<boolean>;
+  /** Frees what this client holds, its lease included; never the server. A second call does nothing. */
+  close(): Promise<void>;
+}

@@ -1,0 +1,131 @@
+/**
+ * The seam between the executor and whatever moves buckets between ranks. One file, and one compliance suite
+ * (`test/transport/compliance.ts`) that every implementation passes as far as its capabilities go, and whose refusals
+ * are tested where they do not.
+ *
+ * The life of it: a factory makes a `Transport`; `open` joins a session; the session registers memory and prepares
+ * programs; what is prepared is posted many times, one round at a time.
+ */
+import type { ErrorCode } from "../errors.ts";
+import type { Memory, MemoryKind, TensorMemory } from "../memory/memory.ts";
+import type { Program } from "../plan/program.ts";
+import type { Store } from "../store/store.ts";
+
+export interface TransportCapabilities {
+  /** The kinds of memory that a binding may lie in. */
+  readonly memory: readonly MemoryKind[];
+  /**
+   * What moves without a step of its own: `bytes` one contiguous run on both sides, `gather` a list of runs, `kernel`
+   * any strides, casts and reductions.
+   */
+  readonly fuses: "bytes" | "gather" | "kernel";
+  /** Who starts a move: `both` meet, or the `target` fetches and the source only says that it is ready. */
+  readonly initiates: "both" | "target";
+  /** True where ranks may live in different processes. */
+  readonly crossProcess: boolean;
+  /** True where ranks may live on different hosts. */
+  readonly crossHost: boolean;
+  /** True where CRC-32C of buckets can be asked for. */
+  readonly checksum: boolean;
+}
+
+export interface WaitOptions {
+  readonly signal?: AbortSignal;
+  /** Milliseconds until `TB_TIMEOUT`; default 30,000. */
+  readonly timeoutMs?: number;
+}
+
+export interface OpenOptions extends WaitOptions {
+  readonly rank: number;
+  /** The ranks of the session are 0 to `world - 1`; connections are made to those that a program names. */
+  readonly world: number;
+  /** Where ranks publish their addresses. The caller keeps and closes it. */
+  readonly store: Store;
+  /** Sessions of different generations never talk to each other; default 0. */
+  readonly generation?: number;
+}
+
+export interface Transport {
+  readonly name: string;
+  readonly capabilities: TransportCapabilities;
+  /** Joins a session. Resolves once this rank can be reached; peers are connected at `prepare`. */
+  open(options: OpenOptions): Promise<TransportSession>;
+}
+
+export interface TensorBinding {
+  /** The index of the tensor in the plan's input. */
+  readonly tensor: number;
+  readonly source?: TensorMemory;
+  readonly target?: TensorMemory;
+}
+
+export interface PrepareOptions extends WaitOptions {
+  /** Names the batch and direction: the same on all ranks, unique in the session. */
+  readonly key: string;
+  /** Send and check CRC-32C of every bucket; default false. Both ends must agree. */
+  readonly checksum?: boolean;
+}
+
+export interface TransportSession extends AsyncDisposable {
+  readonly rank: number;
+  /** Lets the session address this memory, until `unregister`. The same memory may be registered once. */
+  register(memory: Memory): void;
+  /** `TB_BUSY` while something prepared uses it. */
+  unregister(memory: Memory): void;
+  /**
+   * Binds a program to this rank's tensors, connects the peers that it names, and checks with each of them that both
+   * hold the same plan (`TB_PLAN_MISMATCH`). Every binding must lie in registered memory (`TB_REGION`).
+   */
+  prepare(
+    program: Program,
+    bindings: readonly TensorBinding[],
+    options: PrepareOptions,
+  ): Promise<PreparedTransfer>;
+  /** Ends everything: rounds under way fail with `TB_CLOSED`, peers see an orderly end. A second call does nothing. */
+  close(): Promise<void>;
+}
+
+export interface PostOptions extends WaitOptions {
+  /** The number of the round, the same on all ranks; larger than the last one. Counted up unless given. */
+  readonly round?: number;
+}
+
+/** What one rank did in one round. */
+export interface RoundReport {
+  readonly round: number;
+  readonly bytesSent: bigint;
+  readonly bytesReceived: bigint;
+  /** Bytes that this rank moved to itself. */
+  readonly bytesCopied: bigint;
+  readonly seconds: number;
+  /** The most staging bytes in use at once. */
+  readonly stagingHighWater: bigint;
+}
+
+export interface RoundProgress {
+  readonly round: number;
+  readonly bytesDone: bigint;
+  readonly bytesTotal: bigint;
+}
+
+export interface PreparedTransfer extends AsyncDisposable {
+  readonly key: string;
+  /**
+   * Runs one round. Settles only when nothing can touch the round's memory any more, whether it succeeded, failed
+   * (`TB_PEER_LOST`, `TB_CHECKSUM`, … with `details.rank`, the rank where it began), was cancelled or timed out.
+   * `TB_BUSY` while a round is under way.
+   */
+  post(options?: PostOptions): Promise<RoundReport>;
+  /** Of the round under way, or the last one. Cheap: reads counters. */
+  progress(): RoundProgress;
+  /** Bytes of staging memory that this rank takes for it, known before the first round. */
+  readonly stagingBytes: bigint;
+  release(): Promise<void>;
+}
+
+/** How a failure travels: the code, and the rank where it began. */
+export interface RoundFailure {
+  readonly code: ErrorCode;
+  readonly rank: number;
+  readonly message: string;
+}
