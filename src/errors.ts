@@ -19,7 +19,11 @@ interface CodeEntry {
 export const errorCodes = {
   // 1xx: input of the planner
   TB_PLAN_INPUT: { number: 100, exit: 2, meaning: "The input of a plan is malformed." },
-  TB_MESH: { number: 101, exit: 2, meaning: "A device mesh is malformed: sizes, ranks, or a selection in it." },
+  TB_MESH: {
+    number: 101,
+    exit: 2,
+    meaning: "A device mesh is malformed: sizes, ranks, or a selection in it.",
+  },
   TB_PLACEMENT: {
     number: 102,
     exit: 2,
@@ -39,9 +43,17 @@ export const errorCodes = {
   TB_SHAPE: { number: 106, exit: 2, meaning: "A tensor's shape is out of range." },
   TB_DTYPE: { number: 107, exit: 2, meaning: "An element type is unknown." },
   TB_PLAN_TOO_LARGE: { number: 108, exit: 2, meaning: "More chunks were asked for than maxChunks allows." },
-  TB_PLAN_FORMAT: { number: 109, exit: 2, meaning: "A saved plan or program is damaged, or of another format." },
+  TB_PLAN_FORMAT: {
+    number: 109,
+    exit: 2,
+    meaning: "A saved plan or program is damaged, or of another format.",
+  },
   TB_PLAN_INVALID: { number: 110, exit: 1, meaning: "A list of chunks is not a valid plan of its input." },
-  TB_STRIDES: { number: 111, exit: 2, meaning: "The strides of a local tensor are negative or out of range." },
+  TB_STRIDES: {
+    number: 111,
+    exit: 2,
+    meaning: "The strides of a local tensor are negative or out of range.",
+  },
   TB_TOPOLOGY: { number: 112, exit: 2, meaning: "A topology is malformed." },
   // 2xx: memory and executor
   TB_ALIAS: { number: 200, exit: 2, meaning: "Target memory overlaps other memory of the same batch." },
@@ -77,7 +89,11 @@ export const errorCodes = {
   // 5xx: models, specs, files
   TB_SPEC: { number: 500, exit: 2, meaning: "A spec is malformed." },
   TB_MODEL_CONFIG: { number: 501, exit: 2, meaning: "A model's config.json is malformed or unknown." },
-  TB_SAFETENSORS: { number: 502, exit: 2, meaning: "A safetensors file is damaged or lies about its contents." },
+  TB_SAFETENSORS: {
+    number: 502,
+    exit: 2,
+    meaning: "A safetensors file is damaged or lies about its contents.",
+  },
   TB_FILE: { number: 503, exit: 2, meaning: "A file is missing or can not be read or written." },
   TB_BUDGET: { number: 504, exit: 1, meaning: "A plan exceeds a budget." },
   TB_VERIFY: { number: 505, exit: 1, meaning: "Moved data differ from what they should be." },

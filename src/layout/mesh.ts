@@ -21,7 +21,8 @@ export class DeviceMesh {
   constructor(shape: readonly number[], options: DeviceMeshOptions = {}) {
     let size = 1;
     for (const extent of shape) {
-      if (!Number.isInteger(extent) || extent < 1) throw meshError(`mesh dimension of size ${extent}`, { shape });
+      if (!Number.isInteger(extent) || extent < 1)
+        throw meshError(`mesh dimension of size ${extent}`, { shape });
       size *= extent;
       if (size > maxRanks) throw meshError(`a mesh has at most ${maxRanks} ranks`, { shape });
     }
@@ -33,11 +34,15 @@ export class DeviceMesh {
     }
     const ranks = options.ranks ?? Array.from({ length: size }, (_, index) => index);
     if (ranks.length !== size) {
-      throw meshError(`${ranks.length} ranks for a mesh of ${shape.join(" x ")}`, { shape, ranks: ranks.length });
+      throw meshError(`${ranks.length} ranks for a mesh of ${shape.join(" x ")}`, {
+        shape,
+        ranks: ranks.length,
+      });
     }
     const seen = new Uint8Array(maxRanks);
     for (const rank of ranks) {
-      if (!Number.isInteger(rank) || rank < 0 || rank >= maxRanks) throw meshError(`invalid rank ${rank}`, { rank });
+      if (!Number.isInteger(rank) || rank < 0 || rank >= maxRanks)
+        throw meshError(`invalid rank ${rank}`, { rank });
       if (seen[rank] !== 0) throw meshError(`rank ${rank} stands twice in the mesh`, { rank });
       seen[rank] = 1;
     }

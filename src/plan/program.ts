@@ -37,9 +37,13 @@ export class Program {
       throw new TensorBusError("TB_PLAN_FORMAT", "these bytes are no program");
     }
     if (view.getUint32(4, true) !== version) {
-      throw new TensorBusError("TB_PLAN_FORMAT", `program of format ${view.getUint32(4, true)}, not ${version}`, {
-        details: { found: view.getUint32(4, true), supported: version },
-      });
+      throw new TensorBusError(
+        "TB_PLAN_FORMAT",
+        `program of format ${view.getUint32(4, true)}, not ${version}`,
+        {
+          details: { found: view.getUint32(4, true), supported: version },
+        },
+      );
     }
     if (view.getBigUint64(152, true) !== BigInt(bytes.length)) {
       throw new TensorBusError("TB_PLAN_FORMAT", "a truncated program", { details: { bytes: bytes.length } });
@@ -56,7 +60,10 @@ export class Program {
       view.getBigUint64(160, true) + view.getBigUint64(168, true) + view.getBigUint64(176, true);
     const bufferTable = Number(view.getBigUint64(96, true));
     const channelTable = Number(view.getBigUint64(104, true));
-    if (bufferTable + bufferCount * 32 > bytes.length || channelTable + this.channelCount * 40 > bytes.length) {
+    if (
+      bufferTable + bufferCount * 32 > bytes.length ||
+      channelTable + this.channelCount * 40 > bytes.length
+    ) {
       throw new TensorBusError("TB_PLAN_FORMAT", "a program with tables beyond its end");
     }
     this.buffers = Array.from({ length: bufferCount }, (_, index) => {
