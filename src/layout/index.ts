@@ -1,4 +1,5 @@
 export { type DType, dtypeNumber, dtypes, isDType, itemSize } from "./dtype.ts";
+export { coordinateOf, type Holding, holdingAt, holdingOf, type Run, type Selection } from "./holding.ts";
 export type { Layout, StridedShardReading } from "./layout.ts";
 export { DeviceMesh, type DeviceMeshOptions, maxRanks } from "./mesh.ts";
 export {

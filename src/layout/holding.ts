@@ -1,0 +1,174 @@
+import { TensorBusError } from "../errors.ts";
+import type { Layout, StridedShardReading } from "./layout.ts";
+
+/** Global indices `start` to `start + length - 1` of one tensor dimension. */
+export interface Run {
+  readonly start: number;
+  readonly length: number;
+}
+
+/**
+ * What one rank holds of a tensor: per tensor dimension the runs of global indices, ascending; the local tensor is their
+ * product, contiguous and row-major, of shape `localShape`.
+ */
+export interface Holding {
+  readonly runs: readonly (readonly Run[])[];
+  readonly localShape: readonly number[];
+}
+
+/** `select` of a tensor's side: `TensorSideInput.select`. */
+export interface Selection {
+  readonly dim: number;
+  readonly index: number;
+  readonly of: number;
+}
+
+/**
+ * The holding of the rank at a coordinate of a mesh, by PyTorch's rules for uneven, nested and strided shards
+ * (`distribute_tensor` for the reading `split`, FSDP2 for `order`). The layout must be valid for the shape.
+ * `TB_STRIDED_SHARD` where the reading `order` can not decode the placements.
+ */
+export function holdingAt(
+  meshShape: readonly number[],
+  placements: Layout["placements"],
+  shape: readonly number[],
+  coordinate: readonly number[],
+  reading: StridedShardReading = "split",
+): Holding {
+  const runs: Run[][] = shape.map((extent) => (extent > 0 ? [{ start: 0, length: extent }] : []));
+  for (const { meshDim, tensorDim, splitFactor } of cuts(meshShape, placements, shape.length, reading)) {
+    runs[tensorDim] = cut(runs[tensorDim]!, meshShape[meshDim]!, coordinate[meshDim]!, splitFactor);
+  }
+  return { runs, localShape: runs.map(total) };
+}
+
+/** The holding of a rank, or `undefined` where it is not in the mesh, or not in the part that `select` keeps. */
+export function holdingOf(
+  layout: Layout,
+  shape: readonly number[],
+  rank: number,
+  options: { readonly select?: Selection; readonly stridedShard?: StridedShardReading } = {},
+): Holding | undefined {
+  const meshShape = [...layout.mesh.shape];
+  const coordinate = coordinateOf(layout, rank);
+  if (coordinate === undefined) return undefined;
+  const { select } = options;
+  if (select !== undefined) {
+    const perCoordinate = Math.ceil(select.of / meshShape[select.dim]!);
+    if (coordinate[select.dim] !== Math.floor(select.index / perCoordinate)) return undefined;
+    meshShape[select.dim] = 1;
+    coordinate[select.dim] = 0;
+  }
+  return holdingAt(
+    meshShape,
+    layout.placements,
+    shape,
+    coordinate,
+    options.stridedShard ?? layout.stridedShard ?? "split",
+  );
+}
+
+/** A rank's index in the mesh's array, one entry a mesh dimension; `undefined` where it is not in the mesh. */
+export function coordinateOf(layout: Layout, rank: number): number[] | undefined {
+  let position = layout.mesh.ranks.indexOf(rank);
+  if (position < 0) return undefined;
+  const coordinate = new Array<number>(layout.mesh.ndim);
+  for (let dim = layout.mesh.ndim - 1; dim >= 0; dim--) {
+    const extent = layout.mesh.shape[dim]!;
+    coordinate[dim] = position % extent;
+    position = Math.floor(position / extent);
+  }
+  return coordinate;
+}
+
+interface Cut {
+  readonly meshDim: number;
+  readonly tensorDim: number;
+  readonly splitFactor: number;
+}
+
+/** The cuts in the order in which they apply: mesh order for `split`, shard order for `order`. */
+function cuts(
+  meshShape: readonly number[],
+  placements: Layout["placements"],
+  ndim: number,
+  reading: StridedShardReading,
+): Cut[] {
+  const inMeshOrder: Cut[] = [];
+  placements.forEach((placement, meshDim) => {
+    if (placement.kind !== "shard" && placement.kind !== "stridedShard") return;
+    const tensorDim = placement.dim < 0 ? placement.dim + ndim : placement.dim;
+    const splitFactor = placement.kind === "shard" ? 1 : placement.splitFactor;
+    inMeshOrder.push({ meshDim, tensorDim, splitFactor });
+  });
+  if (reading === "split") return inMeshOrder;
+  const orders = new Map<number, Cut[]>();
+  for (const entry of inMeshOrder.reverse()) {
+    const order = orders.get(entry.tensorDim) ?? [];
+    orders.set(entry.tensorDim, order);
+    order.splice(decodedPosition(order, meshShape, entry), 0, { ...entry, splitFactor: 1 });
+  }
+  return [...orders.values()].flat();
+}
+
+/** Where a mesh dimension stands in the shard order: after as many shards as its split factor counts. */
+function decodedPosition(
+  order: readonly Cut[],
+  meshShape: readonly number[],
+  { splitFactor, meshDim }: Cut,
+): number {
+  let shards = 1;
+  for (let position = 0; position <= order.length; position++) {
+    if (shards === splitFactor) return position;
+    if (position < order.length) shards *= meshShape[order[position]!.meshDim]!;
+  }
+  throw new TensorBusError(
+    "TB_STRIDED_SHARD",
+    `a split factor of ${splitFactor} on mesh dimension ${meshDim} names no shard order`,
+    { details: { meshDim, splitFactor } },
+  );
+}
+
+/** The list of indices is cut into `splitFactor` pieces, and each piece among `count`: part `index` of each is kept. */
+function cut(runs: readonly Run[], count: number, index: number, splitFactor: number): Run[] {
+  const length = total(runs);
+  const kept: Run[] = [];
+  for (const piece of chunkBounds(length, splitFactor)) {
+    const size = piece.end - piece.begin;
+    const step = Math.ceil(size / count);
+    const begin = piece.begin + Math.min(index * step, size);
+    const end = piece.begin + Math.min((index + 1) * step, size);
+    if (end > begin) slice(runs, begin, end, kept);
+  }
+  return kept;
+}
+
+/** The non-empty pieces of `torch.chunk`. */
+function* chunkBounds(length: number, count: number): Generator<{ begin: number; end: number }> {
+  const step = Math.ceil(length / count);
+  for (let begin = 0; begin < length; begin += step) yield { begin, end: Math.min(begin + step, length) };
+}
+
+/** Appends positions `begin` to `end - 1` of the list that the runs spell, joining neighbours. */
+function slice(runs: readonly Run[], begin: number, end: number, into: Run[]): void {
+  let position = 0;
+  for (const run of runs) {
+    const from = Math.max(begin, position);
+    const to = Math.min(end, position + run.length);
+    if (from < to) {
+      const start = run.start + (from - position);
+      const last = into.at(-1);
+      if (last !== undefined && last.start + last.length === start) {
+        into[into.length - 1] = { start: last.start, length: last.length + (to - from) };
+      } else {
+        into.push({ start, length: to - from });
+      }
+    }
+    position += run.length;
+    if (position >= end) break;
+  }
+}
+
+function total(runs: readonly Run[]): number {
+  return runs.reduce((sum, run) => sum + run.length, 0);
+}
