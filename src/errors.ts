@@ -101,6 +101,28 @@ export const errorCodes = {
   TB_STORE_LOST: { number: 600, exit: 4, meaning: "The store could not be reached any more." },
   TB_STORE_PROTOCOL: { number: 601, exit: 4, meaning: "The store answered outside of its protocol." },
   TB_STORE_VALUE: { number: 602, exit: 2, meaning: "A key or value does not fit the store." },
+  // 7xx: bus
+  TB_AGENT_LOST: { number: 700, exit: 4, meaning: "The agent's process ended before it had answered." },
+  TB_AGENT_UNRESPONSIVE: { number: 701, exit: 4, meaning: "The agent lives, but its heart has stopped." },
+  TB_QUEUE_FULL: { number: 702, exit: 4, meaning: "The command queue has no room." },
+  TB_QUEUE_STUCK: {
+    number: 703,
+    exit: 4,
+    meaning: "Another process holds the write lock of a queue or state for too long.",
+  },
+  TB_EXISTS: { number: 704, exit: 2, meaning: "What is to be made exists already." },
+  TB_CLIENT_LOST: { number: 705, exit: 4, meaning: "The client's process ended, and what it had with it." },
+  TB_COMMAND: { number: 706, exit: 2, meaning: "A command, or the answer to one, is malformed." },
+  TB_BUS_FORMAT: {
+    number: 707,
+    exit: 3,
+    meaning: "A folder of the bus holds files of another format or version.",
+  },
+  TB_FOREIGN: {
+    number: 708,
+    exit: 3,
+    meaning: "A file, semaphore or folder of the bus belongs to another user, or is open to others.",
+  },
 } as const satisfies Record<string, CodeEntry>;
 
 export type ErrorCode = keyof typeof errorCodes;
