@@ -20,8 +20,9 @@ extern "C" {
 
 enum tb_code {
     TB_OK = 0,
-    TB_EPLAN_FORMAT = 109,
+    TB_EPARTIAL_OP = 103,
     TB_EDTYPE = 107,
+    TB_EPLAN_FORMAT = 109,
     TB_EALIAS = 200,
     TB_EREGION = 201,
     TB_EUNSUPPORTED = 202,
