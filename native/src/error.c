@@ -1,3 +1,6 @@
+/* strerror_r as POSIX has it: GNU's own form of it gives something else. */
+#undef _GNU_SOURCE
+#define _POSIX_C_SOURCE 200809L
 #include "error.h"
 
 #include <stdarg.h>
@@ -39,7 +42,6 @@ int32_t tb_fail(tb_error *err, int32_t code, int32_t rank, int os_errno, const c
     size_t room = sizeof err->message;
     if ((size_t)length < room && os_errno != 0) {
         char text[128];
-        /* %m and strerror share state between threads or differ between C libraries; this form is POSIX's own. */
         if (strerror_r(os_errno, text, sizeof text) != 0) {
             snprintf(text, sizeof text, "error %d", os_errno);
         }
