@@ -1,0 +1,192 @@
+import { TensorBusError } from "../errors.ts";
+import type { Bucket, Chunk } from "./types.ts";
+
+const defaultBucketBytes = 8 * 2 ** 20;
+const defaultPeersInFlight = 4;
+const alignment = 16n;
+
+/** A broken rule of a plan, as the error that says where. */
+export function invalid(message: string, details: Readonly<Record<string, unknown>>): TensorBusError {
+  return new TensorBusError("TB_PLAN_INVALID", message, { details });
+}
+
+interface Limits {
+  readonly bucketBytes?: number;
+  readonly peersInFlight?: number;
+}
+
+/** The listed buckets by id: their own rules, what waits for what, and the payload that chunks fill them with. */
+export class BucketTable {
+  readonly buckets: readonly Bucket[];
+  readonly #numbers = new Map<string, number>();
+  readonly #waits: (ReadonlySet<number> | undefined)[] = [];
+  /** For each bucket, the bytes of its chunks by index. */
+  readonly #chunkBytes: bigint[][] = [];
+  readonly #limits: Limits;
+
+  constructor(buckets: Iterable<Bucket>, limits: Limits) {
+    this.#limits = limits;
+    this.buckets = [...buckets];
+    this.buckets.forEach((bucket, number) => {
+      if (this.#numbers.has(bucket.id)) throw invalid("a bucket is listed twice", { bucket: bucket.id });
+      this.#numbers.set(bucket.id, number);
+      this.#chunkBytes.push([]);
+    });
+    this.#checkChannels();
+    for (const bucket of this.buckets) this.#checkWaits(bucket);
+  }
+
+  /** Takes a chunk into its bucket and returns the bucket's number. */
+  admit(chunk: Chunk): number {
+    const where = { chunk: chunk.id, tensor: chunk.tensor, bucket: chunk.bucket };
+    const number = this.#numbers.get(chunk.bucket);
+    if (number === undefined) throw invalid("a chunk is in a bucket that is not listed", where);
+    const bucket = this.buckets[number]!;
+    for (const field of ["stage", "wave", "srcRank", "dstRank"] as const) {
+      if (chunk[field] !== bucket[field]) {
+        throw invalid(`a chunk and its bucket differ in ${field}`, {
+          ...where,
+          rank: chunk.dstRank,
+          found: chunk[field],
+          expected: bucket[field],
+        });
+      }
+    }
+    const index = this.#indexOf(chunk);
+    const bytes = this.#chunkBytes[number]!;
+    if (bytes[index] !== undefined)
+      throw invalid("a chunk is listed twice", { ...where, rank: chunk.dstRank });
+    bytes[index] = chunk.bytes;
+    return number;
+  }
+
+  /** Chunks of a bucket; right once all were admitted. */
+  chunkCount(number: number): number {
+    return this.#chunkBytes[number]!.length;
+  }
+
+  /** Whether bucket `reader` starts only after bucket `writer` is complete, by way of others where needed. */
+  waitsFor(reader: number, writer: number): boolean {
+    const wave = this.buckets[writer]!.wave;
+    const seen = new Set<number>();
+    const open = [reader];
+    for (let next = open.pop(); next !== undefined; next = open.pop()) {
+      const waits = this.#waitSet(next);
+      if (waits.has(writer)) return true;
+      for (const earlier of waits) {
+        if (this.buckets[earlier]!.wave > wave && !seen.has(earlier)) {
+          seen.add(earlier);
+          open.push(earlier);
+        }
+      }
+    }
+    return false;
+  }
+
+  /** After the last chunk: no gap among the indexes of a bucket, and its bytes are those of its chunks. */
+  finish(): void {
+    const most = BigInt(this.#limits.bucketBytes ?? defaultBucketBytes);
+    this.buckets.forEach((bucket, number) => {
+      const chunks = this.#chunkBytes[number]!;
+      if (chunks.length === 0) throw invalid("a bucket without a chunk", { bucket: bucket.id });
+      let end = 0n;
+      for (let index = 0; index < chunks.length; index++) {
+        const bytes = chunks[index];
+        if (bytes === undefined) {
+          throw invalid("a chunk of a bucket is missing", {
+            bucket: bucket.id,
+            chunk: `${bucket.id}:${index}`,
+            rank: bucket.dstRank,
+          });
+        }
+        end = ((end + alignment - 1n) / alignment) * alignment + bytes;
+      }
+      if (end !== bucket.bytes) {
+        throw invalid("the bytes of a bucket are not those of its chunks", {
+          bucket: bucket.id,
+          found: bucket.bytes,
+          expected: end,
+        });
+      }
+      if (end > most)
+        throw invalid("a bucket exceeds bucketBytes", { bucket: bucket.id, bytes: end, bucketBytes: most });
+    });
+  }
+
+  #indexOf(chunk: Chunk): number {
+    const text = chunk.id.startsWith(`${chunk.bucket}:`) ? chunk.id.slice(chunk.bucket.length + 1) : "";
+    if (!/^(0|[1-9]\d{0,8})$/.test(text)) {
+      throw invalid("the id of a chunk is not its bucket's and an index", {
+        chunk: chunk.id,
+        tensor: chunk.tensor,
+        bucket: chunk.bucket,
+      });
+    }
+    return Number(text);
+  }
+
+  /** Sequence numbers, one wave a channel, and the most channels of a wave at a receiver. */
+  #checkChannels(): void {
+    const waves = new Map<string, number>();
+    const counts = new Map<string, number>();
+    const arrivals = new Map<string, number>();
+    const most = this.#limits.peersInFlight ?? defaultPeersInFlight;
+    for (const bucket of this.buckets) {
+      const channel = `${bucket.stage}:${bucket.srcRank}:${bucket.dstRank}`;
+      const where = { bucket: bucket.id, rank: bucket.dstRank, wave: bucket.wave };
+      if (![0, 1, 2].includes(bucket.stage)) throw invalid(`a bucket of stage ${bucket.stage}`, where);
+      if (!Number.isSafeInteger(bucket.wave) || bucket.wave < 0) throw invalid("a wave is malformed", where);
+      const sequence = bucket.id.startsWith(`${channel}:`) ? bucket.id.slice(channel.length + 1) : "";
+      if (!/^(0|[1-9]\d{0,14})$/.test(sequence))
+        throw invalid("the id of a bucket is not that of its ends", where);
+      const wave = waves.get(channel);
+      if (wave !== undefined && wave !== bucket.wave)
+        throw invalid("a channel has more than one wave", where);
+      waves.set(channel, bucket.wave);
+      counts.set(channel, (counts.get(channel) ?? 0) + 1);
+      if (wave !== undefined) continue;
+      const receiver = `${bucket.wave}:${bucket.dstRank}`;
+      const channels = (arrivals.get(receiver) ?? 0) + 1;
+      if (channels > most) {
+        throw invalid(`a receiver has more than ${most} channels in a wave`, where);
+      }
+      arrivals.set(receiver, channels);
+    }
+    for (const [channel, count] of counts) {
+      // Ids are unique, so that `count` numbers below `count` are all of them.
+      for (let sequence = 0; sequence < count; sequence++) {
+        if (!this.#numbers.has(`${channel}:${sequence}`))
+          throw invalid("a bucket of a channel is missing", { bucket: `${channel}:${sequence}` });
+      }
+    }
+  }
+
+  /** That waves grow along what is waited for is also what excludes circles. */
+  #checkWaits(bucket: Bucket): void {
+    for (const id of bucket.waitsFor) {
+      const where = { bucket: bucket.id, waitsFor: id, rank: bucket.srcRank };
+      const number = this.#numbers.get(id);
+      if (number === undefined) throw invalid("a bucket waits for one that is not listed", where);
+      const earlier = this.buckets[number]!;
+      if (earlier.wave >= bucket.wave) {
+        throw invalid("a bucket does not have a larger wave than one that it waits for", {
+          ...where,
+          wave: bucket.wave,
+          waitsForWave: earlier.wave,
+        });
+      }
+      if (earlier.srcRank !== bucket.srcRank && earlier.dstRank !== bucket.srcRank) {
+        throw invalid("a bucket waits for one that its sender does not see", where);
+      }
+    }
+  }
+
+  #waitSet(number: number): ReadonlySet<number> {
+    let waits = this.#waits[number];
+    if (waits === undefined) {
+      waits = new Set(this.buckets[number]!.waitsFor.map((id) => this.#numbers.get(id)!));
+      this.#waits[number] = waits;
+    }
+    return waits;
+  }
+}

@@ -1,0 +1,181 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { TensorBusError } from "../../src/errors.ts";
+import { DeviceMesh, Partial, Replicate, Shard } from "../../src/layout/index.ts";
+import type { PlanInput } from "../../src/plan/types.ts";
+import { verifyChunks } from "../../src/plan/verify.ts";
+import { planInputs } from "./arbitrary.ts";
+import { mutations, type PlanLists } from "./mutations.ts";
+import { UnreadableShard } from "./naive-holdings.ts";
+import { type NaivePlan, naivePlan } from "./naive-planner.ts";
+import { Random } from "./random.ts";
+import { simulate } from "./simulator.ts";
+
+/** `undefined` where a strided shard has no one meaning. */
+function planned(input: PlanInput, relay: boolean): NaivePlan | undefined {
+  try {
+    return naivePlan(input, { relay });
+  } catch (error) {
+    if (error instanceof UnreadableShard) return undefined;
+    throw error;
+  }
+}
+
+function complaint(input: PlanInput, { chunks, buckets }: PlanLists): TensorBusError | undefined {
+  try {
+    verifyChunks(input, chunks, buckets);
+    return undefined;
+  } catch (error) {
+    if (error instanceof TensorBusError) return error;
+    throw error;
+  }
+}
+
+const readings = ["split", "order", undefined] as const;
+const inputs = planInputs({ extent: 6, readings, bucketBytes: fc.constantFrom(undefined, 4096) });
+
+describe("verifyChunks on plans of one chunk an element", () => {
+  it("accepts what the simulator accepts", { timeout: 60_000 }, () => {
+    let accepted = 0;
+    const property = fc.property(inputs, fc.boolean(), fc.nat(), (input, relay, seed) => {
+      const plan = planned(input, relay);
+      if (plan === undefined) {
+        expect(complaint(input, { chunks: [], buckets: [] })?.code).toBe("TB_STRIDED_SHARD");
+        return;
+      }
+      accepted++;
+      simulate(input, plan.chunks, plan.buckets, { tensors: plan.tensors });
+      const random = new Random(seed);
+      simulate(input, plan.chunks, plan.buckets, { tensors: plan.tensors, random });
+      verifyChunks(input, random.shuffle(plan.chunks.slice()), random.shuffle(plan.buckets.slice()));
+    });
+    fc.assert(property, { seed: 1, numRuns: 1500 });
+    expect(accepted).toBeGreaterThan(600);
+  });
+
+  for (const [name, mutate] of Object.entries(mutations)) {
+    it(`catches: ${name}`, () => {
+      let caught = 0;
+      const property = fc.property(inputs, fc.boolean(), fc.nat(), (input, relay, seed) => {
+        const plan = planned(input, relay);
+        const changed = plan && mutate(input, plan, new Random(seed));
+        if (changed === undefined) return;
+        caught++;
+        expect(complaint(input, changed)?.code).toBe("TB_PLAN_INVALID");
+      });
+      fc.assert(property, { seed: 2, numRuns: 150 });
+      expect(caught).toBeGreaterThan(4);
+    });
+  }
+});
+
+const mesh = (ranks: readonly number[], shape = [ranks.length]) => new DeviceMesh(shape, { ranks });
+const twoRanks: PlanInput = {
+  pairs: {
+    p: {
+      source: { mesh: mesh([0, 1]), placements: [Shard(0)] },
+      target: { mesh: mesh([2, 3]), placements: [Replicate()] },
+    },
+  },
+  tensors: [{ name: "w", pair: "p", shape: [4, 3], dtype: "float32" }],
+};
+
+describe("what a complaint says", () => {
+  it("names tensor, rank, element and chunk of a doubled write", () => {
+    const { chunks, buckets } = naivePlan(twoRanks);
+    const chunk = chunks[5]!;
+    const doubled = {
+      ...chunk,
+      id: `${chunk.bucket}:${chunks.filter((c) => c.bucket === chunk.bucket).length}`,
+    };
+    const grown = buckets.map((b) =>
+      b.id === chunk.bucket ? { ...b, bytes: b.bytes - (b.bytes % 16n) + 20n } : b,
+    );
+    const error = complaint(twoRanks, { chunks: [...chunks, doubled], buckets: grown });
+    expect(error?.code).toBe("TB_PLAN_INVALID");
+    expect(error?.details).toMatchObject({
+      tensor: 0,
+      name: "w",
+      rank: chunk.dstRank,
+      element: chunk.dstOffsets.map(Number),
+      chunks: [chunk.id, doubled.id],
+    });
+  });
+
+  it("names the element that nobody writes", () => {
+    const { chunks, buckets } = naivePlan(twoRanks);
+    const gone = chunks.findIndex((chunk) => chunk.dstRank === 3 && chunk.dstOffsets.join() === "2,1");
+    const last = chunks.findLastIndex((chunk) => chunk.bucket === chunks[gone]!.bucket);
+    // The last chunk of the bucket moves into the gap, so that the bucket itself is whole.
+    const moved = { ...chunks[last]!, id: chunks[gone]!.id };
+    const kept = chunks.map((chunk, at) => (at === gone ? moved : chunk)).filter((_, at) => at !== last);
+    const shrunk = buckets.map((b) => (b.id === moved.bucket ? { ...b, bytes: b.bytes - 16n } : b));
+    const error = complaint(twoRanks, { chunks: kept, buckets: shrunk });
+    expect(error?.message).toMatch(/not written/);
+    expect(error?.details).toMatchObject({ tensor: 0, name: "w", rank: 3, element: [2, 1] });
+  });
+
+  it("refuses more channels of a wave at a receiver than peersInFlight", () => {
+    const { chunks, buckets } = naivePlan(twoRanks);
+    const oneWave = {
+      chunks: chunks.map((chunk) => ({ ...chunk, wave: 0 })),
+      buckets: buckets.map((bucket) => ({ ...bucket, wave: 0 })),
+    };
+    expect(complaint(twoRanks, oneWave)).toBeUndefined();
+    expect(complaint({ ...twoRanks, peersInFlight: 1 }, oneWave)?.message).toMatch(/channels in a wave/);
+  });
+
+  it("refuses buckets beyond bucketBytes", () => {
+    const { chunks, buckets } = naivePlan(twoRanks);
+    expect(complaint({ ...twoRanks, bucketBytes: 64 }, { chunks, buckets })?.message).toMatch(/bucketBytes/);
+  });
+
+  it("refuses an element that is reduced at two owners", () => {
+    const input: PlanInput = {
+      ...twoRanks,
+      pairs: { p: { ...twoRanks.pairs["p"]!, source: { mesh: mesh([0, 1]), placements: [Partial("sum")] } } },
+      tensors: [{ name: "w", pair: "p", shape: [], dtype: "float32" }],
+    };
+    const whole = { tensor: 0, srcOffsets: [], dstOffsets: [], lengths: [], bytes: 4n } as const;
+    const chunks: PlanLists["chunks"][number][] = [];
+    const buckets: PlanLists["buckets"][number][] = [];
+    for (const owner of [0, 1]) {
+      const folds = [0, 1].map((member) => `0:${member}:${owner}:0`);
+      for (const [srcRank, id] of folds.entries()) {
+        const ends = { stage: 0, wave: 0, srcRank, dstRank: owner } as const;
+        buckets.push({ ...ends, id, bytes: 4n, waitsFor: [] });
+        chunks.push({
+          ...whole,
+          ...ends,
+          id: `${id}:0`,
+          bucket: id,
+          kind: "reduce",
+          from: "source",
+          to: "reduced",
+        });
+      }
+      const ends = { stage: 1, wave: 1, srcRank: owner, dstRank: owner + 2 } as const;
+      const id = `1:${owner}:${owner + 2}:0`;
+      buckets.push({ ...ends, id, bytes: 4n, waitsFor: folds });
+      chunks.push({
+        ...whole,
+        ...ends,
+        id: `${id}:0`,
+        bucket: id,
+        kind: "send",
+        from: "reduced",
+        to: "target",
+      });
+    }
+    simulate(input, chunks, buckets);
+    expect(complaint(input, { chunks, buckets })?.message).toMatch(/reduced 2 times/);
+  });
+
+  it("refuses an unknown pair, and a Partial target", () => {
+    const lost = { ...twoRanks, tensors: [{ ...twoRanks.tensors[0]!, pair: "toString" }] };
+    expect(complaint(lost, { chunks: [], buckets: [] })?.code).toBe("TB_PLAN_INPUT");
+    const layout = { mesh: mesh([0, 1]), placements: [Partial("sum")] };
+    const partial = { ...twoRanks, pairs: { p: { source: layout, target: layout } } };
+    expect(complaint(partial, { chunks: [], buckets: [] })?.code).toBe("TB_PARTIAL_TARGET");
+  });
+});
