@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "available.h"
 #include "error.h"
 #include "tensorbus.h"
 
@@ -42,8 +43,16 @@ int32_t tb_host_free(uint64_t address, uint64_t bytes, tb_error *err) {
     return unmap(address, bytes, err);
 }
 
-/* Space that is only promised would be a SIGBUS at the first write, so it is taken now. */
+/*
+ * Space that is only promised would be a SIGBUS at the first write, so it is taken now. A memfd has no file system that
+ * could be full: where the machine has less, the kernel would not refuse but end processes, hence the question first.
+ */
 static int32_t reserve(int fd, uint64_t bytes, tb_error *err) {
+    uint64_t available = tb_memory_available();
+    if (bytes > available) {
+        return tb_fail(err, TB_ENO_SPACE, -1, ENOSPC, "%llu bytes of shared memory, where %llu are available",
+                       (unsigned long long)bytes, (unsigned long long)available);
+    }
     int result;
     do {
         result = fallocate(fd, 0, 0, (off_t)bytes);

@@ -28,12 +28,13 @@ static int32_t check_end(const tb_end *end, const char *name, uint64_t *elements
 }
 
 int32_t tb_move(const tb_end *dst, const tb_end *src, tb_error *err) {
-    uint64_t dst_elements;
-    uint64_t src_elements;
+    uint64_t dst_elements = 0;
+    uint64_t src_elements = 0;
     int32_t code = check_end(dst, "destination", &dst_elements, err);
-    if (code == TB_OK) {
-        code = check_end(src, "source", &src_elements, err);
+    if (code != TB_OK) {
+        return code;
     }
+    code = check_end(src, "source", &src_elements, err);
     if (code != TB_OK) {
         return code;
     }
