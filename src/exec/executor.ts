@@ -1,0 +1,126 @@
+import { BehaviorSubject, EMPTY, map, type Observable, of, Subject, switchMap, takeUntil, timer } from "rxjs";
+import { TensorBusError } from "../errors.ts";
+import type { Program } from "../plan/program.ts";
+import type { LocalStrides, PlanInput } from "../plan/types.ts";
+import type {
+  PostOptions,
+  PreparedTransfer,
+  PrepareOptions,
+  RoundProgress,
+  RoundReport,
+  TransportSession,
+} from "../transport/transport.ts";
+import { type BatchTensors, bindBatch } from "./batch.ts";
+import { type ProgramTraffic, trafficOf } from "./program-chunks.ts";
+
+/** What the executor needs of a `Plan`. */
+export interface ExecutablePlan {
+  readonly input: Pick<PlanInput, "pairs" | "tensors">;
+  program(rank: number, options?: { readonly strides?: ReadonlyMap<number, LocalStrides> }): Program;
+}
+
+export interface ExecutionOptions extends PrepareOptions {
+  readonly tensors: BatchTensors;
+  /** Milliseconds between two values of `progress$`; default 100. */
+  readonly progressMs?: number;
+}
+
+/** What this rank will do in every round, known before the first. */
+export interface ExecutionStats extends ProgramTraffic {
+  /** The most staging memory that it takes. */
+  readonly stagingBytes: bigint;
+}
+
+/** Runs plans on the tensors of one rank. The session is the caller's: it opens, registers memory with and closes it. */
+export interface Executor {
+  /**
+   * Binds this rank's part of a plan to its tensors and agrees on it with its peers. All memory must be registered with
+   * the session. `TB_TENSOR_MISSING`, `TB_REGION` and `TB_ALIAS` name the tensor; the rest is that of
+   * `TransportSession.prepare`.
+   */
+  prepare(plan: ExecutablePlan, options: ExecutionOptions): Promise<Execution>;
+}
+
+export function createExecutor(session: TransportSession): Executor {
+  return {
+    async prepare(plan, options) {
+      const strides = stridesOf(options.tensors);
+      const program = plan.program(session.rank, strides.size === 0 ? {} : { strides });
+      const bindings = bindBatch(plan.input, program, options.tensors);
+      requireKernels(session);
+      const transfer = await session.prepare(program, bindings, options);
+      return new Execution(transfer, program, options.progressMs ?? 100);
+    },
+  };
+}
+
+/** A batch in one direction that is ready to run, one round at a time. */
+export class Execution implements AsyncDisposable {
+  readonly key: string;
+  readonly stats: ExecutionStats;
+  /**
+   * How far the round under way is, each `progressMs` while one runs and once at its end; completes on `release`. Only
+   * who subscribes makes it ask.
+   */
+  readonly progress$: Observable<RoundProgress>;
+  readonly #transfer: PreparedTransfer;
+  readonly #running = new BehaviorSubject<"idle" | "running" | "ended">("idle");
+  readonly #released = new Subject<void>();
+
+  constructor(transfer: PreparedTransfer, program: Program, progressMs: number) {
+    this.key = transfer.key;
+    this.stats = { ...trafficOf(program), stagingBytes: transfer.stagingBytes };
+    this.#transfer = transfer;
+    this.progress$ = this.#running.pipe(
+      switchMap((state) => (state === "idle" ? EMPTY : state === "ended" ? of(0) : timer(0, progressMs))),
+      map(() => transfer.progress()),
+      takeUntil(this.#released),
+    );
+  }
+
+  /** Runs one round; see `PreparedTransfer.post`. */
+  async run(options?: PostOptions): Promise<RoundReport> {
+    const round = this.#transfer.post(options);
+    // What is refused because a round is under way is no round of its own.
+    if (this.#running.value === "running") return round;
+    this.#running.next("running");
+    try {
+      return await round;
+    } finally {
+      this.#running.next("ended");
+    }
+  }
+
+  progress(): RoundProgress {
+    return this.#transfer.progress();
+  }
+
+  /** `TB_BUSY` while a round is under way. A second call does nothing. */
+  async release(): Promise<void> {
+    await this.#transfer.release();
+    this.#released.next();
+    this.#released.complete();
+  }
+
+  /** Cancels a round under way, awaits its end, and releases. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#transfer[Symbol.asyncDispose]();
+    this.#released.next();
+    this.#released.complete();
+  }
+}
+
+function stridesOf(tensors: BatchTensors): Map<number, LocalStrides> {
+  const strides = new Map<number, LocalStrides>();
+  for (const [tensor, memory] of tensors)
+    if (memory.strides !== undefined) strides.set(tensor, memory.strides);
+  return strides;
+}
+
+/** Packing and unpacking beside a transport that can not do it itself is not offered yet, so it is refused. */
+function requireKernels({ capabilities }: TransportSession): void {
+  if (capabilities.fuses === "kernel") return;
+  throw new TensorBusError("TB_UNSUPPORTED", `the transport fuses ${capabilities.fuses}, not kernels`, {
+    details: { fuses: capabilities.fuses },
+  });
+}

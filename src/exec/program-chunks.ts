@@ -1,0 +1,75 @@
+import type { Program } from "../plan/program.ts";
+
+/** One chunk of a program: `docs/program-format.md`, "Chunk". Its ends are indices of buffers; the source may be none. */
+export interface ProgramChunk {
+  readonly source: number | undefined;
+  readonly destination: number;
+  readonly sourceDescriptor: BigInt64Array;
+  readonly destinationDescriptor: BigInt64Array;
+  readonly sameType: boolean;
+}
+
+/** Payload bytes by where they go, padding included. */
+export interface ProgramTraffic {
+  readonly bytesSent: bigint;
+  readonly bytesReceived: bigint;
+  readonly bytesCopied: bigint;
+}
+
+const channelTableAt = 104;
+const chunkTableAt = 120;
+const wordsAt = 144;
+const channelBytes = 40;
+const chunkBytes = 40;
+/** Ends above are pieces, or the peer's. */
+const firstPiece = 0x80000000;
+
+/** The chunks that write into a buffer of this rank, in the order of the program. */
+export function* chunksIntoBuffers(program: Program): Generator<ProgramChunk> {
+  const view = viewOf(program);
+  const table = Number(view.getBigUint64(chunkTableAt, true));
+  const words = Number(view.getBigUint64(wordsAt, true));
+  for (let index = 0; index < program.chunkCount; index++) {
+    const at = table + index * chunkBytes;
+    const destination = bufferIndex(view.getUint32(at + 4, true));
+    if (destination === undefined) continue;
+    const source = bufferIndex(view.getUint32(at, true));
+    const [sourceType, wireType, destinationType] = program.bytes.subarray(at + 24, at + 27);
+    yield {
+      source,
+      destination,
+      sourceDescriptor:
+        source === undefined ? noDescriptor : descriptorAt(view, words, view.getUint32(at + 8, true)),
+      destinationDescriptor: descriptorAt(view, words, view.getUint32(at + 12, true)),
+      sameType: sourceType === wireType && wireType === destinationType,
+    };
+  }
+}
+
+export function trafficOf(program: Program): ProgramTraffic {
+  const view = viewOf(program);
+  const table = Number(view.getBigUint64(channelTableAt, true));
+  const bytes = [0n, 0n, 0n];
+  for (let index = 0; index < program.channelCount; index++) {
+    const at = table + index * channelBytes;
+    const direction = view.getUint8(at + 1);
+    bytes[direction] = bytes[direction]! + view.getBigUint64(at + 24, true);
+  }
+  return { bytesCopied: bytes[0]!, bytesSent: bytes[1]!, bytesReceived: bytes[2]! };
+}
+
+const noDescriptor = new BigInt64Array(0);
+
+function viewOf({ bytes }: Program): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+function bufferIndex(end: number): number | undefined {
+  return end < firstPiece ? end : undefined;
+}
+
+function descriptorAt(view: DataView, words: number, first: number): BigInt64Array {
+  const at = words + first * 8;
+  const length = 3 + 2 * Number(view.getBigInt64(at + 8, true));
+  return BigInt64Array.from({ length }, (_, word) => view.getBigInt64(at + word * 8, true));
+}
