@@ -6,7 +6,8 @@
  * The life of it: a factory makes a `Transport`; `open` joins a session; the session registers memory and prepares
  * programs; what is prepared is posted many times, one round at a time.
  */
-import type { ErrorCode } from "../errors.ts";
+import type { Observable } from "rxjs";
+import type { ErrorCode, TensorBusError } from "../errors.ts";
 import type { Memory, MemoryKind, TensorMemory } from "../memory/memory.ts";
 import type { Program } from "../plan/program.ts";
 import type { Store } from "../store/store.ts";
@@ -66,8 +67,20 @@ export interface PrepareOptions extends WaitOptions {
   readonly checksum?: boolean;
 }
 
+/**
+ * What happened to a session outside of any round: a peer was lost, or something was refused that belongs to nothing
+ * prepared (`TB_AUTH`, `TB_VERSION`, `TB_PROTOCOL`: a stranger at the port).
+ */
+export type TransportEvent =
+  | { readonly kind: "peerLost"; readonly rank: number; readonly error: TensorBusError }
+  | { readonly kind: "fault"; readonly error: TensorBusError };
+
 export interface TransportSession extends AsyncDisposable {
   readonly rank: number;
+  /** Those of the transport that opened it. */
+  readonly capabilities: TransportCapabilities;
+  /** Completes when the session is closed. Nothing is kept for late subscribers. */
+  readonly events$: Observable<TransportEvent>;
   /** Lets the session address this memory, until `unregister`. The same memory may be registered once. */
   register(memory: Memory): void;
   /** `TB_BUSY` while something prepared uses it. */

@@ -1,0 +1,316 @@
+/**
+ * The sessions and graphs of `native/include/tensorbus.h`: the declarations as data, and one typed function for each.
+ * Structures are written and read at fixed offsets; a test compares those with the C compiler's.
+ */
+import { createHash } from "node:crypto";
+import type { TensorBusError } from "../errors.ts";
+import { readError } from "./error.ts";
+import { declareNative } from "./native.ts";
+
+const native = declareNative({
+  tb_hub_create: ["out u64"],
+  tb_hub_destroy: ["u64"],
+  tb_session_open: ["pointer", "out u64", "out i32"],
+  tb_session_port: ["u64", "out u32"],
+  tb_session_set_peer: ["u64", "i32", "string", "u32"],
+  tb_session_close: ["u64"],
+  tb_session_register: ["u64", "u64", "u64"],
+  tb_session_unregister: ["u64", "u64", "u64"],
+  tb_session_next_event: ["u64", "pointer"],
+  tb_session_handshake: ["u64", "u64", "pointer", "u32"],
+  tb_graph_prepare: ["u64", "string", "pointer", "u64", "pointer", "u32", "u32", "u64", "out u64"],
+  tb_graph_post: ["u64", "u64", "u64", "u64"],
+  tb_graph_cancel: ["u64", "u64", "i32"],
+  tb_graph_progress: ["u64", "u64", "out u64", "out u64", "out u64", "out u64"],
+  tb_graph_release: ["u64", "u64"],
+});
+
+/** Sizes and offsets of the structures that cross the boundary, in bytes. */
+export const sessionStructs = {
+  tb_session_options: {
+    size: 152,
+    struct_bytes: 0,
+    kind: 4,
+    rank: 8,
+    world: 12,
+    generation: 16,
+    hub: 24,
+    connections: 32,
+    io_threads: 36,
+    peer_timeout_ms: 40,
+    quiesce_ms: 44,
+    listen_port: 48,
+    listen_host: 56,
+    name_space: 120,
+  },
+  tb_event: {
+    size: 880,
+    kind: 0,
+    graph: 8,
+    round: 16,
+    connection: 24,
+    bytes_sent: 32,
+    bytes_received: 40,
+    bytes_copied: 48,
+    nanoseconds: 56,
+    staging_high_water: 64,
+    handshake_role: 72,
+    handshake_step: 76,
+    handshake_hello: 80,
+    handshake_proof: 336,
+    error: 368,
+  },
+  tb_binding: { size: 16, address: 0, bytes: 8 },
+} as const;
+
+/** The most bytes of a numeric address: the header's `listen_host`, less its terminator. */
+const maxHostBytes = 63;
+const helloBytes = 128;
+const proofBytes = 32;
+const transportKinds = { memory: 0, tcp: 1 } as const;
+const graphFlags = { checksum: 1 } as const;
+
+interface CommonSessionOptions {
+  readonly rank: number;
+  readonly world: number;
+  readonly generation: bigint;
+  readonly ioThreads: number;
+  readonly quiesceMs: number;
+}
+export interface MemorySessionOptions extends CommonSessionOptions {
+  readonly kind: "memory";
+  readonly hub: bigint;
+}
+export interface TcpSessionOptions extends CommonSessionOptions {
+  readonly kind: "tcp";
+  readonly connections: number;
+  readonly peerTimeoutMs: number;
+  readonly listenHost: string;
+  readonly listenPort: number;
+  readonly namespace: string;
+}
+export type NativeSessionOptions = MemorySessionOptions | TcpSessionOptions;
+
+export interface NativeBinding {
+  /** Of the first element. */
+  readonly address: bigint;
+  /** From there to the end of the memory that may be touched. */
+  readonly bytes: bigint;
+}
+
+/** A connection asks for this side's proof, or for a verdict on the peer's. */
+export interface HandshakeEvent {
+  readonly kind: "handshake";
+  readonly connection: bigint;
+  /** 0: this side connected, 1: this side accepted. */
+  readonly role: 0 | 1;
+  readonly step: "prove" | "check";
+  readonly hellos: { readonly connecting: Uint8Array; readonly accepting: Uint8Array };
+  /** What the peer sent, where it is to be checked. */
+  readonly proof: Uint8Array;
+}
+
+/** The end of a prepare or a round. */
+export interface GraphEvent {
+  readonly kind: "prepared" | "round";
+  readonly graph: bigint;
+  readonly round: bigint;
+  readonly bytesSent: bigint;
+  readonly bytesReceived: bigint;
+  readonly bytesCopied: bigint;
+  readonly nanoseconds: bigint;
+  readonly stagingHighWater: bigint;
+  /** Why it failed; absent where it did not. */
+  readonly error: TensorBusError | undefined;
+}
+
+export interface NoticeEvent {
+  readonly kind: "peerLost" | "fault";
+  readonly error: TensorBusError;
+}
+
+export type NativeEvent = HandshakeEvent | GraphEvent | NoticeEvent;
+
+export interface GraphOptions {
+  readonly key: string;
+  readonly program: Uint8Array;
+  readonly bindings: readonly NativeBinding[];
+  readonly checksum: boolean;
+  readonly timeoutNs: bigint;
+}
+
+export interface GraphProgress {
+  readonly round: bigint;
+  readonly bytesDone: bigint;
+  readonly bytesTotal: bigint;
+  /** What the graph can take at most. */
+  readonly stagingBytes: bigint;
+}
+
+/** Where sessions of the memory transport meet. */
+export function createHub(): bigint {
+  return native.tb_hub_create();
+}
+
+export function destroyHub(hub: bigint): void {
+  native.tb_hub_destroy(hub);
+}
+
+/** The caller closes the descriptor after the session. */
+export function openSession(options: NativeSessionOptions): { session: bigint; eventDescriptor: number } {
+  const [session, eventDescriptor] = native.tb_session_open(encodeSessionOptions(options));
+  return { session, eventDescriptor };
+}
+
+export function sessionPort(session: bigint): number {
+  return native.tb_session_port(session);
+}
+
+/** `host` is a numeric address. */
+export function setPeer(session: bigint, rank: number, host: string, port: number): void {
+  native.tb_session_set_peer(session, rank, host, port);
+}
+
+/** Blocks until the session's threads are gone, which is at most its `quiesceMs`. */
+export function closeSession(session: bigint): void {
+  native.tb_session_close(session);
+}
+
+export function registerMemory(session: bigint, address: bigint, bytes: bigint): void {
+  native.tb_session_register(session, address, bytes);
+}
+
+export function unregisterMemory(session: bigint, address: bigint, bytes: bigint): void {
+  native.tb_session_unregister(session, address, bytes);
+}
+
+const eventBytes = Buffer.alloc(sessionStructs.tb_event.size);
+
+/** The next event, or `undefined` where there is none. */
+export function nextEvent(session: bigint): NativeEvent | undefined {
+  native.tb_session_next_event(session, eventBytes);
+  return decodeEvent(eventBytes);
+}
+
+/** Answers a handshake event: with this side's proof, or with the verdict on the peer's. */
+export function answerHandshake(
+  session: bigint,
+  connection: bigint,
+  answer: { readonly proof: Uint8Array } | { readonly accept: boolean },
+): void {
+  const proof = "proof" in answer ? answer.proof : new Uint8Array(proofBytes);
+  const accept = "proof" in answer || answer.accept ? 1 : 0;
+  native.tb_session_handshake(session, connection, proof, accept);
+}
+
+/** Starts it; the end is a `prepared` event. */
+export function prepareGraph(session: bigint, options: GraphOptions): bigint {
+  const { key, program, bindings, checksum, timeoutNs } = options;
+  return native.tb_graph_prepare(
+    session,
+    key,
+    program,
+    BigInt(program.length),
+    encodeBindings(bindings),
+    bindings.length,
+    checksum ? graphFlags.checksum : 0,
+    timeoutNs,
+  );
+}
+
+/** Starts it; the end is a `round` event. */
+export function postGraph(session: bigint, graph: bigint, round: bigint, timeoutNs: bigint): void {
+  native.tb_graph_post(session, graph, round, timeoutNs);
+}
+
+/** Asks for the end of what is under way; its event still comes. */
+export function cancelGraph(session: bigint, graph: bigint, code: number): void {
+  native.tb_graph_cancel(session, graph, code);
+}
+
+export function graphProgress(session: bigint, graph: bigint): GraphProgress {
+  const [round, bytesDone, bytesTotal, stagingBytes] = native.tb_graph_progress(session, graph);
+  return { round, bytesDone, bytesTotal, stagingBytes };
+}
+
+export function releaseGraph(session: bigint, graph: bigint): void {
+  native.tb_graph_release(session, graph);
+}
+
+function encodeSessionOptions(options: NativeSessionOptions): Buffer {
+  const at = sessionStructs.tb_session_options;
+  const bytes = Buffer.alloc(at.size);
+  bytes.writeUInt32LE(at.size, at.struct_bytes);
+  bytes.writeUInt32LE(transportKinds[options.kind], at.kind);
+  bytes.writeInt32LE(options.rank, at.rank);
+  bytes.writeInt32LE(options.world, at.world);
+  bytes.writeBigUInt64LE(options.generation, at.generation);
+  bytes.writeUInt32LE(options.ioThreads, at.io_threads);
+  bytes.writeUInt32LE(options.quiesceMs, at.quiesce_ms);
+  if (options.kind === "memory") {
+    bytes.writeBigUInt64LE(options.hub, at.hub);
+    return bytes;
+  }
+  bytes.writeUInt32LE(options.connections, at.connections);
+  bytes.writeUInt32LE(options.peerTimeoutMs, at.peer_timeout_ms);
+  bytes.writeUInt32LE(options.listenPort, at.listen_port);
+  bytes.write(options.listenHost, at.listen_host, maxHostBytes, "latin1");
+  createHash("sha256").update(options.namespace).digest().copy(bytes, at.name_space);
+  return bytes;
+}
+
+function encodeBindings(bindings: readonly NativeBinding[]): Buffer {
+  const { size, address, bytes } = sessionStructs.tb_binding;
+  const encoded = Buffer.alloc(bindings.length * size);
+  for (const [index, binding] of bindings.entries()) {
+    encoded.writeBigUInt64LE(binding.address, index * size + address);
+    encoded.writeBigUInt64LE(binding.bytes, index * size + bytes);
+  }
+  return encoded;
+}
+
+function decodeEvent(bytes: Buffer): NativeEvent | undefined {
+  const at = sessionStructs.tb_event;
+  const kind = bytes.readUInt32LE(at.kind);
+  switch (kind) {
+    case 0:
+      return undefined;
+    case 1:
+      return decodeHandshake(bytes);
+    case 2:
+    case 3:
+      return {
+        kind: kind === 2 ? "prepared" : "round",
+        graph: bytes.readBigUInt64LE(at.graph),
+        round: bytes.readBigUInt64LE(at.round),
+        bytesSent: bytes.readBigUInt64LE(at.bytes_sent),
+        bytesReceived: bytes.readBigUInt64LE(at.bytes_received),
+        bytesCopied: bytes.readBigUInt64LE(at.bytes_copied),
+        nanoseconds: bytes.readBigUInt64LE(at.nanoseconds),
+        stagingHighWater: bytes.readBigUInt64LE(at.staging_high_water),
+        error: readError(bytes, at.error),
+      };
+    case 4:
+    case 5: {
+      const error = readError(bytes, at.error);
+      if (error === undefined) throw new TypeError(`a native event of kind ${kind} without its error`);
+      return { kind: kind === 4 ? "peerLost" : "fault", error };
+    }
+    default:
+      throw new TypeError(`a native event of the unknown kind ${kind}`);
+  }
+}
+
+function decodeHandshake(bytes: Buffer): HandshakeEvent {
+  const at = sessionStructs.tb_event;
+  const hello = (index: number) =>
+    Uint8Array.from(bytes.subarray(at.handshake_hello + index * helloBytes).subarray(0, helloBytes));
+  return {
+    kind: "handshake",
+    connection: bytes.readBigUInt64LE(at.connection),
+    role: bytes.readUInt32LE(at.handshake_role) === 0 ? 0 : 1,
+    step: bytes.readUInt32LE(at.handshake_step) === 0 ? "prove" : "check",
+    hellos: { connecting: hello(0), accepting: hello(1) },
+    proof: Uint8Array.from(bytes.subarray(at.handshake_proof).subarray(0, proofBytes)),
+  };
+}

@@ -1,0 +1,256 @@
+/**
+ * The session that the memory and tcp transports share: everything but bytes. Native code moves the data and says what
+ * happened through a pipe; this side keeps promises, secrets, addresses and what is registered.
+ */
+import { type Observable, Subject } from "rxjs";
+import { Deadline } from "../deadline.ts";
+import { TensorBusError } from "../errors.ts";
+import type { HandshakeEvent, NativeBinding, NativeEvent, NativeSessionOptions } from "../ffi/session.ts";
+import * as native from "../ffi/session.ts";
+import type { Memory } from "../memory/memory.ts";
+import type { Program } from "../plan/program.ts";
+import { bindProgram } from "./binding.ts";
+import { EventPipe } from "./event-pipe.ts";
+import { checkProof, type HandshakeRole, makeProof } from "./handshake.ts";
+import { NativeTransfer } from "./native-transfer.ts";
+import type { PeerDirectory } from "./peer-directory.ts";
+import type {
+  PreparedTransfer,
+  PrepareOptions,
+  TensorBinding,
+  TransportCapabilities,
+  TransportEvent,
+  TransportSession,
+} from "./transport.ts";
+
+export interface NativeSessionSetup {
+  readonly capabilities: TransportCapabilities;
+  readonly options: NativeSessionOptions;
+  /** Proves this side to its peers (the first) and peers to this side (any); empty where there is no handshake. */
+  readonly secrets: readonly Uint8Array[];
+  /** Where addresses of peers come from; absent where there are none. */
+  readonly directory?: PeerDirectory;
+  /** Called once, when native code has let go of the session. */
+  readonly closed?: () => void;
+}
+
+export class NativeSession implements TransportSession {
+  readonly rank: number;
+  readonly capabilities: TransportCapabilities;
+  readonly events$: Observable<TransportEvent>;
+  readonly #handle: bigint;
+  readonly #pipe: EventPipe;
+  readonly #setup: NativeSessionSetup;
+  readonly #events = new Subject<TransportEvent>();
+  /** What is registered, with its address: memory that was given up meanwhile may not say it any more. */
+  readonly #memories = new Map<Memory, bigint>();
+  readonly #transfers = new Map<bigint, NativeTransfer>();
+  #closing: Promise<void> | undefined;
+
+  /** Opens the native session; it can be reached at once, but nobody knows yet where. */
+  constructor(setup: NativeSessionSetup) {
+    const { session, eventDescriptor } = native.openSession(setup.options);
+    this.rank = setup.options.rank;
+    this.capabilities = setup.capabilities;
+    this.events$ = this.#events.asObservable();
+    this.#setup = setup;
+    this.#handle = session;
+    this.#pipe = new EventPipe(
+      eventDescriptor,
+      () => this.#drain(),
+      (error) => this.#lost(error),
+    );
+  }
+
+  /** The port that the session listens on. */
+  get port(): number {
+    return native.sessionPort(this.#handle);
+  }
+
+  register(memory: Memory): void {
+    this.#checkOpen();
+    if (this.#memories.has(memory)) throw new TypeError("this memory is registered already");
+    this.#checkKind(memory);
+    const { address } = memory;
+    native.registerMemory(this.#handle, address, memory.bytes);
+    memory.retain();
+    this.#memories.set(memory, address);
+  }
+
+  unregister(memory: Memory): void {
+    this.#checkOpen();
+    const address = this.#memories.get(memory);
+    if (address === undefined) {
+      throw new TensorBusError("TB_REGION", "this memory is not registered", {
+        details: { bytes: memory.bytes },
+      });
+    }
+    native.unregisterMemory(this.#handle, address, memory.bytes);
+    this.#memories.delete(memory);
+    memory.release();
+  }
+
+  async prepare(
+    program: Program,
+    bindings: readonly TensorBinding[],
+    options: PrepareOptions,
+  ): Promise<PreparedTransfer> {
+    this.#checkOpen();
+    const deadline = new Deadline(options);
+    if (options.checksum === true && !this.capabilities.checksum) {
+      throw new TensorBusError("TB_UNSUPPORTED", "this transport makes no checksums");
+    }
+    const bound = bindProgram(program, bindings, { rank: this.rank, memories: this.#memories });
+    for (;;) {
+      await this.#introduce(program, deadline);
+      try {
+        return await this.#prepareOnce(program, bound, options, deadline);
+      } catch (error) {
+        if (!(await this.#hasMoved(error, deadline))) throw error;
+      }
+    }
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** Tells native code where the peers of a program are. */
+  async #introduce(program: Program, deadline: Deadline): Promise<void> {
+    const { directory } = this.#setup;
+    if (directory === undefined) return;
+    const peers = program.peers.filter((rank) => rank !== this.rank);
+    await directory.lookUp(peers, deadline, (rank, { host, port }) => {
+      this.#checkOpen();
+      native.setPeer(this.#handle, rank, host, port);
+    });
+  }
+
+  async #prepareOnce(
+    program: Program,
+    bindings: readonly NativeBinding[],
+    { key, checksum = false }: PrepareOptions,
+    deadline: Deadline,
+  ): Promise<PreparedTransfer> {
+    this.#checkOpen();
+    const graph = native.prepareGraph(this.#handle, {
+      key,
+      program: program.bytes,
+      bindings,
+      checksum,
+      timeoutNs: deadline.remainingNs,
+    });
+    const transfer = new NativeTransfer({
+      session: this.#handle,
+      graph,
+      key,
+      rank: this.rank,
+      pipe: this.#pipe,
+      forget: () => this.#transfers.delete(graph),
+    });
+    this.#transfers.set(graph, transfer);
+    await transfer.prepared(deadline);
+    return transfer;
+  }
+
+  /** True if a peer was not where the store once said, and the store says something else by now. */
+  async #hasMoved(error: unknown, deadline: Deadline): Promise<boolean> {
+    const { directory } = this.#setup;
+    if (!(error instanceof TensorBusError) || directory === undefined) return false;
+    const { rank } = error.details;
+    if ((error.code !== "TB_CONNECT" && error.code !== "TB_PEER_LOST") || typeof rank !== "number")
+      return false;
+    if (rank === this.rank || deadline.signal?.aborted || deadline.remainingMs === 0) return false;
+    const moved = await directory.moved(rank, deadline);
+    directory.forget(rank);
+    return moved;
+  }
+
+  #drain(): void {
+    while (this.#closing === undefined) {
+      const event = native.nextEvent(this.#handle);
+      if (event === undefined) return;
+      this.#dispatch(event);
+    }
+  }
+
+  #dispatch(event: NativeEvent): void {
+    switch (event.kind) {
+      case "handshake":
+        this.#answer(event);
+        break;
+      case "prepared":
+      case "round":
+        this.#transfers.get(event.graph)?.settle(event);
+        break;
+      case "peerLost": {
+        const rank = Number(event.error.details["rank"]);
+        this.#setup.directory?.forget(rank);
+        this.#events.next({ kind: "peerLost", rank, error: event.error });
+        break;
+      }
+      case "fault":
+        this.#events.next({ kind: "fault", error: event.error });
+        break;
+    }
+  }
+
+  #answer({ connection, role, step, hellos, proof }: HandshakeEvent): void {
+    const { secrets } = this.#setup;
+    const answer =
+      step === "prove"
+        ? { proof: makeProof(secrets[0]!, role, hellos) }
+        : { accept: checkProof(secrets, (1 - role) as HandshakeRole, hellos, proof) };
+    try {
+      native.answerHandshake(this.#handle, connection, answer);
+    } catch (error) {
+      // The connection may have ended while its question waited to be read; that is told by an event of its own.
+      if (!(error instanceof TensorBusError) || error.code !== "TB_CLOSED") throw error;
+    }
+  }
+
+  /** The pipe broke: nothing that is awaited could ever be settled by an event. */
+  #lost(cause: Error): void {
+    const error = new TensorBusError("TB_SYSTEM", "the pipe of native events broke", { cause });
+    this.#closing ??= this.#close(error);
+  }
+
+  async #close(reason = closedError()): Promise<void> {
+    let failure: unknown;
+    try {
+      native.closeSession(this.#handle);
+    } catch (error) {
+      failure = error;
+    }
+    this.#pipe.close();
+    for (const transfer of [...this.#transfers.values()]) transfer.end(failure ?? reason);
+    this.#transfers.clear();
+    this.#events.complete();
+    // Memory that something may still touch stays mapped for good.
+    if (failure === undefined) for (const memory of this.#memories.keys()) memory.release();
+    this.#memories.clear();
+    this.#setup.closed?.();
+    await this.#setup.directory?.withdraw();
+    if (failure !== undefined) throw failure;
+  }
+
+  #checkOpen(): void {
+    if (this.#closing !== undefined) throw closedError();
+  }
+
+  #checkKind(memory: Memory): void {
+    if (this.capabilities.memory.includes(memory.kind)) return;
+    throw new TensorBusError("TB_UNSUPPORTED", `this transport can not address ${memory.kind} memory`, {
+      details: { kind: memory.kind, supported: this.capabilities.memory },
+    });
+  }
+}
+
+function closedError(): TensorBusError {
+  return new TensorBusError("TB_CLOSED", "the session was closed");
+}

@@ -1,0 +1,151 @@
+import { Deadline } from "../deadline.ts";
+import { errorCodes, TensorBusError } from "../errors.ts";
+import type { GraphEvent } from "../ffi/session.ts";
+import * as native from "../ffi/session.ts";
+import type { EventPipe } from "./event-pipe.ts";
+import type { PostOptions, PreparedTransfer, RoundProgress, RoundReport } from "./transport.ts";
+
+interface TransferSetup {
+  readonly session: bigint;
+  readonly graph: bigint;
+  readonly key: string;
+  readonly rank: number;
+  readonly pipe: EventPipe;
+  /** Called once the graph is gone. */
+  readonly forget: () => void;
+}
+
+interface Pending {
+  readonly resolve: (event: GraphEvent) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/** A graph of native code. One thing is under way at a time; it ends with the graph's event, and with nothing else. */
+export class NativeTransfer implements PreparedTransfer {
+  readonly key: string;
+  readonly #setup: TransferSetup;
+  #stagingBytes = 0n;
+  #lastRound = 0;
+  #pending: Pending | undefined;
+  #underWay: Promise<GraphEvent> | undefined;
+  #ended: unknown;
+
+  constructor(setup: TransferSetup) {
+    this.key = setup.key;
+    this.#setup = setup;
+  }
+
+  get stagingBytes(): bigint {
+    return this.#stagingBytes;
+  }
+
+  /** Resolves once the peers agreed; a graph that could not be prepared is released. */
+  async prepared(deadline: Deadline): Promise<void> {
+    try {
+      await this.#outcome(`preparing ${this.key}`, deadline.signal);
+    } catch (error) {
+      await this.release();
+      throw error;
+    }
+    this.#stagingBytes = native.graphProgress(this.#setup.session, this.#setup.graph).stagingBytes;
+  }
+
+  async post(options: PostOptions = {}): Promise<RoundReport> {
+    this.#checkUsable();
+    const deadline = new Deadline(options);
+    const round = options.round ?? this.#lastRound + 1;
+    if (!Number.isSafeInteger(round) || round < 1) throw new TypeError(`not a round: ${round}`);
+    if (this.#pending !== undefined) {
+      throw new TensorBusError("TB_BUSY", `a round of ${this.key} is under way`, {
+        details: { key: this.key },
+      });
+    }
+    // A round that is cancelled before it began is begun all the same, so that its end is told to all others.
+    native.postGraph(this.#setup.session, this.#setup.graph, BigInt(round), deadline.remainingNs);
+    this.#lastRound = round;
+    const event = await this.#outcome(`round ${round} of ${this.key}`, deadline.signal);
+    return {
+      round,
+      bytesSent: event.bytesSent,
+      bytesReceived: event.bytesReceived,
+      bytesCopied: event.bytesCopied,
+      seconds: Number(event.nanoseconds) / 1e9,
+      stagingHighWater: event.stagingHighWater,
+    };
+  }
+
+  progress(): RoundProgress {
+    this.#checkUsable();
+    const { round, bytesDone, bytesTotal } = native.graphProgress(this.#setup.session, this.#setup.graph);
+    return { round: Number(round), bytesDone, bytesTotal };
+  }
+
+  async release(): Promise<void> {
+    if (this.#ended !== undefined) return;
+    native.releaseGraph(this.#setup.session, this.#setup.graph);
+    this.#ended = new TensorBusError("TB_CLOSED", `${this.key} was released`);
+    this.#setup.forget();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const pending = this.#underWay;
+    if (pending !== undefined && this.#ended === undefined) {
+      native.cancelGraph(this.#setup.session, this.#setup.graph, errorCodes.TB_CANCELLED.number);
+      await pending.catch(() => {});
+    }
+    await this.release();
+  }
+
+  /** Called with the events of this graph. */
+  settle(event: GraphEvent): void {
+    const pending = this.#pending;
+    this.#pending = undefined;
+    if (event.error === undefined) pending?.resolve(event);
+    else pending?.reject(event.error);
+  }
+
+  /** Called when the session has ended: nothing touches the memory any more, and no event will come. */
+  end(reason: unknown): void {
+    this.#ended = reason;
+    this.#pending?.reject(reason);
+    this.#pending = undefined;
+  }
+
+  async #outcome(what: string, signal: AbortSignal | undefined): Promise<GraphEvent> {
+    const { session, graph, pipe } = this.#setup;
+    const cancel = () => {
+      if (this.#pending !== undefined) native.cancelGraph(session, graph, errorCodes.TB_CANCELLED.number);
+    };
+    const underWay = new Promise<GraphEvent>((resolve, reject) => {
+      this.#pending = { resolve, reject };
+    });
+    this.#underWay = underWay;
+    pipe.hold();
+    signal?.addEventListener("abort", cancel, { once: true });
+    if (signal?.aborted) cancel();
+    try {
+      return await underWay;
+    } catch (error) {
+      throw signal?.aborted && isCancellationOf(error, this.#setup.rank)
+        ? new TensorBusError("TB_CANCELLED", `${what} was cancelled`, {
+            details: error.details,
+            cause: signal.reason,
+          })
+        : error;
+    } finally {
+      signal?.removeEventListener("abort", cancel);
+      pipe.unhold();
+      this.#underWay = undefined;
+    }
+  }
+
+  #checkUsable(): void {
+    if (this.#ended !== undefined) {
+      throw new TensorBusError("TB_CLOSED", `${this.key} has ended`, { cause: this.#ended });
+    }
+  }
+}
+
+function isCancellationOf(error: unknown, rank: number): error is TensorBusError {
+  return error instanceof TensorBusError && error.code === "TB_CANCELLED" && error.details["rank"] === rank;
+}
