@@ -1,0 +1,58 @@
+/**
+ * The first key that stands twice in one object of a valid JSON text. `JSON.parse` keeps the last of them and says
+ * nothing, so that two readers of one file could see different tensors.
+ */
+export function duplicateKey(json: string): string | undefined {
+  const open: (Set<string> | undefined)[] = []; // the keys of an object; nothing for an array
+  let atKey = false;
+  for (let index = 0; index < json.length; index++) {
+    switch (json.charCodeAt(index)) {
+      case openBrace:
+        open.push(new Set());
+        atKey = true;
+        break;
+      case openBracket:
+        open.push(undefined);
+        atKey = false;
+        break;
+      case closeBrace:
+      case closeBracket:
+        open.pop();
+        atKey = false;
+        break;
+      case comma:
+        atKey = open.at(-1) !== undefined;
+        break;
+      case quote: {
+        const end = endOfString(json, index);
+        if (atKey) {
+          const key = JSON.parse(json.slice(index, end)) as string;
+          const keys = open.at(-1)!;
+          if (keys.has(key)) return key;
+          keys.add(key);
+          atKey = false;
+        }
+        index = end - 1;
+        break;
+      }
+    }
+  }
+  return undefined;
+}
+
+const openBrace = 0x7b;
+const closeBrace = 0x7d;
+const openBracket = 0x5b;
+const closeBracket = 0x5d;
+const comma = 0x2c;
+const quote = 0x22;
+const backslash = 0x5c;
+
+/** One past the closing quote of the string that opens at `start`. */
+function endOfString(json: string, start: number): number {
+  let index = start + 1;
+  for (; json.charCodeAt(index) !== quote; index++) {
+    if (json.charCodeAt(index) === backslash) index++;
+  }
+  return index + 1;
+}

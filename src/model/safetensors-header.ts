@@ -1,0 +1,264 @@
+import { TensorBusError } from "../errors.ts";
+import { type DType, isDType, itemSize } from "../layout/index.ts";
+import { duplicateKey } from "./json-keys.ts";
+import { elementCount, type ModelTensor } from "./tensor.ts";
+
+/** A tensor in a safetensors file: its elements are row-major and contiguous. */
+export interface SafetensorsEntry extends ModelTensor {
+  /** The position of its first byte in the file. */
+  readonly position: number;
+  readonly bytes: number;
+}
+
+export interface SafetensorsHeader {
+  /** In the order in which the header names them. */
+  readonly entries: readonly SafetensorsEntry[];
+  readonly metadata: Readonly<Record<string, string>>;
+}
+
+/** Bytes before the header: its length, a little-endian unsigned 64-bit integer. */
+export const prefixBytes = 8;
+/** The longest header that the reference implementation reads. */
+export const maxHeaderBytes = 100_000_000;
+const metadataKey = "__metadata__";
+
+const namesInFile: Readonly<Record<DType, string>> = {
+  float64: "F64",
+  float32: "F32",
+  float16: "F16",
+  bfloat16: "BF16",
+  float8_e4m3fn: "F8_E4M3",
+  float8_e5m2: "F8_E5M2",
+  int64: "I64",
+  int32: "I32",
+  int16: "I16",
+  int8: "I8",
+  uint8: "U8",
+  bool: "BOOL",
+};
+const dtypesInFile = new Map<unknown, DType>(
+  Object.entries(namesInFile).map(([dtype, name]) => [name, dtype as DType]),
+);
+
+/** The length of the header from the first 8 bytes of a file. `TB_SAFETENSORS` where the file can not hold it. */
+export function headerLength(prefix: Uint8Array, fileBytes: number, file: string): number {
+  if (prefix.length < prefixBytes) {
+    throw damaged(
+      file,
+      `it has ${fileBytes} bytes, and the length of the header alone takes ${prefixBytes}`,
+      {
+        fileBytes,
+      },
+    );
+  }
+  const length = new DataView(prefix.buffer, prefix.byteOffset).getBigUint64(0, true);
+  if (length > BigInt(maxHeaderBytes)) {
+    throw damaged(file, `it claims a header of ${length} bytes; at most ${maxHeaderBytes} are allowed`, {
+      headerBytes: length,
+      maxHeaderBytes,
+    });
+  }
+  if (BigInt(prefixBytes) + length > BigInt(fileBytes)) {
+    throw damaged(file, `it claims a header of ${length} bytes and has only ${fileBytes} in all`, {
+      headerBytes: length,
+      fileBytes,
+    });
+  }
+  return Number(length);
+}
+
+/**
+ * Reads and checks a header: valid UTF-8 and JSON, no name twice, known element types (`TB_DTYPE`), sizes that match
+ * shape and type, and data that cover the rest of the file once, without holes or overlap, as the reference
+ * implementation demands. `TB_SAFETENSORS` names the file, the tensor and the values.
+ */
+export function parseHeader(header: Uint8Array, fileBytes: number, file: string): SafetensorsHeader {
+  const dataBegin = prefixBytes + header.length;
+  const { [metadataKey]: metadata, ...tensors } = parseObject(header, file);
+  const entries = Object.entries(tensors).map(([name, value]) => parseEntry(name, value, dataBegin, file));
+  checkCoverage(entries, dataBegin, fileBytes, file);
+  return { entries, metadata: parseMetadata(metadata, file) };
+}
+
+function parseObject(header: Uint8Array, file: string): Record<string, unknown> {
+  let text: string;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(header);
+  } catch (cause) {
+    throw damaged(file, "its header is not UTF-8", {}, cause);
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw damaged(file, "its header is not JSON", {}, cause);
+  }
+  if (!isObject(value)) throw damaged(file, "its header is no JSON object");
+  const key = duplicateKey(text);
+  if (key !== undefined) throw damaged(file, `its header has ${JSON.stringify(key)} twice`, { key });
+  return value;
+}
+
+function parseMetadata(value: unknown, file: string): Record<string, string> {
+  if (value === undefined || value === null) return {};
+  if (!isObject(value) || !Object.values(value).every((entry) => typeof entry === "string")) {
+    throw damaged(file, `its ${metadataKey} is no map from text to text`);
+  }
+  return value as Record<string, string>;
+}
+
+function parseEntry(name: string, value: unknown, dataBegin: number, file: string): SafetensorsEntry {
+  const at = `tensor ${JSON.stringify(name)}`;
+  if (!isObject(value))
+    throw damaged(file, `${at} is described by ${JSON.stringify(value)}`, { tensor: name });
+  const { dtype: typeName, shape, data_offsets: offsets } = value;
+  const dtype = dtypesInFile.get(typeName);
+  if (dtype === undefined) {
+    const known = Object.values(namesInFile);
+    throw new TensorBusError(
+      "TB_DTYPE",
+      `${file}: ${at} has the element type ${JSON.stringify(typeName)}; known are ${known.join(" ")}`,
+      { details: { file, tensor: name, dtype: typeName, known } },
+    );
+  }
+  if (!isCounts(shape)) {
+    throw damaged(file, `${at} has the shape ${JSON.stringify(shape)}`, { tensor: name, shape });
+  }
+  if (!isCounts(offsets) || offsets.length !== 2 || offsets[0]! > offsets[1]!) {
+    throw damaged(file, `${at} has the data_offsets ${JSON.stringify(offsets)}`, { tensor: name, offsets });
+  }
+  const [begin, end] = offsets as [number, number];
+  const count = elementCount(shape);
+  const expected = count === undefined ? Number.NaN : count * itemSize(dtype);
+  if (expected !== end - begin) {
+    throw damaged(
+      file,
+      `${at}: ${shape.join(" x ") || "one element"} of ${typeName} takes ${Number.isSafeInteger(expected) ? expected : "too many"} bytes, ` +
+        `its data_offsets [${begin}, ${end}] hold ${end - begin}`,
+      { tensor: name, shape, dtype, begin, end },
+    );
+  }
+  return { name, shape, dtype, position: dataBegin + begin, bytes: end - begin };
+}
+
+/** Every byte after the header belongs to exactly one tensor. */
+function checkCoverage(
+  entries: readonly SafetensorsEntry[],
+  dataBegin: number,
+  fileBytes: number,
+  file: string,
+): void {
+  const byPosition = [...entries].sort(
+    (a, b) => a.position - b.position || a.bytes - b.bytes || (a.name < b.name ? -1 : 1),
+  );
+  let next = dataBegin;
+  for (const { name, position, bytes } of byPosition) {
+    if (position !== next) {
+      const [begin, end] = [position - dataBegin, position - dataBegin + bytes];
+      throw damaged(
+        file,
+        `tensor ${JSON.stringify(name)} at data_offsets [${begin}, ${end}] ` +
+          (position < next
+            ? `overlaps the data before it, which end at ${next - dataBegin}`
+            : `leaves a hole: the data before it end at ${next - dataBegin}`),
+        { tensor: name, begin, end, previousEnd: next - dataBegin },
+      );
+    }
+    next = position + bytes;
+  }
+  if (next !== fileBytes) {
+    throw damaged(
+      file,
+      next > fileBytes
+        ? `it is truncated: its tensors end at byte ${next}, the file has ${fileBytes}`
+        : `it has ${fileBytes - next} bytes after its last tensor`,
+      { expectedBytes: next, fileBytes },
+    );
+  }
+}
+
+/**
+ * Lays tensors out in a new file: larger element types first, so that each tensor is aligned to its own, otherwise in
+ * the given order. Returns the bytes before the data (the length and the header, a multiple of 8) and the entries.
+ * `TB_SAFETENSORS` for a name that stands twice, or a header or file that would be too large.
+ */
+export function layOutHeader(
+  tensors: readonly ModelTensor[],
+  metadata: Readonly<Record<string, string>>,
+  file: string,
+): { readonly head: Uint8Array; readonly entries: readonly SafetensorsEntry[]; readonly fileBytes: number } {
+  const placed = placeTensors(tensors, file);
+  const fields = placed.map(
+    ({ name, dtype, shape, position, bytes }) =>
+      `${JSON.stringify(name)}:${JSON.stringify({
+        dtype: namesInFile[dtype],
+        shape,
+        data_offsets: [position, position + bytes],
+      })}`,
+  );
+  if (Object.keys(metadata).length > 0) fields.unshift(`"${metadataKey}":${JSON.stringify(metadata)}`);
+  const json = new TextEncoder().encode(`{${fields.join(",")}}`);
+  const headerBytes = Math.ceil(json.length / 8) * 8;
+  if (headerBytes > maxHeaderBytes) {
+    throw damaged(file, `its header would have ${headerBytes} bytes; at most ${maxHeaderBytes} are allowed`, {
+      headerBytes,
+    });
+  }
+  const head = new Uint8Array(prefixBytes + headerBytes).fill(0x20);
+  new DataView(head.buffer).setBigUint64(0, BigInt(headerBytes), true);
+  head.set(json, prefixBytes);
+  const entries = placed.map((entry) => ({ ...entry, position: entry.position + head.length }));
+  const dataBytes = placed.reduce((sum, { bytes }) => sum + bytes, 0);
+  return { head, entries, fileBytes: head.length + dataBytes };
+}
+
+/** Positions from the start of the data. */
+function placeTensors(tensors: readonly ModelTensor[], file: string): SafetensorsEntry[] {
+  const names = new Set<string>();
+  let position = 0;
+  return [...tensors]
+    .sort((a, b) => itemSize(b.dtype) - itemSize(a.dtype))
+    .map(({ name, shape, dtype }) => {
+      if (name === metadataKey || names.has(name)) {
+        throw damaged(
+          file,
+          `a tensor can not be named ${JSON.stringify(name)}${names.has(name) ? " twice" : ""}`,
+          {
+            tensor: name,
+          },
+        );
+      }
+      names.add(name);
+      const bytes =
+        isDType(dtype) && isCounts(shape)
+          ? (elementCount(shape) ?? Number.NaN) * itemSize(dtype)
+          : Number.NaN;
+      if (!Number.isSafeInteger(position + bytes)) {
+        throw damaged(file, `tensor ${JSON.stringify(name)} of shape [${shape}] is too large`, {
+          tensor: name,
+          shape,
+        });
+      }
+      const entry = { name, shape, dtype, position, bytes };
+      position += bytes;
+      return entry;
+    });
+}
+
+/** `TB_SAFETENSORS`, naming the file. */
+export function damaged(
+  file: string,
+  what: string,
+  details: Readonly<Record<string, unknown>> = {},
+  cause?: unknown,
+): TensorBusError {
+  return new TensorBusError("TB_SAFETENSORS", `${file}: ${what}`, { details: { file, ...details }, cause });
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function isCounts(value: unknown): value is number[] {
+  return Array.isArray(value) && value.every((entry) => Number.isSafeInteger(entry) && entry >= 0);
+}
