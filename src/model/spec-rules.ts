@@ -1,0 +1,190 @@
+import type { DType, Placement } from "../layout/index.ts";
+import { formatPlacement } from "../layout/index.ts";
+import type { PairInput, SelectInput, TensorInput, TensorSideInput } from "../plan/types.ts";
+import type { SpecSide } from "./spec.ts";
+import type { SpecDocument, SpecPath } from "./spec-document.ts";
+import type { DtypeRule, RuleSide, SpecInput } from "./spec-schema.ts";
+import type { ModelTensor } from "./tensor.ts";
+
+type SideName = "source" | "target";
+
+interface Rule {
+  readonly match: RegExp;
+  readonly pair: string;
+  readonly source: RuleSide;
+  readonly target: RuleSide;
+  readonly path: SpecPath;
+}
+
+/** The pairs and tensors of a plan: each tensor by the first rule whose expression is found in its name. */
+export function applyRules(
+  document: SpecDocument,
+  spec: SpecInput,
+  tensors: readonly ModelTensor[],
+  sides: Readonly<Record<SideName, SpecSide>>,
+): { readonly pairs: Record<string, PairInput>; readonly tensors: TensorInput[] } {
+  const pairs: Record<string, PairInput> = {};
+  const rules = spec.placements.map((rule, index): Rule => {
+    const path = ["placements", index];
+    const pair = `${formatSide(rule.source.placements)} -> ${formatSide(rule.target.placements)}`;
+    pairs[pair] ??= {
+      source: layout(document, [...path, "source"], rule.source.placements, sides.source),
+      target: layout(document, [...path, "target"], rule.target.placements, sides.target),
+    };
+    return { ...rule, match: expression(document, [...path, "match"], rule.match), pair, path };
+  });
+  const targetDtype = dtypeRule(document, spec.targetDtype, tensors);
+  const used = new Set<Rule>();
+  const unmatched: string[] = [];
+  const planned = tensors.flatMap(({ name, shape, dtype }): TensorInput[] => {
+    const [rule, captures] = firstMatch(rules, name) ?? [];
+    if (rule === undefined || captures === undefined) {
+      unmatched.push(name);
+      return [];
+    }
+    used.add(rule);
+    const source = tensorSide(document, rule, "source", captures, sides.source, name);
+    const target = tensorSide(document, rule, "target", captures, sides.target, name);
+    return [
+      {
+        name,
+        pair: rule.pair,
+        shape,
+        dtype,
+        targetDtype: targetDtype(name) ?? dtype,
+        ...(source && { source }),
+        ...(target && { target }),
+      },
+    ];
+  });
+  if (unmatched.length > 0) {
+    throw document.error(
+      ["placements"],
+      `${unmatched.length} of ${tensors.length} tensors match no rule: ${someNames(unmatched)}`,
+      {
+        unmatched,
+      },
+    );
+  }
+  for (const rule of rules) if (!used.has(rule)) throw unusedError(document, rule, tensors);
+  return { pairs, tensors: planned };
+}
+
+function firstMatch<R extends { readonly match: RegExp }>(rules: readonly R[], name: string) {
+  for (const rule of rules) {
+    const captures = rule.match.exec(name);
+    if (captures !== null) return [rule, captures] as const;
+  }
+  return undefined;
+}
+
+/** A rule that takes no tensor is a mistake: a misspelt name, or a rule that an earlier one hides. */
+function unusedError(
+  document: SpecDocument,
+  rule: { readonly match: RegExp; readonly path: SpecPath },
+  tensors: readonly ModelTensor[],
+): Error {
+  const hidden = tensors.filter(({ name }) => rule.match.test(name)).length;
+  const what =
+    hidden === 0
+      ? `${rule.match.source} matches none of the ${tensors.length} tensors`
+      : `earlier rules take all ${hidden} tensors that ${rule.match.source} matches`;
+  return document.error([...rule.path, "match"], what, { match: rule.match.source, hidden });
+}
+
+function layout(
+  document: SpecDocument,
+  path: SpecPath,
+  placements: readonly Placement[],
+  { mesh, stridedShard, name }: SpecSide,
+): PairInput["source"] {
+  if (placements.length !== mesh.ndim) {
+    throw document.error(
+      path,
+      `${placements.length} placements ${formatSide(placements)} for the ${mesh.ndim} dimensions of ${name}'s mesh ${mesh.shape.join(" x ")}`,
+      { placements: placements.map(formatPlacement), mesh: mesh.shape },
+    );
+  }
+  return { mesh, placements, ...(stridedShard !== undefined && { stridedShard }) };
+}
+
+function tensorSide(
+  document: SpecDocument,
+  rule: Rule,
+  sideName: SideName,
+  captures: RegExpExecArray,
+  side: SpecSide,
+  tensor: string,
+): TensorSideInput | undefined {
+  const { select, stridedShard } = rule[sideName];
+  if (select === undefined && stridedShard === undefined) return undefined;
+  const path = [...rule.path, sideName, "select"];
+  const number = (key: keyof SelectInput): number =>
+    resolve(document, [...path, key], select![key], captures, tensor);
+  const selected = select && { dim: number("dim"), index: number("index"), of: number("of") };
+  if (selected !== undefined && selected.dim >= side.mesh.ndim) {
+    throw document.error([...path, "dim"], `${side.name}'s mesh has no dimension ${selected.dim}`, {
+      tensor,
+      ...selected,
+    });
+  }
+  if (selected !== undefined && selected.index >= selected.of) {
+    throw document.error(path, `index ${selected.index} of ${selected.of} for tensor ${tensor}`, {
+      tensor,
+      ...selected,
+    });
+  }
+  return { ...(selected && { select: selected }), ...(stridedShard && { stridedShard }) };
+}
+
+/** A number of the spec, or the number that the rule captured. */
+function resolve(
+  document: SpecDocument,
+  path: SpecPath,
+  value: number | string,
+  captures: RegExpExecArray,
+  tensor: string,
+): number {
+  if (typeof value === "number") return value;
+  const text = captures[Number(value.slice(1))];
+  if (text === undefined || !/^\d{1,15}$/.test(text)) {
+    const found = text === undefined ? "nothing" : JSON.stringify(text);
+    throw document.error(path, `${value} captured ${found} in tensor ${tensor}, not a number`, {
+      tensor,
+      value,
+    });
+  }
+  return Number(text);
+}
+
+/** The type of a tensor on the target, where the spec names one. */
+function dtypeRule(
+  document: SpecDocument,
+  value: DType | readonly DtypeRule[] | undefined,
+  tensors: readonly ModelTensor[],
+): (name: string) => DType | undefined {
+  if (value === undefined || typeof value === "string") return () => value;
+  const rules = value.map(({ match, dtype }, index) => {
+    const path = ["targetDtype", index];
+    return { match: expression(document, [...path, "match"], match), dtype, path };
+  });
+  const used = new Set(tensors.map(({ name }) => firstMatch(rules, name)?.[0]));
+  for (const rule of rules) if (!used.has(rule)) throw unusedError(document, rule, tensors);
+  return (name) => firstMatch(rules, name)?.[0].dtype;
+}
+
+function expression(document: SpecDocument, path: SpecPath, text: string): RegExp {
+  try {
+    return new RegExp(text);
+  } catch (cause) {
+    throw document.error(path, (cause as Error).message, { match: text }, cause);
+  }
+}
+
+function formatSide(placements: readonly Placement[]): string {
+  return `[${placements.map(formatPlacement).join(", ")}]`;
+}
+
+function someNames(names: readonly string[]): string {
+  return names.length <= 3 ? names.join(", ") : `${names.slice(0, 3).join(", ")}, …`;
+}
