@@ -5,6 +5,7 @@ import { deepseekTensors } from "./config-deepseek.ts";
 import { llamaTensors, qwen2Tensors, qwen3MoeTensors, qwen3Tensors } from "./config-dense.ts";
 import { deepseekSchema, denseSchema, type HeadConfig, headSchema, qwen3MoeSchema } from "./config-schema.ts";
 import { readTextFile } from "./files.ts";
+import { describeIssue } from "./issues.ts";
 import type { ModelTensor } from "./tensor.ts";
 import { type BlockQuantization, TensorList } from "./tensor-list.ts";
 
@@ -158,11 +159,11 @@ function parseJson(text: string, file: string): unknown {
 }
 
 function check<Schema extends z.ZodType>(schema: Schema, value: unknown, file: string): z.infer<Schema> {
-  const result = schema.safeParse(value);
+  const result = schema.safeParse(value, { reportInput: true });
   if (result.success) return result.data;
-  const issue = result.error.issues[0]!;
-  const field = issue.path.join(".");
-  throw configError(file, `${field === "" ? "" : `${field}: `}${issue.message}`, { field });
+  const { message, path } = describeIssue(result.error.issues[0]!);
+  const field = path.join(".");
+  throw configError(file, `${field === "" ? "it" : field} ${message}`, { field });
 }
 
 function configError(

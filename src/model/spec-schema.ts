@@ -1,11 +1,12 @@
 import { z } from "zod";
 import { type DType, dtypes, type Placement, parsePlacement } from "../layout/index.ts";
+import { describeFound, describeIssue } from "./issues.ts";
 import { joinPlacements, parseRanks, parseSize } from "./spec-values.ts";
 
 /** A value whose form decides by which schema it is read, so that messages speak of that form alone. */
 function chosen<T>(choose: (value: unknown) => z.ZodType<T>): z.ZodType<T> {
   return z.unknown().transform((value, context): T => {
-    const result = choose(value).safeParse(value);
+    const result = choose(value).safeParse(value, { reportInput: true });
     if (result.success) return result.data;
     for (const { message, path } of result.error.issues.map(describeIssue)) {
       context.issues.push({ code: "custom", message, path: [...path], input: value });
@@ -19,22 +20,13 @@ function parsed<T>(read: (value: unknown) => T | undefined, what: string): z.Zod
   return z.unknown().transform((value, context): T => {
     const result = read(value);
     if (result !== undefined) return result;
-    const found = value === undefined ? "it is missing" : `not ${JSON.stringify(value)}`;
-    context.issues.push({ code: "custom", message: `must be ${what}, ${found}`, input: value });
+    context.issues.push({
+      code: "custom",
+      message: `must be ${what}, ${describeFound(value)}`,
+      input: value,
+    });
     return z.NEVER;
   });
-}
-
-/** An issue in our words, at its own place. */
-export function describeIssue(issue: z.core.$ZodIssue): { message: string; path: (string | number)[] } {
-  const path = issue.path.map((part) => (typeof part === "symbol" ? String(part) : part));
-  if (issue.code === "unrecognized_keys") {
-    return { message: "unknown key", path: [...path, issue.keys[0]!] };
-  }
-  if (issue.code === "invalid_type" && issue.input === undefined && path.length > 0) {
-    return { message: "it is missing", path };
-  }
-  return { message: issue.message, path };
 }
 
 const size = parsed(parseSize, 'a size such as "8MiB" or a number of bytes');
@@ -45,7 +37,12 @@ const reading = z.enum(["split", "order"]);
 const pattern = z.string().min(1);
 
 const placementTexts = z
-  .array(z.union([z.string(), z.number()]))
+  .array(
+    parsed(
+      (value) => (typeof value === "string" || typeof value === "number" ? value : undefined),
+      "a placement such as S(0)",
+    ),
+  )
   .min(1)
   .transform((texts, context): Placement[] => {
     try {
@@ -73,11 +70,11 @@ const rulePlacements = z.strictObject({
 });
 export type RuleSide = z.infer<typeof rulePlacements>;
 
-const ruleSide = chosen<RuleSide>((value) =>
-  Array.isArray(value)
-    ? placementTexts.transform((placements): RuleSide => ({ placements }))
-    : rulePlacements,
-);
+const ruleSide = chosen<RuleSide>((value) => {
+  if (Array.isArray(value)) return placementTexts.transform((placements): RuleSide => ({ placements }));
+  if (typeof value === "object" && value !== null) return rulePlacements;
+  return parsed<RuleSide>(() => undefined, "a list of placements, or a map with placements");
+});
 
 const tensor = z.strictObject({ name: z.string().min(1), shape: z.array(count), dtype });
 

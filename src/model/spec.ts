@@ -3,10 +3,11 @@ import { DeviceMesh, type DType, type StridedShardReading } from "../layout/inde
 import type { PlanInput, TopologyInput } from "../plan/types.ts";
 import { readModelConfig } from "./config.ts";
 import { readTextFile } from "./files.ts";
+import { describeIssue } from "./issues.ts";
 import { openSafetensors } from "./safetensors.ts";
 import { SpecDocument } from "./spec-document.ts";
 import { applyRules } from "./spec-rules.ts";
-import { type Budget, describeIssue, type SpecInput, type SpecSideInput, specSchema } from "./spec-schema.ts";
+import { type Budget, type SpecInput, type SpecSideInput, specSchema } from "./spec-schema.ts";
 import type { ModelTensor } from "./tensor.ts";
 
 export type { Budget } from "./spec-schema.ts";

@@ -146,8 +146,16 @@ describe("bad input", () => {
       changed("llama-3-8b", { model_type: "constructor" }),
       /is unknown/,
     ],
-    ["a missing field", changed("llama-3-8b", { hidden_size: undefined }), /hidden_size: /],
-    ["a fraction", changed("llama-3-8b", { num_attention_heads: 1.5 }), /num_attention_heads: /],
+    [
+      "a missing field",
+      changed("llama-3-8b", { hidden_size: undefined }),
+      /hidden_size must be a number, and is missing/,
+    ],
+    [
+      "a fraction",
+      changed("llama-3-8b", { num_attention_heads: 1.5 }),
+      /num_attention_heads must be an integer, not 1\.5/,
+    ],
     [
       "uneven heads",
       changed("llama-3-8b", { num_attention_heads: 33 }),
@@ -159,10 +167,14 @@ describe("bad input", () => {
       /torch_dtype "int4" is unknown/,
     ],
     ["no element type", changed("llama-3-8b", { torch_dtype: undefined }), /no torch_dtype/],
-    ["too many layers", changed("llama-3-8b", { num_hidden_layers: 1e9 }), /num_hidden_layers: /],
+    [
+      "too many layers",
+      changed("llama-3-8b", { num_hidden_layers: 1e9 }),
+      /num_hidden_layers must be 4096 or less, not 1000000000/,
+    ],
     ["too many experts", changed("deepseek-v3", { n_routed_experts: 60_000 }), /60000 experts are more than/],
     ["no JSON", "{", /is not JSON/],
-    ["no object", "[]", /config\.json: /],
+    ["no object", "[]", /config\.json: it must be a map, not \[\]/],
   ])("%s", (_, config, message) => {
     const error = failure(() => modelTensors(config));
     expect(error.code).toBe("TB_MODEL_CONFIG");
