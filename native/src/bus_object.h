@@ -1,0 +1,51 @@
+/*
+ * Handles of the bus section. A handle is an index and a generation, so that a stale one is refused; an
+ * object that was closed while another thread uses it is destroyed by the last user.
+ */
+#ifndef TB_BUS_OBJECT_H
+#define TB_BUS_OBJECT_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+
+#include "tensorbus.h"
+
+enum tb_bus_kind {
+    TB_BUS_PORT = 1,
+    TB_BUS_SEMAPHORE,
+    TB_BUS_WAITER,
+    TB_BUS_LOCK,
+    TB_BUS_WATCH,
+    TB_BUS_GATE,
+    TB_BUS_HEARTBEAT,
+    TB_BUS_PULSE,
+};
+
+/* Gives a handle to object; destroy is called once, after the close, when nobody uses it any more. */
+int32_t tb_bus_add(enum tb_bus_kind kind, void *object, void (*destroy)(void *), uint64_t *handle,
+                   tb_error *err);
+/* The object behind a handle, until tb_bus_end; NULL, and *err filled (TB_ECLOSED), where there is none. */
+void *tb_bus_use(uint64_t handle, enum tb_bus_kind kind, tb_error *err);
+void tb_bus_end(uint64_t handle);
+int32_t tb_bus_close(uint64_t handle, enum tb_bus_kind kind, tb_error *err);
+
+/* A thread with a small stack that no signal of the process is delivered to. Returns an errno. */
+int tb_bus_thread(pthread_t *thread, void *(*run)(void *), void *argument);
+
+/* CLOCK_MONOTONIC in nanoseconds. */
+uint64_t tb_bus_now(void);
+struct timespec tb_bus_timespec(uint64_t ns);
+
+/* TB_EFOREIGN unless fd is a plain file of this user that nobody else may open; what and name: the message. */
+int32_t tb_bus_check_owner(int fd, const char *what, const char *name, tb_error *err);
+
+/* Opens a lock file, made where it is missing, and checks its owner. */
+int32_t tb_bus_open_lock_file(const char *path, int *fd, tb_error *err);
+
+/* fcntl with an open-file-description lock of one byte. Returns 0 or an errno. */
+int tb_bus_byte_lock(int fd, int command, short type, uint64_t offset);
+
+#endif

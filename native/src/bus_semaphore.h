@@ -1,0 +1,11 @@
+/* Waiting for a semaphore by the monotonic clock. */
+#ifndef TB_BUS_SEMAPHORE_H
+#define TB_BUS_SEMAPHORE_H
+
+#include <semaphore.h>
+#include <stdint.h>
+
+/* Takes one, waiting for at most timeout_ns. Returns 0 or an errno, ETIMEDOUT among them. */
+int tb_semaphore_await(sem_t *semaphore, uint64_t timeout_ns);
+
+#endif

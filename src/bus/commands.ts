@@ -1,0 +1,222 @@
+/**
+ * What a client asks of its agent: one MessagePack map for each command, checked where it is made and again where it is
+ * read. Nothing in a message is more than data.
+ */
+import { Packr } from "msgpackr";
+import { z } from "zod";
+import { TensorBusError } from "../errors.ts";
+import { isPrivateName } from "./semaphore.ts";
+import { tensorTableSchema } from "./tensor-table.ts";
+
+/** The most bytes of one command; 70,000 tensors with long names take about 7 MiB. */
+export const maxCommandBytes = 64 * 2 ** 20;
+
+/** What names a batch, the same on both sides. A whole number and the bigint of the same value are the same id. */
+export type BatchId = string | number | bigint;
+
+const u64 = z
+  .bigint()
+  .min(0n)
+  .max(2n ** 64n - 1n);
+const name = z.string().min(1).max(4096);
+/** Numbers travel as numbers as far as they are exact, and as 64-bit integers beyond. */
+const batchId = z.union([
+  name,
+  z.int(),
+  z
+    .bigint()
+    .min(-(2n ** 63n))
+    .max(2n ** 64n - 1n),
+]);
+
+/** An id in the one form that `===` and a map's keys compare rightly. */
+export function normalizeBatchId(id: BatchId): BatchId {
+  const parsed = batchId.safeParse(id);
+  if (!parsed.success) {
+    throw new TensorBusError("TB_COMMAND", `${String(id)} is no id of a batch: text or a 64-bit integer is`, {
+      details: { batchId: id },
+    });
+  }
+  const exact = typeof id === "bigint" && id >= Number.MIN_SAFE_INTEGER && id <= Number.MAX_SAFE_INTEGER;
+  return exact ? Number(id) : id;
+}
+
+/** The id as text, distinct for distinct ids: text and number of the same digits are two. */
+export function batchKey(id: BatchId): string {
+  return typeof id === "string" ? `s:${id}` : `n:${id}`;
+}
+
+const clientSchema = z.strictObject({
+  /** `randomClientId`: the client's byte in the lock file, and the first half of its commands' ids. */
+  id: u64.max(2n ** 62n - 1n),
+  pid: z.int().min(1),
+  startTime: u64,
+  boot: z.string().min(1).max(64),
+  uid: z.int().min(0),
+  /** Name of the wake semaphore that is posted when a result has been written. */
+  wake: z.string().max(255).refine(isPrivateName, "is no wake semaphore of this user"),
+});
+export type ClientIdentity = z.infer<typeof clientSchema>;
+
+const header = {
+  /** Of this client: rises by one with each of its commands. */
+  id: u64,
+  /** Milliseconds since 1970, for people only. */
+  timestamp: z.number(),
+  /** `generateSemaphoreName`: what the command is called in logs, and the client's semaphore for it. */
+  semaphore: z
+    .string()
+    .regex(/^\/[^/]+$/)
+    .max(255),
+  client: clientSchema,
+  /** `Moment`: it is not begun after this. */
+  deadline: z.strictObject({ boot: z.string().min(1).max(64), ns: u64 }),
+  /** Ids of this client's commands whose results it has read: the agent may forget them. */
+  acknowledged: z.array(u64).max(65_536),
+};
+
+const layoutSchema = z.strictObject({
+  mesh: z.strictObject({
+    shape: z.array(z.int().min(1)).min(1).max(8),
+    ranks: z.array(z.int().min(0)).max(2 ** 20),
+    dimNames: z.array(z.string().max(256)).max(8).optional(),
+  }),
+  /** In their text form: `formatPlacement`. */
+  placements: z.array(z.string().max(64)).min(1).max(8),
+  stridedShard: z.enum(["split", "order"]).optional(),
+});
+export type LayoutMessage = z.infer<typeof layoutSchema>;
+
+const sizeBytes = u64;
+const regionSchema = z.discriminatedUnion("kind", [
+  /** A sealed memfd of the client: its descriptor there, and what fstat says of it. */
+  z.strictObject({
+    kind: z.literal("shared"),
+    fd: z.int().min(0),
+    device: u64,
+    inode: u64,
+    bytes: sizeBytes,
+  }),
+  /** A CUDA IPC handle, the device by its UUID. */
+  z.strictObject({
+    kind: z.literal("cuda"),
+    handle: z.instanceof(Uint8Array).refine((handle) => handle.length === 64, "has not 64 bytes"),
+    device: z.string().min(1).max(64),
+    bytes: sizeBytes,
+  }),
+  /** Plain memory, known to the agent of the same process by this number. */
+  z.strictObject({ kind: z.literal("host"), key: u64, bytes: sizeBytes }),
+]);
+export type RegionMessage = z.infer<typeof regionSchema>;
+
+const bodies = {
+  InitPair: {
+    pair: name,
+    local: name,
+    remote: name,
+    /** Ranks that the local side has in all. */
+    worldSize: z
+      .int()
+      .min(1)
+      .max(2 ** 20),
+    /** Without one, rank i's whole tensor goes to rank i of the other side. */
+    layout: layoutSchema.optional(),
+  },
+  RegisterTensors: {
+    batch: batchId,
+    bucketBytes: z.int().min(1).optional(),
+    regions: z.array(regionSchema).min(1).max(1_000_000),
+    tensors: tensorTableSchema,
+  },
+  Transfer: { batch: batchId, direction: z.enum(["send", "recv"]) },
+  QueryStatus: { batch: batchId },
+  CleanupBatch: {
+    batch: batchId,
+    /** What the agent answered when it was registered: a batch that took the id later is another. */
+    instance: u64,
+  },
+} as const;
+
+export const commandTypes = [
+  "InitPair",
+  "RegisterTensors",
+  "Transfer",
+  "QueryStatus",
+  "CleanupBatch",
+] as const;
+export type CommandType = (typeof commandTypes)[number];
+
+function schemaOf<T extends CommandType>(type: T) {
+  return z.strictObject({ type: z.literal(type), ...header, ...bodies[type] });
+}
+const commandSchema = z.discriminatedUnion("type", [
+  schemaOf("InitPair"),
+  schemaOf("RegisterTensors"),
+  schemaOf("Transfer"),
+  schemaOf("QueryStatus"),
+  schemaOf("CleanupBatch"),
+]);
+const headerSchema = z.object({ type: z.enum(commandTypes), ...header });
+
+export type Command = z.infer<typeof commandSchema>;
+export type CommandOf<T extends CommandType> = Extract<Command, { type: T }>;
+/** What every command says of itself. */
+export type CommandHeader = z.infer<typeof headerSchema>;
+
+// Plain maps that any MessagePack reader reads; integers of 64 bits come as bigint.
+const packer = new Packr({ useRecords: false, mapsAsObjects: true, int64AsType: "bigint" });
+
+/** MessagePack of a value of the bus. */
+export function pack(value: unknown): Buffer {
+  // The packer lends its own buffer; what it gives is a part of that, and is not written again.
+  return packer.pack(value);
+}
+
+/** The value in those bytes; `TB_COMMAND` where they are no MessagePack. */
+export function unpack(bytes: Uint8Array): unknown {
+  try {
+    return packer.unpack(bytes);
+  } catch (cause) {
+    throw new TensorBusError("TB_COMMAND", `no MessagePack: ${(cause as Error).message}`, { cause });
+  }
+}
+
+function malformed(what: string, error: z.ZodError): TensorBusError {
+  const issue = error.issues[0];
+  const path = issue?.path.join(".") || "it";
+  return new TensorBusError("TB_COMMAND", `${what}: ${path}: ${issue?.message}`, {
+    details: { path, issues: error.issues.length },
+  });
+}
+
+/** Bytes of a checked command. `TB_COMMAND` for one that no agent would take. */
+export function encodeCommand(command: Command): Buffer {
+  const parsed = commandSchema.safeParse(command);
+  if (!parsed.success) throw malformed(`command ${command.type}`, parsed.error);
+  const bytes = pack(parsed.data);
+  if (bytes.length > maxCommandBytes) {
+    const message = `command ${command.type} has ${bytes.length} bytes, more than ${maxCommandBytes}`;
+    throw new TensorBusError("TB_COMMAND", message, {
+      details: { bytes: bytes.length, max: maxCommandBytes },
+    });
+  }
+  return bytes;
+}
+
+/** The command in those bytes, all of it checked. `TB_COMMAND` for whatever does not fit. */
+export function decodeCommand(bytes: Uint8Array): Command {
+  return checkCommand(unpack(bytes));
+}
+
+/** As `decodeCommand`, of what `unpack` gave. */
+export function checkCommand(message: unknown): Command {
+  const parsed = commandSchema.safeParse(message);
+  if (!parsed.success) throw malformed("a command", parsed.error);
+  return parsed.data;
+}
+
+/** Only what says whose command it is: enough to answer one whose body is malformed. `undefined` where that is too. */
+export function readHeader(message: unknown): CommandHeader | undefined {
+  const parsed = headerSchema.safeParse(message);
+  return parsed.success ? parsed.data : undefined;
+}
