@@ -7,7 +7,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
-const asc = join(dirname(createRequire(import.meta.url).resolve("assemblyscript")), "..", "bin", "asc.js");
+const asc = createRequire(import.meta.url).resolve("assemblyscript/bin/asc.js");
 mkdirSync(join(root, "build"), { recursive: true });
 execFileSync(
   process.execPath,

@@ -1,0 +1,55 @@
+/**
+ * All memory of one call: a stack that only grows, with marks to fall back to. The host drops the instance, or resets
+ * the arena, when the call is over, so that nothing is ever freed piece by piece.
+ */
+import { fail, TB_PLAN_TOO_LARGE } from "./error";
+
+let top: usize = (__heap_base + 15) & ~15;
+
+export function reset(): void {
+  top = (__heap_base + 15) & ~15;
+}
+
+/** `bytes` at a multiple of 8; contents are what was there before. */
+export function alloc(bytes: usize): usize {
+  const at = top;
+  ensure(at + bytes);
+  top = (at + bytes + 7) & ~7;
+  return at;
+}
+
+export function allocZero(bytes: usize): usize {
+  const at = alloc(bytes);
+  memory.fill(at, 0, bytes);
+  return at;
+}
+
+export function mark(): usize {
+  return top;
+}
+
+/** Gives back everything that was taken since `mark` answered `to`. */
+export function release(to: usize): void {
+  top = to;
+}
+
+/** Doubles what stands at `at` when `used` bytes fill it; answers where it stands now. In place where it is on top. */
+export function grow(at: usize, capacity: usize): usize {
+  if (at + ((capacity + 7) & ~7) == top) {
+    alloc(capacity);
+    return at;
+  }
+  const moved = alloc(capacity << 1);
+  memory.copy(moved, at, capacity);
+  return moved;
+}
+
+function ensure(end: usize): void {
+  const have = <usize>memory.size() << 16;
+  if (end <= have) return;
+  // A half more at a time: pages cost time to take, and the instance goes away when it is large.
+  let pages = <i32>((end - have + 0xffff) >> 16);
+  const ahead = <i32>min<usize>(have >> 17, 1024);
+  if (memory.grow(pages + ahead) >= 0) return;
+  if (memory.grow(pages) < 0) fail(TB_PLAN_TOO_LARGE, -1, <i64>end);
+}

@@ -1,0 +1,107 @@
+/**
+ * The planner: what the host (`src/plan/wasm.ts`) may call. One instance serves one question about one plan at a time:
+ * `reserve` and `open` give it the plan, then channels, then records, which the host reads where they lie.
+ */
+import { alloc, allocZero, reset } from "./arena";
+import { findChannel, findChannels, tableAt, tableLength, useTable, waveCount } from "./channels";
+import { dependencies as dependencyList, dependencyFirst, findDependencies } from "./depend";
+import { loadImage, reduces, world } from "./model";
+import {
+  bucketChannel,
+  bucketCount,
+  bucketFirst,
+  bucketSequence,
+  bucketSize,
+  order,
+  orderRecords,
+  usedCount,
+  usedWave,
+} from "./order";
+import { startRoutes } from "./route";
+import { NONE, recordBytes, recordCount, records, seen, toRecords } from "./sink";
+import { walkHome, walkRank } from "./walk";
+
+export { errorCode, errorValue } from "./error";
+
+/** Forgets everything, and makes room for the image of a plan. */
+export function begin(bytes: u32): usize {
+  reset();
+  return alloc(bytes);
+}
+
+export function reserve(bytes: u32): usize {
+  return alloc(bytes);
+}
+
+/** Takes the image that was written to `at`: the geometry of all patterns is made. */
+export function open(at: usize): void {
+  loadImage(at);
+  startRoutes();
+}
+
+export { findChannels, tableAt, tableLength, useTable, waveCount };
+
+/**
+ * Chunks that begin or end at `rank`, or of the whole world for -1, in order; answers how many there would be. With
+ * `dependencies` also what each bucket waits for; for that, chunks of other ranks may be gathered too.
+ */
+export function gather(rank: i32, limit: i64, dependencies: bool): i64 {
+  const homes = rank >= 0 && dependencies && reduces ? neighbours(<u32>rank) : 0;
+  toRecords(limit);
+  if (rank >= 0 && homes == 0) {
+    walkRank(<u32>rank);
+  } else {
+    for (let home: u32 = 0; home < world; home++) {
+      if (homes == 0 || load<u8>(homes + home) != 0) walkHome(home);
+    }
+  }
+  if (seen > limit) return seen;
+  orderRecords();
+  if (dependencies) findDependencies();
+  return seen;
+}
+
+/** Marks the homes of all chunks that begin or end at a rank. */
+function neighbours(rank: u32): usize {
+  const marks = allocZero(world);
+  store<u8>(marks + rank, 1);
+  for (let stage: u32 = 0; stage < 2; stage++) {
+    for (let home: u32 = 0; home < world; home++) {
+      const channel = findChannel(stage, home, rank);
+      if (channel != NONE) store<u8>(marks + home, 1);
+    }
+  }
+  return marks;
+}
+
+/** Where the answers of `gather` lie, by number. */
+export function answer(which: u32): u32 {
+  switch (which) {
+    case 0:
+      return <u32>records;
+    case 1:
+      return <u32>recordBytes;
+    case 2:
+      return recordCount;
+    case 3:
+      return <u32>order;
+    case 4:
+      return bucketCount;
+    case 5:
+      return <u32>bucketChannel;
+    case 6:
+      return <u32>bucketSequence;
+    case 7:
+      return <u32>bucketFirst;
+    case 8:
+      return <u32>bucketSize;
+    case 9:
+      return usedCount;
+    case 10:
+      return <u32>usedWave;
+    case 11:
+      return <u32>dependencyFirst;
+    default:
+      return <u32>dependencyList;
+  }
+}

@@ -1,0 +1,374 @@
+/**
+ * The image of a plan as the host lays it into memory (`src/plan/image.ts` writes it), and what is made of it once:
+ * meshes with their inverse, patterns with their axes, overlaps and offset tables.
+ */
+import { alloc, allocZero } from "./arena";
+import { Axis, layOut, ORDER, sameRuns, SPLIT } from "./axis";
+import { fail, TB_STRIDED_SHARD } from "./error";
+import { Overlap, sweep } from "./overlap";
+import { i32At, i64At, setI64, setU32, u32At } from "./words";
+
+const REPLICATE: i64 = 0;
+const SHARD: i64 = 1;
+const STRIDED: i64 = 2;
+const PARTIAL: i64 = 3;
+
+// Image header, u32 words.
+const WORLD = 0;
+const MESHES = 1;
+const PATTERNS = 2;
+const TENSORS = 3;
+const BUCKET_BYTES = 4;
+const BUCKETS_IN_FLIGHT = 5;
+const PEERS_IN_FLIGHT = 6;
+const CLASSES = 7;
+const MESH_AT = 8;
+const HOSTS_AT = 9;
+const PATTERN_AT = 10;
+const TENSOR_AT = 11;
+const CLASS_AT = 12;
+const CLASS_TENSORS_AT = 13;
+
+// Pattern record, i64 words.
+const PATTERN_WORDS = 88;
+const SHAPE_AT = 12;
+const SIDE_AT = 20;
+const SIDE_WORDS = 33;
+
+// @ts-ignore: decorator
+@unmanaged
+export class Mesh {
+  ndim: u32;
+  size: u32;
+  shape: usize;
+  strides: usize;
+  ranks: usize;
+  /** Index in `ranks` of every rank of the world, -1 for a rank outside. */
+  indexOf: usize;
+}
+
+/** One side of a pattern. Offsets are indices in the mesh's ranks, to be added to the base of the tensor's sub-mesh. */
+// @ts-ignore: decorator
+@unmanaged
+export class Side {
+  mesh: usize;
+  shape: usize;
+  /** Tensor dimension that each mesh dimension shards, -1 for none; -2 is Partial. */
+  shards: usize;
+  /** What one step of a coordinate adds to the group number, the replica or the contribution. */
+  weights: usize;
+  axes: usize;
+  /** For each tensor dimension: the offset of each group. */
+  groupOffsets: usize;
+  replicas: u32;
+  replicaOffsets: usize;
+  /** Ranks that hold contributions to one value; 1: nothing is partial. */
+  contributions: u32;
+  contributionOffsets: usize;
+}
+
+// @ts-ignore: decorator
+@unmanaged
+export class Pattern {
+  index: u32;
+  ndim: u32;
+  sourceDtype: u32;
+  targetDtype: u32;
+  sourceItem: i64;
+  targetItem: i64;
+  wireItem: i64;
+  /** The larger of the wire items of the stages that share the cut. */
+  cutItem: i64;
+  operator: u32;
+  divisor: i64;
+  shape: usize;
+  source: usize;
+  target: usize;
+  overlaps: usize;
+  /** Whether a rank can be on both sides. */
+  meeting: bool;
+}
+
+export let world: u32 = 0;
+export let tensorCount: u32 = 0;
+export let patternCount: u32 = 0;
+export let classCount: u32 = 0;
+export let bucketBytes: i64 = 0;
+export let bucketsInFlight: u32 = 0;
+export let peersInFlight: u32 = 0;
+/** The host of every rank, 0 without a topology. */
+export let hosts: usize = 0;
+/** Most dimensions of a tensor. */
+export let dimsMost: u32 = 0;
+/** Most ranks that hold one box. */
+export let holdersMost: u32 = 1;
+/** Whether a pattern has a reduce stage. */
+export let reduces: bool = false;
+
+let meshCount: u32 = 0;
+let meshes: usize = 0;
+let patterns: usize = 0;
+let tensors: usize = 0;
+let classes: usize = 0;
+let classTensors: usize = 0;
+let axisList: usize = 0;
+let overlapList: usize = 0;
+/** For each pair of meshes: 0 unknown, 1 apart, 2 sharing a rank. */
+let meetings: usize = 0;
+
+const TENSOR_BYTES: usize = 24;
+
+export function loadImage(image: usize): void {
+  world = u32At(image, WORLD);
+  meshCount = u32At(image, MESHES);
+  patternCount = u32At(image, PATTERNS);
+  tensorCount = u32At(image, TENSORS);
+  classCount = u32At(image, CLASSES);
+  bucketBytes = u32At(image, BUCKET_BYTES);
+  bucketsInFlight = u32At(image, BUCKETS_IN_FLIGHT);
+  peersInFlight = u32At(image, PEERS_IN_FLIGHT);
+  hosts = u32At(image, HOSTS_AT) == 0 ? 0 : image + u32At(image, HOSTS_AT);
+  tensors = image + u32At(image, TENSOR_AT);
+  classes = image + u32At(image, CLASS_AT);
+  classTensors = image + u32At(image, CLASS_TENSORS_AT);
+  axisList = 0;
+  overlapList = 0;
+  dimsMost = 0;
+  holdersMost = 1;
+  reduces = false;
+  loadMeshes(image + u32At(image, MESH_AT));
+  meetings = allocZero(meshCount * meshCount);
+  patterns = alloc(<usize>patternCount << 2);
+  for (let index: u32 = 0; index < patternCount; index++) {
+    const record = image + u32At(image, PATTERN_AT) + <usize>index * PATTERN_WORDS * 8;
+    setU32(patterns, index, <u32>loadPattern(record, index));
+  }
+}
+
+function loadMeshes(at: usize): void {
+  meshes = alloc(<usize>meshCount << 2);
+  for (let index: u32 = 0; index < meshCount; index++) {
+    const mesh = changetype<Mesh>(alloc(offsetof<Mesh>()));
+    mesh.ndim = load<u32>(at);
+    mesh.size = load<u32>(at, 4);
+    mesh.shape = at + 8;
+    mesh.ranks = at + 40;
+    at += 40 + ((<usize>mesh.size * 4 + 7) & ~7);
+    mesh.strides = alloc(32);
+    let stride: u32 = 1;
+    for (let dim = mesh.ndim; dim > 0; dim--) {
+      setU32(mesh.strides, dim - 1, stride);
+      stride *= u32At(mesh.shape, dim - 1);
+    }
+    mesh.indexOf = alloc(<usize>world << 2);
+    memory.fill(mesh.indexOf, 0xff, <usize>world << 2);
+    for (let position: u32 = 0; position < mesh.size; position++) {
+      setU32(mesh.indexOf, u32At(mesh.ranks, position), position);
+    }
+    setU32(meshes, index, <u32>changetype<usize>(mesh));
+  }
+}
+
+function loadPattern(record: usize, index: u32): usize {
+  const pattern = changetype<Pattern>(alloc(offsetof<Pattern>()));
+  const sourceMesh = <u32>i64At(record, 0);
+  const targetMesh = <u32>i64At(record, 1);
+  pattern.index = index;
+  pattern.ndim = <u32>i64At(record, 2);
+  pattern.sourceDtype = <u32>i64At(record, 3);
+  pattern.targetDtype = <u32>i64At(record, 4);
+  pattern.sourceItem = i64At(record, 5);
+  pattern.targetItem = i64At(record, 6);
+  pattern.wireItem = min(pattern.sourceItem, pattern.targetItem);
+  pattern.operator = <u32>i64At(record, 8);
+  pattern.divisor = i64At(record, 9);
+  pattern.shape = record + SHAPE_AT * 8;
+  pattern.source = loadSide(pattern, record + SIDE_AT * 8, sourceMesh, 0);
+  pattern.target = loadSide(pattern, record + (SIDE_AT + SIDE_WORDS) * 8, targetMesh, 1);
+  pattern.meeting = meet(sourceMesh, targetMesh);
+  const source = changetype<Side>(pattern.source);
+  const target = changetype<Side>(pattern.target);
+  pattern.cutItem = source.contributions > 1 ? pattern.sourceItem : pattern.wireItem;
+  if (source.contributions > 1) reduces = true;
+  dimsMost = max(dimsMost, pattern.ndim);
+  holdersMost = max(holdersMost, source.replicas * source.contributions);
+  pattern.overlaps = alloc(<usize>pattern.ndim << 2);
+  for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
+    setU32(pattern.overlaps, dim, <u32>findOverlap(u32At(source.axes, dim), u32At(target.axes, dim)));
+  }
+  return changetype<usize>(pattern);
+}
+
+function meet(a: u32, b: u32): bool {
+  const at = meetings + a * meshCount + b;
+  if (load<u8>(at) == 0) {
+    const one = changetype<Mesh>(u32At(meshes, a));
+    const other = changetype<Mesh>(u32At(meshes, b));
+    let shared: u8 = 1;
+    for (let position: u32 = 0; position < one.size && shared == 1; position++) {
+      if (i32At(other.indexOf, u32At(one.ranks, position)) >= 0) shared = 2;
+    }
+    store<u8>(at, shared);
+  }
+  return load<u8>(at) == 2;
+}
+
+function loadSide(pattern: Pattern, words: usize, mesh: u32, which: i32): usize {
+  const side = changetype<Side>(alloc(offsetof<Side>()));
+  side.mesh = u32At(meshes, mesh);
+  const ndim = changetype<Mesh>(side.mesh).ndim;
+  side.shape = alloc(32);
+  side.shards = alloc(32);
+  side.weights = alloc(32);
+  for (let dim: u32 = 0; dim < ndim; dim++) {
+    setU32(side.shape, dim, <u32>i64At(words, 1 + dim));
+    const kind = i64At(words, 9 + dim);
+    const shards = kind == SHARD || kind == STRIDED ? <i32>i64At(words, 17 + dim) : kind == PARTIAL ? -2 : -1;
+    setU32(side.shards, dim, <u32>shards);
+  }
+  for (let dim = ndim; dim > 0; dim--) {
+    let weight: u32 = 1;
+    for (let later = dim; later < ndim; later++) {
+      if (u32At(side.shards, later) == u32At(side.shards, dim - 1)) weight *= u32At(side.shape, later);
+    }
+    setU32(side.weights, dim - 1, weight);
+  }
+  side.axes = alloc(<usize>pattern.ndim << 2);
+  side.groupOffsets = alloc(<usize>pattern.ndim << 2);
+  for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
+    setU32(side.axes, dim, <u32>findAxis(pattern, side, words, <i32>dim, ndim, which));
+    setU32(side.groupOffsets, dim, <u32>offsetsOf(side, <i32>dim));
+  }
+  side.replicas = countOf(side, -1);
+  side.replicaOffsets = offsetsOf(side, -1);
+  side.contributions = countOf(side, -2);
+  side.contributionOffsets = offsetsOf(side, -2);
+  return changetype<usize>(side);
+}
+
+function countOf(side: Side, shards: i32): u32 {
+  let count: u32 = 1;
+  for (let dim: u32 = 0; dim < changetype<Mesh>(side.mesh).ndim; dim++) {
+    if (i32At(side.shards, dim) == shards) count *= u32At(side.shape, dim);
+  }
+  return count;
+}
+
+/** Offsets of all coordinates on the mesh dimensions that shard one tensor dimension, row-major. */
+function offsetsOf(side: Side, shards: i32): usize {
+  const mesh = changetype<Mesh>(side.mesh);
+  const count = countOf(side, shards);
+  const offsets = alloc(<usize>count << 2);
+  setU32(offsets, 0, 0);
+  let filled: u32 = 1;
+  for (let dim: u32 = 0; dim < mesh.ndim; dim++) {
+    if (i32At(side.shards, dim) != shards) continue;
+    const size = u32At(side.shape, dim);
+    const stride = u32At(mesh.strides, dim);
+    // From the last entry down, so that what is still to be read is not overwritten.
+    for (let entry = filled; entry > 0; entry--) {
+      const base = u32At(offsets, entry - 1);
+      for (let step = size; step > 0; step--) {
+        setU32(offsets, (entry - 1) * size + step - 1, base + (step - 1) * stride);
+      }
+    }
+    filled *= size;
+  }
+  return offsets;
+}
+
+function findAxis(pattern: Pattern, side: Side, words: usize, dim: i32, ndim: u32, which: i32): usize {
+  const sizes = alloc(32);
+  const factors = alloc(64);
+  let dims: u32 = 0;
+  let strided = false;
+  for (let meshDim: u32 = 0; meshDim < ndim; meshDim++) {
+    if (i32At(side.shards, meshDim) != dim) continue;
+    const isStrided = i64At(words, 9 + meshDim) == STRIDED;
+    setU32(sizes, dims, u32At(side.shape, meshDim));
+    setI64(factors, dims, isStrided ? i64At(words, 25 + meshDim) : 0);
+    if (isStrided) strided = true;
+    dims++;
+  }
+  const length = i64At(pattern.shape, dim);
+  const reading = <i32>i64At(words, 0);
+  if (!strided) return internAxis(length, SPLIT, dims, sizes, factors);
+  const axis = internAxis(length, reading == 0 ? SPLIT : reading, dims, sizes, factors);
+  const other = reading == 0 ? internAxis(length, ORDER, dims, sizes, factors) : axis;
+  if (axis == 0 || other == 0) fail(TB_STRIDED_SHARD, pattern.index, which, dim, 1);
+  if (axis != other && !sameRuns(changetype<Axis>(axis), changetype<Axis>(other))) {
+    fail(TB_STRIDED_SHARD, pattern.index, which, dim, 0);
+  }
+  return axis;
+}
+
+/** The axis of these properties, made once; 0 where its reading has no meaning. */
+function internAxis(length: i64, reading: i32, dims: u32, sizes: usize, factors: usize): usize {
+  for (let at = axisList; at != 0; at = changetype<Axis>(at).next) {
+    const axis = changetype<Axis>(at);
+    if (
+      axis.length == length &&
+      axis.reading == reading &&
+      axis.dims == dims &&
+      memory.compare(axis.sizes, sizes, <usize>dims << 2) == 0 &&
+      memory.compare(axis.factors, factors, <usize>dims << 3) == 0
+    ) {
+      return at;
+    }
+  }
+  const axis = changetype<Axis>(alloc(offsetof<Axis>()));
+  axis.length = length;
+  axis.reading = reading;
+  axis.dims = dims;
+  axis.sizes = sizes;
+  axis.factors = factors;
+  if (!layOut(axis)) return 0;
+  axis.next = axisList;
+  axisList = changetype<usize>(axis);
+  return axisList;
+}
+
+function findOverlap(source: usize, target: usize): usize {
+  for (let at = overlapList; at != 0; at = changetype<Overlap>(at).next) {
+    const overlap = changetype<Overlap>(at);
+    if (overlap.source == source && overlap.target == target) return at;
+  }
+  const overlap = changetype<Overlap>(alloc(offsetof<Overlap>()));
+  overlap.source = source;
+  overlap.target = target;
+  sweep(overlap);
+  overlap.next = overlapList;
+  overlapList = changetype<usize>(overlap);
+  return overlapList;
+}
+
+export function patternAt(index: u32): Pattern {
+  return changetype<Pattern>(u32At(patterns, index));
+}
+export function tensorPattern(tensor: u32): u32 {
+  return load<u32>(tensors + <usize>tensor * TENSOR_BYTES);
+}
+export function tensorSourceBase(tensor: u32): u32 {
+  return load<u32>(tensors + <usize>tensor * TENSOR_BYTES, 4);
+}
+export function tensorTargetBase(tensor: u32): u32 {
+  return load<u32>(tensors + <usize>tensor * TENSOR_BYTES, 8);
+}
+/** The tensor's number among those of its pattern and source sub-mesh. */
+export function tensorOrdinal(tensor: u32): u32 {
+  return load<u32>(tensors + <usize>tensor * TENSOR_BYTES, 12);
+}
+/** Grows by one where the source layout changes from one tensor to the next. */
+export function tensorRun(tensor: u32): u32 {
+  return load<u32>(tensors + <usize>tensor * TENSOR_BYTES, 16);
+}
+/** Tensors of one pattern and one sub-mesh on each side are a class; these are its tensors, ascending. */
+export function classFirst(index: u32): u32 {
+  return u32At(classes, index);
+}
+export function classTensor(at: u32): u32 {
+  return u32At(classTensors, at);
+}
+export function meshAt(index: u32): Mesh {
+  return changetype<Mesh>(u32At(meshes, index));
+}

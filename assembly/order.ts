@@ -1,0 +1,161 @@
+/**
+ * Order and buckets: records are put in the order (wave, source, destination), and each channel is cut into buckets:
+ * as many chunks as fit into `bucketBytes`, each at a multiple of 16.
+ */
+import { alloc, allocZero } from "./arena";
+import { channelCount, channelOf, channelWave } from "./channels";
+import { bucketBytes, tensorRun } from "./model";
+import { NONE, recordAt, recordCount } from "./sink";
+import { sortByKey } from "./sort";
+import { i64At, setI64, setU32, u32At } from "./words";
+
+/** Record numbers in the order of chunks. */
+export let order: usize = 0;
+/** Channels that have records, in order: a record of each, and where its chunks and buckets begin. */
+export let usedCount: u32 = 0;
+export let usedFirst: usize = 0;
+export let usedBucket: usize = 0;
+export let usedWave: usize = 0;
+/** Buckets in order: channel (its place among the used), sequence, first chunk (a place in `order`), payload bytes. */
+export let bucketCount: u32 = 0;
+export let bucketChannel: usize = 0;
+export let bucketSequence: usize = 0;
+export let bucketFirst: usize = 0;
+export let bucketSize: usize = 0;
+
+// @ts-ignore: decorator
+@inline
+export function recordSource(record: usize): u32 {
+  return load<u32>(record);
+}
+// @ts-ignore: decorator
+@inline
+export function recordTarget(record: usize): u32 {
+  return load<u32>(record, 4);
+}
+// @ts-ignore: decorator
+@inline
+export function recordTensor(record: usize): u32 {
+  return load<u32>(record, 8);
+}
+// @ts-ignore: decorator
+@inline
+export function recordStage(record: usize): u32 {
+  return load<u8>(record, 12);
+}
+// @ts-ignore: decorator
+@inline
+export function recordBytesOf(record: usize): i64 {
+  return load<i64>(record, 32);
+}
+// @ts-ignore: decorator
+@inline
+export function recordBucket(record: usize): u32 {
+  return load<u32>(record, 40);
+}
+
+/** Sorts all records by channel, channels by (wave, source, destination); the walk's order stays within a channel. */
+export function orderRecords(): void {
+  const slots = channelCount(0) + channelCount(1);
+  const counts = allocZero(<usize>slots << 2);
+  const wave = alloc(<usize>slots << 2);
+  const keys = alloc(<usize>slots << 3);
+  const used = alloc(<usize>slots << 2);
+  usedCount = 0;
+  let lastKey: i64 = -1;
+  let lastSlot: u32 = 0;
+  for (let index: u32 = 0; index < recordCount; index++) {
+    const record = recordAt(index);
+    const stage = recordStage(record);
+    const key = ((<i64>stage) << 40) | ((<i64>recordSource(record)) << 20) | recordTarget(record);
+    if (key != lastKey) {
+      lastKey = key;
+      const channel = channelOf(stage, recordSource(record), recordTarget(record));
+      lastSlot = channel + (stage == 0 ? 0 : channelCount(0));
+      if (u32At(counts, lastSlot) == 0) {
+        setU32(wave, lastSlot, channelWave(stage, channel));
+        setI64(
+          keys,
+          lastSlot,
+          ((<i64>u32At(wave, lastSlot)) << 40) | ((<i64>recordSource(record)) << 20) | recordTarget(record),
+        );
+        setU32(used, usedCount++, lastSlot);
+      }
+    }
+    setU32(counts, lastSlot, u32At(counts, lastSlot) + 1);
+    store<u32>(record, lastSlot, 40);
+  }
+  sortByKey(used, usedCount, keys);
+  usedFirst = alloc((<usize>usedCount + 1) << 2);
+  usedWave = alloc(<usize>usedCount << 2);
+  let sum: u32 = 0;
+  for (let at: u32 = 0; at < usedCount; at++) {
+    const slot = u32At(used, at);
+    setU32(usedFirst, at, sum);
+    setU32(usedWave, at, u32At(wave, slot));
+    sum += u32At(counts, slot);
+    setU32(counts, slot, u32At(usedFirst, at));
+  }
+  setU32(usedFirst, usedCount, sum);
+  order = alloc(<usize>recordCount << 2);
+  for (let index: u32 = 0; index < recordCount; index++) {
+    const slot = load<u32>(recordAt(index), 40);
+    setU32(order, u32At(counts, slot), index);
+    setU32(counts, slot, u32At(counts, slot) + 1);
+  }
+  cutBuckets();
+}
+
+/** Numbers buckets through all channels and writes bucket and index into each record. */
+function cutBuckets(): void {
+  usedBucket = alloc((<usize>usedCount + 1) << 2);
+  bucketCount = 0;
+  for (let at: u32 = 0; at < usedCount; at++) {
+    setU32(usedBucket, at, bucketCount);
+    let filled: i64 = 0;
+    let index: u32 = 0;
+    let run: u32 = NONE;
+    const end = u32At(usedFirst, at + 1);
+    for (let place = u32At(usedFirst, at); place < end; place++) {
+      const record = recordAt(u32At(order, place));
+      const start = (filled + 15) & ~15;
+      // Contributions of one source layout only: all contributors to an owner then cut into the same buckets.
+      const recordRun = recordStage(record) == 0 ? tensorRun(recordTensor(record)) : 0;
+      if (index == 0 || recordRun != run || start + recordBytesOf(record) > bucketBytes) {
+        bucketCount++;
+        index = 0;
+        filled = recordBytesOf(record);
+      } else {
+        filled = start + recordBytesOf(record);
+      }
+      run = recordRun;
+      store<u32>(record, bucketCount - 1, 40);
+      store<u32>(record, index++, 44);
+    }
+  }
+  setU32(usedBucket, usedCount, bucketCount);
+  listBuckets();
+}
+
+function listBuckets(): void {
+  bucketChannel = alloc(<usize>bucketCount << 2);
+  bucketSequence = alloc(<usize>bucketCount << 2);
+  bucketFirst = alloc((<usize>bucketCount + 1) << 2);
+  bucketSize = alloc(<usize>bucketCount << 3);
+  for (let at: u32 = 0; at < usedCount; at++) {
+    const end = u32At(usedFirst, at + 1);
+    for (let place = u32At(usedFirst, at); place < end; place++) {
+      const record = recordAt(u32At(order, place));
+      const bucket = recordBucket(record);
+      if (load<u32>(record, 44) == 0) {
+        setU32(bucketChannel, bucket, at);
+        setU32(bucketSequence, bucket, bucket - u32At(usedBucket, at));
+        setU32(bucketFirst, bucket, place);
+        setI64(bucketSize, bucket, recordBytesOf(record));
+      } else {
+        setI64(bucketSize, bucket, ((i64At(bucketSize, bucket) + 15) & ~15) + recordBytesOf(record));
+      }
+    }
+  }
+  setU32(bucketFirst, bucketCount, recordCount);
+}

@@ -1,0 +1,31 @@
+/** Arrays in the arena: an address and an index. */
+// @ts-ignore: decorator
+@inline
+export function u32At(at: usize, index: u32): u32 {
+  return load<u32>(at + (<usize>index << 2));
+}
+// @ts-ignore: decorator
+@inline
+export function i32At(at: usize, index: u32): i32 {
+  return load<i32>(at + (<usize>index << 2));
+}
+// @ts-ignore: decorator
+@inline
+export function setU32(at: usize, index: u32, value: u32): void {
+  store<u32>(at + (<usize>index << 2), value);
+}
+// @ts-ignore: decorator
+@inline
+export function i64At(at: usize, index: u32): i64 {
+  return load<i64>(at + (<usize>index << 3));
+}
+// @ts-ignore: decorator
+@inline
+export function setI64(at: usize, index: u32, value: i64): void {
+  store<i64>(at + (<usize>index << 3), value);
+}
+// @ts-ignore: decorator
+@inline
+export function ceilDiv(a: i64, b: i64): i64 {
+  return a == 0 ? 0 : (a - 1) / b + 1;
+}

@@ -1,0 +1,25 @@
+/** `tensorbus/plan`: the planner, with nothing native, for Node.js and browsers. */
+export { type ErrorCode, errorCodes, TensorBusError } from "../errors.ts";
+export {
+  DeviceMesh,
+  type DeviceMeshOptions,
+  type DType,
+  dtypes,
+  formatPlacement,
+  itemSize,
+  type Layout,
+  Partial,
+  type PartialOp,
+  type Placement,
+  parsePlacement,
+  partialOps,
+  Replicate,
+  Shard,
+  StridedShard,
+  type StridedShardReading,
+} from "../layout/index.ts";
+export { formatVersion, plannerVersion } from "./codec.ts";
+export { Plan, planTransfer, type RankOption } from "./plan.ts";
+export { Program, type ProgramBuffer } from "./program.ts";
+export type * from "./types.ts";
+export { verifyChunks } from "./verify.ts";

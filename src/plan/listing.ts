@@ -1,0 +1,177 @@
+import { TensorBusError } from "../errors.ts";
+import { Question, type Subject } from "./question.ts";
+import type { Bucket, Chunk, ChunkKind, Stage } from "./types.ts";
+
+/** The answers of `gather`, by the numbers of `answer` in `assembly/index.ts`. */
+const answers = {
+  records: 0,
+  recordBytes: 1,
+  recordCount: 2,
+  order: 3,
+  bucketCount: 4,
+  bucketChannel: 5,
+  bucketSequence: 6,
+  bucketFirst: 7,
+  bucketSize: 8,
+  usedCount: 9,
+  usedWave: 10,
+  dependencyFirst: 11,
+  dependencies: 12,
+} as const;
+
+const headBytes = 48;
+const kinds: readonly ChunkKind[] = ["copy", "send", "reduce"];
+const none: readonly string[] = Object.freeze([]);
+
+/** Views on what was gathered. */
+interface Gathered {
+  readonly recordWords: Uint32Array;
+  readonly recordLongs: BigInt64Array;
+  readonly wordsPerRecord: number;
+  readonly dims: number;
+  readonly count: number;
+  readonly order: Uint32Array;
+  readonly bucketCount: number;
+  readonly bucketChannel: Uint32Array;
+  readonly bucketSequence: Uint32Array;
+  readonly bucketFirst: Uint32Array;
+  readonly bucketSize: BigInt64Array;
+  readonly wave: Uint32Array;
+  readonly dependencyFirst: Uint32Array;
+  readonly dependencies: Uint32Array;
+}
+
+function gather(
+  question: Question,
+  subject: Subject,
+  rank: number | undefined,
+  forBuckets: boolean,
+): Gathered {
+  const most = subject.input.maxChunks;
+  const count = question.ask((planner) => planner.gather(rank ?? -1, BigInt(most), forBuckets ? 1 : 0));
+  if (count > BigInt(most)) throw tooLarge(question, count, most);
+  const { buffer } = question.planner;
+  const at = question.ask((planner) => Object.values(answers).map((which) => planner.answer(which)));
+  const words = (which: number, length: number) => new Uint32Array(buffer, at[which]!, length);
+  const recordBytes = at[answers.recordBytes]!;
+  const recordCount = at[answers.recordCount]!;
+  const bucketCount = at[answers.bucketCount]!;
+  const dependencyFirst = forBuckets
+    ? words(answers.dependencyFirst, bucketCount + 1)
+    : new Uint32Array(bucketCount + 1);
+  return {
+    recordWords: words(answers.records, (recordBytes / 4) * recordCount),
+    recordLongs: new BigInt64Array(buffer, at[answers.records]!, (recordBytes / 8) * recordCount),
+    wordsPerRecord: recordBytes / 4,
+    dims: (recordBytes - headBytes) / 24,
+    count: recordCount,
+    order: words(answers.order, recordCount),
+    bucketCount,
+    bucketChannel: words(answers.bucketChannel, bucketCount),
+    bucketSequence: words(answers.bucketSequence, bucketCount),
+    bucketFirst: words(answers.bucketFirst, bucketCount + 1),
+    bucketSize: new BigInt64Array(buffer, at[answers.bucketSize]!, bucketCount),
+    wave: words(answers.usedWave, at[answers.usedCount]!),
+    dependencyFirst,
+    dependencies: words(answers.dependencies, dependencyFirst[bucketCount]!),
+  };
+}
+
+function tooLarge(question: Question, count: bigint, most: number): TensorBusError {
+  question.end();
+  return new TensorBusError("TB_PLAN_TOO_LARGE", `${count} chunks, more than maxChunks (${most})`, {
+    details: { chunks: count, maxChunks: most },
+  });
+}
+
+function bucketId(gathered: Gathered, bucket: number): string {
+  const at = gathered.order[gathered.bucketFirst[bucket]!]! * gathered.wordsPerRecord;
+  const words = gathered.recordWords;
+  return `${words[at + 3]! & 0xff}:${words[at]}:${words[at + 1]}:${gathered.bucketSequence[bucket]}`;
+}
+
+export function* listChunks(subject: Subject, rank: number | undefined): Generator<Chunk, void, undefined> {
+  if (rank !== undefined && rank >= subject.input.world) return;
+  const question = new Question(subject).withChannels();
+  try {
+    const gathered = gather(question, subject, rank, false);
+    const { recordWords, order } = gathered;
+    let last = -1;
+    let id = "";
+    for (let place = 0; place < gathered.count; place++) {
+      const at = order[place]! * gathered.wordsPerRecord;
+      const bucket = recordWords[at + 10]!;
+      if (bucket !== last) {
+        last = bucket;
+        id = bucketId(gathered, bucket);
+      }
+      yield chunkAt(gathered, at, id, gathered.wave[gathered.bucketChannel[bucket]!]!);
+    }
+  } finally {
+    question.end();
+  }
+}
+
+function chunkAt(gathered: Gathered, at: number, bucket: string, wave: number): Chunk {
+  const { recordWords: words, recordLongs: longs, dims } = gathered;
+  const flags = words[at + 3]!;
+  const ndim = (flags >>> 16) & 0xff;
+  const offsets = (at + headBytes / 4) / 2;
+  const srcOffsets: bigint[] = new Array(ndim);
+  const dstOffsets: bigint[] = new Array(ndim);
+  const lengths: bigint[] = new Array(ndim);
+  for (let dim = 0; dim < ndim; dim++) {
+    srcOffsets[dim] = longs[offsets + dim]!;
+    dstOffsets[dim] = longs[offsets + dims + dim]!;
+    lengths[dim] = longs[offsets + 2 * dims + dim]!;
+  }
+  const stage = (flags & 0xff) as Stage;
+  return {
+    id: `${bucket}:${words[at + 11]}`,
+    stage,
+    kind: kinds[(flags >>> 8) & 0xff]!,
+    srcRank: words[at]!,
+    dstRank: words[at + 1]!,
+    tensor: words[at + 2]!,
+    from: flags >>> 24 === 0 ? "source" : "reduced",
+    to: stage === 0 ? "reduced" : "target",
+    srcOffsets,
+    dstOffsets,
+    lengths,
+    bytes: longs[at / 2 + 4]!,
+    bucket,
+    wave,
+  };
+}
+
+export function* listBuckets(subject: Subject, rank: number | undefined): Generator<Bucket, void, undefined> {
+  if (rank !== undefined && rank >= subject.input.world) return;
+  const question = new Question(subject).withChannels();
+  try {
+    const gathered = gather(question, subject, rank, true);
+    for (let bucket = 0; bucket < gathered.bucketCount; bucket++) {
+      const at = gathered.order[gathered.bucketFirst[bucket]!]! * gathered.wordsPerRecord;
+      const [srcRank, dstRank] = [gathered.recordWords[at]!, gathered.recordWords[at + 1]!];
+      // With a rank, buckets that its own wait for were gathered too, at ranks that it has nothing to do with.
+      if (rank !== undefined && srcRank !== rank && dstRank !== rank) continue;
+      yield {
+        id: bucketId(gathered, bucket),
+        stage: (gathered.recordWords[at + 3]! & 0xff) as Stage,
+        wave: gathered.wave[gathered.bucketChannel[bucket]!]!,
+        srcRank,
+        dstRank,
+        bytes: gathered.bucketSize[bucket]!,
+        waitsFor: waitsFor(gathered, bucket),
+      };
+    }
+  } finally {
+    question.end();
+  }
+}
+
+function waitsFor(gathered: Gathered, bucket: number): readonly string[] {
+  const first = gathered.dependencyFirst[bucket]!;
+  const end = gathered.dependencyFirst[bucket + 1]!;
+  if (first === end) return none;
+  return Array.from(gathered.dependencies.subarray(first, end), (other) => bucketId(gathered, other));
+}

@@ -1,0 +1,95 @@
+import { TensorBusError } from "../errors.ts";
+import { fail } from "./check.ts";
+import { decodeInput, encodePlan, type Routing } from "./codec.ts";
+import { makeImage } from "./image.ts";
+import { listBuckets, listChunks } from "./listing.ts";
+import { normalize } from "./normalize.ts";
+import { Question, type Subject } from "./question.ts";
+import type { Bucket, Chunk, PlanInput } from "./types.ts";
+import { verifyChunks } from "./verify.ts";
+
+export interface RankOption {
+  /** Only what begins or ends at this rank. */
+  readonly rank?: number;
+}
+
+/** Every chunk, bucket, stage and dependency of a batch and direction, for all ranks; as plain bytes. */
+export class Plan {
+  /** SHA-256 of `bytes`, as hexadecimal text: equal on every rank that plans the same. */
+  readonly digest: string;
+  /** The canonical bytes: `docs/plan-format.md`. */
+  readonly bytes: Uint8Array;
+  readonly #subject: Subject;
+  readonly #routing: readonly Routing[];
+
+  private constructor(subject: Subject, routing: readonly Routing[], bytes: Uint8Array, digest: string) {
+    this.#subject = subject;
+    this.#routing = routing;
+    this.bytes = bytes;
+    this.digest = digest;
+  }
+
+  /** Plans an input. The readings of strided shards are checked here; chunks are made when they are asked for. */
+  static of(input: PlanInput): Plan {
+    const normal = normalize(input);
+    const subject: Subject = { input: normal, image: makeImage(normal), table: undefined };
+    new Question(subject).end();
+    const reason = normal.strategy === "direct" ? "asked for" : "no topology";
+    const routing = normal.patterns.map((): Routing => ({ strategy: "direct", reason }));
+    const { bytes, digest } = encodePlan(normal, routing);
+    return new Plan(subject, routing, bytes, digest);
+  }
+
+  /**
+   * Reads canonical bytes. `TB_PLAN_FORMAT` if they are damaged, of another format, or of a planner that would answer
+   * otherwise.
+   */
+  static load(bytes: Uint8Array): Plan {
+    const input = decodeInput(bytes);
+    let plan: Plan;
+    try {
+      plan = Plan.of(input);
+    } catch (cause) {
+      if (!(cause instanceof TensorBusError)) throw cause;
+      throw new TensorBusError("TB_PLAN_FORMAT", `a damaged plan: ${cause.message}`, { cause });
+    }
+    if (plan.bytes.length !== bytes.length || !plan.bytes.every((byte, index) => byte === bytes[index])) {
+      throw fail("TB_PLAN_FORMAT", "a damaged plan: it is not what its input is planned to", {
+        digest: plan.digest,
+      });
+    }
+    return plan;
+  }
+
+  /** The input as the plan holds it: defaults filled in, meshes as they are. */
+  get input(): PlanInput {
+    return decodeInput(this.bytes);
+  }
+
+  /** Chunks by (stage, wave, bucket, index). `TB_PLAN_TOO_LARGE` if they are more than `maxChunks`. */
+  *chunks(options: RankOption = {}): Generator<Chunk, void, undefined> {
+    yield* listChunks(this.#subject, checkRank(options));
+  }
+
+  /** Buckets by (stage, wave, source, destination, sequence). `TB_PLAN_TOO_LARGE` as for `chunks`. */
+  *buckets(options: RankOption = {}): Generator<Bucket, void, undefined> {
+    yield* listBuckets(this.#subject, checkRank(options));
+  }
+
+  /** Proves the plan by code that shares nothing with the planner. `TB_PLAN_INVALID` if it does not hold. */
+  verify(): void {
+    verifyChunks(this.input, this.chunks(), this.buckets());
+  }
+}
+
+function checkRank({ rank }: RankOption): number | undefined {
+  if (rank !== undefined && (!Number.isSafeInteger(rank) || rank < 0)) {
+    throw new TypeError(`rank must be an integer of 0 and more, got ${String(rank)}`);
+  }
+  return rank;
+}
+
+/** Plans the transfer of tensors between the sides of their pairs. */
+export async function planTransfer(input: PlanInput): Promise<Plan> {
+  return Plan.of(input);
+}
