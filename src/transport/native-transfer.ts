@@ -54,7 +54,9 @@ export class NativeTransfer implements PreparedTransfer {
     this.#checkUsable();
     const deadline = new Deadline(options);
     const round = options.round ?? this.#lastRound + 1;
-    if (!Number.isSafeInteger(round) || round < 1) throw new TypeError(`not a round: ${round}`);
+    if (!Number.isSafeInteger(round) || round <= this.#lastRound) {
+      throw new TypeError(`round ${round} does not follow round ${this.#lastRound}`);
+    }
     if (this.#pending !== undefined) {
       throw new TensorBusError("TB_BUSY", `a round of ${this.key} is under way`, {
         details: { key: this.key },

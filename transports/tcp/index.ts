@@ -1,10 +1,8 @@
-import { lookup } from "node:dns/promises";
-import { BlockList, isIP } from "node:net";
-import { TensorBusError } from "../../src/errors.ts";
 import { NativeSession } from "../../src/transport/native-session.ts";
 import { checkMembership, integerOption } from "../../src/transport/open-options.ts";
 import { PeerDirectory } from "../../src/transport/peer-directory.ts";
 import type { OpenOptions, Transport, TransportCapabilities } from "../../src/transport/transport.ts";
+import { resolveEndpoint } from "./endpoint.ts";
 import { loadSecrets, type SecretOptions } from "./secret.ts";
 
 export interface TcpTransportOptions extends SecretOptions {
@@ -12,7 +10,10 @@ export interface TcpTransportOptions extends SecretOptions {
   readonly host?: string;
   /** The port to listen on; default 0, a free one. A port can serve one session at a time. */
   readonly port?: number;
-  /** What others connect to: an address or a name; default `host`, and needed where that is `0.0.0.0` or `::`. */
+  /**
+   * What others connect to, where that is not `host` and the port that is listened on: an address or a name, or either
+   * with a port (`node7:9000`, `[fd00::7]:9000`). Needed where `host` is `0.0.0.0` or `::`.
+   */
   readonly advertise?: string;
   /** Sockets per pair of ranks: 1 to 16, default 1. */
   readonly connections?: number;
@@ -35,10 +36,6 @@ const capabilities: TransportCapabilities = {
   checksum: true,
 };
 
-const loopbackAddresses = new BlockList();
-loopbackAddresses.addSubnet("127.0.0.0", 8, "ipv4");
-loopbackAddresses.addAddress("::1", "ipv6");
-
 /**
  * Moves tensors between processes over TCP. Every rank listens; of two ranks that a program joins, one connects. Both
  * prove that they know the secret before anything else is read. Traffic is not encrypted: see this folder's README.
@@ -60,19 +57,27 @@ export function tcp(options: TcpTransportOptions = {}): Transport {
     capabilities,
     async open(open: OpenOptions) {
       const membership = checkMembership(open);
-      const { listenHost, loopback, advertise } = await resolveHosts(options);
-      const secrets = await loadSecrets(options, loopback);
+      const endpoint = await resolveEndpoint(options);
+      const secrets = await loadSecrets(options, endpoint.loopback);
       const namespace = options.namespace ?? open.store.namespace;
       const scope = { transport: "tcp", namespace, generation: membership.generation, secrets };
       const directory = new PeerDirectory(open.store, scope);
       const session = new NativeSession({
         capabilities,
-        options: { kind: "tcp", ...membership, ...tuning, listenHost, listenPort: port, namespace },
+        options: {
+          kind: "tcp",
+          ...membership,
+          ...tuning,
+          listenHost: endpoint.listenHost,
+          listenPort: port,
+          namespace,
+        },
         secrets,
         directory,
       });
       try {
-        await directory.publish(membership.rank, { host: advertise, port: session.port }, open);
+        const { host, port = session.port } = endpoint.advertised;
+        await directory.publish(membership.rank, { host, port }, open);
       } catch (error) {
         await session.close();
         throw error;
@@ -80,33 +85,4 @@ export function tcp(options: TcpTransportOptions = {}): Transport {
       return session;
     },
   };
-}
-
-/** The numeric address to listen on, whether others can reach it, and what they are told. */
-async function resolveHosts({ host = "127.0.0.1", advertise }: TcpTransportOptions): Promise<{
-  readonly listenHost: string;
-  readonly loopback: boolean;
-  readonly advertise: string;
-}> {
-  const listenHost = isIP(host) === 0 ? await lookUpHost(host) : host;
-  const family = isIP(listenHost) === 6 ? "ipv6" : "ipv4";
-  if (advertise === undefined && (listenHost === "0.0.0.0" || /^[0:]+$/.test(listenHost))) {
-    throw new TypeError(`listening on ${listenHost} needs advertise: the address that others connect to`);
-  }
-  return {
-    listenHost,
-    loopback: loopbackAddresses.check(listenHost, family),
-    advertise: advertise ?? listenHost,
-  };
-}
-
-async function lookUpHost(host: string): Promise<string> {
-  try {
-    return (await lookup(host)).address;
-  } catch (cause) {
-    throw new TensorBusError("TB_CONNECT", `${host}, where to listen, can not be looked up`, {
-      details: { host },
-      cause,
-    });
-  }
 }

@@ -1,0 +1,57 @@
+import { lookup } from "node:dns/promises";
+import { BlockList, isIP } from "node:net";
+import { TensorBusError } from "../../src/errors.ts";
+
+export interface Endpoint {
+  /** The numeric address to listen on. */
+  readonly listenHost: string;
+  /** True if only processes of this host can reach it. */
+  readonly loopback: boolean;
+  /** What others connect to; without a port, the one that is listened on. */
+  readonly advertised: { readonly host: string; readonly port?: number };
+}
+
+const loopbackAddresses = new BlockList();
+loopbackAddresses.addSubnet("127.0.0.0", 8, "ipv4");
+loopbackAddresses.addAddress("::1", "ipv6");
+const anyAddresses = new BlockList();
+anyAddresses.addAddress("0.0.0.0", "ipv4");
+anyAddresses.addAddress("::", "ipv6");
+
+/** Where a session listens, and what it tells others. `TB_CONNECT` where the name of `host` leads nowhere. */
+export async function resolveEndpoint(options: {
+  readonly host?: string;
+  readonly advertise?: string;
+}): Promise<Endpoint> {
+  const { host = "127.0.0.1", advertise } = options;
+  const listenHost = isIP(host) === 0 ? await lookUp(host) : host;
+  const family = isIP(listenHost) === 6 ? "ipv6" : "ipv4";
+  if (advertise === undefined && anyAddresses.check(listenHost, family)) {
+    throw new TypeError(`listening on ${listenHost} needs advertise: the address that others connect to`);
+  }
+  const loopback = loopbackAddresses.check(listenHost, family);
+  return { listenHost, loopback, advertised: parseAdvertised(advertise ?? listenHost) };
+}
+
+/** `host`, `host:port` or `[host]:port`; a bare IPv6 address has colons of its own. */
+function parseAdvertised(text: string): Endpoint["advertised"] {
+  if (isIP(text) !== 0) return { host: text };
+  const match = /^(?:\[([^\]]+)\]|([^:[\]]+))(?::(\d{1,5}))?$/.exec(text);
+  const host = match?.[1] ?? match?.[2];
+  const port = match?.[3] === undefined ? undefined : Number(match[3]);
+  if (host === undefined || port === 0 || (port ?? 0) > 65_535) {
+    throw new TypeError(`advertise must be an address or a name, with or without a port, not ${text}`);
+  }
+  return port === undefined ? { host } : { host, port };
+}
+
+async function lookUp(host: string): Promise<string> {
+  try {
+    return (await lookup(host)).address;
+  } catch (cause) {
+    throw new TensorBusError("TB_CONNECT", `${host}, where to listen, can not be looked up`, {
+      details: { host },
+      cause,
+    });
+  }
+}
