@@ -46,14 +46,14 @@ export function expectedValue(source: NaiveSide, tensor: number, id: number): nu
 /**
  * Runs a plan on real arrays and throws where a target differs from what it should hold, an element is not written
  * exactly once, or something is read before it is complete. Without `random` in the order of waves; with it in a
- * random order that `waitsFor` allows, chunks of a bucket shuffled.
+ * random order that `waitsFor` allows, chunks of a bucket shuffled. Returns the targets: by tensor, by rank, the values.
  */
 export function simulate(
   input: PlanInput,
   chunks: Iterable<Chunk>,
   buckets: Iterable<Bucket>,
   options: { readonly random?: Random; readonly tensors?: readonly NaiveTensor[] } = {},
-): void {
+): ReadonlyMap<number, readonly number[]>[] {
   const world = new World(input, options.tensors);
   const contents = new Map<string, Chunk[]>();
   for (const chunk of chunks) {
@@ -69,6 +69,7 @@ export function simulate(
     for (const chunk of inside) world.run(chunk);
   }
   world.check();
+  return world.targets();
 }
 
 function waveOrder(buckets: readonly Bucket[]): Bucket[] {
@@ -140,6 +141,10 @@ class World {
         });
       }
     });
+  }
+
+  targets(): Map<number, number[]>[] {
+    return this.#targets.map((byRank) => new Map([...byRank].map(([rank, { values }]) => [rank, values])));
   }
 
   #read(chunk: Chunk, cell: readonly number[]): number {

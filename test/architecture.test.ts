@@ -1,0 +1,268 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { builtinModules } from "node:module";
+import { dirname, join, normalize, relative, sep } from "node:path";
+import { describe, expect, it } from "vitest";
+
+/** The folders and import directions of the design. Paths are from the root, with slashes. */
+const root = join(import.meta.dirname, "..");
+
+interface Import {
+  /** A path from the root for a file of ours, the specifier for a package. */
+  readonly target: string;
+  readonly package: boolean;
+  readonly typeOnly: boolean;
+}
+
+interface SourceFile {
+  readonly path: string;
+  /** Without comments. */
+  readonly code: string;
+  readonly lines: number;
+  readonly imports: readonly Import[];
+}
+
+function filesOf(folder: string, extensions: readonly string[]): string[] {
+  const found: string[] = [];
+  for (const entry of readdirSync(join(root, folder), { withFileTypes: true })) {
+    const path = `${folder}/${entry.name}`;
+    if (["node_modules", "build", "dist", "golden"].includes(entry.name)) continue;
+    if (entry.isDirectory()) found.push(...filesOf(path, extensions));
+    else if (extensions.some((extension) => entry.name.endsWith(extension))) found.push(path);
+  }
+  return found;
+}
+
+/** Generated, not committed. */
+const generated = ["src/plan/wasm-module.ts"];
+
+function readSource(path: string): SourceFile {
+  const text = readFileSync(join(root, path), "utf8");
+  const code = text.replace(/\/\*[\s\S]*?\*\//g, "").replace(/^\s*\/\/.*$/gm, "");
+  return { path, code, lines: text.trimEnd().split("\n").length, imports: importsOf(path, code) };
+}
+
+/** Static imports, re-exports and dynamic imports of one file. */
+function importsOf(path: string, code: string): Import[] {
+  const imports: Import[] = [];
+  const add = (specifier: string, typeOnly: boolean): void => {
+    const local = specifier.startsWith(".");
+    const target = local
+      ? normalize(join(dirname(path), specifier))
+          .split(sep)
+          .join("/")
+      : specifier;
+    imports.push({ target, package: !local, typeOnly });
+  };
+  const statement = /^(?:import|export)\s(?:(type)\s)?([^;"']*?)\sfrom\s*["']([^"']+)["']/gm;
+  for (const [, type, names, specifier] of code.matchAll(statement)) {
+    const listed = /^\{([\s\S]*)\}$/.exec(names!.trim())?.[1];
+    const each = listed
+      ?.split(",")
+      .map((name) => name.trim())
+      .filter((name) => name !== "");
+    add(specifier!, type !== undefined || (each?.every((name) => name.startsWith("type ")) ?? false));
+  }
+  for (const [, specifier] of code.matchAll(/^import\s*["']([^"']+)["']/gm)) add(specifier!, false);
+  for (const [, specifier] of code.matchAll(/\bimport\(\s*["']([^"']+)["']/g)) add(specifier!, false);
+  for (const [, specifier] of code.matchAll(/\brequire\(\s*["']([^"']+)["']/g)) add(specifier!, false);
+  return imports;
+}
+
+const source = ["src", "transports", "assembly"]
+  .flatMap((folder) => filesOf(folder, [".ts"]))
+  .filter((path) => !generated.includes(path))
+  .map(readSource);
+
+/** The part of the design that a file belongs to: a folder of src, or a file that stands alone there. */
+function areaOf(path: string): string {
+  const match = /^src\/([^/]+?)(?:\.ts|\/.*)$/.exec(path);
+  return match?.[1] ?? path.split("/")[0]!;
+}
+
+const anything = [
+  "errors",
+  "deadline",
+  "layout",
+  "plan",
+  "ffi",
+  "memory",
+  "store",
+  "transport",
+  "exec",
+  "model",
+];
+
+/** What each area of src may import besides itself. */
+const directions: Readonly<Record<string, readonly string[]>> = {
+  errors: [],
+  deadline: ["errors"],
+  layout: ["errors"],
+  plan: ["errors", "layout"],
+  ffi: ["errors", "deadline", "layout"],
+  memory: ["errors", "deadline", "layout", "ffi"],
+  store: ["errors", "deadline"],
+  transport: ["errors", "deadline", "layout", "ffi", "memory", "store", "plan"],
+  exec: ["errors", "deadline", "layout", "memory", "transport", "plan"],
+  model: ["errors", "deadline", "layout", "ffi", "plan"],
+  bus: anything,
+  index: [...anything, "bus"],
+  cli: [...anything, "bus", "index", "transports"],
+};
+
+/** Where a package, or a global of the engine, may be used. */
+const confined: Readonly<Record<string, RegExp>> = {
+  koffi: /^src\/ffi\//,
+  lmdb: /^src\/bus\//,
+  commander: /^src\/cli\//,
+  "cli-progress": /^src\/cli\//,
+  "cli-table3": /^src\/cli\//,
+  picocolors: /^src\/cli\//,
+  rxjs: /^(src\/(exec|transport|bus|cli|index)|transports)\b/,
+};
+
+function breaches(rule: (file: SourceFile, imported: Import) => boolean): string[] {
+  return source.flatMap((file) =>
+    file.imports
+      .filter((imported) => rule(file, imported))
+      .map(({ target }) => `${file.path} imports ${target}`),
+  );
+}
+
+describe("import directions", () => {
+  it("sees the files and their imports", () => {
+    expect(source.length).toBeGreaterThan(30);
+    expect(source.flatMap(({ imports }) => imports).length).toBeGreaterThan(100);
+    const sample = 'import a, {\n  b,\n} from "./x.ts";\nexport * from "p";\nawait import("q");\nimport "r";';
+    expect(importsOf("src/plan/y.ts", sample).map(({ target }) => target)).toEqual([
+      "src/plan/x.ts",
+      "p",
+      "r",
+      "q",
+    ]);
+    const types =
+      'import type { A } from "a";\nimport { type B, type C } from "b";\nimport { type D, e } from "c";';
+    expect(importsOf("src/y.ts", types).map(({ typeOnly }) => typeOnly)).toEqual([true, true, false]);
+  });
+
+  it("src knows its areas", () => {
+    const areas = new Set(
+      source.filter(({ path }) => path.startsWith("src/")).map(({ path }) => areaOf(path)),
+    );
+    expect([...areas].filter((area) => !(area in directions))).toEqual([]);
+  });
+
+  it("each area of src imports only what stands below it", () => {
+    const wrong = breaches((file, imported) => {
+      const allowed = directions[areaOf(file.path)];
+      if (allowed === undefined || imported.package || !file.path.startsWith("src/")) return false;
+      const area = areaOf(imported.target);
+      return area !== areaOf(file.path) && !allowed.includes(area);
+    });
+    expect(wrong).toEqual([]);
+  });
+
+  it("src imports transports in cli/ only", () => {
+    expect(
+      breaches(
+        ({ path }, { target }) =>
+          path.startsWith("src/") && !path.startsWith("src/cli/") && target.startsWith("transports/"),
+      ),
+    ).toEqual([]);
+  });
+
+  it("a transport imports the seams below it, and never a sibling", () => {
+    const wrong = breaches(({ path }, { target, package: isPackage, typeOnly }) => {
+      const own = /^transports\/[^/]+\//.exec(path)?.[0];
+      if (own === undefined || isPackage || target.startsWith(own)) return false;
+      if (/^src\/(transport|memory|ffi)\/|^src\/(errors|deadline)\.ts$/.test(target)) return false;
+      return !(typeOnly && /^src\/(plan\/program|plan\/types|store\/store)\.ts$/.test(target));
+    });
+    expect(wrong).toEqual([]);
+  });
+
+  it("assembly/ imports nothing outside", () => {
+    const wrong = breaches(
+      ({ path }, { target, package: isPackage }) =>
+        path.startsWith("assembly/") && (isPackage || !target.startsWith("assembly/")),
+    );
+    expect(wrong).toEqual([]);
+  });
+
+  it("the planner's door runs without Node.js", () => {
+    const byPath = new Map(source.map((file) => [file.path, file]));
+    const reached = new Set(["src/plan/index.ts"]);
+    const wrong: string[] = [];
+    for (const path of reached) {
+      for (const { target, package: isPackage, typeOnly } of byPath.get(path)?.imports ?? []) {
+        if (typeOnly) continue;
+        if (!isPackage) reached.add(target);
+        else if (!/^(zod|@noble\/hashes)(\/|$)/.test(target)) wrong.push(`${path} imports ${target}`);
+      }
+      if (/\b(process|Buffer|__dirname)\b\s*[.[(]/.test(byPath.get(path)?.code ?? ""))
+        wrong.push(`${path} uses a global of Node.js`);
+    }
+    expect(reached.size).toBeGreaterThan(5);
+    expect(wrong).toEqual([]);
+  });
+});
+
+describe("packages", () => {
+  it("stay in the folders that the design gives them", () => {
+    const wrong = breaches(({ path }, { target, typeOnly }) => {
+      const home = confined[target.split("/")[0]!];
+      return home !== undefined && !typeOnly && !home.test(path);
+    });
+    expect(wrong).toEqual([]);
+  });
+
+  it("WebAssembly is used in src/plan/ only", () => {
+    const users = source.filter(
+      ({ path, code }) => path.startsWith("src/") && /\bWebAssembly\s*\./.test(code),
+    );
+    const plain = users.map(({ path }) => path).filter((path) => !path.startsWith("src/plan/"));
+    expect(plain).toEqual([]);
+    expect(users.length).toBe(1);
+  });
+
+  it("are dependencies, and Node.js is named by node:", () => {
+    const { dependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as {
+      dependencies: Record<string, string>;
+    };
+    const wrong = breaches(({ path }, { target, package: isPackage }) => {
+      if (!isPackage || path.startsWith("assembly/")) return false;
+      const name = target
+        .split("/")
+        .slice(0, target.startsWith("@") ? 2 : 1)
+        .join("/");
+      if (target.startsWith("node:")) return !builtinModules.includes(target.slice("node:".length));
+      return !(name in dependencies);
+    });
+    expect(wrong).toEqual([]);
+  });
+});
+
+describe("files", () => {
+  it("export by name", () => {
+    expect(source.filter(({ code }) => /^export default\b/m.test(code)).map(({ path }) => path)).toEqual([]);
+  });
+
+  it("import files with their extension", () => {
+    expect(
+      breaches(
+        ({ path }, { target, package: isPackage }) =>
+          !path.startsWith("assembly/") && !isPackage && !target.endsWith(".ts"),
+      ),
+    ).toEqual([]);
+  });
+
+  it("can be read in one sitting", () => {
+    const more = [
+      ...filesOf("test", [".ts"]),
+      ...filesOf("bench", [".ts", ".mjs"]),
+      ...filesOf("scripts", [".mjs"]),
+      ...filesOf("native", [".c", ".h"]),
+    ];
+    const long = [...source, ...more.map(readSource)].filter(({ lines }) => lines > 500);
+    expect(long.map(({ path, lines }) => `${relative(root, join(root, path))}: ${lines} lines`)).toEqual([]);
+  });
+});

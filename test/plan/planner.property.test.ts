@@ -1,0 +1,200 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { TensorBusError } from "../../src/errors.ts";
+import { type Plan, planTransfer } from "../../src/plan/index.ts";
+import type { Bucket, Chunk, PlanInput } from "../../src/plan/types.ts";
+import { verifyChunks } from "../../src/plan/verify.ts";
+import { planInputs } from "./arbitrary.ts";
+import { mutations } from "./mutations.ts";
+import { UnreadableShard } from "./naive-holdings.ts";
+import { type NaiveTensor, type NaiveTotals, naiveTensors, naiveTotals } from "./naive-planner.ts";
+import { Random } from "./random.ts";
+import { simulate } from "./simulator.ts";
+
+/** Both planners agree whether the input has a meaning; `undefined` where it has none. */
+async function planBoth(
+  input: PlanInput,
+): Promise<{ readonly plan: Plan; readonly tensors: readonly NaiveTensor[] } | undefined> {
+  let tensors: readonly NaiveTensor[] | undefined;
+  try {
+    tensors = naiveTensors(input);
+  } catch (error) {
+    if (!(error instanceof UnreadableShard)) throw error;
+  }
+  try {
+    const plan = await planTransfer(input);
+    if (tensors === undefined) throw new Error("planned a strided shard that has no one meaning");
+    return { plan, tensors };
+  } catch (error) {
+    if (!(error instanceof TensorBusError) || tensors !== undefined) throw error;
+    expect(error.code).toBe("TB_STRIDED_SHARD");
+    return undefined;
+  }
+}
+
+function movedElements(chunks: readonly Chunk[]): NaiveTotals {
+  const totals = { copy: 0n, send: 0n, reduce: 0n };
+  for (const { kind, lengths } of chunks) totals[kind] += lengths.reduce((a, b) => a * b, 1n);
+  return totals;
+}
+
+/** (stage, wave, source, destination, sequence, index) of a chunk, or of a bucket without the index. */
+function orderKey(item: Chunk | Bucket): number[] {
+  const [stage, ...rest] = item.id.split(":").map(Number);
+  return [stage!, item.wave, ...rest];
+}
+
+function expectAscending(items: readonly (Chunk | Bucket)[]): void {
+  const keys = items.map(orderKey);
+  keys.forEach((key, at) => {
+    if (at === 0) return;
+    const before = keys[at - 1]!;
+    const place = key.findIndex((value, index) => value !== before[index]);
+    expect(place >= 0 && key[place]! > before[place]!, `${before} before ${key}`).toBe(true);
+  });
+}
+
+/** Few enough waves a stage, few enough channels of a wave at a receiver, and no stage among another's waves. */
+function checkWaves(buckets: readonly Bucket[], peersInFlight: number): void {
+  let before = 0;
+  for (const stage of [0, 1, 2]) {
+    const channels = new Map(
+      buckets.filter((b) => b.stage === stage).map((b) => [`${b.srcRank}>${b.dstRank}`, b]),
+    );
+    const arrivals = new Map<string, number>();
+    const degrees = new Map<string, number>();
+    const count = (map: Map<string, number>, key: string): void => void map.set(key, (map.get(key) ?? 0) + 1);
+    let last = before - 1;
+    for (const { srcRank, dstRank, wave } of channels.values()) {
+      count(arrivals, `${wave}:${dstRank}`);
+      count(degrees, `out ${srcRank}`);
+      count(degrees, `in ${dstRank}`);
+      expect(wave).toBeGreaterThanOrEqual(before);
+      last = Math.max(last, wave);
+    }
+    expect(Math.max(0, ...arrivals.values())).toBeLessThanOrEqual(peersInFlight);
+    const bound = 2 * Math.ceil(Math.max(0, ...degrees.values()) / peersInFlight);
+    expect(last + 1 - before).toBeLessThanOrEqual(bound);
+    before = last + 1;
+  }
+}
+
+function checkByRank(
+  plan: Plan,
+  chunks: readonly Chunk[],
+  buckets: readonly Bucket[],
+  ranks: number[],
+): void {
+  for (const rank of ranks) {
+    const touches = (item: Chunk | Bucket): boolean => item.srcRank === rank || item.dstRank === rank;
+    expect([...plan.chunks({ rank })]).toEqual(chunks.filter(touches));
+    expect([...plan.buckets({ rank })]).toEqual(buckets.filter(touches));
+  }
+}
+
+/** Every rank of either side, and one that is on none. */
+function ranksOf(input: PlanInput): number[] {
+  const sides = Object.values(input.pairs).flatMap(({ source, target }) => [source, target]);
+  const ranks = new Set(sides.flatMap(({ mesh }) => [...mesh.ranks]));
+  return [...ranks, Math.max(...ranks) + 1];
+}
+
+async function checkAll(input: PlanInput, seed: number): Promise<boolean> {
+  const both = await planBoth(input);
+  if (both === undefined) return false;
+  const { plan, tensors } = both;
+  const chunks = [...plan.chunks()];
+  const buckets = [...plan.buckets()];
+  verifyChunks(input, chunks, buckets);
+  simulate(input, chunks, buckets, { tensors });
+  simulate(input, chunks, buckets, { tensors, random: new Random(seed) });
+  expect(movedElements(chunks)).toEqual(naiveTotals(tensors));
+  expectAscending(chunks);
+  expectAscending(buckets);
+  checkWaves(buckets, input.peersInFlight ?? 4);
+  checkByRank(plan, chunks, buckets, ranksOf(input));
+  return true;
+}
+
+describe("random plans against the naive planner and the simulator", () => {
+  const cases = {
+    "any reading, tiny shapes": {
+      inputs: planInputs({ extent: 7, readings: ["split", "order", undefined] }),
+      runs: 2000,
+    },
+    "the split reading, uneven shapes": {
+      inputs: planInputs({ extent: 12, readings: ["split"] }),
+      runs: 1000,
+    },
+    "one dimension, long enough to be cut": {
+      inputs: planInputs({ extent: 2500, ndim: 1, bucketBytes: fc.constantFrom(4096, 4100, 6000) }),
+      runs: 150,
+    },
+    "three dimensions": {
+      inputs: planInputs({ extent: 5, ndim: 3, readings: ["split", "order"] }),
+      runs: 500,
+    },
+  };
+  for (const [name, { inputs, runs }] of Object.entries(cases)) {
+    it(name, { timeout: 120_000 }, async () => {
+      let planned = 0;
+      const property = fc.asyncProperty(inputs, fc.nat(), async (input, seed) => {
+        if (await checkAll(input, seed)) planned++;
+      });
+      await fc.assert(property, { seed: 3, numRuns: runs });
+      expect(planned).toBeGreaterThan(runs / 3);
+    });
+  }
+});
+
+/** Shapes of megabytes, which only the proof by intervals can follow. */
+const largeInputs = planInputs({
+  extent: 3000,
+  ndim: 2,
+  bucketBytes: fc.constantFrom(undefined, 1 << 16, 300_000),
+});
+
+describe("random plans of large tensors", () => {
+  it("are proved, and their waves are few", { timeout: 120_000 }, async () => {
+    const property = fc.asyncProperty(largeInputs, async (input) => {
+      const plan = await planTransfer(input);
+      const chunks = [...plan.chunks()];
+      const buckets = [...plan.buckets()];
+      verifyChunks(input, chunks, buckets);
+      checkWaves(buckets, input.peersInFlight ?? 4);
+      expect(plan.digest).toBe((await planTransfer(structuredInput(input))).digest);
+    });
+    await fc.assert(property, { seed: 4, numRuns: 120 });
+  });
+});
+
+/** The same input in other objects, its keys in another order. */
+function structuredInput(input: PlanInput): PlanInput {
+  const reversed = Object.fromEntries(Object.entries(input).reverse()) as unknown as PlanInput;
+  return { ...reversed, tensors: input.tensors.map((tensor) => ({ ...tensor })) };
+}
+
+describe("the proof on mutated plans", () => {
+  const inputs = planInputs({ extent: 9, readings: ["split"] });
+  it("catches every mutation", { timeout: 120_000 }, async () => {
+    const caught = new Map<string, number>();
+    const names = Object.keys(mutations);
+    const property = fc.asyncProperty(
+      inputs,
+      fc.constantFrom(...names),
+      fc.nat(),
+      async (input, name, seed) => {
+        const plan = await planTransfer(input);
+        const lists = { chunks: [...plan.chunks()], buckets: [...plan.buckets()] };
+        const changed = mutations[name]!(input, lists, new Random(seed));
+        if (changed === undefined) return;
+        caught.set(name, (caught.get(name) ?? 0) + 1);
+        expect(() => verifyChunks(input, changed.chunks, changed.buckets)).toThrow(
+          expect.objectContaining({ code: "TB_PLAN_INVALID" }),
+        );
+      },
+    );
+    await fc.assert(property, { seed: 5, numRuns: 3000 });
+    expect(names.filter((name) => !caught.has(name))).toEqual([]);
+  });
+});

@@ -1,0 +1,186 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { itemSize } from "../../src/layout/index.ts";
+import { planTransfer } from "../../src/plan/index.ts";
+import type { Bucket, Chunk, PlanInput } from "../../src/plan/types.ts";
+import { planInputs } from "./arbitrary.ts";
+import { naiveTensors } from "./naive-planner.ts";
+import { LocalMemory, wireType } from "./program-memory.ts";
+import {
+  type Descriptor,
+  type ProgramChannel,
+  type ProgramEnd,
+  type ReadProgram,
+  readProgram,
+} from "./program-reader.ts";
+import { checkProgram } from "./program-rules.ts";
+import { runPrograms } from "./program-runner.ts";
+import { Random } from "./random.ts";
+
+/** The fewest loops over the longest runs that visit a box in row-major order. */
+function flatten(
+  offsets: readonly bigint[],
+  lengths: readonly bigint[],
+  strides: readonly number[],
+  size: number,
+): Descriptor {
+  const offset = offsets.reduce((at, value, dim) => at + Number(value) * strides[dim]! * size, 0);
+  const loops: { count: number; stride: number }[] = [];
+  let run = size;
+  for (let dim = lengths.length - 1; dim >= 0; dim--) {
+    const count = Number(lengths[dim]);
+    const stride = strides[dim]! * size;
+    const inner = loops[0];
+    if (count === 1) continue;
+    if (inner === undefined && stride === run) run *= count;
+    else if (inner !== undefined && stride === inner.count * inner.stride) inner.count *= count;
+    else loops.unshift({ count, stride });
+  }
+  return { offset, loops, run };
+}
+
+function channelKey(rank: number, { stage, direction, peer }: ProgramChannel): string {
+  return direction === "receive" ? `${stage}:${peer}:${rank}` : `${stage}:${rank}:${peer}`;
+}
+
+interface PlannedRank {
+  readonly input: PlanInput;
+  readonly program: ReadProgram;
+  readonly memory: LocalMemory;
+  readonly chunks: readonly Chunk[];
+  readonly buckets: readonly Bucket[];
+}
+
+/** The program is the rank's chunks and buckets, no more and no less. */
+function checkAgainstChunks({ input, program, memory, chunks, buckets }: PlannedRank): void {
+  const byBucket = new Map(buckets.map((bucket) => [bucket.id, bucket]));
+  const ids: string[] = [];
+  for (const channel of program.channels) {
+    channel.buckets.forEach((index, sequence) => {
+      const id = `${channelKey(program.rank, channel)}:${sequence}`;
+      ids[index] = id;
+      const planned = byBucket.get(id);
+      const { bytes } = program.buckets[index]!;
+      expect({ id, wave: channel.wave, bytes: BigInt(bytes) }).toEqual({
+        id,
+        wave: planned?.wave,
+        bytes: planned?.bytes,
+      });
+    });
+  }
+  expect(ids.toSorted()).toEqual([...byBucket.keys()].toSorted());
+  program.buckets.forEach((bucket, index) => {
+    const planned = chunks.filter((chunk) => chunk.bucket === ids[index]);
+    expect(planned.length).toBe(bucket.chunks.length);
+    const { srcRank, waitsFor } = byBucket.get(ids[index]!)!;
+    const awaited = bucket.dependencies.map((other) => ids[other]!).toSorted();
+    if (srcRank === program.rank) checkAwaited(program, ids, awaited, waitsFor);
+    else expect(awaited).toEqual([]);
+    planned.forEach((chunk, at) => {
+      const lowered = bucket.chunks[at]!;
+      const { dtype, targetDtype = dtype } = input.tensors[chunk.tensor]!;
+      const reduce = chunk.kind === "reduce";
+      expect(lowered.tensor).toBe(chunk.tensor);
+      expect(lowered.elements).toBe(Number(chunk.lengths.reduce((a, b) => a * b, 1n)));
+      expect(lowered.reduce).toBe(reduce);
+      const types = {
+        source: dtype,
+        wire: reduce ? dtype : wireType(dtype, targetDtype),
+        destination: reduce ? dtype : targetDtype,
+      };
+      expect(lowered.types).toEqual(types);
+      const end = (from: ProgramEnd, kind: Chunk["from"], offsets: readonly bigint[]): void => {
+        if (from.kind === "peer") return;
+        expect(from.kind).toBe(kind === "reduced" ? "piece" : "buffer");
+        if (from.kind !== "buffer" || kind === "reduced") return;
+        expect(program.buffers[from.buffer]).toMatchObject({ tensor: chunk.tensor, kind });
+        const strides = memory.strides(program.rank, chunk.tensor, kind);
+        const size = itemSize(kind === "source" ? dtype : targetDtype);
+        expect(from.descriptor).toEqual(flatten(offsets, chunk.lengths, strides, size));
+      };
+      end(lowered.source, chunk.from, chunk.srcOffsets);
+      end(lowered.destination, chunk.to, chunk.dstOffsets);
+    });
+  });
+}
+
+/** A program may name only the last of buckets that are folded one after the other; the plan names all. */
+function checkAwaited(
+  program: ReadProgram,
+  ids: readonly string[],
+  awaited: readonly string[],
+  waitsFor: readonly string[],
+): void {
+  const closed = new Set<string>();
+  for (const id of awaited) {
+    let index: number | undefined = ids.indexOf(id);
+    while (index !== undefined) {
+      closed.add(ids[index]!);
+      index = program.buckets[index]!.foldAfter;
+    }
+  }
+  expect([...closed].toSorted()).toEqual(waitsFor.toSorted());
+}
+
+function checkBuffers({ input, program, memory }: PlannedRank): void {
+  for (const { tensor, kind, dtype, span, elements } of program.buffers) {
+    const { dtype: from, targetDtype = from } = input.tensors[tensor]!;
+    expect(dtype).toBe(kind === "source" ? from : targetDtype);
+    const bytes = memory.of(program.rank, tensor, kind);
+    expect(span).toBeLessThanOrEqual(bytes.length);
+    const [side] = naiveTensors(input).slice(tensor, tensor + 1);
+    expect(elements).toBe(side![kind].byRank.get(program.rank)!.ids.length);
+  }
+}
+
+async function checkPrograms(input: PlanInput, seed: number): Promise<number> {
+  const random = new Random(seed);
+  const tensors = naiveTensors(input);
+  const memory = new LocalMemory(input, tensors, random);
+  const plan = await planTransfer(input);
+  const sides = tensors.flatMap(({ source, target }) => [...source.byRank.keys(), ...target.byRank.keys()]);
+  const ranks = [...new Set(sides)].sort((a, b) => a - b);
+  const programs = ranks.map((rank) => {
+    const strides = memory.stridesOf(rank);
+    const { bytes, digest } = plan.program(rank, strides.size === 0 ? {} : { strides });
+    const program = readProgram(bytes);
+    expect([program.rank, program.digest, digest]).toEqual([rank, plan.digest, plan.digest]);
+    checkProgram(program);
+    const planned = {
+      input,
+      program,
+      memory,
+      chunks: [...plan.chunks({ rank })],
+      buckets: [...plan.buckets({ rank })],
+    };
+    checkAgainstChunks(planned);
+    checkBuffers(planned);
+    return program;
+  });
+  runPrograms(programs, (rank, tensor, kind) => memory.of(rank, tensor, kind), random);
+  memory.checkTargets();
+  const idle = plan.program(Math.max(...ranks) + 1);
+  expect(readProgram(idle.bytes).channels).toEqual([]);
+  return programs.reduce((sum, { pieces }) => sum + pieces.length, 0);
+}
+
+describe("programs of all ranks, run on bytes", () => {
+  const cases = {
+    "tiny shapes with any strides": { inputs: planInputs({ extent: 6, readings: ["split"] }), runs: 400 },
+    "one dimension of several buckets": {
+      inputs: planInputs({ extent: 1500, ndim: 1, bucketBytes: fc.constantFrom(4096, 4500) }),
+      runs: 60,
+    },
+    "three dimensions": { inputs: planInputs({ extent: 5, ndim: 3 }), runs: 150 },
+  };
+  for (const [name, { inputs, runs }] of Object.entries(cases)) {
+    it(name, { timeout: 120_000 }, async () => {
+      let pieces = 0;
+      const property = fc.asyncProperty(inputs, fc.nat(), async (input, seed) => {
+        pieces += await checkPrograms(input, seed);
+      });
+      await fc.assert(property, { seed: 6, numRuns: runs });
+      expect(pieces).toBeGreaterThan(runs);
+    });
+  }
+});
