@@ -1,0 +1,39 @@
+import type { ErrorCode } from "../../errors.ts";
+
+/** What the supervisor tells a rank's process before anything else. */
+export interface RankJob {
+  readonly kind: "job";
+  readonly rank: number;
+  readonly world: number;
+  readonly role: "source" | "target";
+  /** Where the supervisor wrote the plan's bytes. */
+  readonly planPath: string;
+  readonly checkpoint: string;
+  /** The target's file; its writer keeps it under a temporary name until `commit`. */
+  readonly outPath: string | undefined;
+  readonly storePort: number;
+  readonly verify: boolean;
+  readonly timeoutMs: number;
+}
+
+/** `commit`: every rank has written and verified; files take their final names. `abort`: end at once. */
+export type SupervisorMessage = RankJob | { readonly kind: "commit" } | { readonly kind: "abort" };
+
+/** The steps of a rank, in order. A source has nothing to write or verify. */
+export const phases = ["read", "move", "write", "verify"] as const;
+export type Phase = (typeof phases)[number];
+
+/** What a rank reports. `done` and `total` are bytes of the phase. */
+export type RankMessage =
+  | { readonly kind: "progress"; readonly phase: Phase; readonly done: number; readonly total: number }
+  | { readonly kind: "moved"; readonly sent: number; readonly received: number; readonly seconds: number }
+  | { readonly kind: "ready"; readonly verifiedBytes: number }
+  | { readonly kind: "committed" }
+  | { readonly kind: "failed"; readonly failure: RankFailure };
+
+export interface RankFailure {
+  readonly code: ErrorCode;
+  readonly message: string;
+  /** The rank where it began. */
+  readonly rank: number;
+}

@@ -1,0 +1,218 @@
+import { type ChildProcess, fork } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { TensorBusError } from "../../errors.ts";
+import type { Plan } from "../../plan/index.ts";
+import { serveTcpStore } from "../../store/tcp-server.ts";
+import { type Phase, phases, type RankFailure, type RankJob, type RankMessage } from "./messages.ts";
+
+export interface ReshardRun {
+  readonly plan: Plan;
+  /** The plan's bytes, written for the ranks to load. */
+  readonly checkpoint: string;
+  readonly sourceRanks: readonly number[];
+  /** Each target rank's file. */
+  readonly targetFiles: ReadonlyMap<number, string>;
+  readonly verify: boolean;
+  readonly timeoutMs: number;
+  readonly signal?: AbortSignal;
+  /** The script whose command `reshard-rank` runs one rank. */
+  readonly entry: string;
+  /** The phase that the slowest rank is in, and its bytes over all ranks. */
+  readonly onProgress?: (progress: ReshardProgress) => void;
+  readonly onStart?: (pids: ReadonlyMap<number, number>) => void;
+}
+
+export interface ReshardProgress {
+  readonly phase: Phase;
+  readonly done: number;
+  readonly total: number;
+}
+
+export interface ReshardSummary {
+  /** Bytes that crossed between processes. */
+  readonly movedBytes: number;
+  /** Of the round: from the first rank's start to the last one's end, as the slowest rank saw it. */
+  readonly moveSeconds: number;
+  readonly verifiedBytes: number;
+}
+
+/** How long ranks have to end by themselves before they are killed. */
+const graceMs = 5_000;
+
+/**
+ * Runs every rank of both sides as a process of its own, and sees them all to one end: all files take their final names,
+ * or none does, and the error names the rank where it began.
+ */
+export async function runReshard(run: ReshardRun): Promise<ReshardSummary> {
+  const folder = await mkdtemp(join(tmpdir(), "tensorbus-reshard-"));
+  try {
+    const planPath = join(folder, "plan");
+    await writeFile(planPath, run.plan.bytes, { mode: 0o600 });
+    await using store = await serveTcpStore({ host: "127.0.0.1", port: 0 });
+    const ranks = [...run.sourceRanks, ...run.targetFiles.keys()];
+    const world = Math.max(...ranks) + 1;
+    const group = new RankGroup(
+      ranks.map(
+        (rank): RankJob => ({
+          kind: "job",
+          rank,
+          world,
+          role: run.targetFiles.has(rank) ? "target" : "source",
+          planPath,
+          checkpoint: run.checkpoint,
+          outPath: run.targetFiles.get(rank),
+          storePort: store.port,
+          verify: run.verify,
+          timeoutMs: run.timeoutMs,
+        }),
+      ),
+      run,
+    );
+    return await group.run();
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+/** The processes of all ranks. The first failure is the failure; everything else follows from it. */
+class RankGroup {
+  readonly #run: ReshardRun;
+  readonly #jobs: readonly RankJob[];
+  readonly #children = new Map<number, ChildProcess>();
+  readonly #progress = new Map<Phase, Map<number, ReshardProgress>>(
+    phases.map((phase) => [phase, new Map()]),
+  );
+  readonly #waiting: Set<number>;
+  readonly #committed = new Set<number>();
+  readonly #ended: Promise<void>[] = [];
+  /** Only the ranks of this run can talk to each other. */
+  readonly #secret = randomBytes(32).toString("hex");
+  #failure: RankFailure | undefined;
+  #killTimer: NodeJS.Timeout | undefined;
+  #movedBytes = 0;
+  #moveSeconds = 0;
+  #verifiedBytes = 0;
+
+  constructor(jobs: readonly RankJob[], run: ReshardRun) {
+    this.#jobs = jobs;
+    this.#run = run;
+    this.#waiting = new Set(jobs.map((job) => job.rank));
+  }
+
+  async run(): Promise<ReshardSummary> {
+    const { signal, onStart } = this.#run;
+    const onAbort = () =>
+      this.#fail({ code: "TB_CANCELLED", message: "the transfer was cancelled", rank: -1 });
+    signal?.addEventListener("abort", onAbort, { once: true });
+    try {
+      for (const job of this.#jobs) this.#start(job);
+      onStart?.(new Map([...this.#children].map(([rank, child]) => [rank, child.pid!])));
+      if (signal?.aborted) onAbort();
+      await Promise.all(this.#ended);
+    } finally {
+      signal?.removeEventListener("abort", onAbort);
+      clearTimeout(this.#killTimer);
+    }
+    if (this.#failure !== undefined) {
+      const { code, message, rank } = this.#failure;
+      throw new TensorBusError(code, rank < 0 ? message : `rank ${rank}: ${message}`, { details: { rank } });
+    }
+    return {
+      movedBytes: this.#movedBytes,
+      moveSeconds: this.#moveSeconds,
+      verifiedBytes: this.#verifiedBytes,
+    };
+  }
+
+  #start(job: RankJob): void {
+    const child = fork(this.#run.entry, ["reshard-rank"], {
+      stdio: ["ignore", "inherit", "inherit", "ipc"],
+      serialization: "json",
+      env: { ...process.env, TENSOR_BUS_SECRET: this.#secret },
+    });
+    this.#children.set(job.rank, child);
+    child.on("message", (message: RankMessage) => this.#hear(job.rank, message));
+    // A message to a process that just died is answered by its exit.
+    child.send(job, () => undefined);
+    this.#ended.push(
+      new Promise((resolve) => {
+        child.once("error", (error) => {
+          this.#fail({
+            code: "TB_SYSTEM",
+            message: `its process did not start: ${error.message}`,
+            rank: job.rank,
+          });
+          resolve();
+        });
+        child.once("exit", (code, killedBy) => {
+          if (!this.#committed.has(job.rank)) {
+            const how = killedBy === null ? `ended with exit code ${code}` : `was killed by ${killedBy}`;
+            this.#fail({ code: "TB_PEER_LOST", message: `its process ${how}`, rank: job.rank });
+          }
+          resolve();
+        });
+      }),
+    );
+  }
+
+  #hear(rank: number, message: RankMessage): void {
+    switch (message.kind) {
+      case "progress":
+        this.#progress.get(message.phase)!.set(rank, message);
+        this.#report();
+        break;
+      case "moved":
+        this.#movedBytes += message.received;
+        this.#moveSeconds = Math.max(this.#moveSeconds, message.seconds);
+        break;
+      case "ready":
+        this.#verifiedBytes += message.verifiedBytes;
+        this.#waiting.delete(rank);
+        if (this.#waiting.size === 0 && this.#failure === undefined) this.#tell({ kind: "commit" });
+        break;
+      case "committed":
+        this.#committed.add(rank);
+        break;
+      case "failed":
+        this.#fail(message.failure);
+        break;
+    }
+  }
+
+  #fail(failure: RankFailure): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = failure;
+    this.#tell({ kind: "abort" });
+    this.#killTimer = setTimeout(() => {
+      for (const child of this.#children.values()) child.kill("SIGKILL");
+    }, graceMs);
+  }
+
+  #tell(message: { readonly kind: "commit" | "abort" }): void {
+    for (const child of this.#children.values()) if (child.connected) child.send(message, () => undefined);
+  }
+
+  /** The earliest phase that is not over, once every rank that has a part in it has said how much. */
+  #report(): void {
+    for (const [phase, byRank] of this.#progress) {
+      const reports = [...byRank.values()];
+      if (reports.length < this.#ranksIn(phase)) return;
+      const done = reports.reduce((sum, report) => sum + report.done, 0);
+      const total = reports.reduce((sum, report) => sum + report.total, 0);
+      if (done < total) {
+        this.#run.onProgress?.({ phase, done, total });
+        return;
+      }
+    }
+  }
+
+  #ranksIn(phase: Phase): number {
+    const { sourceRanks, targetFiles } = this.#run;
+    if (phase === "read") return sourceRanks.length;
+    if (phase === "move") return sourceRanks.length + targetFiles.size;
+    return targetFiles.size;
+  }
+}

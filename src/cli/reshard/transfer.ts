@@ -1,0 +1,121 @@
+import { TensorBusError } from "../../errors.ts";
+import type { Plan } from "../../plan/index.ts";
+import type { CommandContext } from "../context.ts";
+import { formatBytes, formatCount, formatDuration, formatRanks } from "../ui/format.ts";
+import { type Progress, startProgress } from "../ui/progress.ts";
+import { formatFields } from "../ui/table.ts";
+import type { Phase } from "./messages.ts";
+import { type ReshardProgress, type ReshardSummary, runReshard } from "./supervisor.ts";
+
+export interface CheckpointTransfer {
+  readonly plan: Plan;
+  readonly checkpoint: string;
+  /** Where a target rank's file goes. */
+  readonly fileOf: (rank: number) => string;
+  readonly verify: boolean;
+  readonly timeoutMs: number;
+}
+
+const labels: Readonly<Record<Phase, string>> = {
+  read: "reading shards ",
+  move: "moving         ",
+  write: "writing files  ",
+  verify: "verifying      ",
+};
+
+/** Moves a checkpoint by a plan, with progress on stderr and a summary on stdout. SIGINT and SIGTERM cancel it. */
+export async function transferCheckpoint(
+  { stdout, stderr }: CommandContext,
+  transfer: CheckpointTransfer,
+): Promise<ReshardSummary> {
+  const { plan } = transfer;
+  const pairs = Object.values(plan.input.pairs);
+  const sources = ranksOf(pairs.map(({ source }) => source.mesh.ranks));
+  const targets = ranksOf(pairs.map(({ target }) => target.mesh.ranks));
+  await stdout.line(
+    formatFields(stdout, [
+      ["checkpoint", `${transfer.checkpoint}, ${formatCount(plan.input.tensors.length)} tensors`],
+      ["source", `ranks ${formatRanks(sources)}, one process each`],
+      ["target", `ranks ${formatRanks(targets)}, one process and one file each`],
+      ["plan", plan.digest.slice(0, 16)],
+    ]),
+  );
+  const bars = new PhaseBars((phase, total) =>
+    startProgress(stderr, { label: labels[phase], total, unit: "bytes" }),
+  );
+  const cancel = new AbortController();
+  const onSignal = (signal: NodeJS.Signals) => cancel.abort(new Error(`${signal} was received`));
+  process.once("SIGINT", onSignal);
+  process.once("SIGTERM", onSignal);
+  try {
+    const summary = await runReshard({
+      ...transfer,
+      sourceRanks: sources,
+      targetFiles: new Map(targets.map((rank) => [rank, transfer.fileOf(rank)])),
+      signal: cancel.signal,
+      entry: entryScript(),
+      onProgress: (progress) => bars.show(progress),
+    });
+    bars.stop();
+    await stdout.line(
+      formatFields(stdout, [
+        [
+          "moved",
+          `${formatBytes(summary.movedBytes)} between processes in ${formatDuration(summary.moveSeconds)}` +
+            ` (${formatBytes(summary.movedBytes / summary.moveSeconds)}/s)`,
+        ],
+        [
+          "verified",
+          transfer.verify
+            ? `${formatBytes(summary.verifiedBytes)} of target files equal the checkpoint, byte for byte`
+            : "no (--no-verify)",
+        ],
+      ]),
+    );
+    return summary;
+  } finally {
+    bars.stop();
+    process.off("SIGINT", onSignal);
+    process.off("SIGTERM", onSignal);
+  }
+}
+
+function ranksOf(lists: readonly Int32Array[]): number[] {
+  return [...new Set(lists.flatMap((ranks) => [...ranks]))].sort((a, b) => a - b);
+}
+
+/** The script that this process runs, which also knows the command of one rank. */
+export function entryScript(): string {
+  const script = process.argv[1];
+  if (script === undefined)
+    throw new TensorBusError("TB_SPEC", "reshard starts processes of its own script, and there is none");
+  return script;
+}
+
+/** One bar at a time: that of the phase that the slowest rank is in. */
+class PhaseBars {
+  readonly #start: (phase: Phase, total: number) => Progress;
+  #phase: Phase | undefined;
+  #total = 0;
+  #bar: Progress | undefined;
+
+  constructor(start: (phase: Phase, total: number) => Progress) {
+    this.#start = start;
+  }
+
+  show({ phase, done, total }: ReshardProgress): void {
+    if (phase !== this.#phase) {
+      this.stop();
+      this.#phase = phase;
+      this.#total = total;
+      this.#bar = this.#start(phase, total);
+    }
+    this.#bar?.update(done);
+  }
+
+  stop(): void {
+    this.#bar?.update(this.#total);
+    this.#bar?.stop();
+    this.#bar = undefined;
+  }
+}
