@@ -101,6 +101,7 @@ export const errorCodes = {
   TB_STORE_LOST: { number: 600, exit: 4, meaning: "The store could not be reached any more." },
   TB_STORE_PROTOCOL: { number: 601, exit: 4, meaning: "The store answered outside of its protocol." },
   TB_STORE_VALUE: { number: 602, exit: 2, meaning: "A key or value does not fit the store." },
+  TB_STORE_OPTIONS: { number: 603, exit: 2, meaning: "A store's URL, namespace or secret is malformed." },
   // 7xx: bus
   TB_AGENT_LOST: { number: 700, exit: 4, meaning: "The agent's process ended before it had answered." },
   TB_AGENT_UNRESPONSIVE: { number: 701, exit: 4, meaning: "The agent lives, but its heart has stopped." },

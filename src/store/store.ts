@@ -9,9 +9,14 @@ export interface StoreCapabilities {
   readonly watch: boolean;
   /** Keys can be bound to a lease and vanish with their writer. */
   readonly lease: boolean;
+  /**
+   * `swapped` of `compareAndSet` tells apart writers that store the same bytes at the same time. Without it each of
+   * them may be told that it swapped: writers that must know who won store bytes of their own (a nonce will do).
+   */
+  readonly exactSwap: boolean;
   /** The most bytes of a value. */
   readonly maxValueBytes: number;
-  /** The most bytes of a key, the namespace's share not counted. */
+  /** The most bytes of a key in UTF-8, the namespace's share not counted. */
   readonly maxKeyBytes: number;
 }
 
@@ -27,8 +32,9 @@ export interface SetOptions extends StoreCallOptions {
 }
 
 /**
- * Every call can fail with `TB_TIMEOUT`, `TB_CANCELLED`, `TB_STORE_LOST` and, once closed, `TB_CLOSED`. Values are not
- * empty (`TB_STORE_VALUE`). Keys of another namespace are invisible.
+ * Every call can fail with `TB_TIMEOUT`, `TB_CANCELLED`, `TB_STORE_LOST` and, once closed, `TB_CLOSED`. A call that ends
+ * so may still take effect. A lost store stays lost: whoever wants to go on connects anew and writes its keys again.
+ * Neither keys nor values are empty (`TB_STORE_VALUE`). Keys of another namespace are invisible.
  */
 export interface Store extends AsyncDisposable {
   readonly name: string;
@@ -39,7 +45,7 @@ export interface Store extends AsyncDisposable {
   set(key: string, value: Uint8Array, options?: SetOptions): Promise<void>;
   /**
    * Sets `key` to `desired` if its value is `expected` (`undefined`: if there is none). `stored` is what stands there
-   * afterwards.
+   * afterwards. The key stays bound to the lease that it was bound to.
    */
   compareAndSet(
     key: string,
@@ -47,9 +53,12 @@ export interface Store extends AsyncDisposable {
     desired: Uint8Array,
     options?: StoreCallOptions,
   ): Promise<{ swapped: boolean; stored: Uint8Array | undefined }>;
-  /** Adds to a counter, which begins at 0, and answers its new value. The value reads as decimal text. */
+  /**
+   * Adds to a counter, which begins at 0, and answers its new value. The value reads as decimal text; another value, or a
+   * sum outside of 64 bits, is `TB_STORE_VALUE`.
+   */
   add(key: string, delta: bigint, options?: StoreCallOptions): Promise<bigint>;
-  /** Resolves once all keys exist. */
+  /** Resolves once each of the keys exists, or has existed at some time since the call began. */
   wait(keys: readonly string[], options?: StoreCallOptions): Promise<void>;
   /** True if the key was there. */
   delete(key: string, options?: StoreCallOptions): Promise<boolean>;

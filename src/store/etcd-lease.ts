@@ -1,0 +1,77 @@
+import { type EtcdGateway, isLeaseGone } from "./etcd-gateway.ts";
+
+/** The lease of this client ran out: its leased keys are gone, or will be. */
+export class LeaseGone extends Error {
+  override readonly name = "LeaseGone";
+}
+
+/** A lease is renewed this many times before it would run out. */
+const renewalsPerLease = 3;
+
+/** One lease of etcd, taken when it is first needed and renewed until `end`; `onGone` hears that it could not be kept. */
+export class EtcdLease {
+  readonly #gateway: EtcdGateway;
+  readonly #seconds: number;
+  readonly #onGone: (error: unknown) => void;
+  readonly #renewing = new AbortController();
+  #timer: NodeJS.Timeout | undefined;
+  #id: Promise<string> | undefined;
+
+  constructor(gateway: EtcdGateway, seconds: number, onGone: (error: unknown) => void) {
+    this.#gateway = gateway;
+    this.#seconds = Math.max(1, Math.ceil(seconds));
+    this.#onGone = onGone;
+  }
+
+  /** The lease's number. */
+  id(): Promise<string> {
+    // Not by the caller's signal: others may wait for the same lease.
+    this.#id ??= this.#grant().catch((error: unknown) => {
+      this.#id = undefined;
+      throw error;
+    });
+    return this.#id;
+  }
+
+  /** Stops renewing; what it returns gives the lease back, and the keys with it. */
+  end(): (signal: AbortSignal) => Promise<void> {
+    this.#renewing.abort();
+    clearTimeout(this.#timer);
+    const id = this.#id;
+    this.#id = undefined;
+    return async (signal) => {
+      if (id !== undefined) await this.#gateway.ask("/v3/lease/revoke", { ID: await id }, signal);
+    };
+  }
+
+  async #grant(): Promise<string> {
+    const { ID, TTL } = await this.#gateway.ask(
+      "/v3/lease/grant",
+      { TTL: this.#seconds },
+      this.#renewing.signal,
+    );
+    const id = String(ID);
+    this.#renew(id, Number(TTL) * 1000);
+    return id;
+  }
+
+  #renew(id: string, ttlMs: number): void {
+    const { signal } = this.#renewing;
+    if (signal.aborted) return;
+    this.#timer = setTimeout(() => {
+      // A renewal that comes too late is none: etcd then answers that it does not know the lease.
+      this.#gateway.ask("/v3/lease/keepalive", { ID: id }, signal).then(
+        ({ result }) => {
+          const left = Number((result as { TTL?: string } | undefined)?.TTL ?? 0);
+          if (left > 0) this.#renew(id, left * 1000);
+          else if (!signal.aborted) this.#onGone(new LeaseGone("the lease ran out"));
+        },
+        (error: unknown) => {
+          if (!signal.aborted) this.#onGone(isLeaseGone(error) ? new LeaseGone("the lease ran out") : error);
+        },
+      );
+    }, ttlMs / renewalsPerLease);
+    // An idle process may end; its lease then runs out, as it should.
+    this.#timer.unref();
+  }
+}
