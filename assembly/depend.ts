@@ -8,6 +8,7 @@ import { setU32, u32At } from "./words";
 export let dependencyFirst: usize = 0;
 export let dependencies: usize = 0;
 export let dependencyCount: u32 = 0;
+let capacity: u32 = 0;
 
 /**
  * The first record of each piece that is owned in what was gathered: its contributions follow one another, in the
@@ -30,12 +31,21 @@ export function readsPiece(record: usize): bool {
   return load<u8>(record, 15) != 0 && load<u32>(record, 16) < pieceCount;
 }
 
+/** All buckets that bring contributions to what a bucket reads. */
 export function findDependencies(): void {
-  const pieces = pieceRecords();
+  collect(pieceRecords(), false);
+}
+
+/** Only those that bring the last contribution: the fold of a piece is in order, so the others came before. */
+export function findCompletions(pieces: usize): void {
+  collect(pieces, true);
+}
+
+function collect(pieces: usize, onlyLast: bool): void {
   const stamps = alloc(<usize>bucketCount << 2);
   memory.fill(stamps, 0xff, <usize>bucketCount << 2);
   dependencyFirst = alloc((<usize>bucketCount + 1) << 2);
-  let capacity: u32 = 256;
+  capacity = 256;
   dependencies = alloc(<usize>capacity << 2);
   dependencyCount = 0;
   for (let bucket: u32 = 0; bucket < bucketCount; bucket++) {
@@ -45,16 +55,21 @@ export function findDependencies(): void {
       const record = recordAt(u32At(order, place));
       if (!readsPiece(record)) continue;
       for (let index = u32At(pieces, load<u32>(record, 16)); recordStage(recordAt(index)) == 0; index++) {
+        if (onlyLast && recordStage(recordAt(index + 1)) == 0) continue;
         const other = recordBucket(recordAt(index));
         if (u32At(stamps, other) == bucket) continue;
         setU32(stamps, other, bucket);
-        if (dependencyCount == capacity) {
-          dependencies = grow(dependencies, <usize>capacity << 2);
-          capacity <<= 1;
-        }
-        setU32(dependencies, dependencyCount++, other);
+        add(other);
       }
     }
   }
   setU32(dependencyFirst, bucketCount, dependencyCount);
+}
+
+function add(bucket: u32): void {
+  if (dependencyCount == capacity) {
+    dependencies = grow(dependencies, <usize>capacity << 2);
+    capacity <<= 1;
+  }
+  setU32(dependencies, dependencyCount++, bucket);
 }

@@ -17,6 +17,7 @@ import {
   usedCount,
   usedWave,
 } from "./order";
+import { programLength, writeProgram } from "./program";
 import { startRoutes } from "./route";
 import { NONE, recordBytes, recordCount, records, seen, toRecords } from "./sink";
 import { walkHome, walkRank } from "./walk";
@@ -72,6 +73,21 @@ function neighbours(rank: u32): usize {
     }
   }
   return marks;
+}
+
+/**
+ * The program of a rank; answers where it lies, `programLength` how long it is. `digest` is the plan's, `entries` are
+ * strides that `entryCount` local tensors have.
+ */
+export function program(rank: u32, digest: usize, entries: usize, entryCount: u32): usize {
+  toRecords(i64.MAX_VALUE);
+  if (rank < world) walkRank(rank);
+  orderRecords();
+  return writeProgram(rank, digest, entries, entryCount);
+}
+
+export function programBytes(): u32 {
+  return programLength;
 }
 
 /** Where the answers of `gather` lie, by number. */

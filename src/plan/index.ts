@@ -19,7 +19,8 @@ export {
   type StridedShardReading,
 } from "../layout/index.ts";
 export { formatVersion, plannerVersion } from "./codec.ts";
-export { Plan, planTransfer, type RankOption } from "./plan.ts";
+export type { StridesByTensor } from "./lower.ts";
+export { Plan, type ProgramOptions, planTransfer, type RankOption } from "./plan.ts";
 export { Program, type ProgramBuffer } from "./program.ts";
 export type * from "./types.ts";
 export { verifyChunks } from "./verify.ts";

@@ -1,9 +1,12 @@
 import { TensorBusError } from "../errors.ts";
+import { maxRanks } from "../layout/index.ts";
 import { fail } from "./check.ts";
 import { decodeInput, encodePlan, type Routing } from "./codec.ts";
 import { makeImage } from "./image.ts";
 import { listBuckets, listChunks } from "./listing.ts";
+import { lowerProgram, type StridesByTensor } from "./lower.ts";
 import { normalize } from "./normalize.ts";
+import type { Program } from "./program.ts";
 import { Question, type Subject } from "./question.ts";
 import type { Bucket, Chunk, PlanInput } from "./types.ts";
 import { verifyChunks } from "./verify.ts";
@@ -11,6 +14,10 @@ import { verifyChunks } from "./verify.ts";
 export interface RankOption {
   /** Only what begins or ends at this rank. */
   readonly rank?: number;
+}
+
+export interface ProgramOptions {
+  readonly strides?: StridesByTensor;
 }
 
 /** Every chunk, bucket, stage and dependency of a batch and direction, for all ranks; as plain bytes. */
@@ -76,10 +83,27 @@ export class Plan {
     yield* listBuckets(this.#subject, checkRank(options));
   }
 
+  /**
+   * What the executor of `rank` runs. Local tensors are contiguous unless `strides` says how they lie; they are not in
+   * the digest. A rank with nothing to do has an empty program. `TB_STRIDES` for strides that can not be.
+   */
+  program(rank: number, options: ProgramOptions = {}): Program {
+    if (!Number.isSafeInteger(rank) || rank < 0 || rank >= maxRanks) {
+      throw new TypeError(`rank must be an integer of 0 up to ${maxRanks - 1}, got ${String(rank)}`);
+    }
+    return lowerProgram(this.#subject, fromHex(this.digest), rank, options.strides);
+  }
+
   /** Proves the plan by code that shares nothing with the planner. `TB_PLAN_INVALID` if it does not hold. */
   verify(): void {
     verifyChunks(this.input, this.chunks(), this.buckets());
   }
+}
+
+function fromHex(text: string): Uint8Array {
+  return Uint8Array.from({ length: text.length / 2 }, (_, index) =>
+    Number.parseInt(text.slice(index * 2, index * 2 + 2), 16),
+  );
 }
 
 function checkRank({ rank }: RankOption): number | undefined {

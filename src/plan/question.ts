@@ -76,6 +76,7 @@ export class Question {
 /** Puts names to the numbers of a fault. */
 function named(fault: PlannerFault, input: NormalInput): TensorBusError {
   if (fault.code === "TB_STRIDED_SHARD") return stridedShardError(fault, input);
+  if (fault.code === "TB_STRIDES") return stridesError(fault, input);
   if (fault.code === "TB_PLAN_TOO_LARGE") {
     const bytes = fault.values[1];
     return new TensorBusError("TB_PLAN_TOO_LARGE", `the planner would need ${bytes} bytes of memory`, {
@@ -100,5 +101,16 @@ function stridedShardError(fault: PlannerFault, input: NormalInput): TensorBusEr
     "TB_STRIDED_SHARD",
     `tensor ${JSON.stringify(name)}, ${side}: strided shards of dimension ${dim} of [${pattern.shape.join(", ")}]: ${why}`,
     { details: { tensor: name, side, dim, shape: pattern.shape, reading: readings }, cause: fault },
+  );
+}
+
+function stridesError(fault: PlannerFault, input: NormalInput): TensorBusError {
+  const [tensor, kind, dim, stride] = fault.values.map(Number);
+  const name = input.names[tensor!]!;
+  const side = kind === 0 ? "source" : "target";
+  return new TensorBusError(
+    "TB_STRIDES",
+    `tensor ${JSON.stringify(name)}, ${side}: stride ${stride} of dimension ${dim} is out of range`,
+    { details: { tensor: name, side, dim, stride }, cause: fault },
   );
 }

@@ -47,7 +47,7 @@ function checkHosts(hosts: readonly number[], world: number): void {
       world,
     });
   }
-  hosts.forEach((host, rank) => integerIn(host, `hosts[${rank}]`, 0, most, 0, "TB_TOPOLOGY"));
+  for (const [rank, host] of hosts.entries()) integerIn(host, `hosts[${rank}]`, 0, most, 0, "TB_TOPOLOGY");
 }
 
 /** The host of a rank. */

@@ -21,6 +21,8 @@ interface PlannerExports {
   waveCount(): number;
   gather(rank: number, limit: bigint, dependencies: number): bigint;
   answer(which: number): number;
+  program(rank: number, digest: number, entries: number, entryCount: number): number;
+  programBytes(): number;
   errorCode(): number;
   errorValue(index: number): bigint;
 }
