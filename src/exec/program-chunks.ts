@@ -18,6 +18,7 @@ export interface ProgramTraffic {
 
 const channelTableAt = 104;
 const chunkTableAt = 120;
+const wordCountAt = 88;
 const wordsAt = 144;
 const channelBytes = 40;
 const chunkBytes = 40;
@@ -28,7 +29,7 @@ const firstPiece = 0x80000000;
 export function* chunksIntoBuffers(program: Program): Generator<ProgramChunk> {
   const view = viewOf(program);
   const table = Number(view.getBigUint64(chunkTableAt, true));
-  const words = Number(view.getBigUint64(wordsAt, true));
+  const words = wordsOf(program, view);
   for (let index = 0; index < program.chunkCount; index++) {
     const at = table + index * chunkBytes;
     const destination = bufferIndex(view.getUint32(at + 4, true));
@@ -39,8 +40,8 @@ export function* chunksIntoBuffers(program: Program): Generator<ProgramChunk> {
       source,
       destination,
       sourceDescriptor:
-        source === undefined ? noDescriptor : descriptorAt(view, words, view.getUint32(at + 8, true)),
-      destinationDescriptor: descriptorAt(view, words, view.getUint32(at + 12, true)),
+        source === undefined ? noDescriptor : descriptorAt(words, view.getUint32(at + 8, true)),
+      destinationDescriptor: descriptorAt(words, view.getUint32(at + 12, true)),
       sameType: sourceType === wireType && wireType === destinationType,
     };
   }
@@ -68,8 +69,18 @@ function bufferIndex(end: number): number | undefined {
   return end < firstPiece ? end : undefined;
 }
 
-function descriptorAt(view: DataView, words: number, first: number): BigInt64Array {
-  const at = words + first * 8;
-  const length = 3 + 2 * Number(view.getBigInt64(at + 8, true));
-  return BigInt64Array.from({ length }, (_, word) => view.getBigInt64(at + word * 8, true));
+/** All descriptor words; a view where the bytes are aligned, which those of a planner are. */
+function wordsOf({ bytes }: Program, view: DataView): BigInt64Array {
+  const [start, count] = [
+    Number(view.getBigUint64(wordsAt, true)),
+    Number(view.getBigUint64(wordCountAt, true)),
+  ];
+  const aligned = (bytes.byteOffset + start) % 8 === 0;
+  return aligned
+    ? new BigInt64Array(bytes.buffer, bytes.byteOffset + start, count)
+    : new BigInt64Array(bytes.slice(start, start + count * 8).buffer);
+}
+
+function descriptorAt(words: BigInt64Array, first: number): BigInt64Array {
+  return words.subarray(first, first + 3 + 2 * Number(words[first + 1]));
 }
