@@ -118,43 +118,32 @@ function tensorSide(
 ): TensorSideInput | undefined {
   const { select, stridedShard } = rule[sideName];
   if (select === undefined && stridedShard === undefined) return undefined;
-  const path = [...rule.path, sideName, "select"];
-  const number = (key: keyof SelectInput): number =>
-    resolve(document, [...path, key], select![key], captures, tensor);
+  const path = (...rest: string[]): SpecPath => [...rule.path, sideName, "select", ...rest];
+  const number = (key: keyof SelectInput): number => {
+    const value = select![key];
+    if (typeof value === "number") return value;
+    const text = captures[Number(value.slice(1))];
+    if (text !== undefined && /^\d{1,15}$/.test(text)) return Number(text);
+    const found = text === undefined ? "nothing" : JSON.stringify(text);
+    throw document.error(path(key), `${value} captured ${found} in tensor ${tensor}, not a number`, {
+      tensor,
+      value,
+    });
+  };
   const selected = select && { dim: number("dim"), index: number("index"), of: number("of") };
   if (selected !== undefined && selected.dim >= side.mesh.ndim) {
-    throw document.error([...path, "dim"], `${side.name}'s mesh has no dimension ${selected.dim}`, {
+    throw document.error(path("dim"), `${side.name}'s mesh has no dimension ${selected.dim}`, {
       tensor,
       ...selected,
     });
   }
   if (selected !== undefined && selected.index >= selected.of) {
-    throw document.error(path, `index ${selected.index} of ${selected.of} for tensor ${tensor}`, {
+    throw document.error(path(), `index ${selected.index} of ${selected.of} for tensor ${tensor}`, {
       tensor,
       ...selected,
     });
   }
   return { ...(selected && { select: selected }), ...(stridedShard && { stridedShard }) };
-}
-
-/** A number of the spec, or the number that the rule captured. */
-function resolve(
-  document: SpecDocument,
-  path: SpecPath,
-  value: number | string,
-  captures: RegExpExecArray,
-  tensor: string,
-): number {
-  if (typeof value === "number") return value;
-  const text = captures[Number(value.slice(1))];
-  if (text === undefined || !/^\d{1,15}$/.test(text)) {
-    const found = text === undefined ? "nothing" : JSON.stringify(text);
-    throw document.error(path, `${value} captured ${found} in tensor ${tensor}, not a number`, {
-      tensor,
-      value,
-    });
-  }
-  return Number(text);
 }
 
 /** The type of a tensor on the target, where the spec names one. */

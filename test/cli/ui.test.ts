@@ -1,0 +1,148 @@
+import { PassThrough, Writable } from "node:stream";
+import { describe, expect, test } from "vitest";
+import { formatBytes, formatCount, formatDuration, formatRanks } from "../../src/cli/ui/format.ts";
+import { Output, OutputClosed, type OutputStream } from "../../src/cli/ui/output.ts";
+import { startProgress } from "../../src/cli/ui/progress.ts";
+import { formatFields, formatTable } from "../../src/cli/ui/table.ts";
+
+/** A stream that keeps what is written, as a terminal or not. */
+function captured(options: { isTTY?: boolean; environment?: NodeJS.ProcessEnv } = {}) {
+  const stream = new PassThrough() as PassThrough & OutputStream;
+  Object.assign(stream, { isTTY: options.isTTY ?? false, columns: 100 });
+  let text = "";
+  stream.on("data", (data: Buffer) => {
+    text += data.toString();
+  });
+  return { output: new Output(stream, options.environment ?? {}), text: () => text };
+}
+
+describe("numbers for people", () => {
+  test("bytes, counts, times", () => {
+    expect([0, 1023, 1024, 10 * 1024, 1023.6 * 2 ** 20, 5n * 2n ** 40n].map(formatBytes)).toEqual([
+      "0 B",
+      "1023 B",
+      "1.00 KiB",
+      "10.0 KiB",
+      "1.00 GiB",
+      "5.00 TiB",
+    ]);
+    expect([1234567, 12n].map(formatCount)).toEqual(["1,234,567", "12"]);
+    expect([5e-6, 0.0123, 4.56, 200].map(formatDuration)).toEqual([
+      "5.00 us",
+      "12.3 ms",
+      "4.56 s",
+      "3 min 20 s",
+    ]);
+  });
+
+  test("ranks, as ranges where they are", () => {
+    expect(formatRanks([0, 1, 2, 3])).toBe("0..3");
+    expect(formatRanks([4, 5, 6, 9])).toBe("4..6, 9");
+    expect(formatRanks([0, 8, 16, 24])).toBe("0..24 by 8");
+    expect(formatRanks([3])).toBe("3");
+    expect(formatRanks([1, 5])).toBe("1, 5");
+    expect(formatRanks([3, 2, 1])).toBe("3, 2, 1");
+    expect(formatRanks([])).toBe("");
+    expect(formatRanks([1, 5, 6, 20, 22, 25, 40, 44])).toMatch(/^1, 5\.\.6, 20, 22, …$/);
+  });
+});
+
+describe("output", () => {
+  test("has colours on a terminal only, and not where they are unwanted", () => {
+    const red = (options: Parameters<typeof captured>[0]) => captured(options).output.colors.red("x");
+    expect(red({ isTTY: true })).toBe("\u001B[31mx\u001B[39m");
+    expect(red({ isTTY: false })).toBe("x");
+    expect(red({ isTTY: true, environment: { NO_COLOR: "1" } })).toBe("x");
+    expect(red({ isTTY: true, environment: { TERM: "dumb" } })).toBe("x");
+  });
+
+  test("waits while the reader is behind, and leaves no listeners", async () => {
+    const releases: (() => void)[] = [];
+    const stream = new Writable({
+      highWaterMark: 4,
+      write: (_data, _encoding, done) => void releases.push(done),
+    });
+    const output = new Output(stream, {});
+    const before = stream.listenerCount("close");
+    let written = false;
+    const writing = output.write("a long text").then(() => {
+      written = true;
+    });
+    await new Promise(setImmediate);
+    expect(written).toBe(false);
+    releases[0]!();
+    await writing;
+    expect(written).toBe(true);
+    expect(stream.listenerCount("close")).toBe(before);
+  });
+
+  test("ends quietly when the reader goes away, loudly when anything else fails", async () => {
+    for (const [code, expected] of [
+      ["EPIPE", OutputClosed],
+      ["EIO", Error],
+    ] as const) {
+      const stream = new Writable({
+        write: (_data, _encoding, done) => done(Object.assign(new Error(code), { code })),
+      });
+      const output = new Output(stream, {});
+      await output.write("a").catch(() => undefined);
+      await new Promise(setImmediate);
+      const error = await output.write("b").catch((reason: unknown) => reason);
+      expect(error).toBeInstanceOf(expected);
+      expect(error instanceof OutputClosed).toBe(code === "EPIPE");
+    }
+  });
+});
+
+describe("tables", () => {
+  test("align numbers to the right and end lines without spaces", () => {
+    const { output } = captured();
+    const table = formatTable(
+      output,
+      [{ head: "name" }, { head: "bytes", align: "right" }, { head: "note" }],
+      [
+        ["a", "1", ""],
+        ["long name", "1,000", "x"],
+      ],
+    );
+    expect(table.split("\n")).toEqual([
+      "  name       bytes  note",
+      "  a              1",
+      "  long name  1,000  x",
+    ]);
+    expect(
+      formatFields(output, [
+        ["a", "1"],
+        ["long", "2"],
+      ]),
+    ).toBe("  a     1\n  long  2");
+  });
+});
+
+describe("progress", () => {
+  test("is a line at every tenth where there is no terminal", () => {
+    const { output, text } = captured();
+    const progress = startProgress(output, { label: "moving", total: 2000, unit: "bytes" });
+    for (let done = 0; done <= 2000; done += 50) progress.update(done);
+    progress.stop();
+    const lines = text().trimEnd().split("\n");
+    expect(lines).toHaveLength(10);
+    expect(lines[0]).toMatch(/^ {2}moving {2}10% {2}200 B of 1\.95 KiB/);
+    expect(lines.at(-1)).toMatch(/^ {2}moving 100% {2}1\.95 KiB of 1\.95 KiB/);
+    expect(text()).not.toContain("\u001B");
+  });
+
+  test("is a bar on a terminal", () => {
+    const { output, text } = captured({ isTTY: true, environment: { NO_COLOR: "1" } });
+    const progress = startProgress(output, { label: "moving", total: 10, unit: "items" });
+    progress.update(5);
+    progress.stop();
+    expect(text()).toMatch(/moving █{15}░{15} {2}50% {2}5 of 10/);
+  });
+
+  test("of nothing is complete", () => {
+    const { output, text } = captured();
+    startProgress(output, { label: "moving", total: 0, unit: "items" }).stop();
+    expect(text()).toMatch(/^ {2}moving 100% {2}0 of 0/);
+  });
+});
