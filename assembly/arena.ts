@@ -47,9 +47,9 @@ export function grow(at: usize, capacity: usize): usize {
 function ensure(end: usize): void {
   const have = <usize>memory.size() << 16;
   if (end <= have) return;
-  // A half more at a time: pages cost time to take, and the instance goes away when it is large.
-  let pages = <i32>((end - have + 0xffff) >> 16);
-  const ahead = <i32>min<usize>(have >> 17, 1024);
+  // An eighth more at a time: every call into the engine takes a while.
+  const pages = <i32>((end - have + 0xffff) >> 16);
+  const ahead = <i32>(have >> 19);
   if (memory.grow(pages + ahead) >= 0) return;
   if (memory.grow(pages) < 0) fail(TB_PLAN_TOO_LARGE, -1, <i64>end);
 }

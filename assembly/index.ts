@@ -5,7 +5,7 @@
 import { alloc, allocZero, reset } from "./arena";
 import { findChannel, findChannels, tableAt, tableLength, useTable, waveCount } from "./channels";
 import { dependencies as dependencyList, dependencyFirst, findDependencies } from "./depend";
-import { loadImage, reduces, world } from "./model";
+import { loadImage, reduces, wide, world } from "./model";
 import {
   bucketChannel,
   bucketCount,
@@ -57,7 +57,7 @@ export function gather(rank: i32, limit: i64, dependencies: bool): i64 {
     }
   }
   if (seen > limit) return seen;
-  orderRecords();
+  orderRecords(homes == 0 ? rank : -1);
   if (dependencies) findDependencies();
   return seen;
 }
@@ -82,7 +82,7 @@ function neighbours(rank: u32): usize {
 export function program(rank: u32, digest: usize, entries: usize, entryCount: u32): usize {
   toRecords(i64.MAX_VALUE);
   if (rank < world) walkRank(rank);
-  orderRecords();
+  orderRecords(rank);
   return writeProgram(rank, digest, entries, entryCount);
 }
 
@@ -117,7 +117,9 @@ export function answer(which: u32): u32 {
       return <u32>usedWave;
     case 11:
       return <u32>dependencyFirst;
-    default:
+    case 12:
       return <u32>dependencyList;
+    default:
+      return u32(wide);
   }
 }

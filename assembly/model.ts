@@ -100,6 +100,8 @@ export let peersInFlight: u32 = 0;
 export let hosts: usize = 0;
 /** Most dimensions of a tensor. */
 export let dimsMost: u32 = 0;
+/** Whether an index in some tensor needs more than 32 bits. */
+export let wide: bool = false;
 /** Most ranks that hold one box. */
 export let holdersMost: u32 = 1;
 /** Whether a pattern has a reduce stage. */
@@ -134,6 +136,7 @@ export function loadImage(image: usize): void {
   axisList = 0;
   overlapList = 0;
   dimsMost = 0;
+  wide = false;
   holdersMost = 1;
   reduces = false;
   loadMeshes(image + u32At(image, MESH_AT));
@@ -192,6 +195,9 @@ function loadPattern(record: usize, index: u32): usize {
   if (source.contributions > 1) reduces = true;
   dimsMost = max(dimsMost, pattern.ndim);
   holdersMost = max(holdersMost, source.replicas * source.contributions);
+  for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
+    if (i64At(pattern.shape, dim) > <i64>u32.MAX_VALUE) wide = true;
+  }
   pattern.overlaps = alloc(<usize>pattern.ndim << 2);
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
     setU32(pattern.overlaps, dim, <u32>findOverlap(u32At(source.axes, dim), u32At(target.axes, dim)));

@@ -4,7 +4,7 @@
  */
 import { alloc, allocZero } from "./arena";
 import { channelCount, channelOf, channelWave } from "./channels";
-import { bucketBytes, tensorRun } from "./model";
+import { bucketBytes, tensorRun, world } from "./model";
 import { NONE, recordAt, recordCount } from "./sink";
 import { sortByKey } from "./sort";
 import { i64At, setI64, setU32, u32At } from "./words";
@@ -46,44 +46,66 @@ export function recordStage(record: usize): u32 {
 // @ts-ignore: decorator
 @inline
 export function recordBytesOf(record: usize): i64 {
-  return load<i64>(record, 32);
+  return load<i64>(record, 32) * load<u32>(record, 40);
 }
 // @ts-ignore: decorator
 @inline
 export function recordBucket(record: usize): u32 {
-  return load<u32>(record, 40);
+  return load<u32>(record, 24);
+}
+
+/**
+ * The slot of a record: its channel in the table of all. Records of one rank come from ever other peers, so that what
+ * was found for a peer is kept; `rank` is -1 for records of the world, where the same channel comes many times.
+ */
+let slotCache: usize = 0;
+let cachedKey: i64 = -1;
+let cachedSlot: u32 = 0;
+
+function slotOf(record: usize, rank: i32): u32 {
+  const stage = recordStage(record);
+  const from = recordSource(record);
+  const to = recordTarget(record);
+  if (rank < 0) {
+    const key = (<i64>stage << 40) | (<i64>from << 20) | to;
+    if (key != cachedKey) {
+      cachedKey = key;
+      cachedSlot = channelOf(stage, from, to) + (stage == 0 ? 0 : channelCount(0));
+    }
+    return cachedSlot;
+  }
+  const isSource = from == <u32>rank;
+  const place = (stage * 2 + u32(isSource)) * world + (isSource ? to : from);
+  let slot = u32At(slotCache, place);
+  if (slot == 0) {
+    slot = channelOf(stage, from, to) + (stage == 0 ? 0 : channelCount(0)) + 1;
+    setU32(slotCache, place, slot);
+  }
+  return slot - 1;
 }
 
 /** Sorts all records by channel, channels by (wave, source, destination); the walk's order stays within a channel. */
-export function orderRecords(): void {
+export function orderRecords(rank: i32): void {
   const slots = channelCount(0) + channelCount(1);
   const counts = allocZero(<usize>slots << 2);
   const wave = alloc(<usize>slots << 2);
   const keys = alloc(<usize>slots << 3);
   const used = alloc(<usize>slots << 2);
   usedCount = 0;
-  let lastKey: i64 = -1;
-  let lastSlot: u32 = 0;
+  cachedKey = -1;
+  if (rank >= 0) slotCache = allocZero(<usize>world << 4);
   for (let index: u32 = 0; index < recordCount; index++) {
     const record = recordAt(index);
-    const stage = recordStage(record);
-    const key = ((<i64>stage) << 40) | ((<i64>recordSource(record)) << 20) | recordTarget(record);
-    if (key != lastKey) {
-      lastKey = key;
-      const channel = channelOf(stage, recordSource(record), recordTarget(record));
-      lastSlot = channel + (stage == 0 ? 0 : channelCount(0));
-      if (u32At(counts, lastSlot) == 0) {
-        setU32(wave, lastSlot, channelWave(stage, channel));
-        setI64(
-          keys,
-          lastSlot,
-          ((<i64>u32At(wave, lastSlot)) << 40) | ((<i64>recordSource(record)) << 20) | recordTarget(record),
-        );
-        setU32(used, usedCount++, lastSlot);
-      }
+    const slot = slotOf(record, rank);
+    if (u32At(counts, slot) == 0) {
+      const stage = recordStage(record);
+      setU32(wave, slot, channelWave(stage, slot - (stage == 0 ? 0 : channelCount(0))));
+      const ends = (<i64>recordSource(record) << 20) | recordTarget(record);
+      setI64(keys, slot, (<i64>u32At(wave, slot) << 40) | ends);
+      setU32(used, usedCount++, slot);
     }
-    setU32(counts, lastSlot, u32At(counts, lastSlot) + 1);
-    store<u32>(record, lastSlot, 40);
+    setU32(counts, slot, u32At(counts, slot) + 1);
+    store<u32>(record, slot, 24);
   }
   sortByKey(used, usedCount, keys);
   usedFirst = alloc((<usize>usedCount + 1) << 2);
@@ -99,7 +121,7 @@ export function orderRecords(): void {
   setU32(usedFirst, usedCount, sum);
   order = alloc(<usize>recordCount << 2);
   for (let index: u32 = 0; index < recordCount; index++) {
-    const slot = load<u32>(recordAt(index), 40);
+    const slot = load<u32>(recordAt(index), 24);
     setU32(order, u32At(counts, slot), index);
     setU32(counts, slot, u32At(counts, slot) + 1);
   }
@@ -129,8 +151,8 @@ function cutBuckets(): void {
         filled = start + recordBytesOf(record);
       }
       run = recordRun;
-      store<u32>(record, bucketCount - 1, 40);
-      store<u32>(record, index++, 44);
+      store<u32>(record, bucketCount - 1, 24);
+      store<u32>(record, index++, 28);
     }
   }
   setU32(usedBucket, usedCount, bucketCount);
@@ -147,7 +169,7 @@ function listBuckets(): void {
     for (let place = u32At(usedFirst, at); place < end; place++) {
       const record = recordAt(u32At(order, place));
       const bucket = recordBucket(record);
-      if (load<u32>(record, 44) == 0) {
+      if (load<u32>(record, 28) == 0) {
         setU32(bucketChannel, bucket, at);
         setU32(bucketSequence, bucket, bucket - u32At(usedBucket, at));
         setU32(bucketFirst, bucket, place);

@@ -3,7 +3,7 @@ import { alloc, allocZero } from "./arena";
 import { bufferCount, bufferOf, bufferStrides, findBuffers, SOURCE, TARGET, writeBuffers } from "./buffers";
 import { dependencies, dependencyCount, dependencyFirst, findCompletions, pieceRecords } from "./depend";
 import { describe, descriptors, descriptorWords, startDescriptors } from "./flatten";
-import { bucketBytes, bucketsInFlight, dimsMost, Pattern, patternAt, peersInFlight, Side, tensorPattern } from "./model";
+import { bucketBytes, bucketsInFlight, Pattern, patternAt, peersInFlight, Side, tensorPattern } from "./model";
 import {
   bucketCount,
   bucketFirst,
@@ -20,7 +20,7 @@ import {
   usedWave,
 } from "./order";
 import { poolBytes } from "./pool";
-import { NONE, pieceCount, RECORD_HEAD, recordAt, recordCount, REDUCE } from "./sink";
+import { NONE, pieceCount, recordAt, recordCount, REDUCE, unpack } from "./sink";
 import { sortByKey } from "./sort";
 import { i64At, setI64, setU32, u32At } from "./words";
 
@@ -33,6 +33,9 @@ const SENDS: u32 = 1;
 const RECEIVES: u32 = 2;
 
 export let programLength: u32 = 0;
+
+const offsets: usize = memory.data(64, 8);
+const lengths: usize = memory.data(64, 8);
 
 let rank: u32 = 0;
 /** Channels in the order of the program, and the new number of every bucket. */
@@ -136,7 +139,7 @@ function writePieces(at: usize): i64 {
     const index = u32At(firstOfPiece, piece);
     const record = recordAt(index);
     const pattern = patternAt(tensorPattern(recordTensor(record)));
-    const elements = load<i64>(record, 24);
+    const elements = load<i64>(record, 32);
     // 16- and 8-bit floats accumulate in float32.
     const isSmallFloat = pattern.sourceDtype >= 2 && pattern.sourceDtype <= 5;
     const bytes = (elements * (isSmallFloat ? 4 : pattern.sourceItem) + 63) & ~63;
@@ -171,8 +174,7 @@ function writeChunk(at: usize, record: usize): void {
   const tensor = recordTensor(record);
   const pattern = patternAt(tensorPattern(tensor));
   const stage = recordStage(record);
-  const offsets = record + RECORD_HEAD;
-  const lengths = offsets + (<usize>dimsMost << 4);
+  unpack(record, 2, lengths);
   let sourceEnd = NONE;
   let targetEnd = NONE;
   if (recordSource(record) == rank) {
@@ -180,6 +182,7 @@ function writeChunk(at: usize, record: usize): void {
       sourceEnd = PIECE_FLAG + load<u32>(record, 16);
     } else {
       sourceEnd = bufferOf(tensor, SOURCE);
+      unpack(record, 0, offsets);
       store<u32>(at, describe(pattern.ndim, offsets, lengths, bufferStrides(sourceEnd), pattern.sourceItem), 8);
     }
   }
@@ -188,13 +191,13 @@ function writeChunk(at: usize, record: usize): void {
       targetEnd = PIECE_FLAG + load<u32>(record, 16);
     } else {
       targetEnd = bufferOf(tensor, TARGET);
-      const inTarget = offsets + (<usize>dimsMost << 3);
-      store<u32>(at, describe(pattern.ndim, inTarget, lengths, bufferStrides(targetEnd), pattern.targetItem), 12);
+      unpack(record, 1, offsets);
+      store<u32>(at, describe(pattern.ndim, offsets, lengths, bufferStrides(targetEnd), pattern.targetItem), 12);
     }
   }
   store<u32>(at, sourceEnd);
   store<u32>(at, targetEnd, 4);
-  store<i64>(at, load<i64>(record, 24), 16);
+  store<i64>(at, load<i64>(record, 32), 16);
   store<u8>(at, <u8>pattern.sourceDtype, 24);
   store<u8>(at, <u8>(stage == 0 ? pattern.sourceDtype : wireDtype(pattern)), 25);
   store<u8>(at, <u8>(stage == 0 ? pattern.sourceDtype : pattern.targetDtype), 26);

@@ -2,10 +2,10 @@
 import { boxSource, boxTarget } from "./box";
 import { addChannel } from "./channels";
 import { pieceLengths, pieceOffsets } from "./cut";
-import { dimsMost } from "./model";
+import { dimsMost, wide } from "./model";
 import { alloc, grow } from "./arena";
 import { pattern, source, tensor } from "./tensor";
-import { i64At, setI64 } from "./words";
+import { i64At, setI64, setU32, u32At } from "./words";
 
 export const COPY: u32 = 0;
 export const SEND: u32 = 1;
@@ -20,8 +20,9 @@ let mode: u32 = TO_CHANNELS;
 export let emitOnce: bool = false;
 
 /**
- * A record: u32 src, dst, tensor; u8 stage, kind, dimensions, reads `reduced`; u32 piece of its owner, position in the fold; i64 elements,
- * bytes on the wire; u32 channel, then bucket; u32 index in the bucket; then offsets in `from`, offsets in `to`, lengths.
+ * A record, in u32 words: src, dst, tensor; bytes stage, kind, dimensions, reads `reduced`; piece of its owner, position
+ * in the fold, bucket (the channel until there are buckets), index in the bucket; i64 elements; bytes an element on the
+ * wire; then offsets in `from`, offsets in `to`, lengths: u32 each, or i64 where a tensor of the plan needs it.
  */
 export const RECORD_HEAD: usize = 48;
 export let records: usize = 0;
@@ -48,7 +49,7 @@ export function toRecords(limit: i64): void {
   recordCount = 0;
   pieceCount = 0;
   capacity = 256;
-  recordBytes = RECORD_HEAD + <usize>dimsMost * 24;
+  recordBytes = RECORD_HEAD + (((<usize>dimsMost * 3 << (wide ? 3 : 2)) + 7) & ~7);
   records = alloc(<usize>capacity * recordBytes);
 }
 
@@ -66,9 +67,6 @@ export function emit(stage: u32, kind: u32, from: u32, to: u32, position: u32 = 
     addChannel(stage, from, to);
     return;
   }
-  let elements: i64 = 1;
-  for (let dim: u32 = 0; dim < pattern.ndim; dim++) elements *= i64At(pieceLengths, dim);
-  const bytes = elements * (stage == 0 ? pattern.sourceItem : pattern.wireItem);
   seen++;
   if (seen > most) return;
   if (recordCount == capacity) {
@@ -86,19 +84,38 @@ export function emit(stage: u32, kind: u32, from: u32, to: u32, position: u32 = 
   store<u8>(at, <u8>(stage == 1 && source.contributions > 1), 15);
   store<u32>(at, piece, 16);
   store<u32>(at, position, 20);
-  store<i64>(at, elements, 24);
-  store<i64>(at, bytes, 32);
+  store<u32>(at, <u32>(stage == 0 ? pattern.sourceItem : pattern.wireItem), 40);
+  let elements: i64 = 1;
   const offsets = at + RECORD_HEAD;
   const dims = dimsMost;
-  for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
+  const ndim = pattern.ndim;
+  for (let dim: u32 = 0; dim < ndim; dim++) {
     const offset = i64At(pieceOffsets, dim);
+    const length = i64At(pieceLengths, dim);
     const atSource = i64At(boxSource, dim) + offset;
-    setI64(offsets, dim, atSource);
-    setI64(offsets, dims + dim, stage == 0 ? atSource : i64At(boxTarget, dim) + offset);
-    setI64(offsets, dims * 2 + dim, i64At(pieceLengths, dim));
+    const atTarget = stage == 0 ? atSource : i64At(boxTarget, dim) + offset;
+    elements *= length;
+    if (wide) {
+      setI64(offsets, dim, atSource);
+      setI64(offsets, dims + dim, atTarget);
+      setI64(offsets, dims * 2 + dim, length);
+    } else {
+      setU32(offsets, dim, <u32>atSource);
+      setU32(offsets, dims + dim, <u32>atTarget);
+      setU32(offsets, dims * 2 + dim, <u32>length);
+    }
   }
+  store<i64>(at, elements, 32);
 }
 
 export function recordAt(index: u32): usize {
   return records + <usize>index * recordBytes;
+}
+
+/** Offsets in `from` (0) and `to` (1) and lengths (2) of a record, as i64 into `to`. */
+export function unpack(record: usize, which: u32, to: usize): void {
+  const from = record + RECORD_HEAD;
+  for (let dim: u32 = 0; dim < dimsMost; dim++) {
+    setI64(to, dim, wide ? i64At(from, which * dimsMost + dim) : <i64>u32At(from, which * dimsMost + dim));
+  }
 }

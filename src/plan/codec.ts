@@ -66,7 +66,7 @@ export function encodePlan(input: NormalInput, routing: readonly Routing[]): Enc
     }
   });
   writeTensors(writer, input);
-  input.patterns.forEach((pattern, index) => writePattern(writer, pattern, routing[index]!));
+  for (const [index, pattern] of input.patterns.entries()) writePattern(writer, pattern, routing[index]!);
 
   const hash = sha256.create().update(writer.bytes());
   writer.raw(hash.clone().digest().subarray(0, checkBytes));
@@ -129,15 +129,17 @@ function writeLayout(writer: Writer, layout: SideLayout): void {
   }
 }
 
-/** Names share their beginnings: each is what it has in common with the one before, and the rest. */
+/** Names have much in common with the one before: each is how much at either end, and what is between. */
 function writeTensors(writer: Writer, input: NormalInput): void {
   writer.number(input.names.length);
   let last = "";
   for (let tensor = 0; tensor < input.names.length; tensor++) {
     const name = input.names[tensor]!;
-    const common = commonUnits(last, name);
-    writer.number(common);
-    writer.text(name.slice(common));
+    const head = commonHead(last, name);
+    const tail = commonTail(last, name, head);
+    writer.number(head);
+    writer.number(tail);
+    writer.text(name.slice(head, name.length - tail));
     last = name;
     const kind = input.kinds[input.tensorKinds[tensor]!]!;
     writer.number(input.tensorKinds[tensor]!);
@@ -146,13 +148,26 @@ function writeTensors(writer: Writer, input: NormalInput): void {
   }
 }
 
-function commonUnits(a: string, b: string): number {
+function commonHead(a: string, b: string): number {
   const most = Math.min(a.length, b.length);
   let common = 0;
-  while (common < most && a.charCodeAt(common) === b.charCodeAt(common)) common++;
-  // Never between the halves of a surrogate pair: the rest must be text by itself.
-  const unit = common > 0 ? b.charCodeAt(common - 1) : 0;
-  return unit >= 0xd800 && unit < 0xdc00 ? common - 1 : common;
+  // Up to the first unit of a surrogate pair: what is between must be text by itself.
+  while (common < most && a.charCodeAt(common) === b.charCodeAt(common) && !isSurrogate(b, common)) common++;
+  return common;
+}
+
+function commonTail(a: string, b: string, head: number): number {
+  const most = Math.min(a.length, b.length) - head;
+  let common = 0;
+  while (common < most && a.charCodeAt(a.length - 1 - common) === b.charCodeAt(b.length - 1 - common)) {
+    if (isSurrogate(b, b.length - 1 - common)) break;
+    common++;
+  }
+  return common;
+}
+
+function isSurrogate(text: string, at: number): boolean {
+  return (text.charCodeAt(at) & 0xf800) === 0xd800;
 }
 
 function writePattern(writer: Writer, pattern: Pattern, routing: Routing): void {
@@ -274,8 +289,9 @@ function readSide(reader: Reader): ReadSide {
 function readTensors(reader: Reader, kinds: readonly ReadKind[]): TensorInput[] {
   let last = "";
   return reader.list(() => {
-    const common = reader.number();
-    const name = last.slice(0, common) + reader.text();
+    const head = reader.number();
+    const tail = reader.number();
+    const name = last.slice(0, head) + reader.text() + (tail === 0 ? "" : last.slice(-tail));
     last = name;
     const kind = reader.entry(kinds, reader.number());
     const source = sideInput(kind.source, reader);

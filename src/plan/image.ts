@@ -164,7 +164,13 @@ function fillTensors(input: NormalInput, words: Uint32Array) {
       if (last !== undefined) run++;
       last = { side, base };
     }
-    words.set([pattern, base, targetBase, ordinals[source] ?? 0, run, number], tensor * tensorWords);
+    const at = tensor * tensorWords;
+    words[at] = pattern;
+    words[at + 1] = base;
+    words[at + 2] = targetBase;
+    words[at + 3] = ordinals[source] ?? 0;
+    words[at + 4] = run;
+    words[at + 5] = number;
     ordinals[source] = (ordinals[source] ?? 0) + 1;
     classSizes[number] = (classSizes[number] ?? 0) + 1;
     classOf[tensor] = number;

@@ -17,6 +17,7 @@ const answers = {
   usedWave: 10,
   dependencyFirst: 11,
   dependencies: 12,
+  wide: 13,
 } as const;
 
 const headBytes = 48;
@@ -29,6 +30,8 @@ interface Gathered {
   readonly recordLongs: BigInt64Array;
   readonly wordsPerRecord: number;
   readonly dims: number;
+  /** Offsets and lengths are 64 bits rather than 32. */
+  readonly wide: boolean;
   readonly count: number;
   readonly order: Uint32Array;
   readonly bucketCount: number;
@@ -63,7 +66,8 @@ function gather(
     recordWords: words(answers.records, (recordBytes / 4) * recordCount),
     recordLongs: new BigInt64Array(buffer, at[answers.records]!, (recordBytes / 8) * recordCount),
     wordsPerRecord: recordBytes / 4,
-    dims: (recordBytes - headBytes) / 24,
+    dims: subject.input.patterns.reduce((most, { shape }) => Math.max(most, shape.length), 0),
+    wide: at[answers.wide] !== 0,
     count: recordCount,
     order: words(answers.order, recordCount),
     bucketCount,
@@ -100,7 +104,7 @@ export function* listChunks(subject: Subject, rank: number | undefined): Generat
     let id = "";
     for (let place = 0; place < gathered.count; place++) {
       const at = order[place]! * gathered.wordsPerRecord;
-      const bucket = recordWords[at + 10]!;
+      const bucket = recordWords[at + 6]!;
       if (bucket !== last) {
         last = bucket;
         id = bucketId(gathered, bucket);
@@ -113,21 +117,13 @@ export function* listChunks(subject: Subject, rank: number | undefined): Generat
 }
 
 function chunkAt(gathered: Gathered, at: number, bucket: string, wave: number): Chunk {
-  const { recordWords: words, recordLongs: longs, dims } = gathered;
+  const { recordWords: words, dims } = gathered;
   const flags = words[at + 3]!;
   const ndim = (flags >>> 16) & 0xff;
-  const offsets = (at + headBytes / 4) / 2;
-  const srcOffsets: bigint[] = new Array(ndim);
-  const dstOffsets: bigint[] = new Array(ndim);
-  const lengths: bigint[] = new Array(ndim);
-  for (let dim = 0; dim < ndim; dim++) {
-    srcOffsets[dim] = longs[offsets + dim]!;
-    dstOffsets[dim] = longs[offsets + dims + dim]!;
-    lengths[dim] = longs[offsets + 2 * dims + dim]!;
-  }
   const stage = (flags & 0xff) as Stage;
+  const offsets = at + headBytes / 4;
   return {
-    id: `${bucket}:${words[at + 11]}`,
+    id: `${bucket}:${words[at + 7]}`,
     stage,
     kind: kinds[(flags >>> 8) & 0xff]!,
     srcRank: words[at]!,
@@ -135,13 +131,23 @@ function chunkAt(gathered: Gathered, at: number, bucket: string, wave: number): 
     tensor: words[at + 2]!,
     from: flags >>> 24 === 0 ? "source" : "reduced",
     to: stage === 0 ? "reduced" : "target",
-    srcOffsets,
-    dstOffsets,
-    lengths,
-    bytes: longs[at / 2 + 4]!,
+    srcOffsets: vector(gathered, offsets, 0, ndim),
+    dstOffsets: vector(gathered, offsets, dims, ndim),
+    lengths: vector(gathered, offsets, 2 * dims, ndim),
+    bytes: gathered.recordLongs[at / 2 + 4]! * BigInt(words[at + 10]!),
     bucket,
     wave,
   };
+}
+
+function vector(gathered: Gathered, offsets: number, first: number, ndim: number): bigint[] {
+  const values: bigint[] = new Array(ndim);
+  if (gathered.wide) {
+    for (let dim = 0; dim < ndim; dim++) values[dim] = gathered.recordLongs[offsets / 2 + first + dim]!;
+  } else {
+    for (let dim = 0; dim < ndim; dim++) values[dim] = BigInt(gathered.recordWords[offsets + first + dim]!);
+  }
+  return values;
 }
 
 export function* listBuckets(subject: Subject, rank: number | undefined): Generator<Bucket, void, undefined> {

@@ -174,7 +174,9 @@ function asMesh(mesh: unknown, place: string): DeviceMesh {
 function normalTensors(tensors: readonly TensorInput[], pairs: readonly NormalPair[]) {
   const pairNumbers = new Map(pairs.map((pair, index) => [pair.name, index]));
   const kinds: TensorKind[] = [];
-  const kindKeys = new Map<string, number>();
+  // The first tensor of each kind, and kinds by a hash of what they are told apart by.
+  const originals: TensorInput[] = [];
+  const byHash = new Map<number, number[]>();
   const patterns: Pattern[] = [];
   const patternKeys = new Map<string, number>();
   const names: string[] = new Array(tensors.length);
@@ -184,11 +186,14 @@ function normalTensors(tensors: readonly TensorInput[], pairs: readonly NormalPa
 
   for (let index = 0; index < tensors.length; index++) {
     const tensor = tensors[index]!;
-    const key = kindKey(tensor, index);
-    let kind = kindKeys.get(key);
+    const hash = kindHash(tensor, index);
+    const known = byHash.get(hash);
+    let kind = known?.find((candidate) => isKind(originals[candidate]!, tensor));
     if (kind === undefined) {
       kind = kinds.push(makeKind(tensor, index, pairs, pairNumbers, patterns, patternKeys)) - 1;
-      kindKeys.set(key, kind);
+      originals.push(tensor);
+      if (known === undefined) byHash.set(hash, [kind]);
+      else known.push(kind);
     }
     names[index] = tensor.name;
     tensorKinds[index] = kind;
@@ -202,7 +207,7 @@ function normalTensors(tensors: readonly TensorInput[], pairs: readonly NormalPa
 }
 
 /** Equal for tensors of one kind. Checks of a tensor what its kind does not hold: that it is an object with a name. */
-function kindKey(tensor: TensorInput, index: number): string {
+function kindHash(tensor: TensorInput, index: number): number {
   if (typeof tensor !== "object" || tensor === null) {
     throw fail("TB_PLAN_INPUT", `tensors[${index}] must be an object`, { tensor: index });
   }
@@ -223,15 +228,38 @@ function kindKey(tensor: TensorInput, index: number): string {
   if (!Array.isArray(tensor.shape)) {
     throw fail("TB_SHAPE", `${label(tensor, index)}: shape must be an array`, { tensor: tensor.name });
   }
-  const key = `${tensor.pair}\n${tensor.shape.join()}|${tensor.dtype}|${tensor.targetDtype ?? ""}`;
-  if (tensor.source === undefined && tensor.target === undefined) return key;
-  return `${key}|${sideKey(tensor.source)}|${sideKey(tensor.target)}`;
+  let hash = tensor.shape.length;
+  for (const size of tensor.shape) hash = (Math.imul(hash, 31) + (size | 0)) | 0;
+  return hash;
 }
 
-function sideKey(side: TensorSideInput | undefined): string {
-  if (side === undefined || side === null) return "";
-  const select = side.select;
-  return `${side.stridedShard ?? ""};${select === undefined ? "" : `${select?.dim};${select?.of}`}`;
+function isKind(one: TensorInput, other: TensorInput): boolean {
+  if (one.pair !== other.pair || one.dtype !== other.dtype || one.targetDtype !== other.targetDtype)
+    return false;
+  if (one.shape.length !== other.shape.length) return false;
+  for (let dim = 0; dim < one.shape.length; dim++) {
+    if (one.shape[dim] !== other.shape[dim]) return false;
+  }
+  return isSameSide(one.source, other.source) && isSameSide(one.target, other.target);
+}
+
+/** Whether two tensors ask the same of a side, whatever index they select. */
+function isSameSide(one: TensorSideInput | undefined, other: TensorSideInput | undefined): boolean {
+  if (one === other) return true;
+  // What is malformed is no kind that is known: making one says so.
+  if (typeof one !== "object" || typeof other !== "object" || one === null || other === null) return false;
+  if (one.stridedShard !== other.stridedShard || !hasKeys(other, "select", "stridedShard")) return false;
+  const [a, b] = [one.select, other.select];
+  if (a === b) return true;
+  if (typeof a !== "object" || typeof b !== "object" || a === null || b === null) return false;
+  return a.dim === b.dim && a.of === b.of && hasKeys(b, "dim", "index", "of");
+}
+
+function hasKeys(object: object, ...known: readonly string[]): boolean {
+  for (const key in object) {
+    if (!known.includes(key)) return false;
+  }
+  return true;
 }
 
 function label(tensor: TensorInput, index: number): string {

@@ -33,6 +33,9 @@ export interface NormalSide {
   /** Mesh dimension that is selected in and among how many things, -1 and 0 without a selection. */
   readonly selectDim: number;
   readonly selectOf: number;
+  /** Things that one coordinate owns, and what one step of it is in the ranks of the mesh. */
+  readonly selectChunk: number;
+  readonly selectStride: number;
   readonly subShape: readonly number[];
   /** Equal where the geometry is. */
   readonly key: string;
@@ -163,6 +166,11 @@ export function normalSide(
     reading,
     selectDim: select?.dim ?? -1,
     selectOf: select?.of ?? 0,
+    selectChunk: select === undefined ? 1 : Math.ceil(select.of / layout.mesh.shape[select.dim]!),
+    selectStride:
+      select === undefined
+        ? 0
+        : layout.mesh.shape.slice(select.dim + 1).reduce((product, size) => product * size, 1),
     subShape,
     key: `${subShape.join("x")};${reading ?? ""}`,
   };
@@ -184,9 +192,5 @@ function fromFront(placement: Placement, ndim: number, place: string, tensor: st
 
 /** The index of the first rank of the sub-mesh that owns `index`, in the ranks of the mesh. */
 export function subMeshBase(side: NormalSide, index: number): number {
-  if (side.selectDim < 0) return 0;
-  const { shape } = side.layout.mesh;
-  const size = shape[side.selectDim]!;
-  const coordinate = Math.floor(index / Math.ceil(side.selectOf / size));
-  return coordinate * shape.slice(side.selectDim + 1).reduce((product, extent) => product * extent, 1);
+  return side.selectDim < 0 ? 0 : Math.floor(index / side.selectChunk) * side.selectStride;
 }
