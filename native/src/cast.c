@@ -18,7 +18,7 @@ static void cast_in_place(uint8_t *at, tb_cast_loop loop, uint32_t size, uint64_
 }
 
 void tb_cast(void *to, uint32_t to_dtype, const void *from, uint32_t from_dtype, uint64_t count) {
-    tb_cast_table *table = &tb_cast_loops_base;
+    tb_cast_table *table = tb_cast_table_now();
     uint32_t to_size = tb_dtype_size(to_dtype);
     uint32_t from_size = tb_dtype_size(from_dtype);
     if (to_dtype == from_dtype) {

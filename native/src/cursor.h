@@ -21,6 +21,7 @@ typedef struct tb_cursor {
     int64_t in_run;      /* bytes of that run already passed */
     int64_t left;        /* bytes from the position to the end of the descriptor */
     int32_t dims;
+    uint32_t cold;       /* the descriptor is so large that it is written past the cache */
     const int64_t *loops; /* (count, stride) pairs, outermost first */
     int64_t index[TB_MAX_DIMS];
 } tb_cursor;
@@ -41,9 +42,10 @@ void tb_cursor_start(tb_cursor *cursor, void *first_element, const int64_t *desc
 int tb_cursor_iov(const tb_cursor *cursor, struct iovec *iov, int max, uint64_t max_bytes, uint64_t *bytes);
 void tb_cursor_advance(tb_cursor *cursor, uint64_t bytes);
 
-/* Move the next count elements and advance. The cursor stands at an element's first byte. */
+/* Move the next count elements and advance. A cursor stands at an element's first byte. The two sides do not overlap. */
 void tb_cursor_pack(tb_cursor *from, uint32_t from_dtype, void *wire, uint32_t wire_dtype, uint64_t count);
 void tb_cursor_unpack(tb_cursor *to, uint32_t to_dtype, const void *wire, uint32_t wire_dtype, uint64_t count);
+void tb_cursor_move(tb_cursor *to, uint32_t to_dtype, tb_cursor *from, uint32_t from_dtype, uint64_t count);
 /* As tb_reduce, the contribution read through a cursor. */
 void tb_cursor_reduce(void *acc, tb_cursor *from, uint64_t count, uint32_t dtype, uint32_t partial_op, uint32_t first);
 

@@ -1,3 +1,7 @@
+#include <pthread.h>
+#include <stdio.h>
+
+#include "isa.h"
 #include "tensorbus.h"
 
 uint32_t tb_abi_version(void) {
@@ -10,6 +14,15 @@ uint32_t tb_abi_version(void) {
 #define COMPILER "gcc " __VERSION__
 #endif
 
+static pthread_once_t described = PTHREAD_ONCE_INIT;
+static char description[192];
+
+static void describe(void) {
+    snprintf(description, sizeof description, "%s, vectors %s, CRC-32C by %s", COMPILER, tb_isa_name(tb_isa_level()),
+             tb_crc_name(tb_crc_level()));
+}
+
 const char *tb_build_info(void) {
-    return COMPILER;
+    pthread_once(&described, describe);
+    return description;
 }

@@ -2,9 +2,6 @@
 #include "dtype.h"
 #include "error.h"
 
-/* Elements of the buffer between two strided ends: it stays in the first-level cache. */
-enum { TILE_ELEMENTS = 1024, TILE_BYTES = TILE_ELEMENTS * 8 };
-
 static int32_t check_end(const tb_end *end, const char *name, uint64_t *elements, tb_error *err) {
     uint32_t size = tb_dtype_size(end->dtype);
     if (size == 0) {
@@ -46,20 +43,6 @@ int32_t tb_move(const tb_end *dst, const tb_end *src, tb_error *err) {
     tb_cursor from;
     tb_cursor_start(&to, (void *)(uintptr_t)dst->base, dst->descriptor);
     tb_cursor_start(&from, (void *)(uintptr_t)src->base, src->descriptor);
-    if (to.dims == 0) {
-        tb_cursor_pack(&from, src->dtype, to.base, dst->dtype, dst_elements);
-        return TB_OK;
-    }
-    if (from.dims == 0) {
-        tb_cursor_unpack(&to, dst->dtype, from.base, src->dtype, dst_elements);
-        return TB_OK;
-    }
-    for (uint64_t left = dst_elements; left > 0;) {
-        uint8_t tile[TILE_BYTES];
-        uint64_t elements = left < TILE_ELEMENTS ? left : TILE_ELEMENTS;
-        tb_cursor_pack(&from, src->dtype, tile, dst->dtype, elements);
-        tb_cursor_unpack(&to, dst->dtype, tile, dst->dtype, elements);
-        left -= elements;
-    }
+    tb_cursor_move(&to, dst->dtype, &from, src->dtype, dst_elements);
     return TB_OK;
 }

@@ -14,7 +14,7 @@ static uint32_t accumulator_of(uint32_t dtype) {
 }
 
 void tb_fold(void *acc, const void *in, uint64_t count, uint32_t dtype, uint32_t partial_op, uint32_t first) {
-    const tb_reduce_table *table = &tb_reduce_loops_base;
+    const tb_reduce_table *table = tb_reduce_table_now();
     uint32_t wide = accumulator_of(dtype);
     if (first) {
         tb_cast(acc, wide, in, dtype, count);
@@ -65,7 +65,7 @@ int32_t tb_reduce_finish(void *out, void *acc, uint64_t count, uint32_t dtype, u
     }
     uint32_t wide = accumulator_of(dtype);
     if (divisor != 1) {
-        const tb_reduce_table *table = &tb_reduce_loops_base;
+        const tb_reduce_table *table = tb_reduce_table_now();
         (wide == TB_FLOAT64 ? table->divide_f64 : table->divide_f32)(acc, count, divisor);
     }
     if (out != acc || wide != dtype) {

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "dtype.h"
+#include "isa.h"
 
 /* acc[i] = acc[i] op in[i]; both of the accumulator's type. */
 typedef void (*tb_fold_loop)(void *restrict acc, const void *restrict in, uint64_t count);
@@ -20,5 +21,20 @@ typedef struct tb_reduce_table {
 } tb_reduce_table;
 
 extern const tb_reduce_table tb_reduce_loops_base;
+#if defined(__x86_64__)
+extern const tb_reduce_table tb_reduce_loops_avx2;
+extern const tb_reduce_table tb_reduce_loops_avx512;
+#endif
+
+/* The reductions for the processor that runs this. */
+static inline const tb_reduce_table *tb_reduce_table_now(void) {
+#if defined(__x86_64__)
+    const tb_reduce_table *const tables[TB_ISA_COUNT] = {&tb_reduce_loops_base, &tb_reduce_loops_avx2,
+                                                         &tb_reduce_loops_avx512};
+    return tables[tb_isa_level()];
+#else
+    return &tb_reduce_loops_base;
+#endif
+}
 
 #endif
