@@ -10,11 +10,12 @@ import {
   type CommandHeader,
   checkCommand,
   encodeCommand,
+  headerOf,
   pack,
   readHeader,
   unpack,
 } from "./commands.ts";
-import { type BinaryDatabase, type Environment, openEnvironment } from "./environment.ts";
+import { type BinaryDatabase, type Environment, keyOf, openEnvironment, rangeOf } from "./environment.ts";
 import { hasPassed } from "./identity.ts";
 import { clientOffset, LockView } from "./liveness.ts";
 import type { Port } from "./port.ts";
@@ -56,25 +57,29 @@ export interface DequeuedBatch {
 }
 
 interface Meta {
+  /** The position of the next command; those that wait stand right before it. */
   next: bigint;
   count: number;
   bytes: number;
+  /** Somebody may wait for room. */
+  waited: boolean;
 }
 
 const defaultCapacity = 1024;
 const defaultMaxBytes = 256 * 2 ** 20;
 /** Freed pages of large messages lie scattered: room for several times what is queued. */
 const mapBytes = 4 * 2 ** 30;
-const metaKey = Buffer.from("meta");
+/** First bytes of the keys. */
+const kinds = { meta: 1, waiting: 2, started: 3, room: 4 } as const;
+const metaKey = keyOf(kinds.meta);
 
 export async function openCommandQueue(
   options: CommandQueueOptions,
   deadline: DeadlineOptions = {},
 ): Promise<CommandQueue> {
-  const databases = ["queue", "started", "meta", "waiters"];
   const { path, port, stuckMs } = options;
   const environment = await openEnvironment(
-    { path, port, kind: "queue", databases, mapBytes, ...(stuckMs === undefined ? {} : { stuckMs }) },
+    { path, port, kind: "queue", mapBytes, ...(stuckMs === undefined ? {} : { stuckMs }) },
     deadline,
   );
   return new CommandQueue(environment, options);
@@ -84,9 +89,7 @@ export class CommandQueue implements AsyncDisposable {
   readonly environment: Environment;
   readonly capacity: number;
   readonly maxBytes: number;
-  readonly #queue: BinaryDatabase;
-  readonly #started: BinaryDatabase;
-  readonly #meta: BinaryDatabase;
+  readonly #commands: BinaryDatabase;
   readonly #room: RoomWaits;
   readonly #locks: LockView;
 
@@ -94,10 +97,8 @@ export class CommandQueue implements AsyncDisposable {
     this.environment = environment;
     this.capacity = options.capacity ?? defaultCapacity;
     this.maxBytes = options.maxBytes ?? defaultMaxBytes;
-    this.#queue = environment.database("queue");
-    this.#started = environment.database("started");
-    this.#meta = environment.database("meta");
-    this.#room = new RoomWaits(environment.database("waiters"), options.port);
+    this.#commands = environment.root;
+    this.#room = new RoomWaits(environment.root, kinds.room, options.port);
     this.#locks = new LockView(environment.locksPath);
   }
 
@@ -123,7 +124,7 @@ export class CommandQueue implements AsyncDisposable {
 
   /** The first commands that wait, without taking them. */
   peek(max = 1): readonly Command[] {
-    const values = this.environment.read(() => this.#head(max));
+    const values = this.environment.read(() => this.#head(this.#readMeta(), max));
     return values.map(({ bytes }) => checkCommand(unpack(bytes)));
   }
 
@@ -139,9 +140,10 @@ export class CommandQueue implements AsyncDisposable {
       () => {
         const meta = this.#readMeta();
         const count = meta.count;
-        for (const key of [...this.#queue.getKeys()]) this.#queue.remove(key);
-        this.#writeMeta({ next: meta.next, count: 0, bytes: 0 });
-        return { count, waiters: this.#room.names() };
+        for (const { key } of this.#head(meta, meta.count)) this.#commands.remove(key);
+        const waiters = this.#waiters(meta);
+        this.#writeMeta({ ...meta, count: 0, bytes: 0 });
+        return { count, waiters };
       },
       deadline,
     );
@@ -162,7 +164,12 @@ export class CommandQueue implements AsyncDisposable {
       "taking commands off the queue",
       () => {
         this.#removeStarted(finished);
-        return { batch: this.#start(max), waiters: this.#room.names() };
+        const meta = this.#readMeta();
+        const batch = this.#start(meta, max);
+        if (batch.started.length + batch.dropped.length === 0) return { batch, waiters: [] };
+        const waiters = this.#waiters(meta);
+        this.#writeMeta(meta);
+        return { batch, waiters };
       },
       deadline,
     );
@@ -186,16 +193,17 @@ export class CommandQueue implements AsyncDisposable {
    */
   leftovers(): readonly { readonly position: bigint; readonly header: CommandHeader | undefined }[] {
     return this.environment.read(() =>
-      [...this.#started.getRange()].map(({ key, value }) => ({
-        position: key.readBigUInt64BE(),
+      [...this.#commands.getRange(rangeOf(kinds.started))].map(({ key, value }) => ({
+        position: key.readBigUInt64BE(1),
         header: readHeader(unpack(value)),
       })),
     );
   }
 
-  /** Wakes all who wait for room, so that they look for themselves: an agent's first act. */
-  tellWaiters(): void {
-    this.#room.tell(this.environment.read(() => this.#room.names()));
+  /** Wakes all who wait for room, and others, so that they look for themselves: an agent's first act. */
+  tellWaiters(others: readonly string[] = []): void {
+    const waiting = this.environment.read(() => this.#room.names());
+    this.#room.tell([...new Set([...waiting, ...others])]);
   }
 
   /** Forgets that a client that has ended waits for room. */
@@ -239,11 +247,16 @@ export class CommandQueue implements AsyncDisposable {
         const meta = this.#readMeta();
         // One command always fits an empty queue.
         if (meta.count >= this.capacity || (meta.count > 0 && meta.bytes + bytes.length > this.maxBytes)) {
-          if (register) this.#room.add(client.id, client.wake);
+          if (!register) return false;
+          this.#room.add(client.id, client.wake);
+          if (!meta.waited) this.#writeMeta({ ...meta, waited: true });
           return false;
         }
-        this.#queue.put(positionKey(meta.next), bytes);
-        this.#writeMeta({ next: meta.next + 1n, count: meta.count + 1, bytes: meta.bytes + bytes.length });
+        this.#commands.put(keyOf(kinds.waiting, meta.next), bytes);
+        meta.next += 1n;
+        meta.count += 1;
+        meta.bytes += bytes.length;
+        this.#writeMeta(meta);
         this.#room.served(client.id);
         return true;
       },
@@ -251,17 +264,22 @@ export class CommandQueue implements AsyncDisposable {
     );
   }
 
-  #head(max: number): { key: Buffer; bytes: Buffer }[] {
-    return [...this.#queue.getRange({ limit: max })].map(({ key, value }) => ({ key, bytes: value }));
+  /** The first commands that wait: their positions have no gaps. Inside of a transaction. */
+  #head({ next, count }: Meta, max: number): { position: bigint; key: Buffer; bytes: Buffer }[] {
+    const first = next - BigInt(count);
+    return Array.from({ length: Math.max(0, Math.min(count, max)) }, (_, i) => {
+      const position = first + BigInt(i);
+      const key = keyOf(kinds.waiting, position);
+      return { position, key, bytes: this.#commands.get(key)! };
+    });
   }
 
-  #start(max: number): DequeuedBatch {
+  /** Takes commands off the head; what that makes of the counts is for the caller to write. */
+  #start(meta: Meta, max: number): DequeuedBatch {
     const started: StartedCommand[] = [];
     const dropped: { position: bigint; error: TensorBusError }[] = [];
-    const meta = this.#readMeta();
-    for (const { key, bytes } of meta.count === 0 ? [] : this.#head(max)) {
-      const position = key.readBigUInt64BE();
-      this.#queue.remove(key);
+    for (const { position, key, bytes } of this.#head(meta, max)) {
+      this.#commands.remove(key);
       meta.count -= 1;
       meta.bytes -= bytes.length;
       const verdict = this.#judge(position, bytes);
@@ -269,63 +287,63 @@ export class CommandQueue implements AsyncDisposable {
         dropped.push({ position, error: verdict });
         continue;
       }
-      this.#started.put(key, pack(verdict.header));
+      this.#commands.put(keyOf(kinds.started, position), pack(verdict.header));
       started.push(verdict);
     }
-    if (started.length + dropped.length > 0) this.#writeMeta(meta);
     return { started, dropped };
+  }
+
+  /** Who is to be told that there is room; inside of the transaction that makes it. */
+  #waiters(meta: Meta): string[] {
+    const waiters = meta.waited ? this.#room.names() : [];
+    meta.waited = waiters.length > 0;
+    return waiters;
   }
 
   /** What is to become of a command at the head of the queue; an error drops it. */
   #judge(position: bigint, bytes: Buffer): StartedCommand | TensorBusError {
     let message: unknown;
-    let header: CommandHeader | undefined;
+    let command: Command | undefined;
+    let error: TensorBusError | undefined;
     try {
       message = unpack(bytes);
-      header = readHeader(message);
-    } catch (error) {
-      return error as TensorBusError;
+      command = checkCommand(message);
+    } catch (thrown) {
+      error = thrown as TensorBusError;
     }
-    if (header === undefined) return new TensorBusError("TB_COMMAND", "a command does not say whose it is");
+    // A command whose body is malformed is answered all the same, if it says whose it is.
+    const header = command === undefined ? readHeader(message) : headerOf(command);
+    if (header === undefined) return error!;
     if (!this.isClientAlive(header.client.id)) {
       return new TensorBusError("TB_CLIENT_LOST", `the client of ${header.semaphore} has ended`);
     }
     if (hasPassed(header.deadline)) {
-      const error = new TensorBusError("TB_TIMEOUT", `${header.semaphore} was not begun before its deadline`);
-      return { position, header, error };
+      error = new TensorBusError("TB_TIMEOUT", `${header.semaphore} was not begun before its deadline`);
     }
-    try {
-      return { position, header, command: checkCommand(message) };
-    } catch (error) {
-      return { position, header, error: error as TensorBusError };
-    }
+    return { position, header, ...(error === undefined ? { command: command! } : { error }) };
   }
 
   #removeStarted(positions: readonly bigint[]): void {
-    for (const position of positions) this.#started.remove(positionKey(position));
+    for (const position of positions) this.#commands.remove(keyOf(kinds.started, position));
   }
 
   #readMeta(): Meta {
-    const bytes = this.#meta.get(metaKey);
-    if (bytes === undefined) return { next: 1n, count: 0, bytes: 0 };
+    const bytes = this.#commands.get(metaKey);
+    if (bytes === undefined) return { next: 1n, count: 0, bytes: 0, waited: false };
     return {
       next: bytes.readBigUInt64BE(0),
       count: bytes.readUInt32BE(8),
       bytes: Number(bytes.readBigUInt64BE(12)),
+      waited: bytes[20] === 1,
     };
   }
 
-  #writeMeta({ next, count, bytes }: Meta): void {
-    const value = Buffer.allocUnsafe(20);
+  #writeMeta({ next, count, bytes, waited }: Meta): void {
+    const value = Buffer.allocUnsafe(21);
     value.writeBigUInt64BE(next, 0);
     value.writeUInt32BE(count, 8);
     value.writeBigUInt64BE(BigInt(bytes), 12);
-    this.#meta.put(metaKey, value);
+    value[20] = waited ? 1 : 0;
+    this.#commands.put(metaKey, value);
   }
-}
-
-function positionKey(position: bigint): Buffer {
-  const key = Buffer.allocUnsafe(8);
-  key.writeBigUInt64BE(position);
-  return key;
 }

@@ -215,6 +215,19 @@ export function checkCommand(message: unknown): Command {
   return parsed.data;
 }
 
+/** The header of a checked command. */
+export function headerOf({
+  type,
+  id,
+  timestamp,
+  semaphore,
+  client,
+  deadline,
+  acknowledged,
+}: Command): CommandHeader {
+  return { type, id, timestamp, semaphore, client, deadline, acknowledged };
+}
+
 /** Only what says whose command it is: enough to answer one whose body is malformed. `undefined` where that is too. */
 export function readHeader(message: unknown): CommandHeader | undefined {
   const parsed = headerSchema.safeParse(message);

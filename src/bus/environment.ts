@@ -4,11 +4,11 @@
  * waits where it is not (docs/adr/0007-queue-writes.md).
  */
 import { join } from "node:path";
-import { type Database, open, type RootDatabase } from "lmdb";
+import { open, type RootDatabase } from "lmdb";
 import { Deadline, type DeadlineOptions, waitUntil } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import { nativeBus } from "../ffi/bus.ts";
-import { type FolderKind, folderFiles, prepareFormat, preparePrivateFolder } from "./folder.ts";
+import { type FolderKind, folderFiles, isOfThisBoot, prepareFormat, preparePrivateFolder } from "./folder.ts";
 import type { Port } from "./port.ts";
 
 export interface EnvironmentOptions {
@@ -16,16 +16,17 @@ export interface EnvironmentOptions {
   readonly path: string;
   readonly kind: FolderKind;
   readonly port: Port;
-  /** Names of the databases in it. */
-  readonly databases: readonly string[];
   /** Address space that the file may grow into; the file takes only what it holds. Default 1 GiB. */
   readonly mapBytes?: number;
   /** Milliseconds that a write waits for another process's to end, before `TB_QUEUE_STUCK`; default 1,000. */
   readonly stuckMs?: number;
 }
 
-/** Keys and values are bytes. */
-export type BinaryDatabase = Database<Buffer, Buffer>;
+/**
+ * Keys and values are bytes. An environment has one database: each further one would cost every transaction that touches
+ * it two more pages. The first byte of a key says what it is the key of.
+ */
+export type BinaryDatabase = RootDatabase<Buffer, Buffer>;
 
 const defaultMapBytes = 2 ** 30;
 const defaultStuckMs = 1000;
@@ -42,7 +43,7 @@ interface Job {
  * LMDB must open an environment once in a process, whoever asks for it: its lock files know processes, not callers. The
  * map goes by real paths and counts those who share.
  */
-const opened = new Map<string, { root: RootDatabase<Buffer, Buffer>; users: number }>();
+const opened = new Map<string, { root: BinaryDatabase; users: number }>();
 
 /** Opens an environment in a private folder, which must be of that kind and of this package's LMDB. */
 export async function openEnvironment(
@@ -71,8 +72,7 @@ export class Environment implements AsyncDisposable {
   readonly #token: bigint;
   readonly #gate: bigint;
   readonly #waiting: Job[] = [];
-  readonly #databases = new Map<string, BinaryDatabase>();
-  #root: RootDatabase<Buffer, Buffer> | undefined;
+  #root: BinaryDatabase | undefined;
   #release: (() => void) | undefined;
   #holder = 0;
   #closed = false;
@@ -94,18 +94,13 @@ export class Environment implements AsyncDisposable {
 
   /** Opens LMDB inside the gate: opening writes. Only for `openEnvironment`. */
   async enterToOpen(deadline: DeadlineOptions): Promise<void> {
-    nativeBus.tb_gate_attach(this.#gate, join(this.path, folderFiles.lock));
+    // Who holds LMDB's lock past the gate would hold up the opening too; a lock file that is about to go tells nothing.
+    if (isOfThisBoot(this.path)) nativeBus.tb_gate_attach(this.#gate, join(this.path, folderFiles.lock));
     await this.#inside(`opening ${this.path}`, () => this.#open(), deadline);
   }
 
-  database(name: string): BinaryDatabase {
-    const database = this.#databases.get(name);
-    if (database === undefined) throw new TypeError(`no database ${name} in ${this.path}`);
-    return database;
-  }
-
-  /** LMDB's own environment. Whoever writes through it passes no gate, and may block. */
-  get root(): RootDatabase<Buffer, Buffer> {
+  /** LMDB's own. Whoever writes to it outside of `write` passes no gate, and may block. */
+  get root(): BinaryDatabase {
     if (this.#root === undefined) throw new TensorBusError("TB_CLOSED", `${this.path} was closed`);
     return this.#root;
   }
@@ -138,7 +133,6 @@ export class Environment implements AsyncDisposable {
     this.#release?.();
     nativeBus.tb_gate_close(this.#gate);
     this.#port.unlisten(this.#token);
-    this.#databases.clear();
     if (this.#root === undefined) return;
     const shared = opened.get(this.path);
     this.#root = undefined;
@@ -244,16 +238,12 @@ export class Environment implements AsyncDisposable {
     }
     shared.users++;
     this.#root = shared.root;
-    for (const name of this.#options.databases) {
-      const options = { name, keyEncoding: "binary", encoding: "binary" } as const;
-      this.#databases.set(name, shared.root.openDB<Buffer, Buffer>(options));
-    }
     // Takes this thread's slot in the reader table, which needs a lock of its own, while nobody else can hold that.
-    this.read(() => this.#databases.get(this.#options.databases[0]!)!.get(Buffer.from([0])));
+    this.read(() => shared.root.get(Buffer.from([0])));
     this.#verifyLock();
   }
 
-  #openRoot(): RootDatabase<Buffer, Buffer> {
+  #openRoot(): BinaryDatabase {
     try {
       return open<Buffer, Buffer>({
         path: this.path,
@@ -264,7 +254,6 @@ export class Environment implements AsyncDisposable {
         overlappingSync: false,
         // A map that never grows is never remapped under another process.
         mapSize: this.#options.mapBytes ?? defaultMapBytes,
-        maxDbs: 16,
         maxReaders: 1024,
         // @ts-expect-error: documented and honoured, but missing from the package's types.
         permissionsMode: 0o600,
@@ -292,4 +281,19 @@ function lmdbError(error: unknown, path: string): unknown {
     return new TensorBusError("TB_NO_SPACE", `${path} is full`, { cause: error, details: { path } });
   }
   return error;
+}
+
+/** A key: what it is of, then numbers of 64 bits, in their order. */
+export function keyOf(kind: number, ...numbers: readonly bigint[]): Buffer {
+  const key = Buffer.allocUnsafe(1 + numbers.length * 8);
+  key[0] = kind;
+  numbers.forEach((number, i) => {
+    key.writeBigUInt64BE(number, 1 + i * 8);
+  });
+  return key;
+}
+
+/** All keys of a kind. */
+export function rangeOf(kind: number): { start: Buffer; end: Buffer } {
+  return { start: Buffer.from([kind]), end: Buffer.from([kind + 1]) };
 }

@@ -116,6 +116,11 @@ export function prepareFormat(path: string, kind: FolderKind): void {
   checkDataFile(join(path, folderFiles.data));
 }
 
+/** True where LMDB's files in the folder are of this boot: those that `prepareFormat` will leave. */
+export function isOfThisBoot(path: string): boolean {
+  return readFormat(path)?.boot === bootId();
+}
+
 function writeFormat(path: string, kind: FolderKind): void {
   const file = join(path, folderFiles.format);
   const text = JSON.stringify({ kind, version: formatVersion, boot: bootId() });

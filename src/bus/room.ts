@@ -3,7 +3,7 @@
  * queue, in the transaction that found it full; who makes room posts them all, after its own has been committed.
  */
 import { type Deadline, type DeadlineOptions, waitUntil } from "../deadline.ts";
-import type { BinaryDatabase } from "./environment.ts";
+import { type BinaryDatabase, keyOf, rangeOf } from "./environment.ts";
 import type { Port } from "./port.ts";
 import { type Bell, isPrivateName, openBell, type Waker } from "./semaphore.ts";
 
@@ -16,14 +16,9 @@ interface Wait {
   readonly reject: (error: unknown) => void;
 }
 
-function clientKey(client: bigint): Buffer {
-  const key = Buffer.allocUnsafe(8);
-  key.writeBigUInt64BE(client);
-  return key;
-}
-
 export class RoomWaits {
-  readonly #waiters: BinaryDatabase;
+  readonly #database: BinaryDatabase;
+  readonly #kind: number;
   readonly #port: Port;
   readonly #waits: Wait[] = [];
   readonly #registered = new Set<bigint>();
@@ -31,8 +26,10 @@ export class RoomWaits {
   #serving = false;
   #wokenAgain = false;
 
-  constructor(waiters: BinaryDatabase, port: Port) {
-    this.#waiters = waiters;
+  /** Those who wait stand under keys of that kind. */
+  constructor(database: BinaryDatabase, kind: number, port: Port) {
+    this.#database = database;
+    this.#kind = kind;
     this.#port = port;
   }
 
@@ -43,7 +40,7 @@ export class RoomWaits {
 
   /** Inside of a write transaction that found no room. */
   add(client: bigint, wake: string): void {
-    this.#waiters.put(clientKey(client), Buffer.from(wake));
+    this.#database.put(keyOf(this.#kind, client), Buffer.from(wake));
     this.#registered.add(client);
   }
 
@@ -55,12 +52,14 @@ export class RoomWaits {
 
   /** Inside of a write transaction. */
   remove(client: bigint): void {
-    this.#waiters.remove(clientKey(client));
+    this.#database.remove(keyOf(this.#kind, client));
   }
 
   /** Inside of any transaction: the wake semaphores of all who wait. */
   names(): string[] {
-    return [...this.#waiters.getRange()].map(({ value }) => value.toString()).filter(isPrivateName);
+    return [...this.#database.getRange(rangeOf(this.#kind))]
+      .map(({ value }) => value.toString())
+      .filter(isPrivateName);
   }
 
   /** Posts them. One that is gone has nobody left to wake. */

@@ -6,7 +6,7 @@ import { z } from "zod";
 import type { DeadlineOptions } from "../deadline.ts";
 import { type ErrorCode, errorCodes, TensorBusError } from "../errors.ts";
 import { pack, unpack } from "./commands.ts";
-import { type BinaryDatabase, type Environment, openEnvironment } from "./environment.ts";
+import { type BinaryDatabase, type Environment, keyOf, openEnvironment, rangeOf } from "./environment.ts";
 import type { Port } from "./port.ts";
 
 const u64 = z
@@ -93,14 +93,6 @@ function decodeOutcome(bytes: Uint8Array): Outcome {
   };
 }
 
-/** Client, then command: the results of a client stand together. */
-function resultKey(client: bigint, command: bigint): Buffer {
-  const key = Buffer.allocUnsafe(16);
-  key.writeBigUInt64BE(client, 0);
-  key.writeBigUInt64BE(command, 8);
-  return key;
-}
-
 export interface StateOptions {
   /** A folder; made where it is missing. */
   readonly path: string;
@@ -108,23 +100,22 @@ export interface StateOptions {
   readonly stuckMs?: number;
 }
 
-const agentKey = Buffer.from("agent");
+/** First bytes of the keys; a result stands under its client, then its command. */
+const kinds = { agent: 1, results: 2, pairs: 3, batches: 4, rounds: 5 } as const;
+const agentKey = keyOf(kinds.agent);
 const maxKeyBytes = 1900;
 
 export async function openState(options: StateOptions, deadline: DeadlineOptions = {}): Promise<State> {
-  const databases = ["agent", "results", "pairs", "batches", "rounds"];
-  return new State(await openEnvironment({ ...options, kind: "state", databases }, deadline));
+  return new State(await openEnvironment({ ...options, kind: "state" }, deadline));
 }
 
 export class State implements AsyncDisposable {
   readonly environment: Environment;
-  readonly #agent: BinaryDatabase;
-  readonly #results: BinaryDatabase;
+  readonly #records: BinaryDatabase;
 
   constructor(environment: Environment) {
     this.environment = environment;
-    this.#agent = environment.database("agent");
-    this.#results = environment.database("results");
+    this.#records = environment.root;
   }
 
   /** All changes of `work`, which must be synchronous, or none: `Environment.write`. */
@@ -139,7 +130,7 @@ export class State implements AsyncDisposable {
 
   /** The agent that wrote itself here last; it may have died since. */
   agent(): AgentRecord | undefined {
-    const bytes = this.read(() => this.#agent.get(agentKey));
+    const bytes = this.read(() => this.#records.get(agentKey));
     return bytes === undefined ? undefined : readRecord(agentSchema, "the agent", bytes);
   }
 
@@ -154,12 +145,12 @@ export class State implements AsyncDisposable {
     return this.write(
       "writing the agent's identity",
       () => {
-        const bytes = this.#agent.get(agentKey);
+        const bytes = this.#records.get(agentKey);
         const predecessor = bytes === undefined ? undefined : readRecord(agentSchema, "the agent", bytes);
         const next = (predecessor?.generation ?? 0n) + 1n;
         const now = BigInt(Date.now());
         const record = agentSchema.parse({ ...agent, generation: next > now ? next : now });
-        this.#agent.put(agentKey, pack(record));
+        this.#records.put(agentKey, pack(record));
         return { agent: record, predecessor };
       },
       deadline,
@@ -168,35 +159,42 @@ export class State implements AsyncDisposable {
 
   /** Changes what the agent says of itself, inside of `write`. */
   putAgent(agent: AgentRecord): void {
-    this.#agent.put(agentKey, pack(agentSchema.parse(agent)));
+    this.#records.put(agentKey, pack(agentSchema.parse(agent)));
   }
 
   /** The result of a client's command, once there is one. */
   result(client: bigint, command: bigint): Outcome | undefined {
-    const bytes = this.read(() => this.#results.get(resultKey(client, command)));
+    const bytes = this.read(() => this.#records.get(keyOf(kinds.results, client, command)));
     return bytes === undefined ? undefined : decodeOutcome(bytes);
   }
 
+  /** All results of a client that stand here, in the order of its commands. */
+  results(client: bigint): [bigint, Outcome][] {
+    const range = { start: keyOf(kinds.results, client, 0n), end: keyOf(kinds.results, client + 1n, 0n) };
+    const entries = this.read(() => [...this.#records.getRange(range)]);
+    return entries.map(({ key, value }) => [key.readBigUInt64BE(9), decodeOutcome(value)]);
+  }
+
   hasResult(client: bigint, command: bigint): boolean {
-    return this.read(() => this.#results.get(resultKey(client, command))) !== undefined;
+    return this.read(() => this.#records.get(keyOf(kinds.results, client, command))) !== undefined;
   }
 
   /** Inside of `write`: how a command ended. The first result stands. */
   putResult(client: bigint, command: bigint, outcome: Outcome): void {
-    const key = resultKey(client, command);
-    if (this.#results.get(key) === undefined) this.#results.put(key, encodeOutcome(outcome));
+    const key = keyOf(kinds.results, client, command);
+    if (this.#records.get(key) === undefined) this.#records.put(key, encodeOutcome(outcome));
   }
 
   /** Inside of `write`: forgets results that their client has read. */
   removeResults(client: bigint, commands: readonly bigint[]): void {
-    for (const command of commands) this.#results.remove(resultKey(client, command));
+    for (const command of commands) this.#records.remove(keyOf(kinds.results, client, command));
   }
 
   /** Inside of `write`: forgets all results of a client that is gone; how many there were. */
   removeClient(client: bigint): number {
-    const range = { start: resultKey(client, 0n), end: resultKey(client + 1n, 0n) };
-    const keys = [...this.#results.getKeys(range)].map((key) => Buffer.from(key));
-    for (const key of keys) this.#results.remove(key);
+    const range = { start: keyOf(kinds.results, client, 0n), end: keyOf(kinds.results, client + 1n, 0n) };
+    const keys = [...this.#records.getKeys(range)].map((key) => Buffer.from(key));
+    for (const key of keys) this.#records.remove(key);
     return keys.length;
   }
 
@@ -204,48 +202,44 @@ export class State implements AsyncDisposable {
   clientsWithResults(): bigint[] {
     return this.read(() => {
       const clients: bigint[] = [];
-      let start = resultKey(0n, 0n);
+      let start = keyOf(kinds.results, 0n, 0n);
       for (;;) {
-        const [key] = [...this.#results.getKeys({ start, limit: 1 })];
+        const [key] = [...this.#records.getKeys({ start, end: rangeOf(kinds.results).end, limit: 1 })];
         if (key === undefined) return clients;
-        const client = key.readBigUInt64BE(0);
+        const client = key.readBigUInt64BE(1);
         clients.push(client);
-        start = resultKey(client + 1n, 0n);
+        start = keyOf(kinds.results, client + 1n, 0n);
       }
     });
   }
 
   /** A table of maps that `schema` checks, both when they are written and when they are read. */
   table<T>(name: "pairs" | "batches" | "rounds", schema: z.ZodType<T>): Table<T> {
-    const database = this.environment.database(name);
-    const keyOf = (key: string) => {
-      const bytes = Buffer.from(key);
-      if (bytes.length === 0 || bytes.length > maxKeyBytes) {
-        throw new TensorBusError("TB_COMMAND", `a key of ${bytes.length} bytes`, { details: { key } });
-      }
-      return bytes;
+    const records = this.#records;
+    const kind = kinds[name];
+    const recordKey = (key: string) => {
+      const bytes = Buffer.concat([keyOf(kind), Buffer.from(key)]);
+      if (bytes.length <= maxKeyBytes) return bytes;
+      throw new TensorBusError("TB_COMMAND", `a key of ${bytes.length} bytes`, { details: { key } });
     };
     return {
       get: (key) => {
-        const bytes = this.read(() => database.get(keyOf(key)));
+        const bytes = this.read(() => records.get(recordKey(key)));
         return bytes === undefined ? undefined : readRecord(schema, `${name} ${key}`, bytes);
       },
       put: (key, value) => {
-        database.put(keyOf(key), pack(schema.parse(value)));
+        records.put(recordKey(key), pack(schema.parse(value)));
       },
       remove: (key) => {
-        const bytes = keyOf(key);
-        const known = database.get(bytes) !== undefined;
-        if (known) database.remove(bytes);
+        const known = records.get(recordKey(key)) !== undefined;
+        if (known) records.remove(recordKey(key));
         return known;
       },
       entries: () =>
-        this.read(() =>
-          [...database.getRange()].map(({ key, value }): [string, T] => [
-            key.toString(),
-            readRecord(schema, `${name} ${key}`, value),
-          ]),
-        ),
+        this.read(() => [...records.getRange(rangeOf(kind))]).map(({ key: bytes, value }) => {
+          const key = bytes.toString("utf8", 1);
+          return [key, readRecord(schema, `${name} ${key}`, value)];
+        }),
     };
   }
 

@@ -1,0 +1,116 @@
+/**
+ * A minimal agent process for the tests and the benchmark. It claims its paths, ends what its predecessor had started, and
+ * answers QueryStatus with its own pid and how often that client's commands have run. `die` kills it at a step of the first
+ * command that it meets. Every run of a command leaves a line in `log`.
+ */
+import { appendFileSync } from "node:fs";
+import { openCommandQueue } from "../../src/bus/command-queue.ts";
+import type { Command } from "../../src/bus/commands.ts";
+import { ownIdentity } from "../../src/bus/identity.ts";
+import { claimFolder, startHeartbeat, unlinkHeartbeat } from "../../src/bus/liveness.ts";
+import { openPort } from "../../src/bus/port.ts";
+import { CommandPump, settleLeftovers } from "../../src/bus/pump.ts";
+import { openWaker, unlinkSemaphore } from "../../src/bus/semaphore.ts";
+import { openState } from "../../src/bus/state.ts";
+import { TensorBusError } from "../../src/errors.ts";
+
+export interface EchoAgentOptions {
+  readonly queue: string;
+  readonly state: string;
+  readonly capacity?: number;
+  readonly log?: string;
+  readonly die?: "before" | "started" | "answered" | "removed";
+  readonly stuckMs?: number;
+}
+
+/** What the agent tells the process that forked it. */
+export type EchoAgentMessage =
+  | { readonly ready: true; readonly generation: bigint; readonly lost: number; readonly wake: string }
+  | { readonly failed: string }
+  | { readonly fault: string }
+  | { readonly cpuUs: number };
+
+const options: EchoAgentOptions = JSON.parse(process.argv.at(-1)!);
+const tell = (message: EchoAgentMessage) => process.send?.(message);
+const dieAt = (step: EchoAgentOptions["die"]) => {
+  if (options.die === step) process.kill(process.pid, "SIGKILL");
+};
+
+const runs = new Map<bigint, number>();
+function run(command: Command): unknown {
+  if (command.type !== "QueryStatus")
+    throw new TensorBusError("TB_UNSUPPORTED", "only QueryStatus is echoed");
+  dieAt("started");
+  const { client, id, batch } = command;
+  const count = (runs.get(client.id) ?? 0) + 1;
+  runs.set(client.id, count);
+  if (options.log !== undefined) appendFileSync(options.log, `${client.id} ${id} ${process.pid}\n`);
+  if (batch === "fail")
+    throw new TensorBusError("TB_VERIFY", "it was asked to fail", { details: { batch, big: 2n ** 60n } });
+  if (batch === "slow") return new Promise((resolve) => setTimeout(() => resolve("late"), 50));
+  return { pid: process.pid, count, batch };
+}
+
+async function main(): Promise<void> {
+  const stuck = options.stuckMs === undefined ? {} : { stuckMs: options.stuckMs };
+  const port = openPort();
+  const capacity = options.capacity === undefined ? {} : { capacity: options.capacity };
+  const queue = await openCommandQueue({ path: options.queue, port, ...capacity, ...stuck });
+  const state = await openState({ path: options.state, port, ...stuck });
+  const claims = [
+    await claimFolder(port, queue.environment.locksPath),
+    await claimFolder(port, state.environment.locksPath),
+  ];
+  const waker = openWaker(port);
+  const heartbeat = startHeartbeat();
+  const { agent, predecessor } = await state.enthrone({
+    ...ownIdentity(),
+    rank: 0,
+    wake: waker.name,
+    heartbeat: heartbeat.name,
+    ready: true,
+  });
+  if (predecessor !== undefined) {
+    unlinkSemaphore(predecessor.wake);
+    unlinkHeartbeat(predecessor.heartbeat);
+  }
+  const lost = await settleLeftovers(queue, state);
+  if (options.die !== undefined) injectDeaths(queue, state);
+  const pump = new CommandPump({ queue, state, waker, run, onFault: (fault) => tell({ fault: fault.code }) });
+  port.hold();
+  tell({ ready: true, generation: agent.generation, lost: lost.length, wake: waker.name });
+
+  process.on("message", () => tell({ cpuUs: process.cpuUsage().user + process.cpuUsage().system }));
+  process.once("SIGTERM", async () => {
+    await pump.close();
+    heartbeat.close();
+    waker.close();
+    for (const claim of claims) claim.close();
+    await state.close();
+    await queue.close();
+    await port.close();
+    process.exit(0);
+  });
+}
+
+type Queue = Awaited<ReturnType<typeof openCommandQueue>>;
+type State = Awaited<ReturnType<typeof openState>>;
+
+/** Kills the process between two steps of a command's life. */
+function injectDeaths(queue: Queue, state: State): void {
+  const dequeue = queue.dequeue.bind(queue);
+  queue.dequeue = async (max, finished, deadline) => {
+    if (queue.size() > 0) dieAt("before");
+    const batch = await dequeue(max, finished, deadline);
+    if (finished !== undefined && finished.length > 0) dieAt("removed");
+    return batch;
+  };
+  const write = state.write.bind(state);
+  state.write = async (what, work, deadline) => {
+    const result = await write(what, work, deadline);
+    dieAt("answered");
+    return result;
+  };
+}
+
+await main().catch((error) => tell({ failed: error instanceof TensorBusError ? error.code : String(error) }));

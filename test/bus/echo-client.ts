@@ -1,0 +1,175 @@
+/** A minimal client for the tests and the benchmark: QueryStatus commands, and their results in order. */
+import { type CommandQueue, type EnqueueOptions, openCommandQueue } from "../../src/bus/command-queue.ts";
+import type { ClientIdentity, Command } from "../../src/bus/commands.ts";
+import { momentIn, ownIdentity, randomClientId } from "../../src/bus/identity.ts";
+import {
+  clientOffset,
+  type HeldLock,
+  lockOffsets,
+  tryLock,
+  type Watch,
+  watchLock,
+} from "../../src/bus/liveness.ts";
+import { openPort, type Port } from "../../src/bus/port.ts";
+import {
+  type Bell,
+  generateSemaphoreName,
+  openBell,
+  openWaker,
+  type Waker,
+} from "../../src/bus/semaphore.ts";
+import { openState, type State } from "../../src/bus/state.ts";
+import { TensorBusError } from "../../src/errors.ts";
+
+export interface BusPaths {
+  readonly queue: string;
+  readonly state: string;
+}
+
+interface Pending {
+  readonly resolve: (value: unknown) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+export class EchoClient {
+  readonly port: Port;
+  readonly queue: CommandQueue;
+  readonly state: State;
+  readonly waker: Waker;
+  readonly identity: ClientIdentity;
+  readonly #life: HeldLock;
+  readonly #pending = new Map<bigint, Pending>();
+  #bell: Bell | undefined;
+  #watch: Watch | undefined;
+  #letGo: (() => void) | undefined;
+  #acknowledged: bigint[] = [];
+  #lastId = 0n;
+
+  private constructor(port: Port, queue: CommandQueue, state: State) {
+    this.port = port;
+    this.queue = queue;
+    this.state = state;
+    this.waker = openWaker(port);
+    this.identity = { ...ownIdentity(), id: randomClientId(), wake: this.waker.name };
+    this.#life = tryLock(queue.environment.locksPath, clientOffset(this.identity.id))!;
+    this.waker.onWake(() => this.#collect());
+  }
+
+  static async connect(
+    paths: BusPaths,
+    options: { capacity?: number; stuckMs?: number } = {},
+  ): Promise<EchoClient> {
+    const port = openPort();
+    const queue = await openCommandQueue({ path: paths.queue, port, ...options });
+    const stuck = options.stuckMs === undefined ? {} : { stuckMs: options.stuckMs };
+    return new EchoClient(port, queue, await openState({ path: paths.state, port, ...stuck }));
+  }
+
+  /** Ends what waits with `TB_AGENT_LOST` once the agent's process has ended; `onLost` is called then. */
+  watchAgent(onLost: () => void = () => {}): void {
+    this.#watch?.close();
+    this.#watch = watchLock(this.port, this.queue.environment.locksPath, lockOffsets.agent, () => {
+      this.#collect();
+      for (const { reject } of this.#pending.values())
+        reject(new TensorBusError("TB_AGENT_LOST", "the agent ended"));
+      this.#pending.clear();
+      this.#bell?.close();
+      this.#bell = undefined;
+      this.#rest();
+      onLost();
+    });
+  }
+
+  get lastId(): bigint {
+    return this.#lastId;
+  }
+
+  makeCommand(batch: string | number | bigint, timeoutMs = 30_000): Command {
+    this.#lastId += 1n;
+    return {
+      type: "QueryStatus",
+      id: this.#lastId,
+      timestamp: Date.now(),
+      semaphore: generateSemaphoreName("QueryStatus", batch),
+      client: this.identity,
+      deadline: momentIn(timeoutMs),
+      acknowledged: this.#acknowledged.splice(0),
+      batch,
+    };
+  }
+
+  /** Queues a command and wakes the agent, if there is one. */
+  async send(command: Command, options: EnqueueOptions = {}): Promise<void> {
+    await this.queue.enqueue(command, this.waker, options);
+    this.ring();
+  }
+
+  ring(): void {
+    if (this.#bell === undefined) {
+      const agent = this.state.agent();
+      if (agent === undefined) return;
+      try {
+        this.#bell = openBell(agent.wake);
+      } catch {
+        return;
+      }
+    }
+    this.#bell.ring();
+  }
+
+  /** Sends a command and waits for its result. */
+  query(batch: string | number | bigint, options: EnqueueOptions = {}): Promise<unknown> {
+    const command = this.makeCommand(batch);
+    const result = this.expect(command.id);
+    this.send(command, options).catch((error) => {
+      this.#pending.get(command.id)?.reject(error);
+      this.#pending.delete(command.id);
+      this.#rest();
+    });
+    return result;
+  }
+
+  /** Waits for the result of a command that was or will be queued. */
+  expect(id: bigint): Promise<unknown> {
+    this.#letGo ??= this.port.hold();
+    return new Promise((resolve, reject) => this.#pending.set(id, { resolve, reject }));
+  }
+
+  async close(): Promise<void> {
+    this.#watch?.close();
+    this.#rest();
+    this.#bell?.close();
+    this.waker.close();
+    this.#life.close();
+    await this.state.close();
+    await this.queue.close();
+    await this.port.close();
+  }
+
+  #collect(): void {
+    if (this.#pending.size === 1) {
+      // The common case, without a cursor.
+      const [id] = this.#pending.keys();
+      const outcome = this.state.result(this.identity.id, id!);
+      if (outcome !== undefined) this.#settle(id!, outcome);
+    } else if (this.#pending.size > 1) {
+      for (const [id, outcome] of this.state.results(this.identity.id)) this.#settle(id, outcome);
+    }
+    this.#rest();
+  }
+
+  #settle(id: bigint, outcome: NonNullable<ReturnType<State["result"]>>): void {
+    const pending = this.#pending.get(id);
+    if (pending === undefined) return;
+    this.#pending.delete(id);
+    this.#acknowledged.push(id);
+    if (outcome.ok) pending.resolve(outcome.value);
+    else pending.reject(outcome.error);
+  }
+
+  #rest(): void {
+    if (this.#pending.size > 0) return;
+    this.#letGo?.();
+    this.#letGo = undefined;
+  }
+}

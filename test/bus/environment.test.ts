@@ -1,0 +1,222 @@
+import { chmodSync, chownSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { type Environment, openEnvironment } from "../../src/bus/environment.ts";
+import { openPort, type Port } from "../../src/bus/port.ts";
+import { TensorBusError } from "../../src/errors.ts";
+import { forkFixture, kill, messageOf, temporaryFolder } from "./processes.ts";
+
+const key = Buffer.from("key");
+const bytes = (text: string) => Buffer.from(text);
+
+let port: Port;
+let path: string;
+const environments: Environment[] = [];
+
+beforeEach(() => {
+  port = openPort();
+  path = join(temporaryFolder(), "queue");
+});
+afterEach(async () => {
+  for (const environment of environments.splice(0)) await environment.close();
+  await port.close();
+});
+
+async function openHere(options: { stuckMs?: number } = {}): Promise<Environment> {
+  const environment = await openEnvironment({ path, kind: "queue", port, ...options });
+  environments.push(environment);
+  return environment;
+}
+
+const code = (expected: string) => expect.objectContaining({ code: expected });
+
+/** The longest time in milliseconds that the event loop did not come round while `work` ran. */
+async function longestPause<T>(work: Promise<T>): Promise<number> {
+  let longest = 0;
+  let last = performance.now();
+  const tick = setInterval(() => {
+    longest = Math.max(longest, performance.now() - last);
+    last = performance.now();
+  }, 5);
+  await work.catch(() => {});
+  clearInterval(tick);
+  return longest;
+}
+
+describe("a folder of the bus", () => {
+  it("is private, and so is every file in it", async () => {
+    const environment = await openHere();
+    await environment.write("a write", () => environment.root.put(key, bytes("1")));
+    expect(statSync(path).mode & 0o777).toBe(0o700);
+    for (const file of ["data.mdb", "lock.mdb", "locks", "format.json"]) {
+      expect(statSync(join(path, file)).mode & 0o777, file).toBe(0o600);
+    }
+  });
+
+  it("is refused while others may enter it", async () => {
+    mkdirSync(path);
+    chmodSync(path, 0o755);
+    await expect(openHere()).rejects.toEqual(code("TB_FOREIGN"));
+  });
+
+  it.skipIf(process.geteuid!() !== 0)(
+    "is refused if it is another user's [needs root to make one]",
+    async () => {
+      mkdirSync(path, { mode: 0o700 });
+      chownSync(path, 12345, 12345);
+      await expect(openHere()).rejects.toEqual(code("TB_FOREIGN"));
+    },
+  );
+
+  it("is refused if its lock file is a link, or open to others", async () => {
+    mkdirSync(path, { mode: 0o700 });
+    writeFileSync(join(path, "locks"), "", { mode: 0o644 });
+    chmodSync(join(path, "locks"), 0o644);
+    await expect(openHere()).rejects.toEqual(code("TB_FOREIGN"));
+  });
+
+  it("is refused if stock LMDB, or nobody, wrote its data file", async () => {
+    await (await openHere()).close();
+    const stock = Buffer.alloc(8192);
+    stock.writeUInt32LE(0xbeefc0de, 16);
+    stock.writeUInt32LE(1, 20);
+    for (const content of [stock, Buffer.alloc(8192, 7), Buffer.alloc(20, 1)]) {
+      writeFileSync(join(path, "data.mdb"), content);
+      await expect(openHere()).rejects.toEqual(code("TB_BUS_FORMAT"));
+    }
+  });
+
+  it("is refused if it holds an LMDB file that tensorbus did not make", async () => {
+    mkdirSync(path, { mode: 0o700 });
+    writeFileSync(join(path, "data.mdb"), "");
+    await expect(openHere()).rejects.toEqual(code("TB_BUS_FORMAT"));
+  });
+
+  it("is refused if it is of another kind or version", async () => {
+    await (await openHere()).close();
+    await expect(openEnvironment({ path, kind: "state", port })).rejects.toEqual(code("TB_BUS_FORMAT"));
+    const file = join(path, "format.json");
+    writeFileSync(file, readFileSync(file, "utf8").replace('"version":1', '"version":9'));
+    await expect(openHere()).rejects.toEqual(code("TB_BUS_FORMAT"));
+    writeFileSync(file, "{");
+    await expect(openHere()).rejects.toEqual(code("TB_BUS_FORMAT"));
+  });
+
+  it("forgets what another boot left, damaged or not", async () => {
+    const first = await openHere();
+    await first.write("a write", () => first.root.put(key, bytes("old")));
+    await first.close();
+    const file = join(path, "format.json");
+    writeFileSync(file, JSON.stringify({ kind: "queue", version: 1, boot: "another" }));
+    writeFileSync(join(path, "data.mdb"), "torn by a power cut");
+    const second = await openHere();
+    expect(second.read(() => second.root.get(key))).toBeUndefined();
+  });
+});
+
+describe("a write", () => {
+  it("happens whole or not at all", async () => {
+    const environment = await openHere();
+    await environment.write("a write", () => environment.root.put(key, bytes("1")));
+    const failing = environment.write("a write", () => {
+      environment.root.put(key, bytes("2"));
+      throw new RangeError("no");
+    });
+    await expect(failing).rejects.toThrow(RangeError);
+    expect(environment.read(() => environment.root.get(key))).toEqual(bytes("1"));
+  });
+
+  it("is seen by another opening of the same folder, and stays after it", async () => {
+    const [one, two] = [await openHere(), await openHere()];
+    await one.write("a write", () => one.root.put(key, bytes("1")));
+    expect(two.read(() => two.root.get(key))).toEqual(bytes("1"));
+    await one.close();
+    await two.write("a write", () => two.root.put(key, bytes("2")));
+    expect(two.read(() => two.root.get(key))).toEqual(bytes("2"));
+  });
+
+  it("of a process that is killed in its middle leaves nothing, and the next one is not held up", async () => {
+    const environment = await openHere();
+    const child = forkFixture("holder", { path, past: false, signal: "SIGKILL" });
+    await messageOf(child);
+    child.send("go");
+    await messageOf(child).catch(() => {});
+    await environment.write("a write", () => environment.root.put(key, bytes("1")));
+    expect(environment.read(() => environment.root.get(bytes("half")))).toBeUndefined();
+    expect(environment.read(() => environment.root.get(key))).toEqual(bytes("1"));
+    await environment.readerCheck();
+  });
+
+  describe.each([
+    ["through the gate", false],
+    ["past the gate", true],
+  ])("while a process that writes %s is stopped", (_, past) => {
+    it("ends as TB_QUEUE_STUCK, never runs, and leaves the event loop free", async () => {
+      const environment = await openHere({ stuckMs: 300 });
+      const child = forkFixture("holder", { path, past, signal: "SIGSTOP" });
+      await messageOf(child);
+      child.send("go");
+      await stopped(child.pid!);
+      let ran = false;
+      const write = environment.write("a write", () => {
+        ran = true;
+      });
+      const pause = longestPause(write);
+      await expect(write).rejects.toEqual(code("TB_QUEUE_STUCK"));
+      expect(await pause).toBeLessThan(150);
+      // Opening it anew needs the lock too.
+      await expect(openHere({ stuckMs: 50 })).rejects.toEqual(code("TB_QUEUE_STUCK"));
+      // Reading needs no lock.
+      expect(environment.read(() => environment.root.get(key))).toBeUndefined();
+
+      const signal = AbortSignal.timeout(20);
+      await expect(environment.write("a write", () => {}, { signal })).rejects.toEqual(code("TB_CANCELLED"));
+      const later = environment.write("a write", () => "done", { timeoutMs: 10_000 });
+      child.kill("SIGCONT");
+      await messageOf(child);
+      await expect(later.catch(() => environment.write("a write", () => "done"))).resolves.toBe("done");
+      expect(ran).toBe(false);
+      await kill(child);
+    });
+
+    it("goes on as soon as that process is killed", async () => {
+      const environment = await openHere({ stuckMs: 20_000 });
+      const child = forkFixture("holder", { path, past, signal: "SIGSTOP" });
+      await messageOf(child);
+      child.send("go");
+      await stopped(child.pid!);
+      const order: number[] = [];
+      const writes = [1, 2, 3].map((n) => environment.write("a write", () => order.push(n)));
+      await sleep(20);
+      expect(order).toEqual([]);
+      await kill(child);
+      await Promise.all(writes);
+      expect(order).toEqual([1, 2, 3]);
+      expect(environment.read(() => environment.root.get(bytes("half")))).toBeUndefined();
+    });
+  });
+
+  it("that waits when the environment is closed ends as TB_CLOSED", async () => {
+    const environment = await openHere({ stuckMs: 20_000 });
+    const child = forkFixture("holder", { path, past: false, signal: "SIGSTOP" });
+    await messageOf(child);
+    child.send("go");
+    await stopped(child.pid!);
+    const write = environment.write("a write", () => {});
+    const outcome = expect(write).rejects.toEqual(code("TB_CLOSED"));
+    await environment.close();
+    await outcome;
+    await expect(environment.write("a write", () => {})).rejects.toBeInstanceOf(TensorBusError);
+    await kill(child);
+  });
+});
+
+/** Resolves once the kernel says that the process is stopped. */
+async function stopped(pid: number): Promise<void> {
+  for (;;) {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    if (stat.slice(stat.lastIndexOf(")") + 2)[0] === "T") return;
+    await sleep(2);
+  }
+}
