@@ -188,9 +188,8 @@ export function tableLength(): u32 {
   return tableWords;
 }
 
-/** Waves of all stages. */
-export function waveCount(): u32 {
-  return u32At(table, 2) + u32At(table, 3);
+export function stageWaves(stage: u32): u32 {
+  return u32At(table, 2 + stage);
 }
 
 export function channelCount(stage: u32): u32 {

@@ -3,9 +3,10 @@
  * `reserve` and `open` give it the plan, then channels, then records, which the host reads where they lie.
  */
 import { alloc, allocZero, reset } from "./arena";
-import { findChannel, findChannels, tableAt, tableLength, useTable, waveCount } from "./channels";
+import { findChannel, findChannels, stageWaves, tableAt, tableLength, useTable } from "./channels";
+import { boxCount, chunkCount, countPattern } from "./count";
 import { dependencies as dependencyList, dependencyFirst, findDependencies } from "./depend";
-import { loadImage, reduces, wide, world } from "./model";
+import { loadImage, patternAt, reduces, wide, world } from "./model";
 import {
   bucketChannel,
   bucketCount,
@@ -19,8 +20,10 @@ import {
 } from "./order";
 import { programLength, writeProgram } from "./program";
 import { startRoutes } from "./route";
-import { NONE, recordBytes, recordCount, records, seen, toRecords } from "./sink";
+import { NONE, recordBytes, recordCount, records, seen, toRecords, toTally } from "./sink";
+import { buckets, endHome, endTally, kinds, ranks, startHome, startTally } from "./tally";
 import { walkHome, walkRank } from "./walk";
+import { i64At } from "./words";
 
 export { errorCode, errorValue } from "./error";
 
@@ -40,7 +43,7 @@ export function open(at: usize): void {
   startRoutes();
 }
 
-export { findChannels, tableAt, tableLength, useTable, waveCount };
+export { findChannels, stageWaves, tableAt, tableLength, useTable };
 
 /**
  * Chunks that begin or end at `rank`, or of the whole world for -1, in order; answers how many there would be. With
@@ -84,6 +87,34 @@ export function program(rank: u32, digest: usize, entries: usize, entryCount: u3
   if (rank < world) walkRank(rank);
   orderRecords(rank);
   return writeProgram(rank, digest, entries, entryCount);
+}
+
+/** Boxes (0) or chunks (1) of one tensor of a pattern. */
+export function count(pattern: u32, what: u32): i64 {
+  countPattern(patternAt(pattern));
+  return what == 0 ? boxCount : chunkCount;
+}
+
+/** Sums up all chunks of the world: answers where the words of the ranks lie. */
+export function sum(): usize {
+  startTally();
+  for (let home: u32 = 0; home < world; home++) {
+    toTally();
+    startHome();
+    walkHome(home);
+    endHome(home);
+  }
+  endTally();
+  return ranks;
+}
+
+/** After `sum`: chunks (0) or bytes (1) of a stage and kind. */
+export function sumOfKind(stage: u32, kind: u32, what: u32): i64 {
+  return i64At(kinds, (stage * 3 + kind) * 2 + what);
+}
+
+export function sumOfBuckets(stage: u32): i64 {
+  return i64At(buckets, stage);
 }
 
 export function programBytes(): u32 {

@@ -87,6 +87,12 @@ export class Pattern {
   overlaps: usize;
   /** Whether a rank can be on both sides. */
   meeting: bool;
+
+  /** What a reduced piece takes in the pool: 16- and 8-bit floats accumulate in float32. */
+  poolBytes(elements: i64): i64 {
+    const isSmallFloat = this.sourceDtype >= 2 && this.sourceDtype <= 5;
+    return (elements * (isSmallFloat ? 4 : this.sourceItem) + 63) & ~63;
+  }
 }
 
 export let world: u32 = 0;

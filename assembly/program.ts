@@ -140,9 +140,7 @@ function writePieces(at: usize): i64 {
     const record = recordAt(index);
     const pattern = patternAt(tensorPattern(recordTensor(record)));
     const elements = load<i64>(record, 32);
-    // 16- and 8-bit floats accumulate in float32.
-    const isSmallFloat = pattern.sourceDtype >= 2 && pattern.sourceDtype <= 5;
-    const bytes = (elements * (isSmallFloat ? 4 : pattern.sourceItem) + 63) & ~63;
+    const bytes = pattern.poolBytes(elements);
     const contributions = changetype<Side>(pattern.source).contributions;
     setI64(sizes, piece, bytes);
     store<u32>(at, recordTensor(record));

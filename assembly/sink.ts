@@ -1,9 +1,10 @@
-/** Where the chunks of a walk go: to the list of channels, to records, or to a consumer that keeps sums. */
+/** Where the chunks of a walk go: to the list of channels, to records, or into sums. */
+import { alloc, grow } from "./arena";
 import { boxSource, boxTarget } from "./box";
 import { addChannel } from "./channels";
 import { pieceLengths, pieceOffsets } from "./cut";
 import { dimsMost, wide } from "./model";
-import { alloc, grow } from "./arena";
+import { tally } from "./tally";
 import { pattern, source, tensor } from "./tensor";
 import { i64At, setI64, setU32, u32At } from "./words";
 
@@ -14,6 +15,7 @@ export const NONE: u32 = 0xffffffff;
 
 const TO_CHANNELS: u32 = 0;
 const TO_RECORDS: u32 = 1;
+const TO_TALLY: u32 = 2;
 
 let mode: u32 = TO_CHANNELS;
 /** One piece of a box is enough: the others take the same channels. */
@@ -53,6 +55,13 @@ export function toRecords(limit: i64): void {
   records = alloc(<usize>capacity * recordBytes);
 }
 
+/** Sums up a home: its pieces are numbered from 0. */
+export function toTally(): void {
+  mode = TO_TALLY;
+  emitOnce = false;
+  pieceCount = 0;
+}
+
 /** The owner that is walked takes up another piece: the chunks that follow are of it, up to `endPiece`. */
 export function nextPiece(): void {
   piece = pieceCount++;
@@ -65,6 +74,12 @@ export function endPiece(): void {
 export function emit(stage: u32, kind: u32, from: u32, to: u32, position: u32 = 0): void {
   if (mode == TO_CHANNELS) {
     addChannel(stage, from, to);
+    return;
+  }
+  if (mode == TO_TALLY) {
+    let elements: i64 = 1;
+    for (let dim: u32 = 0; dim < pattern.ndim; dim++) elements *= i64At(pieceLengths, dim);
+    tally(pattern, tensor, stage, kind, from, to, elements, position, piece);
     return;
   }
   seen++;

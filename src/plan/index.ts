@@ -19,8 +19,10 @@ export {
   type StridedShardReading,
 } from "../layout/index.ts";
 export { formatVersion, plannerVersion } from "./codec.ts";
+export { chunkToJSON, planToJSON, toJSON } from "./json.ts";
 export type { StridesByTensor } from "./lower.ts";
 export { Plan, type ProgramOptions, planTransfer, type RankOption } from "./plan.ts";
 export { Program, type ProgramBuffer } from "./program.ts";
+export type { PatternStats, PlanStats, RankStats, StageStats } from "./stats.ts";
 export type * from "./types.ts";
 export { verifyChunks } from "./verify.ts";

@@ -1,4 +1,5 @@
 import { TensorBusError } from "../errors.ts";
+import type { NormalInput } from "./normalize.ts";
 import { Question, type Subject } from "./question.ts";
 import type { Bucket, Chunk, ChunkKind, Stage } from "./types.ts";
 
@@ -51,8 +52,12 @@ function gather(
   forBuckets: boolean,
 ): Gathered {
   const most = subject.input.maxChunks;
+  if (rank === undefined) {
+    const all = countChunks(question, subject.input);
+    if (all > BigInt(most)) throw tooLarge(all, most);
+  }
   const count = question.ask((planner) => planner.gather(rank ?? -1, BigInt(most), forBuckets ? 1 : 0));
-  if (count > BigInt(most)) throw tooLarge(question, count, most);
+  if (count > BigInt(most)) throw tooLarge(count, most);
   const { buffer } = question.planner;
   const at = question.ask((planner) => Object.values(answers).map((which) => planner.answer(which)));
   const words = (which: number, length: number) => new Uint32Array(buffer, at[which]!, length);
@@ -81,11 +86,18 @@ function gather(
   };
 }
 
-function tooLarge(question: Question, count: bigint, most: number): TensorBusError {
-  question.end();
+function tooLarge(count: bigint, most: number): TensorBusError {
   return new TensorBusError("TB_PLAN_TOO_LARGE", `${count} chunks, more than maxChunks (${most})`, {
     details: { chunks: count, maxChunks: most },
   });
+}
+
+/** Chunks of the whole world, from the patterns: none of them is made. */
+export function countChunks(question: Question, input: NormalInput): bigint {
+  return input.patterns.reduce(
+    (sum, pattern, index) => sum + BigInt(pattern.count) * question.ask((planner) => planner.count(index, 1)),
+    0n,
+  );
 }
 
 function bucketId(gathered: Gathered, bucket: number): string {

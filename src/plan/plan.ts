@@ -8,6 +8,7 @@ import { lowerProgram, type StridesByTensor } from "./lower.ts";
 import { normalize } from "./normalize.ts";
 import type { Program } from "./program.ts";
 import { Question, type Subject } from "./question.ts";
+import { type PlanStats, sumUp } from "./stats.ts";
 import type { Bucket, Chunk, PlanInput } from "./types.ts";
 import { verifyChunks } from "./verify.ts";
 
@@ -28,6 +29,7 @@ export class Plan {
   readonly bytes: Uint8Array;
   readonly #subject: Subject;
   readonly #routing: readonly Routing[];
+  #stats: PlanStats | undefined;
 
   private constructor(subject: Subject, routing: readonly Routing[], bytes: Uint8Array, digest: string) {
     this.#subject = subject;
@@ -92,6 +94,12 @@ export class Plan {
       throw new TypeError(`rank must be an integer of 0 up to ${maxRanks - 1}, got ${String(rank)}`);
     }
     return lowerProgram(this.#subject, fromHex(this.digest), rank, options.strides);
+  }
+
+  /** Sums over all chunks, exact, with none of them kept; made once, when they are first asked for. */
+  stats(): PlanStats {
+    this.#stats ??= sumUp(this.#subject, this.#routing);
+    return this.#stats;
   }
 
   /** Proves the plan by code that shares nothing with the planner. `TB_PLAN_INVALID` if it does not hold. */

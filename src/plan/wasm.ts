@@ -18,11 +18,15 @@ interface PlannerExports {
   tableAt(): number;
   tableLength(): number;
   useTable(at: number): void;
-  waveCount(): number;
+  stageWaves(stage: number): number;
   gather(rank: number, limit: bigint, dependencies: number): bigint;
   answer(which: number): number;
   program(rank: number, digest: number, entries: number, entryCount: number): number;
   programBytes(): number;
+  count(pattern: number, what: number): bigint;
+  sum(): number;
+  sumOfKind(stage: number, kind: number, what: number): bigint;
+  sumOfBuckets(stage: number): bigint;
   errorCode(): number;
   errorValue(index: number): bigint;
 }
