@@ -6,7 +6,7 @@ export interface ProgramBuffer {
   readonly tensor: number;
   readonly kind: "source" | "target";
   readonly dtype: DType;
-  /** Bytes from the first element to one past the last byte that is touched. */
+  /** Bytes from the first element to one past the last of the local tensor, whichever of them are touched. */
   readonly span: bigint;
 }
 

@@ -152,10 +152,18 @@ export function readProgram(bytes: Uint8Array): ReadProgram {
   ];
   let end = 192;
   for (const section of sections.toSorted((a, b) => a.at - b.at || a.bytes - b.bytes)) {
-    must(section.at % 8 === 0 && section.at >= end, "sections that overlap or are not aligned");
+    must(section.at === Math.ceil(end / 8) * 8, "sections that overlap, are not aligned, or leave a gap");
+    must(
+      bytes.subarray(end, section.at).every((byte) => byte === 0),
+      "padding that is not zero",
+    );
     end = section.at + section.bytes;
     must(end <= bytes.length, "a section beyond the end");
   }
+  must(
+    bytes.subarray(end).every((byte) => byte === 0) && bytes.length - end < 8,
+    "bytes after the last section",
+  );
   const table = (section: number, size: number, count: number): number[] =>
     Array.from({ length: count }, (_, index) => sections[section]!.at + index * size);
   const words = sections[6]!.at;
@@ -182,6 +190,7 @@ export function readProgram(bytes: Uint8Array): ReadProgram {
     return { offset: word(0), loops, run: word(2 + 2 * loopCount) };
   };
   const endAt = (value: number, descriptor: number, dtype: DType, elements: number): ProgramEnd => {
+    must(value < pieceBit || descriptor === 0, "a descriptor of an end that has none");
     if (value === none) return { kind: "peer" };
     if (value >= pieceBit) {
       must(value - pieceBit < pieceCount, "a piece that is not there");
@@ -216,6 +225,7 @@ export function readProgram(bytes: Uint8Array): ReadProgram {
     const firstDependency = fields.u32(at + 20);
     const foldAfter = fields.u32(at + 28);
     must(fields.u32(at + 32) <= 1 && fields.u32(at + 36) === 0, "flags of a bucket");
+    must(first + fields.u32(at + 16) <= chunkCount, "chunks beyond their table");
     must(firstDependency + fields.u32(at + 24) <= dependencyCount, "dependencies beyond their table");
     return {
       bytes: fields.u64(at),
@@ -228,10 +238,22 @@ export function readProgram(bytes: Uint8Array): ReadProgram {
       completesFold: fields.u32(at + 32) === 1,
     };
   });
+  for (const [firstAt, countAt, total] of [
+    [12, 16, chunkCount],
+    [20, 24, dependencyCount],
+  ] as const) {
+    const rows = table(2, 40, bucketCount).map(
+      (at) => [fields.u32(at + firstAt), fields.u32(at + countAt)] as const,
+    );
+    const used = rows.filter(([, count]) => count > 0).sort(([a], [b]) => a - b);
+    const next = used.reduce((row, [first, count]) => (first === row ? row + count : Number.NaN), 0);
+    must(next === total, "a row that is in no bucket, or in two");
+  }
   const channels = table(1, 40, channelCount).map((at): ProgramChannel => {
     const first = fields.u32(at + 12);
     const direction = (["local", "send", "receive"] as const)[fields.u8(at + 1)];
     must(direction !== undefined && fields.u16(at + 2) === 0 && fields.u32(at + 20) === 0, "a channel");
+    must(first + fields.u32(at + 16) <= bucketCount, "buckets beyond their table");
     return {
       stage: fields.u8(at),
       direction,

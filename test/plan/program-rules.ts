@@ -143,13 +143,23 @@ function checkEnds(program: ReadProgram, { direction, stage }: ProgramChannel, b
   }
 }
 
-/** Contributions to a piece, as (position, bucket) in the order of their positions. */
-function contributions(program: ReadProgram): { position: number; bucket: number }[][] {
-  const lists: { position: number; bucket: number }[][] = program.pieces.map(() => []);
+interface Contribution {
+  readonly position: number;
+  readonly bucket: number;
+  readonly tensor: number;
+}
+
+/** The contributions to each piece, in the order of their positions. */
+function contributions(program: ReadProgram): Contribution[][] {
+  const lists: Contribution[][] = program.pieces.map(() => []);
   program.buckets.forEach((bucket, index) => {
     for (const chunk of bucket.chunks) {
       if (chunk.reduce && chunk.destination.kind === "piece")
-        lists[chunk.destination.piece]!.push({ position: chunk.position, bucket: index });
+        lists[chunk.destination.piece]!.push({
+          position: chunk.position,
+          bucket: index,
+          tensor: chunk.tensor,
+        });
     }
   });
   return lists.map((list) => list.sort((a, b) => a.position - b.position));
@@ -160,9 +170,10 @@ function checkFolds(program: ReadProgram): void {
   contributions(program).forEach((list, index) => {
     const piece = program.pieces[index]!;
     must(list.length === piece.contributions && list.length > 1, program, "the contributions of a piece");
-    list.forEach(({ position, bucket }, at) => {
+    list.forEach(({ position, bucket, tensor }, at) => {
       const { foldAfter, completesFold } = program.buckets[bucket]!;
       must(position === at, program, "fold positions are 0, 1, 2, …");
+      must(tensor === piece.tensor, program, "a contribution of another tensor than its piece");
       must(
         foldAfter === list[at - 1]?.bucket,
         program,

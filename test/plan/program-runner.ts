@@ -1,4 +1,5 @@
 import { itemSize } from "../../src/layout/index.ts";
+import { PieceRing } from "./piece-ring.ts";
 import type { Descriptor, ProgramChunk, ProgramEnd, ReadProgram } from "./program-reader.ts";
 import type { Random } from "./random.ts";
 import { fold } from "./simulator.ts";
@@ -16,8 +17,8 @@ interface Step {
 }
 
 /**
- * Runs the programs of all ranks on byte arrays, one bucket at a time, in a random order that dependencies, fold order
- * and the order within a channel allow. Throws where the two ends of a channel differ, a fold is out of order, or
+ * Runs the programs of all ranks on byte arrays, one bucket at a time, in a random order that dependencies, fold order,
+ * the pools of pieces and the order within a channel allow. Throws where the two ends of a channel differ, a fold is out of order, or
  * the programs stop before their end.
  */
 export function runPrograms(programs: readonly ReadProgram[], memory: Memory, random: Random): void {
@@ -82,13 +83,14 @@ function runStep({ sender, sent, receiver, received }: Step): void {
     if (
       chunk.elements !== other.elements ||
       chunk.types.wire !== other.types.wire ||
-      chunk.tensor !== other.tensor
+      chunk.tensor !== other.tensor ||
+      chunk.position !== other.position
     )
       throw new Error("the two ends of a chunk differ");
     receiver.unpack(other, sender.pack(chunk));
   });
   sender.complete(sent);
-  receiver.complete(received);
+  if (receiver !== sender) receiver.complete(received);
 }
 
 /** One rank: its program, its memory, and the pieces that it reduces. */
@@ -98,9 +100,11 @@ class Runner {
   readonly #done = new Set<number>();
   /** Contributions so far, by piece: for each position the elements in the piece's type. */
   readonly #pieces: (readonly number[])[][];
+  readonly #ring: PieceRing;
 
   constructor(program: ReadProgram, memory: Memory) {
     this.program = program;
+    this.#ring = new PieceRing(program);
     this.#memory = memory;
     this.#pieces = program.pieces.map(() => []);
   }
@@ -108,6 +112,7 @@ class Runner {
   mayStart(bucket: number): boolean {
     const { dependencies, foldAfter } = this.program.buckets[bucket]!;
     return (
+      this.#ring.hasRoom(this.program.buckets[bucket]!) &&
       dependencies.every((other) => this.#done.has(other)) &&
       (foldAfter === undefined || this.#done.has(foldAfter))
     );
@@ -115,6 +120,9 @@ class Runner {
 
   complete(bucket: number): void {
     this.#done.add(bucket);
+    this.#ring.place(this.program.buckets[bucket]!);
+    for (const { source } of this.program.buckets[bucket]!.chunks)
+      if (source.kind === "piece") this.#ring.read(source.piece);
   }
 
   /** The elements of a chunk as they travel. */

@@ -1,10 +1,10 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { itemSize } from "../../src/layout/index.ts";
+import { DeviceMesh, itemSize, Partial, Replicate, Shard } from "../../src/layout/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
 import type { Bucket, Chunk, PlanInput } from "../../src/plan/types.ts";
 import { planInputs } from "./arbitrary.ts";
-import { naiveTensors } from "./naive-planner.ts";
+import { type NaiveTensor, naiveTensors } from "./naive-planner.ts";
 import { LocalMemory, wireType } from "./program-memory.ts";
 import {
   type Descriptor,
@@ -122,18 +122,33 @@ function checkAwaited(
   expect([...closed].toSorted()).toEqual(waitsFor.toSorted());
 }
 
-function checkBuffers({ input, program, memory }: PlannedRank): void {
-  for (const { tensor, kind, dtype, span, elements } of program.buffers) {
-    const { dtype: from, targetDtype = from } = input.tensors[tensor]!;
-    expect(dtype).toBe(kind === "source" ? from : targetDtype);
-    const bytes = memory.of(program.rank, tensor, kind);
-    expect(span).toBeLessThanOrEqual(bytes.length);
-    const [side] = naiveTensors(input).slice(tensor, tensor + 1);
-    expect(elements).toBe(side![kind].byRank.get(program.rank)!.ids.length);
+function checkPieces(program: ReadProgram, tensors: readonly NaiveTensor[]): void {
+  for (const { tensor, op, divisor, contributions } of program.pieces) {
+    const { source } = tensors[tensor]!;
+    const { group } = source.byRank.get(program.rank)!;
+    expect({ op, divisor, contributions }).toEqual({
+      op: source.op,
+      divisor: source.divisor,
+      contributions: group.length,
+    });
   }
 }
 
-async function checkPrograms(input: PlanInput, seed: number): Promise<number> {
+function checkBuffers({ input, program, memory }: PlannedRank, tensors: readonly NaiveTensor[]): void {
+  for (const { tensor, kind, dtype, span, elements } of program.buffers) {
+    const { dtype: from, targetDtype = from } = input.tensors[tensor]!;
+    expect(dtype).toBe(kind === "source" ? from : targetDtype);
+    expect(span).toBe(memory.of(program.rank, tensor, kind).length);
+    expect(elements).toBe(tensors[tensor]![kind].byRank.get(program.rank)!.ids.length);
+  }
+}
+
+/** Plans, lowers, checks and runs all ranks; `tamper` may change the bytes of a program before they are read. */
+async function checkPrograms(
+  input: PlanInput,
+  seed: number,
+  tamper: (bytes: Uint8Array, rank: number) => Uint8Array = (bytes) => bytes,
+): Promise<number> {
   const random = new Random(seed);
   const tensors = naiveTensors(input);
   const memory = new LocalMemory(input, tensors, random);
@@ -143,9 +158,11 @@ async function checkPrograms(input: PlanInput, seed: number): Promise<number> {
   const programs = ranks.map((rank) => {
     const strides = memory.stridesOf(rank);
     const { bytes, digest } = plan.program(rank, strides.size === 0 ? {} : { strides });
-    const program = readProgram(bytes);
+    const program = readProgram(tamper(bytes, rank));
     expect([program.rank, program.digest, digest]).toEqual([rank, plan.digest, plan.digest]);
     checkProgram(program);
+    const { bucketBytes = 8 << 20, bucketsInFlight = 2, peersInFlight = 4 } = input;
+    expect(program).toMatchObject({ bucketBytes, bucketsInFlight, peersInFlight });
     const planned = {
       input,
       program,
@@ -154,7 +171,8 @@ async function checkPrograms(input: PlanInput, seed: number): Promise<number> {
       buckets: [...plan.buckets({ rank })],
     };
     checkAgainstChunks(planned);
-    checkBuffers(planned);
+    checkBuffers(planned, tensors);
+    checkPieces(program, tensors);
     return program;
   });
   runPrograms(programs, (rank, tensor, kind) => memory.of(rank, tensor, kind), random);
@@ -168,8 +186,8 @@ describe("programs of all ranks, run on bytes", () => {
   const cases = {
     "tiny shapes with any strides": { inputs: planInputs({ extent: 6, readings: ["split"] }), runs: 400 },
     "one dimension of several buckets": {
-      inputs: planInputs({ extent: 1500, ndim: 1, bucketBytes: fc.constantFrom(4096, 4500) }),
-      runs: 60,
+      inputs: planInputs({ extent: 1100, ndim: 1, bucketBytes: fc.constantFrom(4096, 4500) }),
+      runs: 30,
     },
     "three dimensions": { inputs: planInputs({ extent: 5, ndim: 3 }), runs: 150 },
   };
@@ -183,4 +201,76 @@ describe("programs of all ranks, run on bytes", () => {
       expect(pieces).toBeGreaterThan(runs);
     });
   }
+});
+
+describe("pools smaller than all pieces", () => {
+  const mesh = (ranks: readonly number[]) => new DeviceMesh([ranks.length], { ranks });
+  const targets = { "one shard": [Shard(0), [8, 9, 10]], "every rank": [Replicate(), [1, 8]] } as const;
+  for (const [name, [placement, ranks]] of Object.entries(targets)) {
+    it(`never stop a plan to ${name}`, { timeout: 60_000 }, async () => {
+      const input: PlanInput = {
+        pairs: {
+          p: {
+            source: { mesh: mesh([3, 0, 1]), placements: [Partial("sum")] },
+            target: { mesh: mesh(ranks), placements: [placement] },
+          },
+        },
+        tensors: [4000, 1200, 30, 2500].map((extent, at) => ({
+          name: `t${at}`,
+          pair: "p",
+          shape: [extent],
+          dtype: at === 1 ? "bfloat16" : "float64",
+        })),
+        strategy: "direct",
+        bucketBytes: 4096,
+        bucketsInFlight: 1,
+        peersInFlight: 1,
+      };
+      for (let seed = 0; seed < 5; seed++) await checkPrograms(input, seed);
+      const plan = await planTransfer(input);
+      const pools = [3, 0, 1].map((rank) => readProgram(plan.program(rank).bytes));
+      const owners = pools.filter(({ pieces }) => pieces.length > 0);
+      expect(owners.length).toBeGreaterThan(0);
+      for (const { poolBytes, pieces } of owners)
+        expect(poolBytes).toBeLessThan(pieces.reduce((sum, piece) => sum + piece.poolBytes, 0));
+    });
+  }
+});
+
+/** `poolBytes`, of which only that it is enough can be said from outside, and the first of no dependencies. */
+function isFree(bytes: Uint8Array, at: number): boolean {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const row = at - Number(view.getBigUint64(112, true));
+  if (row < 0 || row >= view.getUint32(72, true) * 40) return at >= 176 && at < 184;
+  const dependencies = view.getUint32(at - (row % 40) + 24, true);
+  return row % 40 >= 20 && row % 40 < 24 && dependencies === 0;
+}
+
+describe("the checks of programs", () => {
+  it("notice any bit that changes", { timeout: 120_000 }, async () => {
+    let changed = 0;
+    const inputs = planInputs({ extent: 6, ndim: 2, readings: ["split"] });
+    const property = fc.asyncProperty(inputs, fc.nat(), fc.nat(), async (input, seed, bit) => {
+      let at = -1;
+      let flipped = false;
+      const flip = (bytes: Uint8Array): Uint8Array => {
+        if (at >= 0 || bytes.length <= 192) return bytes;
+        at = bit % (bytes.length * 8);
+        if (isFree(bytes, at >> 3)) return bytes;
+        const copy = bytes.slice();
+        copy[at >> 3]! ^= 1 << (at & 7);
+        flipped = true;
+        return copy;
+      };
+      const failure = await checkPrograms(input, seed, flip).then(
+        () => undefined,
+        (error: unknown) => error,
+      );
+      if (!flipped) return;
+      changed++;
+      expect(failure, `bit ${at & 7} of byte ${at >> 3}`).toBeInstanceOf(Error);
+    });
+    await fc.assert(property, { seed: 7, numRuns: 300 });
+    expect(changed).toBeGreaterThan(200);
+  });
 });
