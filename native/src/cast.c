@@ -5,14 +5,19 @@
 
 enum { VIA_ELEMENTS = 1024 };
 
-/* The loops may assume that they read nothing that they wrote. */
-static void cast_in_place(uint8_t *at, tb_cast_loop loop, uint32_t size, uint64_t count) {
+/*
+ * The loops may assume that they read nothing that they wrote. Elements that get narrower stay behind those that are
+ * still to be read.
+ */
+static void cast_in_place(uint8_t *at, tb_cast_loop loop, uint32_t to_size, uint32_t from_size, uint64_t count) {
     uint8_t copy[VIA_ELEMENTS * 8];
+    const uint8_t *from = at;
     while (count > 0) {
         uint64_t elements = count < VIA_ELEMENTS ? count : VIA_ELEMENTS;
-        memcpy(copy, at, elements * size);
+        memcpy(copy, from, elements * from_size);
         loop(at, copy, elements);
-        at += elements * size;
+        at += elements * to_size;
+        from += elements * from_size;
         count -= elements;
     }
 }
@@ -31,7 +36,7 @@ void tb_cast(void *to, uint32_t to_dtype, const void *from, uint32_t from_dtype,
         return;
     }
     if (one_step != NULL) {
-        cast_in_place(to, one_step, to_size, count);
+        cast_in_place(to, one_step, to_size, from_size, count);
         return;
     }
     /* A narrow float is on one side or on both, and float32 holds each of them exactly. */

@@ -49,7 +49,7 @@ void tb_cursor_move(tb_cursor *to, uint32_t to_dtype, tb_cursor *from, uint32_t 
 /* As tb_reduce, the contribution read through a cursor. */
 void tb_cursor_reduce(void *acc, tb_cursor *from, uint64_t count, uint32_t dtype, uint32_t partial_op, uint32_t first);
 
-/* Packed to packed, any alignment, no overlap but to == from with equal item sizes. */
+/* Packed to packed, any alignment, no overlap but to == from with items that do not get wider. */
 void tb_cast(void *to, uint32_t to_dtype, const void *from, uint32_t from_dtype, uint64_t count);
 
 #endif
