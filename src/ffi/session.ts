@@ -68,6 +68,8 @@ const maxHostBytes = 63;
 const helloBytes = 128;
 const proofBytes = 32;
 const transportKinds = { memory: 0, tcp: 1 } as const;
+/** What means nothing within a process, but must be in range. */
+const withinProcess = { connections: 1, peerTimeoutMs: 10_000 } as const;
 const graphFlags = { checksum: 1 } as const;
 
 interface CommonSessionOptions {
@@ -247,12 +249,13 @@ function encodeSessionOptions(options: NativeSessionOptions): Buffer {
   bytes.writeBigUInt64LE(options.generation, at.generation);
   bytes.writeUInt32LE(options.ioThreads, at.io_threads);
   bytes.writeUInt32LE(options.quiesceMs, at.quiesce_ms);
+  const { connections, peerTimeoutMs } = options.kind === "tcp" ? options : withinProcess;
+  bytes.writeUInt32LE(connections, at.connections);
+  bytes.writeUInt32LE(peerTimeoutMs, at.peer_timeout_ms);
   if (options.kind === "memory") {
     bytes.writeBigUInt64LE(options.hub, at.hub);
     return bytes;
   }
-  bytes.writeUInt32LE(options.connections, at.connections);
-  bytes.writeUInt32LE(options.peerTimeoutMs, at.peer_timeout_ms);
   bytes.writeUInt32LE(options.listenPort, at.listen_port);
   bytes.write(options.listenHost, at.listen_host, maxHostBytes, "latin1");
   createHash("sha256").update(options.namespace).digest().copy(bytes, at.name_space);
