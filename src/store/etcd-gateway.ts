@@ -38,12 +38,9 @@ class EndpointDown extends Error {
 /** The codes of gRPC that etcd answers with. */
 const grpc = {
   deadlineExceeded: 4,
-  invalidArgument: 3,
   notFound: 5,
   permissionDenied: 7,
   resourceExhausted: 8,
-  failedPrecondition: 9,
-  outOfRange: 11,
   unavailable: 14,
   unauthenticated: 16,
 } as const;
@@ -330,12 +327,22 @@ function refusal(answer: EtcdMessage): Error {
   const message = String(answer.message ?? answer.error ?? "no reason");
   const options = { details: { code, message } };
   if (code === grpc.unavailable || code === grpc.deadlineExceeded) return new Error(message);
-  if (code === grpc.permissionDenied)
+  // Without a token etcd misses the name, and says so as an invalid argument.
+  if (code === grpc.permissionDenied || message.endsWith("user name is empty")) {
     return new TensorBusError("TB_AUTH", `etcd refused: ${message}`, options);
-  if (/too large|larger than max/.test(message))
-    return new TensorBusError("TB_STORE_VALUE", message, options);
+  }
+  if (/too large|larger than max/.test(message)) return valueError(message, options);
   if (code === grpc.resourceExhausted) return new TensorBusError("TB_NO_SPACE", `etcd: ${message}`, options);
   return new EtcdRefusal(code, message);
+}
+
+function valueError(message: string, options: { details: Record<string, unknown> }): TensorBusError {
+  return new TensorBusError("TB_STORE_VALUE", `etcd: ${message}`, options);
+}
+
+/** A token that etcd does not accept, a fresh one included. */
+export function isUnauthenticated(error: unknown): boolean {
+  return error instanceof EtcdRefusal && error.code === grpc.unauthenticated;
 }
 
 /** A lease that etcd does not know (any more). */

@@ -9,6 +9,7 @@ import {
   type EtcdTls,
   EtcdUnreachable,
   isLeaseGone,
+  isUnauthenticated,
 } from "./etcd-gateway.ts";
 import { EtcdLease } from "./etcd-lease.ts";
 import { EtcdWaits } from "./etcd-waits.ts";
@@ -265,8 +266,12 @@ function bytesOf(base64: string | undefined): Uint8Array {
 /** Errors leave as `TensorBusError`: what etcd refused without a reason of the caller's is outside of what is asked here. */
 function asStoreError(error: unknown): unknown {
   if (!(error instanceof EtcdRefusal)) return error;
-  return new TensorBusError("TB_STORE_PROTOCOL", `etcd refused: ${error.message}`, {
-    cause: error,
-    details: { code: error.code },
-  });
+  return new TensorBusError(
+    isUnauthenticated(error) ? "TB_AUTH" : "TB_STORE_PROTOCOL",
+    `etcd refused: ${error.message}`,
+    {
+      cause: error,
+      details: { code: error.code },
+    },
+  );
 }

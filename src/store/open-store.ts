@@ -140,25 +140,23 @@ async function signed(store: Store, options: SignedStoreOptions): Promise<Store>
 /** One secret a line; white space around it does not count. */
 function secretsFrom(env: Environment): Uint8Array[] {
   const file = env.TENSOR_BUS_SECRET_FILE;
-  const text = env.TENSOR_BUS_SECRET ?? (file === undefined ? "" : readSecretFile(file));
-  return text
-    .split("\n")
-    .map((line) => line.trim())
-    .filter((line) => line !== "")
-    .map((line) => Buffer.from(line));
+  const text = env.TENSOR_BUS_SECRET ?? (file === undefined ? undefined : readSecretFile(file));
+  if (text === undefined) return [];
+  const lines = text.split("\n").map((line) => line.trim());
+  const secrets = lines.filter((line) => line !== "").map((line) => Buffer.from(line));
+  // A secret that was meant to be there, and is empty, must not mean that nothing is signed.
+  if (secrets.length === 0)
+    throw new TensorBusError("TB_STORE_OPTIONS", "the secret that was given is empty");
+  return secrets;
 }
 
 function readSecretFile(file: string): string {
-  let text: string;
   try {
-    text = readFileSync(file, "utf8");
+    return readFileSync(file, "utf8");
   } catch (cause) {
     throw new TensorBusError("TB_FILE", `the secret's file can not be read: ${(cause as Error).message}`, {
       cause,
       details: { file },
     });
   }
-  if (text.trim() !== "") return text;
-  // A file that was named and is empty must not mean that nothing is signed.
-  throw new TensorBusError("TB_STORE_OPTIONS", "the secret's file is empty", { details: { file } });
 }

@@ -65,6 +65,8 @@ export class TcpConnection {
       const connection = new TcpConnection(socket, silenceMs, onEnd);
       connection.#socket.write(frames.validate());
       await connection.ping();
+      // More may have come with the answer, and have ended it already.
+      if (connection.#ended !== undefined) throw connection.#ended;
       return connection;
     } catch (error) {
       socket.destroy();
@@ -108,7 +110,10 @@ export class TcpConnection {
     this.#nonce = (nonce + 1) % 2 ** 32;
     const ping = frames.ping(nonce);
     const echo = await this.send(before === undefined ? ping : Buffer.concat([before, ping]), readU32);
-    if (echo !== nonce) this.end(new WireError(`PING ${nonce} was answered with ${echo}`));
+    if (echo === nonce) return;
+    const error = new WireError(`PING ${nonce} was answered with ${echo}`);
+    this.end(error);
+    throw error;
   }
 
   /** Sends a WAIT, and nothing else until it is over. `cancel` gives it up; `over` resolves when the line is free again. */
