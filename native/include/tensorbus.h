@@ -154,6 +154,7 @@ enum tb_event_kind {
     TB_EVENT_ROUND = 3,     /* graph, round: error.code 0, or why it failed; its memory is quiet */
     TB_EVENT_PEER_LOST = 4, /* error.rank */
     TB_EVENT_FAULT = 5,     /* something was refused that belongs to no graph: garbage on the port, a wrong secret */
+    TB_EVENT_PEER_LEFT = 6, /* error.rank: it closed its session in order, or came back as another one */
 };
 
 typedef struct tb_event {

@@ -127,7 +127,7 @@ export interface GraphEvent {
 }
 
 export interface NoticeEvent {
-  readonly kind: "peerLost" | "fault";
+  readonly kind: "peerLost" | "peerLeft" | "fault";
   readonly error: TensorBusError;
 }
 
@@ -294,11 +294,11 @@ function decodeEvent(bytes: Buffer): NativeEvent | undefined {
         error: readError(bytes, at.error),
       };
     case 4:
-    case 5: {
-      const error = readError(bytes, at.error);
-      if (error === undefined) throw new TypeError(`a native event of kind ${kind} without its error`);
-      return { kind: kind === 4 ? "peerLost" : "fault", error };
-    }
+      return { kind: "peerLost", error: errorOf(bytes) };
+    case 5:
+      return { kind: "fault", error: errorOf(bytes) };
+    case 6:
+      return { kind: "peerLeft", error: errorOf(bytes) };
     default:
       throw new TypeError(`a native event of the unknown kind ${kind}`);
   }
@@ -316,4 +316,10 @@ function decodeHandshake(bytes: Buffer): HandshakeEvent {
     hellos: { connecting: hello(0), accepting: hello(1) },
     proof: Uint8Array.from(bytes.subarray(at.handshake_proof).subarray(0, proofBytes)),
   };
+}
+
+function errorOf(bytes: Buffer): TensorBusError {
+  const error = readError(bytes, sessionStructs.tb_event.error);
+  if (error === undefined) throw new TypeError("a native event of a failure without its error");
+  return error;
 }

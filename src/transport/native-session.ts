@@ -188,10 +188,11 @@ export class NativeSession implements TransportSession {
       case "round":
         this.#transfers.get(event.graph)?.settle(event);
         break;
-      case "peerLost": {
+      case "peerLost":
+      case "peerLeft": {
         const rank = Number(event.error.details["rank"]);
         this.#setup.directory?.forget(rank);
-        this.#events.next({ kind: "peerLost", rank, error: event.error });
+        this.#events.next({ kind: event.kind, rank, error: event.error });
         break;
       }
       case "fault":

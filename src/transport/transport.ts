@@ -68,11 +68,11 @@ export interface PrepareOptions extends WaitOptions {
 }
 
 /**
- * What happened to a session outside of any round: a peer was lost, or something was refused that belongs to nothing
+ * What happened to a session outside of any round: a peer was lost, a peer closed its session, or something was refused that belongs to nothing
  * prepared (`TB_AUTH`, `TB_VERSION`, `TB_PROTOCOL`: a stranger at the port).
  */
 export type TransportEvent =
-  | { readonly kind: "peerLost"; readonly rank: number; readonly error: TensorBusError }
+  | { readonly kind: "peerLost" | "peerLeft"; readonly rank: number; readonly error: TensorBusError }
   | { readonly kind: "fault"; readonly error: TensorBusError };
 
 export interface TransportSession extends AsyncDisposable {
