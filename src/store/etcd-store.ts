@@ -26,13 +26,14 @@ export interface EtcdStoreOptions extends StoreCallOptions {
   /** For clusters with authentication. The role needs to read and write the keys under `/namespace/`. */
   readonly auth?: { readonly username: string; readonly password: string };
   readonly tls?: EtcdTls;
-  /** Milliseconds that an endpoint may take to answer before the next one is asked; default 5,000. */
+  /** Milliseconds that an endpoint may take to answer before the next one is asked; default 10,000. */
   readonly silenceMs?: number;
   /** The most bytes of a value; default 1 MiB, which etcd's own default limit on a request (1.5 MiB) leaves room for. */
   readonly maxValueBytes?: number;
 }
 
-const defaultSilenceMs = 5000;
+/** Longer than an election of a leader, and than etcd's own patience with a request (7 s). */
+const defaultSilenceMs = 10_000;
 const defaultLeaseSeconds = 10;
 const defaultMaxValueBytes = 2 ** 20;
 const maxKeyBytes = 8 * 1024;

@@ -114,7 +114,7 @@ describe.skipIf(etcdMissing !== undefined)(
 
     it("goes on with another member when one dies or falls silent", async () => {
       const members = await start(3);
-      const store = await connect(members, { silenceMs: 1000 });
+      const store = await connect(members, { silenceMs: 3000 });
       await store.set("key", one);
       const waiting = store.wait(["key", "later"]);
       await members[0]!.kill();
@@ -168,7 +168,7 @@ describe.skipIf(etcdMissing !== undefined)(
       const members = await start(1, ["--quota-backend-bytes", "100000"]);
       const store = await connect(members);
       const fill = async () => {
-        for (let index = 0; index < 20; index += 1) await store.set(`key ${index}`, new Uint8Array(50_000));
+        for (let index = 0; index < 400; index += 1) await store.set(`key ${index}`, new Uint8Array(50_000));
       };
       await expect(fill()).rejects.toMatchObject({ code: "TB_NO_SPACE" });
       expect(await store.get("key 0")).toHaveLength(50_000);

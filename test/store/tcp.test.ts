@@ -68,6 +68,27 @@ describe("the server", () => {
     await expect.poll(() => server.stats.connections).toBe(1);
   });
 
+  it("outlives two hundred clients that talk nonsense", async () => {
+    const server = await serve();
+    const store = await connect(server);
+    let state = 1;
+    const below = (limit: number) => {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      return Math.floor((state / 2 ** 32) * limit);
+    };
+    // Opcodes and lengths are likely, so that most of it gets past the first byte.
+    const byte = () => (below(3) === 0 ? below(256) : below(4) === 0 ? below(19) : 0);
+    for (let round = 0; round < 200; round += 1) {
+      const socket = await dial(server.port);
+      socket.write(Uint8Array.from({ length: 1 + below(400) }, byte));
+      socket.end();
+      await gone(socket);
+    }
+    await store.set("key", one);
+    expect(await store.get("key")).toEqual(one);
+    await expect.poll(() => server.stats).toMatchObject({ connections: 1, awaitedKeys: 0 });
+  });
+
   it("forgets who waits with the connection", async () => {
     const server = await serve();
     const socket = await dial(server.port);

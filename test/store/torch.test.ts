@@ -72,10 +72,12 @@ if (torchMissing !== undefined) {
       });
     });
 
-    it("its server answers our client as was recorded", async () => {
-      await using proxy = await RecordingProxy.to(torch.port);
-      await everyOperation(proxy.port);
-      const live = { torch: torchVersion!, connections: proxy.connections };
+    it("both servers answer our client as was recorded", async () => {
+      await using toTorch = await RecordingProxy.to(torch.port);
+      await using toOurs = await RecordingProxy.to(ours.port);
+      expect(await everyOperation(toOurs.port)).toEqual(await everyOperation(toTorch.port));
+      expect(toOurs.connections).toEqual(toTorch.connections);
+      const live = { torch: torchVersion!, connections: toTorch.connections };
       expect(live.connections).toEqual((await golden("tensorbus-client.json", live)).connections);
     });
 
