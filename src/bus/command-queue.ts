@@ -17,6 +17,7 @@ import {
 } from "./commands.ts";
 import { type BinaryDatabase, type Environment, keyOf, openEnvironment, rangeOf } from "./environment.ts";
 import { hasPassed } from "./identity.ts";
+import { Lane } from "./lane.ts";
 import { clientOffset, LockView } from "./liveness.ts";
 import type { Port } from "./port.ts";
 import { RoomWaits } from "./room.ts";
@@ -91,6 +92,7 @@ export class CommandQueue implements AsyncDisposable {
   readonly maxBytes: number;
   readonly #commands: BinaryDatabase;
   readonly #room: RoomWaits;
+  readonly #lane: Lane;
   readonly #locks: LockView;
 
   constructor(environment: Environment, options: CommandQueueOptions) {
@@ -98,7 +100,8 @@ export class CommandQueue implements AsyncDisposable {
     this.capacity = options.capacity ?? defaultCapacity;
     this.maxBytes = options.maxBytes ?? defaultMaxBytes;
     this.#commands = environment.root;
-    this.#room = new RoomWaits(environment.root, kinds.room, options.port);
+    this.#room = new RoomWaits(environment.root, kinds.room);
+    this.#lane = new Lane({ port: options.port, full: () => this.#full() });
     this.#locks = new LockView(environment.locksPath);
   }
 
@@ -109,17 +112,15 @@ export class CommandQueue implements AsyncDisposable {
    */
   async enqueue(command: Command, waker: Waker, options: EnqueueOptions = {}): Promise<void> {
     const bytes = encodeCommand(command);
-    const deadline = new Deadline(options);
-    const attempt = (register: boolean, rest: DeadlineOptions) =>
-      this.#put(bytes, command.client, register, rest);
     const blocking = options.blocking ?? true;
-    if (!this.#room.isWaitedFor && (await attempt(blocking, deadline.rest))) return;
-    if (!blocking) throw this.#full();
-    try {
-      await this.#room.wait(waker, (rest) => attempt(true, rest), deadline);
-    } catch (error) {
-      throw error instanceof TensorBusError && error.code === "TB_TIMEOUT" ? this.#full() : error;
+    const put = () => this.#put(bytes, command.client, blocking);
+    if (this.#lane.isEmpty && options.signal?.aborted !== true) {
+      const done = this.environment.tryWrite(put);
+      if (done?.value === true) return;
+      if (done?.value === false && !blocking) throw this.#full();
     }
+    const attempt = (rest: DeadlineOptions) => this.environment.write("queueing a command", put, rest);
+    await this.#lane.pass(waker, attempt, blocking, new Deadline(options));
   }
 
   /** The first commands that wait, without taking them. */
@@ -234,34 +235,23 @@ export class CommandQueue implements AsyncDisposable {
     });
   }
 
-  /** False where there is no room; `register` then has the client told of it. */
-  #put(
-    bytes: Buffer,
-    client: Command["client"],
-    register: boolean,
-    deadline: DeadlineOptions,
-  ): Promise<boolean> {
-    return this.environment.write(
-      "queueing a command",
-      () => {
-        const meta = this.#readMeta();
-        // One command always fits an empty queue.
-        if (meta.count >= this.capacity || (meta.count > 0 && meta.bytes + bytes.length > this.maxBytes)) {
-          if (!register) return false;
-          this.#room.add(client.id, client.wake);
-          if (!meta.waited) this.#writeMeta({ ...meta, waited: true });
-          return false;
-        }
-        this.#commands.put(keyOf(kinds.waiting, meta.next), bytes);
-        meta.next += 1n;
-        meta.count += 1;
-        meta.bytes += bytes.length;
-        this.#writeMeta(meta);
-        this.#room.served(client.id);
-        return true;
-      },
-      deadline,
-    );
+  /** Inside of a transaction: false where there is no room; `register` then has the client told of it. */
+  #put(bytes: Buffer, client: Command["client"], register: boolean): boolean {
+    const meta = this.#readMeta();
+    // One command always fits an empty queue.
+    if (meta.count >= this.capacity || (meta.count > 0 && meta.bytes + bytes.length > this.maxBytes)) {
+      if (!register) return false;
+      this.#room.add(client.id, client.wake);
+      if (!meta.waited) this.#writeMeta({ ...meta, waited: true });
+      return false;
+    }
+    this.#commands.put(keyOf(kinds.waiting, meta.next), bytes);
+    meta.next += 1n;
+    meta.count += 1;
+    meta.bytes += bytes.length;
+    this.#writeMeta(meta);
+    if (this.#lane.length <= 1) this.#room.served(client.id);
+    return true;
   }
 
   /** The first commands that wait: their positions have no gaps. Inside of a transaction. */

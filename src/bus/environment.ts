@@ -114,6 +114,11 @@ export class Environment implements AsyncDisposable {
     return this.#inside(what, () => this.#transact(work), deadline);
   }
 
+  /** As `write`, where that needs no waiting: `undefined` where it does, and nothing has happened. */
+  tryWrite<T>(work: () => T): { readonly value: T } | undefined {
+    return this.#tryInside(() => this.#transact(work));
+  }
+
   /** Reads what was committed last; the values are the caller's. */
   read<T>(work: () => T): T {
     this.root.resetReadTxn();
@@ -147,17 +152,22 @@ export class Environment implements AsyncDisposable {
   }
 
   #inside<T>(what: string, work: () => T, options: DeadlineOptions): Promise<T> {
-    if (this.#closed) return Promise.reject(new TensorBusError("TB_CLOSED", `${this.path} was closed`));
-    if (options.signal?.aborted !== true && this.#waiting.length === 0 && this.#enter()) {
-      try {
-        return Promise.resolve(work());
-      } catch (error) {
-        return Promise.reject(error);
-      } finally {
-        nativeBus.tb_gate_leave(this.#gate);
-      }
+    try {
+      const done = options.signal?.aborted === true ? undefined : this.#tryInside(work);
+      return done === undefined ? this.#wait(what, work, options) : Promise.resolve(done.value);
+    } catch (error) {
+      return Promise.reject(error);
     }
-    return this.#wait(what, work, options);
+  }
+
+  #tryInside<T>(work: () => T): { readonly value: T } | undefined {
+    if (this.#closed) throw new TensorBusError("TB_CLOSED", `${this.path} was closed`);
+    if (this.#waiting.length > 0 || !this.#enter()) return undefined;
+    try {
+      return { value: work() };
+    } finally {
+      nativeBus.tb_gate_leave(this.#gate);
+    }
   }
 
   #enter(): boolean {

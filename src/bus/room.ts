@@ -2,40 +2,19 @@
  * Waiting for room in a full queue without asking again and again: who waits leaves the name of its wake semaphore in the
  * queue, in the transaction that found it full; who makes room posts them all, after its own has been committed.
  */
-import { type Deadline, type DeadlineOptions, waitUntil } from "../deadline.ts";
 import { type BinaryDatabase, keyOf, rangeOf } from "./environment.ts";
-import type { Port } from "./port.ts";
-import { type Bell, isPrivateName, openBell, type Waker } from "./semaphore.ts";
-
-/** Tries once; false where there is no room yet. Aborted, it does nothing any more. */
-export type Attempt = (options: DeadlineOptions) => Promise<boolean>;
-
-interface Wait {
-  readonly attempt: () => Promise<boolean>;
-  readonly resolve: () => void;
-  readonly reject: (error: unknown) => void;
-}
+import { type Bell, isPrivateName, openBell } from "./semaphore.ts";
 
 export class RoomWaits {
   readonly #database: BinaryDatabase;
   readonly #kind: number;
-  readonly #port: Port;
-  readonly #waits: Wait[] = [];
   readonly #registered = new Set<bigint>();
   readonly #bells = new Map<string, Bell>();
-  #serving = false;
-  #wokenAgain = false;
 
   /** Those who wait stand under keys of that kind. */
-  constructor(database: BinaryDatabase, kind: number, port: Port) {
+  constructor(database: BinaryDatabase, kind: number) {
     this.#database = database;
     this.#kind = kind;
-    this.#port = port;
-  }
-
-  /** Somebody of this process waits: whoever comes now goes behind. */
-  get isWaitedFor(): boolean {
-    return this.#waits.length > 0;
   }
 
   /** Inside of a write transaction that found no room. */
@@ -44,10 +23,9 @@ export class RoomWaits {
     this.#registered.add(client);
   }
 
-  /** Inside of a write transaction that found room: nobody needs to be told any more, if this was the last to wait. */
+  /** Inside of a write transaction that found room, for the last one of this client that waited. */
   served(client: bigint): void {
-    if (this.#waits.length > 1 || !this.#registered.delete(client)) return;
-    this.remove(client);
+    if (this.#registered.delete(client)) this.remove(client);
   }
 
   /** Inside of a write transaction. */
@@ -83,53 +61,8 @@ export class RoomWaits {
     }
   }
 
-  /** Resolves when an attempt has succeeded, those who waited before going first. What it rejects with did not happen. */
-  wait(waker: Waker, attempt: Attempt, deadline: Deadline): Promise<void> {
-    return waitUntil<void>("room in the command queue", deadline, (resolve, reject) => {
-      const abort = new AbortController();
-      const wait: Wait = {
-        attempt: () => attempt({ ...deadline.rest, signal: abort.signal }),
-        resolve: () => resolve(),
-        reject,
-      };
-      const letGo = this.#port.hold();
-      const stopListening = waker.onWake(() => void this.#serve());
-      this.#waits.push(wait);
-      return () => {
-        abort.abort();
-        this.#waits.splice(this.#waits.indexOf(wait), 1);
-        stopListening();
-        letGo();
-      };
-    });
-  }
-
   close(): void {
     for (const bell of this.#bells.values()) bell.close();
     this.#bells.clear();
-  }
-
-  async #serve(): Promise<void> {
-    if (this.#serving) {
-      this.#wokenAgain = true;
-      return;
-    }
-    this.#serving = true;
-    do {
-      this.#wokenAgain = false;
-      await this.#serveInTurn();
-    } while (this.#wokenAgain);
-    this.#serving = false;
-  }
-
-  async #serveInTurn(): Promise<void> {
-    for (let wait = this.#waits[0]; wait !== undefined; wait = this.#waits[0]) {
-      try {
-        if (!(await wait.attempt())) return;
-        wait.resolve();
-      } catch (error) {
-        wait.reject(error);
-      }
-    }
   }
 }

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { type Environment, openEnvironment } from "../../src/bus/environment.ts";
 import { openPort, type Port } from "../../src/bus/port.ts";
 import { TensorBusError } from "../../src/errors.ts";
-import { forkFixture, kill, messageOf, temporaryFolder } from "./processes.ts";
+import { forkFixture, kill, messageOf, stopped, temporaryFolder } from "./processes.ts";
 
 const key = Buffer.from("key");
 const bytes = (text: string) => Buffer.from(text);
@@ -157,7 +157,7 @@ describe("a write", () => {
       const child = forkFixture("holder", { path, past, signal: "SIGSTOP" });
       await messageOf(child);
       child.send("go");
-      await stopped(child.pid!);
+      await stopped(child);
       let ran = false;
       const write = environment.write("a write", () => {
         ran = true;
@@ -185,7 +185,7 @@ describe("a write", () => {
       const child = forkFixture("holder", { path, past, signal: "SIGSTOP" });
       await messageOf(child);
       child.send("go");
-      await stopped(child.pid!);
+      await stopped(child);
       const order: number[] = [];
       const writes = [1, 2, 3].map((n) => environment.write("a write", () => order.push(n)));
       await sleep(20);
@@ -202,7 +202,7 @@ describe("a write", () => {
     const child = forkFixture("holder", { path, past: false, signal: "SIGSTOP" });
     await messageOf(child);
     child.send("go");
-    await stopped(child.pid!);
+    await stopped(child);
     const write = environment.write("a write", () => {});
     const outcome = expect(write).rejects.toEqual(code("TB_CLOSED"));
     await environment.close();
@@ -211,12 +211,3 @@ describe("a write", () => {
     await kill(child);
   });
 });
-
-/** Resolves once the kernel says that the process is stopped. */
-async function stopped(pid: number): Promise<void> {
-  for (;;) {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    if (stat.slice(stat.lastIndexOf(")") + 2)[0] === "T") return;
-    await sleep(2);
-  }
-}
