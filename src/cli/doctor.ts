@@ -28,7 +28,7 @@ Exit code 3 where something that planning or transfers need is missing.`,
       const checks = await checkMachine(context.environment);
       const lacking = checks.filter(isLacking);
       if (options.json) {
-        await context.stdout.line(JSON.stringify({ ok: lacking.length === 0, checks }, null, 2));
+        await context.stdout.line(JSON.stringify({ ok: lacking.length === 0, checks }));
       } else {
         await printChecks(context.stdout, checks, lacking);
       }

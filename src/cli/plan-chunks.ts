@@ -1,4 +1,4 @@
-import type { Chunk } from "../plan/index.ts";
+import { type Chunk, chunkToJSON } from "../plan/index.ts";
 import type { Output } from "./ui/output.ts";
 
 /** Lines are written together: a write for each would cost more than making them. */
@@ -8,15 +8,10 @@ const blockCharacters = 64 * 1024;
 export async function writeChunks(output: Output, chunks: Iterable<Chunk>): Promise<void> {
   let block = "";
   for (const chunk of chunks) {
-    block += `${JSON.stringify(chunk, decimalText)}\n`;
+    block += `${JSON.stringify(chunkToJSON(chunk))}\n`;
     if (block.length < blockCharacters) continue;
     await output.write(block);
     block = "";
   }
   if (block !== "") await output.write(block);
-}
-
-/** A replacer for JSON: bigint as decimal text. */
-export function decimalText(_: string, value: unknown): unknown {
-  return typeof value === "bigint" ? value.toString() : value;
 }

@@ -17,6 +17,11 @@ export function formatCount(count: number | bigint): string {
   return count.toLocaleString("en-US");
 }
 
+/** `1 wave`, `2,000 waves`. */
+export function plural(count: number, noun: string): string {
+  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
+}
+
 /** `850 us`, `12.3 ms`, `4.56 s`, `3 min 20 s`. */
 export function formatDuration(seconds: number): string {
   if (seconds >= 100) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;

@@ -1,0 +1,90 @@
+import { execFileSync, spawn } from "node:child_process";
+import { chmodSync, copyFileSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { build } from "esbuild";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+
+const root = join(import.meta.dirname, "../..");
+const spec = join(root, "examples/specs/fsdp2-tp.json");
+const large = join(root, "examples/specs/qwen3-30b-a3b.yaml");
+
+/** The command line as it is shipped, in a package of its own that has no native library. */
+let folder: string;
+let cli: string;
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), "tensorbus-cli-"));
+  cli = join(folder, "dist/cli.js");
+  await build({
+    absWorkingDir: root,
+    entryPoints: { cli: "src/cli/main.ts" },
+    outdir: join(folder, "dist"),
+    bundle: true,
+    format: "esm",
+    platform: "node",
+    target: "node20.19",
+    packages: "external",
+    logLevel: "error",
+  });
+  copyFileSync(join(root, "package.json"), join(folder, "package.json"));
+  symlinkSync(join(root, "node_modules"), join(folder, "node_modules"));
+  chmodSync(cli, 0o755);
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+function run(...args: string[]): { code: number; stdout: string; stderr: string } {
+  try {
+    return {
+      code: 0,
+      stdout: execFileSync(process.execPath, [cli, ...args], { encoding: "utf8", stdio: "pipe" }),
+      stderr: "",
+    };
+  } catch (error) {
+    const { status, stdout, stderr } = error as { status: number; stdout: string; stderr: string };
+    return { code: status, stdout, stderr };
+  }
+}
+
+describe("the shipped command line", () => {
+  test("is a program", () => {
+    expect(execFileSync(cli, ["--version"], { encoding: "utf8" })).toMatch(/^\d+\.\d+\.\d+\n$/);
+  });
+
+  test("plans and helps without the native library, and doctor says that it is missing", () => {
+    expect(run("--help").code).toBe(0);
+    const plan = run("plan", spec, "--verify");
+    expect(plan.code).toBe(0);
+    expect(plan.stdout).toContain("verified");
+    const doctor = run("doctor");
+    expect(doctor.code).toBe(3);
+    expect(doctor.stdout).toMatch(/MISSING +native library +not built/);
+    expect(doctor.stdout).toContain("npm rebuild tensorbus");
+    expect(doctor.stdout.trimEnd().endsWith("Missing: native library.")).toBe(true);
+  });
+
+  test("ends with the code of the error", () => {
+    expect(run("plan", "none.yaml")).toEqual({
+      code: 2,
+      stdout: "",
+      stderr: "error: can not read none.yaml: no such file or folder (TB_FILE)\n",
+    });
+  });
+
+  test("ends quietly when its reader goes away", async () => {
+    const child = spawn(process.execPath, [cli, "plan", large, "--chunks"], {
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    let stderr = "";
+    child.stderr.on("data", (data: Buffer) => {
+      stderr += data.toString();
+    });
+    const ended = new Promise<[number | null, NodeJS.Signals | null]>((resolve) => {
+      child.on("close", (code, signal) => resolve([code, signal]));
+    });
+    const first = await new Promise<Buffer>((resolve) => child.stdout.once("data", resolve));
+    expect(first.toString().startsWith('{"id":')).toBe(true);
+    child.stdout.destroy();
+    expect(await ended).toEqual([0, null]);
+    expect(stderr).toBe("");
+  });
+});
