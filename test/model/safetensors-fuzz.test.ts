@@ -1,0 +1,75 @@
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { TensorBusError } from "../../src/errors.ts";
+import { dtypes, itemSize } from "../../src/layout/index.ts";
+import { duplicateKey } from "../../src/model/json-keys.ts";
+import { headerLength, layOutHeader, parseHeader, prefixBytes } from "../../src/model/safetensors-header.ts";
+
+const tensors = fc.uniqueArray(
+  fc.record({
+    name: fc.string({ unit: "binary", minLength: 1 }).filter((name) => name !== "__metadata__"),
+    shape: fc.array(fc.nat(5), { maxLength: 4 }),
+    dtype: fc.constantFrom(...dtypes),
+  }),
+  { selector: ({ name }) => name, maxLength: 6 },
+);
+
+/** Reads the head of a file as opening one does. */
+function read(head: Uint8Array, fileBytes: number) {
+  const length = headerLength(head.subarray(0, prefixBytes), fileBytes, "file");
+  return parseHeader(head.subarray(prefixBytes, prefixBytes + length), fileBytes, "file");
+}
+
+describe("headers", () => {
+  test("of any tensors read as they were laid out, and cover the file once", () => {
+    fc.assert(
+      fc.property(tensors, (list) => {
+        const { head, entries, fileBytes } = layOutHeader(list, { note: "x" }, "file");
+        const parsed = read(head, fileBytes);
+        const byName = (a: { name: string }, b: { name: string }) => (a.name < b.name ? -1 : 1);
+        expect([...parsed.entries].sort(byName)).toEqual([...entries].sort(byName));
+        expect(parsed.metadata).toEqual({ note: "x" });
+        const bytes = entries.reduce((sum, entry) => sum + entry.bytes, 0);
+        expect(head.length + bytes).toBe(fileBytes);
+        for (const { position, dtype } of entries) expect(position % itemSize(dtype)).toBe(0);
+      }),
+      { seed: 7, numRuns: 300 },
+    );
+  });
+
+  test("that were changed anywhere are read or refused, and tensors never leave the file", () => {
+    const changes = fc.array(fc.tuple(fc.nat(), fc.nat(255)), { minLength: 1, maxLength: 4 });
+    let refused = 0;
+    fc.assert(
+      fc.property(tensors, changes, (list, edits) => {
+        const { head, fileBytes } = layOutHeader(list, {}, "file");
+        for (const [at, byte] of edits) head[at % head.length] = byte;
+        try {
+          for (const { position, bytes } of read(head, fileBytes).entries) {
+            expect(position >= prefixBytes && position + bytes <= fileBytes).toBe(true);
+          }
+        } catch (error) {
+          if (!(error instanceof TensorBusError)) throw error;
+          expect(["TB_SAFETENSORS", "TB_DTYPE"]).toContain(error.code);
+          refused++;
+        }
+      }),
+      { seed: 8, numRuns: 2000 },
+    );
+    expect(refused).toBeGreaterThan(1000);
+  });
+});
+
+describe("duplicateKey", () => {
+  test("finds none in what JSON.stringify writes, and the one that was put in twice", () => {
+    fc.assert(
+      fc.property(fc.dictionary(fc.string(), fc.jsonValue()), fc.string(), (value, key) => {
+        const once = JSON.stringify({ ...value, [key]: [value] });
+        expect(duplicateKey(once)).toBeUndefined();
+        const twice = `${once.slice(0, -1)},${JSON.stringify(key)}:0}`;
+        expect(duplicateKey(twice)).toBe(key);
+      }),
+      { seed: 9, numRuns: 500 },
+    );
+  });
+});
