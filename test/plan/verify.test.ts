@@ -49,8 +49,8 @@ describe("verifyChunks on plans of one chunk an element", () => {
       simulate(input, plan.chunks, plan.buckets, { tensors: plan.tensors, random });
       verifyChunks(input, random.shuffle(plan.chunks.slice()), random.shuffle(plan.buckets.slice()));
     });
-    fc.assert(property, { seed: 1, numRuns: 1500 });
-    expect(accepted).toBeGreaterThan(600);
+    fc.assert(property, { seed: 1, numRuns: 800 });
+    expect(accepted).toBeGreaterThan(350);
   });
 
   for (const [name, mutate] of Object.entries(mutations)) {
@@ -63,8 +63,8 @@ describe("verifyChunks on plans of one chunk an element", () => {
         caught++;
         expect(complaint(input, changed)?.code).toBe("TB_PLAN_INVALID");
       });
-      fc.assert(property, { seed: 2, numRuns: 150 });
-      expect(caught).toBeGreaterThan(4);
+      fc.assert(property, { seed: 2, numRuns: 100 });
+      expect(caught).toBeGreaterThan(2);
     });
   }
 });
