@@ -1,0 +1,395 @@
+/* tb_graph_*: a program that is bound to memory, and its rounds. */
+#include "graph.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "conn.h"
+#include "error.h"
+#include "handle.h"
+#include "round.h"
+
+static tb_graph *find_graph(tb_session *session, uint64_t handle, tb_error *err) {
+    tb_graph *graph = session->graphs;
+    while (graph != NULL && graph->handle != handle) {
+        graph = graph->next;
+    }
+    if (graph == NULL) {
+        tb_fail(err, TB_ECLOSED, -1, 0, "the graph was released");
+    }
+    return graph;
+}
+
+/* ---- prepare --------------------------------------------------------------------------------------------------- */
+
+static int32_t hold_regions(tb_graph *graph, tb_error *err) {
+    tb_session *session = graph->session;
+    const tb_program *program = &graph->program;
+    for (uint32_t i = 0; i < program->header->buffer_count; i++) {
+        uint64_t begin = graph->bindings[i].address;
+        uint64_t span = program->buffers[i].span;
+        graph->regions[i] = TB_NONE;
+        for (uint32_t r = 0; r < session->region_count && span > 0; r++) {
+            const tb_region *region = &session->regions[r];
+            bool within = region->open && begin >= region->address && begin - region->address <= region->bytes
+                          && span <= region->bytes - (begin - region->address);
+            if (within) {
+                graph->regions[i] = r;
+                break;
+            }
+        }
+        if (span > 0 && graph->regions[i] == TB_NONE) {
+            return tb_fail(err, TB_EREGION, -1, 0, "the memory of tensor %u is not registered",
+                           program->buffers[i].tensor);
+        }
+    }
+    for (uint32_t i = 0; i < program->header->buffer_count; i++) {
+        if (graph->regions[i] != TB_NONE) {
+            session->regions[graph->regions[i]].uses++;
+        }
+    }
+    graph->holds_regions = true;
+    return TB_OK;
+}
+
+static tb_side *side_of(tb_graph *graph, tb_peer *peer) {
+    for (uint32_t i = 0; i < graph->side_count; i++) {
+        if (graph->sides[i].peer == peer) {
+            return &graph->sides[i];
+        }
+    }
+    tb_side *side = &graph->sides[graph->side_count++];
+    *side = (tb_side){.graph = graph, .peer = peer};
+    memset(side->send, 0xff, sizeof side->send);
+    memset(side->receive, 0xff, sizeof side->receive);
+    return side;
+}
+
+/* One side for each peer, with room for all its buckets. */
+static int32_t make_sides(tb_graph *graph, tb_error *err) {
+    const tb_program *program = &graph->program;
+    for (uint32_t i = 0; i < program->header->channel_count; i++) {
+        const tb_channel *channel = &program->channels[i];
+        if (channel->direction == TB_LOCAL) {
+            continue;
+        }
+        tb_peer *peer = tb_session_peer(graph->session, (int32_t)channel->peer);
+        if (peer == NULL) {
+            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "peer %u", channel->peer);
+        }
+        tb_side *side = side_of(graph, peer);
+        (channel->direction == TB_SEND ? side->send : side->receive)[channel->stage] = i;
+        graph->channels[i].side = side;
+        side->ready.count += channel->direction == TB_SEND ? channel->bucket_count : 0;
+    }
+    for (uint32_t i = 0; i < graph->side_count; i++) {
+        tb_heap *ready = &graph->sides[i].ready;
+        ready->items = calloc((size_t)ready->count + 1, sizeof *ready->items);
+        ready->count = 0;
+        if (ready->items == NULL) {
+            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a graph");
+        }
+    }
+    return TB_OK;
+}
+
+static int32_t check_key(tb_session *session, const char *key, tb_error *err) {
+    for (tb_graph *graph = session->graphs; graph != NULL; graph = graph->next) {
+        if (graph->state != TB_GRAPH_DEAD && strcmp(graph->key, key) == 0) {
+            return tb_fail(err, TB_EBUSY, -1, 0, "\"%.100s\" is prepared already", key);
+        }
+    }
+    return TB_OK;
+}
+
+static void meet_peers(tb_graph *graph) {
+    for (uint32_t i = 0; i < graph->side_count; i++) {
+        tb_side *side = &graph->sides[i];
+        side->next = side->peer->sides;
+        side->peer->sides = side;
+    }
+    tb_session_timer(graph->session, graph->deadline);
+    if (graph->side_count == 0) {
+        tb_graph_check_prepared(graph);
+    }
+    for (uint32_t i = 0; i < graph->side_count && graph->state == TB_GRAPH_PREPARING; i++) {
+        tb_side *side = &graph->sides[i];
+        if (side->peer->up) {
+            tb_graph_say_prepare(side);
+            tb_graph_meet_early(side);
+        } else {
+            tb_peer_want(side->peer);
+        }
+    }
+}
+
+static int32_t begin_prepare(tb_graph *graph, uint64_t *handle, tb_error *err) {
+    tb_session *session = graph->session;
+    pthread_mutex_lock(&session->lock);
+    int32_t code = session->closing ? tb_fail(err, TB_ECLOSED, -1, 0, "the session is closed") : TB_OK;
+    if (code == TB_OK) {
+        code = check_key(session, graph->key, err);
+    }
+    if (code == TB_OK) {
+        code = make_sides(graph, err);
+    }
+    if (code == TB_OK) {
+        code = hold_regions(graph, err);
+    }
+    if (code == TB_OK) {
+        graph->handle = ++session->graph_count;
+        graph->next = session->graphs;
+        session->graphs = graph;
+        *handle = graph->handle;
+        meet_peers(graph);
+    }
+    pthread_mutex_unlock(&session->lock);
+    return code;
+}
+
+static int32_t copy_arguments(tb_graph *graph, const char *key, const tb_binding *bindings, uint32_t count,
+                              tb_error *err) {
+    size_t length = key == NULL ? 0 : strnlen(key, TB_KEY_BYTES + 1);
+    if (length == 0 || length > TB_KEY_BYTES) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a key has 1 to %d bytes", TB_KEY_BYTES);
+    }
+    graph->key = strdup(key);
+    graph->bindings = calloc((size_t)count + 1, sizeof *bindings);
+    if (graph->key == NULL || graph->bindings == NULL) {
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u bindings", count);
+    }
+    if (count > 0) {
+        memcpy(graph->bindings, bindings, count * sizeof *bindings);
+    }
+    return TB_OK;
+}
+
+static int32_t prepare(tb_session *session, const char *key, const void *program, uint64_t program_bytes,
+                       const tb_binding *bindings, uint32_t binding_count, uint32_t flags, uint64_t timeout_ns,
+                       uint64_t *handle, tb_error *err) {
+    if ((flags & ~(uint32_t)TB_GRAPH_CHECKSUM) != 0) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "unknown flags %x", flags);
+    }
+    tb_graph *graph = calloc(1, sizeof *graph);
+    if (graph == NULL || tb_staging_init(&graph->staging) != 0) {
+        free(graph);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a graph");
+    }
+    graph->session = session;
+    graph->flags = flags;
+    graph->deadline = tb_deadline(timeout_ns);
+    int32_t code = copy_arguments(graph, key, bindings, binding_count, err);
+    if (code == TB_OK) {
+        code = tb_program_load(&graph->program, program, program_bytes, graph->bindings, binding_count,
+                               session->options.rank, session->options.world, err);
+    }
+    if (code == TB_OK) {
+        code = tb_graph_allocate(graph, err);
+    }
+    if (code == TB_OK) {
+        code = begin_prepare(graph, handle, err);
+    }
+    if (code != TB_OK) {
+        tb_graph_free(graph);
+    }
+    return code;
+}
+
+int32_t tb_graph_prepare(uint64_t session_handle, const char *key, const void *program, uint64_t program_bytes,
+                         const tb_binding *bindings, uint32_t binding_count, uint32_t flags, uint64_t timeout_ns,
+                         uint64_t *graph, tb_error *err) {
+    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, session_handle, err);
+    if (session == NULL) {
+        return TB_ECLOSED;
+    }
+    int32_t code = prepare(session, key, program, program_bytes, bindings, binding_count, flags, timeout_ns, graph,
+                           err);
+    tb_handle_put(session_handle);
+    return code;
+}
+
+/* ---- rounds ---------------------------------------------------------------------------------------------------- */
+
+static int32_t post(tb_graph *graph, uint64_t round, uint64_t timeout_ns, tb_error *err) {
+    switch (graph->state) {
+    case TB_GRAPH_PREPARING:
+        return tb_fail(err, TB_EBUSY, -1, 0, "\"%.100s\" is not prepared yet", graph->key);
+    case TB_GRAPH_RUNNING:
+        return tb_fail(err, TB_EBUSY, -1, 0, "round %llu of \"%.100s\" is under way", (unsigned long long)graph->round,
+                       graph->key);
+    case TB_GRAPH_DEAD:
+        return tb_fail(err, TB_EINVALIDATED, -1, 0, "\"%.100s\" could not be prepared", graph->key);
+    case TB_GRAPH_READY:
+        break;
+    }
+    if (round <= graph->round) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "round %llu after round %llu: they begin at 1 and grow",
+                       (unsigned long long)round, (unsigned long long)graph->round);
+    }
+    tb_round_start(graph, round, tb_deadline(timeout_ns));
+    return TB_OK;
+}
+
+/* The first peer that a prepare still waits for; NULL where there is none. */
+static const tb_side *missing(const tb_graph *graph) {
+    for (uint32_t i = 0; i < graph->side_count; i++) {
+        if (graph->sides[i].remote == 0) {
+            return &graph->sides[i];
+        }
+    }
+    return NULL;
+}
+
+static void give_prepare_up(tb_graph *graph, int32_t code, int32_t rank) {
+    char message[128];
+    const tb_side *side = missing(graph);
+    if (code != TB_ETIMEOUT || side == NULL) {
+        snprintf(message, sizeof message, "rank %d gave up its prepare", rank);
+    } else if (!side->peer->up) {
+        snprintf(message, sizeof message, "rank %d waited too long for a connection with rank %d", rank,
+                 side->peer->rank);
+    } else {
+        snprintf(message, sizeof message, "rank %d waited too long for rank %d to prepare", rank, side->peer->rank);
+    }
+    tb_graph_fail_prepare(graph, code, rank, 0, message);
+}
+
+static const tb_side *unfinished(const tb_graph *graph) {
+    for (uint32_t i = 0; i < graph->side_count; i++) {
+        if (graph->sides[i].unfinished > 0) {
+            return &graph->sides[i];
+        }
+    }
+    return NULL;
+}
+
+static void give_round_up(tb_graph *graph, int32_t code, int32_t rank) {
+    char message[128];
+    const tb_side *side = unfinished(graph);
+    unsigned long long round = graph->round;
+    if (code != TB_ETIMEOUT) {
+        snprintf(message, sizeof message, "rank %d cancelled round %llu", rank, round);
+    } else if (side != NULL) {
+        snprintf(message, sizeof message, "rank %d waited too long in round %llu, for rank %d first of all", rank, round,
+                 side->peer->rank);
+    } else {
+        snprintf(message, sizeof message, "rank %d took too long for round %llu", rank, round);
+    }
+    tb_round_fail(graph, code, rank, 0, message);
+}
+
+void tb_graph_give_up(tb_graph *graph, int32_t code) {
+    int32_t rank = graph->session->options.rank;
+    if (graph->state == TB_GRAPH_PREPARING) {
+        give_prepare_up(graph, code, rank);
+    } else if (graph->state == TB_GRAPH_RUNNING) {
+        give_round_up(graph, code, rank);
+    }
+}
+
+static void progress(tb_graph *graph, uint64_t *round, uint64_t *done, uint64_t *total, uint64_t *staging) {
+    const tb_program_header *header = graph->program.header;
+    *round = graph->round;
+    *done = atomic_load(&graph->bytes_sent) + atomic_load(&graph->bytes_received) + atomic_load(&graph->bytes_copied);
+    *total = graph->program.bytes_total;
+    *done = *done < *total ? *done : *total;
+    *staging = header->send_staging_bytes + header->recv_staging_bytes + header->pool_bytes;
+}
+
+/* A graph of a session, found and used under its lock. */
+typedef struct graph_use {
+    tb_session *session;
+    tb_graph *graph;
+    uint64_t handle;
+} graph_use;
+
+static bool begin_use(graph_use *use, uint64_t session, uint64_t graph, tb_error *err) {
+    use->handle = session;
+    use->session = tb_handle_get(TB_HANDLE_SESSION, session, err);
+    if (use->session == NULL) {
+        return false;
+    }
+    pthread_mutex_lock(&use->session->lock);
+    use->graph = find_graph(use->session, graph, err);
+    if (use->graph == NULL) {
+        pthread_mutex_unlock(&use->session->lock);
+        tb_handle_put(session);
+    }
+    return use->graph != NULL;
+}
+
+static void end_use(const graph_use *use) {
+    pthread_mutex_unlock(&use->session->lock);
+    tb_handle_put(use->handle);
+}
+
+int32_t tb_graph_post(uint64_t session, uint64_t graph, uint64_t round, uint64_t timeout_ns, tb_error *err) {
+    graph_use use;
+    if (!begin_use(&use, session, graph, err)) {
+        return TB_ECLOSED;
+    }
+    int32_t code = post(use.graph, round, timeout_ns, err);
+    end_use(&use);
+    return code;
+}
+
+int32_t tb_graph_cancel(uint64_t session, uint64_t graph, int32_t code, tb_error *err) {
+    graph_use use;
+    if (code < 100 || code > 999) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%d is no code of a failure", code);
+    }
+    if (!begin_use(&use, session, graph, err)) {
+        return TB_ECLOSED;
+    }
+    tb_graph_give_up(use.graph, code);
+    end_use(&use);
+    return TB_OK;
+}
+
+int32_t tb_graph_progress(uint64_t session, uint64_t graph, uint64_t *round, uint64_t *done, uint64_t *total,
+                          uint64_t *staging, tb_error *err) {
+    graph_use use;
+    if (!begin_use(&use, session, graph, err)) {
+        return TB_ECLOSED;
+    }
+    progress(use.graph, round, done, total, staging);
+    end_use(&use);
+    return TB_OK;
+}
+
+/* Takes it out of its session, once nothing is under way. */
+static int32_t release(tb_graph *graph, tb_error *err) {
+    if (graph->state == TB_GRAPH_RUNNING || graph->state == TB_GRAPH_PREPARING) {
+        return tb_fail(err, TB_EBUSY, -1, 0, "\"%.100s\" is still under way", graph->key);
+    }
+    if (graph->state == TB_GRAPH_READY) {
+        tb_error error;
+        int32_t rank = graph->session->options.rank;
+        tb_fail(&error, TB_EINVALIDATED, rank, 0, "rank %d released \"%.100s\"", rank, graph->key);
+        for (uint32_t i = 0; i < graph->side_count; i++) {
+            tb_graph_say_failure(&graph->sides[i], TB_FRAME_RELEASE, graph->handle, &error);
+        }
+        tb_graph_leave_peers(graph);
+        tb_graph_let_regions_go(graph);
+    }
+    tb_graph **at = &graph->session->graphs;
+    while (*at != graph) {
+        at = &(*at)->next;
+    }
+    *at = graph->next;
+    return TB_OK;
+}
+
+int32_t tb_graph_release(uint64_t session, uint64_t graph, tb_error *err) {
+    graph_use use;
+    if (!begin_use(&use, session, graph, err)) {
+        return TB_ECLOSED;
+    }
+    int32_t code = release(use.graph, err);
+    end_use(&use);
+    if (code == TB_OK) {
+        tb_graph_free(use.graph);
+    }
+    return code;
+}

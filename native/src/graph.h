@@ -1,0 +1,13 @@
+#ifndef TB_GRAPH_H
+#define TB_GRAPH_H
+
+#include "engine.h"
+
+/* Frees a graph that nothing refers to any more. */
+void tb_graph_free(tb_graph *graph);
+/* The tables and memory of a graph whose program is loaded. */
+int32_t tb_graph_allocate(tb_graph *graph, tb_error *err);
+/* Ends the prepare or round under way with that code. The session's lock is held. */
+void tb_graph_give_up(tb_graph *graph, int32_t code);
+
+#endif

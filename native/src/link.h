@@ -1,0 +1,29 @@
+/*
+ * A link carries bytes, in order, both ways, between two sessions. All of the engine works on links; a back end gives
+ * its own and says when one can be read or written (edge-triggered: after a call that moved less than it was asked to).
+ */
+#ifndef TB_LINK_H
+#define TB_LINK_H
+
+#include <sys/types.h>
+#include <sys/uio.h>
+
+typedef struct tb_link tb_link;
+
+typedef struct tb_link_kind {
+    /* Bytes moved; 0 from readv: the other end has closed; or a negative errno: -EAGAIN where it would block. */
+    ssize_t (*readv)(tb_link *link, const struct iovec *iov, int count);
+    ssize_t (*writev)(tb_link *link, const struct iovec *iov, int count);
+    /* No more bytes will be written. */
+    void (*finish)(tb_link *link);
+    void (*close)(tb_link *link);
+} tb_link_kind;
+
+struct tb_link {
+    const tb_link_kind *kind; /* NULL: no link */
+    int fd;              /* tcp */
+    struct tb_pipe *pipe; /* memory, and which end of it */
+    int end;
+};
+
+#endif
