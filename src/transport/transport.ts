@@ -7,7 +7,7 @@
  * programs; what is prepared is posted many times, one round at a time.
  */
 import type { Observable } from "rxjs";
-import type { ErrorCode, TensorBusError } from "../errors.ts";
+import type { TensorBusError } from "../errors.ts";
 import type { Memory, MemoryKind, TensorMemory } from "../memory/memory.ts";
 import type { Program } from "../plan/program.ts";
 import type { Store } from "../store/store.ts";
@@ -134,11 +134,4 @@ export interface PreparedTransfer extends AsyncDisposable {
   /** Bytes of staging memory that this rank takes for it, known before the first round. */
   readonly stagingBytes: bigint;
   release(): Promise<void>;
-}
-
-/** How a failure travels: the code, and the rank where it began. */
-export interface RoundFailure {
-  readonly code: ErrorCode;
-  readonly rank: number;
-  readonly message: string;
 }

@@ -16,7 +16,7 @@ testTransport({
 });
 
 const pair = columnsToRows(24, 24, {}, [0, 1]);
-const apart = () => ({ key: "apart", timeoutMs: 5000, input: pair.input });
+const apart = () => ({ key: "apart", timeoutMs: 1000, input: pair.input });
 
 function faultsOf(session: TransportSession): TransportEvent[] {
   const events: TransportEvent[] = [];
