@@ -6,9 +6,11 @@
 import { Deadline, type DeadlineOptions } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import {
+  type ClientIdentity,
   type Command,
   type CommandHeader,
   checkCommand,
+  clientSchema,
   encodeCommand,
   headerOf,
   pack,
@@ -55,6 +57,8 @@ export interface DequeuedBatch {
   readonly started: readonly StartedCommand[];
   /** Commands that were dropped, since their client has ended or can not be told. */
   readonly dropped: readonly { readonly position: bigint; readonly error: TensorBusError }[];
+  /** Clients have come or gone since the last time: `clients` tells who is there. */
+  readonly clientsChanged: boolean;
 }
 
 interface Meta {
@@ -64,6 +68,8 @@ interface Meta {
   bytes: number;
   /** Somebody may wait for room. */
   waited: boolean;
+  /** The agent has not yet been told that clients have come or gone. */
+  clientsChanged: boolean;
 }
 
 const defaultCapacity = 1024;
@@ -71,7 +77,7 @@ const defaultMaxBytes = 256 * 2 ** 20;
 /** Freed pages of large messages lie scattered: room for several times what is queued. */
 const mapBytes = 4 * 2 ** 30;
 /** First bytes of the keys. */
-const kinds = { meta: 1, waiting: 2, started: 3, room: 4 } as const;
+const kinds = { meta: 1, waiting: 2, started: 3, room: 4, client: 5 } as const;
 const metaKey = keyOf(kinds.meta);
 
 export async function openCommandQueue(
@@ -166,10 +172,10 @@ export class CommandQueue implements AsyncDisposable {
       () => {
         this.#removeStarted(finished);
         const meta = this.#readMeta();
-        const batch = this.#start(meta, max);
-        if (batch.started.length + batch.dropped.length === 0) return { batch, waiters: [] };
-        const waiters = this.#waiters(meta);
-        this.#writeMeta(meta);
+        const batch = { ...this.#start(meta, max), clientsChanged: meta.clientsChanged };
+        const taken = batch.started.length + batch.dropped.length > 0;
+        const waiters = taken ? this.#waiters(meta) : [];
+        if (taken || meta.clientsChanged) this.#writeMeta({ ...meta, clientsChanged: false });
         return { batch, waiters };
       },
       deadline,
@@ -207,9 +213,29 @@ export class CommandQueue implements AsyncDisposable {
     this.#room.tell([...new Set([...waiting, ...others])]);
   }
 
-  /** Forgets that a client that has ended waits for room. */
-  async forgetClient(client: bigint, deadline?: DeadlineOptions): Promise<void> {
-    await this.environment.write("forgetting a client", () => this.#room.remove(client), deadline);
+  /** Writes a client down, so that the agent watches it; before its first command, once it holds its lock. */
+  async register(client: ClientIdentity, deadline?: DeadlineOptions): Promise<void> {
+    const record = pack(clientSchema.parse(client));
+    await this.#changeClients("registering a client", deadline, () => {
+      this.#commands.put(keyOf(kinds.client, client.id), record);
+    });
+  }
+
+  /** Strikes a client out that has ended or takes its leave. */
+  async unregister(client: bigint, deadline?: DeadlineOptions): Promise<void> {
+    await this.#changeClients("striking out a client", deadline, () => {
+      this.#commands.remove(keyOf(kinds.client, client));
+      this.#room.remove(client);
+    });
+  }
+
+  /** The clients that are written down; those that have ended since are among them. */
+  clients(): ClientIdentity[] {
+    const entries = this.environment.read(() => [...this.#commands.getRange(rangeOf(kinds.client))]);
+    return entries.flatMap(({ value }) => {
+      const client = clientSchema.safeParse(unpack(value));
+      return client.success ? [client.data] : [];
+    });
   }
 
   /** True while that client's process holds its lock. */
@@ -265,7 +291,7 @@ export class CommandQueue implements AsyncDisposable {
   }
 
   /** Takes commands off the head; what that makes of the counts is for the caller to write. */
-  #start(meta: Meta, max: number): DequeuedBatch {
+  #start(meta: Meta, max: number): Pick<DequeuedBatch, "started" | "dropped"> {
     const started: StartedCommand[] = [];
     const dropped: { position: bigint; error: TensorBusError }[] = [];
     for (const { position, key, bytes } of this.#head(meta, max)) {
@@ -281,6 +307,17 @@ export class CommandQueue implements AsyncDisposable {
       started.push(verdict);
     }
     return { started, dropped };
+  }
+
+  #changeClients(what: string, deadline: DeadlineOptions | undefined, change: () => void): Promise<void> {
+    return this.environment.write(
+      what,
+      () => {
+        change();
+        this.#writeMeta({ ...this.#readMeta(), clientsChanged: true });
+      },
+      deadline,
+    );
   }
 
   /** Who is to be told that there is room; inside of the transaction that makes it. */
@@ -319,21 +356,22 @@ export class CommandQueue implements AsyncDisposable {
 
   #readMeta(): Meta {
     const bytes = this.#commands.get(metaKey);
-    if (bytes === undefined) return { next: 1n, count: 0, bytes: 0, waited: false };
+    if (bytes === undefined) return { next: 1n, count: 0, bytes: 0, waited: false, clientsChanged: false };
     return {
       next: bytes.readBigUInt64BE(0),
       count: bytes.readUInt32BE(8),
       bytes: Number(bytes.readBigUInt64BE(12)),
-      waited: bytes[20] === 1,
+      waited: (bytes[20]! & 1) !== 0,
+      clientsChanged: (bytes[20]! & 2) !== 0,
     };
   }
 
-  #writeMeta({ next, count, bytes, waited }: Meta): void {
+  #writeMeta({ next, count, bytes, waited, clientsChanged }: Meta): void {
     const value = Buffer.allocUnsafe(21);
     value.writeBigUInt64BE(next, 0);
     value.writeUInt32BE(count, 8);
     value.writeBigUInt64BE(BigInt(bytes), 12);
-    value[20] = waited ? 1 : 0;
+    value[20] = (waited ? 1 : 0) | (clientsChanged ? 2 : 0);
     this.#commands.put(metaKey, value);
   }
 }

@@ -46,7 +46,8 @@ export function batchKey(id: BatchId): string {
   return typeof id === "string" ? `s:${id}` : `n:${id}`;
 }
 
-const clientSchema = z.strictObject({
+/** Who asks: a process, and one of its clients. */
+export const clientSchema = z.strictObject({
   /** `randomClientId`: the client's byte in the lock file, and the first half of its commands' ids. */
   id: u64.max(2n ** 62n - 1n),
   pid: z.int().min(1),

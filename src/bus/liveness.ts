@@ -138,17 +138,41 @@ export function lockFreed(
   }).finally(letGo);
 }
 
-/** Both locks of an agent on a folder. */
+/** An agent's hold on a folder. */
 export class AgentClaim implements Disposable {
-  readonly #locks: readonly HeldLock[];
+  readonly #port: Port;
+  readonly #locksPath: string;
+  readonly #claim: HeldLock;
+  #life: HeldLock | undefined;
+  #closed = false;
 
-  constructor(locks: readonly HeldLock[]) {
-    this.#locks = locks;
+  constructor(port: Port, locksPath: string, claim: HeldLock) {
+    this.#port = port;
+    this.#locksPath = locksPath;
+    this.#claim = claim;
   }
 
+  /**
+   * Tells those who look that the agent lives. To be called once the agent has written who it is: whoever finds it alive
+   * then finds itself told the truth. Those who watched a dead predecessor hold its byte for an instant: that is waited
+   * for.
+   */
+  async live(options: DeadlineOptions = {}): Promise<void> {
+    const deadline = new Deadline(options);
+    while (this.#life === undefined && !this.#closed) {
+      this.#life = tryLock(this.#locksPath, lockOffsets.agent);
+      if (this.#life === undefined) {
+        await lockFreed(this.#port, this.#locksPath, lockOffsets.agent, deadline.rest);
+      }
+    }
+  }
+
+  /** Gives the folder up; a second call does nothing. */
   close(): void {
-    // Life first: whoever sees the claim free can take both.
-    for (const lock of this.#locks.toReversed()) lock.close();
+    this.#closed = true;
+    // Life first: whoever gets the claim can live at once.
+    this.#life?.close();
+    this.#claim.close();
   }
 
   [Symbol.dispose](): void {
@@ -157,31 +181,13 @@ export class AgentClaim implements Disposable {
 }
 
 /**
- * Makes this process the agent of a folder, until the claim is closed or the process ends. `TB_EXISTS` where another
- * agent has it. Those who watched a dead predecessor hold its byte for an instant: that is waited for.
+ * Makes this process the one that may be the agent of a folder, until the claim is closed or the process ends. `TB_EXISTS`
+ * where another has it.
  */
-export async function claimFolder(
-  port: Port,
-  locksPath: string,
-  options: DeadlineOptions = {},
-): Promise<AgentClaim> {
+export function claimFolder(port: Port, locksPath: string): AgentClaim {
   const claim = tryLock(locksPath, lockOffsets.claim);
-  if (claim === undefined) {
-    throw new TensorBusError("TB_EXISTS", `another agent holds ${locksPath}`, {
-      details: { path: locksPath },
-    });
-  }
-  const deadline = new Deadline(options);
-  try {
-    for (;;) {
-      const life = tryLock(locksPath, lockOffsets.agent);
-      if (life !== undefined) return new AgentClaim([claim, life]);
-      await lockFreed(port, locksPath, lockOffsets.agent, deadline.rest);
-    }
-  } catch (error) {
-    claim.close();
-    throw error;
-  }
+  if (claim !== undefined) return new AgentClaim(port, locksPath, claim);
+  throw new TensorBusError("TB_EXISTS", `another agent holds ${locksPath}`, { details: { path: locksPath } });
 }
 
 /** Milliseconds between two beats. */

@@ -16,6 +16,8 @@ export interface PumpOptions {
   readonly waker: Waker;
   /** Runs a command; what it gives, or throws, is the command's result. */
   readonly run: (command: Command) => unknown;
+  /** Called when clients have come or gone: `ClientKeeper.update`. */
+  readonly onClients?: () => void;
   /** Told of failures that belong to no command: a queue that is stuck, a message that nobody can be answered for. */
   readonly onFault: (error: TensorBusError) => void;
 }
@@ -117,10 +119,12 @@ export class CommandPump implements AsyncDisposable {
   async #take(): Promise<void> {
     this.#woken = false;
     const finished = this.#finished;
-    const { started, dropped } = await this.#options.queue.dequeue(this.#stopped ? 0 : batchSize, finished);
+    const batch = await this.#options.queue.dequeue(this.#stopped ? 0 : batchSize, finished);
+    const { started, dropped } = batch;
     this.#finished = this.#finished.slice(finished.length);
     for (const { error } of dropped) this.#options.onFault(error);
     for (const command of started) this.#begin(command);
+    if (batch.clientsChanged) this.#options.onClients?.();
     // Others may wait behind a full batch without posting again.
     this.#woken ||= started.length + dropped.length === batchSize;
   }

@@ -132,7 +132,7 @@ describe("an agent", () => {
     const paths = freshPaths();
     const agent = await startAgent(paths);
     const client = await connect(paths);
-    client.watchAgent();
+    client.failWithAgent();
     await client.query(1);
     agent.child.kill("SIGSTOP");
     const call = client.query(2);
@@ -143,6 +143,50 @@ describe("an agent", () => {
     agent.child.kill("SIGKILL");
     await noticed;
     expect(performance.now() - killed).toBeLessThan(1000);
+  });
+
+  it("cleans up after a client that is killed, whether or not it has asked anything", async () => {
+    const paths = freshPaths();
+    const agent = await startAgent(paths);
+    const watcher = await connect(paths);
+    await watcher.query(1);
+    for (const asks of [false, true]) {
+      const flood = forkFixture("flood", { ...paths, count: asks ? 100_000 : 0, window: 4 });
+      await messageOf(flood);
+      const [client] = watcher.queue.clients().filter(({ pid }) => pid === flood.pid);
+      const gone = messageOf<{ gone: bigint }>(agent.child, (message) => "gone" in message);
+      if (asks) {
+        flood.send("go");
+        await expect.poll(() => watcher.state.results(client!.id).length).toBeGreaterThan(0);
+      }
+      const killed = performance.now();
+      await kill(flood);
+      expect((await gone).gone).toBe(client!.id);
+      expect(performance.now() - killed).toBeLessThan(1000);
+      await watcher.query(2);
+      expect(watcher.queue.clients().map(({ id }) => id)).toEqual([watcher.identity.id]);
+      await expect.poll(() => watcher.state.results(client!.id)).toEqual([]);
+      expect(readdirSync("/dev/shm")).not.toContain(`sem.${client!.wake.slice(1)}`);
+    }
+  });
+
+  it("cleans up after clients that were killed while there was no agent", async () => {
+    const paths = freshPaths();
+    await kill((await startAgent(paths)).child);
+    const flood = forkFixture("flood", { ...paths, count: 10, window: 10 });
+    await messageOf(flood);
+    flood.send("go");
+    await expect.poll(() => Promise.resolve(existsSync(paths.queue))).toBe(true);
+    const client = await connect(paths);
+    await expect.poll(() => client.queue.size()).toBe(10);
+    const [identity] = client.queue.clients().filter(({ pid }) => pid === flood.pid);
+    await kill(flood);
+    await startAgent(paths);
+    await client.query("after");
+    await expect.poll(() => client.queue.clients().length).toBe(1);
+    expect(readdirSync("/dev/shm")).not.toContain(`sem.${identity!.wake.slice(1)}`);
+    expect(existsSync(paths.log)).toBe(true);
+    expect(readFileSync(paths.log, "utf8")).not.toContain(String(identity!.id));
   });
 
   it("goes on when clients are killed in the middle of their writes", async () => {

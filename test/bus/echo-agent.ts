@@ -4,6 +4,7 @@
  * command that it meets. Every run of a command leaves a line in `log`.
  */
 import { appendFileSync } from "node:fs";
+import { ClientKeeper } from "../../src/bus/clients.ts";
 import { openCommandQueue } from "../../src/bus/command-queue.ts";
 import type { Command } from "../../src/bus/commands.ts";
 import { ownIdentity } from "../../src/bus/identity.ts";
@@ -28,6 +29,7 @@ export type EchoAgentMessage =
   | { readonly ready: true; readonly generation: bigint; readonly lost: number; readonly wake: string }
   | { readonly failed: string }
   | { readonly fault: string }
+  | { readonly gone: bigint }
   | { readonly cpuUs: number };
 
 const options: EchoAgentOptions = JSON.parse(process.argv.at(-1)!);
@@ -57,10 +59,7 @@ async function main(): Promise<void> {
   const capacity = options.capacity === undefined ? {} : { capacity: options.capacity };
   const queue = await openCommandQueue({ path: options.queue, port, ...capacity, ...stuck });
   const state = await openState({ path: options.state, port, ...stuck });
-  const claims = [
-    await claimFolder(port, queue.environment.locksPath),
-    await claimFolder(port, state.environment.locksPath),
-  ];
+  const claims = [queue, state].map(({ environment }) => claimFolder(port, environment.locksPath));
   const waker = openWaker(port);
   const heartbeat = startHeartbeat();
   const { agent, predecessor } = await state.enthrone({
@@ -74,15 +73,30 @@ async function main(): Promise<void> {
     unlinkSemaphore(predecessor.wake);
     unlinkHeartbeat(predecessor.heartbeat);
   }
+  await claims[0]!.live();
   const lost = await settleLeftovers(queue, state);
   if (options.die !== undefined) injectDeaths(queue, state);
-  const pump = new CommandPump({ queue, state, waker, run, onFault: (fault) => tell({ fault: fault.code }) });
+  const onFault = (error: unknown) =>
+    tell({ fault: error instanceof TensorBusError ? error.code : String(error) });
+  const keeper = new ClientKeeper({
+    queue,
+    state,
+    port,
+    onGone: (client) => {
+      pump.forget(client.wake);
+      tell({ gone: client.id });
+    },
+    onFault,
+  });
+  keeper.update();
+  const pump = new CommandPump({ queue, state, waker, run, onClients: () => keeper.update(), onFault });
   port.hold();
   tell({ ready: true, generation: agent.generation, lost: lost.length, wake: waker.name });
 
   process.on("message", () => tell({ cpuUs: process.cpuUsage().user + process.cpuUsage().system }));
   process.once("SIGTERM", async () => {
     await pump.close();
+    keeper.close();
     heartbeat.close();
     waker.close();
     for (const claim of claims) claim.close();
@@ -96,11 +110,29 @@ async function main(): Promise<void> {
 type Queue = Awaited<ReturnType<typeof openCommandQueue>>;
 type State = Awaited<ReturnType<typeof openState>>;
 
+/** True for what the transaction that takes commands off the queue gives, if it took any. */
+function startsAny(result: unknown): boolean {
+  const { batch } = (result ?? {}) as { batch?: { started: readonly unknown[] } };
+  return batch !== undefined && batch.started.length > 0;
+}
+
 /** Kills the process between two steps of a command's life. */
 function injectDeaths(queue: Queue, state: State): void {
+  const { environment } = queue;
+  const transact = environment.write.bind(environment);
+  environment.write = (what, work, deadline) =>
+    transact(
+      what,
+      () => {
+        const result = work();
+        // All is written, nothing is committed.
+        if (startsAny(result)) dieAt("before");
+        return result;
+      },
+      deadline,
+    );
   const dequeue = queue.dequeue.bind(queue);
   queue.dequeue = async (max, finished, deadline) => {
-    if (queue.size() > 0) dieAt("before");
     const batch = await dequeue(max, finished, deadline);
     if (finished !== undefined && finished.length > 0) dieAt("removed");
     return batch;

@@ -5,6 +5,7 @@ import { momentIn, ownIdentity, randomClientId } from "../../src/bus/identity.ts
 import {
   clientOffset,
   type HeldLock,
+  LockView,
   lockOffsets,
   tryLock,
   type Watch,
@@ -38,9 +39,11 @@ export class EchoClient {
   readonly waker: Waker;
   readonly identity: ClientIdentity;
   readonly #life: HeldLock;
+  readonly #locks: LockView;
   readonly #pending = new Map<bigint, Pending>();
   #bell: Bell | undefined;
   #watch: Watch | undefined;
+  #failsWithAgent = false;
   #letGo: (() => void) | undefined;
   #acknowledged: bigint[] = [];
   #lastId = 0n;
@@ -51,6 +54,7 @@ export class EchoClient {
     this.state = state;
     this.waker = openWaker(port);
     this.identity = { ...ownIdentity(), id: randomClientId(), wake: this.waker.name };
+    this.#locks = new LockView(queue.environment.locksPath);
     this.#life = tryLock(queue.environment.locksPath, clientOffset(this.identity.id))!;
     this.waker.onWake(() => this.#collect());
   }
@@ -62,22 +66,15 @@ export class EchoClient {
     const port = openPort();
     const queue = await openCommandQueue({ path: paths.queue, port, ...options });
     const stuck = options.stuckMs === undefined ? {} : { stuckMs: options.stuckMs };
-    return new EchoClient(port, queue, await openState({ path: paths.state, port, ...stuck }));
+    const client = new EchoClient(port, queue, await openState({ path: paths.state, port, ...stuck }));
+    await queue.register(client.identity);
+    client.ring();
+    return client;
   }
 
-  /** Ends what waits with `TB_AGENT_LOST` once the agent's process has ended; `onLost` is called then. */
-  watchAgent(onLost: () => void = () => {}): void {
-    this.#watch?.close();
-    this.#watch = watchLock(this.port, this.queue.environment.locksPath, lockOffsets.agent, () => {
-      this.#collect();
-      for (const { reject } of this.#pending.values())
-        reject(new TensorBusError("TB_AGENT_LOST", "the agent ended"));
-      this.#pending.clear();
-      this.#bell?.close();
-      this.#bell = undefined;
-      this.#rest();
-      onLost();
-    });
+  /** From now on, what waits ends with `TB_AGENT_LOST` when the agent's process ends. */
+  failWithAgent(): void {
+    this.#failsWithAgent = true;
   }
 
   get lastId(): bigint {
@@ -104,17 +101,14 @@ export class EchoClient {
     this.ring();
   }
 
+  /** Wakes the agent, if it lives; one that comes later looks at the queue by itself. */
   ring(): void {
-    if (this.#bell === undefined) {
-      const agent = this.state.agent();
-      if (agent === undefined) return;
-      try {
-        this.#bell = openBell(agent.wake);
-      } catch {
-        return;
-      }
+    if (this.#bell === undefined && this.#locks.isHeld(lockOffsets.agent)) {
+      this.#bell = openBell(this.state.agent()!.wake);
+      const { locksPath } = this.queue.environment;
+      this.#watch = watchLock(this.port, locksPath, lockOffsets.agent, () => this.#agentEnded());
     }
-    this.#bell.ring();
+    this.#bell?.ring();
   }
 
   /** Sends a command and waits for its result. */
@@ -138,12 +132,27 @@ export class EchoClient {
   async close(): Promise<void> {
     this.#watch?.close();
     this.#rest();
+    await this.queue.unregister(this.identity.id);
+    this.ring();
     this.#bell?.close();
     this.waker.close();
     this.#life.close();
+    this.#locks.close();
     await this.state.close();
     await this.queue.close();
     await this.port.close();
+  }
+
+  #agentEnded(): void {
+    this.#watch?.close();
+    this.#bell?.close();
+    this.#bell = undefined;
+    this.#collect();
+    if (!this.#failsWithAgent) return;
+    for (const { reject } of this.#pending.values())
+      reject(new TensorBusError("TB_AGENT_LOST", "the agent ended"));
+    this.#pending.clear();
+    this.#rest();
   }
 
   #collect(): void {

@@ -78,21 +78,29 @@ describe("a lock", () => {
 
 describe("a folder's agent", () => {
   it("is one at a time", async () => {
-    const claim = await claimFolder(port, locks);
-    await expect(claimFolder(port, locks)).rejects.toEqual(code("TB_EXISTS"));
+    const claim = claimFolder(port, locks);
+    expect(() => claimFolder(port, locks)).toThrow(code("TB_EXISTS"));
+    using view = new LockView(locks);
+    expect(view.isHeld(lockOffsets.agent)).toBe(false);
+    await claim.live();
+    await claim.live();
+    expect(view.isHeld(lockOffsets.agent)).toBe(true);
     claim.close();
-    (await claimFolder(port, locks)).close();
+    expect(view.isHeld(lockOffsets.agent)).toBe(false);
+    claimFolder(port, locks).close();
   });
 
   it("takes over from a dead one whatever those do who watched it", async () => {
     for (let round = 0; round < 20; round++) {
       const child = round === 0 ? forkFixture("living", { locks }) : undefined;
-      const claim = child === undefined ? await claimFolder(port, locks) : undefined;
-      if (child !== undefined) await messageOf(child);
+      const claim = child === undefined ? claimFolder(port, locks) : undefined;
+      await (child === undefined ? claim!.live() : messageOf(child));
       const watches = Array.from({ length: 6 }, () => watchLock(port, locks, lockOffsets.agent, () => {}));
       if (child === undefined) claim!.close();
       else await kill(child);
-      (await claimFolder(port, locks)).close();
+      const next = claimFolder(port, locks);
+      await next.live();
+      next.close();
       for (const watch of watches) watch.close();
     }
   });

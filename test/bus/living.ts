@@ -4,6 +4,6 @@ import { openPort } from "../../src/bus/port.ts";
 
 const { locks } = JSON.parse(process.argv.at(-1)!);
 const port = openPort();
-await claimFolder(port, locks);
+await claimFolder(port, locks).live();
 process.send?.({ heartbeat: startHeartbeat().name });
 port.hold();

@@ -1,11 +1,16 @@
 /** Real processes for the tests: fixtures are bundled once a run, forked, and ended with the test that forked them. */
 import { type ChildProcess, fork } from "node:child_process";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { buildSync } from "esbuild";
 import { afterAll, afterEach } from "vitest";
+import { openCommandQueue } from "../../src/bus/command-queue.ts";
+import { unlinkHeartbeat } from "../../src/bus/liveness.ts";
+import { openPort } from "../../src/bus/port.ts";
+import { unlinkSemaphore } from "../../src/bus/semaphore.ts";
+import { openState } from "../../src/bus/state.ts";
 import type { BusPaths } from "./echo-client.ts";
 
 const root = join(import.meta.dirname, "../..");
@@ -14,6 +19,7 @@ const folder = join(root, "node_modules/.cache/tensorbus-test", String(process.p
 const built = new Set<string>();
 const children = new Set<ChildProcess>();
 const temporary: string[] = [];
+const used: BusPaths[] = [];
 
 /** The bundle of a fixture of this folder. */
 function bundle(name: string): string {
@@ -91,11 +97,27 @@ export function temporaryFolder(): string {
 
 export function freshPaths(): BusPaths & { readonly log: string } {
   const path = temporaryFolder();
-  return { queue: join(path, "queue"), state: join(path, "state"), log: join(path, "log") };
+  const paths = { queue: join(path, "queue"), state: join(path, "state"), log: join(path, "log") };
+  used.push(paths);
+  return paths;
+}
+
+/** Removes the names that killed processes left in shared memory: what their next agent would do. */
+async function sweep(paths: BusPaths): Promise<void> {
+  if (!existsSync(paths.queue) || !existsSync(paths.state)) return;
+  await using port = openPort();
+  await using queue = await openCommandQueue({ path: paths.queue, port });
+  await using state = await openState({ path: paths.state, port });
+  for (const { wake } of queue.clients()) unlinkSemaphore(wake);
+  const agent = state.agent();
+  if (agent === undefined) return;
+  unlinkSemaphore(agent.wake);
+  unlinkHeartbeat(agent.heartbeat);
 }
 
 afterEach(async () => {
   await Promise.all([...children].map((child) => kill(child)));
+  for (const paths of used.splice(0)) await sweep(paths);
 });
 
 afterAll(() => {
