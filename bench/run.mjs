@@ -1,7 +1,8 @@
-// npm run bench -- [AREA…] [--filter TEXT] [--pairs N] [--json FILE]
+// npm run bench -- [AREA…] [--filter TEXT] [--pairs N] [--mebibytes N] [--json FILE]
 //
-// Runs the benchmarks: each folder beside this file with an index.ts that exports `bench({ root, filter, pairs, log })`
-// is an area. Every result has a fixed `name`; all are written as JSON with the machine and the commit they belong to.
+// Runs the benchmarks: each folder beside this file with an index.ts that exports `bench(options)` is an area; options
+// are root, filter, pairs, mebibytes and log. Every result has a fixed `name`; all are written as JSON with the machine
+// and the commit that they belong to.
 import { execFileSync } from "node:child_process";
 import {
   existsSync,
@@ -25,6 +26,7 @@ const { values, positionals } = parseArgs({
   options: {
     filter: { type: "string" },
     pairs: { type: "string" },
+    mebibytes: { type: "string" },
     json: { type: "string", default: join(root, "build", "bench.json") },
   },
 });
@@ -55,8 +57,13 @@ try {
       logLevel: "warning",
     });
     const { bench } = await import(pathToFileURL(outfile).href);
-    const pairs = values.pairs === undefined ? undefined : Number(values.pairs);
-    results.push(...(await bench({ root, filter: values.filter, pairs, log: console.log })));
+    const number = (text) => (text === undefined ? undefined : Number(text));
+    const options = {
+      filter: values.filter,
+      pairs: number(values.pairs),
+      mebibytes: number(values.mebibytes),
+    };
+    results.push(...(await bench({ root, ...options, log: console.log })));
   }
 } finally {
   rmSync(folder, { recursive: true });

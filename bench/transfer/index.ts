@@ -10,7 +10,7 @@ export interface TransferOptions {
   /** Interleaved pairs; default 11. */
   readonly pairs?: number | undefined;
   /** MiB of tensors in all; default 1,024. A multiple of 16. */
-  readonly mebibytes?: number;
+  readonly mebibytes?: number | undefined;
   /** Only cases whose name contains this. */
   readonly filter?: string | undefined;
   readonly log?: (line: string) => void;
