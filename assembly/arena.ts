@@ -4,6 +4,13 @@
  */
 import { fail, TB_PLAN_TOO_LARGE } from "./error";
 
+/** What is too large: in `TB_PLAN_TOO_LARGE` the first value, then how much there would be. */
+export const OF_MEMORY: i64 = -1;
+export const OF_CHANNELS: i64 = -2;
+
+/** Addresses have 32 bits. */
+const MOST: usize = 0xffff0000;
+
 let top: usize = (__heap_base + 15) & ~15;
 
 export function reset(): void {
@@ -13,6 +20,7 @@ export function reset(): void {
 /** `bytes` at a multiple of 8; contents are what was there before. */
 export function alloc(bytes: usize): usize {
   const at = top;
+  if (bytes > MOST - at) fail(TB_PLAN_TOO_LARGE, OF_MEMORY, <i64>at + <i64>bytes);
   ensure(at + bytes);
   top = (at + bytes + 7) & ~7;
   return at;
@@ -39,6 +47,7 @@ export function grow(at: usize, capacity: usize): usize {
     alloc(capacity);
     return at;
   }
+  if (capacity >= 0x80000000) fail(TB_PLAN_TOO_LARGE, OF_MEMORY, <i64>capacity << 1);
   const moved = alloc(capacity << 1);
   memory.copy(moved, at, capacity);
   return moved;
@@ -51,5 +60,5 @@ function ensure(end: usize): void {
   const pages = <i32>((end - have + 0xffff) >> 16);
   const ahead = <i32>(have >> 19);
   if (memory.grow(pages + ahead) >= 0) return;
-  if (memory.grow(pages) < 0) fail(TB_PLAN_TOO_LARGE, -1, <i64>end);
+  if (memory.grow(pages) < 0) fail(TB_PLAN_TOO_LARGE, OF_MEMORY, <i64>end);
 }

@@ -3,7 +3,8 @@
  * rotation rather than from all tensors. A chunk is at home at one rank: where it begins in stage 1, where it ends in
  * stage 0; the other end is the peer.
  */
-import { alloc, allocZero, grow, mark, release } from "./arena";
+import { alloc, allocZero, grow, mark, OF_CHANNELS, release } from "./arena";
+import { fail, TB_PLAN_TOO_LARGE } from "./error";
 import {
   classCount,
   classFirst,
@@ -28,6 +29,8 @@ import { setU32, u32At } from "./words";
  * home rank, then for each stage the peers, ascending, then for each stage the waves.
  */
 const HEAD: u32 = 4;
+/** More channels of a stage than this make no sense, and no table. */
+const CHANNELS_MOST: u32 = 1 << 26;
 let table: usize = 0;
 let tableWords: u32 = 0;
 
@@ -44,6 +47,7 @@ export function addChannel(stage: u32, from: u32, to: u32): void {
   setU32(stamp, peer, home + 1);
   const count = u32At(counts, stage);
   if (count == u32At(capacities, stage)) {
+    if (count >= CHANNELS_MOST) fail(TB_PLAN_TOO_LARGE, OF_CHANNELS, CHANNELS_MOST);
     setU32(peers, stage, <u32>grow(u32At(peers, stage), <usize>count << 2));
     setU32(capacities, stage, count << 1);
   }

@@ -62,6 +62,11 @@ export class Writer {
       this.#length = start;
     }
     const encoded = utf8.encode(value);
+    if (fromUtf8.decode(encoded) !== value) {
+      throw fail("TB_PLAN_INPUT", `a name that is no Unicode text: ${JSON.stringify(value)}`, {
+        name: value,
+      });
+    }
     this.number(encoded.length);
     this.raw(encoded);
   }

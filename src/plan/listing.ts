@@ -56,6 +56,7 @@ function gather(
     const all = countChunks(question, subject.input);
     if (all > BigInt(most)) throw tooLarge(all, most);
   }
+  question.withChannels();
   const count = question.ask((planner) => planner.gather(rank ?? -1, BigInt(most), forBuckets ? 1 : 0));
   if (count > BigInt(most)) throw tooLarge(count, most);
   const { buffer } = question.planner;
@@ -108,7 +109,7 @@ function bucketId(gathered: Gathered, bucket: number): string {
 
 export function* listChunks(subject: Subject, rank: number | undefined): Generator<Chunk, void, undefined> {
   if (rank !== undefined && rank >= subject.input.world) return;
-  const question = new Question(subject).withChannels();
+  const question = new Question(subject);
   try {
     const gathered = gather(question, subject, rank, false);
     const { recordWords, order } = gathered;
@@ -164,7 +165,7 @@ function vector(gathered: Gathered, offsets: number, first: number, ndim: number
 
 export function* listBuckets(subject: Subject, rank: number | undefined): Generator<Bucket, void, undefined> {
   if (rank !== undefined && rank >= subject.input.world) return;
-  const question = new Question(subject).withChannels();
+  const question = new Question(subject);
   try {
     const gathered = gather(question, subject, rank, true);
     for (let bucket = 0; bucket < gathered.bucketCount; bucket++) {

@@ -118,7 +118,6 @@ function normalStrategy(strategy: Strategy | undefined, topology: NormalTopology
 
 function normalPairs(pairs: Readonly<Record<string, PairInput>>, meshes: DeviceMesh[]): NormalPair[] {
   if (typeof pairs !== "object" || pairs === null) throw fail("TB_PLAN_INPUT", "pairs must be an object", {});
-  const keys = new Map<string, number>();
   // In the order of their names, so that the order of an object's keys does not change the plan.
   return Object.keys(pairs)
     .sort()
@@ -130,30 +129,26 @@ function normalPairs(pairs: Readonly<Record<string, PairInput>>, meshes: DeviceM
       checkKeys(pair, ["source", "target"], `pairs.${name}`);
       return {
         name,
-        source: normalLayout(pair.source, `pairs.${name}.source`, meshes, keys, false),
-        target: normalLayout(pair.target, `pairs.${name}.target`, meshes, keys, true),
+        source: normalLayout(pair.source, `pairs.${name}.source`, meshes, false),
+        target: normalLayout(pair.target, `pairs.${name}.target`, meshes, true),
       };
     });
 }
 
-function normalLayout(
-  layout: Layout,
-  place: string,
-  meshes: DeviceMesh[],
-  keys: Map<string, number>,
-  isTarget: boolean,
-): SideLayout {
+function normalLayout(layout: Layout, place: string, meshes: DeviceMesh[], isTarget: boolean): SideLayout {
   if (typeof layout !== "object" || layout === null) {
     throw fail("TB_PLAN_INPUT", `${place} must have a mesh and placements`, { place });
   }
   const mesh = asMesh(layout.mesh, place);
-  const key = `${mesh.shape.join("x")}:${mesh.ranks.join(",")}`;
-  let number = keys.get(key);
-  if (number === undefined) {
-    number = meshes.push(mesh) - 1;
-    keys.set(key, number);
-  }
+  let number = meshes.findIndex((known) => isSameMesh(known, mesh));
+  if (number < 0) number = meshes.push(mesh) - 1;
   return sideLayout(layout, meshes[number]!, number, place, isTarget);
+}
+
+function isSameMesh(a: DeviceMesh, b: DeviceMesh): boolean {
+  if (a === b) return true;
+  if (a.shape.length !== b.shape.length || !a.shape.every((size, dim) => size === b.shape[dim])) return false;
+  return a.ranks.every((rank, index) => rank === b.ranks[index]);
 }
 
 function asMesh(mesh: unknown, place: string): DeviceMesh {
@@ -174,7 +169,9 @@ function asMesh(mesh: unknown, place: string): DeviceMesh {
 function normalTensors(tensors: readonly TensorInput[], pairs: readonly NormalPair[]) {
   const pairNumbers = new Map(pairs.map((pair, index) => [pair.name, index]));
   const kinds: TensorKind[] = [];
-  // The first tensor of each kind, and kinds by a hash of what they are told apart by.
+  const kindKeys = new Map<string, number>();
+  // The first tensor of each form in which kinds are written, the kind that it is, and forms by a hash.
+  const formKinds: number[] = [];
   const originals: TensorInput[] = [];
   const byHash = new Map<number, number[]>();
   const patterns: Pattern[] = [];
@@ -186,15 +183,18 @@ function normalTensors(tensors: readonly TensorInput[], pairs: readonly NormalPa
 
   for (let index = 0; index < tensors.length; index++) {
     const tensor = tensors[index]!;
-    const hash = kindHash(tensor, index);
+    const hash = formHash(tensor, index);
     const known = byHash.get(hash);
-    let kind = known?.find((candidate) => isKind(originals[candidate]!, tensor));
-    if (kind === undefined) {
-      kind = kinds.push(makeKind(tensor, index, pairs, pairNumbers, patterns, patternKeys)) - 1;
-      originals.push(tensor);
-      if (known === undefined) byHash.set(hash, [kind]);
-      else known.push(kind);
+    let form = known?.find((candidate) => isSameForm(originals[candidate]!, tensor));
+    if (form === undefined) {
+      form = originals.push(tensor) - 1;
+      formKinds.push(
+        internKind(makeKind(tensor, index, pairs, pairNumbers, patterns, patternKeys), kinds, kindKeys),
+      );
+      if (known === undefined) byHash.set(hash, [form]);
+      else known.push(form);
     }
+    const kind = formKinds[form]!;
     names[index] = tensor.name;
     tensorKinds[index] = kind;
     patterns[kinds[kind]!.pattern]!.count++;
@@ -206,8 +206,8 @@ function normalTensors(tensors: readonly TensorInput[], pairs: readonly NormalPa
   return { kinds, patterns, names, tensorKinds, sourceIndices, targetIndices };
 }
 
-/** Equal for tensors of one kind. Checks of a tensor what its kind does not hold: that it is an object with a name. */
-function kindHash(tensor: TensorInput, index: number): number {
+/** Equal for tensors of one form. Checks of a tensor what its form does not hold: that it is an object with a name. */
+function formHash(tensor: TensorInput, index: number): number {
   if (typeof tensor !== "object" || tensor === null) {
     throw fail("TB_PLAN_INPUT", `tensors[${index}] must be an object`, { tensor: index });
   }
@@ -233,7 +233,8 @@ function kindHash(tensor: TensorInput, index: number): number {
   return hash;
 }
 
-function isKind(one: TensorInput, other: TensorInput): boolean {
+/** Whether two tensors are written alike, but for names and selected indices. */
+function isSameForm(one: TensorInput, other: TensorInput): boolean {
   if (one.pair !== other.pair || one.dtype !== other.dtype || one.targetDtype !== other.targetDtype)
     return false;
   if (one.shape.length !== other.shape.length) return false;
@@ -326,6 +327,20 @@ function makeKind(
     patternKeys.set(key, pattern);
   }
   return { pair, shape, dtype, targetDtype, source, target, pattern };
+}
+
+/** The number of a kind: one, in however many forms it is written. */
+function internKind(kind: TensorKind, kinds: TensorKind[], keys: Map<string, number>): number {
+  const sides = [kind.source, kind.target].map(
+    (side) => `${side.override ?? ""};${side.selectDim};${side.selectOf}`,
+  );
+  const key = `${kind.pair}|${kind.shape.join()}|${kind.dtype}|${kind.targetDtype}|${sides.join("|")}`;
+  let number = keys.get(key);
+  if (number === undefined) {
+    number = kinds.push(kind) - 1;
+    keys.set(key, number);
+  }
+  return number;
 }
 
 function checkShape(tensor: TensorInput, place: string, item: number): readonly number[] {

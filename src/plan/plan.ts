@@ -54,12 +54,11 @@ export class Plan {
    * otherwise.
    */
   static load(bytes: Uint8Array): Plan {
-    const input = decodeInput(bytes);
     let plan: Plan;
     try {
-      plan = Plan.of(input);
+      plan = Plan.of(decodeInput(bytes));
     } catch (cause) {
-      if (!(cause instanceof TensorBusError)) throw cause;
+      if (!(cause instanceof TensorBusError) || cause.code === "TB_PLAN_FORMAT") throw cause;
       throw new TensorBusError("TB_PLAN_FORMAT", `a damaged plan: ${cause.message}`, { cause });
     }
     if (plan.bytes.length !== bytes.length || !plan.bytes.every((byte, index) => byte === bytes[index])) {

@@ -73,14 +73,20 @@ export class Question {
   }
 }
 
+/** The first value of a `TB_PLAN_TOO_LARGE` that is about channels: `assembly/arena.ts`. */
+const ofChannels = -2n;
+
 /** Puts names to the numbers of a fault. */
 function named(fault: PlannerFault, input: NormalInput): TensorBusError {
   if (fault.code === "TB_STRIDED_SHARD") return stridedShardError(fault, input);
   if (fault.code === "TB_STRIDES") return stridesError(fault, input);
   if (fault.code === "TB_PLAN_TOO_LARGE") {
-    const bytes = fault.values[1];
-    return new TensorBusError("TB_PLAN_TOO_LARGE", `the planner would need ${bytes} bytes of memory`, {
-      details: { bytes },
+    const [what, amount] = fault.values;
+    const unit = what === ofChannels ? "channels" : "bytes";
+    const why =
+      unit === "channels" ? `more than ${amount} channels in a stage` : `${amount} bytes of memory needed`;
+    return new TensorBusError("TB_PLAN_TOO_LARGE", `the plan is too large: ${why}`, {
+      details: { [unit]: amount },
       cause: fault,
     });
   }

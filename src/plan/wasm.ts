@@ -43,9 +43,8 @@ export class PlannerFault extends Error {
   }
 }
 
-/** An instance whose memory grew beyond this is dropped rather than kept for the next question. */
+/** Instances are kept for the next question as long as their memory is no more than this, all together. */
 const keepBytes = 64 * 2 ** 20;
-const keepInstances = 4;
 
 let compiled: object | undefined;
 const idle: Planner[] = [];
@@ -85,9 +84,14 @@ export function borrowPlanner(): Planner {
   return idle.pop() ?? new Planner();
 }
 
-/** Keeps a small instance for the next question; a large one is left to the collector with all that it holds. */
+/** Keeps an instance for the next question; one that grew large is left to the collector with all that it holds. */
 export function giveBack(planner: Planner): void {
-  if (planner.buffer.byteLength <= keepBytes && idle.length < keepInstances) idle.push(planner);
+  if (idleBytes() + planner.buffer.byteLength <= keepBytes) idle.push(planner);
+}
+
+/** What idle instances hold; a test watches that it does not grow. */
+export function idleBytes(): number {
+  return idle.reduce((sum, { buffer }) => sum + buffer.byteLength, 0);
 }
 
 /** A fault that has no better name. */

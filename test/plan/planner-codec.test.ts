@@ -1,0 +1,154 @@
+import { sha256 } from "@noble/hashes/sha2.js";
+import { describe, expect, it } from "vitest";
+import {
+  DeviceMesh,
+  formatVersion,
+  Partial,
+  Plan,
+  type PlanInput,
+  plannerVersion,
+  planTransfer,
+  Replicate,
+  Shard,
+  StridedShard,
+  toJSON,
+} from "../../src/plan/index.ts";
+
+const input: PlanInput = {
+  pairs: {
+    weights: {
+      source: {
+        mesh: new DeviceMesh([2, 3], { ranks: [5, 3, 1, 0, 2, 4] }),
+        placements: [StridedShard(-1, 3), Shard(1)],
+        stridedShard: "order",
+      },
+      target: { mesh: new DeviceMesh([4], { ranks: [6, 7, 8, 9] }), placements: [Shard(0)] },
+    },
+    "größe 🙂": {
+      source: { mesh: new DeviceMesh([2, 2]), placements: [Partial("avg"), Partial("sum")] },
+      target: { mesh: new DeviceMesh([3], { ranks: [9, 1, 20] }), placements: [Replicate()] },
+    },
+  },
+  tensors: [
+    { name: "layers.0.up", pair: "weights", shape: [12, 24], dtype: "float32", targetDtype: "bfloat16" },
+    {
+      name: "layers.0.down",
+      pair: "weights",
+      shape: [12, 24],
+      dtype: "float32",
+      target: { select: { dim: 0, index: 5, of: 8 } },
+    },
+    {
+      name: "layers.1.down",
+      pair: "weights",
+      shape: [12, 24],
+      dtype: "float32",
+      target: { select: { dim: 0, index: 0, of: 8 } },
+    },
+    {
+      name: "layers.1.down",
+      pair: "weights",
+      shape: [12, 25],
+      dtype: "float32",
+      source: { stridedShard: "split" },
+    },
+    { name: "🙂🙃", pair: "größe 🙂", shape: [], dtype: "float64" },
+    { name: "🙂🙂", pair: "größe 🙂", shape: [0, 5], dtype: "float64" },
+    { name: "", pair: "größe 🙂", shape: [2 ** 33, 5], dtype: "float16" },
+  ],
+  bucketBytes: 65536,
+  bucketsInFlight: 3,
+  peersInFlight: 7,
+  strategy: "direct",
+  topology: { ranksPerHost: 4, hostMBps: 1000, networkMBps: 100, latencyUs: 3 },
+  maxChunks: 1_000_000,
+};
+
+describe("canonical bytes", () => {
+  it("hold the input, in defaults and all", async () => {
+    const plan = await planTransfer(input);
+    const loaded = Plan.load(plan.bytes);
+    expect(loaded.digest).toBe(plan.digest);
+    expect(loaded.bytes).toEqual(plan.bytes);
+    const { pairs, ...rest } = loaded.input;
+    expect(rest).toEqual({ ...rest, ...input, pairs: undefined, tensors: rest.tensors });
+    expect(rest.tensors).toEqual(input.tensors);
+    expect(pairs["weights"]!.source).toEqual(input.pairs["weights"]!.source);
+  });
+
+  it("can be verified after loading", async () => {
+    const small = { ...input, tensors: input.tensors.slice(0, 6) };
+    const plan = await planTransfer(small);
+    const loaded = Plan.load(plan.bytes);
+    loaded.verify();
+    expect(toJSON([...loaded.chunks()])).toEqual(toJSON([...plan.chunks()]));
+    expect(loaded.program(0).bytes).toEqual(plan.program(0).bytes);
+  });
+
+  it("do not depend on the order of pairs, nor on how a mesh was made", async () => {
+    const turned = Object.fromEntries(Object.entries(input.pairs).toReversed());
+    expect((await planTransfer({ ...input, pairs: turned })).digest).toBe((await planTransfer(input)).digest);
+  });
+
+  it("differ in everything that matters", async () => {
+    const digests = new Set<string>();
+    const variants: readonly PlanInput[] = [
+      input,
+      { ...input, bucketBytes: 65537 },
+      { ...input, bucketsInFlight: 1 },
+      { ...input, peersInFlight: 1 },
+      { ...input, tensors: input.tensors.toReversed() },
+      { ...input, tensors: input.tensors.slice(1) },
+      { ...input, tensors: input.tensors.map((tensor) => ({ ...tensor, name: `${tensor.name}x` })) },
+      { ...input, topology: { ...input.topology!, latencyUs: 4 } },
+    ];
+    for (const variant of variants) digests.add((await planTransfer(variant)).digest);
+    expect(digests.size).toBe(variants.length);
+  });
+
+  it("are refused when any byte is damaged, cut off or added", async () => {
+    const { bytes } = await planTransfer(input);
+    const refused = (damaged: Uint8Array) =>
+      expect(() => Plan.load(damaged)).toThrowError(expect.objectContaining({ code: "TB_PLAN_FORMAT" }));
+    for (let at = 0; at < bytes.length; at++) {
+      const damaged = bytes.slice();
+      damaged[at]! ^= 1 << (at % 8);
+      refused(damaged);
+      refused(bytes.subarray(0, at));
+    }
+    refused(Uint8Array.of(...bytes, 0));
+  });
+
+  it("are refused when what they say is wrong, even with a right check sum", async () => {
+    const { bytes } = await planTransfer({ ...input, topology: undefined as never });
+    let refusals = 0;
+    for (let at = 8; at < bytes.length - 16; at++) {
+      const forged = bytes.slice();
+      forged[at] = 0xff;
+      forged.set(sha256(forged.subarray(0, -16)).subarray(0, 16), forged.length - 16);
+      try {
+        // What still loads is another plan of other bytes, or a name with another letter.
+        expect(Plan.load(forged).bytes).toEqual(forged);
+      } catch (error) {
+        expect(error).toMatchObject({ code: "TB_PLAN_FORMAT" });
+        refusals++;
+      }
+    }
+    expect(refusals).toBeGreaterThan(bytes.length / 2);
+  });
+
+  it("name both versions when they are of another one", async () => {
+    const { bytes } = await planTransfer(input);
+    const other = bytes.slice();
+    other[4] = formatVersion + 1;
+    expect(() => Plan.load(other)).toThrowError(
+      expect.objectContaining({
+        code: "TB_PLAN_FORMAT",
+        details: {
+          found: { format: formatVersion + 1, planner: plannerVersion },
+          supported: { format: formatVersion, planner: plannerVersion },
+        },
+      }),
+    );
+  });
+});
