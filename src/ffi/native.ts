@@ -122,16 +122,26 @@ export function declareNative<const D extends Declarations>(
   return functions as unknown as NativeFunctions<D>;
 }
 
+/** `TB_LIBRARY` where the library has no such function. */
+function find(from: LibraryHandle, name: string, result: string, parameters: string[]) {
+  try {
+    return from.func(name, result, parameters) as (...inputs: unknown[]) => unknown;
+  } catch (cause) {
+    throw new TensorBusError("TB_LIBRARY", `the native library has no function ${name}`, { cause });
+  }
+}
+
 function bindPlain(from: LibraryHandle, name: string, { returns, parameters }: Plain) {
-  return from.func(
+  return find(
+    from,
     name,
     cTypes[returns],
     parameters.map((parameter) => cTypes[parameter]),
-  ) as (...inputs: unknown[]) => unknown;
+  );
 }
 
 function bindFallible(from: LibraryHandle, name: string, parameters: Fallible) {
-  const call = from.func(name, "int32_t", [...parameters.map((parameter) => cTypes[parameter]), "void *"]);
+  const call = find(from, name, "int32_t", [...parameters.map((parameter) => cTypes[parameter]), "void *"]);
   // Calls are synchronous and C never calls back: one set of outputs and one error serve all calls of a function.
   const error = new Uint8Array(errorBytes);
   const outputs: Slot[] = [];
