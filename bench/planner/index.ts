@@ -1,9 +1,8 @@
 /**
- * What planning costs, warm: medians in milliseconds of cases with fixed names, as JSON, each beside the most that it may
- * take. `--runs N` sets how often each case runs (default 15), `--check` exits with 1 where one took longer.
+ * The planner benchmark: what planning costs, warm, in this process; each case beside the most that it may take. A plan
+ * is made from its input and its digest taken; `plan/` and `pattern/` cases also iterate over all chunks, `program/`
+ * cases lower the part of one rank.
  */
-import { cpus } from "node:os";
-import { parseArgs } from "node:util";
 import {
   DeviceMesh,
   Partial,
@@ -14,15 +13,29 @@ import {
   Shard,
   StridedShard,
   type TensorInput,
-} from "../src/plan/index.ts";
+} from "../../src/plan/index.ts";
 
-const { values: options } = parseArgs({
-  options: { runs: { type: "string", default: "15" }, check: { type: "boolean", default: false } },
-});
+export interface PlannerOptions {
+  /** Measured runs of a case, after a third as many to warm up; default 15. */
+  readonly pairs?: number | undefined;
+  /** Only cases whose name contains this. */
+  readonly filter?: string | undefined;
+  readonly log?: (line: string) => void;
+}
+
+export interface PlannerResult {
+  readonly name: string;
+  readonly runs: number;
+  /** Medians. */
+  readonly milliseconds: number;
+  /** The most that is promised; `null` where nothing is yet. */
+  readonly ceilingMilliseconds: number | null;
+  readonly holds: boolean;
+}
 
 interface Case {
   readonly name: string;
-  readonly limitMs: number;
+  readonly limit: number | null;
   readonly run: () => Promise<unknown>;
 }
 
@@ -70,7 +83,7 @@ function patternCases(): Case[] {
         },
         tensors: [{ name: "w", pair: "p", shape: [4096, 4096], dtype: "float32" }],
       };
-      return { name: `pattern/bench${index + 1}_${name}`, limitMs: 0.2, run: () => drain(input) };
+      return { name: `pattern/bench${index + 1}_${name}`, limit: 0.2, run: () => drain(input) };
     }),
   );
 }
@@ -131,50 +144,44 @@ function mixtureOfExperts(sourceRanks: number, targetRanks: number, experts: num
 const deepseek = mixtureOfExperts(256, 128, 256);
 const trillion = mixtureOfExperts(1024, 384, 384);
 const cases: readonly Case[] = [
-  { name: "plan/rows2048_to_columns16_chunks", limitMs: 30, run: () => drain(rows) },
+  { name: "plan/rows2048_to_columns16_chunks", limit: 30, run: () => drain(rows) },
   ...patternCases(),
   {
     name: "program/deepseek_v3_source",
-    limitMs: 300,
+    limit: 300,
     run: async () => (await planTransfer(deepseek)).program(0),
   },
   {
     name: "program/deepseek_v3_target",
-    limitMs: 300,
+    limit: 300,
     run: async () => (await planTransfer(deepseek)).program(256),
   },
   {
     name: "program/trillion_source",
-    limitMs: Number.POSITIVE_INFINITY,
+    limit: null,
     run: async () => (await planTransfer(trillion)).program(0),
   },
   {
     name: "program/trillion_target",
-    limitMs: Number.POSITIVE_INFINITY,
+    limit: null,
     run: async () => (await planTransfer(trillion)).program(1024),
   },
 ];
 
-const runs = Number(options.runs);
-const results = [];
-for (const { name, limitMs, run } of cases) {
-  const times: number[] = [];
-  // A third as many again to warm up.
-  for (let count = -Math.ceil(runs / 3); count < runs; count++) {
-    const start = performance.now();
-    await run();
-    if (count >= 0) times.push(performance.now() - start);
+export async function bench({ pairs: runs = 15, filter = "", log = () => {} }: PlannerOptions) {
+  const results: PlannerResult[] = [];
+  for (const { name, limit, run } of cases.filter((one) => one.name.includes(filter))) {
+    const times: number[] = [];
+    for (let count = -Math.ceil(runs / 3); count < runs; count++) {
+      const start = performance.now();
+      await run();
+      if (count >= 0) times.push(performance.now() - start);
+    }
+    times.sort((a, b) => a - b);
+    const milliseconds = Number(times[runs >> 1]!.toFixed(4));
+    const holds = limit === null || milliseconds <= limit;
+    results.push({ name, runs, milliseconds, ceilingMilliseconds: limit, holds });
+    log(`${name}: ${milliseconds} ms${limit === null ? "" : ` of ${limit} ms${holds ? "" : ", too slow"}`}`);
   }
-  times.sort((a, b) => a - b);
-  const medianMs = Number(times[runs >> 1]!.toFixed(4));
-  results.push({
-    name,
-    medianMs,
-    limitMs: Number.isFinite(limitMs) ? limitMs : null,
-    ok: medianMs <= limitMs,
-  });
+  return results;
 }
-console.log(
-  JSON.stringify({ bench: "planner", node: process.version, cpu: cpus()[0]?.model, runs, results }, null, 2),
-);
-if (options.check && results.some(({ ok }) => !ok)) process.exitCode = 1;
