@@ -124,6 +124,17 @@ export const errorCodes = {
     exit: 3,
     meaning: "A file, semaphore or folder of the bus belongs to another user, or is open to others.",
   },
+  TB_PAIR_UNKNOWN: { number: 709, exit: 2, meaning: "No side of this pair is registered with the agent." },
+  TB_PAIR_MISMATCH: { number: 710, exit: 2, meaning: "Ranks or sides of a pair do not agree about it." },
+  TB_BATCH_UNKNOWN: { number: 711, exit: 2, meaning: "No batch of this id is registered with the agent." },
+  TB_BATCH_MISMATCH: {
+    number: 712,
+    exit: 2,
+    meaning: "Ranks or sides of a batch registered different tensors.",
+  },
+  TB_BUCKET_SIZE: { number: 713, exit: 2, meaning: "Two ranks of a batch name different bucket sizes." },
+  TB_IN_DOUBT: { number: 714, exit: 4, meaning: "It is not known yet whether a staged round was committed." },
+  TB_AGENT_RANK: { number: 709, exit: 2, meaning: "The agent on these paths runs another rank." },
 } as const satisfies Record<string, CodeEntry>;
 
 export type ErrorCode = keyof typeof errorCodes;

@@ -4,7 +4,7 @@
  */
 import { Packr } from "msgpackr";
 import { z } from "zod";
-import { TensorBusError } from "../errors.ts";
+import { type ErrorCode, errorCodes, TensorBusError } from "../errors.ts";
 import { isPrivateName } from "./semaphore.ts";
 import { tensorTableSchema } from "./tensor-table.ts";
 
@@ -126,6 +126,8 @@ const bodies = {
   RegisterTensors: {
     batch: batchId,
     bucketBytes: z.int().min(1).optional(),
+    /** When targets change: as bytes arrive, or all at once on all ranks. The same everywhere; default: the agent's. */
+    commit: z.enum(["direct", "staged"]).optional(),
     regions: z.array(regionSchema).min(1).max(1_000_000),
     tensors: tensorTableSchema,
   },
@@ -136,6 +138,8 @@ const bodies = {
     /** What the agent answered when it was registered: a batch that took the id later is another. */
     instance: u64,
   },
+  /** Ends another command of the same client, wherever it is, with `TB_CANCELLED`; one that has ended stays as it is. */
+  Cancel: { command: u64 },
 } as const;
 
 export const commandTypes = [
@@ -144,6 +148,7 @@ export const commandTypes = [
   "Transfer",
   "QueryStatus",
   "CleanupBatch",
+  "Cancel",
 ] as const;
 export type CommandType = (typeof commandTypes)[number];
 
@@ -156,6 +161,7 @@ const commandSchema = z.discriminatedUnion("type", [
   schemaOf("Transfer"),
   schemaOf("QueryStatus"),
   schemaOf("CleanupBatch"),
+  schemaOf("Cancel"),
 ]);
 const headerSchema = z.object({ type: z.enum(commandTypes), ...header });
 
@@ -234,3 +240,48 @@ export function readHeader(message: unknown): CommandHeader | undefined {
   const parsed = headerSchema.safeParse(message);
   return parsed.success ? parsed.data : undefined;
 }
+
+const failureSchema = z.strictObject({
+  code: z.string().refine((code): code is ErrorCode => code in errorCodes, "is no code of an error"),
+  message: z.string(),
+});
+const bytesMoved = z.bigint().min(0n);
+
+/** What the agent answers to each command that did not fail. */
+export const resultSchemas = {
+  InitPair: z.strictObject({
+    /** Ranks of both sides, ascending for a side without layout, else in the order of its mesh. */
+    localRanks: z.array(z.int()),
+    remoteRanks: z.array(z.int()),
+  }),
+  RegisterTensors: z.strictObject({
+    /** For CleanupBatch. */
+    instance: u64,
+    /** How often the batch of this id was registered on both sides, this time included. */
+    number: z.int(),
+    /** Digests of the plans, and why a direction can not be used. */
+    send: z.union([z.strictObject({ digest: z.string() }), z.strictObject({ refused: failureSchema })]),
+    recv: z.union([z.strictObject({ digest: z.string() }), z.strictObject({ refused: failureSchema })]),
+  }),
+  Transfer: z.strictObject({
+    round: z.int(),
+    epoch: z.int(),
+    bytesSent: bytesMoved,
+    bytesReceived: bytesMoved,
+    bytesCopied: bytesMoved,
+    seconds: z.number(),
+    /** From the rate of earlier rounds; absent for the first. */
+    predictedSeconds: z.number().optional(),
+    /** A round that this rank had completed, or took no part in, has failed elsewhere since its last one. */
+    failedBefore: z.strictObject({ round: z.int(), rank: z.int(), code: z.string() }).optional(),
+  }),
+  QueryStatus: z.strictObject({
+    /** The transfer signal: all source ranks have posted a round that this rank has not completed. */
+    ready: z.boolean(),
+  }),
+  CleanupBatch: z.strictObject({
+    /** False where that instance was gone already. */
+    freed: z.boolean(),
+  }),
+} as const;
+export type CommandResult<T extends CommandType> = z.infer<(typeof resultSchemas)[T]>;
