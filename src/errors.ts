@@ -134,7 +134,7 @@ export const errorCodes = {
   },
   TB_BUCKET_SIZE: { number: 713, exit: 2, meaning: "Two ranks of a batch name different bucket sizes." },
   TB_IN_DOUBT: { number: 714, exit: 4, meaning: "It is not known yet whether a staged round was committed." },
-  TB_AGENT_RANK: { number: 709, exit: 2, meaning: "The agent on these paths runs another rank." },
+  TB_AGENT_RANK: { number: 715, exit: 2, meaning: "The agent on these paths runs another rank." },
 } as const satisfies Record<string, CodeEntry>;
 
 export type ErrorCode = keyof typeof errorCodes;

@@ -283,5 +283,9 @@ export const resultSchemas = {
     /** False where that instance was gone already. */
     freed: z.boolean(),
   }),
+  Cancel: z.strictObject({
+    /** False where that command had ended already, or was never there. The command itself ends a moment later. */
+    found: z.boolean(),
+  }),
 } as const;
 export type CommandResult<T extends CommandType> = z.infer<(typeof resultSchemas)[T]>;
