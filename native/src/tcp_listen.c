@@ -32,18 +32,25 @@ static int32_t listen_at(tb_session *session, const struct tb_address *address, 
     int error = tb_tcp_configure(session, fd);
     if (error == 0 && (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0
                        || bind(fd, (const struct sockaddr *)&address->at, address->length) != 0
-                       || listen(fd, BACKLOG) != 0 || getsockname(fd, (struct sockaddr *)&bound, &length) != 0
-                       || epoll_ctl(session->threads[0].epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0)) {
+                       || listen(fd, BACKLOG) != 0 || getsockname(fd, (struct sockaddr *)&bound, &length) != 0)) {
         error = errno;
     }
+    /* Whoever knows the port connects from here on, and a thread accepts. */
+    pthread_mutex_lock(&session->lock);
+    if (error == 0 && epoll_ctl(session->threads[0].epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
+        error = errno;
+    }
+    if (error == 0) {
+        session->listen_fd = fd;
+        session->port = (uint32_t)port_of(&bound);
+        session->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    }
+    pthread_mutex_unlock(&session->lock);
     if (error != 0) {
         close(fd);
         return tb_fail(err, error == EADDRINUSE ? TB_EADDRESS_IN_USE : TB_ESYSTEM, -1, error, "listening on %s port %u",
                        options->listen_host, options->listen_port);
     }
-    session->listen_fd = fd;
-    session->port = (uint32_t)port_of(&bound);
-    session->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     return TB_OK;
 }
 
