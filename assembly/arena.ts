@@ -1,11 +1,11 @@
 /**
- * All memory of one call: a stack that only grows, with marks to fall back to. The host drops the instance, or resets
- * the arena, when the call is over, so that nothing is ever freed piece by piece.
+ * All memory of one call: a stack that only grows, with marks to fall back to. The host drops the instance,
+ * or resets the arena, when the call is over, so that nothing is ever freed piece by piece.
  */
 import { fail, TB_PLAN_TOO_LARGE } from "./error";
 
 /** What is too large: in `TB_PLAN_TOO_LARGE` the first value, then how much there would be. */
-export const OF_MEMORY: i64 = -1;
+const OF_MEMORY: i64 = -1;
 export const OF_CHANNELS: i64 = -2;
 
 /** Addresses have 32 bits. */
@@ -41,7 +41,10 @@ export function release(to: usize): void {
   top = to;
 }
 
-/** Doubles what stands at `at` when `used` bytes fill it; answers where it stands now. In place where it is on top. */
+/**
+ * Doubles what stands at `at` when `used` bytes fill it; answers where it stands now. In place where it is on
+ * top.
+ */
 export function grow(at: usize, capacity: usize): usize {
   if (at + ((capacity + 7) & ~7) == top) {
     alloc(capacity);

@@ -1,7 +1,8 @@
 /**
- * Layout, one tensor dimension at a time: the runs of global indices that every shard group holds. A group is one
- * combination of coordinates on the mesh dimensions that shard this tensor dimension, numbered row-major. The rules
- * are PyTorch's: chunks of ceil(length / n) until the data runs out, later mesh dimensions cut what earlier ones left.
+ * Layout, one tensor dimension at a time: the runs of global indices that every shard group holds. A group is
+ * one combination of coordinates on the mesh dimensions that shard this tensor dimension, numbered row-major.
+ * The rules are PyTorch's: chunks of ceil(length / n) until the data runs out, later mesh dimensions cut what
+ * earlier ones left.
  */
 import { alloc, allocZero, grow } from "./arena";
 import { ceilDiv, i64At, setI64, setU32, u32At } from "./words";
@@ -12,7 +13,10 @@ export const ORDER: i32 = 2;
 // @ts-ignore: decorator
 @unmanaged
 export class Axis {
-  /** What it was made from: length, reading, then per sharding mesh dimension its size and split factor (0: plain). */
+  /**
+   * What it was made from: length, reading, then per sharding mesh dimension its size and split factor (0:
+   * plain).
+   */
   length: i64;
   reading: i32;
   dims: u32;
@@ -87,8 +91,9 @@ function takeSlice(first: u32, low: i64, high: i64): void {
 }
 
 /**
- * Cuts `[0, length)` by the mesh dimensions in the order given: group numbers come out row-major in that order.
- * A factor of 0 cuts as Shard does; k cuts the list into k pieces and gives group i its part of every piece.
+ * Cuts `[0, length)` by the mesh dimensions in the order given: group numbers come out row-major in that
+ * order. A factor of 0 cuts as Shard does; k cuts the list into k pieces and gives group i its part of every
+ * piece.
  */
 function cutLists(axis: Axis, order: usize): void {
   let groups: u32 = 1;
@@ -140,10 +145,11 @@ function cutLists(axis: Axis, order: usize): void {
 }
 
 /**
- * The order in which the `order` reading cuts: scanning mesh dimensions from the right, each goes to the first place
- * where the sizes before it multiply to its split factor (1 for Shard). False: there is no such place.
+ * The order in which the `order` reading cuts: scanning mesh dimensions from the right, each goes to the
+ * first place where the sizes before it multiply to its split factor (1 for Shard). False: there is no such
+ * place.
  */
-export function decodeOrder(axis: Axis, order: usize): bool {
+function decodeOrder(axis: Axis, order: usize): bool {
   for (let count: u32 = 0; count < axis.dims; count++) {
     const dim = axis.dims - 1 - count;
     const wanted = max<i64>(i64At(axis.factors, dim), 1);

@@ -32,7 +32,10 @@ export function bufferStrides(buffer: u32): usize {
   return strides + (<usize>buffer * dimsMost << 3);
 }
 
-/** Finds what the gathered records touch at `rank`; `entries` are the strides of `entryCount` tensors that have any. */
+/**
+ * Finds what the gathered records touch at `rank`; `entries` are the strides of `entryCount` tensors that
+ * have any.
+ */
 export function findBuffers(rank: u32, entries: usize, entryCount: u32): void {
   numbers = alloc(<usize>tensorCount << 3);
   memory.fill(numbers, 0xff, <usize>tensorCount << 3);
@@ -53,7 +56,9 @@ export function findBuffers(rank: u32, entries: usize, entryCount: u32): void {
     if (bufferOf(tensor, SOURCE) != NONE) layContiguous(rank, tensor, SOURCE);
     if (bufferOf(tensor, TARGET) != NONE) layContiguous(rank, tensor, TARGET);
   }
-  for (let index: u32 = 0; index < entryCount; index++) layAsGiven(entries + (<usize>index * ENTRY_WORDS << 3));
+  for (let index: u32 = 0; index < entryCount; index++) {
+    layAsGiven(entries + ((<usize>index * ENTRY_WORDS) << 3));
+  }
 }
 
 /** Puts the local shape of a tensor of this rank into `lengths`. */

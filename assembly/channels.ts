@@ -1,7 +1,7 @@
 /**
- * Channels: who sends to whom in which stage, for the whole world, from one tensor of each class and place in the
- * rotation rather than from all tensors. A chunk is at home at one rank: where it begins in stage 1, where it ends in
- * stage 0; the other end is the peer.
+ * Channels: who sends to whom in which stage, for the whole world, from one tensor of each class and place in
+ * the rotation rather than from all tensors. A chunk is at home at one rank: where it begins in stage 1,
+ * where it ends in stage 0; the other end is the peer.
  */
 import { alloc, allocZero, grow, mark, OF_CHANNELS, release } from "./arena";
 import { fail, TB_PLAN_TOO_LARGE } from "./error";
@@ -22,11 +22,11 @@ import { NONE, toChannels } from "./sink";
 import { enter, enterSource, ordinal, pattern, source } from "./tensor";
 import { walkSource } from "./walk";
 import { assignWaves } from "./waves";
-import { setU32, u32At } from "./words";
+import { addU32, setU32, u32At } from "./words";
 
 /**
- * The table, u32 words: channels of stage 0 and 1, waves of stage 0 and 1, then for each stage `world + 1` pointers by
- * home rank, then for each stage the peers, ascending, then for each stage the waves.
+ * The table, u32 words: channels of stage 0 and 1, waves of stage 0 and 1, then for each stage `world + 1`
+ * pointers by home rank, then for each stage the peers, ascending, then for each stage the waves.
  */
 const HEAD: u32 = 4;
 /** More channels of a stage than this make no sense, and no table. */
@@ -112,7 +112,7 @@ function walkClass(index: u32, residues: usize): void {
     walkSource(home, false);
     return;
   }
-  // Where the candidates are all holders of a box, tensors in the same place of the rotation use the same channels.
+  // Where all holders of a box are candidates, tensors in one place of the rotation use the same channels.
   const regular = hosts == 0 && (!pattern.meeting || source.contributions == 1);
   let left = holders;
   memory.fill(residues, 0, holders);
@@ -150,7 +150,8 @@ function peersOf(stage: u32): usize {
   return table + (<usize>(HEAD + 2 * (world + 1) + (stage == 0 ? 0 : u32At(table, 0))) << 2);
 }
 function wavesOf(stage: u32): usize {
-  return peersOf(stage) + (<usize>(stage == 0 ? u32At(table, 0) + u32At(table, 1) : u32At(table, 1) + u32At(table, 0)) << 2);
+  // Peers of both stages come before the waves of both, so that either stage's lie equally far apart.
+  return peersOf(stage) + (<usize>(u32At(table, 0) + u32At(table, 1)) << 2);
 }
 
 /** Sorts every row by peer: turned over twice, rows come out ascending. */
@@ -159,8 +160,8 @@ function sortRows(pointers: usize, from: usize, to: usize): void {
   const count = u32At(pointers, world);
   const starts = allocZero((<usize>world + 1) << 2);
   const homes = alloc(<usize>count << 2);
-  for (let at: u32 = 0; at < count; at++) setU32(starts, u32At(from, at) + 1, u32At(starts, u32At(from, at) + 1) + 1);
-  for (let rank: u32 = 0; rank < world; rank++) setU32(starts, rank + 1, u32At(starts, rank + 1) + u32At(starts, rank));
+  for (let at: u32 = 0; at < count; at++) addU32(starts, u32At(from, at) + 1, 1);
+  for (let rank: u32 = 0; rank < world; rank++) addU32(starts, rank + 1, u32At(starts, rank));
   const fill = alloc((<usize>world + 1) << 2);
   memory.copy(fill, starts, (<usize>world + 1) << 2);
   for (let rank: u32 = 0; rank < world; rank++) {
@@ -200,11 +201,8 @@ export function channelCount(stage: u32): u32 {
   return u32At(table, stage);
 }
 /** Channels of a stage that are at home at a rank are `firstChannel(rank)` up to `firstChannel(rank + 1)`. */
-export function firstChannel(stage: u32, rank: u32): u32 {
+function firstChannel(stage: u32, rank: u32): u32 {
   return u32At(rowPointers(stage), rank);
-}
-export function channelPeer(stage: u32, channel: u32): u32 {
-  return u32At(peersOf(stage), channel);
 }
 /** The wave of a channel, counted over all stages. */
 export function channelWave(stage: u32, channel: u32): u32 {

@@ -1,7 +1,7 @@
 /**
- * Cut: a box becomes a grid of pieces, near-equal slabs of its outermost dimension longer than 1. Where one row of it
- * is still too large, every row is a slab and the next dimension is cut; so the grid is uniform, and any piece of it
- * has a closed form.
+ * Cut: a box becomes a grid of pieces, near-equal slabs of its outermost dimension longer than 1. Where one
+ * row of it is still too large, every row is a slab and the next dimension is cut; so the grid is uniform,
+ * and any piece of it has a closed form.
  */
 import { ceilDiv, i64At, setI64 } from "./words";
 
@@ -20,8 +20,8 @@ let boxDims: u32 = 0;
 let boxLengths: usize = 0;
 
 /**
- * Sets up the grid for the box of `lengths`: no piece exceeds `limit` bytes at `item` bytes an element, and there are
- * up to `senders` of them, so that all who hold the box can send a part.
+ * Sets up the grid for the box of `lengths`: no piece exceeds `limit` bytes at `item` bytes an element, and
+ * there are up to `senders` of them, so that all who hold the box can send a part.
  */
 export function cutBox(dims: u32, lengths: usize, item: i64, limit: i64, senders: i64): void {
   boxDims = dims;

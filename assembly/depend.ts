@@ -4,15 +4,17 @@ import { bucketCount, bucketFirst, order, recordBucket, recordStage } from "./or
 import { NONE, pieceCount, recordAt, recordCount } from "./sink";
 import { setU32, u32At } from "./words";
 
-/** Dependencies of bucket b are buckets `dependencies[dependencyFirst[b]]` up to `[dependencyFirst[b + 1]]`. */
+/**
+ * Dependencies of bucket b are buckets `dependencies[dependencyFirst[b]]` up to `[dependencyFirst[b + 1]]`.
+ */
 export let dependencyFirst: usize = 0;
 export let dependencies: usize = 0;
 export let dependencyCount: u32 = 0;
 let capacity: u32 = 0;
 
 /**
- * The first record of each piece that is owned in what was gathered: its contributions follow one another, in the
- * order of the fold.
+ * The first record of each piece that is owned in what was gathered: its contributions follow one another, in
+ * the order of the fold.
  */
 export function pieceRecords(): usize {
   const first = alloc(<usize>pieceCount << 2);
@@ -36,7 +38,9 @@ export function findDependencies(): void {
   collect(pieceRecords(), false);
 }
 
-/** Only those that bring the last contribution: the fold of a piece is in order, so the others came before. */
+/**
+ * Only those that bring the last contribution: the fold of a piece is in order, so the others came before.
+ */
 export function findCompletions(pieces: usize): void {
   collect(pieces, true);
 }

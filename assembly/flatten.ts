@@ -1,19 +1,17 @@
 /**
- * Flatten: a box of a strided local tensor as the fewest nested loops over runs of contiguous bytes, in the words of
- * `docs/program-format.md`: offset, n, n times (count, stride) from the outermost, run.
+ * Flatten: a box of a strided local tensor as the fewest nested loops over runs of contiguous bytes, in the
+ * words of `docs/program-format.md`: offset, n, n times (count, stride) from the outermost, run.
  */
-import { alloc, mark } from "./arena";
+import { alloc } from "./arena";
 import { i64At, setI64 } from "./words";
 
 /** The words so far. They lie on top of the arena: nothing else may be taken while descriptors are added. */
-export let descriptors: usize = 0;
 export let descriptorWords: u32 = 0;
 
 const counts: usize = memory.data(64, 8);
 const steps: usize = memory.data(64, 8);
 
 export function startDescriptors(): void {
-  descriptors = mark();
   descriptorWords = 0;
 }
 

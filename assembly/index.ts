@@ -1,6 +1,7 @@
 /**
- * The planner: what the host (`src/plan/wasm.ts`) may call. One instance serves one question about one plan at a time:
- * `reserve` and `open` give it the plan, then channels, then records, which the host reads where they lie.
+ * The planner: what the host (`src/plan/wasm.ts`) may call. One instance serves one question about one plan
+ * at a time: `reserve` and `open` give it the plan, then channels, then records, which the host reads where
+ * they lie.
  */
 import { alloc, allocZero, reset } from "./arena";
 import { findChannel, findChannels, stageWaves, tableAt, tableLength, useTable } from "./channels";
@@ -46,8 +47,9 @@ export function open(at: usize): void {
 export { findChannels, stageWaves, tableAt, tableLength, useTable };
 
 /**
- * Chunks that begin or end at `rank`, or of the whole world for -1, in order; answers how many there would be. With
- * `dependencies` also what each bucket waits for; for that, chunks of other ranks may be gathered too.
+ * Chunks that begin or end at `rank`, or of the whole world for -1, in order; answers how many there would
+ * be. With `dependencies` also what each bucket waits for; for that, chunks of other ranks may be gathered
+ * too.
  */
 export function gather(rank: i32, limit: i64, dependencies: bool): i64 {
   const homes = rank >= 0 && dependencies && reduces ? neighbours(<u32>rank) : 0;
@@ -79,8 +81,8 @@ function neighbours(rank: u32): usize {
 }
 
 /**
- * The program of a rank; answers where it lies, `programLength` how long it is. `digest` is the plan's, `entries` are
- * strides that `entryCount` local tensors have.
+ * The program of a rank; answers where it lies, `programLength` how long it is. `digest` is the plan's,
+ * `entries` are strides that `entryCount` local tensors have.
  */
 export function program(rank: u32, digest: usize, entries: usize, entryCount: u32): usize {
   toRecords(i64.MAX_VALUE);

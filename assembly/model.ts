@@ -1,6 +1,6 @@
 /**
- * The image of a plan as the host lays it into memory (`src/plan/image.ts` writes it), and what is made of it once:
- * meshes with their inverse, patterns with their axes, overlaps and offset tables.
+ * The image of a plan as the host lays it into memory (`src/plan/image.ts` writes it), and what is made of it
+ * once: meshes with their inverse, patterns with their axes, overlaps and offset tables.
  */
 import { alloc, allocZero } from "./arena";
 import { Axis, layOut, ORDER, sameRuns, SPLIT } from "./axis";
@@ -8,7 +8,7 @@ import { fail, TB_STRIDED_SHARD } from "./error";
 import { Overlap, sweep } from "./overlap";
 import { i32At, i64At, setI64, setU32, u32At } from "./words";
 
-const REPLICATE: i64 = 0;
+// Kinds of placements; 0 is Replicate.
 const SHARD: i64 = 1;
 const STRIDED: i64 = 2;
 const PARTIAL: i64 = 3;
@@ -47,7 +47,10 @@ export class Mesh {
   indexOf: usize;
 }
 
-/** One side of a pattern. Offsets are indices in the mesh's ranks, to be added to the base of the tensor's sub-mesh. */
+/**
+ * One side of a pattern. Offsets are indices in the mesh's ranks, to be added to the base of the tensor's
+ * sub-mesh.
+ */
 // @ts-ignore: decorator
 @unmanaged
 export class Side {
@@ -380,7 +383,4 @@ export function classFirst(index: u32): u32 {
 }
 export function classTensor(at: u32): u32 {
   return u32At(classTensors, at);
-}
-export function meshAt(index: u32): Mesh {
-  return changetype<Mesh>(u32At(meshes, index));
 }

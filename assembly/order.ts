@@ -1,6 +1,6 @@
 /**
- * Order and buckets: records are put in the order (wave, source, destination), and each channel is cut into buckets:
- * as many chunks as fit into `bucketBytes`, each at a multiple of 16.
+ * Order and buckets: records are put in the order (wave, source, destination), and each channel is cut into
+ * buckets: as many chunks as fit into `bucketBytes`, each at a multiple of 16.
  */
 import { alloc, allocZero } from "./arena";
 import { channelCount, channelOf, channelWave } from "./channels";
@@ -16,7 +16,10 @@ export let usedCount: u32 = 0;
 export let usedFirst: usize = 0;
 export let usedBucket: usize = 0;
 export let usedWave: usize = 0;
-/** Buckets in order: channel (its place among the used), sequence, first chunk (a place in `order`), payload bytes. */
+/**
+ * Buckets in order: channel (its place among the used), sequence, first chunk (a place in `order`), payload
+ * bytes.
+ */
 export let bucketCount: u32 = 0;
 export let bucketChannel: usize = 0;
 export let bucketSequence: usize = 0;
@@ -55,8 +58,9 @@ export function recordBucket(record: usize): u32 {
 }
 
 /**
- * The slot of a record: its channel in the table of all. Records of one rank come from ever other peers, so that what
- * was found for a peer is kept; `rank` is -1 for records of the world, where the same channel comes many times.
+ * The slot of a record: its channel in the table of all. Records of one rank come from ever other peers, so
+ * that what was found for a peer is kept; `rank` is -1 for records of the world, where the same channel comes
+ * many times.
  */
 let slotCache: usize = 0;
 let cachedKey: i64 = -1;
@@ -84,7 +88,10 @@ function slotOf(record: usize, rank: i32): u32 {
   return slot - 1;
 }
 
-/** Sorts all records by channel, channels by (wave, source, destination); the walk's order stays within a channel. */
+/**
+ * Sorts all records by channel, channels by (wave, source, destination); the walk's order stays within a
+ * channel.
+ */
 export function orderRecords(rank: i32): void {
   const slots = channelCount(0) + channelCount(1);
   const counts = allocZero(<usize>slots << 2);

@@ -1,6 +1,7 @@
 /**
- * Overlap of two axes of one tensor dimension: one sweep over the runs of both sides, both sorted. A segment is a
- * stretch that one source group holds and one target group wants, contiguous in the local index space of both.
+ * Overlap of two axes of one tensor dimension: one sweep over the runs of both sides, both sorted. A segment
+ * is a stretch that one source group holds and one target group wants, contiguous in the local index space of
+ * both.
  */
 import { alloc, allocZero } from "./arena";
 import { Axis } from "./axis";
@@ -21,7 +22,10 @@ export class Overlap {
   targetLocal: usize;
   /** Segments of source group g are `sourcePointers[g]` up to `sourcePointers[g + 1]`. */
   sourcePointers: usize;
-  /** Segments of target group g, by global start, are those that `targetList` names at the same kind of pointers. */
+  /**
+   * Segments of target group g, by global start, are those that `targetList` names at the same kind of
+   * pointers.
+   */
   targetPointers: usize;
   targetList: usize;
   next: usize;
@@ -101,7 +105,10 @@ export function sweep(overlap: Overlap): void {
   collect(overlap, source, target, raw, rawSource, rawTarget, rawLength, rawSourceLocal, rawTargetLocal);
 }
 
-/** Groups raw segments by source group, joins what is contiguous in both local spaces, and lists them by target. */
+/**
+ * Groups raw segments by source group, joins what is contiguous in both local spaces, and lists them by
+ * target.
+ */
 function collect(
   overlap: Overlap,
   source: Axis,
@@ -113,7 +120,7 @@ function collect(
   rawSourceLocal: usize,
   rawTargetLocal: usize,
 ): void {
-  // Which raw segment each group saw last, so that a raw segment either begins a segment or prolongs that one.
+  // Which raw segment each group saw last: the next either prolongs that one or begins a segment.
   const last = alloc(<usize>source.groups << 2);
   memory.fill(last, 0xff, <usize>source.groups << 2);
   const head = alloc(<usize>raw << 2);

@@ -1,7 +1,8 @@
 /**
- * The pool of reduced pieces: a ring, in the order of the fold. It is enough if, whatever piece is the oldest in it, all
- * that a bucket reading that piece still waits for fits in as well, up to the end of the last bucket of contributions
- * that brings it; and a largest piece more, for what is lost where the ring turns over.
+ * The pool of reduced pieces: a ring, in the order of the fold. It is enough if, whatever piece is the oldest
+ * in it, all that a bucket reading that piece still waits for fits in as well, up to the end of the last
+ * bucket of contributions that brings it; and a largest piece more, for what is lost where the ring turns
+ * over.
  */
 import { alloc } from "./arena";
 import { bucketCount, bucketFirst, order, recordBucket, recordStage } from "./order";

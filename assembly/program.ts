@@ -2,8 +2,16 @@
 import { alloc, allocZero } from "./arena";
 import { bufferCount, bufferOf, bufferStrides, findBuffers, SOURCE, TARGET, writeBuffers } from "./buffers";
 import { dependencies, dependencyCount, dependencyFirst, findCompletions, pieceRecords } from "./depend";
-import { describe, descriptors, descriptorWords, startDescriptors } from "./flatten";
-import { bucketBytes, bucketsInFlight, Pattern, patternAt, peersInFlight, Side, tensorPattern } from "./model";
+import { describe, descriptorWords, startDescriptors } from "./flatten";
+import {
+  bucketBytes,
+  bucketsInFlight,
+  Pattern,
+  patternAt,
+  peersInFlight,
+  Side,
+  tensorPattern,
+} from "./model";
 import {
   bucketCount,
   bucketFirst,
@@ -181,7 +189,8 @@ function writeChunk(at: usize, record: usize): void {
     } else {
       sourceEnd = bufferOf(tensor, SOURCE);
       unpack(record, 0, offsets);
-      store<u32>(at, describe(pattern.ndim, offsets, lengths, bufferStrides(sourceEnd), pattern.sourceItem), 8);
+      const strides = bufferStrides(sourceEnd);
+      store<u32>(at, describe(pattern.ndim, offsets, lengths, strides, pattern.sourceItem), 8);
     }
   }
   if (recordTarget(record) == rank) {
@@ -190,7 +199,8 @@ function writeChunk(at: usize, record: usize): void {
     } else {
       targetEnd = bufferOf(tensor, TARGET);
       unpack(record, 1, offsets);
-      store<u32>(at, describe(pattern.ndim, offsets, lengths, bufferStrides(targetEnd), pattern.targetItem), 12);
+      const strides = bufferStrides(targetEnd);
+      store<u32>(at, describe(pattern.ndim, offsets, lengths, strides, pattern.targetItem), 12);
     }
   }
   store<u32>(at, sourceEnd);

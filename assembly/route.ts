@@ -1,6 +1,7 @@
 /**
- * Route: who sends a piece, and who owns a partial one. Rotations in closed form over the tensor's ordinal, the box, the
- * piece and the target's replica, so that any rank can work out its own part alone, and both ends agree.
+ * Route: who sends a piece, and who owns a partial one. Rotations in closed form over the tensor's ordinal,
+ * the box, the piece and the target's replica, so that any rank can work out its own part alone, and both
+ * ends agree.
  */
 import { pieces } from "./cut";
 import { hosts, holdersMost } from "./model";
@@ -38,8 +39,9 @@ let cachedSenders: i64 = -1;
 let cachedHop: i64 = 0;
 
 /**
- * How far the rotation moves from one tensor of a pattern to the next: as many places as a tensor has items, so that
- * tensors continue where the last one ended; and prime to the senders, so that any item visits all of them.
+ * How far the rotation moves from one tensor of a pattern to the next: as many places as a tensor has items,
+ * so that tensors continue where the last one ended; and prime to the senders, so that any item visits all of
+ * them.
  */
 function hop(items: i64, senders: i64): i64 {
   if (items == cachedItems && senders == cachedSenders) return cachedHop;
@@ -103,8 +105,8 @@ function nthOnHost(origin: u32, host: u32, index: u32): u32 {
 }
 
 /**
- * Lists who may own the pieces of the box at hand: holders that want it themselves, else those on a host of a target,
- * else all holders, by (replica, contribution). An entry is replica · contributions + contribution.
+ * Lists who may own the pieces of the box at hand: holders that want it themselves, else those on a host of a
+ * target, else all holders, by (replica, contribution). An entry is replica · contributions + contribution.
  */
 export function listOwners(sourceAt: u32, targetAt: u32): void {
   ownerCount = 0;

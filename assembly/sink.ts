@@ -22,11 +22,12 @@ let mode: u32 = TO_CHANNELS;
 export let emitOnce: bool = false;
 
 /**
- * A record, in u32 words: src, dst, tensor; bytes stage, kind, dimensions, reads `reduced`; piece of its owner, position
- * in the fold, bucket (the channel until there are buckets), index in the bucket; i64 elements; bytes an element on the
- * wire; then offsets in `from`, offsets in `to`, lengths: u32 each, or i64 where a tensor of the plan needs it.
+ * A record, in u32 words: src, dst, tensor; bytes stage, kind, dimensions, reads `reduced`; piece of its
+ * owner, position in the fold, bucket (the channel until there are buckets), index in the bucket; i64
+ * elements; bytes an element on the wire; then offsets in `from`, offsets in `to`, lengths: u32 each, or i64
+ * where a tensor of the plan needs it.
  */
-export const RECORD_HEAD: usize = 48;
+const RECORD_HEAD: usize = 48;
 export let records: usize = 0;
 export let recordBytes: usize = 0;
 export let recordCount: u32 = 0;
@@ -42,7 +43,10 @@ export function toChannels(): void {
   emitOnce = true;
 }
 
-/** Keeps up to `limit` records; `seen` goes on counting. Nothing else should be taken from the arena meanwhile. */
+/**
+ * Keeps up to `limit` records; `seen` goes on counting. Nothing else should be taken from the arena
+ * meanwhile.
+ */
 export function toRecords(limit: i64): void {
   mode = TO_RECORDS;
   emitOnce = false;

@@ -1,7 +1,9 @@
 import { alloc, mark, release } from "./arena";
 import { i64At, setU32, u32At } from "./words";
 
-/** Sorts `count` u32 indices at `items` by `keys[index]`, ascending and stable: a merge sort from runs of one. */
+/**
+ * Sorts `count` u32 indices at `items` by `keys[index]`, ascending and stable: a merge sort from runs of one.
+ */
 export function sortByKey(items: usize, count: u32, keys: usize): void {
   if (isSorted(items, count, keys)) return;
   const before = mark();

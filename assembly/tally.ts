@@ -1,6 +1,6 @@
 /**
- * Tally: sums over all chunks of the world, home by home, with no chunk kept. Buckets are cut here as `order.ts` cuts
- * them, with what is open for each peer as the only state; a test holds the two together.
+ * Tally: sums over all chunks of the world, home by home, with no chunk kept. Buckets are cut here as
+ * `order.ts` cuts them, with what is open for each peer as the only state; a test holds the two together.
  */
 import { alloc, allocZero, grow, mark, release } from "./arena";
 import { bucketBytes, bucketsInFlight, Pattern, peersInFlight, tensorRun, world } from "./model";
@@ -8,14 +8,17 @@ import { NONE } from "./sink";
 import { i64At, setI64, setU32, u32At } from "./words";
 
 /** For each rank eight i64: sent, received, copied, reduced, staging to send, to receive, pool, chunks. */
-export const RANK_WORDS: u32 = 8;
+const RANK_WORDS: u32 = 8;
 export let ranks: usize = 0;
 /** For each stage and kind (copy, send, reduce) two i64: chunks, bytes. */
 export const kinds: usize = memory.data(96, 8);
 /** For each stage its buckets. */
 export const buckets: usize = memory.data(16, 8);
 
-/** For each peer of the home, by stage: bytes in the open bucket, its run, buckets, the largest, oldest piece read. */
+/**
+ * For each peer of the home, by stage: bytes in the open bucket, its run, buckets, the largest, oldest piece
+ * read.
+ */
 const PEER_BYTES: usize = 32;
 const peers: usize = memory.data(8, 8);
 const touched: usize = memory.data(8, 8);
@@ -74,7 +77,10 @@ function addTo(array: usize, index: u32, value: i64): void {
   setI64(array, index, i64At(array, index) + value);
 }
 
-/** Takes a chunk of the home's. `piece` is that of the home which it brings a contribution to, or reads, or `NONE`. */
+/**
+ * Takes a chunk of the home's. `piece` is that of the home which it brings a contribution to, or reads, or
+ * `NONE`.
+ */
 export function tally(
   pattern: Pattern,
   tensor: u32,

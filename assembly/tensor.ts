@@ -18,8 +18,8 @@ export let tensor: u32 = 0;
 export let pattern: Pattern = changetype<Pattern>(0);
 export let source: Side = changetype<Side>(0);
 export let target: Side = changetype<Side>(0);
-export let sourceRanks: usize = 0;
-export let targetRanks: usize = 0;
+let sourceRanks: usize = 0;
+let targetRanks: usize = 0;
 export let ordinal: i64 = 0;
 let sourceBase: u32 = 0;
 let targetBase: u32 = 0;
@@ -36,7 +36,9 @@ export function enter(index: u32): void {
   ordinal = tensorOrdinal(index);
 }
 
-/** Shard groups of the rank that `locate` found, one a tensor dimension; its replica and contribution numbers. */
+/**
+ * Shard groups of the rank that `locate` found, one a tensor dimension; its replica and contribution numbers.
+ */
 export const sourceGroups: usize = memory.data(32, 8);
 export const targetGroups: usize = memory.data(32, 8);
 const otherGroups: usize = memory.data(32, 8);

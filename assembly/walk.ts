@@ -1,6 +1,6 @@
 /**
- * Walk: all chunks of one rank, tensor by tensor in the order of the input, boxes by their global starts, pieces in
- * order; the same order on both ends of every channel. Each chunk goes to the sink (`sink.ts`).
+ * Walk: all chunks of one rank, tensor by tensor in the order of the input, boxes by their global starts,
+ * pieces in order; the same order on both ends of every channel. Each chunk goes to the sink (`sink.ts`).
  */
 import { boxLengths, boxSource, boxTarget } from "./box";
 import { cutBox, pieces, placePiece } from "./cut";
@@ -41,8 +41,8 @@ const first: usize = memory.data(32, 8);
 const end: usize = memory.data(32, 8);
 
 /**
- * Chunks that begin at `rank` in stage 1, and those that end there in stage 0. With `contributions` also those that
- * begin there in stage 0 and end elsewhere.
+ * Chunks that begin at `rank` in stage 1, and those that end there in stage 0. With `contributions` also
+ * those that begin there in stage 0 and end elsewhere.
  */
 export function walkSource(rank: u32, contributions: bool): void {
   if (!enterSource(rank)) return;

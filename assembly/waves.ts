@@ -1,11 +1,12 @@
 /**
- * Waves: every channel takes the lowest wave in which neither of its ranks has `peersInFlight` channels yet. A rank of
- * degree d has at most (d - 1) / peersInFlight full waves, so a stage takes at most 2 · ceil(d / peersInFlight) - 1.
- * Channels come by diagonals, each of them a matching, so that early waves are full and no rank is asked by all at once.
+ * Waves: every channel takes the lowest wave in which neither of its ranks has `peersInFlight` channels yet.
+ * A rank of degree d has at most (d - 1) / peersInFlight full waves, so a stage takes at most 2 · ceil(d /
+ * peersInFlight) - 1. Channels come by diagonals, each of them a matching, so that early waves are full and
+ * no rank is asked by all at once.
  */
 import { alloc, allocZero, grow, mark, release } from "./arena";
 import { peersInFlight, world } from "./model";
-import { setU32, u32At } from "./words";
+import { addU32, setU32, u32At } from "./words";
 
 /** Up to this degree the waves of a rank are a short list, above it a table. */
 const SHORT: u32 = 64;
@@ -100,14 +101,17 @@ function countAt(at: usize, index: u32): u32 {
   return load<u16>(at + (<usize>index << 1));
 }
 
-/** Writes the wave of each of `count` channels, given as rows of peers by home rank; answers how many waves there are. */
+/**
+ * Writes the wave of each of `count` channels, given as rows of peers by home rank; answers how many waves
+ * there are.
+ */
 export function assignWaves(pointers: usize, peers: usize, count: u32, waves: usize): u32 {
   if (count == 0) return 0;
   const before = mark();
   // Ranks are numbered anew among those that take part on either end.
   const peerIndex = allocZero(<usize>world << 2);
   const degrees = allocZero(<usize>world << 2);
-  for (let at: u32 = 0; at < count; at++) setU32(degrees, u32At(peers, at), u32At(degrees, u32At(peers, at)) + 1);
+  for (let at: u32 = 0; at < count; at++) addU32(degrees, u32At(peers, at), 1);
   let homeCount: u32 = 0;
   let peerCount: u32 = 0;
   for (let rank: u32 = 0; rank < world; rank++) {

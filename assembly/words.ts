@@ -14,6 +14,12 @@ export function i32At(at: usize, index: u32): i32 {
 export function setU32(at: usize, index: u32, value: u32): void {
   store<u32>(at + (<usize>index << 2), value);
 }
+/** Adds to an entry. */
+// @ts-ignore: decorator
+@inline
+export function addU32(at: usize, index: u32, value: u32): void {
+  setU32(at, index, u32At(at, index) + value);
+}
 // @ts-ignore: decorator
 @inline
 export function i64At(at: usize, index: u32): i64 {
