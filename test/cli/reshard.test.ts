@@ -149,7 +149,7 @@ describe("tensorbus reshard", () => {
       "60",
     ]);
     await command.printed("reading shards");
-    const victim = rankProcesses(command.process.pid!)[1]!;
+    const victim = rankProcesses(command.process.pid!)[3]!;
     process.kill(victim, "SIGKILL");
     const { code, stderr } = await command.finished;
     expect(code).toBe(4);

@@ -32,7 +32,7 @@ const extras: readonly ModelTensor[] = [
 export const demoRules = [
   { match: "(q|k|v|gate|up)_proj|embed_tokens|lm_head", source: ["S(0)"], target: ["S(0)"] },
   { match: "(o|down)_proj", source: ["S(0)"], target: ["S(1)"] },
-  { match: "", source: ["S(0)"], target: ["R"] },
+  { match: ".*", source: ["S(0)"], target: ["R"] },
 ];
 
 /** A folder that only this user's runs share. */
@@ -57,6 +57,7 @@ export async function demoCheckpoint(
   const total = tensors.reduce((sum, tensor) => sum + bytesOf(tensor), 0);
   await using writer = await createSafetensors(path, tensors);
   let done = 0;
+  onBytes(done, total);
   for (const [index, tensor] of tensors.entries()) {
     await writer.write(tensor.name, values(tensor, index + 1));
     done += bytesOf(tensor);

@@ -1,5 +1,6 @@
 /** One rank of `tensorbus reshard`, in a process of its own: reads its shards, takes part in the transfer, writes its file. */
 import { readFile } from "node:fs/promises";
+import { EMPTY } from "rxjs";
 import { tcp } from "../../../transports/tcp/index.ts";
 import { cancelledError } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
@@ -206,7 +207,9 @@ async function transfer(
     timeoutMs,
     progressMs: 50,
   });
-  const subscription = execution.progress$.subscribe(({ bytesDone, bytesTotal }) => {
+  // What the targets have received: a byte counts once.
+  const received$ = job.role === "target" ? execution.progress$ : EMPTY;
+  const subscription = received$.subscribe(({ bytesDone, bytesTotal }) => {
     void channel.send({
       kind: "progress",
       phase: "move",

@@ -29,7 +29,7 @@ export async function specOfFlags(checkpoint: string, flags: ReshardFlags): Prom
     model: { safetensors: resolve(checkpoint) },
     source: { mesh: source.mesh, stridedShard: source.stridedShard },
     target: { mesh: target.mesh, stridedShard: target.stridedShard },
-    placements: [...rules, { match: "", source: source.placements, target: target.placements }],
+    placements: [...rules, { match: ".*", source: source.placements, target: target.placements }],
   });
   const spec = await parseSpec(text, "the command line");
   return flags.targetDtype === undefined

@@ -211,8 +211,6 @@ class RankGroup {
 
   #ranksIn(phase: Phase): number {
     const { sourceRanks, targetFiles } = this.#run;
-    if (phase === "read") return sourceRanks.length;
-    if (phase === "move") return sourceRanks.length + targetFiles.size;
-    return targetFiles.size;
+    return phase === "read" ? sourceRanks.length : targetFiles.size;
   }
 }

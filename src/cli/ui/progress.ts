@@ -9,6 +9,9 @@ export interface ProgressOptions {
   readonly unit: "bytes" | "items";
 }
 
+/** A rate over less than this says nothing. */
+const meaningfulSeconds = 0.1;
+
 /** How far something is: a bar on a terminal, elsewhere a line at every tenth. */
 export interface Progress {
   /** What is done so far, of the total. Never goes back. */
@@ -71,6 +74,7 @@ function describe(done: number, total: number, unit: ProgressOptions["unit"], st
   const seconds = (performance.now() - started) / 1000;
   const format = unit === "bytes" ? formatBytes : formatCount;
   const percent = total === 0 ? 100 : Math.floor((done / total) * 100);
-  const rate = unit === "bytes" && seconds > 0 ? `  ${formatBytes(Math.round(done / seconds))}/s` : "";
+  const rate =
+    unit === "bytes" && seconds >= meaningfulSeconds ? `  ${formatBytes(Math.round(done / seconds))}/s` : "";
   return `${String(percent).padStart(3)}%  ${format(done)} of ${format(total)}${rate}  ${formatDuration(seconds)}`;
 }
