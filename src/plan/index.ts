@@ -25,4 +25,4 @@ export { Plan, type ProgramOptions, planTransfer, type RankOption } from "./plan
 export { Program, type ProgramBuffer } from "./program.ts";
 export type { PatternStats, PlanStats, RankStats, StageStats } from "./stats.ts";
 export type * from "./types.ts";
-export { verifyChunks } from "./verify.ts";
+export { type RankLists, verifyChunks, verifyRanks } from "./verify.ts";

@@ -1,5 +1,5 @@
 import { TensorBusError } from "../errors.ts";
-import type { NormalInput } from "./normalize.ts";
+import { defaultMaxChunks, type NormalInput } from "./normalize.ts";
 import { Question, type Subject } from "./question.ts";
 import type { Bucket, Chunk, ChunkKind, Stage } from "./types.ts";
 
@@ -57,8 +57,16 @@ function gather(
     if (all > BigInt(most)) throw tooLarge(all, most);
   }
   question.withChannels();
-  const count = question.ask((planner) => planner.gather(rank ?? -1, BigInt(most), forBuckets ? 1 : 0));
-  if (count > BigInt(most)) throw tooLarge(count, most);
+  const ask = (limit: number, dependencies: boolean): bigint =>
+    question.ask((planner) => planner.gather(rank ?? -1, BigInt(limit), dependencies ? 1 : 0));
+  if (rank !== undefined && forBuckets) {
+    // What this rank's buckets wait for brings chunks of other ranks along: maxChunks speaks of its own.
+    const own = ask(0, false);
+    if (own > BigInt(most)) throw tooLarge(own, most);
+  }
+  const limit = rank !== undefined && forBuckets ? Math.max(most, defaultMaxChunks) : most;
+  const count = ask(limit, forBuckets);
+  if (count > BigInt(limit)) throw tooLarge(count, limit);
   const { buffer } = question.planner;
   const at = question.ask((planner) => Object.values(answers).map((which) => planner.answer(which)));
   const words = (which: number, length: number) => new Uint32Array(buffer, at[which]!, length);

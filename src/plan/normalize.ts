@@ -11,6 +11,9 @@ import { type NormalSide, normalSide, type SideLayout, sideLayout } from "./side
 import { type NormalTopology, normalTopology } from "./topology.ts";
 import type { PairInput, PlanInput, Strategy, TensorInput, TensorSideInput } from "./types.ts";
 
+/** The most chunks that a plan lists unless it is told. */
+export const defaultMaxChunks = 2 ** 22;
+
 /** What tensors share: everything but the name and the index that a selection names. */
 export interface TensorKind {
   readonly pair: number;
@@ -97,7 +100,7 @@ export function normalize(input: PlanInput): NormalInput {
     peersInFlight: integerIn(input.peersInFlight, "peersInFlight", 1, 65535, 4),
     strategy: normalStrategy(input.strategy, topology),
     topology,
-    maxChunks: integerIn(input.maxChunks, "maxChunks", 0, 2 ** 32 - 2, 2 ** 22),
+    maxChunks: integerIn(input.maxChunks, "maxChunks", 0, 2 ** 32 - 2, defaultMaxChunks),
     world,
   };
 }

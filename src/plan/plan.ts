@@ -10,7 +10,7 @@ import type { Program } from "./program.ts";
 import { Question, type Subject } from "./question.ts";
 import { type PlanStats, sumUp } from "./stats.ts";
 import type { Bucket, Chunk, PlanInput } from "./types.ts";
-import { verifyChunks } from "./verify.ts";
+import { verifyChunks, verifyRanks } from "./verify.ts";
 
 export interface RankOption {
   /** Only what begins or ends at this rank. */
@@ -75,13 +75,13 @@ export class Plan {
   }
 
   /** Chunks by (stage, wave, bucket, index). `TB_PLAN_TOO_LARGE` if they are more than `maxChunks`. */
-  *chunks(options: RankOption = {}): Generator<Chunk, void, undefined> {
-    yield* listChunks(this.#subject, checkRank(options));
+  chunks(options: RankOption = {}): Generator<Chunk, void, undefined> {
+    return listChunks(this.#subject, checkRank(options));
   }
 
   /** Buckets by (stage, wave, source, destination, sequence). `TB_PLAN_TOO_LARGE` as for `chunks`. */
-  *buckets(options: RankOption = {}): Generator<Bucket, void, undefined> {
-    yield* listBuckets(this.#subject, checkRank(options));
+  buckets(options: RankOption = {}): Generator<Bucket, void, undefined> {
+    return listBuckets(this.#subject, checkRank(options));
   }
 
   /**
@@ -103,9 +103,17 @@ export class Plan {
 
   /** Proves the plan by code that shares nothing with the planner. `TB_PLAN_INVALID` if it does not hold. */
   verify(): void {
-    verifyChunks(this.input, this.chunks(), this.buckets());
+    const most = Math.min(this.#subject.input.maxChunks, provedAtOnce);
+    if (this.stats().chunks <= BigInt(most)) {
+      verifyChunks(this.input, this.chunks(), this.buckets());
+    } else {
+      verifyRanks(this.input, (rank) => ({ chunks: this.chunks({ rank }), buckets: this.buckets({ rank }) }));
+    }
   }
 }
+
+/** The most chunks that `verify` takes at once, in about a GiB of memory; more are proved rank by rank. */
+const provedAtOnce = 2 ** 20;
 
 function fromHex(text: string): Uint8Array {
   return Uint8Array.from({ length: text.length / 2 }, (_, index) =>

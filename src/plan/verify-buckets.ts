@@ -24,7 +24,8 @@ export class BucketTable {
   readonly #chunkBytes: bigint[][] = [];
   readonly #limits: Limits;
 
-  constructor(buckets: Iterable<Bucket>, limits: Limits) {
+  /** `rank`: the list is of that rank alone, and what others wait for is not in it. */
+  constructor(buckets: Iterable<Bucket>, limits: Limits, rank?: number) {
     this.#limits = limits;
     this.buckets = [...buckets];
     this.buckets.forEach((bucket, number) => {
@@ -33,7 +34,11 @@ export class BucketTable {
       this.#chunkBytes.push([]);
     });
     this.#checkChannels();
-    for (const bucket of this.buckets) this.#checkWaits(bucket);
+    for (const bucket of this.buckets) {
+      if (rank !== undefined && bucket.srcRank !== rank && bucket.dstRank !== rank)
+        throw invalid("a bucket in the list of a rank that is at neither end", { bucket: bucket.id, rank });
+      if (rank === undefined || bucket.srcRank === rank) this.#checkWaits(bucket);
+    }
   }
 
   /** Takes a chunk into its bucket and returns the bucket's number. */

@@ -19,10 +19,12 @@ export class TensorView {
   readonly target: SideHoldings;
   /** Bytes of an element on the wire, by stage. */
   readonly #wireBytes: readonly number[];
+  readonly #shape: readonly number[];
 
   constructor(index: number, tensor: TensorInput, pair: PairInput, sides: Map<string, SideHoldings>) {
     this.index = index;
     this.name = tensor.name;
+    this.#shape = tensor.shape;
     if (pair.target.placements.some((placement) => placement.kind === "partial")) {
       throw new TensorBusError("TB_PARTIAL_TARGET", `the target of ${tensor.name} is Partial`, {
         details: { tensor: index, name: tensor.name, pair: tensor.pair },
@@ -55,6 +57,20 @@ export class TensorView {
   /** The side whose holdings a logical buffer has the shape of. */
   sideOf(buffer: LogicalBuffer): SideHoldings {
     return buffer === "target" ? this.target : this.source;
+  }
+
+  /** Each element of a Partial source is reduced once: all that is read is reduced, so the count says the rest. */
+  checkReduced(elements: bigint): void {
+    const all = this.#shape.reduce((product, extent) => product * BigInt(extent), 1n);
+    const expected = this.source.partialDims.length > 0 ? all : 0n;
+    if (elements !== expected) {
+      throw invalid(`${elements} elements of ${this.name} are reduced, not ${expected}`, {
+        tensor: this.index,
+        name: this.name,
+        elements,
+        expected,
+      });
+    }
   }
 
   broken(

@@ -87,7 +87,42 @@ export class Reductions {
     for (const piece of this.#pieces.values()) {
       if (!piece.read) throw this.#broken(piece, "a reduced piece that nobody reads");
     }
-    this.#checkOnce();
+  }
+
+  /** The pieces of all owners that hold the same tile it exactly: no place is reduced at two owners, or nowhere. */
+  finishWhole(): void {
+    const tiles = new Map<string, { readonly first: Piece; readonly boxes: BoxList }>();
+    for (const piece of this.#pieces.values()) {
+      const { source } = this.#tensors[piece.tensor]!;
+      const key = `${piece.tensor}:${source.holdingOf(piece.position)}`;
+      let tile = tiles.get(key);
+      if (tile === undefined) {
+        tile = { first: piece, boxes: new BoxList(source.ndim) };
+        tiles.set(key, tile);
+      }
+      tile.boxes.add(piece.buckets[0]!, piece.index, piece.offsets, piece.lengths);
+    }
+    for (const { first, boxes } of tiles.values()) {
+      const shape = this.#tensors[first.tensor]!.source.localShape(first.position);
+      const uneven = findUneven(shape, boxes);
+      if (uneven === undefined) continue;
+      const chunks = chunksAt(boxes, uneven.at, this.#table);
+      throw this.#broken(first, `an element is reduced ${uneven.count} times`, {
+        element: uneven.at,
+        chunk: chunks[0],
+        chunks,
+      });
+    }
+  }
+
+  /** Elements that are reduced, by tensor. */
+  elements(): Map<number, bigint> {
+    const elements = new Map<number, bigint>();
+    for (const { tensor, lengths } of this.#pieces.values()) {
+      const count = lengths.reduce((product, length) => product * BigInt(length), 1n);
+      elements.set(tensor, (elements.get(tensor) ?? 0n) + count);
+    }
+    return elements;
   }
 
   #groupOf(view: TensorView, rank: number, position: number): readonly number[] {
@@ -137,32 +172,6 @@ export class Reductions {
           contribution: this.#table.buckets[writer!]!.id,
         });
       }
-    }
-  }
-
-  /** The pieces of all owners that hold the same tile it exactly: no place is reduced at two owners, or nowhere. */
-  #checkOnce(): void {
-    const tiles = new Map<string, { readonly first: Piece; readonly boxes: BoxList }>();
-    for (const piece of this.#pieces.values()) {
-      const { source } = this.#tensors[piece.tensor]!;
-      const key = `${piece.tensor}:${source.holdingOf(piece.position)}`;
-      let tile = tiles.get(key);
-      if (tile === undefined) {
-        tile = { first: piece, boxes: new BoxList(source.ndim) };
-        tiles.set(key, tile);
-      }
-      tile.boxes.add(piece.buckets[0]!, piece.index, piece.offsets, piece.lengths);
-    }
-    for (const { first, boxes } of tiles.values()) {
-      const shape = this.#tensors[first.tensor]!.source.localShape(first.position);
-      const uneven = findUneven(shape, boxes);
-      if (uneven === undefined) continue;
-      const chunks = chunksAt(boxes, uneven.at, this.#table);
-      throw this.#broken(first, `an element is reduced ${uneven.count} times`, {
-        element: uneven.at,
-        chunk: chunks[0],
-        chunks,
-      });
     }
   }
 

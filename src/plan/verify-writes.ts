@@ -63,16 +63,19 @@ export function chunksAt(boxes: BoxList, at: readonly number[], table: BucketTab
 export class Writes {
   readonly #tensors: readonly TensorView[];
   readonly #table: BucketTable;
-  readonly #boxes: Map<number, BoxList>[];
+  readonly #boxes: Map<number, BoxList>[] = [];
 
   constructor(tensors: readonly TensorView[], table: BucketTable) {
     this.#tensors = tensors;
     this.#table = table;
-    this.#boxes = tensors.map(() => new Map());
   }
 
   write(chunk: Chunk, bucket: number, box: ChunkBox): void {
-    const ofTensor = this.#boxes[chunk.tensor]!;
+    let ofTensor = this.#boxes[chunk.tensor];
+    if (ofTensor === undefined) {
+      ofTensor = new Map();
+      this.#boxes[chunk.tensor] = ofTensor;
+    }
     let boxes = ofTensor.get(chunk.dstRank);
     if (boxes === undefined) {
       boxes = new BoxList(box.dst.length);
@@ -83,12 +86,18 @@ export class Writes {
 
   /** What is written of a tensor on a rank. */
   of(tensor: number, rank: number): BoxList | undefined {
-    return this.#boxes[tensor]!.get(rank);
+    return this.#boxes[tensor]?.get(rank);
   }
 
-  finish(): void {
+  /** Every rank of every target; or one rank, where only its writes are known. */
+  finish(only?: number): void {
     for (const view of this.#tensors) {
-      for (const [rank, position] of view.target.members()) this.#checkRank(view, rank, position);
+      if (only === undefined) {
+        for (const [rank, position] of view.target.members()) this.#checkRank(view, rank, position);
+        continue;
+      }
+      const position = view.target.positionOf(only);
+      if (position !== undefined) this.#checkRank(view, only, position);
     }
   }
 

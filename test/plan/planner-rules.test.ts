@@ -214,7 +214,31 @@ describe("sizes at their limits", () => {
     expect(chunks.length).toBeGreaterThan(32);
   });
 
-  it("lists the chunks of one rank among 2^20", async () => {
+  it("counts against maxChunks what is a rank's own, not what its buckets wait for", async () => {
+    const source = layout([16, 2], [Shard(0), Partial("sum")]);
+    const target = layout([24], [Shard(1)], 40);
+    const tensors = [{ shape: [64, 96], dtype: "float32" }] as const;
+    const whole = await planTransfer(inputOf(source, target, tensors));
+    const plan = await planTransfer(inputOf(source, target, tensors, { maxChunks: 50 }));
+    for (const rank of [0, 31, 40, 63]) {
+      expect([...plan.chunks({ rank })]).toEqual([...whole.chunks({ rank })]);
+      expect([...plan.buckets({ rank })]).toEqual([...whole.buckets({ rank })]);
+    }
+    const less = await planTransfer(inputOf(source, target, tensors, { maxChunks: 15 }));
+    for (const list of [less.chunks({ rank: 40 }), less.buckets({ rank: 40 })])
+      expect(() => [...list]).toThrow(expect.objectContaining({ code: "TB_PLAN_TOO_LARGE" }));
+  });
+
+  it("proves what it does not list at once", async () => {
+    const source = layout([16, 2], [Shard(0), Partial("sum")]);
+    const target = layout([24], [Shard(1)], 40);
+    const input = inputOf(source, target, [{ shape: [64, 96], dtype: "float32" }], { maxChunks: 200 });
+    const plan = await planTransfer(input);
+    expect(refusedCount(plan)).toBe(16n * 24n * 3n);
+    plan.verify();
+  });
+
+  it("lists the chunks of one rank among 2^20", { timeout: 60_000 }, async () => {
     const source = layout([1024, 1024], [Shard(0), Shard(0)]);
     const target = layout([1], [Replicate()], 5);
     const plan = await planTransfer(inputOf(source, target, [{ shape: [2 ** 21 + 3], dtype: "float32" }]));
