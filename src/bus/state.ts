@@ -168,9 +168,9 @@ export class State implements AsyncDisposable {
     return bytes === undefined ? undefined : decodeOutcome(bytes);
   }
 
-  /** All results of a client that stand here, in the order of its commands. */
-  results(client: bigint): [bigint, Outcome][] {
-    const range = { start: keyOf(kinds.results, client, 0n), end: keyOf(kinds.results, client + 1n, 0n) };
+  /** All results of a client that stand here, in the order of its commands, `from` that one on. */
+  results(client: bigint, from = 0n): [bigint, Outcome][] {
+    const range = { start: keyOf(kinds.results, client, from), end: keyOf(kinds.results, client + 1n, 0n) };
     const entries = this.read(() => [...this.#records.getRange(range)]);
     return entries.map(({ key, value }) => [key.readBigUInt64BE(9), decodeOutcome(value)]);
   }
