@@ -25,8 +25,9 @@ describe("the planner in a browser", () => {
       write: false,
       logLevel: "silent",
     });
+    const engine = { WebAssembly: (globalThis as { readonly WebAssembly?: unknown }).WebAssembly };
     // What a page has of what the planner needs, and no more: no process, no Buffer, no require.
-    const page = createContext({ WebAssembly, TextEncoder, TextDecoder, Uint8Array, atob });
+    const page = createContext({ ...engine, TextEncoder, TextDecoder, Uint8Array, atob });
     runInContext(outputFiles[0]!.text, page);
     const run = `(async () => {
       const plan = await planner.planTransfer(${input});
