@@ -160,6 +160,7 @@ struct tb_side {
     tb_side *next; /* of the peer */
     uint64_t remote; /* the peer's number of the graph; 0 until its PREPARE came */
     bool told;       /* our PREPARE went out */
+    bool matched;    /* the peer has paired its graph with this one, too */
     bool gone;       /* the peer, or its graph, went away after all */
     bool pooled;     /* the peer owns reduced pieces */
     uint32_t unfinished; /* channels of the round under way */
@@ -294,7 +295,8 @@ struct tb_session {
     int event_write, event_read; /* the caller has a descriptor of its own for the read end */
     tb_event_node *events, **events_end;
     tb_thread *threads;
-    uint32_t thread_count, threads_running;
+    uint32_t thread_count, threads_running, threads_ended;
+    pthread_cond_t thread_ended;
     bool accept_pending; /* memory: someone asks for a connection, or may be there now */
     bool closing;
     bool stop;

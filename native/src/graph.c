@@ -234,7 +234,7 @@ static int32_t post(tb_graph *graph, uint64_t round, uint64_t timeout_ns, tb_err
 /* The first peer that a prepare still waits for; NULL where there is none. */
 static const tb_side *missing(const tb_graph *graph) {
     for (uint32_t i = 0; i < graph->side_count; i++) {
-        if (graph->sides[i].remote == 0) {
+        if (!graph->sides[i].matched) {
             return &graph->sides[i];
         }
     }

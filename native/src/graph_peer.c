@@ -104,7 +104,7 @@ void tb_graph_fail_prepare(tb_graph *graph, int32_t code, int32_t rank, int os_e
 
 void tb_graph_check_prepared(tb_graph *graph) {
     for (uint32_t i = 0; i < graph->side_count; i++) {
-        if (!graph->sides[i].told || graph->sides[i].remote == 0) {
+        if (graph->sides[i].remote == 0 || !graph->sides[i].matched) {
             return;
         }
     }
@@ -133,7 +133,10 @@ static bool same_channels(const tb_side *side, const tb_wire_prepare *prepare, c
     return true;
 }
 
-/* The peer's PREPARE of this graph is here. */
+/*
+ * The peer's PREPARE of this graph is here. It may be one that the peer has given up meanwhile, and prepared anew: both
+ * are prepared only once each knows that the other has paired the same two.
+ */
 static void meet(tb_side *side, const tb_wire_prepare *prepare, const tb_wire_channel *rows) {
     tb_graph *graph = side->graph;
     const char *differs = NULL;
@@ -152,7 +155,8 @@ static void meet(tb_side *side, const tb_wire_prepare *prepare, const tb_wire_ch
     }
     side->remote = prepare->graph;
     side->pooled = prepare->has_pool != 0;
-    tb_graph_check_prepared(graph);
+    tb_peer_say(side->peer, &(tb_wire_header){.kind = TB_FRAME_MATCH, .graph = side->remote, .round = graph->handle},
+                NULL);
 }
 
 void tb_graph_meet_early(tb_side *side) {
@@ -264,6 +268,10 @@ static int32_t on_release(tb_peer *peer, const tb_wire_header *header, const uin
         if (side->remote != header->round || side->gone) {
             continue;
         }
+        if (side->graph->state == TB_GRAPH_PREPARING && !side->matched) {
+            side->remote = 0; /* an earlier attempt of the peer's; this one waits for its next */
+            return TB_OK;
+        }
         side->gone = true;
         if (side->graph->state == TB_GRAPH_PREPARING) {
             tb_graph_fail_prepare(side->graph, why.code, why.rank, 0, why.message);
@@ -273,6 +281,13 @@ static int32_t on_release(tb_peer *peer, const tb_wire_header *header, const uin
         return TB_OK;
     }
     return TB_OK;
+}
+
+static void on_match(tb_side *side, const tb_wire_header *header) {
+    if (side->graph->state == TB_GRAPH_PREPARING && side->remote == header->round && !side->matched) {
+        side->matched = true;
+        tb_graph_check_prepared(side->graph);
+    }
 }
 
 static int32_t on_grant(tb_side *side, const tb_wire_header *header, tb_error *err) {
@@ -360,6 +375,9 @@ int32_t tb_graph_on_frame(tb_peer *peer, const tb_wire_header *header, const uin
         return TB_OK; /* of a graph that was released here */
     }
     switch (header->kind) {
+    case TB_FRAME_MATCH:
+        on_match(side, header);
+        return TB_OK;
     case TB_FRAME_GRANT:
         return on_grant(side, header, err);
     case TB_FRAME_TAKEN:

@@ -177,6 +177,7 @@ static void free_session(tb_session *session) {
     tb_threads_free(session);
     free(session->peers);
     free(session->regions);
+    pthread_cond_destroy(&session->thread_ended);
     pthread_mutex_destroy(&session->lock);
     free(session);
 }
@@ -189,6 +190,11 @@ static int32_t make_session(const tb_session_options *options, tb_session **made
     if (session == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a session");
     }
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&session->thread_ended, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     pthread_mutex_init(&session->lock, NULL);
     session->options = *options;
     session->backend = options->kind == TB_TRANSPORT_TCP ? &tb_backend_tcp : &tb_backend_memory;

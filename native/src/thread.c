@@ -277,6 +277,10 @@ static void *run(void *argument) {
         serve_job(thread);
     }
     end_conns(thread);
+    pthread_mutex_lock(&session->lock);
+    session->threads_ended++;
+    pthread_cond_broadcast(&session->thread_ended);
+    pthread_mutex_unlock(&session->lock);
     return NULL;
 }
 
@@ -338,23 +342,23 @@ int32_t tb_threads_start(tb_session *session, tb_error *err) {
 }
 
 bool tb_threads_join(tb_session *session, uint64_t until) {
+    struct timespec limit = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
+    bool late = false;
     pthread_mutex_lock(&session->lock);
     session->stop = true;
     for (uint32_t i = 0; i < session->threads_running; i++) {
         tb_thread_wake(&session->threads[i]);
     }
-    pthread_mutex_unlock(&session->lock);
-    while (session->threads_running > 0) {
-        pthread_t id = session->threads[session->threads_running - 1].id;
-        struct timespec limit = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
-        int error = until == UINT64_MAX ? pthread_join(id, NULL)
-                                        : pthread_clockjoin_np(id, NULL, CLOCK_MONOTONIC, &limit);
-        if (error != 0) {
-            return false;
-        }
-        session->threads_running--;
+    while (session->threads_ended < session->threads_running && !late) {
+        late = pthread_cond_timedwait(&session->thread_ended, &session->lock, &limit) == ETIMEDOUT;
     }
-    return true;
+    bool ended = session->threads_ended == session->threads_running;
+    pthread_mutex_unlock(&session->lock);
+    for (uint32_t i = 0; i < session->threads_running && ended; i++) {
+        pthread_join(session->threads[i].id, NULL);
+    }
+    session->threads_running = ended ? 0 : session->threads_running;
+    return ended;
 }
 
 void tb_threads_free(tb_session *session) {

@@ -58,6 +58,7 @@ uint64_t tb_frame_limit(uint8_t kind) {
     case TB_FRAME_BYE:
     case TB_FRAME_GRANT:
     case TB_FRAME_TAKEN:
+    case TB_FRAME_MATCH:
         return 0;
     default:
         return UINT64_MAX;

@@ -21,11 +21,12 @@ enum tb_frame_kind {
     TB_FRAME_PONG = 4,
     TB_FRAME_BYE = 5,
     TB_FRAME_PREPARE = 6, /* body: tb_wire_prepare, channels, key */
-    TB_FRAME_RELEASE = 7, /* body: tb_wire_failure, message; graph: the receiver's, sequence..: the sender's in round */
+    TB_FRAME_RELEASE = 7, /* round: the sender's number of its graph, which is no more; body: as of ABORT */
     TB_FRAME_GRANT = 8,   /* count: buckets of the channel that may be sent, from the first */
     TB_FRAME_DATA = 9,    /* sequence: bucket; body: payload; a trailer follows */
     TB_FRAME_TAKEN = 10,  /* the receiver has consumed the channel */
     TB_FRAME_ABORT = 11,  /* body: tb_wire_failure, message */
+    TB_FRAME_MATCH = 12,  /* round: the sender's number of the graph that it has paired with the receiver's */
 };
 
 /* Before every frame. Unused fields are 0. graph is the receiver's number of it. */

@@ -1,0 +1,227 @@
+/* Cancels, deadlines, deaths and disagreements: every rank learns of them, and memory is quiet afterwards. */
+#include "dtype.h"
+#include "world_kit.h"
+
+static const world_options *transport;
+
+enum { BYTES = 8 << 20, PARTS = 6 };
+
+/* A chain, 0 to 1 to 2 to 3: ranks 0 and 3 are no peers of each other. Each hop is a tensor of its own. */
+static void chain(kit *k, int ranks) {
+    kit_start(k, 2, 2);
+    for (int hop = 0; hop + 1 < ranks; hop++) {
+        kit_tensor(k, (uint32_t)hop, TB_UINT8, (uint64_t)BYTES * PARTS, TB_UINT8, (uint64_t)BYTES * PARTS);
+        for (int i = 0; i < PARTS; i++) {
+            kit_bucket *bucket = kit_bucket_add(k, 1, (uint32_t)hop, (uint32_t)hop + 1, 0);
+            kit_copy(k, bucket, (uint32_t)hop, BYTES, kit_run((int64_t)i * BYTES, BYTES),
+                     kit_run((int64_t)i * BYTES, BYTES));
+        }
+    }
+}
+
+static void check_chain(world *w) {
+    for (int hop = 0; hop + 1 < w->ranks; hop++) {
+        CHECK(memcmp(w->memory[hop][hop][0], w->memory[hop + 1][hop][1], (size_t)BYTES * PARTS) == 0);
+    }
+}
+
+static void wait_for_bytes(world *w, int rank) {
+    uint64_t round, done = 0, total, staging;
+    while (done == 0) {
+        world_pump(w, 1);
+        CHECK(tb_graph_progress(w->session[rank], w->graph[rank], &round, &done, &total, &staging, NULL) == TB_OK);
+    }
+}
+
+/* In the middle of a round, and again and again: the rounds after it work, and nothing stale arrives in them. */
+static void test_cancel(void) {
+    world w;
+    kit k;
+    chain(&k, 4);
+    world_open(&w, transport, 4);
+    world_prepare(&w, &k, 0);
+    uint64_t round = 0;
+    for (int canceller = 0; canceller < 4; canceller++) {
+        round++;
+        for (int rank = 0; rank < 4; rank++) {
+            if (rank != 3) {
+                world_post(&w, rank, round, 20 * SECOND); /* rank 3 is late: nobody can be done */
+            }
+        }
+        wait_for_bytes(&w, canceller == 3 ? 1 : canceller);
+        if (canceller == 3) {
+            world_post(&w, 3, round, 20 * SECOND);
+        }
+        CHECK(tb_graph_cancel(w.session[canceller], w.graph[canceller], TB_ECANCELLED, NULL) == TB_OK);
+        /* Once the event is there, nothing may touch the memory any more. */
+        world_expect(&w, canceller, TB_EVENT_ROUND, TB_ECANCELLED, canceller, NULL);
+        if (canceller > 0) {
+            memset(w.memory[canceller][canceller - 1][1], 0x55, (size_t)BYTES * PARTS);
+        }
+        if (canceller != 3) {
+            world_post(&w, 3, round, 20 * SECOND);
+        }
+        for (int rank = 0; rank < 4; rank++) {
+            if (rank == canceller) {
+                continue;
+            }
+            tb_event event;
+            CHECK(world_take(&w, rank, TB_EVENT_ROUND, 20 * SECOND, &event));
+            /* Ranks 0 and 1 may have been done with each other. */
+            bool done = event.error.code == TB_OK;
+            CHECK(done ? rank == 0 || rank == 1 : event.error.code == TB_ECANCELLED && event.error.rank == canceller);
+        }
+        for (uint64_t at = 0; canceller > 0 && at < (uint64_t)BYTES * PARTS; at++) {
+            CHECK(w.memory[canceller][canceller - 1][1][at] == 0x55);
+        }
+        world_round(&w, ++round);
+        check_chain(&w);
+    }
+    world_release(&w);
+    world_close(&w);
+    kit_free(&k);
+}
+
+static void test_deadline(void) {
+    world w;
+    kit k;
+    chain(&k, 4);
+    world_open(&w, transport, 4);
+    world_prepare(&w, &k, 0);
+    for (int rank = 0; rank < 3; rank++) {
+        world_post(&w, rank, 1, rank == 2 ? SECOND / 20 : 20 * SECOND);
+    }
+    world_expect(&w, 2, TB_EVENT_ROUND, TB_ETIMEOUT, 2, NULL);
+    tb_event event;
+    CHECK(world_take(&w, 1, TB_EVENT_ROUND, 20 * SECOND, &event));
+    CHECK(event.error.code == TB_OK || (event.error.code == TB_ECANCELLED && event.error.rank == 2));
+    world_post(&w, 3, 1, 20 * SECOND);
+    world_expect(&w, 3, TB_EVENT_ROUND, TB_ECANCELLED, 2, NULL);
+    CHECK(world_take(&w, 0, TB_EVENT_ROUND, 20 * SECOND, &event));
+    world_round(&w, 2);
+    check_chain(&w);
+    world_close(&w);
+    kit_free(&k);
+}
+
+/* A session that ends in the middle of a round: unfinished ranks fail with its rank, also those that are no peers of it. */
+static void test_loss(void) {
+    world w;
+    kit k;
+    chain(&k, 4);
+    world_open(&w, transport, 4);
+    world_prepare(&w, &k, 0);
+    for (int rank = 1; rank < 4; rank++) {
+        world_post(&w, rank, 1, 20 * SECOND);
+    }
+    /* Rank 0 never posts, so rank 1 is unfinished; the others finish. */
+    world_expect(&w, 3, TB_EVENT_ROUND, TB_OK, -1, NULL);
+    world_expect(&w, 2, TB_EVENT_ROUND, TB_OK, -1, NULL);
+    world_close_rank(&w, 0);
+    world_expect(&w, 1, TB_EVENT_ROUND, TB_EPEER_LOST, 0, NULL);
+    /* What was prepared with it is over; with others it can be prepared anew. */
+    world_post(&w, 1, 2, 20 * SECOND);
+    world_expect(&w, 1, TB_EVENT_ROUND, TB_EPEER_LOST, 0, NULL);
+    for (int rank = 1; rank < 4; rank++) {
+        CHECK(tb_graph_release(w.session[rank], w.graph[rank], NULL) == TB_OK);
+        CHECK(tb_graph_release(w.session[rank], w.graph[rank], NULL) == TB_ECLOSED);
+    }
+    free(w.memory[0][0][0]);
+    w.memory[0][0][0] = NULL;
+    world_open_rank(&w, 0);
+    world_introduce(&w);
+    world_prepare(&w, &k, 0);
+    world_round(&w, 1);
+    check_chain(&w);
+    world_close(&w);
+    kit_free(&k);
+}
+
+static void test_mismatch(void) {
+    world w;
+    kit k;
+    chain(&k, 2);
+    world_open(&w, transport, 2);
+    world_prepare_rank(&w, &k, 0, 0, 20 * SECOND);
+    k.digest[5] ^= 1;
+    world_prepare_rank(&w, &k, 1, 0, 20 * SECOND);
+    world_expect(&w, 0, TB_EVENT_PREPARED, TB_EPLAN_MISMATCH, 1, NULL);
+    world_expect(&w, 1, TB_EVENT_PREPARED, TB_EPLAN_MISMATCH, 0, NULL);
+    world_release(&w);
+    world_prepare_rank(&w, &k, 0, TB_GRAPH_CHECKSUM, 20 * SECOND);
+    world_prepare_rank(&w, &k, 1, 0, 20 * SECOND);
+    world_expect(&w, 0, TB_EVENT_PREPARED, TB_EPLAN_MISMATCH, 1, NULL);
+    world_expect(&w, 1, TB_EVENT_PREPARED, TB_EPLAN_MISMATCH, 0, NULL);
+    world_release(&w);
+    /* The same key, once both agree; and a prepare that nobody joins. */
+    world_prepare(&w, &k, 0);
+    world_round(&w, 1);
+    check_chain(&w);
+    world_release(&w);
+    world_prepare_rank(&w, &k, 0, 0, SECOND / 20);
+    world_expect(&w, 0, TB_EVENT_PREPARED, TB_ETIMEOUT, 0, NULL);
+    CHECK(tb_graph_post(w.session[0], w.graph[0], 9, SECOND, NULL) == TB_EINVALIDATED);
+    CHECK(tb_graph_release(w.session[0], w.graph[0], NULL) == TB_OK);
+    world_prepare(&w, &k, 0);
+    world_round(&w, 1);
+    world_close(&w);
+    kit_free(&k);
+}
+
+static void test_misuse(void) {
+    world w;
+    kit k;
+    tb_error err;
+    chain(&k, 2);
+    world_open(&w, transport, 2);
+    world_allocate(&w, &k, 0);
+    world_allocate(&w, &k, 1);
+    uint64_t address = (uint64_t)(uintptr_t)w.memory[0][0][0];
+    CHECK(tb_session_unregister(w.session[0], address, (uint64_t)BYTES * PARTS, &err) == TB_OK);
+    CHECK(world_prepare_code(&w, &k, 0, 0, SECOND, &err) == TB_EREGION);
+    CHECK(tb_session_register(w.session[0], address, (uint64_t)BYTES * PARTS, &err) == TB_OK);
+    CHECK(tb_session_register(w.session[0], address, (uint64_t)BYTES * PARTS, &err) == TB_EALIAS);
+    world_prepare(&w, &k, 0);
+    CHECK(tb_session_unregister(w.session[0], address, (uint64_t)BYTES * PARTS, &err) == TB_EBUSY);
+    CHECK(world_prepare_code(&w, &k, 0, 0, SECOND, &err) == TB_EBUSY);
+    world_post(&w, 0, 1, 20 * SECOND);
+    CHECK(tb_graph_post(w.session[0], w.graph[0], 2, SECOND, &err) == TB_EBUSY);
+    CHECK(tb_graph_release(w.session[0], w.graph[0], &err) == TB_EBUSY);
+    world_post(&w, 1, 1, 20 * SECOND);
+    world_expect(&w, 0, TB_EVENT_ROUND, TB_OK, -1, NULL);
+    world_expect(&w, 1, TB_EVENT_ROUND, TB_OK, -1, NULL);
+    /* The other side's release ends the next round at once. */
+    CHECK(tb_graph_release(w.session[1], w.graph[1], &err) == TB_OK);
+    world_post(&w, 0, 2, 20 * SECOND);
+    tb_event event;
+    CHECK(world_take(&w, 0, TB_EVENT_ROUND, 20 * SECOND, &event));
+    CHECK(event.error.code == TB_EINVALIDATED || event.error.code == TB_EPEER_LOST);
+    CHECK(event.error.rank == 1);
+    uint64_t session = w.session[0];
+    world_close_rank(&w, 0);
+    CHECK(tb_session_close(session, &err) == TB_ECLOSED);
+    CHECK(tb_session_next_event(session, &event, &err) == TB_ECLOSED);
+    CHECK(tb_graph_post(session, 1, 5, SECOND, &err) == TB_ECLOSED);
+    CHECK(tb_session_register(session, address, 1, &err) == TB_ECLOSED);
+    CHECK(tb_session_handshake(session, 1, NULL, 0, &err) == TB_ECLOSED);
+    world_close(&w);
+    kit_free(&k);
+}
+
+int main(void) {
+    static const world_options transports[] = {
+        {.kind = TB_TRANSPORT_MEMORY, .threads = 1, .connections = 1},
+        {.kind = TB_TRANSPORT_MEMORY, .threads = 2, .connections = 1},
+        {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1},
+        {.kind = TB_TRANSPORT_TCP, .threads = 3, .connections = 2},
+    };
+    for (size_t i = 0; i < sizeof transports / sizeof transports[0]; i++) {
+        transport = &transports[i];
+        test_cancel();
+        test_deadline();
+        test_loss();
+        test_mismatch();
+        test_misuse();
+    }
+    return 0;
+}
