@@ -100,6 +100,8 @@ export class NativeSession implements TransportSession {
     if (options.checksum === true && !this.capabilities.checksum) {
       throw new TensorBusError("TB_UNSUPPORTED", "this transport makes no checksums");
     }
+    // A peer that left may listen elsewhere by now: what has happened must be known before it is looked up.
+    this.#drain();
     const bound = bindProgram(program, bindings, { rank: this.rank, memories: this.#memories });
     for (;;) {
       await this.#introduce(program, deadline);

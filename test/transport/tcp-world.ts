@@ -51,6 +51,26 @@ export async function storeSaying(
   return store;
 }
 
+/** The same store, and a promise that resolves once something was read of it. */
+export function watchReads(store: Store): { readonly watched: Store; readonly read: Promise<void> } {
+  let seen: () => void;
+  const read = new Promise<void>((resolve) => {
+    seen = resolve;
+  });
+  const watched = new Proxy(store, {
+    get(target, name) {
+      const member: unknown = Reflect.get(target, name, target);
+      if (typeof member !== "function") return member;
+      return async (...args: unknown[]) => {
+        const result: unknown = await member.apply(target, args);
+        if (name === "get") seen();
+        return result;
+      };
+    },
+  });
+  return { watched, read };
+}
+
 export interface Listener extends AsyncDisposable {
   readonly port: number;
 }

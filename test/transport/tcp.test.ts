@@ -5,7 +5,16 @@ import { type TcpTransportOptions, tcp } from "../../transports/tcp/index.ts";
 import { randomCase } from "./cases.ts";
 import { testTransport } from "./compliance.ts";
 import { columnsToRows } from "./compliance-data.ts";
-import { corruptingProxy, hello, listen, openTcp, portOf, sendTo, storeSaying } from "./tcp-world.ts";
+import {
+  corruptingProxy,
+  hello,
+  listen,
+  openTcp,
+  portOf,
+  sendTo,
+  storeSaying,
+  watchReads,
+} from "./tcp-world.ts";
 import { outcomeOf, prepareCase, prepareEach, runCase, until } from "./world.ts";
 
 testTransport({
@@ -174,5 +183,33 @@ describe("tcp: bytes that change on the way", () => {
         for (const memory of memories) memory.check();
       }).toThrow(/not/);
     }
+  });
+});
+
+describe("tcp: ranks that come back", () => {
+  test.each([0, 1])("rank %i left, opened again elsewhere, and is found there", async (who) => {
+    const stores = memoryStores();
+    const open = (rank: number) => tcp().open({ rank, world: 2, store: stores() });
+    const sessions = [await open(0), await open(1)];
+    await runCase(sessions, pair);
+    await sessions[who]!.close();
+    sessions[who] = await open(who);
+    await runCase(sessions, pair);
+    for (const session of sessions) await session.close();
+  });
+
+  test("an address that leads nowhere is read again", async () => {
+    const dead = await listen(() => {});
+    await dead[Symbol.asyncDispose]();
+    const store = await storeSaying({ 1: dead.port });
+    const { watched, read } = watchReads(store);
+    const first = await tcp().open({ rank: 0, world: 2, store: watched });
+    const early = prepareEach([first], () => ({ ...apart(), timeoutMs: 20_000 }));
+    // Rank 0 follows the record of an earlier rank 1; the new one writes its own in its place.
+    await read;
+    const second = await tcp().open({ rank: 1, world: 2, store });
+    const late = prepareEach([second], () => ({ ...apart(), timeoutMs: 20_000 }));
+    expect(await Promise.all([early, late])).toEqual([["done"], ["done"]]);
+    for (const session of [first, second]) await session.close();
   });
 });

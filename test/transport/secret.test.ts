@@ -1,0 +1,94 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { resolveEndpoint } from "../../transports/tcp/endpoint.ts";
+import { loadSecrets } from "../../transports/tcp/secret.ts";
+
+const bytes = (...texts: string[]) => texts.map((text) => Buffer.from(text));
+
+describe("secrets", () => {
+  let folder: string;
+  const file = (name: string, text: string) => {
+    writeFileSync(join(folder, name), text, { mode: 0o600 });
+    return join(folder, name);
+  };
+  beforeAll(() => {
+    folder = mkdtempSync(join(tmpdir(), "tensorbus-secret-"));
+  });
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  test("come from the option, its file, the variable, or the variable's file, in this order", async () => {
+    const environment = { TENSOR_BUS_SECRET: "c", TENSOR_BUS_SECRET_FILE: file("d", "d\n") };
+    const secretFile = file("b", "b\n");
+    expect(await loadSecrets({ secret: "a", secretFile }, true, environment)).toEqual(bytes("a"));
+    expect(await loadSecrets({ secretFile }, true, environment)).toEqual(bytes("b"));
+    expect(await loadSecrets({}, true, environment)).toEqual(bytes("c"));
+    const { TENSOR_BUS_SECRET_FILE } = environment;
+    expect(await loadSecrets({}, true, { TENSOR_BUS_SECRET_FILE })).toEqual(bytes("d"));
+  });
+
+  test("are one or two, a line each in text", async () => {
+    expect(await loadSecrets({ secret: ["new", Buffer.from("old")] }, true)).toEqual(bytes("new", "old"));
+    expect(await loadSecrets({ secretFile: file("two", "new\r\nold\r\n") }, true)).toEqual(
+      bytes("new", "old"),
+    );
+    const wrong = [
+      { secret: [] },
+      { secret: ["a", "b", "c"] },
+      { secret: "" },
+      { secretFile: file("empty", "\n") },
+      { secretFile: file("three", "a\nb\nc\n") },
+    ];
+    for (const options of wrong) {
+      await expect(loadSecrets(options, true)).rejects.toMatchObject({ code: "TB_AUTH" });
+    }
+  });
+
+  test("a file that can not be read is TB_FILE with its name", async () => {
+    const secretFile = join(folder, "missing");
+    await expect(loadSecrets({ secretFile }, true)).rejects.toMatchObject({
+      code: "TB_FILE",
+      details: { file: secretFile },
+    });
+  });
+
+  test("without any, loopback has the empty one, and nothing else is allowed", async () => {
+    expect(await loadSecrets({}, true, {})).toEqual([new Uint8Array(0)]);
+    await expect(loadSecrets({}, false, {})).rejects.toMatchObject({ code: "TB_AUTH" });
+  });
+
+  test("are in no error", async () => {
+    const error = await loadSecrets({ secret: ["hunter2", "hunter3", "hunter4"] }, true).catch(String);
+    expect(error).not.toMatch(/hunter/);
+  });
+});
+
+describe("endpoints", () => {
+  test.each([
+    [{}, "127.0.0.1", true, { host: "127.0.0.1" }],
+    [{ host: "::1" }, "::1", true, { host: "::1" }],
+    [{ host: "127.3.2.1" }, "127.3.2.1", true, { host: "127.3.2.1" }],
+    [{ host: "10.1.2.3" }, "10.1.2.3", false, { host: "10.1.2.3" }],
+    [{ host: "0.0.0.0", advertise: "node7" }, "0.0.0.0", false, { host: "node7" }],
+    [{ host: "::", advertise: "[fd00::7]:9000" }, "::", false, { host: "fd00::7", port: 9000 }],
+    [{ advertise: "node7:9000" }, "127.0.0.1", true, { host: "node7", port: 9000 }],
+    [{ advertise: "fd00::7" }, "127.0.0.1", true, { host: "fd00::7" }],
+  ])("%j listens on %s", async (options, listenHost, loopback, advertised) => {
+    expect(await resolveEndpoint(options)).toEqual({ listenHost, loopback, advertised });
+  });
+
+  test.each(["0.0.0.0", "::", "0:0::0"])(
+    "%s alone says nothing that others could connect to",
+    async (host) => {
+      await expect(resolveEndpoint({ host })).rejects.toThrow(TypeError);
+    },
+  );
+
+  test.each(["", "node7:0", "node7:65536", "node7:", "a:b:c", "[fd00::7"])(
+    "%j can not be advertised",
+    async (advertise) => {
+      await expect(resolveEndpoint({ advertise })).rejects.toThrow(TypeError);
+    },
+  );
+});
