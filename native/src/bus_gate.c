@@ -57,7 +57,7 @@ typedef struct tb_gate {
     int wait_fd; /* of the thread, whose lock must be another's */
     bool started;
     bool wanted; /* under mutex: somebody waits for the gate to be seen free */
-    pthread_t thread;
+    tb_bus_thread thread;
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     const tb_lmdb_locks *_Atomic locks;
@@ -77,44 +77,46 @@ static uint32_t holder_of(tb_gate *gate) {
     return writer != 0 ? writer : owner_of(&locks->head.body.reader_table);
 }
 
-static void unlock_mutex(void *mutex) {
-    pthread_mutex_unlock(mutex);
-}
-
-static void wait_until_wanted(tb_gate *gate) {
+static bool wait_until_wanted(tb_gate *gate) {
     pthread_mutex_lock(&gate->mutex);
-    pthread_cleanup_push(unlock_mutex, &gate->mutex);
-    while (!gate->wanted) {
+    while (!gate->wanted && !tb_bus_thread_stopped(&gate->thread)) {
         pthread_cond_wait(&gate->changed, &gate->mutex);
     }
+    bool wanted = gate->wanted;
     gate->wanted = false;
-    pthread_cleanup_pop(1);
+    pthread_mutex_unlock(&gate->mutex);
+    return wanted;
 }
 
-/* Ended by cancelling, in one of its waits. */
-static void *run_gate(void *argument) {
+static void run_gate(void *argument) {
     tb_gate *gate = argument;
-    for (;;) {
-        wait_until_wanted(gate);
-        if (tb_bus_byte_lock(gate->wait_fd, F_OFD_SETLKW, F_RDLCK, GATE_OFFSET) == 0) {
+    while (wait_until_wanted(gate)) {
+        int failed;
+        do {
+            failed = tb_bus_byte_lock(gate->wait_fd, F_OFD_SETLKW, F_RDLCK, GATE_OFFSET);
+        } while (failed == EINTR && !tb_bus_thread_stopped(&gate->thread));
+        if (failed == 0) {
             tb_bus_byte_lock(gate->wait_fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
         }
         const struct timespec pause = {.tv_nsec = LOOK_AGAIN_NS};
-        while (holder_of(gate) != 0) {
+        while (holder_of(gate) != 0 && !tb_bus_thread_stopped(&gate->thread)) {
             nanosleep(&pause, NULL);
         }
-        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+        if (tb_bus_thread_stopped(&gate->thread)) {
+            return;
+        }
         tb_source_raise(&gate->source);
-        pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
     }
-    return NULL;
 }
 
 static void destroy_gate(void *object) {
     tb_gate *gate = object;
     if (gate->started) {
-        pthread_cancel(gate->thread);
-        pthread_join(gate->thread, NULL);
+        pthread_mutex_lock(&gate->mutex);
+        atomic_store_explicit(&gate->thread.stop, true, memory_order_release);
+        pthread_cond_signal(&gate->changed);
+        pthread_mutex_unlock(&gate->mutex);
+        tb_bus_thread_end(&gate->thread);
     }
     const tb_lmdb_locks *locks = atomic_load(&gate->locks);
     if (locks != NULL) {
@@ -282,7 +284,7 @@ int32_t tb_gate_await(uint64_t handle, tb_error *err) {
         return TB_ECLOSED;
     }
     pthread_mutex_lock(&gate->mutex);
-    int failed = gate->started ? 0 : tb_bus_thread(&gate->thread, run_gate, gate);
+    int failed = gate->started ? 0 : tb_bus_thread_start(&gate->thread, run_gate, gate);
     gate->started = failed == 0;
     gate->wanted = true;
     pthread_cond_signal(&gate->changed);

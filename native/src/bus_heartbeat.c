@@ -5,9 +5,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -23,45 +21,33 @@ typedef struct tb_heartbeat {
     _Atomic uint64_t *beat;
     char *name;
     uint64_t interval_ns;
-    pthread_t thread;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    bool stop; /* under mutex */
+    tb_bus_thread thread;
 } tb_heartbeat;
 
 typedef struct tb_pulse {
     int fd;
 } tb_pulse;
 
-static void *run_heartbeat(void *argument) {
+static void run_heartbeat(void *argument) {
     tb_heartbeat *heart = argument;
-    pthread_mutex_lock(&heart->mutex);
-    while (!heart->stop) {
+    while (!tb_bus_thread_stopped(&heart->thread)) {
         uint64_t now = tb_bus_now();
         atomic_store_explicit(heart->beat, now, memory_order_relaxed);
         struct timespec until = tb_bus_timespec(now + heart->interval_ns);
-        pthread_cond_timedwait(&heart->changed, &heart->mutex, &until);
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
     }
-    pthread_mutex_unlock(&heart->mutex);
-    return NULL;
 }
 
 static void free_heartbeat(tb_heartbeat *heart) {
     munmap(heart->beat, PAGE_BYTES);
     shm_unlink(heart->name);
-    pthread_cond_destroy(&heart->changed);
-    pthread_mutex_destroy(&heart->mutex);
     free(heart->name);
     free(heart);
 }
 
 static void destroy_heartbeat(void *object) {
     tb_heartbeat *heart = object;
-    pthread_mutex_lock(&heart->mutex);
-    heart->stop = true;
-    pthread_cond_signal(&heart->changed);
-    pthread_mutex_unlock(&heart->mutex);
-    pthread_join(heart->thread, NULL);
+    tb_bus_thread_end(&heart->thread);
     free_heartbeat(heart);
 }
 
@@ -114,13 +100,7 @@ int32_t tb_heartbeat_start(const char *name, uint32_t interval_ms, uint64_t *han
     }
     /* The first beat is there before anybody can look. */
     atomic_store_explicit(heart->beat, tb_bus_now(), memory_order_relaxed);
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&heart->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
-    pthread_mutex_init(&heart->mutex, NULL);
-    int failed = tb_bus_thread(&heart->thread, run_heartbeat, heart);
+    int failed = tb_bus_thread_start(&heart->thread, run_heartbeat, heart);
     if (failed != 0) {
         rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the heartbeat's thread can not be started");
         free_heartbeat(heart);

@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -81,27 +80,29 @@ int32_t tb_lock_close(uint64_t handle, tb_error *err) {
 typedef struct tb_watch {
     tb_source source;
     uint64_t offset;
-    pthread_t thread;
+    tb_bus_thread thread;
     int fd;
 } tb_watch;
 
-/* Waiting for the lock is a cancellation point; nothing is held there that cancelling could lose. */
-static void *run_watch(void *argument) {
+static void run_watch(void *argument) {
     tb_watch *watch = argument;
-    int failed = tb_bus_byte_lock(watch->fd, F_OFD_SETLKW, F_RDLCK, watch->offset);
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+    int failed;
+    do {
+        failed = tb_bus_byte_lock(watch->fd, F_OFD_SETLKW, F_RDLCK, watch->offset);
+        if (tb_bus_thread_stopped(&watch->thread)) {
+            return;
+        }
+    } while (failed == EINTR);
     if (failed == 0) {
         tb_bus_byte_lock(watch->fd, F_OFD_SETLK, F_UNLCK, watch->offset);
     }
     /* Where the kernel refuses to wait (out of locks), the one who asked looks for itself. */
     tb_source_raise(&watch->source);
-    return NULL;
 }
 
 static void destroy_watch(void *object) {
     tb_watch *watch = object;
-    pthread_cancel(watch->thread);
-    pthread_join(watch->thread, NULL);
+    tb_bus_thread_end(&watch->thread);
     close(watch->fd);
     tb_source_detach(&watch->source);
     free(watch);
@@ -122,7 +123,7 @@ int32_t tb_watch_start(uint64_t port, const char *path, uint64_t offset, uint64_
     if (rc != TB_OK) {
         goto close_file;
     }
-    int failed = tb_bus_thread(&watch->thread, run_watch, watch);
+    int failed = tb_bus_thread_start(&watch->thread, run_watch, watch);
     if (failed != 0) {
         rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the thread of a watch can not be started");
         goto detach;

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -136,24 +135,76 @@ int32_t tb_bus_close(uint64_t handle, enum tb_bus_kind kind, tb_error *err) {
     return TB_OK;
 }
 
-int tb_bus_thread(pthread_t *thread, void *(*run)(void *), void *argument) {
+/* The signal that gets a thread of the bus out of the kernel, or 0 where the process has none to spare. */
+static int interrupt_signal;
+static pthread_once_t interrupt_once = PTHREAD_ONCE_INIT;
+
+static void do_nothing(int signal_number) {
+    (void)signal_number;
+}
+
+/* Takes a real-time signal that nobody else uses. Its handler does nothing: what matters is that calls do not restart. */
+static void choose_signal(void) {
+    for (int candidate = SIGRTMAX; candidate >= SIGRTMIN; candidate--) {
+        struct sigaction current;
+        if (sigaction(candidate, NULL, &current) != 0 || (current.sa_flags & SA_SIGINFO) != 0 ||
+            current.sa_handler != SIG_DFL) {
+            continue;
+        }
+        struct sigaction action = {.sa_handler = do_nothing};
+        sigemptyset(&action.sa_mask);
+        if (sigaction(candidate, &action, NULL) == 0) {
+            interrupt_signal = candidate;
+            return;
+        }
+    }
+}
+
+static void *run_thread(void *argument) {
+    tb_bus_thread *thread = argument;
+    thread->run(thread->argument);
+    atomic_store_explicit(&thread->done, true, memory_order_release);
+    return NULL;
+}
+
+int tb_bus_thread_start(tb_bus_thread *thread, void (*run)(void *argument), void *argument) {
+    pthread_once(&interrupt_once, choose_signal);
+    if (interrupt_signal == 0) {
+        return EAGAIN;
+    }
+    thread->run = run;
+    thread->argument = argument;
+    atomic_init(&thread->stop, false);
+    atomic_init(&thread->done, false);
     pthread_attr_t attributes;
     int rc = pthread_attr_init(&attributes);
     if (rc != 0) {
         return rc;
     }
     rc = pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    sigset_t all, before;
-    sigfillset(&all);
+    sigset_t others, before;
+    sigfillset(&others);
+    sigdelset(&others, interrupt_signal);
     if (rc == 0) {
-        rc = pthread_sigmask(SIG_SETMASK, &all, &before);
+        rc = pthread_sigmask(SIG_SETMASK, &others, &before);
     }
     if (rc == 0) {
-        rc = pthread_create(thread, &attributes, run, argument);
+        rc = pthread_create(&thread->thread, &attributes, run_thread, thread);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
     }
     pthread_attr_destroy(&attributes);
     return rc;
+}
+
+void tb_bus_thread_end(tb_bus_thread *thread) {
+    atomic_store_explicit(&thread->stop, true, memory_order_release);
+    const struct timespec pause = {.tv_nsec = 200000};
+    /* A signal that comes right before the thread enters the kernel is lost: hence again and again. */
+    while (!atomic_load_explicit(&thread->done, memory_order_acquire)) {
+        pthread_kill(thread->thread, interrupt_signal);
+        nanosleep(&pause, NULL);
+    }
+    pthread_join(thread->thread, NULL);
 }
 
 uint64_t tb_bus_now(void) {
@@ -209,7 +260,7 @@ int tb_bus_byte_lock(int fd, int command, short type, uint64_t offset) {
         if (fcntl(fd, command, &lock) == 0) {
             return command == F_OFD_GETLK && lock.l_type != F_UNLCK ? EAGAIN : 0;
         }
-        if (errno != EINTR) {
+        if (errno != EINTR || command == F_OFD_SETLKW) {
             return errno == EACCES ? EAGAIN : errno;
         }
     }

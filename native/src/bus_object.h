@@ -6,6 +6,8 @@
 #define TB_BUS_OBJECT_H
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -32,8 +34,25 @@ void *tb_bus_use(uint64_t handle, enum tb_bus_kind kind, tb_error *err);
 void tb_bus_end(uint64_t handle);
 int32_t tb_bus_close(uint64_t handle, enum tb_bus_kind kind, tb_error *err);
 
-/* A thread with a small stack that no signal of the process is delivered to. Returns an errno. */
-int tb_bus_thread(pthread_t *thread, void *(*run)(void *), void *argument);
+/*
+ * A thread with a small stack, which no signal of the process is delivered to, and which can be ended while
+ * it waits in the kernel: what it calls there returns EINTR, and it looks at stop.
+ */
+typedef struct tb_bus_thread {
+    pthread_t thread;
+    void (*run)(void *argument);
+    void *argument;
+    atomic_bool stop;
+    atomic_bool done;
+} tb_bus_thread;
+
+/* Returns an errno. The structure stays where it is until tb_bus_thread_end. */
+int tb_bus_thread_start(tb_bus_thread *thread, void (*run)(void *argument), void *argument);
+/* Sets stop, interrupts the thread until it has ended, and joins it. */
+void tb_bus_thread_end(tb_bus_thread *thread);
+static inline bool tb_bus_thread_stopped(tb_bus_thread *thread) {
+    return atomic_load_explicit(&thread->stop, memory_order_acquire);
+}
 
 /* CLOCK_MONOTONIC in nanoseconds. */
 uint64_t tb_bus_now(void);
@@ -45,7 +64,7 @@ int32_t tb_bus_check_owner(int fd, const char *what, const char *name, tb_error 
 /* Opens a lock file, made where it is missing, and checks its owner. */
 int32_t tb_bus_open_lock_file(const char *path, int *fd, tb_error *err);
 
-/* fcntl with an open-file-description lock of one byte. Returns 0 or an errno. */
+/* fcntl with an open-file-description lock of one byte. Returns 0 or an errno; EINTR only where it waits. */
 int tb_bus_byte_lock(int fd, int command, short type, uint64_t offset);
 
 #endif

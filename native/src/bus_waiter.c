@@ -5,9 +5,7 @@
  * one, never spins.
  */
 #include <errno.h>
-#include <pthread.h>
 #include <semaphore.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
@@ -24,8 +22,7 @@ typedef struct tb_waiter {
     sem_t *semaphore;
     uint64_t semaphore_handle;
     uint64_t spin_ns;
-    pthread_t thread;
-    atomic_bool stop;
+    tb_bus_thread thread;
 } tb_waiter;
 
 static inline void relax(void) {
@@ -53,17 +50,13 @@ static bool spin_for_post(tb_waiter *waiter) {
     return false;
 }
 
-static void *run_waiter(void *argument) {
+static void run_waiter(void *argument) {
     tb_waiter *waiter = argument;
     uint64_t last = 0;
     bool busy = false;
-    for (;;) {
-        if (!busy || !spin_for_post(waiter)) {
-            while (sem_wait(waiter->semaphore) != 0 && errno == EINTR) {
-            }
-        }
-        if (atomic_load_explicit(&waiter->stop, memory_order_acquire)) {
-            return NULL;
+    while (!tb_bus_thread_stopped(&waiter->thread)) {
+        if (!(busy && spin_for_post(waiter)) && sem_wait(waiter->semaphore) != 0) {
+            continue; /* interrupted */
         }
         while (sem_trywait(waiter->semaphore) == 0) {
         }
@@ -76,9 +69,7 @@ static void *run_waiter(void *argument) {
 
 static void destroy_waiter(void *object) {
     tb_waiter *waiter = object;
-    atomic_store_explicit(&waiter->stop, true, memory_order_release);
-    sem_post(waiter->semaphore);
-    pthread_join(waiter->thread, NULL);
+    tb_bus_thread_end(&waiter->thread);
     tb_bus_end(waiter->semaphore_handle);
     tb_source_detach(&waiter->source);
     free(waiter);
@@ -103,7 +94,7 @@ int32_t tb_waiter_start(uint64_t port, uint64_t semaphore, uint64_t token, uint6
     if (rc != TB_OK) {
         goto end_semaphore;
     }
-    int failed = tb_bus_thread(&waiter->thread, run_waiter, waiter);
+    int failed = tb_bus_thread_start(&waiter->thread, run_waiter, waiter);
     if (failed != 0) {
         rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the waiter's thread can not be started");
         goto detach;
