@@ -138,8 +138,15 @@ TB_API int32_t tb_session_port(uint64_t session, uint32_t *port, tb_error *err);
 /* tcp: where a peer listens: a numeric address. May be said again after the peer was lost. */
 TB_API int32_t tb_session_set_peer(uint64_t session, int32_t rank, const char *host, uint32_t port, tb_error *err);
 /*
- * Ends everything and joins the threads; blocks until they are gone, which is at most quiesce_ms. Events not yet read
- * are lost. A closed or unknown handle is TB_ECLOSED.
+ * Begins the end: rounds stop without an event, peers hear of it, and no other events come but the last one,
+ * TB_EVENT_ENDED, once no thread of the session runs any more. After it only tb_session_next_event and tb_session_close
+ * are to be called.
+ */
+TB_API int32_t tb_session_stop(uint64_t session, tb_error *err);
+/*
+ * Ends everything and joins the threads; blocks until they are gone, which is at most quiesce_ms, and no time after
+ * TB_EVENT_ENDED. Events not yet read are lost. A closed or unknown handle is TB_ECLOSED. TB_EQUARANTINED where a thread
+ * did not end: what is registered may still be touched, and the session's memory stays.
  */
 TB_API int32_t tb_session_close(uint64_t session, tb_error *err);
 
@@ -155,6 +162,7 @@ enum tb_event_kind {
     TB_EVENT_PEER_LOST = 4, /* error.rank */
     TB_EVENT_FAULT = 5,     /* something was refused that belongs to no graph: garbage on the port, a wrong secret */
     TB_EVENT_PEER_LEFT = 6, /* error.rank: it closed its session in order, or came back as another one */
+    TB_EVENT_ENDED = 7,     /* after tb_session_stop: nothing of the session runs any more */
 };
 
 typedef struct tb_event {

@@ -31,7 +31,7 @@ uint64_t tb_deadline(uint64_t timeout_ns) {
 /* ---- events ---------------------------------------------------------------------------------------------------- */
 
 void tb_session_event(tb_session *session, const tb_event *event) {
-    if (session->closing) {
+    if (session->closing && event->kind != TB_EVENT_ENDED) {
         return;
     }
     tb_event_node *node = malloc(sizeof *node);
@@ -293,11 +293,7 @@ static void say_farewell(tb_session *session, uint64_t deadline) {
     tb_threads_sweep(session);
 }
 
-int32_t tb_session_close(uint64_t handle, tb_error *err) {
-    tb_session *session = tb_handle_take(TB_HANDLE_SESSION, handle, err);
-    if (session == NULL) {
-        return TB_ECLOSED;
-    }
+static void stop(tb_session *session) {
     uint64_t quiesce = (uint64_t)session->options.quiesce_ms * 1000000;
     session->backend->close(session);
     pthread_mutex_lock(&session->lock);
@@ -308,7 +304,36 @@ int32_t tb_session_close(uint64_t handle, tb_error *err) {
         tb_thread_wake(&session->threads[i]);
     }
     pthread_mutex_unlock(&session->lock);
-    if (!tb_threads_join(session, tb_deadline(quiesce))) {
+}
+
+static bool is_stopping(tb_session *session) {
+    pthread_mutex_lock(&session->lock);
+    bool stopping = session->closing;
+    pthread_mutex_unlock(&session->lock);
+    return stopping;
+}
+
+int32_t tb_session_stop(uint64_t handle, tb_error *err) {
+    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
+    if (session == NULL) {
+        return TB_ECLOSED;
+    }
+    if (!is_stopping(session)) {
+        stop(session);
+    }
+    tb_handle_put(handle);
+    return TB_OK;
+}
+
+int32_t tb_session_close(uint64_t handle, tb_error *err) {
+    tb_session *session = tb_handle_take(TB_HANDLE_SESSION, handle, err);
+    if (session == NULL) {
+        return TB_ECLOSED;
+    }
+    if (!is_stopping(session)) {
+        stop(session);
+    }
+    if (!tb_threads_join(session, tb_deadline((uint64_t)session->options.quiesce_ms * 1000000))) {
         /* Something still runs: what it may touch is left to it. */
         return tb_fail(err, TB_EQUARANTINED, session->options.rank, 0, "a thread did not end within %u ms",
                        session->options.quiesce_ms);

@@ -279,6 +279,9 @@ static void *run(void *argument) {
     end_conns(thread);
     pthread_mutex_lock(&session->lock);
     session->threads_ended++;
+    if (session->closing && session->threads_ended == session->threads_running) {
+        tb_session_event(session, &(tb_event){.kind = TB_EVENT_ENDED});
+    }
     pthread_cond_broadcast(&session->thread_ended);
     pthread_mutex_unlock(&session->lock);
     return NULL;

@@ -13,6 +13,7 @@ const native = declareNative({
   tb_session_open: ["pointer", "out u64", "out i32"],
   tb_session_port: ["u64", "out u32"],
   tb_session_set_peer: ["u64", "i32", "string", "u32"],
+  tb_session_stop: ["u64"],
   tb_session_close: ["u64"],
   tb_session_register: ["u64", "u64", "u64"],
   tb_session_unregister: ["u64", "u64", "u64"],
@@ -131,7 +132,12 @@ export interface NoticeEvent {
   readonly error: TensorBusError;
 }
 
-export type NativeEvent = HandshakeEvent | GraphEvent | NoticeEvent;
+/** Nothing of a stopped session runs any more. */
+export interface EndedEvent {
+  readonly kind: "ended";
+}
+
+export type NativeEvent = HandshakeEvent | GraphEvent | NoticeEvent | EndedEvent;
 
 export interface GraphOptions {
   readonly key: string;
@@ -173,7 +179,12 @@ export function setPeer(session: bigint, rank: number, host: string, port: numbe
   native.tb_session_set_peer(session, rank, host, port);
 }
 
-/** Blocks until the session's threads are gone, which is at most its `quiesceMs`. */
+/** Begins the end, which an `ended` event tells; only `nextEvent` and `closeSession` may follow. */
+export function stopSession(session: bigint): void {
+  native.tb_session_stop(session);
+}
+
+/** Blocks until the session's threads are gone: no time after `ended`, and at most its `quiesceMs`. */
 export function closeSession(session: bigint): void {
   native.tb_session_close(session);
 }
@@ -299,6 +310,8 @@ function decodeEvent(bytes: Buffer): NativeEvent | undefined {
       return { kind: "fault", error: errorOf(bytes) };
     case 6:
       return { kind: "peerLeft", error: errorOf(bytes) };
+    case 7:
+      return { kind: "ended" };
     default:
       throw new TypeError(`a native event of the unknown kind ${kind}`);
   }

@@ -46,6 +46,9 @@ export class NativeSession implements TransportSession {
   readonly #memories = new Map<Memory, bigint>();
   readonly #transfers = new Map<bigint, NativeTransfer>();
   #closing: Promise<void> | undefined;
+  /** Called when native code has come to rest. */
+  #stopped: (() => void) | undefined;
+  #closed = false;
 
   /** Opens the native session; it can be reached at once, but nobody knows yet where. */
   constructor(setup: NativeSessionSetup) {
@@ -114,7 +117,7 @@ export class NativeSession implements TransportSession {
   }
 
   close(): Promise<void> {
-    this.#closing ??= this.#close();
+    this.#closing ??= this.#close(closedError(), this.#stop());
     return this.#closing;
   }
 
@@ -174,7 +177,7 @@ export class NativeSession implements TransportSession {
   }
 
   #drain(): void {
-    while (this.#closing === undefined) {
+    while (!this.#closed) {
       const event = native.nextEvent(this.#handle);
       if (event === undefined) return;
       this.#dispatch(event);
@@ -200,10 +203,14 @@ export class NativeSession implements TransportSession {
       case "fault":
         this.#events.next({ kind: "fault", error: event.error });
         break;
+      case "ended":
+        this.#stopped?.();
+        break;
     }
   }
 
   #answer({ connection, role, step, hellos, proof }: HandshakeEvent): void {
+    if (this.#closing !== undefined) return;
     const { secrets } = this.#setup;
     const answer =
       step === "prove"
@@ -220,10 +227,26 @@ export class NativeSession implements TransportSession {
   /** The pipe broke: nothing that is awaited could ever be settled by an event. */
   #lost(cause: Error): void {
     const error = new TensorBusError("TB_SYSTEM", "the pipe of native events broke", { cause });
-    this.#closing ??= this.#close(error);
+    this.#closing ??= this.#close(error, Promise.resolve());
   }
 
-  async #close(reason = closedError()): Promise<void> {
+  /** Settles when nothing runs any more, or has had its time to end. The event loop goes on meanwhile. */
+  #stop(): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, this.#setup.options.quiesceMs);
+      this.#stopped = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+      this.#pipe.hold();
+      native.stopSession(this.#handle);
+    });
+  }
+
+  async #close(reason: TensorBusError, quiet: Promise<void>): Promise<void> {
+    for (const transfer of this.#transfers.values()) transfer.refuse(reason);
+    await quiet;
+    this.#closed = true;
     let failure: unknown;
     try {
       native.closeSession(this.#handle);

@@ -106,9 +106,14 @@ export class NativeTransfer implements PreparedTransfer {
     else pending?.reject(event.error);
   }
 
+  /** Called when the session begins to end: what is under way is still to be settled, nothing else may begin. */
+  refuse(reason: unknown): void {
+    this.#ended ??= reason;
+  }
+
   /** Called when the session has ended: nothing touches the memory any more, and no event will come. */
   end(reason: unknown): void {
-    this.#ended = reason;
+    this.#ended ??= reason;
     this.#pending?.reject(reason);
     this.#pending = undefined;
   }
@@ -116,7 +121,7 @@ export class NativeTransfer implements PreparedTransfer {
   async #outcome(what: string, signal: AbortSignal | undefined): Promise<GraphEvent> {
     const { session, graph, pipe } = this.#setup;
     const cancel = () => {
-      if (this.#pending !== undefined) native.cancelGraph(session, graph, errorCodes.TB_CANCELLED.number);
+      if (this.#ended === undefined) native.cancelGraph(session, graph, errorCodes.TB_CANCELLED.number);
     };
     const underWay = new Promise<GraphEvent>((resolve, reject) => {
       this.#pending = { resolve, reject };
