@@ -179,8 +179,9 @@ static void *find_mapping(const struct stat *file) {
         uint64_t start, end, offset, inode;
         unsigned major_id, minor_id;
         char mode[5];
-        int fields = sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64, &start, &end, mode,
-                            &offset, &major_id, &minor_id, &inode);
+        static const char form[] = "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64;
+        int fields =
+            sscanf(line, form, &start, &end, mode, &offset, &major_id, &minor_id, &inode);
         if (fields != 7 || offset != 0 || mode[3] != 's' || inode != file->st_ino ||
             makedev(major_id, minor_id) != file->st_dev) {
             continue;

@@ -143,7 +143,7 @@ static void do_nothing(int signal_number) {
     (void)signal_number;
 }
 
-/* Takes a real-time signal that nobody else uses. Its handler does nothing: what matters is that calls do not restart. */
+/* Takes a real-time signal that nobody else uses. Its handler does nothing: calls end, and do not restart. */
 static void choose_signal(void) {
     for (int candidate = SIGRTMAX; candidate >= SIGRTMIN; candidate--) {
         struct sigaction current;

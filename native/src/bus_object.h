@@ -58,7 +58,7 @@ static inline bool tb_bus_thread_stopped(tb_bus_thread *thread) {
 uint64_t tb_bus_now(void);
 struct timespec tb_bus_timespec(uint64_t ns);
 
-/* TB_EFOREIGN unless fd is a plain file of this user that nobody else may open; what and name: the message. */
+/* TB_EFOREIGN unless fd is a plain file of this user that nobody else may open; what, name: the message. */
 int32_t tb_bus_check_owner(int fd, const char *what, const char *name, tb_error *err);
 
 /* Opens a lock file, made where it is missing, and checks its owner. */

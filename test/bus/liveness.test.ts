@@ -91,31 +91,34 @@ describe("a folder's agent", () => {
   });
 
   it("takes over from a dead one whatever those do who watched it", async () => {
+    const child = forkFixture("living", { locks });
+    const { heartbeat } = await messageOf<Living>(child);
     for (let round = 0; round < 20; round++) {
-      const child = round === 0 ? forkFixture("living", { locks }) : undefined;
-      const claim = child === undefined ? claimFolder(port, locks) : undefined;
-      await (child === undefined ? claim!.live() : messageOf(child));
+      const claim = round === 0 ? undefined : claimFolder(port, locks);
+      await claim?.live();
       const watches = Array.from({ length: 6 }, () => watchLock(port, locks, lockOffsets.agent, () => {}));
-      if (child === undefined) claim!.close();
-      else await kill(child);
+      if (claim === undefined) await kill(child);
+      else claim.close();
       const next = claimFolder(port, locks);
       await next.live();
       next.close();
       for (const watch of watches) watch.close();
     }
+    unlinkHeartbeat(heartbeat);
   });
 });
 
 describe("a process", () => {
   it("that is killed is known to be dead within a second", async () => {
     const child = forkFixture("living", { locks });
-    await messageOf<Living>(child);
+    const { heartbeat } = await messageOf<Living>(child);
     const dead = lockFreed(port, locks, lockOffsets.agent);
     await sleep(20);
     const killed = performance.now();
     child.kill("SIGKILL");
     await dead;
     expect(performance.now() - killed).toBeLessThan(1000);
+    expect(unlinkHeartbeat(heartbeat)).toBe(true);
   });
 
   it("that is stopped is unresponsive, not dead, and responds again when it goes on", async () => {
