@@ -1,8 +1,8 @@
 /*
- * Measures the host kernels, each beside a memcpy that reads and writes as many bytes in all, run in turns with it.
- * Prints one JSON object a case: nanoseconds are medians, ratio is memcpy's time over the kernel's.
+ * Measures the host kernels, each beside a memcpy that reads and writes as many bytes in all, run in turns
+ * with it. Prints one JSON object a case: nanoseconds are medians, ratio is memcpy's time over the kernel's.
  *
- *     kernels [REPEATS]
+ *     kernels [REPEATS [FILTER]]
  */
 #include <stdbool.h>
 #include <stdio.h>
@@ -124,13 +124,16 @@ static uint64_t touched_bytes(const bench_case *what, uint64_t count) {
     return what->kind == REDUCE ? in + 2 * out : what->kind == CHECKSUM ? in : in + out;
 }
 
-static void measure(const bench_case *what, const char *place, uint64_t bytes, int repeats, uint8_t *to, uint8_t *from) {
+static void measure(const bench_case *what, const char *place, uint64_t bytes, int repeats, uint8_t *to,
+                    uint8_t *from) {
     static uint64_t kernel[MAX_REPEATS];
     static uint64_t copy[MAX_REPEATS];
     uint64_t largest = tb_dtype_size(what->to) > tb_dtype_size(what->from) ? tb_dtype_size(what->to)
                                                                           : tb_dtype_size(what->from);
-    uint64_t run_elements = what->run_bytes == 0 ? 1 : (uint64_t)what->run_bytes
-                                                           / tb_dtype_size(what->kind == UNPACK ? what->to : what->from);
+    uint64_t run_elements =
+        what->run_bytes == 0
+            ? 1
+            : (uint64_t)what->run_bytes / tb_dtype_size(what->kind == UNPACK ? what->to : what->from);
     uint64_t count = bytes / largest / run_elements * run_elements;
     uint64_t touched = touched_bytes(what, count);
     /* A small case is run several times between two looks at the clock. */
@@ -155,17 +158,19 @@ static void measure(const bench_case *what, const char *place, uint64_t bytes, i
     uint64_t copy_ns = median(copy, repeats);
     printf("{\"case\":\"%s\",\"place\":\"%s\",\"elements\":%llu,\"touchedBytes\":%llu,\"nanoseconds\":%llu,"
            "\"memcpyNanoseconds\":%llu,\"gigabytesPerSecond\":%.2f,\"ratio\":%.3f}\n",
-           what->name, place, (unsigned long long)count, (unsigned long long)touched, (unsigned long long)kernel_ns,
-           (unsigned long long)copy_ns, (double)touched / (double)kernel_ns, (double)copy_ns / (double)kernel_ns);
+           what->name, place, (unsigned long long)count, (unsigned long long)touched,
+           (unsigned long long)kernel_ns, (unsigned long long)copy_ns, (double)touched / (double)kernel_ns,
+           (double)copy_ns / (double)kernel_ns);
     fflush(stdout);
 }
 
 int main(int argc, char **argv) {
     int repeats = argc > 1 ? atoi(argv[1]) : 11;
     if (repeats < 1 || repeats > MAX_REPEATS) {
-        fprintf(stderr, "usage: kernels [REPEATS], 1 to %d\n", MAX_REPEATS);
+        fprintf(stderr, "usage: kernels [REPEATS [FILTER]], 1 to %d repeats\n", MAX_REPEATS);
         return 2;
     }
+    const char *filter = argc > 2 ? argv[2] : "";
     fprintf(stderr, "%s\n", tb_build_info());
     uint64_t room = 3 * places[1].bytes; /* twice the largest side where every second run is left out */
     uint8_t *to = aligned_alloc(4096, room);
@@ -179,6 +184,11 @@ int main(int argc, char **argv) {
     memset(from, 0x38, room);
     for (size_t place = 0; place < sizeof places / sizeof places[0]; place++) {
         for (size_t index = 0; index < sizeof cases / sizeof cases[0]; index++) {
+            char name[128];
+            snprintf(name, sizeof name, "kernels/%s/%s", places[place].name, cases[index].name);
+            if (strstr(name, filter) == NULL) {
+                continue;
+            }
             measure(&cases[index], places[place].name, places[place].bytes, repeats, to, from);
         }
     }

@@ -7,7 +7,9 @@
 
 enum { PATH_BYTES = 4096 };
 
-/* The number behind a key of a file of lines "key number"; a key of NULL means the first number of the file. */
+/*
+ * The number behind a key of a file of lines "key number"; a key of NULL means the first number of the file.
+ */
 static bool read_number(const char *path, const char *key, uint64_t *number) {
     FILE *file = fopen(path, "re");
     if (file == NULL) {
@@ -17,7 +19,8 @@ static bool read_number(const char *path, const char *key, uint64_t *number) {
     bool found = false;
     size_t length = key == NULL ? 0 : strlen(key);
     while (!found && fgets(line, sizeof line, file) != NULL) {
-        found = (key == NULL || strncmp(line, key, length) == 0) && sscanf(line + length, " %" SCNu64, number) == 1;
+        found = (key == NULL || strncmp(line, key, length) == 0)
+                && sscanf(line + length, " %" SCNu64, number) == 1;
     }
     fclose(file);
     return found;
@@ -37,8 +40,8 @@ typedef struct group_files {
     const char *cache;
 } group_files;
 
-static const group_files version_1 = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
-                                      "total_inactive_file"};
+static const group_files version_1 = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes",
+                                      "memory.usage_in_bytes", "total_inactive_file"};
 static const group_files version_2 = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"};
 
 /* Usage counts the page cache, of which the inactive part is given back before anything is refused. */
@@ -46,7 +49,8 @@ static uint64_t left_in_group(const group_files *files, const char *group) {
     uint64_t limit;
     uint64_t usage;
     uint64_t cache = 0;
-    if (!read_in_group(group, files->limit, NULL, &limit) || !read_in_group(group, files->usage, NULL, &usage)) {
+    if (!read_in_group(group, files->limit, NULL, &limit)
+        || !read_in_group(group, files->usage, NULL, &usage)) {
         return UINT64_MAX; /* "max", or no such group as seen from here */
     }
     (void)read_in_group(group, "memory.stat", files->cache, &cache);

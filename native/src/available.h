@@ -4,8 +4,8 @@
 #include <stdint.h>
 
 /*
- * Bytes that this process can take without driving the machine or one of its control groups out of memory, as far as
- * the kernel tells; UINT64_MAX where it does not.
+ * Bytes that this process can take without driving the machine or one of its control groups out of memory, as
+ * far as the kernel tells; UINT64_MAX where it does not.
  */
 uint64_t tb_memory_available(void);
 

@@ -6,10 +6,11 @@
 enum { VIA_ELEMENTS = 1024 };
 
 /*
- * The loops may assume that they read nothing that they wrote. Elements that get narrower stay behind those that are
- * still to be read.
+ * The loops may assume that they read nothing that they wrote. Elements that get narrower stay behind those
+ * that are still to be read.
  */
-static void cast_in_place(uint8_t *at, tb_cast_loop loop, uint32_t to_size, uint32_t from_size, uint64_t count) {
+static void cast_in_place(uint8_t *at, tb_cast_loop loop, uint32_t to_size, uint32_t from_size,
+                          uint64_t count) {
     uint8_t copy[VIA_ELEMENTS * 8];
     const uint8_t *from = at;
     while (count > 0) {

@@ -19,7 +19,8 @@ static void f16_of_f32_avx2(void *restrict out, const void *restrict in, uint64_
     for (; i + 8 <= count; i += 8) {
         __m256 x = _mm256_loadu_ps((const float *)(const void *)(from + i * 4));
         __m256i unordered = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-        __m128i mask = _mm_packs_epi32(_mm256_castsi256_si128(unordered), _mm256_extracti128_si256(unordered, 1));
+        __m128i mask =
+            _mm_packs_epi32(_mm256_castsi256_si128(unordered), _mm256_extracti128_si256(unordered, 1));
         __m128i half = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
         _mm_storeu_si128((__m128i *)(void *)(to + i * 2), _mm_blendv_epi8(half, nan, mask));
     }

@@ -1,24 +1,24 @@
 /*
- * The loops of tb_cast, as a template: a file defines TB_ISA(name), which gives a name of its own to each set of vector
- * instructions, and includes this. `table` is its only result.
+ * The loops of tb_cast, as a template: a file defines TB_ISA(name), which gives a name of its own to each set
+ * of vector instructions, and includes this. `table` is its only result.
  *
- * Eight types convert into each other in one step. The narrow floats convert to and from float32 only; tb_cast puts the
- * two steps together in a buffer that stays in the first-level cache.
+ * Eight types convert into each other in one step. The narrow floats convert to and from float32 only;
+ * tb_cast puts the two steps together in a buffer that stays in the first-level cache.
  */
 #include "cast_table.h"
 #include "convert.h"
 
 /* One loop; loads and stores by memcpy, since tensors of any alignment are moved. */
-#define TB_LOOP(to, from, to_type, from_type, expression)                                                          \
-    static void TB_ISA(to##_of_##from)(void *restrict out, const void *restrict in, uint64_t count) {              \
-        uint8_t *restrict to_at = out;                                                                             \
-        const uint8_t *restrict from_at = in;                                                                      \
-        for (uint64_t i = 0; i < count; i++) {                                                                     \
-            from_type x;                                                                                           \
-            memcpy(&x, from_at + i * sizeof x, sizeof x);                                                          \
-            to_type y = (to_type)(expression);                                                                     \
-            memcpy(to_at + i * sizeof y, &y, sizeof y);                                                            \
-        }                                                                                                          \
+#define TB_LOOP(to, from, to_type, from_type, expression)                                                    \
+    static void TB_ISA(to##_of_##from)(void *restrict out, const void *restrict in, uint64_t count) {        \
+        uint8_t *restrict to_at = out;                                                                       \
+        const uint8_t *restrict from_at = in;                                                                \
+        for (uint64_t i = 0; i < count; i++) {                                                               \
+            from_type x;                                                                                     \
+            memcpy(&x, from_at + i * sizeof x, sizeof x);                                                    \
+            to_type y = (to_type)(expression);                                                               \
+            memcpy(to_at + i * sizeof y, &y, sizeof y);                                                      \
+        }                                                                                                    \
     }
 
 TB_LOOP(f64, f32, double, float, tb_double_of_float(x))
@@ -37,10 +37,13 @@ TB_LOOP(i8, f32, int8_t, float, tb_i8_of_float(x))
 TB_LOOP(u8, f32, uint8_t, float, tb_u8_of_float(x))
 TB_LOOP(bool, f32, uint8_t, float, x != 0)
 
-/* Integers: C converts to nearest even (Annex F) and wraps modulo two to the width (gcc and clang define it so). */
-#define TB_FROM_INTEGER(from, from_type)                                                                           \
-    TB_LOOP(f64, from, double, from_type, x)                                                                       \
-    TB_LOOP(f32, from, float, from_type, x)                                                                        \
+/*
+ * Integers: C converts to nearest even (Annex F) and wraps modulo two to the width (gcc and clang define it
+ * so).
+ */
+#define TB_FROM_INTEGER(from, from_type)                                                                     \
+    TB_LOOP(f64, from, double, from_type, x)                                                                 \
+    TB_LOOP(f32, from, float, from_type, x)                                                                  \
     TB_LOOP(bool, from, uint8_t, from_type, x != 0)
 
 TB_FROM_INTEGER(i64, int64_t)

@@ -1,4 +1,7 @@
-/* What the casts of one set of vector instructions offer: a loop for each pair that converts in one step, else NULL. */
+/*
+ * What the casts of one set of vector instructions offer: a loop for each pair that converts in one step,
+ * else NULL.
+ */
 #ifndef TB_CAST_TABLE_H
 #define TB_CAST_TABLE_H
 
@@ -21,7 +24,8 @@ extern tb_cast_table tb_cast_loops_avx512;
 /* The casts for the processor that runs this. */
 static inline tb_cast_table *tb_cast_table_now(void) {
 #if defined(__x86_64__)
-    tb_cast_table *const tables[TB_ISA_COUNT] = {&tb_cast_loops_base, &tb_cast_loops_avx2, &tb_cast_loops_avx512};
+    tb_cast_table *const tables[TB_ISA_COUNT] = {&tb_cast_loops_base, &tb_cast_loops_avx2,
+                                                 &tb_cast_loops_avx512};
     return tables[tb_isa_level()];
 #else
     return &tb_cast_loops_base;

@@ -1,7 +1,8 @@
 /*
- * One element from one type to another, without a branch, so that a loop over it becomes vector code on any processor.
- * The rules are those of docs/element-types.md. Narrow floats go by way of float32. Every NaN becomes the one canonical
- * NaN of its type. Conversions of C that would be undefined (a float outside of an integer's range) are never reached.
+ * One element from one type to another, without a branch, so that a loop over it becomes vector code on any
+ * processor. The rules are those of docs/element-types.md. Narrow floats go by way of float32. Every NaN
+ * becomes the one canonical NaN of its type. Conversions of C that would be undefined (a float outside of an
+ * integer's range) are never reached.
  */
 #ifndef TB_CONVERT_H
 #define TB_CONVERT_H
@@ -30,11 +31,11 @@ static inline double tb_double_of_bits(uint64_t bits) {
 #define TB_FLOAT_NAN tb_float_of_bits(0x7fc00000u)
 #define TB_DOUBLE_NAN tb_double_of_bits(0x7ff8000000000000u)
 
-/* ---- narrow floats to float32: exact ---------------------------------------------------------------------------- */
+/* ---- narrow floats to float32: exact ------------------------------------------------------------------- */
 
 /*
- * A subnormal is its integer times a power of two: a product of normal numbers, where shifting it into the subnormals
- * of float32 and scaling from there would cost an assist of the processor.
+ * A subnormal is its integer times a power of two: a product of normal numbers, where shifting it into the
+ * subnormals of float32 and scaling from there would cost an assist of the processor.
  */
 static inline float tb_float_of_f16(uint16_t half) {
     uint32_t magnitude = half & 0x7fffu;
@@ -64,11 +65,12 @@ static inline float tb_float_of_e4m3fn(uint8_t quarter) {
     return tb_float_of_bits(magnitude == 0x7fu ? 0x7fc00000u : bits | sign);
 }
 
-/* ---- float32 to narrow floats: to nearest, ties to even --------------------------------------------------------- */
+/* ---- float32 to narrow floats: to nearest, ties to even ------------------------------------------------ */
 
 /*
- * The magnitude of a float32 rounded to `mantissa` bits in a format whose exponent's bias is `bias`, range aside. Its
- * subnormals: adding the power of two whose last place is the format's smallest number makes the processor round.
+ * The magnitude of a float32 rounded to `mantissa` bits in a format whose exponent's bias is `bias`, range
+ * aside. Its subnormals: adding the power of two whose last place is the format's smallest number makes the
+ * processor round.
  */
 static inline uint32_t tb_round_magnitude(uint32_t magnitude, uint32_t mantissa, uint32_t bias) {
     uint32_t shift = 23 - mantissa;
@@ -113,18 +115,18 @@ static inline uint8_t tb_e4m3fn_of_float(float value) {
     return (uint8_t)(magnitude > 0x7f800000u ? 0x7fu : rounded);
 }
 
-/* ---- floats to integers: towards zero, saturating, NaN is 0 ------------------------------------------------------ */
+/* ---- floats to integers: towards zero, saturating, NaN is 0 -------------------------------------------- */
 
 /*
- * The value is brought into range before C converts it. `top` is one past the largest integer and exact, `below` the
- * largest float under it, which need not be the integer's own largest.
+ * The value is brought into range before C converts it. `top` is one past the largest integer and exact,
+ * `below` the largest float under it, which need not be the integer's own largest.
  */
-#define TB_TRUNCATE(name, integer, floating, low, below, top, highest)                                             \
-    static inline integer name(floating value) {                                                                   \
-        floating inside = value > (low) ? value : (low);                                                           \
-        inside = inside < (below) ? inside : (below);                                                              \
-        integer whole = (integer)(value == value ? inside : 0);                                                    \
-        return value >= (top) ? (highest) : whole;                                                                 \
+#define TB_TRUNCATE(name, integer, floating, low, below, top, highest)                                       \
+    static inline integer name(floating value) {                                                             \
+        floating inside = value > (low) ? value : (low);                                                     \
+        inside = inside < (below) ? inside : (below);                                                        \
+        integer whole = (integer)(value == value ? inside : 0);                                              \
+        return value >= (top) ? (highest) : whole;                                                           \
     }
 
 TB_TRUNCATE(tb_i64_of_double, int64_t, double, -0x1p63, 0x1.fffffffffffffp62, 0x1p63, INT64_MAX)
@@ -156,7 +158,7 @@ static inline uint8_t tb_u8_of_double(double value) {
     return (uint8_t)tb_clamp_i32(tb_i32_of_double(value), 0, UINT8_MAX);
 }
 
-/* ---- float32 and float64 ---------------------------------------------------------------------------------------- */
+/* ---- float32 and float64 ------------------------------------------------------------------------------- */
 
 static inline float tb_float_of_double(double value) {
     float rounded = (float)value;

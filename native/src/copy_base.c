@@ -7,7 +7,8 @@
 
 static inline void stream_line(uint8_t *to, const uint8_t *from) {
     for (int at = 0; at < TB_LINE_BYTES; at += 16) {
-        _mm_stream_si128((__m128i *)(void *)(to + at), _mm_loadu_si128((const __m128i *)(const void *)(from + at)));
+        _mm_stream_si128((__m128i *)(void *)(to + at),
+                         _mm_loadu_si128((const __m128i *)(const void *)(from + at)));
     }
 }
 

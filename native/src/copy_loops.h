@@ -1,23 +1,23 @@
 /*
- * tb_copy_rows as a template: see cast_loops.h. Moves of a length that the compiler knows are plain loads and stores; a
- * row of any length is covered by such moves, of which the last one overlaps the one before it. TB_STREAM_LINE writes a
- * line of the cache, to whose place it is aligned, past the cache.
+ * tb_copy_rows as a template: see cast_loops.h. Moves of a length that the compiler knows are plain loads and
+ * stores; a row of any length is covered by such moves, of which the last one overlaps the one before it.
+ * TB_STREAM_LINE writes a line of the cache, to whose place it is aligned, past the cache.
  */
 #include <stdint.h>
 #include <string.h>
 
-#define TB_ROWS(name, move)                                                                                        \
-    static void TB_ISA(name)(uint8_t *restrict to, int64_t to_stride, const uint8_t *restrict from,                \
-                             int64_t from_stride, int64_t rows, int64_t run) {                                     \
-        (void)run;                                                                                                 \
-        for (; rows > 0; rows--, to += to_stride, from += from_stride) {                                           \
-            move;                                                                                                  \
-        }                                                                                                          \
+#define TB_ROWS(name, move)                                                                                  \
+    static void TB_ISA(name)(uint8_t *restrict to, int64_t to_stride, const uint8_t *restrict from,          \
+                             int64_t from_stride, int64_t rows, int64_t run) {                               \
+        (void)run;                                                                                           \
+        for (; rows > 0; rows--, to += to_stride, from += from_stride) {                                     \
+            move;                                                                                            \
+        }                                                                                                    \
     }
 
 /* Two moves of the larger half: a row of `size` to twice `size` bytes. */
-#define TB_TWO_MOVES(size)                                                                                         \
-    memcpy(to, from, size);                                                                                        \
+#define TB_TWO_MOVES(size)                                                                                   \
+    memcpy(to, from, size);                                                                                  \
     memcpy(to + run - (size), from + run - (size), size)
 
 TB_ROWS(rows_of_1, memcpy(to, from, 1))

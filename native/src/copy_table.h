@@ -12,9 +12,9 @@ enum { TB_LINE_BYTES = 64 };
 typedef void (*tb_rows_loop)(uint8_t *restrict to, int64_t to_stride, const uint8_t *restrict from,
                              int64_t from_stride, int64_t rows, int64_t run);
 
-#define TB_DECLARE_COPIES(isa)                                                                                     \
-    tb_rows_loop tb_rows_loop_of_##isa(int64_t run);                                                               \
-    void tb_stream_rows_##isa(uint8_t *restrict to, int64_t to_stride, const uint8_t *restrict from,               \
+#define TB_DECLARE_COPIES(isa)                                                                               \
+    tb_rows_loop tb_rows_loop_of_##isa(int64_t run);                                                         \
+    void tb_stream_rows_##isa(uint8_t *restrict to, int64_t to_stride, const uint8_t *restrict from,         \
                               int64_t from_stride, int64_t rows, int64_t run)
 
 TB_DECLARE_COPIES(base);

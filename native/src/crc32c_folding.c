@@ -1,6 +1,7 @@
 /*
- * CRC-32C by carry-less multiplication: 128 bits are a polynomial, and that of 128 bits which lie D bits further is
- * added to it times x^D, modulo the CRC's own. 16 such lanes are folded side by side, then into one.
+ * CRC-32C by carry-less multiplication: 128 bits are a polynomial, and that of 128 bits which lie D bits
+ * further is added to it times x^D, modulo the CRC's own. 16 such lanes are folded side by side, then into
+ * one.
  */
 #include "crc32c.h"
 
@@ -24,8 +25,8 @@ static factors into_last_lane;
 static pthread_once_t factors_made = PTHREAD_ONCE_INIT;
 
 /*
- * A register holds the coefficients in reverse. A product of two 64-bit registers then comes out times x, hence the
- * powers less one; its first half stands 64 bits before its second.
+ * A register holds the coefficients in reverse. A product of two 64-bit registers then comes out times x,
+ * hence the powers less one; its first half stands 64 bits before its second.
  */
 static void make_lane(uint64_t *lane, uint64_t bits) {
     lane[0] = (uint64_t)tb_crc_power(bits + 63) << 32;

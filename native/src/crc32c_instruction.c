@@ -1,6 +1,7 @@
 /*
- * CRC-32C by the processor's instruction. Each waits for the last one's result, for three cycles: three blocks next to
- * each other are run at once, and put together by shifting the registers of the first two over what follows them.
+ * CRC-32C by the processor's instruction. Each waits for the last one's result, for three cycles: three
+ * blocks next to each other are run at once, and put together by shifting the registers of the first two over
+ * what follows them.
  */
 #include "crc32c.h"
 
@@ -56,7 +57,8 @@ static void make_tables(void) {
 }
 
 static inline uint32_t shift(const shift_table table, uint32_t crc) {
-    return table[0][crc & 0xff] ^ table[1][(crc >> 8) & 0xff] ^ table[2][(crc >> 16) & 0xff] ^ table[3][crc >> 24];
+    return table[0][crc & 0xff] ^ table[1][(crc >> 8) & 0xff] ^ table[2][(crc >> 16) & 0xff]
+           ^ table[3][crc >> 24];
 }
 
 static inline uint64_t load(const uint8_t *at) {
@@ -65,7 +67,8 @@ static inline uint64_t load(const uint8_t *at) {
     return word;
 }
 
-WITH_CRC static inline uint32_t three_blocks(uint32_t crc, const uint8_t *data, int block, const shift_table over) {
+WITH_CRC static inline uint32_t three_blocks(uint32_t crc, const uint8_t *data, int block,
+                                             const shift_table over) {
     uint32_t second = 0;
     uint32_t third = 0;
     for (int i = 0; i < block; i += 8) {

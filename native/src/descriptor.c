@@ -18,7 +18,8 @@ static int32_t extend(extent *reach, int64_t count, int64_t stride, tb_error *er
         return malformed(err, "a count below 1");
     }
     if (__builtin_mul_overflow(count - 1, stride, &span)
-        || __builtin_add_overflow(span < 0 ? reach->low : reach->high, span, span < 0 ? &reach->low : &reach->high)
+        || __builtin_add_overflow(span < 0 ? reach->low : reach->high, span,
+                                  span < 0 ? &reach->low : &reach->high)
         || __builtin_mul_overflow(reach->total, count, &reach->total)) {
         return malformed(err, "offsets overflow");
     }
@@ -54,8 +55,9 @@ int32_t tb_descriptor_check(const int64_t *descriptor, uint64_t words, uint64_t 
         }
     }
     if (reach.low < 0 || (uint64_t)reach.high > bytes) {
-        return tb_fail(err, TB_EREGION, -1, 0, "descriptor reaches bytes %lld to %lld of memory of %llu bytes",
-                       (long long)reach.low, (long long)reach.high, (unsigned long long)bytes);
+        return tb_fail(err, TB_EREGION, -1, 0,
+                       "descriptor reaches bytes %lld to %lld of memory of %llu bytes", (long long)reach.low,
+                       (long long)reach.high, (unsigned long long)bytes);
     }
     if (total_bytes != NULL) {
         *total_bytes = (uint64_t)reach.total;

@@ -18,8 +18,8 @@ static pthread_once_t described = PTHREAD_ONCE_INIT;
 static char description[192];
 
 static void describe(void) {
-    snprintf(description, sizeof description, "%s, vectors %s, CRC-32C by %s", COMPILER, tb_isa_name(tb_isa_level()),
-             tb_crc_name(tb_crc_level()));
+    snprintf(description, sizeof description, "%s, vectors %s, CRC-32C by %s", COMPILER,
+             tb_isa_name(tb_isa_level()), tb_crc_name(tb_crc_level()));
 }
 
 const char *tb_build_info(void) {

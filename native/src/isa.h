@@ -1,6 +1,7 @@
 /*
- * The vector instructions of the processor that runs this, and the choice of kernels by them. Kernels are templates,
- * compiled once for each level in a file of its own (cast_avx2.c, …), and chosen by a table at run time.
+ * The vector instructions of the processor that runs this, and the choice of kernels by them. Kernels are
+ * templates, compiled once for each level in a file of its own (cast_avx2.c, …), and chosen by a table at run
+ * time.
  */
 #ifndef TB_ISA_H
 #define TB_ISA_H
@@ -14,7 +15,10 @@ typedef enum tb_isa {
 
 /* The highest level that kernels may use. */
 tb_isa tb_isa_level(void);
-/* Lowers it for tests, which hold the levels against each other; a level that the processor lacks changes nothing. */
+/*
+ * Lowers it for tests, which hold the levels against each other; a level that the processor lacks changes
+ * nothing.
+ */
 void tb_isa_limit(tb_isa level);
 const char *tb_isa_name(tb_isa level);
 

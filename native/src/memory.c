@@ -20,8 +20,8 @@ static int32_t map(uint64_t bytes, int flags, int fd, uint64_t *address, tb_erro
     void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
     if (at == MAP_FAILED) {
         int os_errno = errno;
-        return tb_fail(err, os_errno == ENOMEM ? TB_ENO_MEMORY : TB_ESYSTEM, -1, os_errno, "mmap of %llu bytes",
-                       (unsigned long long)bytes);
+        return tb_fail(err, os_errno == ENOMEM ? TB_ENO_MEMORY : TB_ESYSTEM, -1, os_errno,
+                       "mmap of %llu bytes", (unsigned long long)bytes);
     }
     *address = (uint64_t)(uintptr_t)at;
     return TB_OK;
@@ -44,8 +44,9 @@ int32_t tb_host_free(uint64_t address, uint64_t bytes, tb_error *err) {
 }
 
 /*
- * Space that is only promised would be a SIGBUS at the first write, so it is taken now. A memfd has no file system that
- * could be full: where the machine has less, the kernel would not refuse but end processes, hence the question first.
+ * Space that is only promised would be a SIGBUS at the first write, so it is taken now. A memfd has no file
+ * system that could be full: where the machine has less, the kernel would not refuse but end processes, hence
+ * the question first.
  */
 static int32_t reserve(int fd, uint64_t bytes, tb_error *err) {
     uint64_t available = tb_memory_available();
@@ -77,8 +78,8 @@ int32_t tb_shared_create(const char *name, uint64_t bytes, int32_t *fd, uint64_t
     }
     if (ftruncate(file, (off_t)bytes) != 0) {
         int os_errno = errno;
-        code = tb_fail(err, os_errno == EFBIG ? TB_ENO_SPACE : TB_ESYSTEM, -1, os_errno, "%llu bytes of shared memory",
-                       (unsigned long long)bytes);
+        code = tb_fail(err, os_errno == EFBIG ? TB_ENO_SPACE : TB_ESYSTEM, -1, os_errno,
+                       "%llu bytes of shared memory", (unsigned long long)bytes);
         goto close_file;
     }
     code = reserve(file, bytes, err);

@@ -12,7 +12,8 @@ static int32_t check_end(const tb_end *end, const char *name, uint64_t *elements
     }
     uint64_t total;
     uint32_t used;
-    int32_t code = tb_descriptor_check(end->descriptor, end->descriptor_words, size, end->bytes, &total, &used, err);
+    int32_t code =
+        tb_descriptor_check(end->descriptor, end->descriptor_words, size, end->bytes, &total, &used, err);
     if (code != TB_OK) {
         return code;
     }
@@ -36,8 +37,8 @@ int32_t tb_move(const tb_end *dst, const tb_end *src, tb_error *err) {
         return code;
     }
     if (dst_elements != src_elements) {
-        return tb_fail(err, TB_EREGION, -1, 0, "a move of %llu elements to %llu", (unsigned long long)src_elements,
-                       (unsigned long long)dst_elements);
+        return tb_fail(err, TB_EREGION, -1, 0, "a move of %llu elements to %llu",
+                       (unsigned long long)src_elements, (unsigned long long)dst_elements);
     }
     tb_cursor to;
     tb_cursor from;

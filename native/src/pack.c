@@ -69,8 +69,12 @@ void tb_cursor_pack(tb_cursor *from, uint32_t from_dtype, void *wire, uint32_t w
     }
 }
 
-/* What is written past the cache passes through the tile too: whole lines are wanted, and casts write smaller parts. */
-static void unpack_cast(tb_cursor *to, uint32_t to_dtype, const uint8_t *in, uint32_t wire_dtype, uint64_t count) {
+/*
+ * What is written past the cache passes through the tile too: whole lines are wanted, and casts write smaller
+ * parts.
+ */
+static void unpack_cast(tb_cursor *to, uint32_t to_dtype, const uint8_t *in, uint32_t wire_dtype,
+                        uint64_t count) {
     int64_t to_size = tb_dtype_size(to_dtype);
     int64_t wire_size = tb_dtype_size(wire_dtype);
     bool direct = to->run_bytes >= DIRECT_RUN_BYTES && !to->cold;
@@ -91,7 +95,8 @@ static void unpack_cast(tb_cursor *to, uint32_t to_dtype, const uint8_t *in, uin
     }
 }
 
-static void unpack(tb_cursor *to, uint32_t to_dtype, const uint8_t *wire, uint32_t wire_dtype, uint64_t count) {
+static void unpack(tb_cursor *to, uint32_t to_dtype, const uint8_t *wire, uint32_t wire_dtype,
+                   uint64_t count) {
     if (to_dtype == wire_dtype) {
         unpack_bytes(to, wire, (int64_t)count * tb_dtype_size(to_dtype));
     } else {
@@ -99,7 +104,8 @@ static void unpack(tb_cursor *to, uint32_t to_dtype, const uint8_t *wire, uint32
     }
 }
 
-void tb_cursor_unpack(tb_cursor *to, uint32_t to_dtype, const void *wire, uint32_t wire_dtype, uint64_t count) {
+void tb_cursor_unpack(tb_cursor *to, uint32_t to_dtype, const void *wire, uint32_t wire_dtype,
+                      uint64_t count) {
     unpack(to, to_dtype, wire, wire_dtype, count);
     if (to->cold) {
         tb_stream_end();
@@ -108,7 +114,8 @@ void tb_cursor_unpack(tb_cursor *to, uint32_t to_dtype, const void *wire, uint32
 
 /* Rows that lie evenly on both sides: whole runs of the same length, or a part of one run. */
 static int64_t move_rows(tb_cursor *to, tb_cursor *from, int64_t bytes) {
-    bool whole = to->run_bytes == from->run_bytes && to->in_run == 0 && from->in_run == 0 && bytes >= to->run_bytes;
+    bool whole =
+        to->run_bytes == from->run_bytes && to->in_run == 0 && from->in_run == 0 && bytes >= to->run_bytes;
     if (!whole) {
         int64_t from_rest = from->run_bytes - from->in_run;
         tb_span part = tb_cursor_take_of_run(to, bytes < from_rest ? bytes : from_rest);

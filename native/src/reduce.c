@@ -43,8 +43,8 @@ static int32_t unknown_dtype(uint32_t dtype, tb_error *err) {
     return tb_fail(err, TB_EDTYPE, -1, 0, "unknown element type %u", dtype);
 }
 
-int32_t tb_reduce(void *acc, const void *in, uint64_t count, uint32_t dtype, uint32_t partial_op, uint32_t first,
-                  tb_error *err) {
+int32_t tb_reduce(void *acc, const void *in, uint64_t count, uint32_t dtype, uint32_t partial_op,
+                  uint32_t first, tb_error *err) {
     if (dtype >= TB_DTYPE_COUNT) {
         return unknown_dtype(dtype, err);
     }
@@ -55,7 +55,8 @@ int32_t tb_reduce(void *acc, const void *in, uint64_t count, uint32_t dtype, uin
     return TB_OK;
 }
 
-int32_t tb_reduce_finish(void *out, void *acc, uint64_t count, uint32_t dtype, uint64_t divisor, tb_error *err) {
+int32_t tb_reduce_finish(void *out, void *acc, uint64_t count, uint32_t dtype, uint64_t divisor,
+                         tb_error *err) {
     if (dtype >= TB_DTYPE_COUNT) {
         return unknown_dtype(dtype, err);
     }

@@ -1,4 +1,6 @@
-/* What the reductions of one set of vector instructions offer: a loop for each accumulator type and operator. */
+/*
+ * What the reductions of one set of vector instructions offer: a loop for each accumulator type and operator.
+ */
 #ifndef TB_REDUCE_TABLE_H
 #define TB_REDUCE_TABLE_H
 

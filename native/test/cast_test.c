@@ -1,6 +1,6 @@
 /*
- * Casts against conversions that are worked out from the definition of the types: a table of all values of a narrow
- * float, searched for the nearest. All pairs of types, every level of vector instructions.
+ * Casts against conversions that are worked out from the definition of the types: a table of all values of a
+ * narrow float, searched for the nearest. All pairs of types, every level of vector instructions.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -29,8 +29,9 @@ static double magnitude_value(const narrow_float *format, uint32_t bits) {
     int bias = (1 << (format->exponent_bits - 1)) - 1;
     int exponent = (int)(bits >> format->mantissa_bits);
     uint32_t mantissa = bits & ((1u << format->mantissa_bits) - 1);
-    return exponent == 0 ? ldexp(mantissa, 1 - bias - format->mantissa_bits)
-                         : ldexp(mantissa + (1u << format->mantissa_bits), exponent - bias - format->mantissa_bits);
+    return exponent == 0
+               ? ldexp(mantissa, 1 - bias - format->mantissa_bits)
+               : ldexp(mantissa + (1u << format->mantissa_bits), exponent - bias - format->mantissa_bits);
 }
 
 static uint32_t infinity_bits(const narrow_float *format) {
@@ -58,7 +59,10 @@ static uint32_t narrow(uint32_t dtype, float value) {
     uint32_t sign = signbit(value) ? 1u << (format->exponent_bits + format->mantissa_bits) : 0;
     double wanted = fabs((double)value);
     uint32_t infinity = infinity_bits(format);
-    /* The largest magnitude that is not above it, by bisection; then the nearer neighbour, the even one of two. */
+    /*
+     * The largest magnitude that is not above it, by bisection; then the nearer neighbour, the even one of
+     * two.
+     */
     uint32_t low = 0;
     uint32_t high = infinity;
     while (high - low > 1) {
@@ -119,7 +123,8 @@ static int64_t saturate(double real, double low, double top, int64_t lowest, int
 }
 
 static uint64_t to_integer(uint32_t dtype, value from) {
-    static const int bits_of[] = {[TB_INT64] = 64, [TB_INT32] = 32, [TB_INT16] = 16, [TB_INT8] = 8, [TB_UINT8] = 8};
+    static const int bits_of[] = {
+        [TB_INT64] = 64, [TB_INT32] = 32, [TB_INT16] = 16, [TB_INT8] = 8, [TB_UINT8] = 8};
     int bits = bits_of[dtype];
     if (from.kind != INTEGER) {
         if (dtype == TB_UINT8) {
@@ -226,7 +231,8 @@ static void every_pattern(void) {
     }
     for (uint32_t from = 0; from < TB_DTYPE_COUNT; from++) {
         for (uint32_t to = 0; to < TB_DTYPE_COUNT && tb_dtype_size(from) <= 2; to++) {
-            check_cast(to, from, tb_dtype_size(from) == 2 ? (uint8_t *)all : bytes, tb_dtype_size(from) == 2 ? 65536 : 256);
+            check_cast(to, from, tb_dtype_size(from) == 2 ? (uint8_t *)all : bytes,
+                       tb_dtype_size(from) == 2 ? 65536 : 256);
         }
     }
     free(bytes);
@@ -252,19 +258,81 @@ static void every_tie(void) {
 }
 
 static void special_values(void) {
-    const double reals[] = {0.0, -0.0, 1, -1, 0.5, -0.5, 0.999, -0.999, 1.5, -1.5, 127.9, 128, -128.9, -129, 255.9, 256,
-                            32767.5, 32768, -32768.9, -32769, 2147483647, 2147483647.5, 2147483648.0, -2147483648.0,
-                            -2147483648.9, -2147483649.0, 4294967296.0, 9007199254740993.0, 9223372036854774784.0,
-                            9223372036854775808.0, -9223372036854775808.0, -9223372036854777856.0, 1e300, -1e300,
-                            1e-300, 5e-324, INFINITY, -INFINITY, NAN, -NAN, 448, 464, 464.1, 480, 57344, 61440, 65504,
-                            65520, 3.3895e38, 3.4028235677973366e38, 1e39};
+    const double reals[] = {0.0,
+                            -0.0,
+                            1,
+                            -1,
+                            0.5,
+                            -0.5,
+                            0.999,
+                            -0.999,
+                            1.5,
+                            -1.5,
+                            127.9,
+                            128,
+                            -128.9,
+                            -129,
+                            255.9,
+                            256,
+                            32767.5,
+                            32768,
+                            -32768.9,
+                            -32769,
+                            2147483647,
+                            2147483647.5,
+                            2147483648.0,
+                            -2147483648.0,
+                            -2147483648.9,
+                            -2147483649.0,
+                            4294967296.0,
+                            9007199254740993.0,
+                            9223372036854774784.0,
+                            9223372036854775808.0,
+                            -9223372036854775808.0,
+                            -9223372036854777856.0,
+                            1e300,
+                            -1e300,
+                            1e-300,
+                            5e-324,
+                            INFINITY,
+                            -INFINITY,
+                            NAN,
+                            -NAN,
+                            448,
+                            464,
+                            464.1,
+                            480,
+                            57344,
+                            61440,
+                            65504,
+                            65520,
+                            3.3895e38,
+                            3.4028235677973366e38,
+                            1e39};
     enum { REALS = sizeof reals / sizeof reals[0] };
     float singles[REALS];
     for (int i = 0; i < REALS; i++) {
         singles[i] = (float)reals[i];
     }
-    const int64_t wholes[] = {0, 1, -1, 127, 128, -128, -129, 255, 256, 257, 2049, 16777217, 65519, 65520, INT64_MAX,
-                              INT64_MIN, 9007199254740993, 1099511627777, 36028799166447617};
+    const int64_t wholes[] = {0,
+                              1,
+                              -1,
+                              127,
+                              128,
+                              -128,
+                              -129,
+                              255,
+                              256,
+                              257,
+                              2049,
+                              16777217,
+                              65519,
+                              65520,
+                              INT64_MAX,
+                              INT64_MIN,
+                              9007199254740993,
+                              1099511627777,
+                              36028799166447617};
     for (uint32_t to = 0; to < TB_DTYPE_COUNT; to++) {
         check_cast(to, TB_FLOAT64, (const uint8_t *)reals, REALS);
         check_cast(to, TB_FLOAT32, (const uint8_t *)singles, REALS);

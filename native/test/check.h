@@ -1,4 +1,7 @@
-/* What the native tests share: a check that ends the test with its place, and random numbers that are always the same. */
+/*
+ * What the native tests share: a check that ends the test with its place, and random numbers that are always
+ * the same.
+ */
 #ifndef TB_TEST_CHECK_H
 #define TB_TEST_CHECK_H
 
@@ -7,14 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHECK(condition, ...)                                                                                      \
-    do {                                                                                                           \
-        if (!(condition)) {                                                                                        \
-            fprintf(stderr, "%s:%d: %s failed: ", __FILE__, __LINE__, #condition);                                 \
-            fprintf(stderr, __VA_ARGS__);                                                                          \
-            fputc('\n', stderr);                                                                                   \
-            exit(1);                                                                                               \
-        }                                                                                                          \
+#define CHECK(condition, ...)                                                                                \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            fprintf(stderr, "%s:%d: %s failed: ", __FILE__, __LINE__, #condition);                           \
+            fprintf(stderr, __VA_ARGS__);                                                                    \
+            fputc('\n', stderr);                                                                             \
+            exit(1);                                                                                         \
+        }                                                                                                    \
     } while (0)
 
 /* xorshift64*: the tests are the same on every machine. */

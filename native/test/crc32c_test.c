@@ -45,7 +45,8 @@ static void every_length(uint64_t *random) {
         uint32_t expected = by_definition(0, data + at, bytes);
         CHECK(tb_crc32c(0, data + at, bytes) == expected, "%llu bytes", (unsigned long long)bytes);
         uint32_t continued = tb_crc32c(tb_crc32c(0, data + at, cut), data + at + cut, bytes - cut);
-        CHECK(continued == expected, "%llu bytes cut at %llu", (unsigned long long)bytes, (unsigned long long)cut);
+        CHECK(continued == expected, "%llu bytes cut at %llu", (unsigned long long)bytes,
+              (unsigned long long)cut);
     }
 }
 

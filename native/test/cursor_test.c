@@ -1,6 +1,6 @@
 /*
- * Cursors against a naive enumeration of the bytes of a descriptor: random loops, random alignment, taken in pieces of
- * random length, by every function that takes them. All memory is exactly as large as it has to be.
+ * Cursors against a naive enumeration of the bytes of a descriptor: random loops, random alignment, taken in
+ * pieces of random length, by every function that takes them. All memory is exactly as large as it has to be.
  */
 #include "check.h"
 #include "cursor.h"
@@ -81,8 +81,10 @@ static void check_form(const layout *made, int64_t item) {
     uint64_t total;
     uint32_t used;
     tb_error err;
-    CHECK(tb_descriptor_check(made->words, MAX_WORDS, (uint64_t)item, (uint64_t)made->span, &total, &used, &err) == 0,
-          "%s", err.message);
+    CHECK(
+        tb_descriptor_check(made->words, MAX_WORDS, (uint64_t)item, (uint64_t)made->span, &total, &used, &err)
+            == 0,
+        "%s", err.message);
     CHECK((int64_t)total == made->total, "%lld bytes", (long long)total);
 }
 
@@ -107,8 +109,8 @@ static void walk(void) {
             int64_t seen = 0;
             for (int entry = 0; entry < entries; entry++) {
                 for (size_t byte = 0; byte < iov[entry].iov_len; byte++, seen++) {
-                    CHECK((uint8_t *)iov[entry].iov_base + byte == memory + made.order[at + seen], "byte %lld",
-                          (long long)(at + seen));
+                    CHECK((uint8_t *)iov[entry].iov_base + byte == memory + made.order[at + seen],
+                          "byte %lld", (long long)(at + seen));
                 }
             }
             CHECK(seen == (int64_t)bytes, "%lld bytes in the entries", (long long)seen);
@@ -130,9 +132,10 @@ typedef struct pair {
     uint32_t wire;
 } pair;
 
-static const pair pairs[] = {{TB_INT8, TB_INT8},     {TB_FLOAT32, TB_FLOAT32},  {TB_FLOAT64, TB_FLOAT64},
-                             {TB_INT16, TB_INT16},   {TB_FLOAT32, TB_BFLOAT16}, {TB_BFLOAT16, TB_FLOAT32},
-                             {TB_FLOAT16, TB_BFLOAT16}, {TB_INT64, TB_UINT8},  {TB_FLOAT8_E4M3FN, TB_FLOAT64}};
+static const pair pairs[] = {
+    {TB_INT8, TB_INT8},        {TB_FLOAT32, TB_FLOAT32},  {TB_FLOAT64, TB_FLOAT64},
+    {TB_INT16, TB_INT16},      {TB_FLOAT32, TB_BFLOAT16}, {TB_BFLOAT16, TB_FLOAT32},
+    {TB_FLOAT16, TB_BFLOAT16}, {TB_INT64, TB_UINT8},      {TB_FLOAT8_E4M3FN, TB_FLOAT64}};
 enum { PAIRS = sizeof pairs / sizeof pairs[0] };
 
 /* pack and unpack in pieces of any number of elements, both against single elements. */
@@ -160,7 +163,8 @@ static void pack_and_unpack(void) {
         for (int64_t at = 0; at < elements; at++) {
             uint8_t expected[8];
             tb_cast(expected, types.wire, memory + made.order[at], types.tensor, 1);
-            CHECK(memcmp(wire + at * wire_size, expected, (size_t)wire_size) == 0, "packed element %lld", (long long)at);
+            CHECK(memcmp(wire + at * wire_size, expected, (size_t)wire_size) == 0, "packed element %lld",
+                  (long long)at);
         }
         random_fill(&seed, wire, (size_t)(elements * wire_size));
         uint8_t *before = malloc((size_t)made.span);
@@ -226,8 +230,10 @@ static void move(void) {
         for (int64_t at = 0; at < from.total / from_size; at++) {
             tb_cast(expected + to.order[at], types.wire, source + from.order[at], types.tensor, 1);
         }
-        tb_end dst = {(uintptr_t)target, (uint64_t)to.span, to.words, 3 + 2 * (uint32_t)to.words[1], types.wire};
-        tb_end src = {(uintptr_t)source, (uint64_t)from.span, from.words, 3 + 2 * (uint32_t)from.words[1], types.tensor};
+        tb_end dst = {(uintptr_t)target, (uint64_t)to.span, to.words, 3 + 2 * (uint32_t)to.words[1],
+                      types.wire};
+        tb_end src = {(uintptr_t)source, (uint64_t)from.span, from.words, 3 + 2 * (uint32_t)from.words[1],
+                      types.tensor};
         tb_error err;
         CHECK(tb_move(&dst, &src, &err) == TB_OK, "%s", err.message);
         CHECK(memcmp(expected, target, (size_t)to.span) == 0, "turn %d", turn);
@@ -262,7 +268,9 @@ static void reduce(void) {
                 tb_cursor_reduce(acc + at * 4, &cursor, (uint64_t)piece, dtype, TB_PARTIAL_MAX, first);
                 at += piece;
             }
-            CHECK(tb_reduce(expected, packed, (uint64_t)elements, dtype, TB_PARTIAL_MAX, first, NULL) == TB_OK, "max");
+            CHECK(tb_reduce(expected, packed, (uint64_t)elements, dtype, TB_PARTIAL_MAX, first, NULL)
+                      == TB_OK,
+                  "max");
         }
         CHECK(memcmp(acc, expected, (size_t)elements * 4) == 0, "turn %d", turn);
         free(expected);

@@ -6,7 +6,8 @@
 
 #define WORDS(...) (const int64_t[]){__VA_ARGS__}
 #define COUNT(...) (sizeof(WORDS(__VA_ARGS__)) / sizeof(int64_t))
-#define REFUSED(expected, item, bytes, ...) refused(expected, WORDS(__VA_ARGS__), COUNT(__VA_ARGS__), item, bytes)
+#define REFUSED(expected, item, bytes, ...)                                                                  \
+    refused(expected, WORDS(__VA_ARGS__), COUNT(__VA_ARGS__), item, bytes)
 #define ACCEPTED(total, item, bytes, ...) accepted(total, WORDS(__VA_ARGS__), COUNT(__VA_ARGS__), item, bytes)
 
 static void refused(int32_t expected, const int64_t *words, uint64_t count, uint64_t item, uint64_t bytes) {
@@ -77,8 +78,8 @@ static void well_formed(void) {
     ACCEPTED(16, 4, 100, 96, 1, 4, -32, 4);
     ACCEPTED(36, 4, 200, 64, 2, 3, -32, 3, 32, 4);
     ACCEPTED(16, 4, 4, 0, 1, 4, 0, 4);
-    ACCEPTED(1, 1, 1, 0, 16, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9,
-             1, 9, 1);
+    ACCEPTED(1, 1, 1, 0, 16, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1, 9, 1,
+             9, 1, 9, 1, 9, 1);
 }
 
 /* Goes to every run, by the definition. */

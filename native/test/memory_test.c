@@ -1,4 +1,6 @@
-/* Memory: what is mapped, sealed, reserved and refused; offsets beyond 4 GiB in pages that are never touched. */
+/*
+ * Memory: what is mapped, sealed, reserved and refused; offsets beyond 4 GiB in pages that are never touched.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -19,7 +21,8 @@ static void host(void) {
     CHECK(tb_host_free(at, 10000, &err) == TB_OK, "%s", err.message);
     CHECK(tb_host_allocate(0, &at, &err) == TB_EREGION, "nothing");
     CHECK(tb_host_allocate(UINT64_MAX, &at, &err) == TB_EREGION, "more than there can be");
-    CHECK(tb_host_allocate(UINT64_C(1) << 62, &at, &err) == TB_ENO_MEMORY && err.os_errno == ENOMEM, "%d", err.code);
+    CHECK(tb_host_allocate(UINT64_C(1) << 62, &at, &err) == TB_ENO_MEMORY && err.os_errno == ENOMEM, "%d",
+          err.code);
     CHECK(tb_host_free(1, 4096, &err) == TB_ESYSTEM && err.os_errno == EINVAL, "not an allocation");
 }
 
@@ -47,12 +50,14 @@ static void refused(void) {
     tb_error err;
     CHECK(tb_shared_create("test", 0, &fd, &at, &err) == TB_EREGION, "nothing");
     CHECK(tb_shared_create("test", INT64_MAX, &fd, &at, &err) == TB_ENO_SPACE, "%d", err.code);
-    CHECK(tb_shared_create("test", tb_memory_available() * 2, &fd, &at, &err) == TB_ENO_SPACE, "%d", err.code);
+    CHECK(tb_shared_create("test", tb_memory_available() * 2, &fd, &at, &err) == TB_ENO_SPACE, "%d",
+          err.code);
     CHECK(fd == -1, "no descriptor");
     char name[300];
     memset(name, 'x', sizeof name - 1);
     name[sizeof name - 1] = '\0';
-    CHECK(tb_shared_create(name, 4096, &fd, &at, &err) == TB_ESYSTEM && err.os_errno == EINVAL, "a name too long");
+    CHECK(tb_shared_create(name, 4096, &fd, &at, &err) == TB_ESYSTEM && err.os_errno == EINVAL,
+          "a name too long");
     CHECK(tb_shared_map(-1, 4096, &at, &err) == TB_ESYSTEM && err.os_errno == EBADF, "no descriptor");
     int ends[2];
     CHECK(pipe(ends) == 0, "pipe");

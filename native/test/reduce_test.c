@@ -1,4 +1,7 @@
-/* Reductions against one element at a time in plain C: every type and operator, every level of vector instructions. */
+/*
+ * Reductions against one element at a time in plain C: every type and operator, every level of vector
+ * instructions.
+ */
 #include <math.h>
 
 #include "check.h"
@@ -39,7 +42,8 @@ static double float_at(uint32_t dtype, const uint8_t *at) {
     return wide;
 }
 
-static void check_one(uint32_t dtype, uint32_t op, const uint8_t *before, const uint8_t *in, const uint8_t *after) {
+static void check_one(uint32_t dtype, uint32_t op, const uint8_t *before, const uint8_t *in,
+                      const uint8_t *after) {
     uint32_t wide = tb_dtype_is_narrow_float(dtype) ? (uint32_t)TB_FLOAT32 : dtype;
     if (dtype == TB_BOOL) {
         int and = op == TB_PARTIAL_PRODUCT || op == TB_PARTIAL_MIN;
@@ -55,8 +59,8 @@ static void check_one(uint32_t dtype, uint32_t op, const uint8_t *before, const 
         /* The sum of two float32 in float64 is exact enough to be rounded once more without harm. */
         double expected = wide == TB_FLOAT32 ? (double)(float)real : real;
         double got = float_at(wide, after);
-        CHECK(got == expected || (isnan(got) && isnan(expected)), "type %u, operator %u: %a, not %a", dtype, op, got,
-              expected);
+        CHECK(got == expected || (isnan(got) && isnan(expected)), "type %u, operator %u: %a, not %a", dtype,
+              op, got, expected);
     }
 }
 
@@ -88,7 +92,8 @@ static void every_operator(void) {
                 uint8_t *acc = acc_block + lead;
                 fill(dtype, in, count);
                 CHECK(tb_reduce(acc, in, count, dtype, op, 1, NULL) == TB_OK, "first");
-                tb_cast(before, tb_dtype_is_narrow_float(dtype) ? (uint32_t)TB_FLOAT32 : dtype, in, dtype, count);
+                tb_cast(before, tb_dtype_is_narrow_float(dtype) ? (uint32_t)TB_FLOAT32 : dtype, in, dtype,
+                        count);
                 CHECK(memcmp(acc, before, count * acc_size) == 0, "type %u: the first sets", dtype);
                 fill(dtype, in, count);
                 CHECK(tb_reduce(acc, in, count, dtype, op, 0, NULL) == TB_OK, "second");
