@@ -2,6 +2,26 @@
  * tensorbus: plans and moves sharded tensors between jobs that were launched apart. This is the library as its callers
  * see it; transports are imported from `tensorbus/transports/…` and handed in, the planner alone is `tensorbus/plan`.
  */
+export { BatchHandler } from "./bus/batch-handler.ts";
+export { type BootstrapOptions, type Bootstrapped, bootstrapClient } from "./bus/bootstrap.ts";
+export {
+  type CallOptions,
+  type ConnectOptions,
+  type InitPairOptions,
+  type RegisterOptions,
+  TensorBusClient,
+  type TransferOptions,
+} from "./bus/client.ts";
+export type { ClientTensor, CudaMemory, TensorData, TensorDescription } from "./bus/client-memory.ts";
+export type { CommandQueue, EnqueueOptions } from "./bus/command-queue.ts";
+export type { BatchId, Command, CommandType } from "./bus/commands.ts";
+export { fromFloat32, type TensorArray, toFloat32 } from "./bus/float-bits.ts";
+export { logger, setLogger } from "./bus/logger.ts";
+export { type BusPaths, defaultPaths } from "./bus/paths.ts";
+export type { RoundEvent, TransferResult } from "./bus/round-events.ts";
+export { generateSemaphoreName, type Semaphore } from "./bus/semaphore.ts";
+export { SharedTensor } from "./bus/shared-tensor.ts";
+export type { DeadlineOptions } from "./deadline.ts";
 export type { BatchTensor, BatchTensors } from "./exec/batch.ts";
 export {
   createExecutor,

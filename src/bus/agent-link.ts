@@ -85,7 +85,7 @@ export class AgentLink {
   readonly agent: AgentRecord;
   readonly identity: ClientIdentity;
   readonly #resources: LinkResources;
-  readonly #onLost: () => void;
+  readonly #onLost: (error: TensorBusError) => void;
   readonly #waker: Waker;
   readonly #life: HeldLock;
   readonly #pending: PendingCalls;
@@ -96,7 +96,7 @@ export class AgentLink {
   #watch: Watch | undefined;
   #lastId = 0n;
 
-  private constructor(resources: LinkResources, agent: AgentRecord, onLost: () => void) {
+  private constructor(resources: LinkResources, agent: AgentRecord, onLost: (error: TensorBusError) => void) {
     const { port, queue, state } = resources;
     this.agent = agent;
     this.#resources = resources;
@@ -118,7 +118,7 @@ export class AgentLink {
   static async open(
     resources: LinkResources,
     agent: AgentRecord,
-    onLost: () => void,
+    onLost: (error: TensorBusError) => void,
     deadline: DeadlineOptions = {},
   ): Promise<AgentLink> {
     const link = new AgentLink(resources, agent, onLost);
@@ -209,9 +209,10 @@ export class AgentLink {
   }
 
   #lost(): void {
-    const cause = this.isOpen;
-    this.end(agentLost(this.agent));
-    if (cause) this.#onLost();
+    if (!this.isOpen) return;
+    const error = agentLost(this.agent);
+    this.end(error);
+    this.#onLost(error);
   }
 
   async #enqueue(command: Command, call: PendingCall, deadline: Deadline, blocking: boolean): Promise<void> {

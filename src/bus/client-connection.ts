@@ -33,7 +33,7 @@ export class ClientConnection {
   readonly queue: CommandQueue;
   readonly state: State;
   /** Called when the agent has ended, after the calls under way. */
-  onAgentLost: () => void = () => {};
+  onAgentLost: (error: TensorBusError) => void = () => {};
   readonly #locks: LockView;
   #link: AgentLink | undefined;
   #linking: Promise<AgentLink> | undefined;
@@ -129,7 +129,7 @@ export class ClientConnection {
       throw new TensorBusError("TB_AGENT_RANK", message, { details: { wanted, found: agent.rank } });
     }
     this.#checkPulse(agent);
-    const link = await AgentLink.open(this, agent, () => this.onAgentLost(), deadline);
+    const link = await AgentLink.open(this, agent, (error) => this.onAgentLost(error), deadline);
     if (this.#closing !== undefined) {
       await link.leave(this.#closedError());
       throw this.#closedError();

@@ -54,6 +54,8 @@ export class PendingCall {
   /** Set by an abort that waits for the agent's answer. */
   aborted: TensorBusError | undefined;
   timer: NodeJS.Timeout | undefined;
+  /** What must not be collected before the call is settled. */
+  keep: unknown;
   #resolve!: (value: unknown) => void;
   #reject!: (error: unknown) => void;
 
@@ -62,7 +64,9 @@ export class PendingCall {
     this.id = id;
     this.name = name;
     this.deadline = deadline;
-    this.options = options;
+    const { keep, ...rest } = options;
+    this.options = rest;
+    this.keep = keep;
     this.outcome = new Promise((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
@@ -77,6 +81,8 @@ export class PendingCall {
   settle(outcome: Outcome): void {
     if (this.isSettled) return;
     this.isSettled = true;
+    // An answer that never comes must not keep the client that nobody else knows any more.
+    this.keep = undefined;
     clearTimeout(this.timer);
     if (outcome.ok) this.#resolve(outcome.value);
     else this.#reject(outcome.error);

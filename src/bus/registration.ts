@@ -1,0 +1,145 @@
+/** The batches that a client has registered, and the memory that they hold until the agent has let go of it. */
+import { type Observable, Subject } from "rxjs";
+import type { DeadlineOptions } from "../deadline.ts";
+import { TensorBusError } from "../errors.ts";
+import type { AgentLink } from "./agent-link.ts";
+import type { RegionHold } from "./client-memory.ts";
+import { type BatchId, batchKey } from "./commands.ts";
+import { logger } from "./logger.ts";
+import type { RoundEvent } from "./round-events.ts";
+
+export interface RegistrationOptions {
+  readonly link: AgentLink;
+  readonly batchId: BatchId;
+  readonly pairNames: readonly string[];
+  readonly instance: bigint;
+  readonly hold: RegionHold;
+}
+
+/** One batch, from its registration until it is closed or its agent has ended. */
+export class Registration {
+  readonly batchId: BatchId;
+  readonly pairNames: readonly string[];
+  readonly instance: bigint;
+  readonly #link: AgentLink;
+  readonly #hold: RegionHold;
+  readonly #events = new Subject<RoundEvent>();
+  readonly #onEnd: () => void;
+  #closing: Promise<unknown> | undefined;
+  #ended: TensorBusError | undefined;
+
+  constructor(options: RegistrationOptions, onEnd: () => void) {
+    this.batchId = options.batchId;
+    this.pairNames = options.pairNames;
+    this.instance = options.instance;
+    this.#link = options.link;
+    this.#hold = options.hold;
+    this.#onEnd = onEnd;
+  }
+
+  get isOpen(): boolean {
+    return this.#closing === undefined && this.#ended === undefined;
+  }
+
+  get events$(): Observable<RoundEvent> {
+    return this.#events.asObservable();
+  }
+
+  /** `TB_CLOSED` once it was closed, else why it has ended. */
+  requireOpen(): void {
+    if (this.#ended !== undefined) throw this.#ended;
+    if (this.#closing !== undefined) throw this.#closedError();
+  }
+
+  /** `TB_REGION` where memory of it was detached. */
+  checkMemory(): void {
+    this.#hold.check();
+  }
+
+  tell(event: RoundEvent): void {
+    if (this.#ended === undefined) this.#events.next(event);
+  }
+
+  /** Has the agent free the batch. A second call awaits the first, if it awaits at all. */
+  async close({
+    blocking = true,
+    ...options
+  }: DeadlineOptions & { readonly blocking?: boolean }): Promise<void> {
+    if (this.#ended !== undefined) return;
+    if (this.#closing === undefined) {
+      const body = { batch: this.batchId, instance: this.instance };
+      const { queued, outcome } = this.#link.submit("CleanupBatch", this.batchId, body, {
+        blocking,
+        ...options,
+      });
+      this.#closing = outcome;
+      outcome.then(
+        () => this.end(this.#closedError()),
+        (error) => this.#closeFailed(error),
+      );
+      try {
+        await queued;
+      } catch (error) {
+        // It does not stand in the queue: a later call tries again.
+        this.#closing = undefined;
+        if (this.#ended === undefined) throw error;
+      }
+    }
+    if (blocking) await this.#outcome();
+  }
+
+  /** The agent has let go of it, or is gone. */
+  end(error: TensorBusError): void {
+    if (this.#ended !== undefined) return;
+    this.#ended = error;
+    this.#hold.release();
+    this.#events.complete();
+    this.#onEnd();
+  }
+
+  async #outcome(): Promise<void> {
+    try {
+      await this.#closing;
+    } catch (error) {
+      // An agent or a client that has ended has freed the batch too.
+      if (!isGone(error)) throw error;
+    }
+  }
+
+  #closeFailed(error: unknown): void {
+    if (isGone(error)) this.end(this.#closedError());
+    else logger.warn({ err: error, batch: this.batchId }, "a batch could not be closed");
+  }
+
+  #closedError(): TensorBusError {
+    return new TensorBusError("TB_CLOSED", `batch ${String(this.batchId)} was closed`, {
+      details: { batchId: this.batchId },
+    });
+  }
+}
+
+function isGone(error: unknown): boolean {
+  return error instanceof TensorBusError && (error.code === "TB_AGENT_LOST" || error.code === "TB_CLOSED");
+}
+
+/** The registrations of one client, by batch. It does not know the client. */
+export class Registrations {
+  readonly #byBatch = new Map<string, Registration>();
+
+  get(batchId: BatchId): Registration | undefined {
+    return this.#byBatch.get(batchKey(batchId));
+  }
+
+  add(options: RegistrationOptions): Registration {
+    const key = batchKey(options.batchId);
+    const registration: Registration = new Registration(options, () => {
+      if (this.#byBatch.get(key) === registration) this.#byBatch.delete(key);
+    });
+    this.#byBatch.set(key, registration);
+    return registration;
+  }
+
+  endAll(error: TensorBusError): void {
+    for (const registration of [...this.#byBatch.values()]) registration.end(error);
+  }
+}
