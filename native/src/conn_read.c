@@ -7,8 +7,8 @@
 #include "error.h"
 #include "round.h"
 
-/* Bytes after which other connections have their turn. */
-enum { READ_TURN = 4 * 1024 * 1024 };
+/* Bytes after which other connections have their turn: one large call. */
+enum { READ_TURN = TB_CALL_BYTES };
 /* After a large payload, only the next header is read ahead: the payload behind it has a place of its own. */
 enum { LARGE_PAYLOAD = 256 * 1024, SHORT_AHEAD = 512 };
 
@@ -215,7 +215,8 @@ static void plan_read(tb_conn *conn, read_plan *plan) {
         if (may_touch(arrival)) {
             plan->after = arrival->flow;
             int max = (int)conn->reach < TB_IOVECS - 3 ? (int)conn->reach : TB_IOVECS - 3;
-            plan->count = tb_flow_scatter(&plan->after, iov, max, conn->thread->sink, arrival->left, &plan->direct);
+            plan->count = tb_flow_scatter(&plan->after, iov, max, conn->thread->sink, TB_CALL_BYTES,
+                                          &plan->direct);
             bounce = plan->after.left > 0 && plan->after.mode != TB_FLOW_RUNS;
         }
         plan->direct_count = plan->count;

@@ -6,8 +6,8 @@
 #include "conn.h"
 #include "round.h"
 
-/* Bytes after which other connections have their turn. */
-enum { WRITE_TURN = 4 * 1024 * 1024 };
+/* Bytes after which other connections have their turn: one large call. */
+enum { WRITE_TURN = TB_CALL_BYTES };
 /* Buckets are taken until this many bytes wait to be sent: small ones then share a call, and the next header goes out
  * with the end of a large one. */
 enum { BATCH_BYTES = 64 * 1024 };
@@ -157,7 +157,8 @@ static void offer_control(tb_conn *conn, write_plan *plan) {
 
 static void plan_write(tb_conn *conn, write_plan *plan) {
     *plan = (write_plan){
-        .gather = {.iov = conn->thread->iov, .max = TB_IOVECS, .bounce = conn->thread->bounce, .size = TB_BOUNCE_BYTES},
+        .gather = {.iov = conn->thread->iov, .max = TB_IOVECS, .bounce = conn->thread->bounce, .size = TB_BOUNCE_BYTES,
+                   .limit = TB_CALL_BYTES},
     };
     /* Control goes between frames, before all that have not begun. */
     plan->control_before = conn->frame_count > 0 && frame_at(conn, 0)->sent > 0 ? 1 : 0;

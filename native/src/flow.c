@@ -135,7 +135,7 @@ void tb_gather_copy(tb_gather *gather, const void *bytes, uint64_t count) {
 static uint64_t gather_runs(tb_flow *flow, tb_gather *gather) {
     uint64_t bytes;
     gather->count += tb_cursor_iov(&flow->cursor, gather->iov + gather->count, gather->max - gather->count,
-                                   flow->chunk_left, &bytes);
+                                   least(flow->chunk_left, gather->limit - gather->bytes), &bytes);
     gather->bytes += bytes;
     tb_cursor_advance(&flow->cursor, bytes);
     return bytes;
@@ -169,7 +169,7 @@ uint64_t tb_flow_gather(tb_flow *flow, tb_gather *gather) {
             flow->left -= flow->padding;
             flow->padding = 0;
         }
-        if (gather->count == gather->max) {
+        if (gather->count == gather->max || gather->bytes >= gather->limit) {
             break;
         }
         uint64_t bytes = flow->mode == TB_FLOW_RUNS ? gather_runs(flow, gather) : gather_elements(flow, gather);
@@ -194,7 +194,8 @@ int tb_flow_scatter(tb_flow *flow, struct iovec *iov, int max, uint8_t *sink, ui
             flow->padding = 0;
         }
         uint64_t runs;
-        count += tb_cursor_iov(&flow->cursor, iov + count, max - count, least(flow->chunk_left, max_bytes), &runs);
+        count += tb_cursor_iov(&flow->cursor, iov + count, max - count,
+                               least(flow->chunk_left, max_bytes - least(*bytes, max_bytes)), &runs);
         tb_cursor_advance(&flow->cursor, runs);
         *bytes += runs;
         pass(flow, runs);
@@ -319,7 +320,8 @@ uint32_t tb_flow_crc(tb_flow *flow, uint64_t count, uint32_t crc) {
     while (count > 0) {
         uint8_t bounce[4096];
         struct iovec iov[16];
-        tb_gather gather = {.iov = iov, .max = 16, .bounce = bounce, .size = sizeof bounce, .may_pack = sizeof bounce};
+        tb_gather gather = {
+            .iov = iov, .max = 16, .bounce = bounce, .size = sizeof bounce, .may_pack = sizeof bounce, .limit = count};
         tb_flow ahead = *flow;
         uint64_t bytes = least(tb_flow_gather(&ahead, &gather), count);
         tb_flow_skip(flow, bytes);

@@ -45,6 +45,7 @@ typedef struct tb_gather {
     uint64_t used;
     uint64_t size;
     uint64_t bytes;
+    uint64_t limit;    /* of bytes, at which no further run is added */
     uint64_t may_pack; /* payload bytes that may still be packed */
 } tb_gather;
 

@@ -9,13 +9,6 @@
 #include "error.h"
 #include "tcp.h"
 
-/*
- * Large enough that a thread which has the core sends or takes a good part of a bucket before another one must run, small
- * enough that what is in flight stays in the last-level cache (measured: docs/adr/0004-streaming.md). The kernel doubles
- * them.
- */
-enum { SOCKET_BUFFER_BYTES = 1024 * 1024 };
-
 int32_t tb_tcp_parse(const char *host, uint32_t port, struct tb_address *address, tb_error *err) {
     struct sockaddr_in *v4 = (struct sockaddr_in *)&address->at;
     struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&address->at;
@@ -49,9 +42,8 @@ int tb_tcp_configure(const tb_session *session, int fd) {
     error = error ? error : set(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, (int)timeout);
     error = error ? error : set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
     error = error ? error : set(fd, IPPROTO_TCP, TCP_KEEPIDLE, idle);
-    error = error ? error : set(fd, IPPROTO_TCP, TCP_KEEPINTVL, idle);
-    error = error ? error : set(fd, SOL_SOCKET, SO_SNDBUF, SOCKET_BUFFER_BYTES);
-    return error ? error : set(fd, SOL_SOCKET, SO_RCVBUF, SOCKET_BUFFER_BYTES);
+    /* Buffer sizes are the kernel's to choose: it makes them larger than SO_SNDBUF may ask for. */
+    return error ? error : set(fd, IPPROTO_TCP, TCP_KEEPINTVL, idle);
 }
 
 int tb_tcp_watch(tb_conn *conn) {

@@ -204,7 +204,7 @@ static inline void world_allocate(world *w, const kit *k, int rank) {
         if (w->memory[rank][t][kind] != NULL) {
             continue;
         }
-        uint8_t *memory = malloc(span);
+        uint8_t *memory = aligned_alloc(4096, (span + 4095) / 4096 * 4096);
         for (uint64_t at = 0; at < span; at++) {
             memory[at] = kind == 0 ? pattern(rank, t, at) : 0xee;
         }
