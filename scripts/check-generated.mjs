@@ -11,7 +11,10 @@ const generated = [];
 
 let stale = 0;
 for (const { file, script } of generated) {
-  const fresh = execFileSync(process.execPath, [join(root, script), "--print"], { cwd: root, encoding: "utf8" });
+  const fresh = execFileSync(process.execPath, [join(root, script), "--print"], {
+    cwd: root,
+    encoding: "utf8",
+  });
   if (readFileSync(join(root, file), "utf8") !== fresh) {
     console.error(`${file} is stale: run node ${script}`);
     stale++;

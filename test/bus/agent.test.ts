@@ -95,38 +95,40 @@ describe("an agent", () => {
     expect(client.queue.size()).toBe(0);
   });
 
-  it.each(["before", "started", "answered", "removed"] as const)(
-    "that is killed when a command was %s leaves it for the next one to end, and none runs twice",
-    async (die) => {
-      const paths = freshPaths();
-      const first = await startAgent({ ...paths, die });
-      const client = await connect(paths);
-      const command = client.makeCommand("first");
-      const outcome = client.expect(command.id).then(
-        (value) => ({ value }),
-        (error) => ({ code: error.code }),
-      );
-      const gone = exitOf(first.child);
-      await client.send(command);
-      expect((await gone).signal).toBe("SIGKILL");
-      // Two that nobody has begun.
-      const later = [client.query("second"), client.query("third")];
-      const second = await startAgent(paths);
-      expect(second.generation).toBeGreaterThan(first.generation);
-      expect(second.lost).toBe(die === "started" ? 1 : 0);
-      expect(readdirSync("/dev/shm")).not.toContain(`sem.${first.wake.slice(1)}`);
-      const pid = die === "before" ? second.child.pid : first.child.pid;
-      const expected =
-        die === "started" ? { code: "TB_AGENT_LOST" } : { value: { pid, count: 1, batch: "first" } };
-      expect(await outcome).toEqual(expected);
-      for (const answer of await Promise.all(later)) expect(answer).toMatchObject({ pid: second.child.pid });
-      const runs = runsOf(paths.log, client);
-      expect(Object.fromEntries(runs)).toEqual(die === "started" ? { 2: 1, 3: 1 } : { 1: 1, 2: 1, 3: 1 });
-      expect(client.queue.size()).toBe(0);
-      await kill(second.child, "SIGTERM");
-      expect(client.queue.leftovers()).toEqual([]);
-    },
-  );
+  it.each([
+    "before",
+    "started",
+    "answered",
+    "removed",
+  ] as const)("that is killed when a command was %s leaves it for the next one to end, and none runs twice", async (die) => {
+    const paths = freshPaths();
+    const first = await startAgent({ ...paths, die });
+    const client = await connect(paths);
+    const command = client.makeCommand("first");
+    const outcome = client.expect(command.id).then(
+      (value) => ({ value }),
+      (error) => ({ code: error.code }),
+    );
+    const gone = exitOf(first.child);
+    await client.send(command);
+    expect((await gone).signal).toBe("SIGKILL");
+    // Two that nobody has begun.
+    const later = [client.query("second"), client.query("third")];
+    const second = await startAgent(paths);
+    expect(second.generation).toBeGreaterThan(first.generation);
+    expect(second.lost).toBe(die === "started" ? 1 : 0);
+    expect(readdirSync("/dev/shm")).not.toContain(`sem.${first.wake.slice(1)}`);
+    const pid = die === "before" ? second.child.pid : first.child.pid;
+    const expected =
+      die === "started" ? { code: "TB_AGENT_LOST" } : { value: { pid, count: 1, batch: "first" } };
+    expect(await outcome).toEqual(expected);
+    for (const answer of await Promise.all(later)) expect(answer).toMatchObject({ pid: second.child.pid });
+    const runs = runsOf(paths.log, client);
+    expect(Object.fromEntries(runs)).toEqual(die === "started" ? { 2: 1, 3: 1 } : { 1: 1, 2: 1, 3: 1 });
+    expect(client.queue.size()).toBe(0);
+    await kill(second.child, "SIGTERM");
+    expect(client.queue.leftovers()).toEqual([]);
+  });
 
   it("that is killed is noticed within a second, by a call under way", async () => {
     const paths = freshPaths();

@@ -80,12 +80,11 @@ function refusal(work: () => unknown): string {
 }
 
 describe("a command", () => {
-  it.each(commands.map((command) => [command.type, command] as const))(
-    "%s comes out as it went in",
-    (_, command) => {
-      expect(decodeCommand(encodeCommand(command))).toEqual(command);
-    },
-  );
+  it.each(
+    commands.map((command) => [command.type, command] as const),
+  )("%s comes out as it went in", (_, command) => {
+    expect(decodeCommand(encodeCommand(command))).toEqual(command);
+  });
 
   it("is a plain MessagePack map that any reader reads", () => {
     const read = new Packr({ useRecords: false }).unpack(encodeCommand(commands[3]!));

@@ -222,11 +222,10 @@ describe("docs/spec.md", () => {
   const text = readFileSync(join(import.meta.dirname, "../../docs/spec.md"), "utf8");
   const snippets = [...text.matchAll(/```yaml\n(.*?)```/gs)].map((match) => match[1]!);
 
-  test.each(snippets.map((snippet, index) => [index, snippet] as const))(
-    "snippet %i is planned",
-    async (_, snippet) => {
-      copyFileSync(join(examples, "llama-3-8b.json"), join(folder, "llama-3-8b.json"));
-      expect(await runCli("plan", specFile(snippet))).toMatchObject({ code: 0, stderr: "" });
-    },
-  );
+  test.each(
+    snippets.map((snippet, index) => [index, snippet] as const),
+  )("snippet %i is planned", async (_, snippet) => {
+    copyFileSync(join(examples, "llama-3-8b.json"), join(folder, "llama-3-8b.json"));
+    expect(await runCli("plan", specFile(snippet))).toMatchObject({ code: 0, stderr: "" });
+  });
 });

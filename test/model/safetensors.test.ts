@@ -183,15 +183,20 @@ describe("damaged headers", () => {
     expect((error as Error).message).toMatch(message);
   });
 
-  test.each(["F4", "F8_E8M0", "U16", "U64", "C64", "float32", ""])(
-    "the element type %j is refused by name",
-    async (dtype) => {
-      const error = await openSafetensors(forge(`{${name}:${entry(dtype, [2], 0, 2)}}`, 2)).catch(
-        (e: unknown) => e,
-      );
-      expect(error).toMatchObject({ code: "TB_DTYPE", details: { tensor: "w", dtype } });
-    },
-  );
+  test.each([
+    "F4",
+    "F8_E8M0",
+    "U16",
+    "U64",
+    "C64",
+    "float32",
+    "",
+  ])("the element type %j is refused by name", async (dtype) => {
+    const error = await openSafetensors(forge(`{${name}:${entry(dtype, [2], 0, 2)}}`, 2)).catch(
+      (e: unknown) => e,
+    );
+    expect(error).toMatchObject({ code: "TB_DTYPE", details: { tensor: "w", dtype } });
+  });
 
   test("what the reference implementation takes is taken: spaces, any order, empty tensors, no tensors", async () => {
     const path = forge(

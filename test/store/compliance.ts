@@ -278,17 +278,16 @@ export function storeCompliance(name: string, setUp: () => Promise<StoreFixture>
     });
 
     describe("deadlines", () => {
-      it.each(Object.entries(operations))(
-        "%s is refused with a signal that has fired",
-        async (_, operate) => {
-          const reason = new Error("not any more");
-          const signal = AbortSignal.abort(reason);
-          await expect(operate(store, { signal })).rejects.toMatchObject({
-            code: "TB_CANCELLED",
-            cause: reason,
-          });
-        },
-      );
+      it.each(
+        Object.entries(operations),
+      )("%s is refused with a signal that has fired", async (_, operate) => {
+        const reason = new Error("not any more");
+        const signal = AbortSignal.abort(reason);
+        await expect(operate(store, { signal })).rejects.toMatchObject({
+          code: "TB_CANCELLED",
+          cause: reason,
+        });
+      });
 
       it("refuses a deadline that is none", async () => {
         await expect(store.wait(["here"], { timeoutMs: Number.NaN })).rejects.toThrow(TypeError);

@@ -78,8 +78,7 @@ export function testFailures(subject: Subject): void {
         expect(await Promise.all(early)).toEqual([cancelled, cancelled]);
         expect(await Promise.all([post(prepared, 1), post(prepared, 3)])).toEqual([cancelled, cancelled]);
         await prepared.round();
-      }),
-    );
+      }));
 
     test("memory is quiet once a round has failed", () =>
       within(allToAll, async (prepared) => {

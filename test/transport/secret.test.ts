@@ -78,17 +78,22 @@ describe("endpoints", () => {
     expect(await resolveEndpoint(options)).toEqual({ listenHost, loopback, advertised });
   });
 
-  test.each(["0.0.0.0", "::", "0:0::0"])(
-    "%s alone says nothing that others could connect to",
-    async (host) => {
-      await expect(resolveEndpoint({ host })).rejects.toThrow(TypeError);
-    },
-  );
+  test.each([
+    "0.0.0.0",
+    "::",
+    "0:0::0",
+  ])("%s alone says nothing that others could connect to", async (host) => {
+    await expect(resolveEndpoint({ host })).rejects.toThrow(TypeError);
+  });
 
-  test.each(["", "node7:0", "node7:65536", "node7:", "a:b:c", "[fd00::7"])(
-    "%j can not be advertised",
-    async (advertise) => {
-      await expect(resolveEndpoint({ advertise })).rejects.toThrow(TypeError);
-    },
-  );
+  test.each([
+    "",
+    "node7:0",
+    "node7:65536",
+    "node7:",
+    "a:b:c",
+    "[fd00::7",
+  ])("%j can not be advertised", async (advertise) => {
+    await expect(resolveEndpoint({ advertise })).rejects.toThrow(TypeError);
+  });
 });
