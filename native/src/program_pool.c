@@ -48,8 +48,9 @@ static uint32_t place_folds(const tb_program *program, fold *folds, uint32_t *fo
 
 /*
  * A bucket that reads pieces keeps its oldest one until the fold of its newest one is complete. Everything older can
- * have been read and given back when a fold is placed; a piece never wraps around the ring's end, which wastes less
- * than the largest piece. Pieces are given back in their order, so what lies between two that are kept is kept as well.
+ * have been read and given back when a fold is placed. Pieces are given back in their order, so what lies between two
+ * that are kept is kept as well. A piece never wraps around the ring's end, which wastes less than the largest piece, and
+ * nothing where all pieces fit one after the other.
  */
 static int32_t check_need(const tb_program *program, fold *folds, uint32_t count, const uint32_t *fold_of,
                           const uint64_t *begin, tb_error *err) {
@@ -79,7 +80,8 @@ static int32_t check_need(const tb_program *program, fold *folds, uint32_t count
     for (uint32_t i = 0; i < program->header->piece_count; i++) {
         largest = program->pieces[i].pool_bytes > largest ? program->pieces[i].pool_bytes : largest;
     }
-    if (program->header->pool_bytes < most || program->header->pool_bytes - most < largest) {
+    bool wraps = program->header->pool_bytes < folds[count - 1].end;
+    if (wraps && (program->header->pool_bytes < most || program->header->pool_bytes - most < largest)) {
         return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: a pool of %llu bytes is too small for pieces of %llu + %llu",
                        (unsigned long long)program->header->pool_bytes, (unsigned long long)most,
                        (unsigned long long)largest);
