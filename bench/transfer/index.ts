@@ -23,6 +23,9 @@ export interface TransferResult {
   /** Medians. */
   readonly seconds: number;
   readonly ceilingSeconds: number;
+  /** Medians of what all processes together took of the processors: less at the mercy of what else runs. */
+  readonly processorSeconds: number;
+  readonly ceilingProcessorSeconds: number;
   readonly ceilingCallBytes: number;
   /** The median over the pairs of the ceiling's time by ours: 1 is the ceiling. */
   readonly ofCeiling: number;
@@ -71,12 +74,12 @@ async function benchGroup(
       await ranks.run(index, true);
       await ranks.run(index);
     }
-    const ours = group.cases.map((): number[] => []);
-    const theirs = group.cases.map((): number[] => []);
+    const ours = group.cases.map((): Sample[] => []);
+    const theirs = group.cases.map((): Sample[] => []);
     for (let pair = 0; pair < pairs; pair++) {
       for (const [index] of group.cases.entries()) {
-        theirs[index]!.push(await ceiling.run(sizes[index]!, index));
-        ours[index]!.push(await ranks.run(index));
+        theirs[index]!.push(await sample(ceiling, () => ceiling.run(sizes[index]!, index)));
+        ours[index]!.push(await sample(ranks, () => ranks.run(index)));
       }
     }
     return group.cases.map((one, index) => summarize(one, index, group, tensors, ours, theirs, sizes));
@@ -84,6 +87,17 @@ async function benchGroup(
     ceiling.end();
     await ranks.end();
   }
+}
+
+interface Sample {
+  readonly seconds: number;
+  readonly processor: number;
+}
+
+async function sample(contestant: Ranks | Ceiling, run: () => Promise<number>): Promise<Sample> {
+  const before = contestant.processorSeconds();
+  const seconds = await run();
+  return { seconds, processor: contestant.processorSeconds() - before };
 }
 
 /** The call size with the best median. */
@@ -104,28 +118,34 @@ function summarize(
   index: number,
   group: TransferGroup,
   tensors: number,
-  ours: readonly number[][],
-  theirs: readonly number[][],
+  ours: readonly Sample[][],
+  theirs: readonly Sample[][],
   sizes: readonly number[],
 ): TransferResult {
-  const ratio = (of: readonly number[]) => median(ours[index]!.map((seconds, pair) => of[pair]! / seconds));
+  const ratio = (of: readonly Sample[]) =>
+    median(ours[index]!.map(({ seconds }, pair) => of[pair]!.seconds / seconds));
+  const medianOf = (samples: readonly Sample[], key: keyof Sample) => median(samples.map((one) => one[key]));
   const twin = group.cases.findIndex((other) => other.name !== name);
   return {
     name,
     bytes: tensors * matrix.bytes,
     pairs: ours[index]!.length,
-    seconds: median(ours[index]!),
-    ceilingSeconds: median(theirs[index]!),
+    seconds: medianOf(ours[index]!, "seconds"),
+    ceilingSeconds: medianOf(theirs[index]!, "seconds"),
+    processorSeconds: medianOf(ours[index]!, "processor"),
+    ceilingProcessorSeconds: medianOf(theirs[index]!, "processor"),
     ceilingCallBytes: sizes[index]!,
     ofCeiling: ratio(theirs[index]!),
     ...(twin < 0 ? {} : { ofTwin: { name: group.cases[twin]!.name, ratio: ratio(ours[twin]!) } }),
   };
 }
 
-function describe({ name, bytes, seconds, ceilingSeconds, ofCeiling, ofTwin }: TransferResult): string {
+function describe(result: TransferResult): string {
+  const { name, bytes, seconds, ceilingSeconds, ofCeiling, ofTwin } = result;
+  const processor = `${result.processorSeconds.toFixed(2)} s and ${result.ceilingProcessorSeconds.toFixed(2)} s of processors`;
   const speed = (time: number) => `${(bytes / time / 2 ** 30).toFixed(2)} GiB/s`;
   const twin = ofTwin === undefined ? "" : `, ${ofTwin.ratio.toFixed(2)} of ${ofTwin.name}`;
-  return `${name}: ${speed(seconds)}, ceiling ${speed(ceilingSeconds)}, ${ofCeiling.toFixed(2)} of it${twin}`;
+  return `${name}: ${speed(seconds)}, ceiling ${speed(ceilingSeconds)}, ${ofCeiling.toFixed(2)} of it${twin} (${processor})`;
 }
 
 function median(values: readonly number[]): number {

@@ -1,6 +1,6 @@
 /** The two contestants of a case: tensorbus, a process a rank, and the plain program that is its ceiling. */
 import { type ChildProcess, execFileSync, fork, spawn } from "node:child_process";
-import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { build } from "esbuild";
@@ -49,6 +49,18 @@ export class Workshop {
   }
 }
 
+/** Processor seconds that processes have taken, all their threads together. Linux counts in hundredths. */
+function processorSeconds(pids: readonly number[]): number {
+  let ticks = 0;
+  for (const pid of pids) {
+    const fields = readFileSync(`/proc/${pid}/stat`, "latin1")
+      .replace(/^.*\) /, "")
+      .split(" ");
+    ticks += Number(fields[11]) + Number(fields[12]);
+  }
+  return ticks / 100;
+}
+
 /** All ranks of a group's cases. */
 export class Ranks {
   readonly #children: readonly ChildProcess[];
@@ -81,6 +93,10 @@ export class Ranks {
       }
     }
     return seconds;
+  }
+
+  processorSeconds(): number {
+    return processorSeconds(this.#children.map(({ pid }) => pid!));
   }
 
   async end(): Promise<void> {
@@ -128,6 +144,12 @@ export class Ceiling {
   async run(callBytes: number, mode: number): Promise<number> {
     this.#process.stdin!.write(`run ${callBytes} ${mode}\n`);
     return Number(await this.#line()) / 1e9;
+  }
+
+  processorSeconds(): number {
+    const { pid } = this.#process;
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "latin1").trim().split(" ");
+    return processorSeconds(children.map(Number));
   }
 
   end(): void {
