@@ -123,9 +123,8 @@ export class RegionList {
 
 /** Keeps memory that was handed to an agent. */
 export class RegionHold {
-  readonly #storages: readonly SharedStorage[];
-  readonly #plain: readonly PlainRegion[];
-  #released = false;
+  #storages: readonly SharedStorage[];
+  #plain: readonly PlainRegion[];
 
   constructor(storages: readonly SharedStorage[], plain: readonly PlainRegion[]) {
     this.#storages = storages;
@@ -141,10 +140,11 @@ export class RegionHold {
 
   /** A second call does nothing. */
   release(): void {
-    if (this.#released) return;
-    this.#released = true;
     for (const { memory } of this.#storages) memory.release();
     for (const region of this.#plain) returnPlain(region);
+    // A handler that is kept does not keep the memory.
+    this.#storages = [];
+    this.#plain = [];
   }
 }
 

@@ -41,8 +41,8 @@ function bundle(name: string): string {
   return outfile;
 }
 
-export function forkFixture(name: string, options: unknown): ChildProcess {
-  const child = fork(bundle(name), [JSON.stringify(options)], { serialization: "advanced", execArgv: [] });
+export function forkFixture(name: string, options: unknown, execArgv: string[] = []): ChildProcess {
+  const child = fork(bundle(name), [JSON.stringify(options)], { serialization: "advanced", execArgv });
   children.add(child);
   child.once("exit", () => children.delete(child));
   return child;
