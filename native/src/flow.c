@@ -7,10 +7,11 @@
 #define PADDING 16u
 
 /*
- * From this many bytes a run is worth an iovec of its own. Below, a copy that stays in the cache costs less than what
- * the kernel spends on each entry (measured: docs/adr/0004-streaming.md).
+ * From this many bytes a run is worth an iovec of its own (measured: docs/adr/0004-streaming.md). Sending, a shorter one
+ * costs the kernel more than a copy within the cache. Receiving, what the kernel has copied to a buffer that stays in the
+ * cache is moved on at the speed of vector code, which it does not reach in tensor memory itself.
  */
-enum { RUN_BYTES = 512 };
+enum { SEND_RUN_BYTES = 512, RECEIVE_RUN_BYTES = 64 * 1024 };
 
 static const tb_chunk *chunk_of(const tb_flow *flow) {
     return &flow->places->program->chunks[flow->chunk];
@@ -44,19 +45,21 @@ static void start_end(tb_cursor *cursor, const tb_places *places, const tb_chunk
                     places->program->words + descriptor);
 }
 
-static bool worth_runs(const tb_cursor *cursor) {
-    return cursor->run_bytes >= RUN_BYTES || cursor->run_bytes == cursor->left;
+/* A chunk that lies in one row is sent from there however short it is: that takes no staging. */
+static bool worth_runs(const tb_cursor *cursor, bool receiving) {
+    return receiving ? cursor->run_bytes >= RECEIVE_RUN_BYTES
+                     : cursor->run_bytes >= SEND_RUN_BYTES || cursor->run_bytes == cursor->left;
 }
 
 static uint8_t mode_of(const tb_flow *flow, const tb_chunk *chunk) {
     uint8_t memory = flow->receiving ? chunk->destination_dtype : chunk->source_dtype;
     if (!flow->receiving || chunk->operation == TB_OP_COPY) {
-        return memory == chunk->wire_dtype && worth_runs(&flow->cursor) ? TB_FLOW_RUNS : TB_FLOW_ELEMENTS;
+        return memory == chunk->wire_dtype && worth_runs(&flow->cursor, flow->receiving) ? TB_FLOW_RUNS : TB_FLOW_ELEMENTS;
     }
     /* What sets an accumulator of its own type is a copy, unless it is all there is to it. */
     bool sets = chunk->fold_position == 0 && piece_of(flow)->contributions > 1;
     bool same = tb_accumulator_size(chunk->wire_dtype) == tb_dtype_size(chunk->wire_dtype);
-    return sets && same ? TB_FLOW_RUNS : TB_FLOW_FOLD;
+    return sets && same && worth_runs(&flow->cursor, true) ? TB_FLOW_RUNS : TB_FLOW_FOLD;
 }
 
 static void start_chunk(tb_flow *flow) {

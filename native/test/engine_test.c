@@ -34,25 +34,25 @@ static void test_contiguous(void) {
 static void strided(int64_t run, uint32_t flags) {
     world w;
     kit k;
-    enum { ROWS = 1500 };
+    const int64_t rows = run < 8192 ? 1500 : 40;
     kit_start(&k, 2, 4);
-    uint64_t from_span = (uint64_t)(3 * run * ROWS);
-    uint64_t to_span = (uint64_t)(2 * run * ROWS);
+    uint64_t from_span = (uint64_t)(3 * run * rows);
+    uint64_t to_span = (uint64_t)(2 * run * rows);
     kit_tensor(&k, 0, TB_FLOAT32, from_span, TB_FLOAT32, to_span);
     kit_tensor(&k, 1, TB_FLOAT32, from_span, TB_FLOAT32, to_span);
     for (uint32_t source = 0; source < 2; source++) {
         kit_bucket *bucket = kit_bucket_add(&k, 1, source, 1 - source, 0);
-        kit_copy(&k, bucket, source, (uint64_t)run * ROWS / 4, kit_rows(run, ROWS, 3 * run, run),
-                 kit_rows(0, ROWS, 2 * run, run));
+        kit_copy(&k, bucket, source, (uint64_t)(run * rows / 4), kit_rows(run, rows, 3 * run, run),
+                 kit_rows(0, rows, 2 * run, run));
         kit_bucket *own = kit_bucket_add(&k, 1, source, source, 0);
-        kit_copy(&k, own, source, (uint64_t)run * ROWS / 4, kit_rows(0, ROWS, 3 * run, run),
-                 kit_rows(run, ROWS, 2 * run, run));
+        kit_copy(&k, own, source, (uint64_t)(run * rows / 4), kit_rows(0, rows, 3 * run, run),
+                 kit_rows(run, rows, 2 * run, run));
     }
     world_open(&w, transport, 2);
     world_prepare(&w, &k, flags);
     world_round(&w, 1);
     for (uint32_t t = 0; t < 2; t++) {
-        for (int64_t row = 0; row < ROWS; row++) {
+        for (int64_t row = 0; row < rows; row++) {
             const uint8_t *from = w.memory[t][t][0] + row * 3 * run;
             CHECK(memcmp(w.memory[1 - t][t][1] + row * 2 * run, from + run, (size_t)run) == 0);
             CHECK(memcmp(w.memory[t][t][1] + row * 2 * run + run, from, (size_t)run) == 0);
@@ -66,8 +66,10 @@ static void test_strided(void) {
     strided(4, 0);
     strided(1000, 0);
     strided(2048, 0);
+    strided(100000, 0);
     strided(60, TB_GRAPH_CHECKSUM);
     strided(4096, TB_GRAPH_CHECKSUM);
+    strided(131072, TB_GRAPH_CHECKSUM);
 }
 
 /* float32 to bfloat16 (the sender casts), bfloat16 to float32 (the receiver does), in one bucket of odd sizes. */
