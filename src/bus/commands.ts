@@ -76,7 +76,7 @@ const header = {
   acknowledged: z.array(u64).max(65_536),
 };
 
-const layoutSchema = z.strictObject({
+export const layoutSchema = z.strictObject({
   mesh: z.strictObject({
     shape: z.array(z.int().min(1)).min(1).max(8),
     ranks: z.array(z.int().min(0)).max(2 ** 20),
@@ -131,8 +131,13 @@ const bodies = {
     regions: z.array(regionSchema).min(1).max(1_000_000),
     tensors: tensorTableSchema,
   },
-  Transfer: { batch: batchId, direction: z.enum(["send", "recv"]) },
-  QueryStatus: { batch: batchId },
+  Transfer: {
+    batch: batchId,
+    direction: z.enum(["send", "recv"]),
+    /** Of the registration that is meant; needed where one client has registered both sides. */
+    instance: u64.optional(),
+  },
+  QueryStatus: { batch: batchId, instance: u64.optional() },
   CleanupBatch: {
     batch: batchId,
     /** What the agent answered when it was registered: a batch that took the id later is another. */

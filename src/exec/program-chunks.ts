@@ -14,6 +14,13 @@ export interface ProgramTraffic {
   readonly bytesSent: bigint;
   readonly bytesReceived: bigint;
   readonly bytesCopied: bigint;
+  /** By peer, what goes there and what comes from there. */
+  readonly peers: ReadonlyMap<number, PeerTraffic>;
+}
+
+export interface PeerTraffic {
+  readonly sent: bigint;
+  readonly received: bigint;
 }
 
 const channelTableAt = 104;
@@ -51,12 +58,21 @@ export function trafficOf(program: Program): ProgramTraffic {
   const view = viewOf(program);
   const table = Number(view.getBigUint64(channelTableAt, true));
   const bytes = [0n, 0n, 0n];
+  const peers = new Map<number, PeerTraffic>();
   for (let index = 0; index < program.channelCount; index++) {
     const at = table + index * channelBytes;
     const direction = view.getUint8(at + 1);
-    bytes[direction] = bytes[direction]! + view.getBigUint64(at + 24, true);
+    const payload = view.getBigUint64(at + 24, true);
+    bytes[direction] = bytes[direction]! + payload;
+    if (direction === 0) continue;
+    const peer = view.getUint32(at + 4, true);
+    const { sent, received } = peers.get(peer) ?? { sent: 0n, received: 0n };
+    peers.set(
+      peer,
+      direction === 1 ? { sent: sent + payload, received } : { sent, received: received + payload },
+    );
   }
-  return { bytesCopied: bytes[0]!, bytesSent: bytes[1]!, bytesReceived: bytes[2]! };
+  return { bytesCopied: bytes[0]!, bytesSent: bytes[1]!, bytesReceived: bytes[2]!, peers };
 }
 
 const noDescriptor = new BigInt64Array(0);

@@ -1,0 +1,446 @@
+/** The batches of an agent: registered by clients, agreed with all ranks of both sides, freed with whoever owned them. */
+import { randomBytes } from "node:crypto";
+import { z } from "zod";
+import { type Deadline, Deadline as Deadlines, waitUntil } from "../deadline.ts";
+import { type ErrorCode, TensorBusError } from "../errors.ts";
+import type { AgentEvent } from "./agent-events.ts";
+import type { AgentMemory, HeldRegions } from "./agent-memory.ts";
+import type { PairSide, Pairs } from "./agent-pair.ts";
+import { type Batch, type BatchSide, newInstance, prepareBatch } from "./batch.ts";
+import { type MetBatch, meetBatch, type Registration, readNames } from "./batch-meeting.ts";
+import { type BatchSubject, joinSides } from "./batch-plan.ts";
+import { BatchKeys, encodeTable, namesDigest, type RankRecord } from "./batch-records.ts";
+import {
+  type BatchId,
+  batchKey,
+  type ClientIdentity,
+  type CommandOf,
+  type CommandResult,
+  normalizeBatchId,
+} from "./commands.ts";
+import { Direction, type TransferResult } from "./direction.ts";
+import { placeTensors, refuseTargets, sortTensors, tableOf } from "./local-tensors.ts";
+import type { MetPair } from "./pair-meeting.ts";
+import { layoutDigest } from "./pair-records.ts";
+import { recordVersion } from "./rendezvous.ts";
+import type { State, Table } from "./state.ts";
+import { decodeTensorTable } from "./tensor-table.ts";
+import type { Connection, Uplink } from "./uplink.ts";
+
+export interface BatchesOptions {
+  readonly rank: number;
+  readonly generation: bigint;
+  readonly uplink: Uplink;
+  readonly state: State;
+  readonly pairs: Pairs;
+  readonly memory: AgentMemory;
+  /** For who names none. */
+  readonly commit: "direct" | "staged";
+  readonly checksum: boolean;
+  readonly tell: (event: AgentEvent) => void;
+  readonly onFault: (error: unknown) => void;
+}
+
+/** Of a batch whose client names none: the planner's default. */
+const defaultBucketBytes = 8 * 2 ** 20;
+
+const rowSchema = z.strictObject({ generation: z.bigint(), number: z.int() });
+
+/** A batch from the first registration on this rank until it is freed. */
+interface Entry {
+  readonly key: string;
+  readonly id: BatchId;
+  /** Sides that are registering or registered, with their clients. */
+  readonly claims: Map<string, { readonly client: bigint; readonly abort: AbortController }>;
+  /** Sides of this rank that have met, and are not prepared yet. */
+  readonly arrivals: Arrival[];
+  batch: Batch | undefined;
+}
+
+interface Arrival {
+  readonly side: BatchSide;
+  readonly met: MetBatch;
+  readonly subject: BatchSubject;
+  readonly resolve: (batch: Batch) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+export class Batches {
+  readonly #options: BatchesOptions;
+  readonly #table: Table<z.infer<typeof rowSchema>>;
+  readonly #entries = new Map<string, Entry>();
+
+  constructor(options: BatchesOptions) {
+    this.#options = options;
+    this.#table = options.state.table("batches", rowSchema);
+  }
+
+  get all(): readonly Batch[] {
+    return [...this.#entries.values()].flatMap(({ batch }) => (batch === undefined ? [] : [batch]));
+  }
+
+  async register(
+    command: CommandOf<"RegisterTensors">,
+    deadline: Deadline,
+  ): Promise<CommandResult<"RegisterTensors">> {
+    const { client } = command;
+    const id = normalizeBatchId(command.batch);
+    const connection = await this.#options.uplink.connected(deadline.rest);
+    const records = decodeTensorTable(command.tensors, command.regions.length);
+    const pairs = [...new Set(records.map(({ pair }) => pair))].sort();
+    const entry = await this.#entry(id);
+    const sides = pairs.map((pair) => this.#sideOf(entry, pair, client));
+    const name = sides[0]!.spec.local;
+    const abort = this.#claim(entry, name, client);
+    const signal =
+      deadline.signal === undefined ? abort.signal : AbortSignal.any([deadline.signal, abort.signal]);
+    const bounded = new Deadlines({ timeoutMs: deadline.remainingMs, signal });
+    let held: HeldRegions | undefined;
+    try {
+      const mets = await Promise.all(sides.map((side) => this.#options.pairs.await(side, bounded)));
+      for (const side of sides) side.owner ??= client.id;
+      const tensors = sortTensors(records, pairs);
+      held = this.#options.memory.hold(client, command.regions, connection.session);
+      const places = placeTensors(tensors, command.regions, held.memories);
+      const side: BatchSide = { name, client, instance: newInstance(), tensors, places, held };
+      const began = performance.now();
+      const registration = this.#registration(id, side, sides, mets, command);
+      const met = await meetBatch(connection.rendezvous, registration, bounded);
+      await this.#requireSameNames(connection, registration, met, bounded);
+      const subject = joinSides(registration.batch, met.local, met.remote, mets, registration.names);
+      const meet = (performance.now() - began) / 1000;
+      const batch = await this.#join(entry, { side, met, subject }, registration, connection, bounded, meet);
+      return this.#result(batch, side, subject);
+    } catch (error) {
+      entry.claims.delete(name);
+      held?.release();
+      if (entry.claims.size === 0 && entry.batch === undefined) this.#forget(entry);
+      const { reason } = abort.signal;
+      throw reason instanceof TensorBusError ? reason : error;
+    }
+  }
+
+  transfer(command: CommandOf<"Transfer">, deadline: Deadline): Promise<TransferResult> {
+    const { batch, side } = this.#find(command.batch, command.client, command.instance);
+    const from = command.direction === "send" ? side.name : this.#otherSide(batch, side);
+    return batch
+      .direction(from)
+      .post(command.direction === "send" ? "source" : "target", deadline)
+      .catch((error) => {
+        this.#noticeEnd(batch, error);
+        throw error;
+      });
+  }
+
+  /** Answers at once: the signal is watched. */
+  query(command: CommandOf<"QueryStatus">): CommandResult<"QueryStatus"> {
+    const { batch } = this.#find(command.batch, command.client, command.instance);
+    if (batch.broken !== undefined) throw batch.broken;
+    return { ready: batch.live.some((direction) => direction.ready) };
+  }
+
+  async cleanup(command: CommandOf<"CleanupBatch">): Promise<CommandResult<"CleanupBatch">> {
+    const entry = this.#entries.get(batchKey(normalizeBatchId(command.batch)));
+    const batch = entry?.batch;
+    if (batch === undefined || !batch.sides.some(({ instance }) => instance === command.instance))
+      return { freed: false };
+    await this.#end(entry!, new TensorBusError("TB_BATCH_UNKNOWN", `batch ${String(batch.id)} was closed`));
+    return { freed: true };
+  }
+
+  /** Its rounds are cancelled and quiet before its memory is freed; how many batches it had. */
+  async forgetClient(client: bigint): Promise<number> {
+    const reason = new TensorBusError("TB_CLIENT_LOST", `a client of rank ${this.#options.rank} has ended`, {
+      details: { rank: this.#options.rank },
+    });
+    let ended = 0;
+    for (const entry of [...this.#entries.values()]) {
+      const claims = [...entry.claims.values()].filter((claim) => claim.client === client);
+      if (claims.length === 0) continue;
+      ended += 1;
+      for (const { abort } of claims) abort.abort(reason);
+      if (entry.batch !== undefined) await this.#end(entry, reason);
+    }
+    return ended;
+  }
+
+  /** All of them have ended: the store was lost, or the agent is closed. */
+  async end(reason: TensorBusError): Promise<void> {
+    await Promise.all(
+      [...this.#entries.values()].map(async (entry) => {
+        for (const { abort } of entry.claims.values()) abort.abort(reason);
+        await this.#end(entry, reason);
+      }),
+    );
+  }
+
+  /** A peer is gone: whatever was prepared with it has to be registered anew. */
+  peerEnded(rank: number, error: TensorBusError): void {
+    for (const batch of this.all) {
+      const concerned = batch.live.some((direction) => direction.execution.stats.peers.has(rank));
+      if (concerned && !batch.live.some(({ busy }) => busy)) this.#break(batch, rank, error);
+    }
+  }
+
+  /** Ends what waits for other ranks to register. */
+  abandon(reason: TensorBusError): void {
+    for (const { claims, batch } of this.#entries.values()) {
+      if (batch === undefined) for (const { abort } of claims.values()) abort.abort(reason);
+    }
+  }
+
+  /** Cancels all rounds under way. */
+  hurry(reason: TensorBusError): void {
+    for (const batch of this.all) for (const direction of batch.live) void direction.cancel(reason);
+  }
+
+  /** Waits until no round is under way. */
+  async idle(deadline: Deadline): Promise<void> {
+    for (const batch of this.all) for (const direction of batch.live) await direction.idle(deadline);
+  }
+
+  /** The entry of an id; one that is broken is freed first. */
+  async #entry(id: BatchId): Promise<Entry> {
+    const key = batchKey(id);
+    const known = this.#entries.get(key);
+    if (known?.batch?.broken !== undefined) await this.#end(known, known.batch.broken);
+    const standing = this.#entries.get(key);
+    if (standing !== undefined) return standing;
+    const entry: Entry = { key, id, claims: new Map(), arrivals: [], batch: undefined };
+    this.#entries.set(key, entry);
+    return entry;
+  }
+
+  #forget(entry: Entry): void {
+    if (this.#entries.get(entry.key) === entry) this.#entries.delete(entry.key);
+  }
+
+  /** Which side of a pair a client speaks for: the first that this batch does not have yet. */
+  #sideOf(entry: Entry, pair: string, client: ClientIdentity): PairSide {
+    let sides: PairSide[];
+    try {
+      sides = this.#options.pairs.sidesOf(pair, client);
+    } catch (error) {
+      if (entry.claims.size === 0 && entry.batch === undefined) this.#forget(entry);
+      throw error;
+    }
+    const free = sides.find(({ spec }) => !entry.claims.has(spec.local));
+    if (free !== undefined) return free;
+    throw this.#exists(entry, sides[0]!.spec.local);
+  }
+
+  #claim(entry: Entry, name: string, { id }: ClientIdentity): AbortController {
+    if (entry.claims.has(name)) throw this.#exists(entry, name);
+    const abort = new AbortController();
+    entry.claims.set(name, { client: id, abort });
+    return abort;
+  }
+
+  #exists({ id }: Entry, side: string): TensorBusError {
+    return new TensorBusError("TB_EXISTS", `batch ${String(id)} is registered already for side ${side}`, {
+      details: { batch: id, side, rank: this.#options.rank },
+    });
+  }
+
+  #registration(
+    id: BatchId,
+    { tensors, places }: BatchSide,
+    sides: readonly PairSide[],
+    mets: readonly MetPair[],
+    { bucketBytes = defaultBucketBytes, commit = this.#options.commit }: CommandOf<"RegisterTensors">,
+  ): Registration {
+    const { rank, generation } = this.#options;
+    const refusal = refuseTargets(tensors, places);
+    const record: RankRecord = {
+      version: recordVersion,
+      rank,
+      generation,
+      nonce: randomBytes(8).readBigUInt64LE(),
+      pairs: sides.map(({ spec: { pair, local, remote } }, index) => ({
+        pair,
+        local,
+        remote,
+        localLayout: layoutDigest(mets[index]!.local.layout),
+        remoteLayout: layoutDigest(mets[index]!.remote.layout),
+      })),
+      bucketBytes,
+      commit,
+      names: {
+        count: tensors.length,
+        digest: namesDigest(tensors.map(({ pair, name }) => ({ pair: sides[pair]!.spec.pair, name }))),
+      },
+      table: encodeTable(tableOf(tensors)),
+      ...(refusal === undefined ? {} : { refusal: { ...refusal, rank } }),
+    };
+    const names = tensors.map(({ pair, name }) => ({ pair, name }));
+    return { batch: String(id), keys: new BatchKeys(id), record, pairs: mets, names };
+  }
+
+  /** Both sides name the same tensors; the first that only one of them has is told. */
+  async #requireSameNames(
+    { rendezvous }: Connection,
+    { keys, names, record, batch }: Registration,
+    { number, local, remote }: MetBatch,
+    deadline: Deadline,
+  ): Promise<void> {
+    if (local.names.digest === remote.names.digest || local.names.count !== remote.names.count) return;
+    const other = record.pairs[0]!.remote;
+    const theirs = await readNames(rendezvous, keys, number, other, deadline);
+    const index = names.findIndex(
+      ({ pair, name }, at) => theirs?.[at]?.[0] !== pair || theirs[at]?.[1] !== name,
+    );
+    const [is, expected] = [names[index]?.name, theirs?.[index]?.[1]];
+    const { pair } = record.pairs[names[index]?.pair ?? 0]!;
+    throw new TensorBusError(
+      "TB_BATCH_MISMATCH",
+      `batch ${batch}, pair ${pair}: tensor ${is} of side ${record.pairs[0]!.local} stands where side ${other} (rank ${remote.leader}) has ${expected}`,
+      { details: { batch, pair, rank: remote.leader, tensor: is, value: is, expected } },
+    );
+  }
+
+  /** Prepares the batch, once all sides of it that this rank stands on are there. */
+  #join(
+    entry: Entry,
+    arrived: Pick<Arrival, "side" | "met" | "subject">,
+    registration: Registration,
+    connection: Connection,
+    deadline: Deadline,
+    meet: number,
+  ): Promise<Batch> {
+    const { rank } = this.#options;
+    const expected = arrived.subject.pairs[0]!.ranks.filter((ranks) => ranks.includes(rank)).length;
+    return waitUntil<Batch>(`batch ${registration.batch}: preparing`, deadline, (resolve, reject) => {
+      const arrival: Arrival = { ...arrived, resolve, reject };
+      entry.arrivals.push(arrival);
+      if (entry.arrivals.length === expected) {
+        void this.#prepare(entry, entry.arrivals.splice(0), registration, connection, deadline, meet);
+      }
+      return () => {
+        const index = entry.arrivals.indexOf(arrival);
+        if (index >= 0) entry.arrivals.splice(index, 1);
+      };
+    });
+  }
+
+  async #prepare(
+    entry: Entry,
+    arrivals: readonly Arrival[],
+    { record, keys }: Registration,
+    connection: Connection,
+    deadline: Deadline,
+    meet: number,
+  ): Promise<void> {
+    const { rank, checksum, tell, onFault } = this.#options;
+    const { met, subject } = arrivals.at(-1)!;
+    const sides = arrivals.map(({ side }) => side);
+    const { commit } = record;
+    const options = { id: entry.id, rank, met, keys, commit, checksum, connection, tell, onFault };
+    try {
+      const { batch, seconds } = await prepareBatch(options, subject, sides, deadline);
+      entry.batch = batch;
+      this.#watchEnd(batch, keys, connection);
+      await this.#remember(entry, batch.number);
+      tell({
+        kind: "batchRegistered",
+        batch: batch.id,
+        number: batch.number,
+        tensors: sides[0]!.tensors.length,
+        seconds: { meet, ...seconds },
+      });
+      for (const { resolve } of arrivals) resolve(batch);
+    } catch (error) {
+      for (const { reject } of arrivals) reject(error);
+    }
+  }
+
+  #result(batch: Batch, side: BatchSide, { sides }: BatchSubject): CommandResult<"RegisterTensors"> {
+    const other = sides.find(({ name }) => name !== side.name)!.name;
+    const about = (from: string) => {
+      const direction = batch.directions.get(from);
+      if (direction instanceof Direction) return { digest: batch.digests.get(from)! };
+      const { code, message } = direction!;
+      return { refused: { code: code as ErrorCode, message } };
+    };
+    return { instance: side.instance, number: batch.number, send: about(side.name), recv: about(other) };
+  }
+
+  #otherSide(batch: Batch, side: BatchSide): string {
+    return [...batch.directions.keys()].find((name) => name !== side.name)!;
+  }
+
+  #find(
+    given: BatchId,
+    client: ClientIdentity,
+    instance: bigint | undefined,
+  ): { batch: Batch; side: BatchSide } {
+    const id = normalizeBatchId(given);
+    const batch = this.#entries.get(batchKey(id))?.batch;
+    const side = batch?.sides.find((each) =>
+      instance === undefined
+        ? each.client.id === client.id
+        : each.instance === instance && each.client.id === client.id,
+    );
+    if (batch !== undefined && side !== undefined) return { batch, side };
+    const known = this.#table.get(rowOf(id)) !== undefined;
+    const why = known ? "has ended, and waits to be registered anew" : "is not registered";
+    throw new TensorBusError("TB_BATCH_UNKNOWN", `batch ${String(id)} ${why}`, {
+      details: { batch: id, rank: this.#options.rank },
+    });
+  }
+
+  /** A rank that is gone takes the batch with it. */
+  #noticeEnd(batch: Batch, error: unknown): void {
+    if (!(error instanceof TensorBusError)) return;
+    if (error.code !== "TB_PEER_LOST" && error.code !== "TB_INVALIDATED") return;
+    const { rank } = error.details;
+    this.#break(batch, typeof rank === "number" ? rank : undefined, error);
+  }
+
+  #break(batch: Batch, rank: number | undefined, cause: TensorBusError): void {
+    if (batch.broken !== undefined) return;
+    const message = `batch ${String(batch.id)} has ended on rank ${rank}, and waits to be registered anew: ${cause.message}`;
+    batch.broken = new TensorBusError("TB_PEER_LOST", message, { details: { batch: batch.id, rank }, cause });
+    this.#options.tell({ kind: "batchEnded", batch: batch.id, number: batch.number, reason: batch.broken });
+  }
+
+  /** Learns when another rank has ended the batch. */
+  #watchEnd(batch: Batch, keys: BatchKeys, { rendezvous }: Connection): void {
+    const key = keys.ended(batch.number);
+    batch.onClose((reason) => {
+      const say = Buffer.from(JSON.stringify({ rank: this.#options.rank, reason: reason.message }));
+      return rendezvous.store.compareAndSet(key, undefined, say, { timeoutMs: 1000 }).then(
+        () => {},
+        () => {},
+      );
+    });
+    const watch = async () => {
+      await rendezvous.store.wait([key], { timeoutMs: watchMs, signal: batch.ended });
+      const said = JSON.parse(Buffer.from((await rendezvous.store.get(key)) ?? "{}").toString());
+      if (batch.ended.aborted || batch.live.some(({ busy }) => busy)) return;
+      this.#break(batch, said.rank, new TensorBusError("TB_PEER_LOST", String(said.reason)));
+    };
+    watch().catch(() => {});
+  }
+
+  async #end(entry: Entry, reason: TensorBusError): Promise<void> {
+    const { batch } = entry;
+    if (batch === undefined) return;
+    await batch.close(reason);
+    this.#forget(entry);
+    this.#options.tell({ kind: "batchEnded", batch: batch.id, number: batch.number, reason });
+    if (reason.code !== "TB_BATCH_UNKNOWN") return;
+    await this.#options.state.write("forgetting a batch", () => this.#table.remove(rowOf(entry.id)));
+  }
+
+  async #remember({ id }: Entry, number: number): Promise<void> {
+    const { state, generation } = this.#options;
+    await state.write("remembering a batch", () => this.#table.put(rowOf(id), { generation, number }));
+  }
+}
+
+const watchMs = 2 ** 31 - 1;
+
+/** The key of its row in the state: ids may be longer than a key can be. */
+function rowOf(id: BatchId): string {
+  return new BatchKeys(id).latest;
+}

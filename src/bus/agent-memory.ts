@@ -1,0 +1,221 @@
+/**
+ * The memory of clients, as their agent addresses it. A client only names a descriptor of its own; the agent opens it
+ * through /proc, where only processes of its own user can be opened, and maps nothing but a sealed memfd of the size that
+ * was named: what a client does afterwards can not take it away.
+ */
+import { closeSync, constants, fstatSync, openSync, readlinkSync, type Stats, statSync } from "node:fs";
+import { TensorBusError } from "../errors.ts";
+import type { Memory } from "../memory/memory.ts";
+import { SharedMemory } from "../memory/shared-memory.ts";
+import type { TransportSession } from "../transport/transport.ts";
+import type { ClientIdentity, RegionMessage } from "./commands.ts";
+import type { HostRegions } from "./host-regions.ts";
+import { isRunning } from "./identity.ts";
+
+interface Entry {
+  readonly memory: Memory;
+  readonly session: TransportSession;
+  readonly forget: () => void;
+  users: number;
+}
+
+/** Regions of one registration; what is released twice is released once. */
+export interface HeldRegions {
+  /** In the order of the command's regions. */
+  readonly memories: readonly Memory[];
+  /** Only once nothing can touch them any more: all that was prepared on them has been released. */
+  release(): void;
+}
+
+export class AgentMemory {
+  readonly #host: HostRegions;
+  /** Mapped memory by device and inode, so that batches share it; plain memory by its object. */
+  readonly #shared = new Map<string, Entry>();
+  readonly #plain = new Map<Memory, Entry>();
+
+  constructor(host: HostRegions) {
+    this.#host = host;
+  }
+
+  /** Regions that are mapped now. */
+  get size(): number {
+    return this.#shared.size + this.#plain.size;
+  }
+
+  /**
+   * Maps a client's regions and registers them with the session. `TB_CLIENT_LOST` where the client has ended,
+   * `TB_TENSOR_MISSING` where one of its descriptors is no memory (any more), `TB_REGION` where it is another one,
+   * `TB_SEAL` where it may shrink or is smaller than was said, `TB_UNSUPPORTED` for memory that can not be addressed.
+   */
+  hold(client: ClientIdentity, regions: readonly RegionMessage[], session: TransportSession): HeldRegions {
+    const entries: Entry[] = [];
+    let released = false;
+    const release = () => {
+      if (released) return;
+      released = true;
+      for (const entry of entries) this.#drop(entry);
+    };
+    try {
+      requireAlive(client);
+      for (const region of regions) entries.push(this.#hold(client, region, session));
+    } catch (error) {
+      release();
+      throw error;
+    }
+    return { memories: entries.map(({ memory }) => memory), release };
+  }
+
+  #hold(client: ClientIdentity, region: RegionMessage, session: TransportSession): Entry {
+    switch (region.kind) {
+      case "shared":
+        return this.#holdShared(client, region, session);
+      case "host":
+        return this.#holdPlain(client, region, session);
+      case "cuda":
+        throw new TensorBusError("TB_UNSUPPORTED", "this agent can not address CUDA memory", {
+          details: { kind: region.kind, supported: session.capabilities.memory },
+        });
+    }
+  }
+
+  #holdShared(
+    client: ClientIdentity,
+    region: Extract<RegionMessage, { kind: "shared" }>,
+    session: TransportSession,
+  ): Entry {
+    const key = `${region.device}:${region.inode}`;
+    // The inode of a mapped memfd can not be another's: it lives as long as it is mapped.
+    const known = this.#shared.get(key);
+    const entry =
+      known !== undefined && known.session === session && proves(client, region)
+        ? known
+        : this.#add(this.#shared, key, mapShared(client, region), session);
+    if (region.bytes > entry.memory.bytes) {
+      if (entry.users === 0) this.#discard(entry);
+      throw new TensorBusError(
+        "TB_SEAL",
+        `shared memory of ${entry.memory.bytes} bytes is said to have ${region.bytes}`,
+        {
+          details: { bytes: region.bytes, found: entry.memory.bytes, fd: region.fd },
+        },
+      );
+    }
+    entry.users += 1;
+    return entry;
+  }
+
+  #holdPlain(
+    client: ClientIdentity,
+    region: Extract<RegionMessage, { kind: "host" }>,
+    session: TransportSession,
+  ): Entry {
+    if (client.pid !== process.pid) {
+      throw new TensorBusError("TB_UNSUPPORTED", "plain memory is for clients in the agent's own process", {
+        details: { pid: client.pid },
+      });
+    }
+    const memory = this.#host.get(region.key);
+    const entry = this.#plain.get(memory) ?? this.#add(this.#plain, memory, memory, session);
+    entry.users += 1;
+    return entry;
+  }
+
+  #add<K>(map: Map<K, Entry>, key: K, memory: Memory, session: TransportSession): Entry {
+    try {
+      session.register(memory);
+    } catch (error) {
+      if (memory instanceof SharedMemory) memory.close();
+      throw error;
+    }
+    const forget = () => {
+      if (map.get(key) === entry) map.delete(key);
+    };
+    const entry: Entry = { memory, session, forget, users: 0 };
+    map.set(key, entry);
+    return entry;
+  }
+
+  #drop(entry: Entry): void {
+    entry.users -= 1;
+    if (entry.users === 0) this.#discard(entry);
+  }
+
+  #discard({ memory, session, forget }: Entry): void {
+    forget();
+    try {
+      session.unregister(memory);
+    } catch (error) {
+      // A session that was closed has let go of it. One that still uses it keeps it mapped: it is not closed here.
+      if (!(error instanceof TensorBusError) || error.code !== "TB_CLOSED") throw error;
+    }
+    if (memory instanceof SharedMemory) memory.close();
+  }
+}
+
+function requireAlive(client: ClientIdentity): void {
+  if (isRunning(client) && client.uid === process.geteuid!()) return;
+  throw new TensorBusError("TB_CLIENT_LOST", `the client's process ${client.pid} has ended`, {
+    details: { pid: client.pid },
+  });
+}
+
+function missing(fd: number, cause?: unknown): TensorBusError {
+  return new TensorBusError("TB_TENSOR_MISSING", `descriptor ${fd} of the client is no shared memory`, {
+    details: { fd },
+    cause,
+  });
+}
+
+/** What the client's descriptor stands for, without opening it: opening a pipe or a device might have an effect. */
+function look(path: string, fd: number): Stats {
+  try {
+    if (!readlinkSync(path).startsWith("/memfd:")) throw missing(fd);
+    return statSync(path);
+  } catch (error) {
+    if (error instanceof TensorBusError) throw error;
+    throw missing(fd, error);
+  }
+}
+
+type SharedRegion = Extract<RegionMessage, { kind: "shared" }>;
+
+function isSame(stats: Stats, { device, inode }: SharedRegion): boolean {
+  return BigInt(stats.dev) === device && BigInt(stats.ino) === inode;
+}
+
+function requireSame(stats: Stats, region: SharedRegion): void {
+  if (isSame(stats, region)) return;
+  throw new TensorBusError(
+    "TB_REGION",
+    `descriptor ${region.fd} of the client is other memory than it says`,
+    {
+      details: { fd: region.fd, inode: region.inode, found: stats.ino },
+    },
+  );
+}
+
+/** Memory that is mapped already must be the client's own all the same. */
+function proves(client: ClientIdentity, region: SharedRegion): boolean {
+  const path = `/proc/${client.pid}/fd/${region.fd}`;
+  requireSame(look(path, region.fd), region);
+  return true;
+}
+
+function mapShared(client: ClientIdentity, region: SharedRegion): SharedMemory {
+  const path = `/proc/${client.pid}/fd/${region.fd}`;
+  requireSame(look(path, region.fd), region);
+  let fd: number;
+  try {
+    fd = openSync(path, constants.O_RDWR | constants.O_NONBLOCK);
+  } catch (error) {
+    throw missing(region.fd, error);
+  }
+  try {
+    const stats = fstatSync(fd);
+    requireSame(stats, region);
+    // All of it: another batch may use more of it than this one.
+    return SharedMemory.map(fd, stats.size);
+  } finally {
+    closeSync(fd);
+  }
+}
