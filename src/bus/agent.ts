@@ -12,7 +12,8 @@ import type { AgentEvent, AgentProgress } from "./agent-events.ts";
 import { AgentMemory } from "./agent-memory.ts";
 import { Pairs } from "./agent-pair.ts";
 import { AgentPost } from "./agent-post.ts";
-import type { ClientIdentity, Command } from "./commands.ts";
+import { CommandAborts } from "./command-aborts.ts";
+import type { ClientIdentity, Command, CommandOf, CommandResult } from "./commands.ts";
 import { hostRegions } from "./host-regions.ts";
 import { bootId, monotonicNs } from "./identity.ts";
 import type { Distrust } from "./rendezvous.ts";
@@ -60,6 +61,7 @@ export class Agent implements AsyncDisposable {
   readonly #pairs: Pairs;
   readonly #batches: Batches;
   readonly #events: Subject<AgentEvent>;
+  readonly #aborts = new CommandAborts();
   readonly #registered = new BehaviorSubject<void>(undefined);
   #closing: Promise<void> | undefined;
 
@@ -171,12 +173,18 @@ export class Agent implements AsyncDisposable {
 
   #run(command: Command): unknown {
     if (command.type === "QueryStatus") return this.#watch(command, () => this.#batches.query(command));
-    return this.#dispatch(command, new Deadline({ timeoutMs: millisecondsLeft(command) })).catch(
-      (error: unknown) => {
+    if (command.type === "Cancel") return this.#cancel(command);
+    const signal = this.#aborts.begin(command);
+    return this.#dispatch(command, new Deadline({ timeoutMs: millisecondsLeft(command), signal }))
+      .catch((error: unknown) => {
         this.#told(command, error);
         throw error;
-      },
-    );
+      })
+      .finally(() => this.#aborts.end(command));
+  }
+
+  #cancel({ client, command }: CommandOf<"Cancel">): CommandResult<"Cancel"> {
+    return { found: this.#aborts.cancel(client.id, command) };
   }
 
   #watch<T>(command: Command, run: () => T): T {
@@ -188,7 +196,10 @@ export class Agent implements AsyncDisposable {
     }
   }
 
-  async #dispatch(command: Exclude<Command, { type: "QueryStatus" }>, deadline: Deadline): Promise<unknown> {
+  async #dispatch(
+    command: Exclude<Command, { type: "QueryStatus" | "Cancel" }>,
+    deadline: Deadline,
+  ): Promise<unknown> {
     switch (command.type) {
       case "InitPair":
         return this.#pairs.init(command, deadline);

@@ -50,14 +50,16 @@ export class BatchHandler implements AsyncDisposable {
     direction: "send" | "recv",
     options: TransferOptions = {},
   ): Promise<Semaphore<TransferResult>> {
-    this.#registration.requireOpen();
-    return this.client.transfer(this.batchId, direction, options);
+    const registration = this.#registration;
+    registration.requireOpen();
+    return this.client.transfer(this.batchId, direction, { ...options, registration });
   }
 
   /** As the client's, for this registration. */
   async queryTransferSignal(options: CallOptions = {}): Promise<boolean> {
-    this.#registration.requireOpen();
-    return this.client.queryTransferSignal(this.batchId, options);
+    const registration = this.#registration;
+    registration.requireOpen();
+    return this.client.queryTransferSignal(this.batchId, { ...options, registration });
   }
 
   /**

@@ -20,7 +20,7 @@ import type { CommandQueue } from "./command-queue.ts";
 import { type BatchId, type LayoutMessage, normalizeBatchId } from "./commands.ts";
 import type { Environment } from "./environment.ts";
 import { logger } from "./logger.ts";
-import { Registrations } from "./registration.ts";
+import { type Registration, Registrations } from "./registration.ts";
 import type { TransferResult } from "./round-events.ts";
 import { Semaphore } from "./semaphore.ts";
 import type { State } from "./state.ts";
@@ -36,6 +36,11 @@ export interface ConnectOptions {
   /** Milliseconds in which an agent must be found; default 30,000. */
   readonly connectionTimeoutMs?: number;
   readonly signal?: AbortSignal;
+}
+
+/** Which registration a handler means: a client may have registered both sides of a batch. */
+interface OfRegistration {
+  readonly registration?: Registration;
 }
 
 /** `timeoutMs`: default 30,000. */
@@ -228,17 +233,16 @@ export class TensorBusClient implements AsyncDisposable {
   async transfer(
     batchId: BatchId,
     direction: "send" | "recv",
-    options: TransferOptions = {},
+    options: TransferOptions & OfRegistration = {},
   ): Promise<Semaphore<TransferResult>> {
     if (direction !== "send" && direction !== "recv") {
       throw new TypeError(`a transfer is "send" or "recv", not ${JSON.stringify(direction)}`);
     }
     const batch = normalizeBatchId(batchId);
-    const { blocking = false } = options;
-    const registration = this.#registrations.get(batch);
+    const { blocking = false, registration = this.#registrations.get(batch) } = options;
     registration?.checkMemory();
     const link = await this.#link(options);
-    const body = { batch, direction };
+    const body = { batch, direction, ...instanceOf(options) };
     const waits = { ...options, blocking, graceMs: roundGraceMs, settlesQuiet: true, keep: this };
     const { name, queued, outcome } = link.submit("Transfer", batch, body, waits);
     const { semaphore, complete, fail } = Semaphore.create<TransferResult>(name);
@@ -259,10 +263,15 @@ export class TensorBusClient implements AsyncDisposable {
   }
 
   /** True once every rank of the sending side has its round ready, until the receiving side has taken it. */
-  async queryTransferSignal(batchId: BatchId, options: CallOptions = {}): Promise<boolean> {
+  async queryTransferSignal(batchId: BatchId, options: CallOptions & OfRegistration = {}): Promise<boolean> {
     const batch = normalizeBatchId(batchId);
     const link = this.#connection.openLink ?? (await this.#link(options));
-    const { outcome } = link.submit("QueryStatus", batch, { batch }, { ...options, keep: this });
+    const { outcome } = link.submit(
+      "QueryStatus",
+      batch,
+      { batch, ...instanceOf(options) },
+      { ...options, keep: this },
+    );
     return (await outcome).ready;
   }
 
@@ -335,6 +344,10 @@ export class TensorBusClient implements AsyncDisposable {
       ...(stridedShard === undefined ? {} : { stridedShard }),
     };
   }
+}
+
+function instanceOf({ registration }: OfRegistration): { readonly instance?: bigint } {
+  return registration === undefined ? {} : { instance: registration.instance };
 }
 
 /** The agent registered a batch whose caller had given up. */

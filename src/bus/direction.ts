@@ -98,6 +98,7 @@ export class Direction {
     }
     return new Promise((resolve, reject) => {
       round.posters.set(role, { deadline, resolve, reject });
+      this.#cancelWith(round, deadline);
       // The signal and the round go on side by side: a store that hangs fails the first one alone.
       if (role === "source") this.#announce(round.number, deadline);
       if (round.posters.size === this.#options.roles.length) this.#start(round);
@@ -155,6 +156,17 @@ export class Direction {
     }, deadline.remainingMs);
     round.abort.signal.addEventListener("abort", () => clearTimeout(timer), { once: true });
     this.#idle = this.#idle.finally(() => clearTimeout(timer));
+  }
+
+  /** The caller may take it back: the round ends on all ranks, as any other that is cancelled. */
+  #cancelWith(round: Round, { signal }: Deadline): void {
+    const onAbort = () => {
+      if (this.#round !== round) return;
+      const message = `round ${round.number} of ${this.#name()} was cancelled on rank ${this.#options.rank}`;
+      const details = { rank: this.#options.rank };
+      void this.cancel(new TensorBusError("TB_CANCELLED", message, { details, cause: signal?.reason }));
+    };
+    signal?.addEventListener("abort", onAbort, { once: true });
   }
 
   #announce(number: number, deadline: Deadline): void {

@@ -122,24 +122,23 @@ function isGone(error: unknown): boolean {
   return error instanceof TensorBusError && (error.code === "TB_AGENT_LOST" || error.code === "TB_CLOSED");
 }
 
-/** The registrations of one client, by batch. It does not know the client. */
+/** The registrations of one client. It does not know the client. */
 export class Registrations {
-  readonly #byBatch = new Map<string, Registration>();
+  readonly #all = new Set<Registration>();
 
+  /** The last one of that id: a client that stands on both sides of a batch has two. */
   get(batchId: BatchId): Registration | undefined {
-    return this.#byBatch.get(batchKey(batchId));
+    const key = batchKey(batchId);
+    return [...this.#all].findLast((registration) => batchKey(registration.batchId) === key);
   }
 
   add(options: RegistrationOptions): Registration {
-    const key = batchKey(options.batchId);
-    const registration: Registration = new Registration(options, () => {
-      if (this.#byBatch.get(key) === registration) this.#byBatch.delete(key);
-    });
-    this.#byBatch.set(key, registration);
+    const registration: Registration = new Registration(options, () => this.#all.delete(registration));
+    this.#all.add(registration);
     return registration;
   }
 
   endAll(error: TensorBusError): void {
-    for (const registration of [...this.#byBatch.values()]) registration.end(error);
+    for (const registration of [...this.#all]) registration.end(error);
   }
 }
