@@ -1,7 +1,6 @@
-#include "flow.h"
-
 #include <string.h>
 
+#include "flow_parts.h"
 #include "reduce.h"
 
 #define PADDING 16u
@@ -13,14 +12,6 @@
  */
 enum { SEND_RUN_BYTES = 512, RECEIVE_RUN_BYTES = 64 * 1024 };
 
-static const tb_chunk *chunk_of(const tb_flow *flow) {
-    return &flow->places->program->chunks[flow->chunk];
-}
-
-static const tb_piece *piece_of(const tb_flow *flow) {
-    return &flow->places->program->pieces[chunk_of(flow)->destination - TB_PIECE_BIT];
-}
-
 static void start_row(tb_cursor *cursor, uint8_t *at, uint64_t bytes) {
     cursor->base = at;
     cursor->run_start = at;
@@ -31,8 +22,7 @@ static void start_row(tb_cursor *cursor, uint8_t *at, uint64_t bytes) {
     cursor->loops = NULL;
 }
 
-/* A cursor at the first element of one end of a chunk. */
-static void start_end(tb_cursor *cursor, const tb_places *places, const tb_chunk *chunk, bool destination) {
+void tb_flow_start_end(tb_cursor *cursor, const tb_places *places, const tb_chunk *chunk, bool destination) {
     uint32_t where = destination ? chunk->destination : chunk->source;
     uint32_t dtype = destination ? chunk->destination_dtype : chunk->source_dtype;
     if (where >= TB_PIECE_BIT) {
@@ -57,14 +47,14 @@ static uint8_t mode_of(const tb_flow *flow, const tb_chunk *chunk) {
         return memory == chunk->wire_dtype && worth_runs(&flow->cursor, flow->receiving) ? TB_FLOW_RUNS : TB_FLOW_ELEMENTS;
     }
     /* What sets an accumulator of its own type is a copy, unless it is all there is to it. */
-    bool sets = chunk->fold_position == 0 && piece_of(flow)->contributions > 1;
+    bool sets = chunk->fold_position == 0 && tb_flow_piece(flow)->contributions > 1;
     bool same = tb_accumulator_size(chunk->wire_dtype) == tb_dtype_size(chunk->wire_dtype);
     return sets && same && worth_runs(&flow->cursor, true) ? TB_FLOW_RUNS : TB_FLOW_FOLD;
 }
 
 static void start_chunk(tb_flow *flow) {
-    const tb_chunk *chunk = chunk_of(flow);
-    start_end(&flow->cursor, flow->places, chunk, flow->receiving);
+    const tb_chunk *chunk = tb_flow_chunk(flow);
+    tb_flow_start_end(&flow->cursor, flow->places, chunk, flow->receiving);
     flow->chunk_left = tb_chunk_wire_bytes(chunk);
     flow->item = (uint8_t)tb_dtype_size(chunk->wire_dtype);
     flow->carried = 0;
@@ -95,20 +85,15 @@ void tb_flow_start_row(tb_flow *flow, uint8_t *at, uint64_t bytes) {
     start_row(&flow->cursor, at, bytes);
 }
 
-/* Counts bytes of the chunk as passed, and goes on to the next one where it is at its end. */
-static void pass(tb_flow *flow, uint64_t bytes) {
+void tb_flow_pass(tb_flow *flow, uint64_t bytes) {
     flow->left -= bytes;
     flow->chunk_left -= bytes;
     if (flow->chunk_left == 0 && flow->left > 0) {
-        uint64_t chunk_bytes = tb_chunk_wire_bytes(chunk_of(flow));
+        uint64_t chunk_bytes = tb_chunk_wire_bytes(tb_flow_chunk(flow));
         flow->padding = (uint32_t)(-chunk_bytes & (PADDING - 1));
         flow->chunk++;
         start_chunk(flow);
     }
-}
-
-static uint64_t least(uint64_t a, uint64_t b) {
-    return a < b ? a : b;
 }
 
 /* ---- sending --------------------------------------------------------------------------------------------------- */
@@ -138,7 +123,7 @@ void tb_gather_copy(tb_gather *gather, const void *bytes, uint64_t count) {
 static uint64_t gather_runs(tb_flow *flow, tb_gather *gather) {
     uint64_t bytes;
     gather->count += tb_cursor_iov(&flow->cursor, gather->iov + gather->count, gather->max - gather->count,
-                                   least(flow->chunk_left, gather->limit - gather->bytes), &bytes);
+                                   tb_least(flow->chunk_left, gather->limit - gather->bytes), &bytes);
     gather->bytes += bytes;
     tb_cursor_advance(&flow->cursor, bytes);
     return bytes;
@@ -146,11 +131,11 @@ static uint64_t gather_runs(tb_flow *flow, tb_gather *gather) {
 
 /* Where a part of an element has been sent already, it is packed again and that part left out. */
 static uint64_t gather_elements(tb_flow *flow, tb_gather *gather) {
-    const tb_chunk *chunk = chunk_of(flow);
+    const tb_chunk *chunk = tb_flow_chunk(flow);
     uint64_t item = flow->item;
     uint64_t skip = -flow->chunk_left & (item - 1);
-    uint64_t room = least(gather->size - gather->used, gather->may_pack);
-    uint64_t elements = least((flow->chunk_left + skip) / item, room / item);
+    uint64_t room = tb_least(gather->size - gather->used, gather->may_pack);
+    uint64_t elements = tb_least((flow->chunk_left + skip) / item, room / item);
     if (elements == 0 || gather->count == gather->max) {
         return 0;
     }
@@ -179,7 +164,7 @@ uint64_t tb_flow_gather(tb_flow *flow, tb_gather *gather) {
         if (bytes == 0) {
             break;
         }
-        pass(flow, bytes);
+        tb_flow_pass(flow, bytes);
     }
     return gather->bytes - begin;
 }
@@ -198,10 +183,10 @@ int tb_flow_scatter(tb_flow *flow, struct iovec *iov, int max, uint8_t *sink, ui
         }
         uint64_t runs;
         count += tb_cursor_iov(&flow->cursor, iov + count, max - count,
-                               least(flow->chunk_left, max_bytes - least(*bytes, max_bytes)), &runs);
+                               tb_least(flow->chunk_left, max_bytes - tb_least(*bytes, max_bytes)), &runs);
         tb_cursor_advance(&flow->cursor, runs);
         *bytes += runs;
-        pass(flow, runs);
+        tb_flow_pass(flow, runs);
     }
     return count;
 }
@@ -235,32 +220,32 @@ static void finish_elements(tb_flow *flow, const tb_piece *piece, uint64_t count
     }
 }
 
-static uint8_t *fold_at(const tb_flow *flow, const tb_piece *piece) {
+uint8_t *tb_flow_fold_at(const tb_flow *flow, const tb_piece *piece) {
     return flow->accumulator + flow->folded * tb_accumulator_size(piece->dtype);
 }
 
-static void folded_elements(tb_flow *flow, const tb_piece *piece, uint64_t count) {
-    if (chunk_of(flow)->fold_position == piece->contributions - 1) {
+void tb_flow_folded(tb_flow *flow, const tb_piece *piece, uint64_t count) {
+    if (tb_flow_chunk(flow)->fold_position == piece->contributions - 1) {
         finish_elements(flow, piece, count);
     }
     flow->folded += count;
 }
 
 static void put_elements(tb_flow *flow, const uint8_t *bytes, uint64_t count) {
-    const tb_chunk *chunk = chunk_of(flow);
+    const tb_chunk *chunk = tb_flow_chunk(flow);
     if (flow->mode == TB_FLOW_ELEMENTS) {
         tb_cursor_unpack(&flow->cursor, chunk->destination_dtype, bytes, chunk->wire_dtype, count);
         return;
     }
-    const tb_piece *piece = piece_of(flow);
-    tb_fold(fold_at(flow, piece), bytes, count, piece->dtype, piece->op, chunk->fold_position == 0);
-    folded_elements(flow, piece, count);
+    const tb_piece *piece = tb_flow_piece(flow);
+    tb_fold(tb_flow_fold_at(flow, piece), bytes, count, piece->dtype, piece->op, chunk->fold_position == 0);
+    tb_flow_folded(flow, piece, count);
 }
 
 /* Bytes of the chunk: whole elements at once, the parts of one by way of the carry. */
 static void put_items(tb_flow *flow, const uint8_t *bytes, uint64_t count) {
     if (flow->carried > 0) {
-        uint64_t part = least(flow->item - flow->carried, count);
+        uint64_t part = tb_least(flow->item - flow->carried, count);
         memcpy(flow->carry + flow->carried, bytes, part);
         flow->carried = (uint8_t)(flow->carried + part);
         bytes += part;
@@ -281,10 +266,10 @@ static void put_items(tb_flow *flow, const uint8_t *bytes, uint64_t count) {
 
 void tb_flow_put(tb_flow *flow, const uint8_t *bytes, uint64_t count) {
     while (count > 0) {
-        uint64_t padding = least(flow->padding, count);
+        uint64_t padding = tb_least(flow->padding, count);
         flow->padding -= (uint32_t)padding;
         flow->left -= padding;
-        uint64_t part = least(flow->chunk_left, count - padding);
+        uint64_t part = tb_least(flow->chunk_left, count - padding);
         bytes += padding;
         if (part > 0) {
             if (flow->mode == TB_FLOW_RUNS) {
@@ -292,7 +277,7 @@ void tb_flow_put(tb_flow *flow, const uint8_t *bytes, uint64_t count) {
             } else {
                 put_items(flow, bytes, part);
             }
-            pass(flow, part);
+            tb_flow_pass(flow, part);
         }
         bytes += part;
         count -= padding + part;
@@ -301,19 +286,19 @@ void tb_flow_put(tb_flow *flow, const uint8_t *bytes, uint64_t count) {
 
 void tb_flow_skip(tb_flow *flow, uint64_t count) {
     while (count > 0) {
-        uint64_t padding = least(flow->padding, count);
+        uint64_t padding = tb_least(flow->padding, count);
         flow->padding -= (uint32_t)padding;
         flow->left -= padding;
-        uint64_t part = least(flow->chunk_left, count - padding);
+        uint64_t part = tb_least(flow->chunk_left, count - padding);
         if (part > 0 && flow->mode == TB_FLOW_RUNS) {
             tb_cursor_advance(&flow->cursor, part);
         } else if (part > 0) {
             uint64_t item = flow->item;
             uint64_t elements = (flow->chunk_left + item - 1) / item - (flow->chunk_left - part + item - 1) / item;
-            tb_cursor_advance(&flow->cursor, elements * tb_dtype_size(chunk_of(flow)->source_dtype));
+            tb_cursor_advance(&flow->cursor, elements * tb_dtype_size(tb_flow_chunk(flow)->source_dtype));
         }
         if (part > 0) {
-            pass(flow, part);
+            tb_flow_pass(flow, part);
         }
         count -= padding + part;
     }
@@ -326,88 +311,14 @@ uint32_t tb_flow_crc(tb_flow *flow, uint64_t count, uint32_t crc) {
         tb_gather gather = {
             .iov = iov, .max = 16, .bounce = bounce, .size = sizeof bounce, .may_pack = sizeof bounce, .limit = count};
         tb_flow ahead = *flow;
-        uint64_t bytes = least(tb_flow_gather(&ahead, &gather), count);
+        uint64_t bytes = tb_least(tb_flow_gather(&ahead, &gather), count);
         tb_flow_skip(flow, bytes);
         count -= bytes;
         for (int i = 0; i < gather.count && bytes > 0; i++) {
-            uint64_t length = least(iov[i].iov_len, bytes);
+            uint64_t length = tb_least(iov[i].iov_len, bytes);
             crc = tb_crc32c(crc, iov[i].iov_base, length);
             bytes -= length;
         }
     }
     return crc;
-}
-
-/* ---- from this rank to itself ---------------------------------------------------------------------------------- */
-
-static void start_local_chunk(tb_flow *flow, tb_cursor *source) {
-    flow->padding = 0; /* what lies on no wire has no padding */
-    start_end(source, flow->places, chunk_of(flow), false);
-}
-
-void tb_flow_start_local(tb_flow *flow, tb_cursor *source, const tb_places *places, uint32_t bucket) {
-    tb_flow_start(flow, places, bucket, true);
-    start_local_chunk(flow, source);
-}
-
-static bool same_memory(const tb_cursor *a, const tb_cursor *b) {
-    return a->base == b->base && a->dims == b->dims && a->run_bytes == b->run_bytes
-           && (a->dims == 0 || memcmp(a->loops, b->loops, (size_t)a->dims * 2 * sizeof a->loops[0]) == 0);
-}
-
-/* Copies elements without a buffer between: along the runs of the end that has the longer ones. */
-static void copy_elements(tb_cursor *to, uint32_t to_dtype, tb_cursor *from, uint32_t from_dtype, uint64_t count) {
-    uint64_t to_size = tb_dtype_size(to_dtype);
-    uint64_t from_size = tb_dtype_size(from_dtype);
-    bool along_source = (uint64_t)from->run_bytes / from_size >= (uint64_t)to->run_bytes / to_size;
-    while (count > 0) {
-        struct iovec run;
-        uint64_t bytes;
-        uint64_t elements;
-        if (along_source) {
-            tb_cursor_iov(from, &run, 1, count * from_size, &bytes);
-            elements = bytes / from_size;
-            tb_cursor_advance(from, bytes);
-            tb_cursor_unpack(to, to_dtype, run.iov_base, from_dtype, elements);
-        } else {
-            tb_cursor_iov(to, &run, 1, count * to_size, &bytes);
-            elements = bytes / to_size;
-            tb_cursor_advance(to, bytes);
-            tb_cursor_pack(from, from_dtype, run.iov_base, to_dtype, elements);
-        }
-        count -= elements;
-    }
-}
-
-static void move_elements(tb_flow *flow, tb_cursor *source, uint64_t count) {
-    const tb_chunk *chunk = chunk_of(flow);
-    if (chunk->operation == TB_OP_REDUCE) {
-        const tb_piece *piece = piece_of(flow);
-        tb_cursor_reduce(fold_at(flow, piece), source, count, piece->dtype, piece->op, chunk->fold_position == 0);
-        folded_elements(flow, piece, count);
-        return;
-    }
-    if (chunk->source_dtype == chunk->destination_dtype && same_memory(source, &flow->cursor)) {
-        uint64_t bytes = count * tb_dtype_size(chunk->source_dtype);
-        tb_cursor_advance(source, bytes);
-        tb_cursor_advance(&flow->cursor, bytes);
-        return;
-    }
-    copy_elements(&flow->cursor, chunk->destination_dtype, source, chunk->source_dtype, count);
-}
-
-bool tb_flow_local(tb_flow *flow, tb_cursor *source, uint64_t limit) {
-    uint64_t moved = 0;
-    while (flow->left > 0 && moved < limit) {
-        uint64_t elements = least(flow->chunk_left / flow->item, limit / flow->item);
-        uint32_t chunk = flow->chunk;
-        move_elements(flow, source, elements);
-        moved += elements * flow->item;
-        pass(flow, elements * flow->item);
-        if (flow->chunk != chunk) {
-            flow->left -= flow->padding;
-            start_local_chunk(flow, source);
-        }
-    }
-    return flow->left > 0;
 }
