@@ -28,7 +28,15 @@ async function startAgent(paths: Paths, options: Partial<ScriptedAgentOptions> =
   await messageOf<ScriptedMessage>(child, (message) => "ready" in message);
   const last = <T extends CommandType>(type: T) =>
     commands.findLast((command) => command.type === type) as CommandOf<T>;
-  return { child, commands, last };
+  /** What the agent has seen so far is here once it has told of a question that comes last. */
+  const heard = async (client: TensorBusClient) => {
+    const question = `heard ${commands.length}`;
+    await client.queryTransferSignal(question);
+    const isQuestion = (command: Command) => command.type === "QueryStatus" && command.batch === question;
+    while (!commands.some(isQuestion)) await sleep(1);
+    commands.splice(commands.findIndex(isQuestion), 1);
+  };
+  return { child, commands, last, heard };
 }
 
 async function connect(paths: Paths, options: Partial<ConnectOptions> = {}): Promise<TensorBusClient> {
@@ -107,6 +115,7 @@ describe("calls", () => {
       deviceMesh,
       placements: [Shard(0), "R"],
     });
+    await agent.heard(client);
     expect(agent.last("InitPair")).toMatchObject({
       pair: "weights",
       local: "trainer",
@@ -127,6 +136,7 @@ describe("calls", () => {
       { bucketSize: 65_536 },
     );
     expect(handler).toMatchObject({ batchId: 7, pairNames: ["weights", "others"], client, isOpen: true });
+    await agent.heard(client);
     const registered = agent.last("RegisterTensors");
     expect(registered).toMatchObject({ batch: 7, bucketBytes: 65_536, regions: [{ kind: "shared" }] });
     const place = { region: 0, dtype: "float32" };
@@ -154,6 +164,7 @@ describe("calls", () => {
     expect(blocking.state).toBe("completed");
     await handler.close();
     await handler.close();
+    await agent.heard(client);
     expect(agent.commands.filter(({ type }) => type === "CleanupBatch")).toHaveLength(1);
     expect(kinds).toEqual(["queued", "completed", "queued", "completed", "over"]);
     await expect(handler.transfer("recv")).rejects.toEqual(code("TB_CLOSED"));
@@ -190,6 +201,7 @@ describe("calls", () => {
     await expect(client.registerTensors(2n ** 70n, [[tensor, "p"]])).rejects.toEqual(code("TB_COMMAND"));
     await expect(client.transfer("b", "sideways" as "send")).rejects.toThrow(TypeError);
     await expect(client.transfer("b", "send", { timeoutMs: -1 })).rejects.toThrow(TypeError);
+    await agent.heard(client);
     expect(agent.commands).toEqual([]);
   });
 
@@ -211,6 +223,7 @@ describe("calls", () => {
       message: "the agent's own verdict",
     });
     await expect(client.queryTransferSignal("lie")).rejects.toEqual(code("TB_COMMAND"));
+    await agent.heard(client);
     expect(agent.commands.filter(({ type }) => type === "RegisterTensors")).toEqual([]);
   });
 
@@ -224,10 +237,12 @@ describe("calls", () => {
     controller.abort();
     // The agent's own answer, which says that the memory is quiet.
     await expect(semaphore.wait()).rejects.toMatchObject({ code: "TB_CANCELLED", details: { quiet: true } });
+    await agent.heard(client);
     expect(agent.last("Cancel").command).toBe(agent.last("Transfer").id);
     await expect(client.queryTransferSignal("none", { signal: AbortSignal.abort() })).rejects.toEqual(
       code("TB_CANCELLED"),
     );
+    await agent.heard(client);
     expect(agent.commands.filter(({ type }) => type === "QueryStatus")).toHaveLength(1);
   });
 
@@ -314,6 +329,7 @@ describe("the agent's end", () => {
     expect([...tensor.data]).toEqual([2, 2]);
     // The old handler's batch is another: closing it leaves this one alone.
     await handler.close();
+    await second.heard(client);
     expect(second.last("CleanupBatch")).toBeUndefined();
     expect(await again.queryTransferSignal()).toBe(true);
   });
@@ -333,6 +349,7 @@ describe("the agent's end", () => {
     await register;
     const second = await startAgent(paths);
     expect(await client.queryTransferSignal("b")).toBe(false);
+    await second.heard(client);
     expect(second.commands.map(({ type }) => type)).toEqual(["QueryStatus"]);
   });
 
