@@ -206,19 +206,19 @@ enum tb_graph_flags { TB_GRAPH_CHECKSUM = 1 };
 /*
  * Copies and checks the program and binds it; every access that it can make must lie in its binding and every binding in
  * registered memory. Connects its peers and exchanges key, plan digest and channel fingerprints with them. Ends with
- * TB_EVENT_PREPARED, at the latest at the deadline.
+ * TB_EVENT_PREPARED, at the latest at the deadline; timeout_ns of UINT64_MAX is none, here and in tb_graph_post.
  */
 TB_API int32_t tb_graph_prepare(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
                                 const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
                                 uint64_t timeout_ns, uint64_t *graph, tb_error *err);
-/* Starts a round, larger than the last one. Ends with TB_EVENT_ROUND. TB_EBUSY while one is under way. */
+/* Starts a round, at least 1 and larger than the last one. Ends with TB_EVENT_ROUND. TB_EBUSY while one is under way. */
 TB_API int32_t tb_graph_post(uint64_t session, uint64_t graph, uint64_t round, uint64_t timeout_ns, tb_error *err);
 /* Ends the prepare or round under way with that code; its event still comes. Nothing under way: does nothing. */
 TB_API int32_t tb_graph_cancel(uint64_t session, uint64_t graph, int32_t code, tb_error *err);
 /* Bytes of the round under way or the last one; staging is what the graph can take at most. */
 TB_API int32_t tb_graph_progress(uint64_t session, uint64_t graph, uint64_t *round, uint64_t *done, uint64_t *total,
                                  uint64_t *staging, tb_error *err);
-/* TB_EBUSY while a round is under way. */
+/* TB_EBUSY while a prepare or round is under way. Peers' next rounds of it fail with TB_EINVALIDATED. */
 TB_API int32_t tb_graph_release(uint64_t session, uint64_t graph, tb_error *err);
 
 /* ---- bus ------------------------------------------------------------------------------------------------------- */

@@ -4,9 +4,12 @@
 
 #include "engine.h"
 
-/* ---- conn.c: the lock is held ---------------------------------------------------------------------------------- */
+/* ---- conn.c: the lock is held -------------------------------------------------------------------------- */
 
-/* A connection over a link, which it owns from here on, also where it fails. It belongs to one of the threads. */
+/*
+ * A connection over a link, which it owns from here on, also where it fails. It belongs to one of the
+ * threads.
+ */
 tb_conn *tb_conn_create(tb_session *session, const tb_link *link, enum tb_conn_state state);
 /* Its thread looks at it soon. */
 void tb_conn_kick(tb_conn *conn);
@@ -23,7 +26,7 @@ void tb_conn_let_go(tb_conn *conn, bool all);
 /* What was said goes out, then it ends, at the latest at the deadline. */
 void tb_conn_close_orderly(tb_conn *conn, uint64_t deadline);
 
-/* ---- conn.c: in its thread, without the lock ------------------------------------------------------------------- */
+/* ---- conn.c: in its thread, without the lock ----------------------------------------------------------- */
 
 void tb_conn_end(tb_conn *conn);
 /* It broke, or its peer broke the protocol: the peer is lost. */
@@ -36,7 +39,7 @@ void tb_conn_signal(tb_conn *conn, uint8_t signals);
 bool tb_conn_read(tb_conn *conn);
 bool tb_conn_write(tb_conn *conn);
 
-/* ---- peer.c: the lock is held ---------------------------------------------------------------------------------- */
+/* ---- peer.c: the lock is held -------------------------------------------------------------------------- */
 
 void tb_peer_say(tb_peer *peer, const tb_wire_header *header, const void *body);
 void tb_peer_kick(tb_peer *peer);

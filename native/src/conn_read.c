@@ -27,7 +27,7 @@ static bool broken(tb_conn *conn, const tb_error *error) {
     return false;
 }
 
-/* ---- a bucket -------------------------------------------------------------------------------------------------- */
+/* ---- a bucket ------------------------------------------------------------------------------------------ */
 
 static bool may_touch(const tb_arrival *arrival) {
     return arrival->graph != NULL && !atomic_load(&arrival->graph->stop);
@@ -80,7 +80,8 @@ static void finish_bucket(tb_conn *conn, const tb_wire_trailer *trailer) {
     pthread_mutex_lock(&session->lock);
     tb_graph *graph = arrival->graph;
     arrival->graph = NULL;
-    if (arrival->checksum && trailer->verdict == TB_TRAILER_GOOD && trailer->crc != arrival->crc && !graph->failing) {
+    if (arrival->checksum && trailer->verdict == TB_TRAILER_GOOD && trailer->crc != arrival->crc
+        && !graph->failing) {
         char message[160];
         snprintf(message, sizeof message, "bucket %u of stage %u from rank %d: CRC-32C is %08x, not %08x",
                  arrival->header.sequence, arrival->header.stage, conn->peer != NULL ? conn->peer->rank : -1,
@@ -95,7 +96,7 @@ static void finish_bucket(tb_conn *conn, const tb_wire_trailer *trailer) {
     pthread_mutex_unlock(&session->lock);
 }
 
-/* ---- frames out of the buffer ---------------------------------------------------------------------------------- */
+/* ---- frames out of the buffer -------------------------------------------------------------------------- */
 
 static bool check_header(tb_conn *conn, const tb_wire_header *header) {
     tb_error error;
@@ -104,8 +105,8 @@ static bool check_header(tb_conn *conn, const tb_wire_header *header) {
     }
     if (header->kind <= TB_FRAME_VERDICT || header->body_bytes > tb_frame_limit(header->kind)
         || tb_frame_limit(header->kind) == UINT64_MAX || conn->index != 0) {
-        tb_fail(&error, TB_EPROTOCOL, -1, 0, "a frame of kind %u with %llu bytes is not expected", header->kind,
-                (unsigned long long)header->body_bytes);
+        tb_fail(&error, TB_EPROTOCOL, -1, 0, "a frame of kind %u with %llu bytes is not expected",
+                header->kind, (unsigned long long)header->body_bytes);
         return broken(conn, &error);
     }
     return true;
@@ -124,7 +125,9 @@ static bool take_control(tb_conn *conn) {
     return code == TB_OK ? !conn->doomed : broken(conn, &error);
 }
 
-/* Takes the next part of a frame out of the buffer. *more: there was one. False where the connection broke. */
+/*
+ * Takes the next part of a frame out of the buffer. *more: there was one. False where the connection broke.
+ */
 static bool take(tb_conn *conn, bool *more) {
     tb_arrival *arrival = &conn->arrival;
     const uint8_t *at = conn->read_buffer + conn->read_begin;
@@ -169,7 +172,7 @@ static bool take(tb_conn *conn, bool *more) {
     return true;
 }
 
-/* ---- reading --------------------------------------------------------------------------------------------------- */
+/* ---- reading ------------------------------------------------------------------------------------------- */
 
 /* One system call: payload bytes to their places, then to the bounce, then what follows to the buffer. */
 typedef struct read_plan {
@@ -215,8 +218,8 @@ static void plan_read(tb_conn *conn, read_plan *plan) {
         if (may_touch(arrival)) {
             plan->after = arrival->flow;
             int max = (int)conn->reach < TB_IOVECS - 3 ? (int)conn->reach : TB_IOVECS - 3;
-            plan->count = tb_flow_scatter(&plan->after, iov, max, conn->thread->sink, TB_CALL_BYTES,
-                                          &plan->direct);
+            plan->count =
+                tb_flow_scatter(&plan->after, iov, max, conn->thread->sink, TB_CALL_BYTES, &plan->direct);
             bounce = plan->after.left > 0 && plan->after.mode != TB_FLOW_RUNS;
         }
         plan->direct_count = plan->count;
@@ -289,8 +292,8 @@ static void link_ended(tb_conn *conn, ssize_t got) {
         return;
     }
     bool orderly = got == 0;
-    tb_conn_fail(conn, TB_EPEER_LOST, orderly ? 0 : (int)-got, orderly ? "the peer closed the connection"
-                                                                       : "the connection broke");
+    tb_conn_fail(conn, TB_EPEER_LOST, orderly ? 0 : (int)-got,
+                 orderly ? "the peer closed the connection" : "the connection broke");
 }
 
 /* Reads once. Gives the bytes; 0 where there is nothing now, or where the connection ended. */

@@ -8,8 +8,10 @@
 
 /* Bytes after which other connections have their turn: one large call. */
 enum { WRITE_TURN = TB_CALL_BYTES };
-/* Buckets are taken until this many bytes wait to be sent: small ones then share a call, and the next header goes out
- * with the end of a large one. */
+/*
+ * Buckets are taken until this many bytes wait to be sent: small ones then share a call, and the next header
+ * goes out with the end of a large one.
+ */
 enum { BATCH_BYTES = 64 * 1024 };
 /* Of what has to be packed, this much at a time: what the link does not take is packed again. */
 enum { PACK_BYTES = 64 * 1024 };
@@ -55,7 +57,7 @@ static void take_work(tb_conn *conn) {
     }
 }
 
-/* ---- offering -------------------------------------------------------------------------------------------------- */
+/* ---- offering ------------------------------------------------------------------------------------------ */
 
 static bool offer_header(tb_frame *frame, tb_gather *gather) {
     if (frame->sent >= TB_HEADER_BYTES) {
@@ -81,7 +83,8 @@ static uint64_t offer_zeros(tb_gather *gather, uint64_t bytes) {
 }
 
 /* Checksums the iovecs that were added since `first`; the first one may begin before, by `before` bytes. */
-static uint32_t check_offered(const tb_gather *gather, int first, uint64_t before, uint64_t bytes, uint32_t crc) {
+static uint32_t check_offered(const tb_gather *gather, int first, uint64_t before, uint64_t bytes,
+                              uint32_t crc) {
     for (int i = first; i < gather->count && bytes > 0; i++) {
         uint64_t skip = i == first ? before : 0;
         uint64_t length = gather->iov[i].iov_len - skip;
@@ -114,7 +117,8 @@ static uint64_t offer_from_memory(tb_frame *frame, tb_gather *gather, bool first
 }
 
 static void offer_trailer(tb_frame *frame, tb_gather *gather) {
-    uint64_t at = frame->sent > TB_HEADER_BYTES + frame->payload ? frame->sent - TB_HEADER_BYTES - frame->payload : 0;
+    uint64_t at =
+        frame->sent > TB_HEADER_BYTES + frame->payload ? frame->sent - TB_HEADER_BYTES - frame->payload : 0;
     tb_wire_trailer trailer = {
         .verdict = frame->graph != NULL ? TB_TRAILER_GOOD : TB_TRAILER_VOID,
         .crc = frame->checksum && frame->graph != NULL ? frame->next_crc : 0,
@@ -157,7 +161,10 @@ static void offer_control(tb_conn *conn, write_plan *plan) {
 
 static void plan_write(tb_conn *conn, write_plan *plan) {
     *plan = (write_plan){
-        .gather = {.iov = conn->thread->iov, .max = TB_IOVECS, .bounce = conn->thread->bounce, .size = TB_BOUNCE_BYTES,
+        .gather = {.iov = conn->thread->iov,
+                   .max = TB_IOVECS,
+                   .bounce = conn->thread->bounce,
+                   .size = TB_BOUNCE_BYTES,
                    .limit = TB_CALL_BYTES},
     };
     /* Control goes between frames, before all that have not begun. */
@@ -174,7 +181,7 @@ static void plan_write(tb_conn *conn, write_plan *plan) {
     }
 }
 
-/* ---- what was taken -------------------------------------------------------------------------------------------- */
+/* ---- what was taken ------------------------------------------------------------------------------------ */
 
 static void accept_frame(tb_frame *frame, uint64_t bytes) {
     uint64_t begin = frame->sent;

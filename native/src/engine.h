@@ -1,11 +1,11 @@
 /*
  * The engine behind tb_session and tb_graph: its objects, and who may touch what.
  *
- * A session has one lock. It guards everything below but what a comment gives to a thread, and is held for decisions
- * only, never while bytes move or a system call runs. Each connection belongs to one progress thread, which alone reads,
- * writes and ends it; others ask by tb_conn_kick. What moves bytes of a round outside of the lock has counted itself in
- * graph->active before, and looks at graph->stop before it touches memory: a round that failed is quiet, and says so,
- * once active is 0.
+ * A session has one lock. It guards everything below but what a comment gives to a thread, and is held for
+ * decisions only, never while bytes move or a system call runs. Each connection belongs to one progress
+ * thread, which alone reads, writes and ends it; others ask by tb_conn_kick. What moves bytes of a round
+ * outside of the lock has counted itself in graph->active before, and looks at graph->stop before it touches
+ * memory: a round that failed is quiet, and says so, once active is 0.
  */
 #ifndef TB_ENGINE_H
 #define TB_ENGINE_H
@@ -18,11 +18,12 @@
 #include "wire.h"
 
 enum { TB_BOUNCE_BYTES = 256 * 1024 };
-enum { TB_READ_BYTES = 64 * 1024 }; /* of the buffer for headers and small buckets; takes every control frame */
+/* of the buffer for headers and small buckets; takes every control frame */
+enum { TB_READ_BYTES = 64 * 1024 };
 enum { TB_IOVECS = 1024 };
 /*
- * Of payload in a system call: what one thread has just written, the next one reads while it is in the cache, and a core
- * is not kept from the peer for longer (measured: docs/adr/0004-streaming.md).
+ * Of payload in a system call: what one thread has just written, the next one reads while it is in the cache,
+ * and a core is not kept from the peer for longer (measured: docs/adr/0004-streaming.md).
  */
 enum { TB_CALL_BYTES = 1024 * 1024 };
 enum { TB_BATCH = 64 }; /* buckets under way on a connection, of which all but the last are small */
@@ -36,7 +37,7 @@ typedef struct tb_conn tb_conn;
 typedef struct tb_graph tb_graph;
 typedef struct tb_side tb_side;
 
-/* ---- connections ----------------------------------------------------------------------------------------------- */
+/* ---- connections --------------------------------------------------------------------------------------- */
 
 /* A bucket on its way out. void: its round failed, and it is filled up with zeros. */
 typedef struct tb_frame {
@@ -118,7 +119,7 @@ struct tb_conn {
     uint32_t sending_at, sending_bytes, sending_room;
 };
 
-/* ---- peers ----------------------------------------------------------------------------------------------------- */
+/* ---- peers --------------------------------------------------------------------------------------------- */
 
 typedef struct tb_early {
     struct tb_early *next;
@@ -150,7 +151,7 @@ struct tb_peer {
     uint32_t tries;
 };
 
-/* ---- graphs ---------------------------------------------------------------------------------------------------- */
+/* ---- graphs -------------------------------------------------------------------------------------------- */
 
 /* Bucket numbers, the smallest first: the order of (wave, stage, channel, sequence). */
 typedef struct tb_heap {
@@ -194,7 +195,10 @@ enum tb_bucket_state {
 
 enum tb_graph_state { TB_GRAPH_PREPARING, TB_GRAPH_READY, TB_GRAPH_RUNNING, TB_GRAPH_DEAD };
 
-/* Staging memory in use. Streams (not slots, not the pool) of several threads share what was announced for them. */
+/*
+ * Staging memory in use. Streams (not slots, not the pool) of several threads share what was announced for
+ * them.
+ */
 typedef struct tb_staging {
     pthread_mutex_t lock;
     pthread_cond_t freed;
@@ -233,7 +237,7 @@ struct tb_graph {
     uint64_t started;
     atomic_bool stop; /* its memory may not be touched any more */
     bool failing;
-        tb_error error;
+    tb_error error;
     uint32_t active;
     uint64_t aborted_round; /* the latest one that a peer spoiled, and why */
     tb_error aborted;
@@ -255,7 +259,7 @@ struct tb_graph {
     atomic_uint_fast64_t bytes_sent, bytes_received, bytes_copied;
 };
 
-/* ---- threads and sessions -------------------------------------------------------------------------------------- */
+/* ---- threads and sessions ------------------------------------------------------------------------------ */
 
 typedef struct tb_job {
     tb_graph *graph; /* NULL: none */

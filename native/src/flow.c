@@ -6,9 +6,10 @@
 #define PADDING 16u
 
 /*
- * From this many bytes a run is worth an iovec of its own (measured: docs/adr/0004-streaming.md). Sending, a shorter one
- * costs the kernel more than a copy within the cache. Receiving, what the kernel has copied to a buffer that stays in the
- * cache is moved on at the speed of vector code, which it does not reach in tensor memory itself.
+ * From this many bytes a run is worth an iovec of its own (measured: docs/adr/0004-streaming.md). Sending, a
+ * shorter one costs the kernel more than a copy within the cache. Receiving, what the kernel has copied to a
+ * buffer that stays in the cache is moved on at the speed of vector code, which it does not reach in tensor
+ * memory itself.
  */
 enum { SEND_RUN_BYTES = 512, RECEIVE_RUN_BYTES = 64 * 1024 };
 
@@ -44,7 +45,8 @@ static bool worth_runs(const tb_cursor *cursor, bool receiving) {
 static uint8_t mode_of(const tb_flow *flow, const tb_chunk *chunk) {
     uint8_t memory = flow->receiving ? chunk->destination_dtype : chunk->source_dtype;
     if (!flow->receiving || chunk->operation == TB_OP_COPY) {
-        return memory == chunk->wire_dtype && worth_runs(&flow->cursor, flow->receiving) ? TB_FLOW_RUNS : TB_FLOW_ELEMENTS;
+        return memory == chunk->wire_dtype && worth_runs(&flow->cursor, flow->receiving) ? TB_FLOW_RUNS
+                                                                                         : TB_FLOW_ELEMENTS;
     }
     /* What sets an accumulator of its own type is a copy, unless it is all there is to it. */
     bool sets = chunk->fold_position == 0 && tb_flow_piece(flow)->contributions > 1;
@@ -96,7 +98,7 @@ void tb_flow_pass(tb_flow *flow, uint64_t bytes) {
     }
 }
 
-/* ---- sending --------------------------------------------------------------------------------------------------- */
+/* ---- sending ------------------------------------------------------------------------------------------- */
 
 bool tb_gather_has_room(const tb_gather *gather, uint64_t bytes) {
     return gather->count + 1 < gather->max && gather->size - gather->used >= bytes;
@@ -139,7 +141,8 @@ static uint64_t gather_elements(tb_flow *flow, tb_gather *gather) {
     if (elements == 0 || gather->count == gather->max) {
         return 0;
     }
-    tb_cursor_pack(&flow->cursor, chunk->source_dtype, gather->bounce + gather->used, chunk->wire_dtype, elements);
+    tb_cursor_pack(&flow->cursor, chunk->source_dtype, gather->bounce + gather->used, chunk->wire_dtype,
+                   elements);
     add_bounce(gather, elements * item, skip);
     gather->may_pack -= elements * item;
     return elements * item - skip;
@@ -160,7 +163,8 @@ uint64_t tb_flow_gather(tb_flow *flow, tb_gather *gather) {
         if (gather->count == gather->max || gather->bytes >= gather->limit) {
             break;
         }
-        uint64_t bytes = flow->mode == TB_FLOW_RUNS ? gather_runs(flow, gather) : gather_elements(flow, gather);
+        uint64_t bytes =
+            flow->mode == TB_FLOW_RUNS ? gather_runs(flow, gather) : gather_elements(flow, gather);
         if (bytes == 0) {
             break;
         }
@@ -169,9 +173,10 @@ uint64_t tb_flow_gather(tb_flow *flow, tb_gather *gather) {
     return gather->bytes - begin;
 }
 
-/* ---- receiving ------------------------------------------------------------------------------------------------- */
+/* ---- receiving ----------------------------------------------------------------------------------------- */
 
-int tb_flow_scatter(tb_flow *flow, struct iovec *iov, int max, uint8_t *sink, uint64_t max_bytes, uint64_t *bytes) {
+int tb_flow_scatter(tb_flow *flow, struct iovec *iov, int max, uint8_t *sink, uint64_t max_bytes,
+                    uint64_t *bytes) {
     int count = 0;
     *bytes = 0;
     while (flow->left > 0 && flow->mode == TB_FLOW_RUNS && count + 1 < max && *bytes < max_bytes) {
@@ -204,8 +209,8 @@ static void put_runs(tb_flow *flow, const uint8_t *bytes, uint64_t count) {
 }
 
 /*
- * The last contribution is in: divide and round in place, then move the narrower elements together. They never reach
- * what is not yet folded, since n narrow elements take no more room than n accumulators.
+ * The last contribution is in: divide and round in place, then move the narrower elements together. They
+ * never reach what is not yet folded, since n narrow elements take no more room than n accumulators.
  */
 static void finish_elements(tb_flow *flow, const tb_piece *piece, uint64_t count) {
     uint64_t size = tb_dtype_size(piece->dtype);
@@ -294,7 +299,8 @@ void tb_flow_skip(tb_flow *flow, uint64_t count) {
             tb_cursor_advance(&flow->cursor, part);
         } else if (part > 0) {
             uint64_t item = flow->item;
-            uint64_t elements = (flow->chunk_left + item - 1) / item - (flow->chunk_left - part + item - 1) / item;
+            uint64_t elements =
+                (flow->chunk_left + item - 1) / item - (flow->chunk_left - part + item - 1) / item;
             tb_cursor_advance(&flow->cursor, elements * tb_dtype_size(tb_flow_chunk(flow)->source_dtype));
         }
         if (part > 0) {
@@ -308,8 +314,12 @@ uint32_t tb_flow_crc(tb_flow *flow, uint64_t count, uint32_t crc) {
     while (count > 0) {
         uint8_t bounce[4096];
         struct iovec iov[16];
-        tb_gather gather = {
-            .iov = iov, .max = 16, .bounce = bounce, .size = sizeof bounce, .may_pack = sizeof bounce, .limit = count};
+        tb_gather gather = {.iov = iov,
+                            .max = 16,
+                            .bounce = bounce,
+                            .size = sizeof bounce,
+                            .may_pack = sizeof bounce,
+                            .limit = count};
         tb_flow ahead = *flow;
         uint64_t bytes = tb_least(tb_flow_gather(&ahead, &gather), count);
         tb_flow_skip(flow, bytes);

@@ -1,7 +1,7 @@
 /*
- * The payload of one bucket as a stream of bytes, and where it comes from or goes to in this rank's memory. A chunk whose
- * bytes are the same on the wire and in memory, in runs that are worth an iovec, is moved there by the system call
- * (runs); others pass through a small buffer (elements), or are folded out of it (fold).
+ * The payload of one bucket as a stream of bytes, and where it comes from or goes to in this rank's memory. A
+ * chunk whose bytes are the same on the wire and in memory, in runs that are worth an iovec, is moved there
+ * by the system call (runs); others pass through a small buffer (elements), or are folded out of it (fold).
  */
 #ifndef TB_FLOW_H
 #define TB_FLOW_H
@@ -36,7 +36,9 @@ typedef struct tb_flow {
     uint8_t carry[8];
 } tb_flow;
 
-/* What a system call is to send. bounce holds what was copied or packed; iov what lies there and in tensors. */
+/*
+ * What a system call is to send. bounce holds what was copied or packed; iov what lies there and in tensors.
+ */
 typedef struct tb_gather {
     struct iovec *iov;
     int count;
@@ -61,7 +63,8 @@ void tb_gather_copy(tb_gather *gather, const void *bytes, uint64_t count);
 bool tb_gather_has_room(const tb_gather *gather, uint64_t bytes);
 
 /* The places of the next bytes as far as they are runs, and passes them. sink takes padding: 16 bytes. */
-int tb_flow_scatter(tb_flow *flow, struct iovec *iov, int max, uint8_t *sink, uint64_t max_bytes, uint64_t *bytes);
+int tb_flow_scatter(tb_flow *flow, struct iovec *iov, int max, uint8_t *sink, uint64_t max_bytes,
+                    uint64_t *bytes);
 /* The next bytes, which came in a buffer. */
 void tb_flow_put(tb_flow *flow, const uint8_t *bytes, uint64_t count);
 /* Passes bytes that a system call has moved. */

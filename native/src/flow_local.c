@@ -19,7 +19,8 @@ static bool same_memory(const tb_cursor *a, const tb_cursor *b) {
 }
 
 /* Copies elements without a buffer between: along the runs of the end that has the longer ones. */
-static void copy_elements(tb_cursor *to, uint32_t to_dtype, tb_cursor *from, uint32_t from_dtype, uint64_t count) {
+static void copy_elements(tb_cursor *to, uint32_t to_dtype, tb_cursor *from, uint32_t from_dtype,
+                          uint64_t count) {
     uint64_t to_size = tb_dtype_size(to_dtype);
     uint64_t from_size = tb_dtype_size(from_dtype);
     bool along_source = (uint64_t)from->run_bytes / from_size >= (uint64_t)to->run_bytes / to_size;
@@ -46,7 +47,8 @@ static void move_elements(tb_flow *flow, tb_cursor *source, uint64_t count) {
     const tb_chunk *chunk = tb_flow_chunk(flow);
     if (chunk->operation == TB_OP_REDUCE) {
         const tb_piece *piece = tb_flow_piece(flow);
-        tb_cursor_reduce(tb_flow_fold_at(flow, piece), source, count, piece->dtype, piece->op, chunk->fold_position == 0);
+        tb_cursor_reduce(tb_flow_fold_at(flow, piece), source, count, piece->dtype, piece->op,
+                         chunk->fold_position == 0);
         tb_flow_folded(flow, piece, count);
         return;
     }

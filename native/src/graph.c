@@ -21,7 +21,7 @@ static tb_graph *find_graph(tb_session *session, uint64_t handle, tb_error *err)
     return graph;
 }
 
-/* ---- prepare --------------------------------------------------------------------------------------------------- */
+/* ---- prepare ------------------------------------------------------------------------------------------- */
 
 static int32_t hold_regions(tb_graph *graph, tb_error *err) {
     tb_session *session = graph->session;
@@ -166,8 +166,8 @@ static int32_t copy_arguments(tb_graph *graph, const char *key, const tb_binding
 }
 
 static int32_t prepare(tb_session *session, const char *key, const void *program, uint64_t program_bytes,
-                       const tb_binding *bindings, uint32_t binding_count, uint32_t flags, uint64_t timeout_ns,
-                       uint64_t *handle, tb_error *err) {
+                       const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
+                       uint64_t timeout_ns, uint64_t *handle, tb_error *err) {
     if ((flags & ~(uint32_t)TB_GRAPH_CHECKSUM) != 0) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "unknown flags %x", flags);
     }
@@ -196,28 +196,28 @@ static int32_t prepare(tb_session *session, const char *key, const void *program
     return code;
 }
 
-int32_t tb_graph_prepare(uint64_t session_handle, const char *key, const void *program, uint64_t program_bytes,
-                         const tb_binding *bindings, uint32_t binding_count, uint32_t flags, uint64_t timeout_ns,
-                         uint64_t *graph, tb_error *err) {
+int32_t tb_graph_prepare(uint64_t session_handle, const char *key, const void *program,
+                         uint64_t program_bytes, const tb_binding *bindings, uint32_t binding_count,
+                         uint32_t flags, uint64_t timeout_ns, uint64_t *graph, tb_error *err) {
     tb_session *session = tb_handle_get(TB_HANDLE_SESSION, session_handle, err);
     if (session == NULL) {
         return TB_ECLOSED;
     }
-    int32_t code = prepare(session, key, program, program_bytes, bindings, binding_count, flags, timeout_ns, graph,
-                           err);
+    int32_t code =
+        prepare(session, key, program, program_bytes, bindings, binding_count, flags, timeout_ns, graph, err);
     tb_handle_put(session_handle);
     return code;
 }
 
-/* ---- rounds ---------------------------------------------------------------------------------------------------- */
+/* ---- rounds -------------------------------------------------------------------------------------------- */
 
 static int32_t post(tb_graph *graph, uint64_t round, uint64_t timeout_ns, tb_error *err) {
     switch (graph->state) {
     case TB_GRAPH_PREPARING:
         return tb_fail(err, TB_EBUSY, -1, 0, "\"%.100s\" is not prepared yet", graph->key);
     case TB_GRAPH_RUNNING:
-        return tb_fail(err, TB_EBUSY, -1, 0, "round %llu of \"%.100s\" is under way", (unsigned long long)graph->round,
-                       graph->key);
+        return tb_fail(err, TB_EBUSY, -1, 0, "round %llu of \"%.100s\" is under way",
+                       (unsigned long long)graph->round, graph->key);
     case TB_GRAPH_DEAD:
         return tb_fail(err, TB_EINVALIDATED, -1, 0, "\"%.100s\" could not be prepared", graph->key);
     case TB_GRAPH_READY:
@@ -250,7 +250,8 @@ static void give_prepare_up(tb_graph *graph, int32_t code, int32_t rank) {
         snprintf(message, sizeof message, "rank %d waited too long for a connection with rank %d", rank,
                  side->peer->rank);
     } else {
-        snprintf(message, sizeof message, "rank %d waited too long for rank %d to prepare", rank, side->peer->rank);
+        snprintf(message, sizeof message, "rank %d waited too long for rank %d to prepare", rank,
+                 side->peer->rank);
     }
     tb_graph_fail_prepare(graph, code, rank, 0, message);
 }
@@ -271,8 +272,8 @@ static void give_round_up(tb_graph *graph, int32_t code, int32_t rank) {
     if (code != TB_ETIMEOUT) {
         snprintf(message, sizeof message, "rank %d cancelled round %llu", rank, round);
     } else if (side != NULL) {
-        snprintf(message, sizeof message, "rank %d waited too long in round %llu, for rank %d first of all", rank, round,
-                 side->peer->rank);
+        snprintf(message, sizeof message, "rank %d waited too long in round %llu, for rank %d first of all",
+                 rank, round, side->peer->rank);
     } else {
         snprintf(message, sizeof message, "rank %d took too long for round %llu", rank, round);
     }
@@ -291,7 +292,8 @@ void tb_graph_give_up(tb_graph *graph, int32_t code) {
 static void progress(tb_graph *graph, uint64_t *round, uint64_t *done, uint64_t *total, uint64_t *staging) {
     const tb_program_header *header = graph->program.header;
     *round = graph->round;
-    *done = atomic_load(&graph->bytes_sent) + atomic_load(&graph->bytes_received) + atomic_load(&graph->bytes_copied);
+    *done = atomic_load(&graph->bytes_sent) + atomic_load(&graph->bytes_received)
+            + atomic_load(&graph->bytes_copied);
     *total = graph->program.bytes_total;
     *done = *done < *total ? *done : *total;
     *staging = header->send_staging_bytes + header->recv_staging_bytes + header->pool_bytes;

@@ -11,7 +11,10 @@ static void *table(uint64_t count, size_t row) {
     return calloc(count + 1, row);
 }
 
-/* Staging is mapped, not filled: what is never needed is never taken. *memory is NULL where there are 0 bytes. */
+/*
+ * Staging is mapped, not filled: what is never needed is never taken. *memory is NULL where there are 0
+ * bytes.
+ */
 static int32_t map(uint64_t bytes, uint8_t **memory, tb_error *err) {
     *memory = NULL;
     if (bytes == 0) {
@@ -37,7 +40,8 @@ static int32_t allocate_tables(tb_graph *graph, tb_error *err) {
     graph->waits = table(header->bucket_count, sizeof *graph->waits);
     graph->slot_of = table(header->bucket_count, sizeof *graph->slot_of);
     graph->free_slots = table(graph->program.slot_count, sizeof *graph->free_slots);
-    graph->jobs.items = table((uint64_t)graph->program.local_buckets + graph->program.fold_count, sizeof(uint32_t));
+    graph->jobs.items =
+        table((uint64_t)graph->program.local_buckets + graph->program.fold_count, sizeof(uint32_t));
     graph->sides = table((uint64_t)header->channel_count, sizeof *graph->sides);
     graph->regions = table(header->buffer_count, sizeof *graph->regions);
     pool->piece_at = table(header->piece_count, sizeof *pool->piece_at);

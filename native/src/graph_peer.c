@@ -7,7 +7,7 @@
 #include "error.h"
 #include "round.h"
 
-/* ---- saying ---------------------------------------------------------------------------------------------------- */
+/* ---- saying -------------------------------------------------------------------------------------------- */
 
 void tb_graph_say_prepare(tb_side *side) {
     tb_graph *graph = side->graph;
@@ -27,8 +27,8 @@ void tb_graph_say_prepare(tb_side *side) {
             continue;
         }
         const tb_channel *channel = &program->channels[index];
-        tb_wire_channel row = {channel->stage, i < TB_STAGES, channel->bucket_count, 0, channel->bytes,
-                               channel->fingerprint};
+        tb_wire_channel row = {channel->stage, i < TB_STAGES,       channel->bucket_count, 0,
+                               channel->bytes, channel->fingerprint};
         memcpy(body + at, &row, sizeof row);
         at += sizeof row;
         prepare.channels++;
@@ -50,12 +50,14 @@ void tb_graph_say_failure(tb_side *side, uint8_t kind, uint64_t number, const tb
     size_t length = strnlen(error->message, TB_REASON_BYTES);
     memcpy(body, &failure, sizeof failure);
     memcpy(body + sizeof failure, error->message, length);
-    tb_wire_header header = {
-        .kind = kind, .graph = side->remote, .round = number, .body_bytes = sizeof failure + length};
+    tb_wire_header header = {.kind = kind,
+                             .graph = side->remote,
+                             .round = number,
+                             .body_bytes = sizeof failure + length};
     tb_peer_say(side->peer, &header, body);
 }
 
-/* ---- prepare --------------------------------------------------------------------------------------------------- */
+/* ---- prepare ------------------------------------------------------------------------------------------- */
 
 void tb_graph_let_regions_go(tb_graph *graph) {
     if (!graph->holds_regions) {
@@ -134,8 +136,8 @@ static bool same_channels(const tb_side *side, const tb_wire_prepare *prepare, c
 }
 
 /*
- * The peer's PREPARE of this graph is here. It may be one that the peer has given up meanwhile, and prepared anew: both
- * are prepared only once each knows that the other has paired the same two.
+ * The peer's PREPARE of this graph is here. It may be one that the peer has given up meanwhile, and prepared
+ * anew: both are prepared only once each knows that the other has paired the same two.
  */
 static void meet(tb_side *side, const tb_wire_prepare *prepare, const tb_wire_channel *rows) {
     tb_graph *graph = side->graph;
@@ -155,7 +157,8 @@ static void meet(tb_side *side, const tb_wire_prepare *prepare, const tb_wire_ch
     }
     side->remote = prepare->graph;
     side->pooled = prepare->has_pool != 0;
-    tb_peer_say(side->peer, &(tb_wire_header){.kind = TB_FRAME_MATCH, .graph = side->remote, .round = graph->handle},
+    tb_peer_say(side->peer,
+                &(tb_wire_header){.kind = TB_FRAME_MATCH, .graph = side->remote, .round = graph->handle},
                 NULL);
 }
 
@@ -214,7 +217,7 @@ static int32_t on_prepare(tb_peer *peer, const tb_wire_header *header, const uin
     return keep_early(peer, &early, err);
 }
 
-/* ---- the other frames ------------------------------------------------------------------------------------------ */
+/* ---- the other frames ---------------------------------------------------------------------------------- */
 
 tb_side *tb_peer_side(tb_peer *peer, uint64_t graph) {
     tb_side **at = &peer->sides;
@@ -230,7 +233,8 @@ tb_side *tb_peer_side(tb_peer *peer, uint64_t graph) {
     return side;
 }
 
-static int32_t take_failure(const tb_wire_header *header, const uint8_t *body, tb_error *error, tb_error *err) {
+static int32_t take_failure(const tb_wire_header *header, const uint8_t *body, tb_error *error,
+                            tb_error *err) {
     tb_wire_failure failure;
     if (header->body_bytes < sizeof failure) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a failure without its reason");
@@ -307,7 +311,10 @@ static int32_t on_grant(tb_side *side, const tb_wire_header *header, tb_error *e
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant that takes another back");
     }
     if (!current && graph->state == TB_GRAPH_RUNNING) {
-        /* A peer that is ahead has given this round up, or has no more to do with it: its ABORT or TAKEN came before. */
+        /*
+         * A peer that is ahead has given this round up, or has no more to do with it: its ABORT or TAKEN came
+         * before.
+         */
         if (!graph->failing && !state->finished) {
             return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant of a round while another is under way");
         }
@@ -341,8 +348,9 @@ static int32_t on_taken(tb_side *side, const tb_wire_header *header, tb_error *e
 }
 
 /*
- * A failure goes on to all peers of the graph, once for each round, also from a rank that is done with the round or has
- * not begun it: there may be ranks that are unfinished and know its origin only by way of this one.
+ * A failure goes on to all peers of the graph, once for each round, also from a rank that is done with the
+ * round or has not begun it: there may be ranks that are unfinished and know its origin only by way of this
+ * one.
  */
 static int32_t on_abort(tb_side *side, const tb_wire_header *header, const uint8_t *body, tb_error *err) {
     tb_graph *graph = side->graph;

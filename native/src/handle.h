@@ -14,8 +14,8 @@ uint64_t tb_handle_add(enum tb_handle_kind kind, void *object);
 void *tb_handle_get(enum tb_handle_kind kind, uint64_t handle, tb_error *err);
 void tb_handle_put(uint64_t handle);
 /*
- * No tb_handle_get finds it from here on; returns it once nobody else uses it. NULL and TB_ECLOSED for all but the first
- * who asks.
+ * No tb_handle_get finds it from here on; returns it once nobody else uses it. NULL and TB_ECLOSED for all
+ * but the first who asks.
  */
 void *tb_handle_take(enum tb_handle_kind kind, uint64_t handle, tb_error *err);
 

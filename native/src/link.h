@@ -1,6 +1,7 @@
 /*
- * A link carries bytes, in order, both ways, between two sessions. All of the engine works on links; a back end gives
- * its own and says when one can be read or written (edge-triggered: after a call that moved less than it was asked to).
+ * A link carries bytes, in order, both ways, between two sessions. All of the engine works on links; a back
+ * end gives its own and says when one can be read or written (edge-triggered: after a call that moved less
+ * than it was asked to).
  */
 #ifndef TB_LINK_H
 #define TB_LINK_H
@@ -11,7 +12,9 @@
 typedef struct tb_link tb_link;
 
 typedef struct tb_link_kind {
-    /* Bytes moved; 0 from readv: the other end has closed; or a negative errno: -EAGAIN where it would block. */
+    /*
+     * Bytes moved; 0 from readv: the other end has closed; or a negative errno: -EAGAIN where it would block.
+     */
     ssize_t (*readv)(tb_link *link, const struct iovec *iov, int count);
     ssize_t (*writev)(tb_link *link, const struct iovec *iov, int count);
     /* No more bytes will be written. */

@@ -88,7 +88,8 @@ static int32_t join_hub(struct tb_hub *hub, tb_session *session, tb_error *err) 
     if (find_rank(hub, session->options.rank) != NULL) {
         pthread_mutex_unlock(&hub->lock);
         free(new);
-        return tb_fail(err, TB_EADDRESS_IN_USE, -1, 0, "rank %d of this hub is open already", session->options.rank);
+        return tb_fail(err, TB_EADDRESS_IN_USE, -1, 0, "rank %d of this hub is open already",
+                       session->options.rank);
     }
     for (member *at = hub->members; at != NULL; at = at->next) {
         call_session(at->session); /* who waits for this rank can connect now */

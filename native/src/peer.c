@@ -65,7 +65,8 @@ static void fail_sides(tb_peer *peer, int32_t code, int os_errno, const char *me
         side->gone = true;
         if (graph->state == TB_GRAPH_PREPARING) {
             tb_graph_fail_prepare(graph, code, peer->rank, os_errno, message);
-            next = peer->sides; /* several sides of one peer do not belong to one graph, but others may have gone */
+            /* several sides of one peer do not belong to one graph, but others may have gone */
+            next = peer->sides;
         } else if (graph->state == TB_GRAPH_RUNNING && side->unfinished > 0) {
             tb_round_fail(graph, code, peer->rank, os_errno, message);
         }

@@ -43,7 +43,8 @@ static int32_t find_tables(tb_program *program, tb_error *err) {
     program->buckets = table_of(header, header->buckets_at, header->bucket_count, sizeof(tb_bucket));
     program->chunks = table_of(header, header->chunks_at, header->chunk_count, sizeof(tb_chunk));
     program->pieces = table_of(header, header->pieces_at, header->piece_count, sizeof(tb_piece));
-    program->dependencies = table_of(header, header->dependencies_at, header->dependency_count, sizeof(uint32_t));
+    program->dependencies =
+        table_of(header, header->dependencies_at, header->dependency_count, sizeof(uint32_t));
     program->words = table_of(header, header->words_at, header->word_count, sizeof(int64_t));
     if (!program->buffers || !program->channels || !program->buckets || !program->chunks || !program->pieces
         || !program->dependencies || !program->words) {
@@ -68,7 +69,8 @@ static int32_t check_header(const tb_program_header *header, uint64_t bytes, int
                        (unsigned long long)bytes, (unsigned long long)header->total_bytes);
     }
     if (header->rank != (uint32_t)rank) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program of rank %u given to rank %d", header->rank, rank);
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program of rank %u given to rank %d", header->rank,
+                       rank);
     }
     if (header->flags != 0) {
         return malformed(err, "unknown flags");
@@ -88,12 +90,13 @@ static int32_t check_buffers(const tb_program *program, const tb_binding *bindin
     for (uint32_t i = 0; i < binding_count; i++) {
         const tb_buffer *buffer = &program->buffers[i];
         if (buffer->kind > 1 || tb_dtype_size(buffer->dtype) == 0) {
-            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: buffer %u of kind %u and type %u", i, buffer->kind,
-                           buffer->dtype);
+            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: buffer %u of kind %u and type %u", i,
+                           buffer->kind, buffer->dtype);
         }
         if (buffer->span > bindings[i].bytes) {
             return tb_fail(err, TB_EREGION, -1, 0, "tensor %u needs %llu bytes of memory, and has %llu",
-                           buffer->tensor, (unsigned long long)buffer->span, (unsigned long long)bindings[i].bytes);
+                           buffer->tensor, (unsigned long long)buffer->span,
+                           (unsigned long long)bindings[i].bytes);
         }
     }
     return TB_OK;
@@ -126,8 +129,8 @@ static int32_t check_channel(const tb_program *program, uint32_t index, uint32_t
     bool local = channel->direction == TB_LOCAL;
     if (channel->stage >= TB_STAGES || channel->direction > TB_RECEIVE || channel->peer >= (uint32_t)world
         || local != (channel->peer == program->header->rank)) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: channel %u of stage %u, direction %u, peer %u", index,
-                       channel->stage, channel->direction, channel->peer);
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: channel %u of stage %u, direction %u, peer %u",
+                       index, channel->stage, channel->direction, channel->peer);
     }
     if (index > 0 && !channel_before(&program->channels[index - 1], channel)) {
         return malformed(err, "channels out of order");
@@ -142,11 +145,13 @@ static int32_t check_channel(const tb_program *program, uint32_t index, uint32_t
         const tb_bucket *row = &program->buckets[bucket + i];
         hash = fingerprint_u64(fingerprint_u64(hash, row->bytes), row->chunk_count);
         if (row->channel != index || __builtin_add_overflow(bytes, row->bytes, &bytes)) {
-            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: bucket %u is not of channel %u", bucket + i, index);
+            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: bucket %u is not of channel %u", bucket + i,
+                           index);
         }
     }
     if (bytes != channel->bytes || hash != channel->fingerprint) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: bytes or fingerprint of channel %u are wrong", index);
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: bytes or fingerprint of channel %u are wrong",
+                       index);
     }
     return TB_OK;
 }
@@ -214,7 +219,8 @@ static int32_t stage_slots(const tb_program *program, uint8_t stage, uint8_t dir
         if (channel->stage != stage || channel->direction != direction) {
             continue;
         }
-        sum += channel->bucket_count < header->buckets_in_flight ? channel->bucket_count : header->buckets_in_flight;
+        sum += channel->bucket_count < header->buckets_in_flight ? channel->bucket_count
+                                                                 : header->buckets_in_flight;
         for (uint32_t b = 0; b < channel->bucket_count; b++) {
             uint64_t bytes = program->buckets[channel->first_bucket + b].bytes;
             *largest = bytes > *largest ? bytes : *largest;
@@ -265,17 +271,19 @@ static int32_t check_staging(tb_program *program, tb_error *err) {
 static int32_t check(tb_program *program, const tb_binding *bindings, uint32_t binding_count, int32_t world,
                      tb_error *err) {
     int32_t code;
-    if ((code = find_tables(program, err)) != TB_OK || (code = check_buffers(program, bindings, binding_count, err))
-        || (code = check_channels(program, world, err)) || (code = tb_program_check_chunks(program, bindings, err))
-        || (code = check_staging(program, err)) || (code = tb_program_order_folds(program, err))
-        || (code = tb_program_order_buckets(program, err))) {
+    if ((code = find_tables(program, err)) != TB_OK
+        || (code = check_buffers(program, bindings, binding_count, err))
+        || (code = check_channels(program, world, err))
+        || (code = tb_program_check_chunks(program, bindings, err)) || (code = check_staging(program, err))
+        || (code = tb_program_order_folds(program, err)) || (code = tb_program_order_buckets(program, err))) {
         return code;
     }
     return TB_OK;
 }
 
-int32_t tb_program_load(tb_program *program, const void *bytes, uint64_t byte_count, const tb_binding *bindings,
-                        uint32_t binding_count, int32_t rank, int32_t world, tb_error *err) {
+int32_t tb_program_load(tb_program *program, const void *bytes, uint64_t byte_count,
+                        const tb_binding *bindings, uint32_t binding_count, int32_t rank, int32_t world,
+                        tb_error *err) {
     memset(program, 0, sizeof *program);
     if (bytes == NULL || byte_count < sizeof(tb_program_header)) {
         return malformed(err, "these bytes are none");

@@ -1,6 +1,7 @@
 /*
- * The program of a rank (docs/program-format.md), copied and checked once. Every later use trusts it: each index is in
- * range, each descriptor stays within its buffer's span, nothing waits in a circle, and the fold order is a total one.
+ * The program of a rank (docs/program-format.md), copied and checked once. Every later use trusts it: each
+ * index is in range, each descriptor stays within its buffer's span, nothing waits in a circle, and the fold
+ * order is a total one.
  */
 #ifndef TB_PROGRAM_H
 #define TB_PROGRAM_H
@@ -46,7 +47,8 @@ typedef struct tb_channel {
 
 typedef struct tb_bucket {
     uint64_t bytes;
-    uint32_t channel, first_chunk, chunk_count, first_dependency, dependency_count, fold_after, flags, reserved;
+    uint32_t channel, first_chunk, chunk_count, first_dependency, dependency_count, fold_after, flags,
+        reserved;
 } tb_bucket;
 
 typedef struct tb_chunk {
@@ -79,7 +81,10 @@ typedef struct tb_program {
     /* Derived. dependents of bucket b: dependents[first_dependent[b]] up to those of b + 1. */
     uint32_t *first_dependent;
     uint32_t *dependents;
-    /* Buckets of stage 0 that come in or are this rank's own, by (first piece, fold position); then the next of a fold. */
+    /*
+     * Buckets of stage 0 that come in or are this rank's own, by (first piece, fold position); then the next
+     * of a fold.
+     */
     uint32_t *fold_order;
     uint32_t fold_count;
     uint32_t *fold_next;
@@ -96,8 +101,9 @@ typedef struct tb_program {
 } tb_program;
 
 /* bindings: one for each buffer. rank, world: of the session. */
-int32_t tb_program_load(tb_program *program, const void *bytes, uint64_t byte_count, const tb_binding *bindings,
-                        uint32_t binding_count, int32_t rank, int32_t world, tb_error *err);
+int32_t tb_program_load(tb_program *program, const void *bytes, uint64_t byte_count,
+                        const tb_binding *bindings, uint32_t binding_count, int32_t rank, int32_t world,
+                        tb_error *err);
 void tb_program_free(tb_program *program);
 
 static inline const tb_channel *tb_bucket_channel(const tb_program *program, uint32_t bucket) {

@@ -20,7 +20,8 @@ typedef struct chunk_end {
     bool destination;
 } chunk_end;
 
-static int32_t check_piece_end(const tb_program *program, uint32_t index, const chunk_end *end, tb_error *err) {
+static int32_t check_piece_end(const tb_program *program, uint32_t index, const chunk_end *end,
+                               tb_error *err) {
     const tb_chunk *chunk = &program->chunks[index];
     uint32_t number = end->where - TB_PIECE_BIT;
     if (number >= program->header->piece_count) {
@@ -51,8 +52,9 @@ static int32_t check_buffer_end(const tb_program *program, const tb_binding *bin
     uint64_t reach = buffer->span < bindings[end->where].bytes ? buffer->span : bindings[end->where].bytes;
     uint64_t bytes;
     uint64_t expected;
-    int32_t code = tb_descriptor_check(program->words + end->descriptor, program->header->word_count - end->descriptor,
-                                       item, reach, &bytes, NULL, err);
+    int32_t code =
+        tb_descriptor_check(program->words + end->descriptor, program->header->word_count - end->descriptor,
+                            item, reach, &bytes, NULL, err);
     if (code != TB_OK) {
         return code;
     }
@@ -62,8 +64,8 @@ static int32_t check_buffer_end(const tb_program *program, const tb_binding *bin
     return TB_OK;
 }
 
-static int32_t check_end(const tb_program *program, const tb_binding *bindings, uint32_t index, const chunk_end *end,
-                         const tb_channel *channel, tb_error *err) {
+static int32_t check_end(const tb_program *program, const tb_binding *bindings, uint32_t index,
+                         const chunk_end *end, const tb_channel *channel, tb_error *err) {
     bool ours = channel->direction == TB_LOCAL || (channel->direction == TB_RECEIVE) == end->destination;
     if (!ours) {
         return end->where == TB_NONE ? TB_OK : malformed(err, index, "has an end of its peer's");
@@ -71,7 +73,10 @@ static int32_t check_end(const tb_program *program, const tb_binding *bindings, 
     if (end->where == TB_NONE) {
         return malformed(err, index, "has an end missing");
     }
-    /* Pieces are written in stage 0 and read in stage 1; tensors are read in every stage, and written but in stage 0. */
+    /*
+     * Pieces are written in stage 0 and read in stage 1; tensors are read in every stage, and written but in
+     * stage 0.
+     */
     bool piece = end->where >= TB_PIECE_BIT;
     bool may_be_piece = channel->stage == (end->destination ? 0 : 1);
     bool must_be_piece = end->destination && channel->stage == 0;
@@ -82,7 +87,8 @@ static int32_t check_end(const tb_program *program, const tb_binding *bindings, 
                  : check_buffer_end(program, bindings, index, end, channel->stage, err);
 }
 
-static int32_t check_types(const tb_program *program, uint32_t index, const tb_channel *channel, tb_error *err) {
+static int32_t check_types(const tb_program *program, uint32_t index, const tb_channel *channel,
+                           tb_error *err) {
     const tb_chunk *chunk = &program->chunks[index];
     uint8_t reduce = channel->stage == 0 ? TB_OP_REDUCE : TB_OP_COPY;
     if (tb_dtype_size(chunk->source_dtype) == 0 || tb_dtype_size(chunk->destination_dtype) == 0
@@ -98,14 +104,16 @@ static int32_t check_types(const tb_program *program, uint32_t index, const tb_c
     return TB_OK;
 }
 
-static int32_t check_bucket(const tb_program *program, const tb_binding *bindings, uint32_t index, tb_error *err) {
+static int32_t check_bucket(const tb_program *program, const tb_binding *bindings, uint32_t index,
+                            tb_error *err) {
     const tb_bucket *bucket = &program->buckets[index];
     const tb_channel *channel = &program->channels[bucket->channel];
     uint64_t at = 0;
     for (uint32_t c = bucket->first_chunk; c < bucket->first_chunk + bucket->chunk_count; c++) {
         const tb_chunk *chunk = &program->chunks[c];
         chunk_end source = {chunk->source, chunk->source_descriptor, chunk->source_dtype, false};
-        chunk_end destination = {chunk->destination, chunk->destination_descriptor, chunk->destination_dtype, true};
+        chunk_end destination = {chunk->destination, chunk->destination_descriptor, chunk->destination_dtype,
+                                 true};
         int32_t code;
         if ((code = check_types(program, c, channel, err)) != TB_OK
             || (code = check_end(program, bindings, c, &source, channel, err)) != TB_OK
@@ -113,7 +121,8 @@ static int32_t check_bucket(const tb_program *program, const tb_binding *binding
             return code;
         }
         uint64_t bytes;
-        if (chunk->elements == 0 || __builtin_mul_overflow(chunk->elements, tb_dtype_size(chunk->wire_dtype), &bytes)
+        if (chunk->elements == 0
+            || __builtin_mul_overflow(chunk->elements, tb_dtype_size(chunk->wire_dtype), &bytes)
             || __builtin_add_overflow(at, PADDING - 1, &at)
             || __builtin_add_overflow(at & ~(uint64_t)(PADDING - 1), bytes, &at)) {
             return malformed(err, c, "has a number of elements out of range");

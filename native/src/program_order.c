@@ -1,4 +1,7 @@
-/* What waits for what in a program: the order of the folds, the pool's size, and the dependents of each bucket. */
+/*
+ * What waits for what in a program: the order of the folds, the pool's size, and the dependents of each
+ * bucket.
+ */
 #include <stdlib.h>
 #include <string.h>
 
@@ -95,9 +98,12 @@ static int32_t link_folds(tb_program *program, uint32_t *heads, uint32_t *folded
     return TB_OK;
 }
 
-/* Walks the folds by their first pieces. Grants count up a channel, so its buckets must come in their own order. */
-static int32_t walk_folds(tb_program *program, const uint32_t *heads, uint32_t folded, uint32_t *next_sequence,
-                          tb_error *err) {
+/*
+ * Walks the folds by their first pieces. Grants count up a channel, so its buckets must come in their own
+ * order.
+ */
+static int32_t walk_folds(tb_program *program, const uint32_t *heads, uint32_t folded,
+                          uint32_t *next_sequence, tb_error *err) {
     for (uint32_t piece = 0; piece < program->header->piece_count; piece++) {
         uint32_t b = heads[piece];
         if (b == TB_NONE) {
@@ -200,7 +206,10 @@ static int32_t fill_dependents(tb_program *program, tb_error *err) {
     return TB_OK;
 }
 
-/* Whoever waits takes its place in a list once all that it waits for have: a list of all is an order without circles. */
+/*
+ * Whoever waits takes its place in a list once all that it waits for have: a list of all is an order without
+ * circles.
+ */
 static int32_t check_circles(const tb_program *program, tb_error *err) {
     uint32_t buckets = program->header->bucket_count;
     uint32_t *waits = table(buckets, sizeof *waits);

@@ -23,7 +23,10 @@ typedef struct fold {
     uint64_t oldest; /* begin of the oldest piece that is still to be read when this one is placed */
 } fold;
 
-/* Places the pieces one after the other on an endless line. Gives the number of folds, and of each piece its fold. */
+/*
+ * Places the pieces one after the other on an endless line. Gives the number of folds, and of each piece its
+ * fold.
+ */
 static uint32_t place_folds(const tb_program *program, fold *folds, uint32_t *fold_of, uint64_t *begin) {
     uint32_t count = 0;
     uint64_t line = 0;
@@ -47,10 +50,10 @@ static uint32_t place_folds(const tb_program *program, fold *folds, uint32_t *fo
 }
 
 /*
- * A bucket that reads pieces keeps its oldest one until the fold of its newest one is complete. Everything older can
- * have been read and given back when a fold is placed. Pieces are given back in their order, so what lies between two
- * that are kept is kept as well. A piece never wraps around the ring's end, which wastes less than the largest piece, and
- * nothing where all pieces fit one after the other.
+ * A bucket that reads pieces keeps its oldest one until the fold of its newest one is complete. Everything
+ * older can have been read and given back when a fold is placed. Pieces are given back in their order, so
+ * what lies between two that are kept is kept as well. A piece never wraps around the ring's end, which
+ * wastes less than the largest piece, and nothing where all pieces fit one after the other.
  */
 static int32_t check_need(const tb_program *program, fold *folds, uint32_t count, const uint32_t *fold_of,
                           const uint64_t *begin, tb_error *err) {
@@ -82,7 +85,8 @@ static int32_t check_need(const tb_program *program, fold *folds, uint32_t count
     }
     bool wraps = program->header->pool_bytes < folds[count - 1].end;
     if (wraps && (program->header->pool_bytes < most || program->header->pool_bytes - most < largest)) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: a pool of %llu bytes is too small for pieces of %llu + %llu",
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0,
+                       "program: a pool of %llu bytes is too small for pieces of %llu + %llu",
                        (unsigned long long)program->header->pool_bytes, (unsigned long long)most,
                        (unsigned long long)largest);
     }
@@ -119,9 +123,12 @@ int32_t tb_program_check_pool(const tb_program *program, tb_error *err) {
     return code;
 }
 
-/* completes: by piece, the bucket that completes its fold. seen: by bucket, one more than the last that waits for it. */
-static int32_t check_bucket_reads(const tb_program *program, uint32_t index, const uint32_t *completes, uint32_t *seen,
-                                  uint32_t *readers, tb_error *err) {
+/*
+ * completes: by piece, the bucket that completes its fold. seen: by bucket, one more than the last that waits
+ * for it.
+ */
+static int32_t check_bucket_reads(const tb_program *program, uint32_t index, const uint32_t *completes,
+                                  uint32_t *seen, uint32_t *readers, tb_error *err) {
     const tb_bucket *bucket = &program->buckets[index];
     for (uint32_t i = 0; i < bucket->dependency_count; i++) {
         seen[program->dependencies[bucket->first_dependency + i]] = index + 1;
@@ -133,8 +140,8 @@ static int32_t check_bucket_reads(const tb_program *program, uint32_t index, con
         uint32_t piece = program->chunks[c].source - TB_PIECE_BIT;
         readers[piece]++;
         if (seen[completes[piece]] != index + 1) {
-            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: bucket %u reads piece %u before it is whole", index,
-                           piece);
+            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0,
+                           "program: bucket %u reads piece %u before it is whole", index, piece);
         }
     }
     return TB_OK;
@@ -154,7 +161,8 @@ int32_t tb_program_check_reads(const tb_program *program, tb_error *err) {
         const tb_bucket *bucket = &program->buckets[program->fold_order[i]];
         for (uint32_t c = 0; c < bucket->chunk_count; c++) {
             /* The order of a fold is the order of this list, so the last one stays. */
-            completes[program->chunks[bucket->first_chunk + c].destination - TB_PIECE_BIT] = program->fold_order[i];
+            completes[program->chunks[bucket->first_chunk + c].destination - TB_PIECE_BIT] =
+                program->fold_order[i];
         }
     }
     for (uint32_t b = 0; b < program->header->bucket_count && code == TB_OK; b++) {
@@ -162,8 +170,8 @@ int32_t tb_program_check_reads(const tb_program *program, tb_error *err) {
     }
     for (uint32_t i = 0; i < pieces && code == TB_OK; i++) {
         if (readers[i] != program->pieces[i].readers) {
-            code = tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: piece %u has %u readers, not %u", i, readers[i],
-                           program->pieces[i].readers);
+            code = tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: piece %u has %u readers, not %u", i,
+                           readers[i], program->pieces[i].readers);
         }
     }
 out:

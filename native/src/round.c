@@ -11,7 +11,8 @@ static void reset_channels(tb_graph *graph) {
     for (uint32_t i = 0; i < header->channel_count; i++) {
         tb_channel_state *state = &graph->channels[i];
         /* A target that began before this rank, or is even ahead of it, has granted already. */
-        bool granted = graph->program.channels[i].direction == TB_SEND && state->granted_round >= graph->round;
+        bool granted =
+            graph->program.channels[i].direction == TB_SEND && state->granted_round >= graph->round;
         state->granted = granted ? state->granted : 0;
         state->in_flight = 0;
         state->done = 0;

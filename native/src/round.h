@@ -1,5 +1,6 @@
 /*
- * What a round decides: who may send, what comes next, when it is over. The session's lock is held in all of these.
+ * What a round decides: who may send, what comes next, when it is over. The session's lock is held in all of
+ * these.
  */
 #ifndef TB_ROUND_H
 #define TB_ROUND_H
@@ -9,7 +10,7 @@
 void tb_heap_push(tb_heap *heap, uint32_t item);
 uint32_t tb_heap_pop(tb_heap *heap);
 
-/* ---- round.c --------------------------------------------------------------------------------------------------- */
+/* ---- round.c ------------------------------------------------------------------------------------------- */
 
 void tb_round_start(tb_graph *graph, uint64_t round, uint64_t deadline);
 /* Ends the round under way, here and at the peers. rank: where it began. Does nothing where there is none. */
@@ -24,7 +25,7 @@ void tb_round_bucket_done(tb_graph *graph, uint32_t bucket);
 void tb_round_consumed(tb_graph *graph, uint32_t bucket);
 void tb_round_offer(tb_graph *graph, uint32_t bucket); /* as a job */
 
-/* ---- round_send.c ---------------------------------------------------------------------------------------------- */
+/* ---- round_send.c -------------------------------------------------------------------------------------- */
 
 /* A bucket waits for nothing any more but, perhaps, its grant. */
 void tb_round_ready(tb_graph *graph, uint32_t bucket);
@@ -34,22 +35,25 @@ bool tb_round_claim(tb_peer *peer, tb_frame *frame);
 /* Its last byte is with the link. Releases it. */
 void tb_round_sent(tb_graph *graph, uint32_t bucket);
 
-/* ---- round_receive.c ------------------------------------------------------------------------------------------- */
+/* ---- round_receive.c ----------------------------------------------------------------------------------- */
 
 /*
- * Stages 1 and 2 are granted a channel at a time: a window of peersInFlight of them, in the order of the waves. What comes
- * from an owner of reduced pieces stays out of it: such an owner's pool must drain, or the folds that others wait for
- * stop (docs/adr/0004-streaming.md).
+ * Stages 1 and 2 are granted a channel at a time: a window of peersInFlight of them, in the order of the
+ * waves. What comes from an owner of reduced pieces stays out of it: such an owner's pool must drain, or the
+ * folds that others wait for stop (docs/adr/0004-streaming.md).
  */
 void tb_round_grant_pooled(tb_graph *graph);
 void tb_round_open_window(tb_graph *graph);
 void tb_round_announce(tb_graph *graph, uint32_t channel); /* sends a GRANT */
-/* A bucket begins to come. arrival->graph is NULL where it is to be dropped. A code where the peer broke the protocol. */
+/*
+ * A bucket begins to come. arrival->graph is NULL where it is to be dropped. A code where the peer broke the
+ * protocol.
+ */
 int32_t tb_round_arrive(tb_side *side, tb_arrival *arrival, tb_error *err);
 /* It has come, and is good. Releases it. */
 void tb_round_arrived(tb_graph *graph, uint32_t bucket, uint32_t slot);
 
-/* ---- round_fold.c ---------------------------------------------------------------------------------------------- */
+/* ---- round_fold.c -------------------------------------------------------------------------------------- */
 
 void tb_folds_reset(tb_graph *graph);
 /* Allows contributions to come in, in the order of the folds, as far as slots and the pool reach. */
@@ -59,7 +63,7 @@ void tb_folds_done(tb_graph *graph, uint32_t bucket);
 /* A bucket that was sent or copied has read its pieces. */
 void tb_folds_read(tb_graph *graph, uint32_t bucket);
 
-/* ---- round_job.c ----------------------------------------------------------------------------------------------- */
+/* ---- round_job.c --------------------------------------------------------------------------------------- */
 
 /* Takes the next thing that a thread of this session can move by itself. Counts it in graph->active. */
 bool tb_round_take_job(tb_session *session, tb_job *job);
@@ -69,7 +73,7 @@ void tb_round_job_done(tb_job *job);
 /* Without the lock. */
 bool tb_job_slice(tb_job *job, uint64_t limit);
 
-/* ---- graph_peer.c: frames of peers ----------------------------------------------------------------------------- */
+/* ---- graph_peer.c: frames of peers --------------------------------------------------------------------- */
 
 tb_side *tb_peer_side(tb_peer *peer, uint64_t graph);
 int32_t tb_graph_on_frame(tb_peer *peer, const tb_wire_header *header, const uint8_t *body, tb_error *err);
@@ -81,7 +85,7 @@ void tb_graph_meet_early(tb_side *side);
 void tb_graph_leave_peers(tb_graph *graph);
 void tb_graph_let_regions_go(tb_graph *graph);
 
-/* ---- staging.c: without the lock ------------------------------------------------------------------------------- */
+/* ---- staging.c: without the lock ----------------------------------------------------------------------- */
 
 int tb_staging_init(tb_staging *staging);
 void tb_staging_destroy(tb_staging *staging);
@@ -89,8 +93,8 @@ void tb_staging_destroy(tb_staging *staging);
 void tb_staging_add(tb_staging *staging, uint64_t bytes);
 void tb_staging_remove(tb_staging *staging, uint64_t bytes);
 /*
- * The right to as many bytes for a stream as the limit leaves. wait: at least an element; whoever waits holds no other
- * such right. direction: 0 sending, 1 receiving.
+ * The right to as many bytes for a stream as the limit leaves. wait: at least an element; whoever waits holds
+ * no other such right. direction: 0 sending, 1 receiving.
  */
 uint64_t tb_staging_reserve(tb_staging *staging, int direction, uint64_t bytes, bool wait);
 void tb_staging_unreserve(tb_staging *staging, int direction, uint64_t bytes);

@@ -1,13 +1,14 @@
 /*
  * Stage 0: contributions come in by the order of their folds, into a pool of pieces that is a ring.
  *
- * It can not stop. Contributions are allowed in one total order, (first piece, fold position). Take the first one that
- * is not yet folded. If it is allowed, all before it in its fold are folded, so it is folded as it comes, or from its
- * slot; what comes waits for nothing, since contributions are read from source tensors. If it is not allowed, then either
- * its channel or the slots are full, of contributions that are later in the order, but those are allowed later: a
- * contradiction; or the pool is full, of pieces whose folds are complete, and whose readers send to peers that granted
- * them without a window and read without waiting, or copy here. So they go, and the pool has room: tb_program_check_pool.
- * A slot is kept for each contribution that is allowed to come, so that none ever waits in a connection.
+ * It can not stop. Contributions are allowed in one total order, (first piece, fold position). Take the first
+ * one that is not yet folded. If it is allowed, all before it in its fold are folded, so it is folded as it
+ * comes, or from its slot; what comes waits for nothing, since contributions are read from source tensors. If
+ * it is not allowed, then either its channel or the slots are full, of contributions that are later in the
+ * order, but those are allowed later: a contradiction; or the pool is full, of pieces whose folds are
+ * complete, and whose readers send to peers that granted them without a window and read without waiting, or
+ * copy here. So they go, and the pool has room: tb_program_check_pool. A slot is kept for each contribution
+ * that is allowed to come, so that none ever waits in a connection.
  */
 #include <string.h>
 
@@ -91,7 +92,8 @@ static bool allow(tb_graph *graph, uint32_t bucket) {
     const tb_bucket *row = &program->buckets[bucket];
     bool local = program->channels[row->channel].direction == TB_LOCAL;
     tb_channel_state *state = &graph->channels[row->channel];
-    bool full = state->in_flight == program->header->buckets_in_flight || graph->folds_in_flight == program->slot_count;
+    bool full = state->in_flight == program->header->buckets_in_flight
+                || graph->folds_in_flight == program->slot_count;
     if ((!local && full) || (row->fold_after == TB_NONE && !place_pieces(graph, row))) {
         return false;
     }
@@ -171,7 +173,8 @@ void tb_folds_read(tb_graph *graph, uint32_t bucket) {
     bool freed = false;
     for (uint32_t c = row->first_chunk; c < row->first_chunk + row->chunk_count; c++) {
         uint32_t source = program->chunks[c].source;
-        if (source != TB_NONE && source >= TB_PIECE_BIT && --graph->pool.readers[source - TB_PIECE_BIT] == 0) {
+        if (source != TB_NONE && source >= TB_PIECE_BIT
+            && --graph->pool.readers[source - TB_PIECE_BIT] == 0) {
             free_piece(graph, source - TB_PIECE_BIT);
             freed = true;
         }

@@ -1,4 +1,7 @@
-/* What a thread moves within this rank: copies to itself, its own contributions, and contributions out of their slots. */
+/*
+ * What a thread moves within this rank: copies to itself, its own contributions, and contributions out of
+ * their slots.
+ */
 #include "round.h"
 
 bool tb_round_take_job(tb_session *session, tb_job *job) {

@@ -43,7 +43,8 @@ void tb_round_open_window(tb_graph *graph) {
     }
 }
 
-static int32_t check_bucket(const tb_graph *graph, uint32_t channel, const tb_wire_header *header, tb_error *err) {
+static int32_t check_bucket(const tb_graph *graph, uint32_t channel, const tb_wire_header *header,
+                            tb_error *err) {
     const tb_channel *row = &graph->program.channels[channel];
     if (header->sequence >= graph->channels[channel].granted) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "bucket %u of stage %u was not granted", header->sequence,
@@ -51,12 +52,13 @@ static int32_t check_bucket(const tb_graph *graph, uint32_t channel, const tb_wi
     }
     uint32_t bucket = row->first_bucket + header->sequence;
     if (header->body_bytes != graph->program.buckets[bucket].bytes) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "bucket %u of stage %u came with another size", header->sequence,
-                       header->stage);
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "bucket %u of stage %u came with another size",
+                       header->sequence, header->stage);
     }
     uint8_t expected = header->stage == 0 ? TB_BUCKET_ALLOWED : TB_BUCKET_IDLE;
     if (graph->buckets[bucket] != expected) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "bucket %u of stage %u came twice", header->sequence, header->stage);
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "bucket %u of stage %u came twice", header->sequence,
+                       header->stage);
     }
     return TB_OK;
 }
@@ -65,7 +67,8 @@ int32_t tb_round_arrive(tb_side *side, tb_arrival *arrival, tb_error *err) {
     const tb_wire_header *header = &arrival->header;
     tb_graph *graph = side->graph;
     arrival->graph = NULL;
-    if (header->stage >= TB_STAGES || side->receive[header->stage] == TB_NONE || header->round > graph->round) {
+    if (header->stage >= TB_STAGES || side->receive[header->stage] == TB_NONE
+        || header->round > graph->round) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a bucket that nobody asked for");
     }
     if (header->round < graph->round || graph->state != TB_GRAPH_RUNNING || graph->failing) {
@@ -92,7 +95,8 @@ int32_t tb_round_arrive(tb_side *side, tb_arrival *arrival, tb_error *err) {
     arrival->slot = graph->free_slots[--graph->free_slot_count];
     graph->slot_of[bucket] = arrival->slot;
     tb_staging_add(&graph->staging, header->body_bytes);
-    tb_flow_start_row(&arrival->flow, graph->slots + arrival->slot * graph->program.slot_bytes, header->body_bytes);
+    tb_flow_start_row(&arrival->flow, graph->slots + arrival->slot * graph->program.slot_bytes,
+                      header->body_bytes);
     return TB_OK;
 }
 

@@ -28,7 +28,7 @@ uint64_t tb_deadline(uint64_t timeout_ns) {
     return __builtin_add_overflow(tb_now(), timeout_ns, &deadline) ? UINT64_MAX : deadline;
 }
 
-/* ---- events ---------------------------------------------------------------------------------------------------- */
+/* ---- events -------------------------------------------------------------------------------------------- */
 
 void tb_session_event(tb_session *session, const tb_event *event) {
     if (session->closing && event->kind != TB_EVENT_ENDED) {
@@ -73,7 +73,7 @@ static void next_event(tb_session *session, tb_event *event) {
     free(node);
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------------- */
+/* ---- memory -------------------------------------------------------------------------------------------- */
 
 static int32_t add_region(tb_session *session, uint64_t address, uint64_t bytes, tb_error *err) {
     tb_region *free_entry = NULL;
@@ -111,7 +111,7 @@ static int32_t remove_region(tb_session *session, uint64_t address, uint64_t byt
     return tb_fail(err, TB_EREGION, -1, 0, "this memory is not registered");
 }
 
-/* ---- opening --------------------------------------------------------------------------------------------------- */
+/* ---- opening ------------------------------------------------------------------------------------------- */
 
 void tb_session_timer(tb_session *session, uint64_t at) {
     if (at < session->next_timer) {
@@ -138,7 +138,8 @@ static int32_t check_options(const tb_session_options *options, tb_error *err) {
         return tb_fail(err, TB_EVERSION, -1, 0, "options of %u bytes, not %zu", options->struct_bytes,
                        sizeof *options);
     }
-    if (options->world < 1 || options->world > MOST_RANKS || options->rank < 0 || options->rank >= options->world) {
+    if (options->world < 1 || options->world > MOST_RANKS || options->rank < 0
+        || options->rank >= options->world) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "rank %d of %d", options->rank, options->world);
     }
     if (options->io_threads < 1 || options->io_threads > 16) {
@@ -183,7 +184,8 @@ static void free_session(tb_session *session) {
 }
 
 /* The session's memory and its pipe; *event_fd is the caller's end. */
-static int32_t make_session(const tb_session_options *options, tb_session **made, int32_t *event_fd, tb_error *err) {
+static int32_t make_session(const tb_session_options *options, tb_session **made, int32_t *event_fd,
+                            tb_error *err) {
     int32_t code = TB_OK;
     int ends[2] = {-1, -1};
     tb_session *session = calloc(1, sizeof *session);
@@ -229,7 +231,8 @@ fail:
     return code;
 }
 
-int32_t tb_session_open(const tb_session_options *options, uint64_t *handle, int32_t *event_fd, tb_error *err) {
+int32_t tb_session_open(const tb_session_options *options, uint64_t *handle, int32_t *event_fd,
+                        tb_error *err) {
     tb_session *session = NULL;
     int32_t code = check_options(options, err);
     if (code == TB_OK) {
@@ -260,7 +263,7 @@ no_threads:
     return code;
 }
 
-/* ---- closing --------------------------------------------------------------------------------------------------- */
+/* ---- closing ------------------------------------------------------------------------------------------- */
 
 /* Nothing of this session may be touched any more; peers hear of it. */
 static void say_farewell(tb_session *session, uint64_t deadline) {
@@ -342,7 +345,7 @@ int32_t tb_session_close(uint64_t handle, tb_error *err) {
     return TB_OK;
 }
 
-/* ---- the rest of the interface --------------------------------------------------------------------------------- */
+/* ---- the rest of the interface ------------------------------------------------------------------------- */
 
 int32_t tb_session_next_event(uint64_t handle, tb_event *event, tb_error *err) {
     tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);

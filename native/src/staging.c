@@ -30,7 +30,9 @@ void tb_staging_remove(tb_staging *staging, uint64_t bytes) {
     pthread_mutex_unlock(&staging->lock);
 }
 
-/* Who holds some gives it back after one system call and one unpack, waiting for nothing: so this wait ends. */
+/*
+ * Who holds some gives it back after one system call and one unpack, waiting for nothing: so this wait ends.
+ */
 uint64_t tb_staging_reserve(tb_staging *staging, int direction, uint64_t bytes, bool wait) {
     enum { ELEMENT = 8 };
     pthread_mutex_lock(&staging->lock);

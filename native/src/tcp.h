@@ -24,7 +24,8 @@ tb_link tb_tcp_link(int fd);
 int tb_tcp_watch(tb_conn *conn);
 
 /* tcp_handshake.c: the connection's thread, without the lock */
-tb_handshake *tb_handshake_create(tb_session *session, bool accepted, int32_t peer, uint32_t index, uint32_t count);
+tb_handshake *tb_handshake_create(tb_session *session, bool accepted, int32_t peer, uint32_t index,
+                                  uint32_t count);
 void tb_handshake_advance(tb_conn *conn);
 
 /* tcp_connect.c: the lock is held */

@@ -1,4 +1,7 @@
-/* Connecting: the lower rank of a pair does, as soon as it knows where, and tries again while that makes sense. */
+/*
+ * Connecting: the lower rank of a pair does, as soon as it knows where, and tries again while that makes
+ * sense.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,7 +41,8 @@ static int start_connection(tb_session *session, tb_peer *peer, uint32_t index) 
         return error;
     }
     tb_link link = tb_tcp_link(fd);
-    tb_handshake *shake = tb_handshake_create(session, false, peer->rank, index, session->options.connections);
+    tb_handshake *shake =
+        tb_handshake_create(session, false, peer->rank, index, session->options.connections);
     tb_conn *conn = shake == NULL ? NULL : tb_conn_create(session, &link, TB_CONN_CONNECTING);
     if (conn == NULL) {
         free(shake);
@@ -91,7 +95,8 @@ void tb_tcp_connect(tb_session *session, tb_peer *peer) {
 /* The others of its set end with it. */
 void tb_tcp_ended(tb_conn *conn) {
     tb_session *session = conn->session;
-    tb_peer *peer = conn->rank >= 0 && conn->rank < session->options.world ? session->peers[conn->rank] : NULL;
+    tb_peer *peer =
+        conn->rank >= 0 && conn->rank < session->options.world ? session->peers[conn->rank] : NULL;
     bool ours = peer != NULL && session->options.rank < conn->rank;
     if (!ours || !peer->connecting || (conn->handshake != NULL && conn->handshake->refused)) {
         return;

@@ -1,6 +1,6 @@
 /*
- * The handshake: hello both ways, then a proof and a verdict both ways. Nothing else is read before both sides have
- * accepted, and never more than the next expected bytes.
+ * The handshake: hello both ways, then a proof and a verdict both ways. Nothing else is read before both
+ * sides have accepted, and never more than the next expected bytes.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -12,7 +12,8 @@
 #include "round.h"
 #include "tcp.h"
 
-tb_handshake *tb_handshake_create(tb_session *session, bool accepted, int32_t peer, uint32_t index, uint32_t count) {
+tb_handshake *tb_handshake_create(tb_session *session, bool accepted, int32_t peer, uint32_t index,
+                                  uint32_t count) {
     tb_handshake *shake = calloc(1, sizeof *shake);
     if (shake == NULL) {
         return NULL;
@@ -35,7 +36,7 @@ tb_handshake *tb_handshake_create(tb_session *session, bool accepted, int32_t pe
     return shake;
 }
 
-/* ---- saying: the lock is held ---------------------------------------------------------------------------------- */
+/* ---- saying: the lock is held -------------------------------------------------------------------------- */
 
 static void say_hello(tb_conn *conn) {
     conn->handshake->said_hello = true;
@@ -61,7 +62,7 @@ static void ask(tb_conn *conn, uint32_t step) {
     tb_session_event(conn->session, &event);
 }
 
-/* ---- refusing -------------------------------------------------------------------------------------------------- */
+/* ---- refusing ------------------------------------------------------------------------------------------ */
 
 /* The peer is told why, if it can understand; then the connection ends. The lock is held. */
 static void refuse(tb_conn *conn, const tb_error *error, bool tell) {
@@ -83,9 +84,12 @@ static void refuse(tb_conn *conn, const tb_error *error, bool tell) {
     tb_conn_close_orderly(conn, conn->deadline);
 }
 
-/* ---- hearing --------------------------------------------------------------------------------------------------- */
+/* ---- hearing ------------------------------------------------------------------------------------------- */
 
-/* Who it says that it is; its own hello goes out even where it is refused, so that it can tell why. The lock is held. */
+/*
+ * Who it says that it is; its own hello goes out even where it is refused, so that it can tell why. The lock
+ * is held.
+ */
 static void hear_hello(tb_conn *conn, const uint8_t *bytes) {
     tb_session *session = conn->session;
     tb_handshake *shake = conn->handshake;
@@ -109,7 +113,8 @@ static void hear_hello(tb_conn *conn, const uint8_t *bytes) {
         bool counted = shake->theirs.connections >= 1 && shake->theirs.connections <= TB_CONNECTIONS
                        && shake->theirs.connection < shake->theirs.connections;
         if (code == TB_OK && (!lower || !counted)) {
-            code = tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d may not connect as it does", conn->rank);
+            code = tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d may not connect as it does",
+                           conn->rank);
         }
     }
     if (code != TB_OK) {
@@ -136,7 +141,10 @@ static void hear_verdict(tb_conn *conn, int32_t code) {
     refuse(conn, &error, false);
 }
 
-/* A frame of the handshake; false where it is not whole, and *needed bytes have to be there, or where it was refused. */
+/*
+ * A frame of the handshake; false where it is not whole, and *needed bytes have to be there, or where it was
+ * refused.
+ */
 static bool hear_frame(tb_conn *conn, uint32_t *needed) {
     tb_wire_header header;
     tb_handshake *shake = conn->handshake;
@@ -204,7 +212,7 @@ static void read_handshake(tb_conn *conn) {
     }
 }
 
-/* ---- the end of it --------------------------------------------------------------------------------------------- */
+/* ---- the end of it ------------------------------------------------------------------------------------- */
 
 /* The lock is held. */
 static void establish(tb_conn *conn) {
@@ -248,7 +256,7 @@ void tb_handshake_advance(tb_conn *conn) {
     pthread_mutex_unlock(&session->lock);
 }
 
-/* ---- the caller's answers -------------------------------------------------------------------------------------- */
+/* ---- the caller's answers ------------------------------------------------------------------------------ */
 
 static tb_conn *find(tb_session *session, uint64_t number) {
     for (uint32_t i = 0; i < session->thread_count; i++) {

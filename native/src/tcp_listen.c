@@ -30,9 +30,10 @@ static int32_t listen_at(tb_session *session, const struct tb_address *address, 
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = session};
     /* Buffers are inherited by what is accepted, and only then are they there for the first bytes. */
     int error = tb_tcp_configure(session, fd);
-    if (error == 0 && (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0
-                       || bind(fd, (const struct sockaddr *)&address->at, address->length) != 0
-                       || listen(fd, BACKLOG) != 0 || getsockname(fd, (struct sockaddr *)&bound, &length) != 0)) {
+    if (error == 0
+        && (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0
+            || bind(fd, (const struct sockaddr *)&address->at, address->length) != 0
+            || listen(fd, BACKLOG) != 0 || getsockname(fd, (struct sockaddr *)&bound, &length) != 0)) {
         error = errno;
     }
     /* Whoever knows the port connects from here on, and a thread accepts. */
@@ -48,8 +49,8 @@ static int32_t listen_at(tb_session *session, const struct tb_address *address, 
     pthread_mutex_unlock(&session->lock);
     if (error != 0) {
         close(fd);
-        return tb_fail(err, error == EADDRINUSE ? TB_EADDRESS_IN_USE : TB_ESYSTEM, -1, error, "listening on %s port %u",
-                       options->listen_host, options->listen_port);
+        return tb_fail(err, error == EADDRINUSE ? TB_EADDRESS_IN_USE : TB_ESYSTEM, -1, error,
+                       "listening on %s port %u", options->listen_host, options->listen_port);
     }
     return TB_OK;
 }
@@ -59,8 +60,8 @@ static int32_t tcp_open(tb_session *session, tb_error *err) {
     struct tb_address address;
     options->listen_host[sizeof options->listen_host - 1] = '\0';
     if (options->connections < 1 || options->connections > TB_CONNECTIONS) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u connections a peer, not 1 to %d", options->connections,
-                       TB_CONNECTIONS);
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u connections a peer, not 1 to %d",
+                       options->connections, TB_CONNECTIONS);
     }
     const char *host = options->listen_host[0] == '\0' ? "127.0.0.1" : options->listen_host;
     int32_t code = tb_tcp_parse(host, options->listen_port, &address, err);
@@ -81,7 +82,9 @@ static void tcp_close(tb_session *session) {
 
 static uint32_t most_half_open(const tb_session *session) {
     uint64_t peers = (uint64_t)session->options.world * session->options.connections;
-    return peers > MOST_HALF_OPEN ? MOST_HALF_OPEN : peers < FEWEST_HALF_OPEN ? FEWEST_HALF_OPEN : (uint32_t)peers;
+    return peers > MOST_HALF_OPEN     ? MOST_HALF_OPEN
+           : peers < FEWEST_HALF_OPEN ? FEWEST_HALF_OPEN
+                                      : (uint32_t)peers;
 }
 
 static void take_connection(tb_session *session, int fd) {
@@ -107,7 +110,10 @@ static void take_connection(tb_session *session, int fd) {
     }
 }
 
-/* Without a free descriptor the connection would wait, and the listener never sleep: it is taken and closed instead. */
+/*
+ * Without a free descriptor the connection would wait, and the listener never sleep: it is taken and closed
+ * instead.
+ */
 static void turn_away(tb_session *session, int os_errno) {
     tb_error error;
     tb_fail(&error, TB_ESYSTEM, -1, os_errno, "a connection could not be taken");

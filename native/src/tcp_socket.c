@@ -51,7 +51,7 @@ int tb_tcp_watch(tb_conn *conn) {
     return epoll_ctl(conn->thread->epoll_fd, EPOLL_CTL_ADD, conn->link.fd, &event) == 0 ? 0 : errno;
 }
 
-/* ---- the link -------------------------------------------------------------------------------------------------- */
+/* ---- the link ------------------------------------------------------------------------------------------ */
 
 static ssize_t tcp_readv(tb_link *link, const struct iovec *iov, int count) {
     ssize_t got = readv(link->fd, iov, count);

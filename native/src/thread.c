@@ -1,4 +1,7 @@
-/* Progress threads: each waits for its connections, serves them in turn, and moves what is to be moved in this rank. */
+/*
+ * Progress threads: each waits for its connections, serves them in turn, and moves what is to be moved in
+ * this rank.
+ */
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -16,7 +19,7 @@ enum { SLICE_BYTES = 512 * 1024 };
 enum { EVENTS = 64 };
 enum { STACK_BYTES = 512 * 1024 };
 
-/* ---- asking a thread: the lock is held -------------------------------------------------------------------------- */
+/* ---- asking a thread: the lock is held ----------------------------------------------------------------- */
 
 void tb_thread_wake(tb_thread *thread) {
     if (thread->sleeping) {
@@ -43,7 +46,7 @@ void tb_threads_offer_job(tb_session *session) {
     }
 }
 
-/* ---- timers: in the first thread, the lock is held ------------------------------------------------------------- */
+/* ---- timers: in the first thread, the lock is held ----------------------------------------------------- */
 
 static void sooner(uint64_t *next, uint64_t at) {
     if (at != 0 && at < *next) {
@@ -107,7 +110,7 @@ static void run_timers(tb_session *session) {
     session->next_timer = next;
 }
 
-/* ---- one thread ------------------------------------------------------------------------------------------------ */
+/* ---- one thread ---------------------------------------------------------------------------------------- */
 
 static void sweep(tb_thread *thread) {
     thread->sweep = false;
@@ -287,7 +290,7 @@ static void *run(void *argument) {
     return NULL;
 }
 
-/* ---- all of them ----------------------------------------------------------------------------------------------- */
+/* ---- all of them --------------------------------------------------------------------------------------- */
 
 static int32_t start_thread(tb_session *session, tb_thread *thread, tb_error *err) {
     thread->bounce = malloc(TB_BOUNCE_BYTES);

@@ -26,7 +26,7 @@ enum tb_frame_kind {
     TB_FRAME_DATA = 9,    /* sequence: bucket; body: payload; a trailer follows */
     TB_FRAME_TAKEN = 10,  /* the receiver has consumed the channel */
     TB_FRAME_ABORT = 11,  /* body: tb_wire_failure, message */
-    TB_FRAME_MATCH = 12,  /* round: the sender's number of the graph that it has paired with the receiver's */
+    TB_FRAME_MATCH = 12, /* round: the sender's number of the graph that it has paired with the receiver's */
 };
 
 /* Before every frame. Unused fields are 0. graph is the receiver's number of it. */
@@ -81,7 +81,7 @@ typedef struct tb_hello {
     int32_t peer; /* whom the sender means */
     int32_t world;
     uint32_t connections; /* of the pair, as the connecting side wants them */
-    uint32_t connection;  /* which of them this is */
+    uint32_t connection; /* which of them this is */
     uint32_t reserved;
     uint64_t generation;
     uint64_t incarnation; /* of the session: random */
@@ -92,12 +92,15 @@ typedef struct tb_hello {
 
 void tb_hello_start(tb_hello *hello);
 /*
- * Checks a hello against ours: TB_EPROTOCOL (no tensorbus speaks), TB_EVERSION, or TB_EAUTH (another namespace,
- * generation or world). peer: the rank that it must come from, or -1.
+ * Checks a hello against ours: TB_EPROTOCOL (no tensorbus speaks), TB_EVERSION, or TB_EAUTH (another
+ * namespace, generation or world). peer: the rank that it must come from, or -1.
  */
 int32_t tb_hello_check(const tb_hello *theirs, const tb_hello *ours, int32_t peer, tb_error *err);
 
-/* The longest body that a control frame of this kind may have; UINT64_MAX where the kind is unknown or is DATA. */
+/*
+ * The longest body that a control frame of this kind may have; UINT64_MAX where the kind is unknown or is
+ * DATA.
+ */
 uint64_t tb_frame_limit(uint8_t kind);
 
 #endif

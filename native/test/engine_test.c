@@ -4,7 +4,7 @@
 
 static const world_options *transport;
 
-/* ---- moves ----------------------------------------------------------------------------------------------------- */
+/* ---- moves --------------------------------------------------------------------------------------------- */
 
 static void test_contiguous(void) {
     world w;
@@ -22,7 +22,8 @@ static void test_contiguous(void) {
         memset(w.memory[1][0][1], 0, PART * PARTS);
         world_round(&w, round);
         for (int i = 0; i < PARTS; i++) {
-            CHECK(memcmp(w.memory[0][0][0] + i * PART, w.memory[1][0][1] + (PARTS - 1 - i) * PART, PART) == 0);
+            CHECK(memcmp(w.memory[0][0][0] + i * PART, w.memory[1][0][1] + (PARTS - 1 - i) * PART, PART)
+                  == 0);
         }
     }
     world_release(&w);
@@ -72,7 +73,10 @@ static void test_strided(void) {
     strided(131072, TB_GRAPH_CHECKSUM);
 }
 
-/* float32 to bfloat16 (the sender casts), bfloat16 to float32 (the receiver does), in one bucket of odd sizes. */
+/*
+ * float32 to bfloat16 (the sender casts), bfloat16 to float32 (the receiver does), in one bucket of odd
+ * sizes.
+ */
 static void cast(uint32_t flags) {
     world w;
     kit k;
@@ -140,15 +144,16 @@ static void test_tiny(void) {
     kit_free(&k);
 }
 
-/* ---- folds ----------------------------------------------------------------------------------------------------- */
+/* ---- folds --------------------------------------------------------------------------------------------- */
 
 enum { MEMBERS = 3, OWNER = 1, TARGET = 3 };
 
 /*
- * Ranks 0 to 2 hold partial values, rank 1 owns the pieces and is in the middle of the fold, rank 3 takes the results
- * and rank 1 a copy; with as little in flight as is allowed.
+ * Ranks 0 to 2 hold partial values, rank 1 owns the pieces and is in the middle of the fold, rank 3 takes the
+ * results and rank 1 a copy; with as little in flight as is allowed.
  */
-static void reduce(uint8_t dtype, uint64_t elements, int pieces, uint32_t in_flight, uint64_t divisor, uint32_t flags) {
+static void reduce(uint8_t dtype, uint64_t elements, int pieces, uint32_t in_flight, uint64_t divisor,
+                   uint32_t flags) {
     world w;
     kit k;
     int64_t size = tb_dtype_size(dtype);
@@ -178,7 +183,9 @@ static void reduce(uint8_t dtype, uint64_t elements, int pieces, uint32_t in_fli
         uint8_t *acc = malloc(elements * 8);
         for (int p = 0; p < pieces; p++) {
             for (uint32_t member = 0; member < MEMBERS; member++) {
-                CHECK(tb_reduce(acc, w.memory[member][0][0] + p * bytes, elements, dtype, 0, member == 0, NULL) == 0);
+                CHECK(
+                    tb_reduce(acc, w.memory[member][0][0] + p * bytes, elements, dtype, 0, member == 0, NULL)
+                    == 0);
             }
             CHECK(tb_reduce_finish(acc, acc, elements, dtype, divisor, NULL) == TB_OK);
             CHECK(memcmp(acc, w.memory[TARGET][0][1] + p * bytes, (size_t)bytes) == 0);

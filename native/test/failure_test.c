@@ -29,11 +29,14 @@ static void wait_for_bytes(world *w, int rank) {
     uint64_t round, done = 0, total, staging;
     while (done == 0) {
         world_pump(w, 1);
-        CHECK(tb_graph_progress(w->session[rank], w->graph[rank], &round, &done, &total, &staging, NULL) == TB_OK);
+        CHECK(tb_graph_progress(w->session[rank], w->graph[rank], &round, &done, &total, &staging, NULL)
+              == TB_OK);
     }
 }
 
-/* In the middle of a round, and again and again: the rounds after it work, and nothing stale arrives in them. */
+/*
+ * In the middle of a round, and again and again: the rounds after it work, and nothing stale arrives in them.
+ */
 static void test_cancel(void) {
     world w;
     kit k;
@@ -69,7 +72,8 @@ static void test_cancel(void) {
             CHECK(world_take(&w, rank, TB_EVENT_ROUND, 20 * SECOND, &event));
             /* Ranks 0 and 1 may have been done with each other. */
             bool done = event.error.code == TB_OK;
-            CHECK(done ? rank == 0 || rank == 1 : event.error.code == TB_ECANCELLED && event.error.rank == canceller);
+            CHECK(done ? rank == 0 || rank == 1
+                       : event.error.code == TB_ECANCELLED && event.error.rank == canceller);
         }
         for (uint64_t at = 0; canceller > 0 && at < (uint64_t)BYTES * PARTS; at++) {
             CHECK(w.memory[canceller][canceller - 1][1][at] == 0x55);
@@ -104,7 +108,10 @@ static void test_deadline(void) {
     kit_free(&k);
 }
 
-/* A session that ends in the middle of a round: unfinished ranks fail with its rank, also those that are no peers of it. */
+/*
+ * A session that ends in the middle of a round: unfinished ranks fail with its rank, also those that are no
+ * peers of it.
+ */
 static void test_loss(void) {
     world w;
     kit k;

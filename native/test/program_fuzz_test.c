@@ -33,7 +33,8 @@ static kit_program everything(kit *k, uint32_t rank) {
     return kit_build(k, rank, 8192);
 }
 
-static int32_t load(const uint8_t *bytes, uint64_t count, const tb_binding *bindings, uint32_t binding_count) {
+static int32_t load(const uint8_t *bytes, uint64_t count, const tb_binding *bindings,
+                    uint32_t binding_count) {
     tb_program program;
     tb_error err;
     int32_t code = tb_program_load(&program, bytes, count, bindings, binding_count, 1, 3, &err);

@@ -20,7 +20,8 @@ static void ring(kit *k, int ranks) {
     for (int rank = 0; rank < ranks; rank++) {
         for (int i = 0; i < PARTS; i++) {
             kit_bucket *bucket = kit_bucket_add(k, 1, (uint32_t)rank, (uint32_t)((rank + 1) % ranks), 0);
-            kit_copy(k, bucket, 0, BYTES, kit_run((int64_t)i * BYTES, BYTES), kit_run((int64_t)i * BYTES, BYTES));
+            kit_copy(k, bucket, 0, BYTES, kit_run((int64_t)i * BYTES, BYTES),
+                     kit_run((int64_t)i * BYTES, BYTES));
         }
     }
 }
@@ -43,7 +44,7 @@ static uint64_t read_to_end(int fd, uint8_t *into, uint64_t room) {
     return got;
 }
 
-/* ---- strangers ------------------------------------------------------------------------------------------------- */
+/* ---- strangers ----------------------------------------------------------------------------------------- */
 
 static void test_garbage(void) {
     world w;
@@ -161,9 +162,16 @@ static void test_addresses(void) {
     tb_error err;
     ring(&k, 2);
     world_open(&w, &plain, 2);
-    tb_session_options options = {.struct_bytes = sizeof options, .kind = TB_TRANSPORT_TCP, .rank = 0, .world = 2,
-                                  .connections = 1, .io_threads = 1, .peer_timeout_ms = 1000, .quiesce_ms = 1000,
-                                  .listen_host = "127.0.0.1", .listen_port = w.port[0]};
+    tb_session_options options = {.struct_bytes = sizeof options,
+                                  .kind = TB_TRANSPORT_TCP,
+                                  .rank = 0,
+                                  .world = 2,
+                                  .connections = 1,
+                                  .io_threads = 1,
+                                  .peer_timeout_ms = 1000,
+                                  .quiesce_ms = 1000,
+                                  .listen_host = "127.0.0.1",
+                                  .listen_port = w.port[0]};
     uint64_t session;
     int32_t fd;
     CHECK(tb_session_open(&options, &session, &fd, &err) == TB_EADDRESS_IN_USE && err.os_errno != 0);
@@ -179,14 +187,15 @@ static void test_addresses(void) {
     kit_free(&k);
 }
 
-/* ---- processes that end or stop -------------------------------------------------------------------------------- */
+/* ---- processes that end or stop ------------------------------------------------------------------------ */
 
 typedef struct meeting {
     volatile uint32_t port[4];
     volatile uint32_t prepared;
 } meeting;
 
-static void open_in_process(world *w, const kit *k, meeting *m, int rank, int ranks, uint32_t peer_timeout_ms) {
+static void open_in_process(world *w, const kit *k, meeting *m, int rank, int ranks,
+                            uint32_t peer_timeout_ms) {
     memset(w, 0, sizeof *w);
     w->options = plain;
     w->options.peer_timeout_ms = peer_timeout_ms;

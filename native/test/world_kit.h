@@ -6,17 +6,17 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "program_kit.h"
+#include "program_build.h"
 
 enum { WORLD_RANKS = 8 };
 #define SECOND 1000000000ull
 
-#define CHECK(condition)                                                                   \
-    do {                                                                                   \
-        if (!(condition)) {                                                                \
-            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);        \
-            exit(1);                                                                       \
-        }                                                                                  \
+#define CHECK(condition)                                                                                     \
+    do {                                                                                                     \
+        if (!(condition)) {                                                                                  \
+            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                          \
+            exit(1);                                                                                         \
+        }                                                                                                    \
     } while (0)
 
 typedef struct world_options {
@@ -50,10 +50,16 @@ static inline uint64_t test_now(void) {
 
 static inline void world_open_rank(world *w, int rank) {
     tb_error err;
-    tb_session_options options = {
-        .struct_bytes = sizeof options, .kind = w->options.kind, .rank = rank, .world = w->ranks, .hub = w->hub,
-        .connections = w->options.connections, .io_threads = w->options.threads,
-        .peer_timeout_ms = w->options.peer_timeout_ms, .quiesce_ms = 5000, .listen_host = "127.0.0.1"};
+    tb_session_options options = {.struct_bytes = sizeof options,
+                                  .kind = w->options.kind,
+                                  .rank = rank,
+                                  .world = w->ranks,
+                                  .hub = w->hub,
+                                  .connections = w->options.connections,
+                                  .io_threads = w->options.threads,
+                                  .peer_timeout_ms = w->options.peer_timeout_ms,
+                                  .quiesce_ms = 5000,
+                                  .listen_host = "127.0.0.1"};
     int32_t code = tb_session_open(&options, &w->session[rank], &w->event_fd[rank], &err);
     if (code != TB_OK) {
         fprintf(stderr, "open: %s\n", err.message);
@@ -113,7 +119,9 @@ static inline void world_close(world *w) {
     CHECK(tb_hub_destroy(w->hub, NULL) == TB_OK);
 }
 
-/* Not HMAC, which C code does not have; what matters here is that it depends on secret, role and both hellos. */
+/*
+ * Not HMAC, which C code does not have; what matters here is that it depends on secret, role and both hellos.
+ */
 static inline void world_proof(uint8_t secret, uint8_t role, const tb_event *event, uint8_t proof[32]) {
     for (int i = 0; i < 32; i++) {
         uint8_t seed[2] = {(uint8_t)(secret + i), role};
@@ -175,12 +183,14 @@ static inline bool world_take(world *w, int rank, uint32_t kind, uint64_t timeou
     return false;
 }
 
-static inline void world_expect(world *w, int rank, uint32_t kind, int32_t code, int32_t origin, tb_event *event) {
+static inline void world_expect(world *w, int rank, uint32_t kind, int32_t code, int32_t origin,
+                                tb_event *event) {
     tb_event got;
     bool came = world_take(w, rank, kind, 20 * SECOND, &got);
     if (!came || got.error.code != code || (origin >= -1 && code != TB_OK && got.error.rank != origin)) {
         fprintf(stderr, "rank %d, event %u: code %d (wanted %d) of rank %d (wanted %d): %s\n", rank, kind,
-                came ? got.error.code : -1, code, got.error.rank, origin, came ? got.error.message : "nothing came");
+                came ? got.error.code : -1, code, got.error.rank, origin,
+                came ? got.error.message : "nothing came");
         exit(1);
     }
     if (event != NULL) {
@@ -219,7 +229,8 @@ static inline int32_t world_prepare_code(world *w, const kit *k, int rank, uint3
     kit_program *program = &w->program[rank];
     for (uint32_t i = 0; i < program->buffer_count; i++) {
         uint8_t *memory = w->memory[rank][program->tensor[i]][program->kind[i]];
-        bindings[i] = (tb_binding){(uint64_t)(uintptr_t)memory, k->span[program->tensor[i]][program->kind[i]]};
+        bindings[i] =
+            (tb_binding){(uint64_t)(uintptr_t)memory, k->span[program->tensor[i]][program->kind[i]]};
     }
     return tb_graph_prepare(w->session[rank], "batch", program->bytes, program->byte_count, bindings,
                             program->buffer_count, flags, timeout, &w->graph[rank], err);
@@ -262,7 +273,8 @@ static inline void world_round(world *w, uint64_t round) {
         uint64_t at, done, total, staging;
         world_expect(w, rank, TB_EVENT_ROUND, TB_OK, -1, &event);
         CHECK(event.round == round);
-        CHECK(tb_graph_progress(w->session[rank], w->graph[rank], &at, &done, &total, &staging, NULL) == TB_OK);
+        CHECK(tb_graph_progress(w->session[rank], w->graph[rank], &at, &done, &total, &staging, NULL)
+              == TB_OK);
         CHECK(at == round && done == total);
         if (event.staging_high_water > staging) {
             fprintf(stderr, "rank %d took %lu bytes of staging, announced %lu\n", rank,
