@@ -129,6 +129,8 @@ export class RegionHold {
   constructor(storages: readonly SharedStorage[], plain: readonly PlainRegion[]) {
     this.#storages = storages;
     this.#plain = plain;
+    // All of them are there, or none is retained: asking for an address is refused where it was closed.
+    for (const { memory } of storages) void memory.address;
     for (const { memory } of storages) memory.retain();
   }
 
