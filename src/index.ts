@@ -2,6 +2,8 @@
  * tensorbus: plans and moves sharded tensors between jobs that were launched apart. This is the library as its callers
  * see it; transports are imported from `tensorbus/transports/…` and handed in, the planner alone is `tensorbus/plan`.
  */
+export { Agent, type AgentOptions } from "./bus/agent.ts";
+export type { AgentEvent, AgentProgress, RoundIdentity } from "./bus/agent-events.ts";
 export { BatchHandler } from "./bus/batch-handler.ts";
 export { type BootstrapOptions, type Bootstrapped, bootstrapClient } from "./bus/bootstrap.ts";
 export {
