@@ -178,7 +178,7 @@ export class Batches {
   peerEnded(rank: number, error: TensorBusError): void {
     for (const batch of this.all) {
       const concerned = batch.live.some((direction) => direction.execution.stats.peers.has(rank));
-      if (concerned && !batch.live.some(({ busy }) => busy)) this.#break(batch, rank, error);
+      if (concerned) this.#break(batch, rank, error);
     }
   }
 
@@ -400,10 +400,11 @@ export class Batches {
     if (batch.broken !== undefined) return;
     const message = `batch ${String(batch.id)} has ended on rank ${rank}, and waits to be registered anew: ${cause.message}`;
     batch.broken = new TensorBusError("TB_PEER_LOST", message, { details: { batch: batch.id, rank }, cause });
+    for (const direction of batch.live) direction.abandon(batch.broken);
     this.#options.tell({ kind: "batchEnded", batch: batch.id, number: batch.number, reason: batch.broken });
   }
 
-  /** Learns when another rank has ended the batch. */
+  /** Learns when another rank has ended the batch. A round under way ends by itself, one way or the other. */
   #watchEnd(batch: Batch, keys: BatchKeys, { rendezvous }: Connection): void {
     const key = keys.ended(batch.number);
     batch.onClose((reason) => {
@@ -416,7 +417,7 @@ export class Batches {
     const watch = async () => {
       await rendezvous.store.wait([key], { timeoutMs: watchMs, signal: batch.ended });
       const said = JSON.parse(Buffer.from((await rendezvous.store.get(key)) ?? "{}").toString());
-      if (batch.ended.aborted || batch.live.some(({ busy }) => busy)) return;
+      if (batch.ended.aborted) return;
       this.#break(batch, said.rank, new TensorBusError("TB_PEER_LOST", String(said.reason)));
     };
     watch().catch(() => {});

@@ -69,8 +69,10 @@ export class Pairs {
     const spec: SideSpec = { pair, local, remote, worldSize, ...(layout === undefined ? {} : { layout }) };
     this.#check(spec);
     await this.#options.uplink.connected(deadline.rest);
+    const known = this.#sides.get(keyOf(spec));
     const side = this.#claim(spec, client, deadline);
-    const met = await this.await(side, deadline);
+    // A meeting of this call's own ends at its deadline, and says then who is missing.
+    const met = await (side === known ? this.await(side, deadline) : side.met);
     return { localRanks: met.local.ranks, remoteRanks: met.remote.ranks };
   }
 

@@ -16,7 +16,7 @@ import {
   tensorNamesSchema,
 } from "./batch-records.ts";
 import { solveSide } from "./global-shape.ts";
-import type { MetPair } from "./pair-meeting.ts";
+import { led, type MetPair } from "./pair-meeting.ts";
 import { agentKey, agentSchema, layoutOf } from "./pair-records.ts";
 import type { Rendezvous } from "./rendezvous.ts";
 
@@ -65,9 +65,7 @@ export async function meetBatch(
       awaitLocal(rendezvous, registration, number, bounded),
       awaitRemote(rendezvous, registration, remote, number, bounded),
     ]);
-    const failed = leading?.then(() => sides);
-    const [mine, theirs] = await (failed === undefined ? sides : Promise.race([sides, failed]));
-    await leading;
+    const [mine, theirs] = await (leading === undefined ? sides : led(leading, sides));
     await raiseLatest(rendezvous, keys, number, bounded);
     return { number, local: mine, remote: theirs };
   } catch (error) {
@@ -308,7 +306,14 @@ function awaitRemote(
   };
   const details = { batch, pair, side: remote, rank: record.rank };
   const what = `batch ${batch}, pair ${pair}: waiting for side ${remote} to register`;
-  return rendezvous.await([key], look, what, deadline.rest, details);
+  return rendezvous.await([key], look, what, deadline.rest, details).catch(async (error: unknown) => {
+    // It may have failed before this rank came, and not have tried again.
+    if (!(error instanceof TensorBusError) || error.code !== "TB_TIMEOUT" || number === 1) throw error;
+    const before = await rendezvous
+      .read(keys.side(number - 1, remote), batchSideSchema, cleaning)
+      .catch(() => undefined);
+    throw (before === undefined ? undefined : failureOf(before)) ?? error;
+  });
 }
 
 /** Names of a side's tensors, for saying what differs. */

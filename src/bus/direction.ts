@@ -127,6 +127,19 @@ export class Direction {
     clearTimeout(late);
   }
 
+  /**
+   * This rank will take part in no round any more: the next one is cancelled as soon as the one under way has ended, so that
+   * nobody waits for it.
+   */
+  abandon(reason: TensorBusError): void {
+    if (this.#round !== undefined && !this.#round.started) void this.cancel(reason);
+    this.#idle = this.#idle.then(async () => {
+      const round = this.#next++;
+      const signal = AbortSignal.abort(reason);
+      await this.#options.execution.run({ round, signal, timeoutMs: 1000 }).catch(nothing);
+    });
+  }
+
   /** Ends it: nothing prepared is left. */
   async close(reason: TensorBusError): Promise<void> {
     this.#options.signal.close();
@@ -236,10 +249,12 @@ export class Direction {
     await staged?.resolve(deadline);
     const began = performance.now();
     let failure: TensorBusError | undefined;
+    const stopWatching = staged?.watch(this.#identity(round.number), (error) => round.abort.abort(error));
     const report = await execution.run({ ...deadline.rest, round: round.number }).catch((error: unknown) => {
       failure = asBusError(error);
       return undefined;
     });
+    stopWatching?.();
     const moved = performance.now();
     if (staged !== undefined) await staged.decide(this.#identity(round.number), failure, deadline);
     if (report === undefined) throw failure;

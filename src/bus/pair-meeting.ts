@@ -62,11 +62,7 @@ export class PairMeeting {
       this.#slot = await this.#takeSlot(own);
       const leading = this.#slot === 0 ? this.#lead(own) : undefined;
       const meeting = Promise.all([this.#awaitLocal(own), this.#awaitRemote(own)]);
-      // Who leads and fails, fails for all; the others read why.
-      const [local, remote] = await (leading === undefined
-        ? meeting
-        : Promise.race([meeting, neverFulfilled(leading)]));
-      await leading;
+      const [local, remote] = await (leading === undefined ? meeting : led(leading, meeting));
       return { local, remote };
     } catch (error) {
       await this.leave().catch(() => {});
@@ -280,8 +276,23 @@ export class PairMeeting {
 
 const cleaning = { timeoutMs: 1000 };
 
-/** Only how it fails. */
-async function neverFulfilled(promise: Promise<unknown>): Promise<never> {
-  await promise;
-  return new Promise(() => {});
+/** What was met. Where the leader fails, why: it knows more than who waits for its record. */
+export async function led<T>(leading: Promise<unknown>, meeting: Promise<T>): Promise<T> {
+  const failure = leading.then(
+    () => undefined,
+    (error: unknown) => ({ error }),
+  );
+  const first = await Promise.race([
+    failure.then((failed) => (failed === undefined ? meeting : Promise.reject(failed.error))),
+    meeting.catch(async (error: unknown) => {
+      const failed = isTimeout(error) ? await failure : undefined;
+      throw failed?.error ?? error;
+    }),
+  ]);
+  await leading;
+  return first;
+}
+
+function isTimeout(error: unknown): boolean {
+  return error instanceof TensorBusError && error.code === "TB_TIMEOUT";
 }

@@ -5,6 +5,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { setImmediate as yieldLoop } from "node:timers/promises";
+import { z } from "zod";
 import { type Deadline, Deadline as Deadlines } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import type { DType } from "../layout/index.ts";
@@ -42,8 +43,15 @@ export interface StagedCommitOptions {
   readonly tell: (event: AgentEvent) => void;
 }
 
+const nonceSchema = z.instanceof(Uint8Array);
+const decisionSchema = z.discriminatedUnion("committed", [
+  z.strictObject({ committed: z.literal(true), nonce: nonceSchema }),
+  z.strictObject({ committed: z.literal(false), nonce: nonceSchema, rank: z.int(), code: z.string() }),
+]);
+
 type Decision = { readonly committed: true } | { readonly committed: false; readonly error: TensorBusError };
 
+const watchMs = 2 ** 31 - 1;
 /** Bytes that are copied before others get their turn on the event loop. */
 const sliceBytes = 32 * 2 ** 20;
 
@@ -73,8 +81,24 @@ export class StagedCommit {
       const message = `whether round ${round.round} was committed is not known: ${(cause as Error).message}`;
       throw new TensorBusError("TB_IN_DOUBT", message, { details: { rank: this.#options.rank }, cause });
     }
-    if (!decision.committed) throw failure ?? decision.error;
+    if (!decision.committed) throw failure === undefined || isFollowing(failure) ? decision.error : failure;
     await this.#apply();
+  }
+
+  /** Aborts `round` as soon as another rank has decided against it; until the returned function is called. */
+  watch({ round }: RoundIdentity, abort: (error: TensorBusError) => void): () => void {
+    const stop = new AbortController();
+    const { store } = this.#options.rendezvous;
+    const key = this.#key(round, "decision");
+    const look = async () => {
+      await store.wait([key], { timeoutMs: watchMs, signal: stop.signal });
+      const stored = await store.get(key, { signal: stop.signal });
+      const decision = stored === undefined ? undefined : readDecision(round, stored);
+      if (decision?.committed === false && !stop.signal.aborted) abort(decision.error);
+    };
+    // A store that is lost ends the round otherwise.
+    look().catch(() => {});
+    return () => stop.abort();
   }
 
   /** Settles a round that was in doubt. Rejects, and stays in doubt, where the store still does not tell. */
@@ -148,13 +172,11 @@ export class StagedCommit {
             code: elsewhere(failure),
           };
     const key = this.#key(round, "decision");
-    const { stored } = await rendezvous.store.compareAndSet(key, undefined, pack(wish), deadline.rest);
-    const said =
-      stored === undefined ? undefined : (unpack(stored) as typeof wish & { rank?: number; code?: string });
-    if (said?.committed === true) return { committed: true };
-    const code = knownCode(String(said?.code));
-    const message = `round ${round} was not committed: rank ${said?.rank} failed`;
-    return { committed: false, error: new TensorBusError(code, message, { details: { rank: said?.rank } }) };
+    const bytes = pack(wish);
+    const { stored } = await rendezvous.store.compareAndSet(key, undefined, bytes, deadline.rest);
+    const decision = readDecision(round, stored ?? bytes);
+    const own = stored === undefined || bytes.equals(stored);
+    return own && failure !== undefined ? { committed: false, error: failure } : decision;
   }
 
   async #apply(): Promise<void> {
@@ -179,6 +201,22 @@ export class StagedCommit {
   #key(round: number, what: "votes" | "decision"): string {
     return `${this.#options.prefix}/${round}/${what}`;
   }
+}
+
+function readDecision(round: number, bytes: Uint8Array): Decision {
+  const parsed = decisionSchema.safeParse(unpack(bytes));
+  if (!parsed.success) {
+    throw new TensorBusError("TB_VERSION", `the decision of round ${round} is none of this version`);
+  }
+  if (parsed.data.committed) return { committed: true };
+  const { rank, code } = parsed.data;
+  const message = `round ${round} was not committed: rank ${rank} failed`;
+  return { committed: false, error: new TensorBusError(knownCode(code), message, { details: { rank } }) };
+}
+
+/** A round that was only ended because another rank had. */
+function isFollowing({ code }: TensorBusError): boolean {
+  return code === "TB_CANCELLED";
 }
 
 /** A rank's own timeout is a cancellation to all others. */

@@ -6,15 +6,19 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Deadline, type DeadlineOptions, waitUntil } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import { createExecutor, type Executor } from "../exec/executor.ts";
-import type { Store } from "../store/store.ts";
+import type { Store, StoreCallOptions } from "../store/store.ts";
 import type { Transport, TransportEvent, TransportSession } from "../transport/transport.ts";
 import { agentKey } from "./pair-records.ts";
 import { type Distrust, Rendezvous, recordVersion } from "./rendezvous.ts";
 
-/** Opens a store, as `openStore` does. It is asked again once that one was lost. */
-export type StoreFactory = (
-  options: DeadlineOptions,
-) => Promise<{ readonly store: Store; close(): Promise<void> }>;
+/** A store, and what closes it and all that was opened with it: what `openStore` gives. */
+export interface StoreHandle {
+  readonly store: Store;
+  close(): Promise<void>;
+}
+
+/** Opens a store. It is asked again once that one was lost. */
+export type StoreFactory = (options: StoreCallOptions) => Store | StoreHandle | Promise<Store | StoreHandle>;
 
 export interface UplinkOptions {
   readonly rank: number;
@@ -107,7 +111,7 @@ export class Uplink implements AsyncDisposable {
     const given = this.#options.store;
     const opened =
       typeof given === "function" ? await given(deadline.rest) : { store: given, close: async () => {} };
-    const { store } = opened;
+    const store = "store" in opened ? opened.store : opened;
     const closeStore = () => opened.close();
     try {
       const rendezvous = new Rendezvous(store, distrust);
