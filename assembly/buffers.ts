@@ -43,8 +43,10 @@ export function findBuffers(rank: u32, entries: usize, entryCount: u32): void {
     const record = recordAt(index);
     const slot = recordTensor(record) * 2;
     const stage = recordStage(record);
-    if (load<u32>(record) == rank && load<u8>(record, 15) == 0) setU32(numbers, slot + SOURCE, 0);
-    if (load<u32>(record, 4) == rank && stage == 1) setU32(numbers, slot + TARGET, 0);
+    if (load<u32>(record) == rank && load<u8>(record, 15) == 0) {
+      setU32(numbers, slot + (stage == 2 ? TARGET : SOURCE), 0);
+    }
+    if (load<u32>(record, 4) == rank && stage != 0) setU32(numbers, slot + TARGET, 0);
   }
   bufferCount = 0;
   for (let slot: u32 = 0; slot < tensorCount * 2; slot++) {

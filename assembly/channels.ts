@@ -1,7 +1,7 @@
 /**
  * Channels: who sends to whom in which stage, for the whole world, from one tensor of each class and place in
- * the rotation rather than from all tensors. A chunk is at home at one rank: where it begins in stage 1,
- * where it ends in stage 0; the other end is the peer.
+ * the rotation rather than from all tensors. A chunk is at home at one rank: where it begins in stages
+ * 1 and 2, where it ends in stage 0; the other end is the peer.
  */
 import { alloc, allocZero, grow, mark, OF_CHANNELS, release } from "./arena";
 import { fail, TB_PLAN_TOO_LARGE } from "./error";
@@ -9,7 +9,8 @@ import {
   classCount,
   classFirst,
   classTensor,
-  holdersMost,
+  DIRECT,
+  fans,
   hosts,
   Mesh,
   patternAt,
@@ -19,16 +20,20 @@ import {
   world,
 } from "./model";
 import { NONE, toChannels } from "./sink";
-import { enter, enterSource, ordinal, pattern, source } from "./tensor";
-import { walkSource } from "./walk";
+import { stripePeriod } from "./stripe";
+import { enter, enterSource, enterTarget, ordinal, pattern, source } from "./tensor";
+import { walkFanout, walkSource } from "./walk";
 import { assignWaves } from "./waves";
-import { addU32, setU32, u32At } from "./words";
+import { addU32, commonMultiple, setU32, u32At } from "./words";
 
 /**
- * The table, u32 words: channels of stage 0 and 1, waves of stage 0 and 1, then for each stage `world + 1`
- * pointers by home rank, then for each stage the peers, ascending, then for each stage the waves.
+ * The table, u32 words: channels of each stage, waves of each stage, then for each stage `world + 1` pointers
+ * by home rank, then for each stage the peers, ascending, then for each stage the waves.
  */
-const HEAD: u32 = 4;
+const STAGES: u32 = 3;
+const HEAD: u32 = 2 * STAGES;
+/** Longer periods than this are not looked for: all tensors of the class are. */
+const PERIOD_MOST: u32 = 4096;
 /** More channels of a stage than this make no sense, and no table. */
 const CHANNELS_MOST: u32 = 1 << 26;
 let table: usize = 0;
@@ -76,70 +81,85 @@ export function findChannels(): void {
   const targets = allocZero(world);
   markRanks(sources, true);
   const targetCount = markRanks(targets, false);
-  const residues = alloc(holdersMost);
-  for (let stage: u32 = 0; stage < 2; stage++) {
+  const periods = findPeriods();
+  const places = alloc(PERIOD_MOST);
+  const pointers = alloc((<usize>world + 1) * 4 * STAGES);
+  for (let stage: u32 = 0; stage < STAGES; stage++) {
     setU32(stamps, stage, <u32>allocZero(<usize>world << 2));
-    setU32(peers, stage, <u32>alloc(1024 << 2));
     setU32(capacities, stage, 1024);
     setU32(counts, stage, 0);
+    setU32(peers, stage, <u32>alloc(1024 << 2));
   }
-  const pointers = alloc((<usize>world + 1) << 3);
   toChannels();
   for (home = 0; home < world; home++) {
     const first = u32At(counts, 1);
-    setU32(pointers, home, u32At(counts, 0));
-    setU32(pointers, world + 1 + home, first);
-    if (load<u8>(sources + home) == 0) continue;
-    for (let index: u32 = 0; index < classCount; index++) {
-      walkClass(index, residues);
+    for (let stage: u32 = 0; stage < STAGES; stage++) {
+      setU32(pointers, stage * (world + 1) + home, u32At(counts, stage));
+    }
+    for (let index: u32 = 0; index < classCount && load<u8>(sources + home) != 0; index++) {
+      walkClass(index, u32At(periods, index), places, true);
       // Nobody is left to be found.
       if (!reduces && u32At(counts, 1) - first == targetCount) break;
     }
+    for (let index: u32 = 0; index < classCount && fans && load<u8>(targets + home) != 0; index++) {
+      walkClass(index, u32At(periods, index), places, false);
+    }
   }
-  setU32(pointers, world, u32At(counts, 0));
-  setU32(pointers, world * 2 + 1, u32At(counts, 1));
+  for (let stage: u32 = 0; stage < STAGES; stage++) {
+    setU32(pointers, stage * (world + 1) + world, u32At(counts, stage));
+  }
   buildTable(pointers);
 }
 
-/** Finds the channels that end or begin at `home` for the tensors of a class. */
-function walkClass(index: u32, residues: usize): void {
+/**
+ * For each class after how many tensors the same channels come again, 0 if that is unknown: those in one place
+ * of all rotations use the same.
+ */
+function findPeriods(): usize {
+  const periods = alloc(<usize>classCount << 2);
+  for (let index: u32 = 0; index < classCount; index++) {
+    enter(classTensor(classFirst(index)));
+    const holders = source.replicas * source.contributions;
+    // Which ranks are candidates differs from target to target where hosts, or ranks on both sides, matter.
+    const isRegular = holders == 1 || (hosts == 0 && (!pattern.meeting || source.contributions == 1));
+    const period = isRegular ? commonMultiple(holders, stripePeriod()) : 0;
+    setU32(periods, index, period > <i64>PERIOD_MOST ? 0 : <u32>period);
+  }
+  return periods;
+}
+
+/** Finds the channels of a class that have their home at `home`, as a source or as a target. */
+function walkClass(index: u32, period: u32, places: usize, asSource: bool): void {
   const first = classFirst(index);
   const end = classFirst(index + 1);
   enter(classTensor(first));
-  if (!enterSource(home)) return;
-  const holders = source.replicas * source.contributions;
-  if (holders == 1) {
-    walkSource(home, false);
-    return;
-  }
-  // Where all holders of a box are candidates, tensors in one place of the rotation use the same channels.
-  const regular = hosts == 0 && (!pattern.meeting || source.contributions == 1);
-  let left = holders;
-  memory.fill(residues, 0, holders);
-  for (let at = first; at < end && left > 0; at++) {
+  if (asSource ? !enterSource(home) : pattern.striping == DIRECT || !enterTarget(home)) return;
+  let left = period;
+  if (period > 1) memory.fill(places, 0, period);
+  for (let at = first; at < end && (period == 0 || left > 0); at++) {
     enter(classTensor(at));
-    if (regular) {
-      const residue = residues + <u32>(ordinal % holders);
-      if (load<u8>(residue) != 0) continue;
-      store<u8>(residue, 1);
-      left--;
+    if (period > 1) {
+      const place = places + <u32>(ordinal % period);
+      if (load<u8>(place) != 0) continue;
+      store<u8>(place, 1);
     }
-    walkSource(home, false);
+    left--;
+    if (asSource) walkSource(home, false);
+    else walkFanout(home);
   }
 }
 
 function buildTable(pointers: usize): void {
-  const count0 = u32At(counts, 0);
-  const count1 = u32At(counts, 1);
-  tableWords = HEAD + 2 * (world + 1) + 2 * (count0 + count1);
+  let channels: u32 = 0;
+  for (let stage: u32 = 0; stage < STAGES; stage++) channels += u32At(counts, stage);
+  tableWords = HEAD + STAGES * (world + 1) + 2 * channels;
   table = alloc(<usize>tableWords << 2);
-  setU32(table, 0, count0);
-  setU32(table, 1, count1);
-  memory.copy(table + (HEAD << 2), pointers, (<usize>world + 1) << 3);
-  for (let stage: u32 = 0; stage < 2; stage++) {
+  memory.copy(table + (HEAD << 2), pointers, (<usize>world + 1) * 4 * STAGES);
+  for (let stage: u32 = 0; stage < STAGES; stage++) setU32(table, stage, u32At(counts, stage));
+  for (let stage: u32 = 0; stage < STAGES; stage++) {
     sortRows(rowPointers(stage), u32At(peers, stage), peersOf(stage));
     const count = u32At(counts, stage);
-    setU32(table, 2 + stage, assignWaves(rowPointers(stage), peersOf(stage), count, wavesOf(stage)));
+    setU32(table, STAGES + stage, assignWaves(rowPointers(stage), peersOf(stage), count, wavesOf(stage)));
   }
 }
 
@@ -147,11 +167,17 @@ function rowPointers(stage: u32): usize {
   return table + (<usize>(HEAD + stage * (world + 1)) << 2);
 }
 function peersOf(stage: u32): usize {
-  return table + (<usize>(HEAD + 2 * (world + 1) + (stage == 0 ? 0 : u32At(table, 0))) << 2);
+  return table + (<usize>(HEAD + STAGES * (world + 1) + slotBase(stage)) << 2);
 }
 function wavesOf(stage: u32): usize {
-  // Peers of both stages come before the waves of both, so that either stage's lie equally far apart.
-  return peersOf(stage) + (<usize>(u32At(table, 0) + u32At(table, 1)) << 2);
+  // Peers of all stages come before the waves of all, so that each stage's lie equally far apart.
+  return peersOf(stage) + (<usize>slotBase(STAGES) << 2);
+}
+/** Channels of the stages before one: what numbers channels through all stages. */
+export function slotBase(stage: u32): u32 {
+  let base: u32 = 0;
+  for (let earlier: u32 = 0; earlier < stage; earlier++) base += u32At(table, earlier);
+  return base;
 }
 
 /** Sorts every row by peer: turned over twice, rows come out ascending. */
@@ -194,11 +220,12 @@ export function tableLength(): u32 {
 }
 
 export function stageWaves(stage: u32): u32 {
-  return u32At(table, 2 + stage);
+  return u32At(table, STAGES + stage);
 }
 
-export function channelCount(stage: u32): u32 {
-  return u32At(table, stage);
+/** Channels of all stages. */
+export function slotCount(): u32 {
+  return slotBase(STAGES);
 }
 /** Channels of a stage that are at home at a rank are `firstChannel(rank)` up to `firstChannel(rank + 1)`. */
 function firstChannel(stage: u32, rank: u32): u32 {
@@ -206,7 +233,9 @@ function firstChannel(stage: u32, rank: u32): u32 {
 }
 /** The wave of a channel, counted over all stages. */
 export function channelWave(stage: u32, channel: u32): u32 {
-  return u32At(wavesOf(stage), channel) + (stage == 0 ? 0 : u32At(table, 2));
+  let wave = u32At(wavesOf(stage), channel);
+  for (let earlier: u32 = 0; earlier < stage; earlier++) wave += stageWaves(earlier);
+  return wave;
 }
 
 /** The channel of a stage between a home rank and a peer, `NONE` if there is none. */

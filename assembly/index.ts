@@ -5,9 +5,9 @@
  */
 import { alloc, allocZero, reset } from "./arena";
 import { findChannel, findChannels, stageWaves, tableAt, tableLength, useTable } from "./channels";
-import { boxCount, chunkCount, countPattern } from "./count";
+import { boxCount, chunkCount, countTensor, countWorld } from "./count";
 import { dependencies as dependencyList, dependencyFirst, findDependencies } from "./depend";
-import { loadImage, patternAt, reduces, wide, world } from "./model";
+import { fans, loadImage, reduces, wide, world } from "./model";
 import {
   bucketChannel,
   bucketCount,
@@ -22,6 +22,7 @@ import {
 import { programLength, writeProgram } from "./program";
 import { startRoutes } from "./route";
 import { NONE, recordBytes, recordCount, records, seen, toRecords, toTally } from "./sink";
+import { startStripes } from "./stripe";
 import { buckets, endHome, endTally, kinds, ranks, startHome, startTally } from "./tally";
 import { walkHome, walkRank } from "./walk";
 import { i64At } from "./words";
@@ -42,6 +43,7 @@ export function reserve(bytes: u32): usize {
 export function open(at: usize): void {
   loadImage(at);
   startRoutes();
+  startStripes();
 }
 
 export { findChannels, stageWaves, tableAt, tableLength, useTable };
@@ -52,8 +54,10 @@ export { findChannels, stageWaves, tableAt, tableLength, useTable };
  * too.
  */
 export function gather(rank: i32, limit: i64, dependencies: bool): i64 {
-  const homes = rank >= 0 && dependencies && reduces ? neighbours(<u32>rank) : 0;
-  toRecords(limit);
+  const isWider = rank >= 0 && dependencies && (reduces || fans);
+  const involved = isWider ? findInvolved(<u32>rank) : 0;
+  const homes = isWider ? findHomes(involved) : 0;
+  toRecords(limit, involved);
   if (rank >= 0 && homes == 0) {
     walkRank(<u32>rank);
   } else {
@@ -67,14 +71,29 @@ export function gather(rank: i32, limit: i64, dependencies: bool): i64 {
   return seen;
 }
 
-/** Marks the homes of all chunks that begin or end at a rank. */
-function neighbours(rank: u32): usize {
+/** Marks a rank and those that send to it what they were sent before: theirs are the buckets it waits for. */
+function findInvolved(rank: u32): usize {
   const marks = allocZero(world);
+  if (rank >= world) return marks;
   store<u8>(marks + rank, 1);
-  for (let stage: u32 = 0; stage < 2; stage++) {
+  for (let home: u32 = 0; home < world; home++) {
+    const sends = findChannel(1, home, rank) != NONE || findChannel(2, home, rank) != NONE;
+    if (sends) store<u8>(marks + home, 1);
+  }
+  return marks;
+}
+
+/** Marks the homes of all chunks that begin or end at a marked rank. */
+function findHomes(marked: usize): usize {
+  const marks = allocZero(world);
+  for (let rank: u32 = 0; rank < world; rank++) {
+    if (load<u8>(marked + rank) == 0) continue;
+    store<u8>(marks + rank, 1);
     for (let home: u32 = 0; home < world; home++) {
-      const channel = findChannel(stage, home, rank);
-      if (channel != NONE) store<u8>(marks + home, 1);
+      if (load<u8>(marks + home) != 0) continue;
+      for (let stage: u32 = 0; stage < 3; stage++) {
+        if (findChannel(stage, home, rank) != NONE) store<u8>(marks + home, 1);
+      }
     }
   }
   return marks;
@@ -91,10 +110,15 @@ export function program(rank: u32, digest: usize, entries: usize, entryCount: u3
   return writeProgram(rank, digest, entries, entryCount);
 }
 
-/** Boxes (0) or chunks (1) of one tensor of a pattern. */
-export function count(pattern: u32, what: u32): i64 {
-  countPattern(patternAt(pattern));
+/** Boxes (0) or chunks (1) of a tensor. */
+export function count(tensor: u32, what: u32): i64 {
+  countTensor(tensor);
   return what == 0 ? boxCount : chunkCount;
+}
+
+/** Chunks of all tensors. */
+export function countAll(): i64 {
+  return countWorld();
 }
 
 /** Sums up all chunks of the world: answers where the words of the ranks lie. */

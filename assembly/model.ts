@@ -13,6 +13,11 @@ const SHARD: i64 = 1;
 const STRIDED: i64 = 2;
 const PARTIAL: i64 = 3;
 
+/** Every replica gets its own from a source; all replicas are one group of stripes; those of one host are. */
+export const DIRECT: u32 = 0;
+export const ALL: u32 = 1;
+export const HOST: u32 = 2;
+
 // Image header, u32 words.
 const WORLD = 0;
 const MESHES = 1;
@@ -90,6 +95,15 @@ export class Pattern {
   overlaps: usize;
   /** Whether a rank can be on both sides. */
   meeting: bool;
+  /** How target replicas share what they want: `DIRECT`, `ALL` or `HOST`; and the stripes (`stripe.ts`). */
+  striping: u32;
+  stripes: usize;
+
+  /** Bytes of an element on the wire. */
+  @inline
+  stageItem(stage: u32): i64 {
+    return stage == 0 ? this.sourceItem : stage == 1 ? this.wireItem : this.targetItem;
+  }
 
   /** What a reduced piece takes in the pool: 16- and 8-bit floats accumulate in float32. */
   poolBytes(elements: i64): i64 {
@@ -113,8 +127,9 @@ export let dimsMost: u32 = 0;
 export let wide: bool = false;
 /** Most ranks that hold one box. */
 export let holdersMost: u32 = 1;
-/** Whether a pattern has a reduce stage. */
+/** Whether a pattern has a reduce stage, and whether one has a fanout stage. */
 export let reduces: bool = false;
+export let fans: bool = false;
 
 let meshCount: u32 = 0;
 let meshes: usize = 0;
@@ -148,6 +163,7 @@ export function loadImage(image: usize): void {
   wide = false;
   holdersMost = 1;
   reduces = false;
+  fans = false;
   loadMeshes(image + u32At(image, MESH_AT));
   meetings = allocZero(meshCount * meshCount);
   patterns = alloc(<usize>patternCount << 2);
@@ -192,6 +208,8 @@ function loadPattern(record: usize, index: u32): usize {
   pattern.sourceItem = i64At(record, 5);
   pattern.targetItem = i64At(record, 6);
   pattern.wireItem = min(pattern.sourceItem, pattern.targetItem);
+  pattern.striping = <u32>i64At(record, 7);
+  pattern.stripes = 0;
   pattern.operator = <u32>i64At(record, 8);
   pattern.divisor = i64At(record, 9);
   pattern.shape = record + SHAPE_AT * 8;
@@ -202,6 +220,7 @@ function loadPattern(record: usize, index: u32): usize {
   const target = changetype<Side>(pattern.target);
   pattern.cutItem = source.contributions > 1 ? pattern.sourceItem : pattern.wireItem;
   if (source.contributions > 1) reduces = true;
+  if (pattern.striping != DIRECT) fans = true;
   dimsMost = max(dimsMost, pattern.ndim);
   holdersMost = max(holdersMost, source.replicas * source.contributions);
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) {

@@ -3,7 +3,7 @@
  * buckets: as many chunks as fit into `bucketBytes`, each at a multiple of 16.
  */
 import { alloc, allocZero } from "./arena";
-import { channelCount, channelOf, channelWave } from "./channels";
+import { channelOf, channelWave, slotBase, slotCount } from "./channels";
 import { bucketBytes, tensorRun, world } from "./model";
 import { NONE, recordAt, recordCount } from "./sink";
 import { sortByKey } from "./sort";
@@ -74,7 +74,7 @@ function slotOf(record: usize, rank: i32): u32 {
     const key = (<i64>stage << 40) | (<i64>from << 20) | to;
     if (key != cachedKey) {
       cachedKey = key;
-      cachedSlot = channelOf(stage, from, to) + (stage == 0 ? 0 : channelCount(0));
+      cachedSlot = channelOf(stage, from, to) + slotBase(stage);
     }
     return cachedSlot;
   }
@@ -82,7 +82,7 @@ function slotOf(record: usize, rank: i32): u32 {
   const place = (stage * 2 + u32(isSource)) * world + (isSource ? to : from);
   let slot = u32At(slotCache, place);
   if (slot == 0) {
-    slot = channelOf(stage, from, to) + (stage == 0 ? 0 : channelCount(0)) + 1;
+    slot = channelOf(stage, from, to) + slotBase(stage) + 1;
     setU32(slotCache, place, slot);
   }
   return slot - 1;
@@ -93,20 +93,20 @@ function slotOf(record: usize, rank: i32): u32 {
  * channel.
  */
 export function orderRecords(rank: i32): void {
-  const slots = channelCount(0) + channelCount(1);
+  const slots = slotCount();
   const counts = allocZero(<usize>slots << 2);
   const wave = alloc(<usize>slots << 2);
   const keys = alloc(<usize>slots << 3);
   const used = alloc(<usize>slots << 2);
   usedCount = 0;
   cachedKey = -1;
-  if (rank >= 0) slotCache = allocZero(<usize>world << 4);
+  if (rank >= 0) slotCache = allocZero(<usize>world * 24);
   for (let index: u32 = 0; index < recordCount; index++) {
     const record = recordAt(index);
     const slot = slotOf(record, rank);
     if (u32At(counts, slot) == 0) {
       const stage = recordStage(record);
-      setU32(wave, slot, channelWave(stage, slot - (stage == 0 ? 0 : channelCount(0))));
+      setU32(wave, slot, channelWave(stage, slot - slotBase(stage)));
       const ends = (<i64>recordSource(record) << 20) | recordTarget(record);
       setI64(keys, slot, (<i64>u32At(wave, slot) << 40) | ends);
       setU32(used, usedCount++, slot);

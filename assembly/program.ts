@@ -1,7 +1,14 @@
 /** The program of a rank, in the bytes of `docs/program-format.md`. */
 import { alloc, allocZero } from "./arena";
 import { bufferCount, bufferOf, bufferStrides, findBuffers, SOURCE, TARGET, writeBuffers } from "./buffers";
-import { dependencies, dependencyCount, dependencyFirst, findCompletions, pieceRecords } from "./depend";
+import {
+  dependencies,
+  dependencyCount,
+  dependencyFirst,
+  findCompletions,
+  pieceRecords,
+  readsPiece,
+} from "./depend";
 import { describe, descriptorWords, startDescriptors } from "./flatten";
 import {
   bucketBytes,
@@ -30,7 +37,7 @@ import {
 import { poolBytes } from "./pool";
 import { NONE, pieceCount, recordAt, recordCount, REDUCE, unpack } from "./sink";
 import { sortByKey } from "./sort";
-import { i64At, setI64, setU32, u32At } from "./words";
+import { addU32, i64At, setI64, setU32, u32At } from "./words";
 
 const MAGIC: u32 = 0x47504254;
 const VERSION: u32 = 1;
@@ -143,6 +150,7 @@ function orderChannels(): void {
 /** Writes the piece table; answers the bytes of the pool. */
 function writePieces(at: usize): i64 {
   const sizes = alloc(<usize>pieceCount << 3);
+  const readers = countReaders();
   for (let piece: u32 = 0; piece < pieceCount; piece++) {
     const index = u32At(firstOfPiece, piece);
     const record = recordAt(index);
@@ -158,11 +166,21 @@ function writePieces(at: usize): i64 {
     store<i64>(at, elements, 8);
     store<i64>(at, pattern.divisor, 16);
     store<u32>(at, contributions, 24);
-    store<u32>(at, changetype<Side>(pattern.target).replicas, 28);
+    store<u32>(at, u32At(readers, piece), 28);
     store<i64>(at, bytes, 32);
     at += 40;
   }
   return poolBytes(pieceCount, sizes, firstOfPiece);
+}
+
+/** For each piece, the chunks that read it. */
+function countReaders(): usize {
+  const readers = allocZero(<usize>pieceCount << 2);
+  for (let index: u32 = 0; index < recordCount; index++) {
+    const record = recordAt(index);
+    if (readsPiece(record)) addU32(readers, load<u32>(record, 16), 1);
+  }
+  return readers;
 }
 
 function writeChunks(at: usize): void {
@@ -187,10 +205,11 @@ function writeChunk(at: usize, record: usize): void {
     if (load<u8>(record, 15) != 0) {
       sourceEnd = PIECE_FLAG + load<u32>(record, 16);
     } else {
-      sourceEnd = bufferOf(tensor, SOURCE);
+      sourceEnd = bufferOf(tensor, stage == 2 ? TARGET : SOURCE);
       unpack(record, 0, offsets);
       const strides = bufferStrides(sourceEnd);
-      store<u32>(at, describe(pattern.ndim, offsets, lengths, strides, pattern.sourceItem), 8);
+      const item = stage == 2 ? pattern.targetItem : pattern.sourceItem;
+      store<u32>(at, describe(pattern.ndim, offsets, lengths, strides, item), 8);
     }
   }
   if (recordTarget(record) == rank) {
@@ -206,16 +225,17 @@ function writeChunk(at: usize, record: usize): void {
   store<u32>(at, sourceEnd);
   store<u32>(at, targetEnd, 4);
   store<i64>(at, load<i64>(record, 32), 16);
-  store<u8>(at, <u8>pattern.sourceDtype, 24);
-  store<u8>(at, <u8>(stage == 0 ? pattern.sourceDtype : wireDtype(pattern)), 25);
+  store<u8>(at, <u8>(stage == 2 ? pattern.targetDtype : pattern.sourceDtype), 24);
+  store<u8>(at, <u8>wireDtype(pattern, stage), 25);
   store<u8>(at, <u8>(stage == 0 ? pattern.sourceDtype : pattern.targetDtype), 26);
   store<u8>(at, <u8>(load<u8>(record, 13) == REDUCE), 27);
   store<u32>(at, load<u32>(record, 20), 28);
   store<u32>(at, tensor, 32);
 }
 
-/** The narrower type, at equal width the target's. */
-function wireDtype(pattern: Pattern): u32 {
+/** The source's in stage 0, the target's in stage 2; between them the narrower, at equal width the target's. */
+function wireDtype(pattern: Pattern, stage: u32): u32 {
+  if (stage != 1) return stage == 0 ? pattern.sourceDtype : pattern.targetDtype;
   return pattern.sourceItem < pattern.targetItem ? pattern.sourceDtype : pattern.targetDtype;
 }
 
@@ -254,8 +274,8 @@ function writeFold(at: usize, index: u32): void {
 /** The channel table, and the sums over channels that the header holds. */
 function writeChannels(at: usize, program: usize): void {
   // For each stage and direction: staged buckets, and the largest bucket.
-  const staged = allocZero(6 << 3);
-  const largest = allocZero(6 << 3);
+  const staged = allocZero(9 << 3);
+  const largest = allocZero(9 << 3);
   let sent: i64 = 0;
   let firstBucket: u32 = 0;
   for (let place: u32 = 0; place < usedCount; place++) {
@@ -295,7 +315,7 @@ function writeChannels(at: usize, program: usize): void {
 
 function staging(staged: usize, largest: usize, most: i64, direction: u32): i64 {
   let bytes: i64 = 0;
-  for (let stage: u32 = 0; stage < 2; stage++) {
+  for (let stage: u32 = 0; stage < 3; stage++) {
     bytes += min(most, i64At(staged, stage * 3 + direction)) * i64At(largest, stage * 3 + direction);
   }
   return bytes;

@@ -3,7 +3,6 @@
  * the box, the piece and the target's replica, so that any rank can work out its own part alone, and both
  * ends agree.
  */
-import { pieces } from "./cut";
 import { hosts, holdersMost } from "./model";
 import { alloc } from "./arena";
 import {
@@ -17,7 +16,7 @@ import {
   targetRankAt,
   wantsTarget,
 } from "./tensor";
-import { setU32, u32At } from "./words";
+import { commonDivisor, setU32, u32At } from "./words";
 
 let owners: usize = 0;
 let ownerCount: u32 = 0;
@@ -34,6 +33,12 @@ export function enterBox(number: i64, count: i64): void {
   boxes = count;
 }
 
+/** Where the rotation over the members of a group of stripes begins: nowhere special if all get equally many. */
+export function stripeRotation(cells: i64, members: i64): i64 {
+  if (members == 1 || cells % members == 0) return 0;
+  return (<i64>pattern.index + (ordinal % members) * hop(cells % members, members)) % members;
+}
+
 let cachedItems: i64 = -1;
 let cachedSenders: i64 = -1;
 let cachedHop: i64 = 0;
@@ -46,43 +51,32 @@ let cachedHop: i64 = 0;
 function hop(items: i64, senders: i64): i64 {
   if (items == cachedItems && senders == cachedSenders) return cachedHop;
   let step = max<i64>(items % senders, 1);
-  while (senders > 1 && gcd(step, senders) != 1) step++;
+  while (senders > 1 && commonDivisor(step, senders) != 1) step++;
   cachedItems = items;
   cachedSenders = senders;
   cachedHop = step;
   return step;
 }
 
-function gcd(a: i64, b: i64): i64 {
-  while (b != 0) {
-    const rest = a % b;
-    a = b;
-    b = rest;
-  }
-  return a;
-}
-
-/** Where the rotation of the box at hand begins; its item i is `(start + i) mod senders`. */
-export function rotation(itemsPerPiece: i64, senders: i64): i64 {
-  const items = pieces * itemsPerPiece;
+/** Where the rotation of the box at hand, of so many items, begins; its item i is `(start + i) mod senders`. */
+export function rotation(items: i64, senders: i64): i64 {
   const step = hop(((boxes % senders) * (items % senders)) % senders, senders);
   return (<i64>pattern.index + (ordinal % senders) * step + (box % senders) * (items % senders)) % senders;
 }
 
-/** The rank that sends piece `piece` of the box at hand to a target rank. Sources without Partial only. */
-export function senderOf(origin: u32, piece: i64, rank: u32, replica: u32): u32 {
+/** The rank that sends item `item` of the box at hand to a target rank. Sources without Partial only. */
+export function senderOf(origin: u32, item: i64, items: i64, rank: u32): u32 {
   if (pattern.meeting && holdsSource(rank)) return rank;
   const senders = source.replicas;
-  const item = piece * target.replicas + replica;
   if (senders == 1) return sourceRankAt(origin, 0, 0);
   if (hosts != 0) {
     const near = countOnHost(origin, hostOf(rank));
     if (near > 0) {
-      const at = <u32>((rotation(target.replicas, near) + item) % near);
+      const at = <u32>((rotation(items, near) + item) % near);
       return nthOnHost(origin, hostOf(rank), at);
     }
   }
-  return sourceRankAt(origin, <u32>((rotation(target.replicas, senders) + item) % senders), 0);
+  return sourceRankAt(origin, <u32>((rotation(items, senders) + item) % senders), 0);
 }
 
 function countOnHost(origin: u32, host: u32): u32 {
@@ -138,8 +132,8 @@ export function ownerOf(start: i64, piece: i64): u32 {
   return u32At(owners, <u32>((start + piece) % ownerCount));
 }
 
-export function ownerRotation(): i64 {
-  return rotation(1, ownerCount);
+export function ownerRotation(pieces: i64): i64 {
+  return rotation(pieces, ownerCount);
 }
 
 export function ownerRank(origin: u32, entry: u32): u32 {

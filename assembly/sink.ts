@@ -24,7 +24,7 @@ export let emitOnce: bool = false;
 /**
  * A record, in u32 words: src, dst, tensor; bytes stage, kind, dimensions, reads `reduced`; piece of its
  * owner, position in the fold, bucket (the channel until there are buckets), index in the bucket; i64
- * elements; bytes an element on the wire; then offsets in `from`, offsets in `to`, lengths: u32 each, or i64
+ * elements; bytes an element on the wire, stripe that it writes or hands on; then offsets in `from`, offsets in `to`, lengths: u32 each, or i64
  * where a tensor of the plan needs it.
  */
 const RECORD_HEAD: usize = 48;
@@ -37,6 +37,7 @@ export let pieceCount: u32 = 0;
 let piece: u32 = NONE;
 let capacity: u32 = 0;
 let most: i64 = 0;
+let wanted: usize = 0;
 
 export function toChannels(): void {
   mode = TO_CHANNELS;
@@ -45,10 +46,11 @@ export function toChannels(): void {
 
 /**
  * Keeps up to `limit` records; `seen` goes on counting. Nothing else should be taken from the arena
- * meanwhile.
+ * meanwhile. `ranks`, if any, has a byte for every rank: only chunks that begin or end at a marked one count.
  */
-export function toRecords(limit: i64): void {
+export function toRecords(limit: i64, ranks: usize = 0): void {
   mode = TO_RECORDS;
+  wanted = ranks;
   emitOnce = false;
   most = limit;
   seen = 0;
@@ -74,8 +76,18 @@ export function endPiece(): void {
   piece = NONE;
 }
 
-/** The piece at hand (`placePiece`) goes from `from` to `to`. */
-export function emit(stage: u32, kind: u32, from: u32, to: u32, position: u32 = 0): void {
+/**
+ * The piece at hand (`placePiece`) goes from `from` to `to`; `stripe` names what stage 2 hands on, within the
+ * tensor and the rank that has it.
+ */
+export function emit(
+  stage: u32,
+  kind: u32,
+  from: u32,
+  to: u32,
+  position: u32 = 0,
+  stripe: u32 = NONE,
+): void {
   if (mode == TO_CHANNELS) {
     addChannel(stage, from, to);
     return;
@@ -86,6 +98,7 @@ export function emit(stage: u32, kind: u32, from: u32, to: u32, position: u32 = 
     tally(pattern, tensor, stage, kind, from, to, elements, position, piece);
     return;
   }
+  if (wanted != 0 && load<u8>(wanted + from) == 0 && load<u8>(wanted + to) == 0) return;
   seen++;
   if (seen > most) return;
   if (recordCount == capacity) {
@@ -103,7 +116,8 @@ export function emit(stage: u32, kind: u32, from: u32, to: u32, position: u32 = 
   store<u8>(at, <u8>(stage == 1 && source.contributions > 1), 15);
   store<u32>(at, piece, 16);
   store<u32>(at, position, 20);
-  store<u32>(at, <u32>(stage == 0 ? pattern.sourceItem : pattern.wireItem), 40);
+  store<u32>(at, <u32>pattern.stageItem(stage), 40);
+  store<u32>(at, stripe, 44);
   let elements: i64 = 1;
   const offsets = at + RECORD_HEAD;
   const dims = dimsMost;
@@ -111,8 +125,8 @@ export function emit(stage: u32, kind: u32, from: u32, to: u32, position: u32 = 
   for (let dim: u32 = 0; dim < ndim; dim++) {
     const offset = i64At(pieceOffsets, dim);
     const length = i64At(pieceLengths, dim);
-    const atSource = i64At(boxSource, dim) + offset;
-    const atTarget = stage == 0 ? atSource : i64At(boxTarget, dim) + offset;
+    const atSource = i64At(stage == 2 ? boxTarget : boxSource, dim) + offset;
+    const atTarget = i64At(stage == 0 ? boxSource : boxTarget, dim) + offset;
     elements *= length;
     if (wide) {
       setI64(offsets, dim, atSource);

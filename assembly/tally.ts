@@ -11,23 +11,23 @@ import { i64At, setI64, setU32, u32At } from "./words";
 const RANK_WORDS: u32 = 8;
 export let ranks: usize = 0;
 /** For each stage and kind (copy, send, reduce) two i64: chunks, bytes. */
-export const kinds: usize = memory.data(96, 8);
+export const kinds: usize = memory.data(144, 8);
 /** For each stage its buckets. */
-export const buckets: usize = memory.data(16, 8);
+export const buckets: usize = memory.data(24, 8);
 
 /**
  * For each peer of the home, by stage: bytes in the open bucket, its run, buckets, the largest, oldest piece
  * read.
  */
 const PEER_BYTES: usize = 32;
-const peers: usize = memory.data(8, 8);
-const touched: usize = memory.data(8, 8);
-const touchedCount: usize = memory.data(8, 8);
+const peers: usize = memory.data(16, 8);
+const touched: usize = memory.data(16, 8);
+const touchedCount: usize = memory.data(16, 8);
 /** By rank and stage: buckets staged to be sent, and received; the largest. */
-const sendStaged: usize = memory.data(8, 8);
-const sendLargest: usize = memory.data(8, 8);
-const takeStaged: usize = memory.data(8, 8);
-const takeLargest: usize = memory.data(8, 8);
+const sendStaged: usize = memory.data(16, 8);
+const sendLargest: usize = memory.data(16, 8);
+const takeStaged: usize = memory.data(16, 8);
+const takeLargest: usize = memory.data(16, 8);
 
 /** Pieces of the home: pool bytes up to the end of each, and the last piece of the bucket that brings it. */
 let ends: usize = 0;
@@ -44,9 +44,9 @@ let largestPiece: i64 = 0;
 
 export function startTally(): void {
   ranks = allocZero(<usize>world * RANK_WORDS << 3);
-  memory.fill(kinds, 0, 96);
-  memory.fill(buckets, 0, 16);
-  for (let stage: u32 = 0; stage < 2; stage++) {
+  memory.fill(kinds, 0, 144);
+  memory.fill(buckets, 0, 24);
+  for (let stage: u32 = 0; stage < 3; stage++) {
     setU32(peers, stage, <u32>allocZero(<usize>world * PEER_BYTES));
     setU32(touched, stage, <u32>alloc(<usize>world << 2));
     setU32(touchedCount, stage, 0);
@@ -92,7 +92,7 @@ export function tally(
   position: u32,
   piece: u32,
 ): void {
-  const bytes = elements * (stage == 0 ? pattern.sourceItem : pattern.wireItem);
+  const bytes = elements * pattern.stageItem(stage);
   addTo(kinds, (stage * 3 + kind) * 2, 1);
   addTo(kinds, (stage * 3 + kind) * 2 + 1, bytes);
   addTo(ranks, from * RANK_WORDS + 7, 1);
@@ -170,7 +170,7 @@ function readPiece(peer: u32, piece: u32): void {
 
 /** Sums up what the home has left open. */
 export function endHome(home: u32): void {
-  for (let stage: u32 = 0; stage < 2; stage++) {
+  for (let stage: u32 = 0; stage < 3; stage++) {
     for (let index: u32 = 0; index < u32At(touchedCount, stage); index++) {
       const peer = u32At(u32At(touched, stage), index);
       const state = <usize>u32At(peers, stage) + <usize>peer * PEER_BYTES;
@@ -211,7 +211,7 @@ function pool(): i64 {
 export function endTally(): void {
   const most = <i64>peersInFlight * bucketsInFlight;
   for (let rank: u32 = 0; rank < world; rank++) {
-    for (let stage: u32 = 0; stage < 2; stage++) {
+    for (let stage: u32 = 0; stage < 3; stage++) {
       const send = min(most, i64At(u32At(sendStaged, stage), rank)) * i64At(u32At(sendLargest, stage), rank);
       const take = min(most, i64At(u32At(takeStaged, stage), rank)) * i64At(u32At(takeLargest, stage), rank);
       addTo(ranks, rank * RANK_WORDS + 4, send);

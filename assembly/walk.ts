@@ -3,35 +3,22 @@
  * pieces in order; the same order on both ends of every channel. Each chunk goes to the sink (`sink.ts`).
  */
 import { boxLengths, boxSource, boxTarget } from "./box";
-import { cutBox, pieces, placePiece } from "./cut";
-import { bucketBytes, hosts, tensorCount } from "./model";
-import {
-  enterBox,
-  listOwners,
-  ownerOf,
-  ownerRank,
-  ownerRotation,
-  rotation,
-  senderOf,
-} from "./route";
-import { COPY, emit, emitOnce, endPiece, nextPiece, REDUCE, SEND } from "./sink";
+import { sendBox, takeBox } from "./direct";
+import { DIRECT, tensorCount } from "./model";
+import { reduceBox, takeReduced } from "./reduced";
+import { enterBox } from "./route";
+import { fanCells, sendStripes, takeStripes } from "./striped";
 import {
   enter,
   enterSource,
   enterTarget,
-  holdsSource,
   overlapAt,
   pattern,
   source,
-  sourceContribution,
   sourceGroups,
   sourceOrigin,
-  sourceRankAt,
-  sourceReplica,
-  target,
   targetGroups,
   targetOrigin,
-  targetRankAt,
   targetReplica,
 } from "./tensor";
 import { i64At, setI64, setU32, u32At } from "./words";
@@ -64,14 +51,24 @@ export function walkSource(rank: u32, contributions: bool): void {
       placeBox(dim, segment);
     }
     enterBox(box, boxes);
-    if (source.contributions > 1) reduceBox(rank, origin, contributions);
+    if (source.contributions > 1) reduceBox(rank, origin, targetOrigin(), contributions);
+    else if (pattern.striping != DIRECT) sendStripes(rank, origin);
     else sendBox(rank, origin);
     step();
   }
 }
 
-/** Chunks that end at `rank` in stage 1 and begin elsewhere. */
+/** Chunks that end at `rank` in stages 1 and 2 and begin elsewhere, and those that begin there in stage 2. */
 export function walkTarget(rank: u32): void {
+  walkTargetBoxes(rank, true);
+}
+
+/** Chunks that begin at `rank` in stage 2. */
+export function walkFanout(rank: u32): void {
+  if (pattern.striping != DIRECT) walkTargetBoxes(rank, false);
+}
+
+function walkTargetBoxes(rank: u32, arrivals: bool): void {
   if (!enterTarget(rank)) return;
   let count: i64 = 1;
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
@@ -84,6 +81,10 @@ export function walkTarget(rank: u32): void {
   }
   const replica = targetReplica;
   const targetAt = targetOrigin();
+  if (pattern.striping != DIRECT && !pattern.meeting) {
+    fanCells(rank, replica, targetAt, arrivals);
+    if (!arrivals) return;
+  }
   for (let number: i64 = 0; number < count; number++) {
     let box: i64 = 0;
     let boxes: i64 = 1;
@@ -99,7 +100,8 @@ export function walkTarget(rank: u32): void {
       boxes *= segments;
     }
     enterBox(box, boxes);
-    if (source.contributions > 1) takeReduced(rank, targetAt);
+    if (source.contributions > 1) takeReduced(rank, replica, targetAt, arrivals);
+    else if (pattern.striping != DIRECT) takeStripes(rank, replica, targetAt, arrivals);
     else takeBox(rank, replica);
     step();
   }
@@ -124,118 +126,6 @@ function step(): void {
   }
 }
 
-function sendBox(rank: u32, origin: u32): void {
-  const senders: i64 = source.replicas;
-  cutBox(pattern.ndim, boxLengths, pattern.cutItem, bucketBytes, senders);
-  const targetAt = targetOrigin();
-  if (hosts != 0 && senders > 1) {
-    sendChosen(rank, origin, targetAt);
-    return;
-  }
-  if (senders == 1) {
-    for (let piece: i64 = 0; piece < pieces; piece++) {
-      placePiece(piece);
-      for (let replica: u32 = 0; replica < target.replicas; replica++) {
-        const to = targetRankAt(targetAt, replica);
-        emit(1, to == rank ? COPY : SEND, rank, to);
-      }
-      if (emitOnce) break;
-    }
-    return;
-  }
-  if (pattern.meeting) copyOwn(rank, targetAt);
-  // Of the items (piece, replica) in order, every `senders`-th is this rank's.
-  const items = pieces * target.replicas;
-  const start = rotation(target.replicas, senders);
-  let item = (<i64>sourceReplica - start + senders) % senders;
-  let placed: i64 = -1;
-  for (; item < items; item += senders) {
-    const to = targetRankAt(targetAt, <u32>(item % target.replicas));
-    if (pattern.meeting && holdsSource(to)) continue;
-    const piece = item / target.replicas;
-    if (piece != placed) placePiece(piece);
-    placed = piece;
-    emit(1, SEND, rank, to);
-  }
-}
-
-/** The rank wants what it holds: all pieces, from itself. */
-function copyOwn(rank: u32, targetAt: u32): void {
-  for (let replica: u32 = 0; replica < target.replicas; replica++) {
-    if (targetRankAt(targetAt, replica) != rank) continue;
-    for (let piece: i64 = 0; piece < pieces; piece++) {
-      placePiece(piece);
-      emit(1, COPY, rank, rank);
-    }
-  }
-}
-
-/** With a topology the candidates differ from target to target. */
-function sendChosen(rank: u32, origin: u32, targetAt: u32): void {
-  for (let piece: i64 = 0; piece < pieces; piece++) {
-    placePiece(piece);
-    for (let replica: u32 = 0; replica < target.replicas; replica++) {
-      const to = targetRankAt(targetAt, replica);
-      if (senderOf(origin, piece, to, replica) == rank) emit(1, to == rank ? COPY : SEND, rank, to);
-    }
-  }
-}
-
-function takeBox(rank: u32, replica: u32): void {
-  cutBox(pattern.ndim, boxLengths, pattern.cutItem, bucketBytes, source.replicas);
-  const origin = sourceOrigin();
-  for (let piece: i64 = 0; piece < pieces; piece++) {
-    const from = senderOf(origin, piece, rank, replica);
-    if (from == rank) continue;
-    placePiece(piece);
-    emit(1, SEND, from, rank);
-  }
-}
-
-function reduceBox(rank: u32, origin: u32, contributions: bool): void {
-  const holders: i64 = source.replicas * source.contributions;
-  const mine = sourceReplica * source.contributions + sourceContribution;
-  const replica = sourceReplica;
-  const targetAt = targetOrigin();
-  cutBox(pattern.ndim, boxLengths, pattern.cutItem, bucketBytes, holders);
-  listOwners(origin, targetAt);
-  const start = ownerRotation();
-  for (let piece: i64 = 0; piece < pieces; piece++) {
-    const owner = ownerOf(start, piece);
-    if (owner / source.contributions != replica) continue;
-    if (owner != mine) {
-      if (!contributions) continue;
-      placePiece(piece);
-      emit(0, REDUCE, rank, ownerRank(origin, owner), mine % source.contributions);
-      continue;
-    }
-    placePiece(piece);
-    nextPiece();
-    for (let position: u32 = 0; position < source.contributions; position++) {
-      emit(0, REDUCE, sourceRankAt(origin, replica, position), rank, position);
-    }
-    for (let to: u32 = 0; to < target.replicas; to++) {
-      const rankOfTarget = targetRankAt(targetAt, to);
-      emit(1, rankOfTarget == rank ? COPY : SEND, rank, rankOfTarget);
-    }
-    endPiece();
-  }
-}
-
-function takeReduced(rank: u32, targetAt: u32): void {
-  const holders: i64 = source.replicas * source.contributions;
-  cutBox(pattern.ndim, boxLengths, pattern.cutItem, bucketBytes, holders);
-  const origin = sourceOrigin();
-  listOwners(origin, targetAt);
-  const start = ownerRotation();
-  for (let piece: i64 = 0; piece < pieces; piece++) {
-    const from = ownerRank(origin, ownerOf(start, piece));
-    if (from == rank) continue;
-    placePiece(piece);
-    emit(1, SEND, from, rank);
-  }
-}
-
 /** Everything that begins or ends at a rank. */
 export function walkRank(rank: u32): void {
   for (let index: u32 = 0; index < tensorCount; index++) {
@@ -250,5 +140,6 @@ export function walkHome(rank: u32): void {
   for (let index: u32 = 0; index < tensorCount; index++) {
     enter(index);
     walkSource(rank, false);
+    walkFanout(rank);
   }
 }

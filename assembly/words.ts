@@ -30,6 +30,18 @@ export function i64At(at: usize, index: u32): i64 {
 export function setI64(at: usize, index: u32, value: i64): void {
   store<i64>(at + (<usize>index << 3), value);
 }
+/** The greatest common divisor, and the least common multiple, of positive numbers. */
+export function commonDivisor(a: i64, b: i64): i64 {
+  while (b != 0) {
+    const rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+export function commonMultiple(a: i64, b: i64): i64 {
+  return (a / commonDivisor(a, b)) * b;
+}
 // @ts-ignore: decorator
 @inline
 export function ceilDiv(a: i64, b: i64): i64 {

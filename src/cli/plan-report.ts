@@ -125,7 +125,7 @@ function formatPatterns(output: Output, patterns: readonly PatternStats[]): stri
       `[${pattern.source.join(", ")}] -> [${pattern.target.join(", ")}]`,
       formatBytes(bytesOf(pattern)),
       formatCount(BigInt(pattern.tensors) * pattern.chunks),
-      pattern.strategy,
+      formatStrategy(pattern),
     ]);
   const columns: Column[] = [
     { head: "tensors", align: "right" },
@@ -136,6 +136,13 @@ function formatPatterns(output: Output, patterns: readonly PatternStats[]): stri
     { head: "strategy" },
   ];
   return formatTable(output, columns, rows) + remaining(output, patterns.length, "pattern");
+}
+
+/** How a pattern travels, and why where that was not asked for. */
+function formatStrategy({ strategy, groups, reason }: PatternStats): string {
+  const way =
+    strategy === "direct" ? strategy : `${strategy} ${groups === "host" ? "within hosts" : "over all"}`;
+  return reason === "asked for" ? way : `${way} (${reason})`;
 }
 
 function formatSides(output: Output, sides: readonly SpecSide[], ranks: readonly RankStats[]): string {

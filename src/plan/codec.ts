@@ -13,6 +13,7 @@ import {
 import { Reader, Writer } from "./bytes.ts";
 import { fail } from "./check.ts";
 import { type NormalInput, type Pattern, readingNumber } from "./normalize.ts";
+import { groupings, type Routing, reasons } from "./routing.ts";
 import type { SideLayout } from "./sides.ts";
 import type { PlanInput, SelectInput, Strategy, TensorInput, TensorSideInput } from "./types.ts";
 
@@ -21,19 +22,11 @@ const magic = 0x4c504254;
 /** The layout of these bytes. */
 export const formatVersion = 1;
 /** Grows with every change of what the planner answers to the same input. */
-export const plannerVersion = 1;
+export const plannerVersion = 2;
 const checkBytes = 16;
 
 const strategies: readonly Strategy[] = ["auto", "direct", "striped"];
 const readings: readonly (StridedShardReading | undefined)[] = [undefined, "split", "order"];
-
-/** How a pattern's pieces travel, and why. */
-export interface Routing {
-  readonly strategy: "direct";
-  readonly reason: Reason;
-}
-export const reasons = ["asked for", "no topology"] as const;
-export type Reason = (typeof reasons)[number];
 
 export interface Encoded {
   readonly bytes: Uint8Array;
@@ -175,6 +168,7 @@ function writePattern(writer: Writer, pattern: Pattern, routing: Routing): void 
   writer.number(pattern.count);
   writer.u8(strategies.indexOf(routing.strategy));
   writer.u8(reasons.indexOf(routing.reason));
+  writer.u8(groupings.indexOf(routing.groups));
 }
 
 /** The input in canonical bytes. `TB_PLAN_FORMAT` for damage, another format, or another planner. */

@@ -1,5 +1,6 @@
 import { type DeviceMesh, dtypeNumber, itemSize, maxRanks, partialOps } from "../layout/index.ts";
 import { type NormalInput, type Pattern, readingNumber } from "./normalize.ts";
+import { groupings, type Routing } from "./routing.ts";
 import { type NormalSide, subMeshBase } from "./sides.ts";
 import { hostOf } from "./topology.ts";
 
@@ -21,7 +22,7 @@ export interface Image {
  * Lays the input out for the planner: tensors by class (pattern and sub-meshes), numbered within pattern and source
  * sub-mesh, with a run number that grows where the source layout changes.
  */
-export function makeImage(input: NormalInput): Image {
+export function makeImage(input: NormalInput, routing: readonly Routing[]): Image {
   const tensorCount = input.names.length;
   const tensors = new Uint32Array(tensorCount * tensorWords);
   const { classes, classTensors } = fillTensors(input, tensors);
@@ -68,13 +69,14 @@ export function makeImage(input: NormalInput): Image {
   }
   const { topology } = input;
   if (topology !== undefined) {
+    const numbers = new Numbering();
     put(
-      Uint32Array.from({ length: input.world }, (_, rank) => hostOf(topology, rank)),
+      Uint32Array.from({ length: input.world }, (_, rank) => numbers.of(hostOf(topology, rank))),
       at.hosts,
     );
   }
   input.patterns.forEach((pattern, index) => {
-    put(patternRecord(pattern), at.pattern + index * patternWords * 8);
+    put(patternRecord(pattern, routing[index]!), at.pattern + index * patternWords * 8);
   });
   put(tensors, at.tensor);
   put(classes, at.classes);
@@ -91,7 +93,7 @@ function meshWords(mesh: DeviceMesh): Uint32Array {
   return words;
 }
 
-function patternRecord(pattern: Pattern): BigInt64Array {
+function patternRecord(pattern: Pattern, routing: Routing): BigInt64Array {
   const words = new BigInt64Array(patternWords);
   const { source, target } = pattern;
   const numbers = [
@@ -102,7 +104,7 @@ function patternRecord(pattern: Pattern): BigInt64Array {
     dtypeNumber(pattern.targetDtype),
     itemSize(pattern.dtype),
     itemSize(pattern.targetDtype),
-    0,
+    groupings.indexOf(routing.groups),
     source.layout.op === undefined ? 0 : partialOps.indexOf(source.layout.op),
     divisorOf(source),
   ];

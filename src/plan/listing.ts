@@ -1,5 +1,5 @@
 import { TensorBusError } from "../errors.ts";
-import { defaultMaxChunks, type NormalInput } from "./normalize.ts";
+import { defaultMaxChunks } from "./normalize.ts";
 import { Question, type Subject } from "./question.ts";
 import type { Bucket, Chunk, ChunkKind, Stage } from "./types.ts";
 
@@ -53,7 +53,7 @@ function gather(
 ): Gathered {
   const most = subject.input.maxChunks;
   if (rank === undefined) {
-    const all = countChunks(question, subject.input);
+    const all = question.ask((planner) => planner.countAll());
     if (all > BigInt(most)) throw tooLarge(all, most);
   }
   question.withChannels();
@@ -101,14 +101,6 @@ function tooLarge(count: bigint, most: number): TensorBusError {
   });
 }
 
-/** Chunks of the whole world, from the patterns: none of them is made. */
-export function countChunks(question: Question, input: NormalInput): bigint {
-  return input.patterns.reduce(
-    (sum, pattern, index) => sum + BigInt(pattern.count) * question.ask((planner) => planner.count(index, 1)),
-    0n,
-  );
-}
-
 function bucketId(gathered: Gathered, bucket: number): string {
   const at = gathered.order[gathered.bucketFirst[bucket]!]! * gathered.wordsPerRecord;
   const words = gathered.recordWords;
@@ -150,7 +142,7 @@ function chunkAt(gathered: Gathered, at: number, bucket: string, wave: number): 
     srcRank: words[at]!,
     dstRank: words[at + 1]!,
     tensor: words[at + 2]!,
-    from: flags >>> 24 === 0 ? "source" : "reduced",
+    from: stage === 2 ? "target" : flags >>> 24 === 0 ? "source" : "reduced",
     to: stage === 0 ? "reduced" : "target",
     srcOffsets: vector(gathered, offsets, 0, ndim),
     dstOffsets: vector(gathered, offsets, dims, ndim),

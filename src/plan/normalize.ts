@@ -98,23 +98,17 @@ export function normalize(input: PlanInput): NormalInput {
     bucketBytes: integerIn(input.bucketBytes, "bucketBytes", 4096, 2 ** 30, 8 * 2 ** 20),
     bucketsInFlight: integerIn(input.bucketsInFlight, "bucketsInFlight", 1, 65535, 2),
     peersInFlight: integerIn(input.peersInFlight, "peersInFlight", 1, 65535, 4),
-    strategy: normalStrategy(input.strategy, topology),
+    strategy: normalStrategy(input.strategy),
     topology,
     maxChunks: integerIn(input.maxChunks, "maxChunks", 0, 2 ** 32 - 2, defaultMaxChunks),
     world,
   };
 }
 
-function normalStrategy(strategy: Strategy | undefined, topology: NormalTopology | undefined): Strategy {
+function normalStrategy(strategy: Strategy | undefined): Strategy {
   const wanted = strategy ?? "auto";
   if (!["auto", "direct", "striped"].includes(wanted)) {
     throw fail("TB_PLAN_INPUT", `unknown strategy ${JSON.stringify(wanted)}`, { strategy: wanted });
-  }
-  if (wanted === "striped" || (wanted === "auto" && topology !== undefined)) {
-    const what = wanted === "striped" ? 'strategy "striped"' : 'strategy "auto" with a topology';
-    throw fail("TB_UNSUPPORTED", `${what} is not available in this version; ask for "direct"`, {
-      strategy: wanted,
-    });
   }
   return wanted;
 }

@@ -1,13 +1,14 @@
 import { TensorBusError } from "../errors.ts";
 import { maxRanks } from "../layout/index.ts";
 import { fail } from "./check.ts";
-import { decodeInput, encodePlan, type Routing } from "./codec.ts";
+import { decodeInput, encodePlan } from "./codec.ts";
 import { makeImage } from "./image.ts";
 import { listBuckets, listChunks } from "./listing.ts";
 import { lowerProgram, type StridesByTensor } from "./lower.ts";
 import { normalize } from "./normalize.ts";
 import type { Program } from "./program.ts";
 import { Question, type Subject } from "./question.ts";
+import { type Routing, route } from "./routing.ts";
 import { type PlanStats, sumUp } from "./stats.ts";
 import type { Bucket, Chunk, PlanInput } from "./types.ts";
 import { verifyChunks, verifyRanks } from "./verify.ts";
@@ -41,10 +42,9 @@ export class Plan {
   /** Plans an input. The readings of strided shards are checked here; chunks are made when they are asked for. */
   static of(input: PlanInput): Plan {
     const normal = normalize(input);
-    const subject: Subject = { input: normal, image: makeImage(normal), table: undefined };
+    const routing = normal.patterns.map((pattern) => route(normal, pattern));
+    const subject: Subject = { input: normal, image: makeImage(normal, routing), table: undefined };
     new Question(subject).end();
-    const reason = normal.strategy === "direct" ? "asked for" : "no topology";
-    const routing = normal.patterns.map((): Routing => ({ strategy: "direct", reason }));
     const { bytes, digest } = encodePlan(normal, routing);
     return new Plan(subject, routing, bytes, digest);
   }
@@ -99,6 +99,14 @@ export class Plan {
   stats(): PlanStats {
     this.#stats ??= sumUp(this.#subject, this.#routing);
     return this.#stats;
+  }
+
+  /** The pattern of a tensor of the input: its index in `stats().patterns`. */
+  patternOf(tensor: number): number {
+    const { input } = this.#subject;
+    const kind = input.kinds[input.tensorKinds[tensor] ?? -1];
+    if (kind === undefined) throw new TypeError(`there is no tensor ${String(tensor)}`);
+    return kind.pattern;
   }
 
   /** Proves the plan by code that shares nothing with the planner. `TB_PLAN_INVALID` if it does not hold. */

@@ -1,7 +1,7 @@
 import { type DType, formatPlacement } from "../layout/index.ts";
-import type { Routing } from "./codec.ts";
 import type { NormalInput } from "./normalize.ts";
 import { Question, type Subject } from "./question.ts";
+import type { Routing } from "./routing.ts";
 import type { ChunkKind, Stage } from "./types.ts";
 
 /** One rank's part. Bytes are payload, less the padding between chunks. */
@@ -38,9 +38,13 @@ export interface PatternStats {
   readonly target: readonly string[];
   readonly tensors: number;
   readonly strategy: Routing["strategy"];
+  /** Which replicas exchange stripes. */
+  readonly groups: Routing["groups"];
   /** Why this strategy was taken. */
   readonly reason: Routing["reason"];
-  /** Of one tensor. */
+  /** What the cost model expects of each way, in nanoseconds, where a topology let it choose. */
+  readonly costs: Routing["costs"];
+  /** Of its first tensor. */
   readonly boxes: bigint;
   readonly chunks: bigint;
 }
@@ -63,7 +67,7 @@ export interface PlanStats {
 }
 
 const kinds: readonly ChunkKind[] = ["copy", "send", "reduce"];
-const stages: readonly Stage[] = [0, 1];
+const stages: readonly Stage[] = [0, 1, 2];
 const rankWords = 8;
 
 export function sumUp(subject: Subject, routing: readonly Routing[]): PlanStats {
@@ -84,7 +88,7 @@ export function sumUp(subject: Subject, routing: readonly Routing[]): PlanStats 
       }),
     );
     const bytes = Object.fromEntries(
-      kinds.map((kind, number) => [kind, of(0, number, 1) + of(1, number, 1)]),
+      kinds.map((kind, number) => [kind, stages.reduce((sum, stage) => sum + of(stage, number, 1), 0n)]),
     ) as Record<ChunkKind, bigint>;
     const total = (what: "chunks" | "buckets" | "waves") =>
       stageStats.reduce((sum, stage) => sum + stage[what], 0);
@@ -145,7 +149,7 @@ function patternStats(question: Question, input: NormalInput, routing: readonly 
     target: pattern.target.placements.map(formatPlacement),
     tensors: pattern.count,
     ...routing[index]!,
-    boxes: question.ask((planner) => planner.count(index, 0)),
-    chunks: question.ask((planner) => planner.count(index, 1)),
+    boxes: question.ask((planner) => planner.count(pattern.first, 0)),
+    chunks: question.ask((planner) => planner.count(pattern.first, 1)),
   }));
 }

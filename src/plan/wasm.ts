@@ -23,7 +23,8 @@ interface PlannerExports {
   answer(which: number): number;
   program(rank: number, digest: number, entries: number, entryCount: number): number;
   programBytes(): number;
-  count(pattern: number, what: number): bigint;
+  count(tensor: number, what: number): bigint;
+  countAll(): bigint;
   sum(): number;
   sumOfKind(stage: number, kind: number, what: number): bigint;
   sumOfBuckets(stage: number): bigint;

@@ -145,6 +145,9 @@ function pairs(name: string, options: InputOptions) {
     );
 }
 
+/** Three hosts of very different size, their ranks anywhere. */
+const mixedHosts = Array.from({ length: 32 }, (_, rank) => [7, 7, 0, 7, 3][(rank * rank) % 5]!);
+
 /** Whole inputs of one or two pairs, their tensors in turns, with limits small enough to be felt. */
 export function planInputs(options: InputOptions): fc.Arbitrary<PlanInput> {
   return fc
@@ -154,10 +157,11 @@ export function planInputs(options: InputOptions): fc.Arbitrary<PlanInput> {
       bucketBytes: options.bucketBytes ?? fc.constantFrom(undefined, 4096, 5000),
       bucketsInFlight: fc.constantFrom(undefined, 1, 3),
       peersInFlight: fc.constantFrom(undefined, 1, 2),
-      ranksPerHost: fc.constantFrom(undefined, undefined, 1, 2, 4),
+      hosts: fc.constantFrom(undefined, { ranksPerHost: 1 }, { ranksPerHost: 4 }, { hosts: mixedHosts }),
+      strategy: fc.constantFrom("direct", "striped", "striped", "auto"),
       order: fc.nat(255),
     })
-    .map(({ a, b, bucketBytes, bucketsInFlight, peersInFlight, ranksPerHost, order }) => {
+    .map(({ a, b, bucketBytes, bucketsInFlight, peersInFlight, hosts, strategy, order }) => {
       const lists = [a.list, b?.list ?? []].map((list) => [...list]);
       const mixed: TensorInput[] = [];
       while (lists.some((list) => list.length > 0)) {
@@ -171,13 +175,13 @@ export function planInputs(options: InputOptions): fc.Arbitrary<PlanInput> {
           ...(b ? { b: { source: b.source, target: b.target } } : {}),
         },
         tensors: mixed,
-        strategy: "direct",
+        strategy,
         ...(bucketBytes === undefined ? {} : { bucketBytes }),
         ...(bucketsInFlight === undefined ? {} : { bucketsInFlight }),
         ...(peersInFlight === undefined ? {} : { peersInFlight }),
-        ...(ranksPerHost === undefined
+        ...(hosts === undefined
           ? {}
-          : { topology: { ranksPerHost, hostMBps: 1000, networkMBps: 100, latencyUs: 10 } }),
+          : { topology: { ...hosts, hostMBps: 1000, networkMBps: 100, latencyUs: 0 } }),
       } as const;
     });
 }

@@ -116,6 +116,37 @@ const pinned: readonly (readonly [string, PlanInput])[] = [
       peersInFlight: 1,
     },
   ],
+  [
+    "stripes over all replicas",
+    {
+      pairs: pair(on([4], [Shard(0)]), on([3, 2], [Replicate(), Shard(1)], 4)),
+      tensors: [
+        weight([500, 77]),
+        weight([1, 3]),
+        weight([100, 5], { targetDtype: "bfloat16" }),
+        weight([0, 2]),
+      ],
+      strategy: "striped",
+      bucketBytes: 8192,
+    },
+  ],
+  [
+    "stripes within hosts, sums first",
+    {
+      pairs: pair(on([2, 2], [Partial("sum"), Replicate()]), on([7], [Replicate()], 2)),
+      tensors: range(0, 5).map(() => weight([90, 91])),
+      strategy: "striped",
+      topology: { hosts: [0, 0, 1, 1, 1, 2, 2, 2, 2], hostMBps: 1000, networkMBps: 100, latencyUs: 5 },
+    },
+  ],
+  [
+    "whatever costs least",
+    {
+      pairs: pair(on([8], [Shard(0)]), on([8, 2], [Replicate(), Shard(0)], 8)),
+      tensors: [weight([4096, 512]), weight([2, 2]), weight([8192, 512], { dtype: "bfloat16" })],
+      topology: { ranksPerHost: 8, hostMBps: 400_000, networkMBps: 50_000, latencyUs: 5 },
+    },
+  ],
 ];
 
 describe("digests", () => {

@@ -7,7 +7,7 @@ export interface NaiveTensor {
   readonly target: NaiveSide;
 }
 
-/** Elements that any right direct plan moves, by kind. */
+/** Elements that any right plan moves, by kind. */
 export interface NaiveTotals {
   readonly copy: bigint;
   readonly send: bigint;
@@ -58,7 +58,7 @@ export function naivePlan(input: PlanInput, options: { readonly relay?: boolean 
 }
 
 /**
- * What any right direct plan moves: a target copies what it holds itself; a reduced element is copied once if some rank
+ * What any right plan moves: a target copies what it holds itself; a reduced element is copied once if some rank
  * that could own it wants it; every member of one group contributes each element once.
  */
 export function naiveTotals(tensors: readonly NaiveTensor[]): NaiveTotals {
@@ -83,6 +83,39 @@ export function naiveTotals(tensors: readonly NaiveTensor[]): NaiveTotals {
     if (source.op !== undefined) reduce += BigInt(holders.size * group.length);
   }
   return { copy, send, reduce };
+}
+
+/** The topology's host of a rank; without one every rank has its own. */
+function hostIn(input: PlanInput, rank: number): number {
+  const { topology } = input;
+  return topology?.hosts?.[rank] ?? Math.floor(rank / (topology?.ranksPerHost ?? 1));
+}
+
+/**
+ * Elements that cross to the target in stage 1 of a tensor that is not Partial: to every replica that does not hold them
+ * (`none`); or to one replica of a group, which is all replicas of an element or those of one host, but to all of a group
+ * in which one holds it.
+ */
+export function naiveCrossings(
+  input: PlanInput,
+  { source, target }: NaiveTensor,
+  groups: "none" | "all" | "host",
+): bigint {
+  const holders = holdersById(source);
+  const members = new Map<string, { wanting: number; holding: number }>();
+  for (const { rank, ids } of target.byRank.values()) {
+    const group = { none: rank, all: 0, host: hostIn(input, rank) }[groups];
+    for (const id of ids) {
+      const counts = members.get(`${group}:${id}`) ?? { wanting: 0, holding: 0 };
+      members.set(`${group}:${id}`, counts);
+      if (holders.get(id)!.some((holding) => holding.rank === rank)) counts.holding++;
+      else counts.wanting++;
+    }
+  }
+  return [...members.values()].reduce(
+    (sum, { wanting, holding }) => sum + BigInt(holding === 0 ? 1 : wanting),
+    0n,
+  );
 }
 
 function movesOf({ source, target }: NaiveTensor, tensor: number, relay: boolean): Move[] {

@@ -89,7 +89,6 @@ const cases: readonly (readonly [string, ErrorCode, PlanInput])[] = [
   ["no bucket in flight", "TB_PLAN_INPUT", input({ plan: { bucketsInFlight: 0 } })],
   ["no peer in flight", "TB_PLAN_INPUT", input({ plan: { peersInFlight: 0 } })],
   ["an unknown strategy", "TB_PLAN_INPUT", input({ plan: { strategy: "fast" } })],
-  ["a later strategy", "TB_UNSUPPORTED", input({ plan: { strategy: "striped" } })],
   [
     "no host",
     "TB_TOPOLOGY",

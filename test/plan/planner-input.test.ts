@@ -145,7 +145,6 @@ describe("malformed input", () => {
       "TB_TOPOLOGY",
       withValue(good, ["topology"], { hosts: [0, 1], hostMBps: 1, networkMBps: 1, latencyUs: 1 }),
     ],
-    "a strategy of a later version": ["TB_UNSUPPORTED", withValue(good, ["strategy"], "striped")],
   };
   for (const [name, [code, input]] of Object.entries(wrong)) {
     it(`refuses ${name}`, async () => {

@@ -7,7 +7,13 @@ import { verifyChunks, verifyRanks } from "../../src/plan/verify.ts";
 import { planInputs } from "./arbitrary.ts";
 import { mutations } from "./mutations.ts";
 import { UnreadableShard } from "./naive-holdings.ts";
-import { type NaiveTensor, type NaiveTotals, naiveTensors, naiveTotals } from "./naive-planner.ts";
+import {
+  type NaiveTensor,
+  type NaiveTotals,
+  naiveCrossings,
+  naiveTensors,
+  naiveTotals,
+} from "./naive-planner.ts";
 import { Random } from "./random.ts";
 import { simulate } from "./simulator.ts";
 
@@ -99,6 +105,53 @@ function ranksOf(input: PlanInput): number[] {
   return [...ranks, Math.max(...ranks) + 1];
 }
 
+/** Every element enters a group of replicas once, unless a member has it. */
+function checkCrossings(
+  input: PlanInput,
+  plan: Plan,
+  tensors: readonly NaiveTensor[],
+  chunks: readonly Chunk[],
+): Set<string> {
+  const seen = new Set<string>();
+  const patterns = plan.stats().patterns.map(({ groups }) => groups);
+  for (const [index, tensor] of tensors.entries()) {
+    const groups = patterns[plan.patternOf(index)]!;
+    seen.add(groups);
+    if (tensor.source.op !== undefined) continue;
+    const moved = chunks.filter(
+      (chunk) => chunk.tensor === index && chunk.stage === 1 && chunk.kind === "send",
+    );
+    expect(movedElements(moved).send).toBe(naiveCrossings(input, tensor, groups));
+  }
+  return seen;
+}
+
+/** Statistics are those of the chunks and buckets. */
+function checkStats(plan: Plan, chunks: readonly Chunk[], buckets: readonly Bucket[]): void {
+  const stats = plan.stats();
+  for (const { stage, ...found } of stats.stages) {
+    const ofStage = chunks.filter((chunk) => chunk.stage === stage);
+    const own = buckets.filter((bucket) => bucket.stage === stage);
+    const waves = new Set(own.map(({ wave }) => wave));
+    expect(found).toEqual({
+      chunks: ofStage.length,
+      buckets: own.length,
+      bytes: ofStage.reduce((sum, { bytes }) => sum + bytes, 0n),
+      waves: waves.size,
+    });
+  }
+  for (const { rank, sent, received, stagingBytes } of stats.ranks) {
+    const sum = (end: "srcRank" | "dstRank") =>
+      chunks.reduce(
+        (sum, one) =>
+          one.kind !== "copy" && one.srcRank !== one.dstRank && one[end] === rank ? sum + one.bytes : sum,
+        0n,
+      );
+    expect([sent, received]).toEqual([sum("srcRank"), sum("dstRank")]);
+    expect(stagingBytes).toBe(plan.program(rank).stagingBytes);
+  }
+}
+
 async function checkAll(input: PlanInput, seed: number): Promise<boolean> {
   const both = await planBoth(input);
   if (both === undefined) return false;
@@ -112,9 +165,15 @@ async function checkAll(input: PlanInput, seed: number): Promise<boolean> {
   expectAscending(chunks);
   expectAscending(buckets);
   checkWaves(buckets, input.peersInFlight ?? 4);
+  for (const groups of checkCrossings(input, plan, tensors, chunks))
+    groupings.set(groups, (groupings.get(groups) ?? 0) + 1);
+  if (seed % 4 === 0) checkStats(plan, chunks, buckets);
   checkByRank(plan, chunks, buckets, ranksOf(input));
   return true;
 }
+
+/** How many plans had a pattern of each grouping. */
+const groupings = new Map<string, number>();
 
 describe("random plans against the naive planner and the simulator", () => {
   const cases = {
@@ -145,6 +204,10 @@ describe("random plans against the naive planner and the simulator", () => {
       expect(planned).toBeGreaterThan(runs / 3);
     });
   }
+
+  it("meet every way in which replicas share", () => {
+    for (const groups of ["none", "all", "host"]) expect(groupings.get(groups), groups).toBeGreaterThan(100);
+  });
 });
 
 /** Shapes of megabytes, which only the proof by intervals can follow. */

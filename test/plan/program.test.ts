@@ -84,8 +84,8 @@ function checkAgainstChunks({ input, program, memory, chunks, buckets }: Planned
       expect(lowered.elements).toBe(Number(chunk.lengths.reduce((a, b) => a * b, 1n)));
       expect(lowered.reduce).toBe(reduce);
       const types = {
-        source: dtype,
-        wire: reduce ? dtype : wireType(dtype, targetDtype),
+        source: chunk.from === "target" ? targetDtype : dtype,
+        wire: { 0: dtype, 1: wireType(dtype, targetDtype), 2: targetDtype }[chunk.stage],
         destination: reduce ? dtype : targetDtype,
       };
       expect(lowered.types).toEqual(types);
