@@ -1,5 +1,6 @@
 import { Command, CommanderError } from "commander";
 import { TensorBusError } from "../errors.ts";
+import { agentCommand } from "./agent.ts";
 import { type CommandContext, type CommandStreams, createContext } from "./context.ts";
 import { demoCommand, demoSocketCommand } from "./demo.ts";
 import { doctorCommand } from "./doctor.ts";
@@ -11,7 +12,13 @@ import { OutputClosed } from "./ui/output.ts";
 type CommandFactory = (context: CommandContext) => Command;
 
 /** The commands, in the order of the help. Each is a file of its own. */
-const commands: readonly CommandFactory[] = [planCommand, reshardCommand, demoCommand, doctorCommand];
+const commands: readonly CommandFactory[] = [
+  planCommand,
+  reshardCommand,
+  agentCommand,
+  demoCommand,
+  doctorCommand,
+];
 /** What commands start as processes of their own. */
 const workers: readonly CommandFactory[] = [reshardRankCommand, demoSocketCommand];
 

@@ -1,0 +1,155 @@
+/** Agents as processes of their own: over TCP and a store that rank 0 serves, killed, stopped and started again. */
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { TensorBusClient } from "../../src/bus/client.ts";
+import type { SharedTensor } from "../../src/bus/shared-tensor.ts";
+import { BundledCli, type RunningCommand } from "../cli/bundled-cli.ts";
+import { arrayOf, failureOf, fill, initPair, type Side, tensor } from "./agent-kit.ts";
+import { temporaryFolder } from "./processes.ts";
+
+let cli: BundledCli;
+beforeAll(async () => {
+  cli = await BundledCli.build();
+});
+afterAll(() => cli.remove());
+
+const cleanUps: (() => Promise<unknown> | unknown)[] = [];
+afterEach(async () => {
+  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
+});
+
+const trainer: Side = { name: "trainer", ranks: [0, 1], placements: ["S(0)"] };
+const inference: Side = { name: "inference", ranks: [2], placements: ["R"] };
+const sides = [trainer, inference] as const satisfies [Side, Side];
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as { port: number };
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+class Cluster {
+  readonly folder = temporaryFolder();
+  readonly agents: RunningCommand[] = [];
+  readonly #port: number;
+
+  constructor(port: number) {
+    this.#port = port;
+  }
+
+  paths(rank: number) {
+    return {
+      commandQueuePath: join(this.folder, `queue-${rank}`),
+      agentStatePath: join(this.folder, `state-${rank}`),
+    };
+  }
+
+  /** Starts an agent, and waits until it says that it is ready. */
+  async start(
+    rank: number,
+    more: readonly string[] = [],
+    secret = "a secret of enough bytes",
+  ): Promise<RunningCommand> {
+    const { commandQueuePath, agentStatePath } = this.paths(rank);
+    const running = cli.start(
+      ["agent", "--queue", commandQueuePath, "--state", agentStatePath, "--log", "error", ...more],
+      {
+        ...process.env,
+        RANK: String(rank),
+        TENSOR_BUS_STORE: `tcp://127.0.0.1:${this.#port}`,
+        TENSOR_BUS_SECRET: secret,
+      },
+    );
+    this.agents[rank] = running;
+    cleanUps.push(() => running.process.kill("SIGKILL"));
+    await running.printed("ready: rank");
+    return running;
+  }
+
+  async client(rank: number): Promise<TensorBusClient> {
+    const client = await TensorBusClient.connect({
+      agentRank: rank,
+      ...this.paths(rank),
+      connectionTimeoutMs: 10_000,
+    });
+    cleanUps.push(() => client.close());
+    return client;
+  }
+}
+
+async function startCluster(): Promise<{
+  cluster: Cluster;
+  clients: [TensorBusClient[], TensorBusClient[]];
+}> {
+  const cluster = new Cluster(await freePort());
+  await Promise.all([0, 1, 2].map((rank) => cluster.start(rank)));
+  const [zero, one, two] = await Promise.all([0, 1, 2].map((rank) => cluster.client(rank)));
+  return { cluster, clients: [[zero!, one!], [two!]] };
+}
+
+async function register(clients: [TensorBusClient[], TensorBusClient[]], rows: number) {
+  const halves = [0, 1].map(() => tensor([rows, 64]));
+  const whole = tensor([2 * rows, 64]);
+  const handlers = await Promise.all([
+    ...halves.map((one, at) => clients[0][at]!.registerTensors("model", [[one, "weights"]])),
+    clients[1][0]!.registerTensors("model", [[whole, "weights"]]),
+  ]);
+  const round = async (value: number) => {
+    halves.forEach((one: SharedTensor, at) => {
+      fill(one, (index) => value + at * rows * 64 + index);
+    });
+    const ends = await Promise.all(handlers.map((handler, at) => handler.transfer(at < 2 ? "send" : "recv")));
+    await Promise.all(ends.map((end) => end.wait()));
+    expect(arrayOf(whole)[0]).toBe(value);
+    expect(arrayOf(whole).at(-1)).toBe(value + 2 * rows * 64 - 1);
+  };
+  return { handlers, round };
+}
+
+describe("agents in processes of their own", () => {
+  it("move tensors, outlive one of them, find its successor, and drain at SIGTERM", async () => {
+    const { cluster, clients } = await startCluster();
+    await initPair(clients, sides);
+    const first = await register(clients, 32);
+    await first.round(1);
+    await first.round(2);
+
+    const second = cli.start(
+      ["agent", "--queue", cluster.paths(1).commandQueuePath, "--state", cluster.paths(1).agentStatePath],
+      {
+        ...process.env,
+        RANK: "1",
+        TENSOR_BUS_STORE: "tcp://127.0.0.1:1",
+      },
+    );
+    expect((await second.finished).code).toBe(2);
+
+    const waiting = await first.handlers[2]!.transfer("recv");
+    cluster.agents[1]!.process.kill("SIGKILL");
+    expect(await failureOf(waiting.wait())).toMatchObject({ code: "TB_PEER_LOST", details: { rank: 1 } });
+    await cluster.start(1);
+    await clients[0][1]!.awaitAgent();
+    await Promise.all([first.handlers[0]!.close(), first.handlers[2]!.close()]);
+    const again = await register(clients, 16);
+    await again.round(7);
+
+    const { process: last, finished } = cluster.agents[2]!;
+    last.kill("SIGTERM");
+    expect((await finished).code).toBe(0);
+  });
+
+  it("clean up after a client that closes in the middle of a round, and tell the others", async () => {
+    const { clients, cluster } = await startCluster();
+    await initPair(clients, sides);
+    const { handlers } = await register(clients, 8);
+    const waiting = await handlers[2]!.transfer("recv");
+    await clients[0][0]!.close();
+    expect((await failureOf(waiting.wait())).code).toMatch(/TB_CANCELLED|TB_PEER_LOST|TB_INVALIDATED/);
+    clients[0][0] = await cluster.client(0);
+    const again = await register(clients, 8);
+    await again.round(3);
+  });
+});
