@@ -53,7 +53,7 @@ async function serveOneRequest() {
 function checkWeights(round) {
   for (const { weight, part, tensor } of shards) {
     const values = tensor.toFloat32();
-    forEachElement(weight, part, (at, row, column) => {
+    forEachElement(part, (at, row, column) => {
       const expected = expectedValue(weight, round, row, column);
       if (values[at] === expected) return;
       throw new Error(`round ${round}, ${weight.name}[${row}, ${column}] is ${values[at]}, not ${expected}`);

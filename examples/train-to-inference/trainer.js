@@ -46,7 +46,7 @@ await client.close();
 
 function trainOneStep(round) {
   for (const { weight, part, tensor } of shards) {
-    forEachElement(weight, part, (at, row, column) => {
+    forEachElement(part, (at, row, column) => {
       tensor.data[at] = expectedValue(weight, round, row, column);
     });
   }

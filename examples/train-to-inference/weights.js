@@ -36,7 +36,7 @@ export function expectedValue(weight, round, row, column) {
 }
 
 /** Calls `each` with every local element: where it lies, and which of the weight's it is. */
-export function forEachElement(weight, part, each) {
+export function forEachElement(part, each) {
   const [[firstRow, rows], [firstColumn, columns]] = part;
   for (let row = 0; row < rows; row++) {
     for (let column = 0; column < columns; column++) {

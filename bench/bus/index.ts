@@ -1,0 +1,211 @@
+/**
+ * The bus beside what it is made of: a command's way to the agent and back beside a bare hop between two processes (a post of
+ * a semaphore, a Worker that waits on it, its message), and a round of 1 GiB in 300 tensors beside the transport alone. Both
+ * of each run in turn, in the same minute.
+ */
+import { type ChildProcess, fork } from "node:child_process";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { build } from "esbuild";
+import { serveTcpStore } from "../../src/store/index.ts";
+import type { RankCommand, RankOptions } from "./rank.ts";
+
+export interface BusBenchOptions {
+  readonly root: string;
+  /** Interleaved pairs of rounds; default 11. */
+  readonly pairs?: number | undefined;
+  /** Only cases whose name contains this. */
+  readonly filter?: string | undefined;
+  readonly log?: (line: string) => void;
+}
+
+export interface BusResult {
+  readonly name: string;
+  readonly unit: "us" | "s";
+  readonly count: number;
+  readonly median: number;
+  readonly p99: number;
+  readonly ceiling: { readonly name: string; readonly median: number; readonly p99: number };
+  /** Our median over the ceiling's, or the median over the pairs: 1 is the ceiling. */
+  readonly overCeiling: number;
+}
+
+const queries = [
+  { name: "bus/query back to back", pauseMs: 0 },
+  { name: "bus/query every 5 ms", pauseMs: 5 },
+] as const;
+const roundCase = "bus/round of 1 GiB in 300 tensors";
+/** 300 tensors of 3.5 MiB. */
+const model = { tensors: 300, rows: 874, columns: 1024 } as const;
+
+const at = (sorted: readonly number[], share: number) =>
+  sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))]!;
+
+function summarize(times: readonly number[]): { readonly median: number; readonly p99: number } {
+  const sorted = times.toSorted((a, b) => a - b);
+  return { median: at(sorted, 0.5), p99: at(sorted, 0.99) };
+}
+
+export async function bench(options: BusBenchOptions): Promise<BusResult[]> {
+  const { root, filter = "", pairs = 11, log = () => {} } = options;
+  const workshop = mkdtempSync(join(makeFolder(root), "bench-bus-"));
+  const folder = mkdtempSync(join(tmpdir(), "tensorbus-bench-"));
+  const store = await serveTcpStore();
+  const children: ChildProcess[] = [];
+  const start = async (script: string, ...argv: string[]) => {
+    const child = fork(join(workshop, script), argv, { serialization: "advanced" });
+    children.push(child);
+    await answerOf(child);
+    return child;
+  };
+  const startRank = (role: RankOptions["role"], rank: number) => {
+    const path = join(folder, `rank-${rank}`);
+    const paths = { commandQueuePath: join(path, "queue"), agentStatePath: join(path, "state") };
+    return start(
+      "rank.js",
+      JSON.stringify({ role, rank, storePort: store.port, ...paths } satisfies RankOptions),
+    );
+  };
+  try {
+    await bundle(root, workshop);
+    for (const rank of [0, 1]) await startRank("agent", rank);
+    const clients = [await startRank("client", 0), await startRank("client", 1)];
+    const bare = [await startRank("bare", 0), await startRank("bare", 1)];
+    const results: BusResult[] = [];
+    // A question is answered by a batch that stands.
+    await register(clients);
+    if (queries.some(({ name }) => name.includes(filter))) {
+      const hop = await start("queue.js", "hop", "{}");
+      for (const one of queries.filter(({ name }) => name.includes(filter))) {
+        results.push(await benchQuery(one, clients[0]!, hop));
+      }
+    }
+    if (roundCase.includes(filter)) {
+      await register(bare);
+      results.push(await benchRounds(clients, bare, pairs));
+    }
+    for (const result of results) log(describe(result));
+    return results;
+  } finally {
+    for (const child of children) if (child.connected) child.disconnect();
+    await Promise.all(children.map(ended));
+    await store.close();
+    for (const path of [workshop, folder]) rmSync(path, { recursive: true, force: true });
+  }
+}
+
+/** In parts of half a second, in turn, so that both meet the same machine. */
+async function benchQuery(
+  { name, pauseMs }: (typeof queries)[number],
+  client: ChildProcess,
+  hop: ChildProcess,
+): Promise<BusResult> {
+  const times: { ours: number[]; hop: number[] } = { ours: [], hop: [] };
+  const part = { pauseMs, seconds: 0.5 };
+  await ask(client, { kind: "query", ...part });
+  for (let i = 0; i < 6; i++) {
+    times.hop = times.hop.concat((await ask(hop, part)) as number[]);
+    times.ours = times.ours.concat((await ask(client, { kind: "query", ...part })) as number[]);
+  }
+  const [ours, ceiling] = [summarize(times.ours), summarize(times.hop)];
+  return {
+    name,
+    unit: "us",
+    count: times.ours.length,
+    ...ours,
+    ceiling: { name: "bare hop", ...ceiling },
+    overCeiling: ours.median / ceiling.median,
+  };
+}
+
+async function benchRounds(
+  clients: readonly ChildProcess[],
+  bare: readonly ChildProcess[],
+  pairs: number,
+): Promise<BusResult> {
+  const times: { ours: number[]; bare: number[] } = { ours: [], bare: [] };
+  // The first rounds touch all memory.
+  await round(clients, 0);
+  await round(bare, 0);
+  for (let i = 1; i <= pairs; i++) {
+    times.ours.push(await round(clients, i));
+    times.bare.push(await round(bare, i));
+  }
+  const ratios = times.ours.map((seconds, i) => seconds / times.bare[i]!);
+  return {
+    name: roundCase,
+    unit: "s",
+    count: pairs,
+    ...summarize(times.ours),
+    ceiling: { name: "transport alone", ...summarize(times.bare) },
+    overCeiling: summarize(ratios).median,
+  };
+}
+
+async function register(ranks: readonly ChildProcess[]): Promise<void> {
+  await Promise.all(ranks.map((rank) => ask(rank, { kind: "register", ...model })));
+}
+
+/** Seconds from when the later of both ranks has begun to when the later one is done. */
+async function round(ranks: readonly ChildProcess[], fill: number): Promise<number> {
+  const answers = (await Promise.all(ranks.map((rank) => ask(rank, { kind: "round", fill })))) as {
+    startedNs: bigint;
+    endedNs: bigint;
+  }[];
+  const latest = (moments: bigint[]) => moments.reduce((a, b) => (a > b ? a : b));
+  const started = latest(answers.map(({ startedNs }) => startedNs));
+  return Number(latest(answers.map(({ endedNs }) => endedNs)) - started) / 1e9;
+}
+
+function ask(
+  child: ChildProcess,
+  command: RankCommand | { pauseMs: number; seconds: number },
+): Promise<unknown> {
+  const answer = answerOf(child);
+  child.send(command);
+  return answer;
+}
+
+function answerOf(child: ChildProcess): Promise<unknown> {
+  return new Promise((resolve, reject) => {
+    const failed = () => reject(new Error(`process ${child.pid} ended`));
+    child.once("exit", failed);
+    child.once("message", (answer) => {
+      child.off("exit", failed);
+      resolve(answer);
+    });
+  });
+}
+
+function ended(child: ChildProcess): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return Promise.resolve();
+  return new Promise((resolve) => child.once("exit", () => resolve()));
+}
+
+function makeFolder(root: string): string {
+  const folder = join(root, "build");
+  mkdirSync(folder, { recursive: true });
+  return folder;
+}
+
+async function bundle(root: string, outdir: string): Promise<void> {
+  await build({
+    entryPoints: [join(root, "bench/bus/rank.ts"), join(root, "bench/queue.ts")],
+    outdir,
+    entryNames: "[name]",
+    bundle: true,
+    format: "esm",
+    platform: "node",
+    target: "node20.19",
+    packages: "external",
+    logLevel: "warning",
+  });
+}
+
+function describe({ name, unit, median, p99, ceiling, overCeiling }: BusResult): string {
+  const digits = unit === "us" ? 0 : 3;
+  const show = (times: { median: number; p99: number }) =>
+    `${times.median.toFixed(digits)} ${unit} (p99 ${times.p99.toFixed(digits)})`;
+  return `${name}: ${show({ median, p99 })}; ${ceiling.name} ${show(ceiling)}; ${overCeiling.toFixed(3)} of it`;
+}
