@@ -29,7 +29,10 @@ export interface CaseOptions {
   readonly types?: readonly (readonly [TestType, TestType])[];
   readonly strided?: boolean;
   readonly tensors?: number;
-  readonly options?: Pick<PlanInput, "bucketBytes" | "bucketsInFlight" | "peersInFlight">;
+  readonly options?: Pick<
+    PlanInput,
+    "bucketBytes" | "bucketsInFlight" | "peersInFlight" | "strategy" | "topology"
+  >;
 }
 
 const meshShapes = [[1], [2], [3], [4], [2, 2], [1, 3], [3, 2], [2, 1, 2]] as const;

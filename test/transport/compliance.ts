@@ -6,10 +6,12 @@ import { testData } from "./compliance-data.ts";
 import { testFailures } from "./compliance-failures.ts";
 import { testLifecycle } from "./compliance-lifecycle.ts";
 import { testRefusals } from "./compliance-refusals.ts";
+import { testStrategies } from "./compliance-strategies.ts";
 import type { Subject } from "./world.ts";
 
 export function testTransport(subject: Subject): void {
   testData(subject);
+  testStrategies(subject);
   testFailures(subject);
   testLifecycle(subject);
   testRefusals(subject);

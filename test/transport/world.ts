@@ -9,6 +9,7 @@ import type { PlanInput } from "../../src/plan/types.ts";
 import type {
   OpenOptions,
   PrepareOptions,
+  RoundReport,
   TransportCapabilities,
   TransportSession,
 } from "../../src/transport/transport.ts";
@@ -36,8 +37,8 @@ export interface World extends AsyncDisposable {
 export interface PreparedCase extends AsyncDisposable {
   readonly memories: readonly RankMemory[];
   readonly executions: readonly Execution[];
-  /** Fills the sources, runs one round on all ranks, and compares every byte. */
-  round(options?: { readonly delays?: Random }): Promise<void>;
+  /** Fills the sources, runs one round on all ranks, compares every byte, and answers what each rank did. */
+  round(options?: { readonly delays?: Random }): Promise<readonly RoundReport[]>;
 }
 
 let keys = 0;
@@ -64,7 +65,7 @@ export async function prepareCase(
       const round = ++number;
       for (const memory of memories) memory.fill(round);
       const waits = executions.map(() => delays?.integer(0, 4) ?? 0);
-      await Promise.all(
+      const reports = await Promise.all(
         executions.map(async (execution, rank) => {
           if (waits[rank]! > 0) await delay(waits[rank]!);
           const report = await execution.run();
@@ -73,9 +74,11 @@ export async function prepareCase(
           expect(report.bytesSent).toBe(stats.bytesSent);
           expect(report.bytesReceived).toBe(stats.bytesReceived);
           expect(report.bytesCopied).toBe(stats.bytesCopied);
+          return report;
         }),
       );
       for (const memory of memories) memory.check();
+      return reports;
     },
     async [Symbol.asyncDispose]() {
       await Promise.all(executions.map((execution) => execution.release()));
