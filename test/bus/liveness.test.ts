@@ -142,9 +142,9 @@ describe("a process", () => {
   it("beats while its event loop is busy", () => {
     const heartbeat = startHeartbeat();
     using pulse = openPulse(heartbeat.name);
-    const end = performance.now() + 350;
+    const end = performance.now() + unresponsiveMs + 100;
     while (performance.now() < end);
-    expect(pulse.ageMs()).toBeLessThan(300);
+    expect(pulse.isResponsive()).toBe(true);
     heartbeat.close();
     expect(existsSync(`/dev/shm${heartbeat.name}`)).toBe(false);
   });
