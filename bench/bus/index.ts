@@ -35,6 +35,8 @@ const queries = [
   { name: "bus/query back to back", pauseMs: 0 },
   { name: "bus/query every 5 ms", pauseMs: 5 },
 ] as const;
+const registerCase = "bus/registering 10,000 tensors";
+const small = { tensors: 10_000, rows: 4, columns: 4 } as const;
 const roundCase = "bus/round of 1 GiB in 300 tensors";
 /** 300 tensors of 3.5 MiB. */
 const model = { tensors: 300, rows: 874, columns: 1024 } as const;
@@ -70,19 +72,20 @@ export async function bench(options: BusBenchOptions): Promise<BusResult[]> {
   try {
     await bundle(root, workshop);
     for (const rank of [0, 1]) await startRank("agent", rank);
-    const clients = [await startRank("client", 0), await startRank("client", 1)];
-    const bare = [await startRank("bare", 0), await startRank("bare", 1)];
+    const clients = await Promise.all([startRank("client", 0), startRank("client", 1)]);
+    const bare = await Promise.all([startRank("bare", 0), startRank("bare", 1)]);
     const results: BusResult[] = [];
     // A question is answered by a batch that stands.
-    await register(clients);
+    await register(clients, "bench", { ...small, tensors: 1 });
     if (queries.some(({ name }) => name.includes(filter))) {
       const hop = await start("queue.js", "hop", "{}");
       for (const one of queries.filter(({ name }) => name.includes(filter))) {
         results.push(await benchQuery(one, clients[0]!, hop));
       }
     }
+    if (registerCase.includes(filter)) results.push(await benchRegistering(clients, bare));
     if (roundCase.includes(filter)) {
-      await register(bare);
+      for (const ranks of [clients, bare]) await register(ranks, "model", model);
       results.push(await benchRounds(clients, bare, pairs));
     }
     for (const result of results) log(describe(result));
@@ -143,13 +146,39 @@ async function benchRounds(
   };
 }
 
-async function register(ranks: readonly ChildProcess[]): Promise<void> {
-  await Promise.all(ranks.map((rank) => ask(rank, { kind: "register", ...model })));
+/** Once on processes that have registered nothing of the kind: what a job's start costs. */
+async function benchRegistering(
+  clients: readonly ChildProcess[],
+  bare: readonly ChildProcess[],
+): Promise<BusResult> {
+  const ours = summarize([await register(clients, "small", small)]);
+  const ceiling = summarize([await register(bare, "small", small)]);
+  return {
+    name: registerCase,
+    unit: "s",
+    count: 1,
+    ...ours,
+    ceiling: { name: "planning and preparing alone", ...ceiling },
+    overCeiling: ours.median / ceiling.median,
+  };
+}
+
+/** Seconds that it took on both ranks together. */
+function register(
+  ranks: readonly ChildProcess[],
+  batch: string,
+  shapes: { readonly tensors: number; readonly rows: number; readonly columns: number },
+): Promise<number> {
+  return together(ranks, { kind: "register", batch, ...shapes });
+}
+
+function round(ranks: readonly ChildProcess[], fill: number): Promise<number> {
+  return together(ranks, { kind: "round", fill });
 }
 
 /** Seconds from when the later of both ranks has begun to when the later one is done. */
-async function round(ranks: readonly ChildProcess[], fill: number): Promise<number> {
-  const answers = (await Promise.all(ranks.map((rank) => ask(rank, { kind: "round", fill })))) as {
+async function together(ranks: readonly ChildProcess[], command: RankCommand): Promise<number> {
+  const answers = (await Promise.all(ranks.map((rank) => ask(rank, command)))) as {
     startedNs: bigint;
     endedNs: bigint;
   }[];

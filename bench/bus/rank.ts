@@ -8,6 +8,7 @@ import { TensorBusClient } from "../../src/bus/client.ts";
 import { SharedTensor } from "../../src/bus/shared-tensor.ts";
 import { createExecutor, type Execution } from "../../src/exec/executor.ts";
 import { DeviceMesh, Shard } from "../../src/layout/index.ts";
+import type { Memory } from "../../src/memory/memory.ts";
 import { planTransfer } from "../../src/plan/index.ts";
 import { tcpStore } from "../../src/store/tcp-store.ts";
 import { tcp } from "../../transports/tcp/index.ts";
@@ -22,8 +23,16 @@ export interface RankOptions {
 
 export type RankCommand =
   | { readonly kind: "query"; readonly pauseMs: number; readonly seconds: number }
-  | { readonly kind: "register"; readonly tensors: number; readonly rows: number; readonly columns: number }
+  | {
+      readonly kind: "register";
+      readonly batch: string;
+      readonly tensors: number;
+      readonly rows: number;
+      readonly columns: number;
+    }
   | { readonly kind: "round"; readonly fill: number };
+
+type Register = Extract<RankCommand, { kind: "register" }>;
 
 const options: RankOptions = JSON.parse(process.argv.at(-1)!);
 const { role, rank, storePort, commandQueuePath, agentStatePath } = options;
@@ -38,7 +47,7 @@ async function serveAgent(): Promise<void> {
 }
 
 let tensors: SharedTensor<"float32">[] = [];
-function allocate(count: number, rows: number, columns: number): void {
+function allocate({ tensors: count, rows, columns }: Register): void {
   tensors = Array.from({ length: count }, () => SharedTensor.allocate([rows, columns], "float32"));
   for (const { data } of tensors) data.fill(-1);
 }
@@ -73,23 +82,19 @@ async function serveClient(): Promise<void> {
     }
     return times;
   };
-  answers["register"] = async ({
-    tensors: count,
-    rows,
-    columns,
-  }: Extract<RankCommand, { kind: "register" }>) => {
-    allocate(count, rows, columns);
-    await client.initPair({
-      pairName: "weights",
-      localName: sides[rank]!,
-      remoteName: sides[1 - rank]!,
-      expectedWorldSize: 1,
-      deviceMesh: meshes[rank]!,
-      placements: [Shard(0)],
-    });
+  await client.initPair({
+    pairName: "weights",
+    localName: sides[rank]!,
+    remoteName: sides[1 - rank]!,
+    expectedWorldSize: 1,
+    deviceMesh: meshes[rank]!,
+    placements: [Shard(0)],
+  });
+  answers["register"] = async (command: Register) => {
+    allocate(command);
     return timed(async () => {
       handler = await client.registerTensors(
-        "bench",
+        command.batch,
         tensors.map((tensor) => [tensor, "weights"]),
         { timeoutMs: 60_000 },
       );
@@ -106,24 +111,23 @@ async function serveClient(): Promise<void> {
 async function serveBare(): Promise<void> {
   const session = await tcp().open({ rank, world: 2, store: await store() });
   let execution: Execution;
-  answers["register"] = async ({
-    tensors: count,
-    rows,
-    columns,
-  }: Extract<RankCommand, { kind: "register" }>) => {
-    allocate(count, rows, columns);
-    for (const { storage } of tensors) session.register(storage.memory);
-    const [source, target] = meshes.map((mesh) => ({ mesh, placements: [Shard(0)] }));
-    const plan = await planTransfer({
-      pairs: { weights: { source: source!, target: target! } },
-      tensors: tensors.map(({ shape }, i) => ({ name: `${i}`, pair: "weights", shape, dtype: "float32" })),
-    });
-    const memories = tensors.map(({ storage: { memory }, storageOffset }, i) => {
-      const place = { memory, offset: BigInt(storageOffset) };
-      return [i, rank === 0 ? { source: place } : { target: place }] as const;
-    });
+  const registered = new Set<Memory>();
+  answers["register"] = async (command: Register) => {
+    allocate(command);
     return timed(async () => {
-      execution = await createExecutor(session).prepare(plan, { key: "bench", tensors: new Map(memories) });
+      const [source, target] = meshes.map((mesh) => ({ mesh, placements: [Shard(0)] }));
+      const plan = await planTransfer({
+        pairs: { weights: { source: source!, target: target! } },
+        tensors: tensors.map(({ shape }, i) => ({ name: `${i}`, pair: "weights", shape, dtype: "float32" })),
+      });
+      const places = tensors.map(({ storage: { memory }, storageOffset }, i) => {
+        if (!registered.has(memory)) session.register(memory);
+        registered.add(memory);
+        const place = { memory, offset: BigInt(storageOffset) };
+        return [i, rank === 0 ? { source: place } : { target: place }] as const;
+      });
+      const prepare = { key: command.batch, tensors: new Map(places), timeoutMs: 60_000 };
+      execution = await createExecutor(session).prepare(plan, prepare);
     });
   };
   answers["round"] = async ({ fill }: Extract<RankCommand, { kind: "round" }>) => {
