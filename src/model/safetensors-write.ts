@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { type FileHandle, open, rename, rm, statfs } from "node:fs/promises";
+import { type FileHandle, open, readdir, rename, rm, statfs } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { cancelledError } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
@@ -158,7 +158,7 @@ export async function createSafetensors(
   await checkFreeSpace(path, fileBytes);
   const temporaryPath = join(
     dirname(path),
-    `.${basename(path)}.${process.pid}.${randomBytes(6).toString("hex")}.partial`,
+    `${temporaryPrefix(path, process.pid)}${randomBytes(6).toString("hex")}${temporarySuffix}`,
   );
   let handle: FileHandle;
   try {
@@ -175,6 +175,22 @@ export async function createSafetensors(
     await writer.discard();
     throw error instanceof TensorBusError ? error : fileError(error, "reserve space for", path);
   }
+}
+
+/** Removes what a process that was killed left of a file that it was writing. */
+export async function removeUnfinished(path: string, pid: number): Promise<void> {
+  const folder = dirname(path);
+  for (const name of await readdir(folder)) {
+    if (name.startsWith(temporaryPrefix(path, pid)) && name.endsWith(temporarySuffix)) {
+      await rm(join(folder, name), { force: true });
+    }
+  }
+}
+
+const temporarySuffix = ".partial";
+
+function temporaryPrefix(path: string, pid: number): string {
+  return `.${basename(path)}.${pid}.`;
 }
 
 /** Refuses early, with numbers, what can not fit; the reservation itself decides. */

@@ -7,4 +7,9 @@ export {
   SafetensorsCheckpoint,
   type SafetensorsTensor,
 } from "./safetensors-read.ts";
-export { createSafetensors, type SafetensorsWriteOptions, SafetensorsWriter } from "./safetensors-write.ts";
+export {
+  createSafetensors,
+  removeUnfinished,
+  type SafetensorsWriteOptions,
+  SafetensorsWriter,
+} from "./safetensors-write.ts";

@@ -4,6 +4,7 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { TensorBusError } from "../../errors.ts";
+import { removeUnfinished } from "../../model/safetensors.ts";
 import type { Plan } from "../../plan/index.ts";
 import { serveTcpStore } from "../../store/tcp-server.ts";
 import { type Phase, phases, type RankFailure, type RankJob, type RankMessage } from "./messages.ts";
@@ -117,6 +118,7 @@ class RankGroup {
       clearTimeout(this.#killTimer);
     }
     if (this.#failure !== undefined) {
+      await this.#removeUnfinished();
       const { code, message, rank } = this.#failure;
       throw new TensorBusError(code, rank < 0 ? message : `rank ${rank}: ${message}`, { details: { rank } });
     }
@@ -179,6 +181,14 @@ class RankGroup {
       case "failed":
         this.#fail(message.failure);
         break;
+    }
+  }
+
+  /** A rank that was killed could not clean up after itself. */
+  async #removeUnfinished(): Promise<void> {
+    for (const [rank, path] of this.#run.targetFiles) {
+      const pid = this.#children.get(rank)?.pid;
+      if (pid !== undefined) await removeUnfinished(path, pid);
     }
   }
 
