@@ -232,6 +232,28 @@ describe("clients and agents", () => {
     await round(handlers, [0]);
   });
 
+  it("register and move 70,000 small tensors in one batch", async () => {
+    const world = await open(2);
+    await initPair(world, "w", [
+      { name: "a", ranks: [0] },
+      { name: "b", ranks: [1] },
+    ]);
+    const locals = world.clients.map(() =>
+      Array.from({ length: 70_000 }, () => SharedTensor.allocate([4], "float32")),
+    );
+    const handlers = await register(
+      world.clients,
+      "b",
+      (rank) => locals[rank]!.map((tensor) => [tensor, "w"] as const),
+      { timeoutMs: 60_000 },
+    );
+    locals[0]!.forEach((tensor, i) => {
+      tensor.data.fill(i);
+    });
+    await round(handlers, [0]);
+    expect(locals[1]!.every((tensor, i) => tensor.data[3] === i)).toBe(true);
+  }, 90_000);
+
   it("free what a client held that closes in the middle of a round", async () => {
     const world = await open(2);
     const other = await connectTo(world.folder, 0);
