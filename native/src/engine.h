@@ -36,6 +36,7 @@ typedef struct tb_peer tb_peer;
 typedef struct tb_conn tb_conn;
 typedef struct tb_graph tb_graph;
 typedef struct tb_side tb_side;
+typedef struct tb_event_node tb_event_node;
 
 /* ---- connections --------------------------------------------------------------------------------------- */
 
@@ -230,6 +231,8 @@ struct tb_graph {
     tb_places places;
     tb_side *sides;
     uint32_t side_count;
+    /* For the event that ends the prepare or round under way: it must not fail for want of memory. */
+    tb_event_node *reserved;
     uint64_t deadline; /* of the prepare or round under way */
 
     /* The round under way or the last one. */
@@ -292,10 +295,10 @@ typedef struct tb_region {
     bool open;
 } tb_region;
 
-typedef struct tb_event_node {
-    struct tb_event_node *next;
+struct tb_event_node {
+    tb_event_node *next;
     tb_event event;
-} tb_event_node;
+};
 
 struct tb_session {
     pthread_mutex_t lock;
@@ -352,7 +355,8 @@ uint64_t tb_now(void);
 uint64_t tb_deadline(uint64_t timeout_ns);
 
 /* session.c: the lock is held. */
-void tb_session_event(tb_session *session, const tb_event *event);
+void tb_session_event(tb_session *session, const tb_event *event); /* lost where there is no memory */
+void tb_session_event_reserved(tb_session *session, const tb_event *event, tb_event_node **reserved);
 void tb_session_fault(tb_session *session, const tb_error *error);
 tb_peer *tb_session_peer(tb_session *session, int32_t rank); /* made where it is missing; NULL: no memory */
 void tb_session_timer(tb_session *session, uint64_t at);

@@ -35,6 +35,7 @@ static uint64_t slot_bytes(const tb_program *program) {
 static int32_t allocate_tables(tb_graph *graph, tb_error *err) {
     const tb_program_header *header = graph->program.header;
     tb_pool *pool = &graph->pool;
+    graph->reserved = malloc(sizeof *graph->reserved);
     graph->channels = table(header->channel_count, sizeof *graph->channels);
     graph->buckets = table(header->bucket_count, sizeof *graph->buckets);
     graph->waits = table(header->bucket_count, sizeof *graph->waits);
@@ -50,7 +51,7 @@ static int32_t allocate_tables(tb_graph *graph, tb_error *err) {
     pool->readers = table(header->piece_count, sizeof *pool->readers);
     if (!graph->channels || !graph->buckets || !graph->waits || !graph->slot_of || !graph->free_slots
         || !graph->jobs.items || !graph->sides || !graph->regions || !pool->piece_at || !pool->piece_end
-        || !pool->order || !pool->readers) {
+        || !pool->order || !pool->readers || !graph->reserved) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a graph of %u buckets", header->bucket_count);
     }
     return TB_OK;
@@ -82,6 +83,7 @@ void tb_graph_free(tb_graph *graph) {
     if (graph->slots != NULL) {
         munmap(graph->slots, slot_bytes(&graph->program));
     }
+    free(graph->reserved);
     free(graph->pool.readers);
     free(graph->pool.order);
     free(graph->pool.piece_end);

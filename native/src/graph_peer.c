@@ -90,7 +90,7 @@ static void end_prepare(tb_graph *graph, enum tb_graph_state state, const tb_err
     }
     graph->state = state;
     graph->deadline = 0;
-    tb_session_event(graph->session, &event);
+    tb_session_event_reserved(graph->session, &event, &graph->reserved);
 }
 
 void tb_graph_fail_prepare(tb_graph *graph, int32_t code, int32_t rank, int os_errno, const char *message) {

@@ -115,7 +115,7 @@ static void finish(tb_graph *graph) {
     }
     graph->state = TB_GRAPH_READY;
     graph->deadline = 0;
-    tb_session_event(graph->session, &event);
+    tb_session_event_reserved(graph->session, &event, &graph->reserved);
 }
 
 void tb_round_check(tb_graph *graph) {

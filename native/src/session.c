@@ -30,16 +30,13 @@ uint64_t tb_deadline(uint64_t timeout_ns) {
 
 /* ---- events -------------------------------------------------------------------------------------------- */
 
-void tb_session_event(tb_session *session, const tb_event *event) {
-    if (session->closing && event->kind != TB_EVENT_ENDED) {
+void tb_session_event_reserved(tb_session *session, const tb_event *event, tb_event_node **reserved) {
+    tb_event_node *node = *reserved;
+    bool first = session->events == NULL;
+    if (session->closing || node == NULL) {
         return;
     }
-    tb_event_node *node = malloc(sizeof *node);
-    if (node == NULL) {
-        /* Nobody could be told of anything any more. */
-        abort();
-    }
-    bool first = session->events == NULL;
+    *reserved = NULL;
     node->next = NULL;
     node->event = *event;
     *session->events_end = node;
@@ -49,6 +46,12 @@ void tb_session_event(tb_session *session, const tb_event *event) {
         ssize_t written = write(session->event_write, "", 1);
         (void)written;
     }
+}
+
+void tb_session_event(tb_session *session, const tb_event *event) {
+    tb_event_node *node = malloc(sizeof *node);
+    tb_session_event_reserved(session, event, &node);
+    free(node); /* NULL but where it was not taken */
 }
 
 void tb_session_fault(tb_session *session, const tb_error *error) {

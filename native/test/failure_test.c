@@ -56,8 +56,12 @@ static void test_cancel(void) {
             world_post(&w, 3, round, 20 * SECOND);
         }
         CHECK(tb_graph_cancel(w.session[canceller], w.graph[canceller], TB_ECANCELLED, NULL) == TB_OK);
+        tb_event event;
+        CHECK(world_take(&w, canceller, TB_EVENT_ROUND, 20 * SECOND, &event));
+        /* Ranks 0 and 1 do not need rank 3, and may have been faster than the cancel. */
+        bool cancelled = event.error.code != TB_OK;
+        CHECK(cancelled ? event.error.code == TB_ECANCELLED && event.error.rank == canceller : canceller < 2);
         /* Once the event is there, nothing may touch the memory any more. */
-        world_expect(&w, canceller, TB_EVENT_ROUND, TB_ECANCELLED, canceller, NULL);
         if (canceller > 0) {
             memset(w.memory[canceller][canceller - 1][1], 0x55, (size_t)BYTES * PARTS);
         }
@@ -68,11 +72,9 @@ static void test_cancel(void) {
             if (rank == canceller) {
                 continue;
             }
-            tb_event event;
             CHECK(world_take(&w, rank, TB_EVENT_ROUND, 20 * SECOND, &event));
-            /* Ranks 0 and 1 may have been done with each other. */
             bool done = event.error.code == TB_OK;
-            CHECK(done ? rank == 0 || rank == 1
+            CHECK(done ? rank < 2 || !cancelled
                        : event.error.code == TB_ECANCELLED && event.error.rank == canceller);
         }
         for (uint64_t at = 0; canceller > 0 && at < (uint64_t)BYTES * PARTS; at++) {

@@ -259,7 +259,7 @@ static void test_process(int signal, uint32_t peer_timeout_ms) {
 
 int main(void) {
     test_process(SIGKILL, 10000);
-    test_process(SIGSTOP, 400);
+    test_process(SIGSTOP, 2000);
     test_garbage();
     test_hello();
     test_early_frames();
