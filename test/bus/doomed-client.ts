@@ -1,17 +1,27 @@
-/** A client process that registers its side of a batch, posts a round, and waits to be killed. */
+/** A client in a process of its own, that is killed in the middle of a round: it receives a vector, whole. */
 import { TensorBusClient } from "../../src/bus/client.ts";
 import { SharedTensor } from "../../src/bus/shared-tensor.ts";
+import { DeviceMesh, Replicate } from "../../src/layout/index.ts";
 
-const { paths, rank }: { paths: { commandQueuePath: string; agentStatePath: string }; rank: number } =
-  JSON.parse(process.argv.at(-1)!);
+export interface DoomedOptions {
+  readonly rank: number;
+  readonly commandQueuePath: string;
+  readonly agentStatePath: string;
+  readonly elements: number;
+}
 
+const { rank, elements, ...paths }: DoomedOptions = JSON.parse(process.argv.at(-1)!);
 const client = await TensorBusClient.connect({ agentRank: rank, ...paths });
-await client.initPair({ pairName: "w", localName: "a", remoteName: "b", expectedWorldSize: 1 });
-const tensor = SharedTensor.allocate([2 ** 20], "float32");
-tensor.data.fill(rank + 1);
-const handler = await client.registerTensors("b", [[tensor, "w"]]);
-await handler.transfer("send", { blocking: true });
-process.send?.("sent");
-await handler.transfer("send");
+await client.initPair({
+  pairName: "weights",
+  localName: "inference",
+  remoteName: "trainer",
+  expectedWorldSize: 1,
+  deviceMesh: new DeviceMesh([1], { ranks: [rank] }),
+  placements: [Replicate()],
+});
+const tensor = SharedTensor.allocate([elements], "float32");
+const handler = await client.registerTensors("model", [[tensor, "weights"]]);
+await handler.transfer("recv");
 process.send?.("posted");
-setInterval(() => {}, 1000);
+process.on("message", () => tensor.data.fill(0));
