@@ -33,7 +33,8 @@ uint64_t tb_deadline(uint64_t timeout_ns) {
 void tb_session_event_reserved(tb_session *session, const tb_event *event, tb_event_node **reserved) {
     tb_event_node *node = *reserved;
     bool first = session->events == NULL;
-    if (session->closing || node == NULL) {
+    /* Who closes waits for one event more, and for no other. */
+    if ((session->closing && event->kind != TB_EVENT_ENDED) || node == NULL) {
         return;
     }
     *reserved = NULL;
