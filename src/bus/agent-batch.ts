@@ -69,6 +69,10 @@ export class Batches {
   readonly #options: BatchesOptions;
   readonly #table: Table<z.infer<typeof rowSchema>>;
   readonly #entries = new Map<string, Entry>();
+  /** Why batches ended that were not closed, until they are registered anew. */
+  readonly #reasons = new Map<string, TensorBusError>();
+  /** Batches that a lost store has left in doubt. */
+  readonly #doubtful = new Set<Batch>();
 
   constructor(options: BatchesOptions) {
     this.#options = options;
@@ -172,6 +176,14 @@ export class Batches {
         await this.#end(entry, reason);
       }),
     );
+  }
+
+  /** There is a store again: what the last one left in doubt is settled. */
+  async resolve({ rendezvous }: Connection): Promise<void> {
+    for (const batch of this.#doubtful) {
+      await batch.resolve(rendezvous, new Deadlines());
+      this.#doubtful.delete(batch);
+    }
   }
 
   /** A peer is gone: whatever was prepared with it has to be registered anew. */
@@ -338,6 +350,7 @@ export class Batches {
     try {
       const { batch, seconds } = await prepareBatch(options, subject, sides, deadline);
       entry.batch = batch;
+      this.#reasons.delete(entry.key);
       this.#watchEnd(batch, keys, connection);
       await this.#remember(entry, batch.number);
       tell({
@@ -381,6 +394,8 @@ export class Batches {
         : each.instance === instance && each.client.id === client.id,
     );
     if (batch !== undefined && side !== undefined) return { batch, side };
+    const reason = this.#reasons.get(batchKey(id));
+    if (reason?.code === "TB_STORE_LOST") throw reason;
     const known = this.#table.get(rowOf(id)) !== undefined;
     const why = known ? "has ended, and waits to be registered anew" : "is not registered";
     throw new TensorBusError("TB_BATCH_UNKNOWN", `batch ${String(id)} ${why}`, {
@@ -428,6 +443,8 @@ export class Batches {
     if (batch === undefined) return;
     await batch.close(reason);
     this.#forget(entry);
+    if (batch.inDoubt) this.#doubtful.add(batch);
+    if (reason.code === "TB_STORE_LOST") this.#reasons.set(entry.key, reason);
     this.#options.tell({ kind: "batchEnded", batch: batch.id, number: batch.number, reason });
     if (reason.code !== "TB_BATCH_UNKNOWN") return;
     await this.#options.state.write("forgetting a batch", () => this.#table.remove(rowOf(entry.id)));

@@ -17,7 +17,7 @@ import type { ClientIdentity, Command, CommandOf, CommandResult } from "./comman
 import { hostRegions } from "./host-regions.ts";
 import { bootId, monotonicNs } from "./identity.ts";
 import type { Distrust } from "./rendezvous.ts";
-import { type StoreFactory, Uplink } from "./uplink.ts";
+import { type Connection, type StoreFactory, Uplink } from "./uplink.ts";
 
 export interface AgentOptions {
   /** Of the world of agents, in which both sides of a pair stand. */
@@ -124,8 +124,8 @@ export class Agent implements AsyncDisposable {
           onLost: async (error) => {
             if (agent !== undefined) await agent.#onLost(error);
           },
-          onFound: () => {
-            if (agent !== undefined) agent.#onFound();
+          onFound: (connection) => {
+            if (agent !== undefined) agent.#onFound(connection);
           },
         },
         deadline.rest,
@@ -241,8 +241,9 @@ export class Agent implements AsyncDisposable {
     await this.#batches.end(error).catch((fault) => this.#onFault(fault));
   }
 
-  #onFound(): void {
+  #onFound(connection: Connection): void {
     this.#tell({ kind: "storeFound" });
+    this.#batches.resolve(connection).catch((error) => this.#onFault(error));
     if (this.#closing === undefined) this.#pairs.restore();
   }
 

@@ -16,6 +16,7 @@ import type { BatchKeys } from "./batch-records.ts";
 import type { BatchId, ClientIdentity } from "./commands.ts";
 import { Direction, type Role } from "./direction.ts";
 import type { LocalTensor } from "./local-tensors.ts";
+import type { Rendezvous } from "./rendezvous.ts";
 import { RoundEpochs } from "./round-epoch.ts";
 import { type ShadowedTensor, StagedCommit } from "./staged-commit.ts";
 import { TransferSignal } from "./transfer-signal.ts";
@@ -55,6 +56,7 @@ export class Batch {
   /** Why it has to be registered anew. */
   broken: TensorBusError | undefined;
   #closing: Promise<void> | undefined;
+  #released = false;
   readonly #ended = new AbortController();
   #say: (reason: TensorBusError) => Promise<void> = async () => {};
 
@@ -104,6 +106,27 @@ export class Batch {
     return this.#closing;
   }
 
+  /** True after `close` where a round is in doubt: `resolve` frees the memory. */
+  get inDoubt(): boolean {
+    return this.#doubts.length > 0;
+  }
+
+  /** Settles with the next store what was in doubt when the last one was lost, and frees the memory. */
+  async resolve(rendezvous: Rendezvous, deadline: Deadline): Promise<void> {
+    for (const staged of this.#doubts) await staged.resolve(deadline, rendezvous);
+    this.#release();
+  }
+
+  get #doubts(): StagedCommit[] {
+    return this.live.flatMap(({ doubt }) => (doubt === undefined ? [] : [doubt]));
+  }
+
+  #release(): void {
+    if (this.#released) return;
+    this.#released = true;
+    for (const { held } of this.sides) held.release();
+  }
+
   async #close(reason: TensorBusError): Promise<void> {
     this.#ended.abort();
     const said = this.#say(reason);
@@ -111,7 +134,7 @@ export class Batch {
     // Memory that something may still touch stays mapped.
     const failed = ends.find((end) => end.status === "rejected");
     if (failed !== undefined) throw failed.reason;
-    for (const { held } of this.sides) held.release();
+    if (this.#doubts.length === 0 || reason.code !== "TB_STORE_LOST") this.#release();
     await said;
   }
 }

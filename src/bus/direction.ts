@@ -145,7 +145,13 @@ export class Direction {
     this.#options.signal.close();
     await this.cancel(reason);
     await this.#options.execution[Symbol.asyncDispose]();
-    this.#options.staged?.close();
+    if (this.doubt === undefined) this.#options.staged?.close();
+  }
+
+  /** What has to be settled by the next store before the memory of this direction can go. */
+  get doubt(): StagedCommit | undefined {
+    const { staged } = this.#options;
+    return staged?.inDoubt === undefined ? undefined : staged;
   }
 
   #begin(): Round {

@@ -299,6 +299,59 @@ describe("a staged round", () => {
     await model.round(20);
   });
 
+  it("that a rank can not learn the end of is in doubt there, unchanged, and settled by the next one", async () => {
+    await using world = new AgentWorld();
+    let silent = false;
+    for (const rank of [0, 1, 2]) {
+      await world.startAgent(rank, {
+        store: () => {
+          const store = world.newStore();
+          const guard = (key: string) => {
+            if (rank !== 2 || !silent || !key.endsWith("/decision")) return;
+            throw new TensorBusError("TB_STORE_LOST", "no answer");
+          };
+          const { wait, compareAndSet } = store;
+          store.wait = async (keys, options) => {
+            keys.forEach(guard);
+            return wait.call(store, keys, options);
+          };
+          store.compareAndSet = async (key, expected, desired, options) => {
+            guard(key);
+            return compareAndSet.call(store, key, expected, desired, options);
+          };
+          return store;
+        },
+      });
+    }
+    const model = await register(await joinPair(world, sides), { commit: "staged" });
+    await model.round(10);
+    const before = [...arrayOf(model.whole)];
+    for (const [at, one] of model.rows.entries()) fill(one, (index) => 500 + at * 6 + index);
+    silent = true;
+    // Whoever of the others votes last decides, if the target has voted by then.
+    const received = await model.handlers[2]!.transfer("recv");
+    const sent = await Promise.all(
+      model.handlers.slice(0, 2).map((handler) => handler.transfer("send", { timeoutMs: 400 })),
+    );
+    expect(await failureOf(received.wait())).toMatchObject({
+      code: "TB_IN_DOUBT",
+      details: { rank: 2, torn: false },
+    });
+    expect([...arrayOf(model.whole)]).toEqual(before);
+    const ends = await Promise.allSettled(sent.map((end) => end.wait()));
+    const committed = ends.every(({ status }) => status === "fulfilled");
+    silent = false;
+    await expect
+      .poll(() =>
+        model.round(900).then(
+          () => true,
+          () => false,
+        ),
+      )
+      .toBe(true);
+    expect(world.events[2]!.find(({ kind }) => kind === "resolved")).toMatchObject({ committed });
+  });
+
   it("needs the same choice on both sides", async () => {
     await using world = await AgentWorld.start(3);
     const clients = await joinPair(world, sides);

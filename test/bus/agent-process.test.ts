@@ -152,4 +152,24 @@ describe("agents in processes of their own", () => {
     const again = await register(clients, 8);
     await again.round(3);
   });
+
+  it("lose the store with rank 0, and go on with its successor's", async () => {
+    const { cluster, clients } = await startCluster();
+    await initPair(clients, sides);
+    const { handlers, round } = await register(clients, 8);
+    await round(1);
+    cluster.agents[0]!.process.kill("SIGKILL");
+    await expect
+      .poll(
+        async () => (await failureOf(handlers[2]!.transfer("recv", { blocking: true, timeoutMs: 200 }))).code,
+        {
+          timeout: 10_000,
+        },
+      )
+      .toMatch(/TB_BATCH_UNKNOWN|TB_STORE_LOST/);
+    await cluster.start(0);
+    await clients[0][0]!.awaitAgent();
+    const again = await register(clients, 8);
+    await again.round(5);
+  });
 });
