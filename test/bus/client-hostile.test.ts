@@ -143,7 +143,7 @@ describe("a client that lies", () => {
 
 describe("a client that is killed in the middle of a round", () => {
   it("ends it with a typed error on the other side, and nothing else", async () => {
-    const child = forkFixture("doomed-client", { paths: pathsOf(world.folder, 0), rank: 0 });
+    const child = forkFixture("killed-sender", { paths: pathsOf(world.folder, 0), rank: 0 });
     const posted = messageOf(child, (message) => message === "posted");
     await initSide(world.clients[1]!, 1, "w");
     const target = SharedTensor.allocate([2 ** 20], "float32");
