@@ -1,4 +1,5 @@
 import { TensorBusError } from "../../errors.ts";
+import { nativeLibrary } from "../../ffi/native.ts";
 import type { Plan } from "../../plan/index.ts";
 import type { CommandContext } from "../context.ts";
 import { formatBytes, formatCount, formatDuration, formatRanks } from "../ui/format.ts";
@@ -28,6 +29,7 @@ export async function transferCheckpoint(
   { stdout, stderr }: CommandContext,
   transfer: CheckpointTransfer,
 ): Promise<ReshardSummary> {
+  nativeLibrary(); // without it every rank would fail: better one answer, before any is started
   const { plan } = transfer;
   const pairs = Object.values(plan.input.pairs);
   const sources = ranksOf(pairs.map(({ source }) => source.mesh.ranks));
