@@ -1,5 +1,3 @@
-/** The batches of an agent: registered by clients, agreed with all ranks of both sides, freed with whoever owned them. */
-import { randomBytes } from "node:crypto";
 import { z } from "zod";
 import { type Deadline, Deadline as Deadlines, waitUntil } from "../deadline.ts";
 import { type ErrorCode, TensorBusError } from "../errors.ts";
@@ -7,9 +5,10 @@ import type { AgentEvent } from "./agent-events.ts";
 import type { AgentMemory, HeldRegions } from "./agent-memory.ts";
 import type { PairSide, Pairs } from "./agent-pair.ts";
 import { type Batch, type BatchSide, newInstance, prepareBatch } from "./batch.ts";
-import { type MetBatch, meetBatch, type Registration, readNames } from "./batch-meeting.ts";
+import { type MetBatch, meetBatch, type Registration } from "./batch-meeting.ts";
 import { type BatchSubject, joinSides } from "./batch-plan.ts";
-import { BatchKeys, encodeTable, namesDigest, type RankRecord } from "./batch-records.ts";
+import { BatchKeys } from "./batch-records.ts";
+import { makeRegistration, requireSameNames } from "./batch-registration.ts";
 import {
   type BatchId,
   batchKey,
@@ -19,10 +18,7 @@ import {
   normalizeBatchId,
 } from "./commands.ts";
 import { Direction, type TransferResult } from "./direction.ts";
-import { placeTensors, refuseTargets, sortTensors, tableOf } from "./local-tensors.ts";
-import type { MetPair } from "./pair-meeting.ts";
-import { layoutDigest } from "./pair-records.ts";
-import { recordVersion } from "./rendezvous.ts";
+import { placeTensors, sortTensors } from "./local-tensors.ts";
 import type { State, Table } from "./state.ts";
 import { decodeTensorTable } from "./tensor-table.ts";
 import type { Connection, Uplink } from "./uplink.ts";
@@ -40,9 +36,6 @@ export interface BatchesOptions {
   readonly tell: (event: AgentEvent) => void;
   readonly onFault: (error: unknown) => void;
 }
-
-/** Of a batch whose client names none: the planner's default. */
-const defaultBucketBytes = 8 * 2 ** 20;
 
 const rowSchema = z.strictObject({ generation: z.bigint(), number: z.int() });
 
@@ -108,9 +101,9 @@ export class Batches {
       const places = placeTensors(tensors, command.regions, held.memories);
       const side: BatchSide = { name, client, instance: newInstance(), tensors, places, held };
       const began = performance.now();
-      const registration = this.#registration(id, side, sides, mets, command);
+      const registration = makeRegistration(this.#options, side, sides, mets, command);
       const met = await meetBatch(connection.rendezvous, registration, bounded);
-      await this.#requireSameNames(connection, registration, met, bounded);
+      await requireSameNames(connection.rendezvous, registration, met, bounded);
       const subject = joinSides(registration.batch, met.local, met.remote, mets, registration.names);
       const meet = (performance.now() - began) / 1000;
       const batch = await this.#join(entry, { side, met, subject }, registration, connection, bounded, meet);
@@ -254,62 +247,6 @@ export class Batches {
     });
   }
 
-  #registration(
-    id: BatchId,
-    { tensors, places }: BatchSide,
-    sides: readonly PairSide[],
-    mets: readonly MetPair[],
-    { bucketBytes = defaultBucketBytes, commit = this.#options.commit }: CommandOf<"RegisterTensors">,
-  ): Registration {
-    const { rank, generation } = this.#options;
-    const refusal = refuseTargets(tensors, places);
-    const record: RankRecord = {
-      version: recordVersion,
-      rank,
-      generation,
-      nonce: randomBytes(8).readBigUInt64LE(),
-      pairs: sides.map(({ spec: { pair, local, remote } }, index) => ({
-        pair,
-        local,
-        remote,
-        localLayout: layoutDigest(mets[index]!.local.layout),
-        remoteLayout: layoutDigest(mets[index]!.remote.layout),
-      })),
-      bucketBytes,
-      commit,
-      names: {
-        count: tensors.length,
-        digest: namesDigest(tensors.map(({ pair, name }) => ({ pair: sides[pair]!.spec.pair, name }))),
-      },
-      table: encodeTable(tableOf(tensors)),
-      ...(refusal === undefined ? {} : { refusal: { ...refusal, rank } }),
-    };
-    const names = tensors.map(({ pair, name }) => ({ pair, name }));
-    return { batch: String(id), keys: new BatchKeys(id), record, pairs: mets, names };
-  }
-
-  /** Both sides name the same tensors; the first that only one of them has is told. */
-  async #requireSameNames(
-    { rendezvous }: Connection,
-    { keys, names, record, batch }: Registration,
-    { number, local, remote }: MetBatch,
-    deadline: Deadline,
-  ): Promise<void> {
-    if (local.names.digest === remote.names.digest || local.names.count !== remote.names.count) return;
-    const other = record.pairs[0]!.remote;
-    const theirs = await readNames(rendezvous, keys, number, other, deadline);
-    const index = names.findIndex(
-      ({ pair, name }, at) => theirs?.[at]?.[0] !== pair || theirs[at]?.[1] !== name,
-    );
-    const [is, expected] = [names[index]?.name, theirs?.[index]?.[1]];
-    const { pair } = record.pairs[names[index]?.pair ?? 0]!;
-    throw new TensorBusError(
-      "TB_BATCH_MISMATCH",
-      `batch ${batch}, pair ${pair}: tensor ${is} of side ${record.pairs[0]!.local} stands where side ${other} (rank ${remote.leader}) has ${expected}`,
-      { details: { batch, pair, rank: remote.leader, tensor: is, value: is, expected } },
-    );
-  }
-
   /** Prepares the batch, once all sides of it that this rank stands on are there. */
   #join(
     entry: Entry,
@@ -430,7 +367,7 @@ export class Batches {
       );
     });
     const watch = async () => {
-      await rendezvous.store.wait([key], { timeoutMs: watchMs, signal: batch.ended });
+      await rendezvous.store.wait([key], { timeoutMs: 2 ** 31 - 1, signal: batch.ended });
       const said = JSON.parse(Buffer.from((await rendezvous.store.get(key)) ?? "{}").toString());
       if (batch.ended.aborted) return;
       this.#break(batch, said.rank, new TensorBusError("TB_PEER_LOST", String(said.reason)));
@@ -455,8 +392,6 @@ export class Batches {
     await state.write("remembering a batch", () => this.#table.put(rowOf(id), { generation, number }));
   }
 }
-
-const watchMs = 2 ** 31 - 1;
 
 /** The key of its row in the state: ids may be longer than a key can be. */
 function rowOf(id: BatchId): string {

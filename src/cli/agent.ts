@@ -59,7 +59,7 @@ TENSOR_BUS_SECRET_FILE. Says "ready" on stdout once it takes commands. A first S
 and exits 0; a second one cancels at once.
 
 Examples:
-  $ TENSOR_BUS_STORE=tcp://127.0.0.1:29600 tensorbus agent --rank 0
+  $ tensorbus agent --rank 0 --store tcp://127.0.0.1:29600
   $ torchrun --nproc-per-node 4 --no-python tensorbus agent --store etcd://10.0.0.5:2379`,
     )
     .action((flags: AgentFlags) => runAgent(context, flags));
