@@ -2,12 +2,12 @@
  * Order and buckets: records are put in the order (wave, source, destination), and each channel is cut into
  * buckets: as many chunks as fit into `bucketBytes`, each at a multiple of 16.
  */
-import { alloc, allocZero } from "./arena";
-import { channelOf, channelWave, slotBase, slotCount } from "./channels";
+import { alloc, allocZero, mark, release } from "./arena";
+import { channelOf, channelWave, slotBase, slotCount, stageWaves } from "./channels";
 import { bucketBytes, tensorRun, world } from "./model";
 import { NONE, recordAt, recordCount } from "./sink";
 import { sortByKey } from "./sort";
-import { i64At, setI64, setU32, u32At } from "./words";
+import { addU32, setI64, setU32, u32At } from "./words";
 
 /** Record numbers in the order of chunks. */
 export let order: usize = 0;
@@ -98,7 +98,6 @@ export function orderRecords(rank: i32): void {
   const wave = alloc(<usize>slots << 2);
   const keys = alloc(<usize>slots << 3);
   const used = alloc(<usize>slots << 2);
-  usedCount = 0;
   cachedKey = -1;
   if (rank >= 0) slotCache = allocZero(<usize>world * 24);
   for (let index: u32 = 0; index < recordCount; index++) {
@@ -109,11 +108,11 @@ export function orderRecords(rank: i32): void {
       setU32(wave, slot, channelWave(stage, slot - slotBase(stage)));
       const ends = (<i64>recordSource(record) << 20) | recordTarget(record);
       setI64(keys, slot, (<i64>u32At(wave, slot) << 40) | ends);
-      setU32(used, usedCount++, slot);
     }
     setU32(counts, slot, u32At(counts, slot) + 1);
     store<u32>(record, slot, 24);
   }
+  listUsed(used, counts, wave);
   sortByKey(used, usedCount, keys);
   usedFirst = alloc((<usize>usedCount + 1) << 2);
   usedWave = alloc(<usize>usedCount << 2);
@@ -135,8 +134,37 @@ export function orderRecords(rank: i32): void {
   cutBuckets();
 }
 
+/**
+ * Lists the slots that have records by wave, then as they stand: in all stages but the first, whose homes are
+ * destinations, that is the order of channels already.
+ */
+function listUsed(used: usize, counts: usize, wave: usize): void {
+  const slots = slotCount();
+  const before = mark();
+  let waves: u32 = 0;
+  for (let stage: u32 = 0; stage < 3; stage++) waves += stageWaves(stage);
+  const starts = allocZero((<usize>waves + 1) << 2);
+  for (let slot: u32 = 0; slot < slots; slot++) {
+    if (u32At(counts, slot) != 0) addU32(starts, u32At(wave, slot) + 1, 1);
+  }
+  for (let at: u32 = 0; at < waves; at++) addU32(starts, at + 1, u32At(starts, at));
+  usedCount = u32At(starts, waves);
+  for (let slot: u32 = 0; slot < slots; slot++) {
+    if (u32At(counts, slot) == 0) continue;
+    const at = u32At(wave, slot);
+    setU32(used, u32At(starts, at), slot);
+    addU32(starts, at, 1);
+  }
+  release(before);
+}
+
 /** Numbers buckets through all channels and writes bucket and index into each record. */
 function cutBuckets(): void {
+  // No more buckets than records: what is too much is not touched.
+  bucketChannel = alloc(<usize>recordCount << 2);
+  bucketSequence = alloc(<usize>recordCount << 2);
+  bucketFirst = alloc((<usize>recordCount + 1) << 2);
+  bucketSize = alloc(<usize>recordCount << 3);
   usedBucket = alloc((<usize>usedCount + 1) << 2);
   bucketCount = 0;
   for (let at: u32 = 0; at < usedCount; at++) {
@@ -147,44 +175,25 @@ function cutBuckets(): void {
     const end = u32At(usedFirst, at + 1);
     for (let place = u32At(usedFirst, at); place < end; place++) {
       const record = recordAt(u32At(order, place));
+      const bytes = recordBytesOf(record);
       const start = (filled + 15) & ~15;
       // Contributions of one source layout only: all contributors to an owner then cut into the same buckets.
       const recordRun = recordStage(record) == 0 ? tensorRun(recordTensor(record)) : 0;
-      if (index == 0 || recordRun != run || start + recordBytesOf(record) > bucketBytes) {
-        bucketCount++;
+      if (index == 0 || recordRun != run || start + bytes > bucketBytes) {
+        setU32(bucketChannel, bucketCount, at);
+        setU32(bucketSequence, bucketCount, bucketCount - u32At(usedBucket, at));
+        setU32(bucketFirst, bucketCount++, place);
         index = 0;
-        filled = recordBytesOf(record);
+        filled = bytes;
       } else {
-        filled = start + recordBytesOf(record);
+        filled = start + bytes;
       }
       run = recordRun;
+      setI64(bucketSize, bucketCount - 1, filled);
       store<u32>(record, bucketCount - 1, 24);
       store<u32>(record, index++, 28);
     }
   }
   setU32(usedBucket, usedCount, bucketCount);
-  listBuckets();
-}
-
-function listBuckets(): void {
-  bucketChannel = alloc(<usize>bucketCount << 2);
-  bucketSequence = alloc(<usize>bucketCount << 2);
-  bucketFirst = alloc((<usize>bucketCount + 1) << 2);
-  bucketSize = alloc(<usize>bucketCount << 3);
-  for (let at: u32 = 0; at < usedCount; at++) {
-    const end = u32At(usedFirst, at + 1);
-    for (let place = u32At(usedFirst, at); place < end; place++) {
-      const record = recordAt(u32At(order, place));
-      const bucket = recordBucket(record);
-      if (load<u32>(record, 28) == 0) {
-        setU32(bucketChannel, bucket, at);
-        setU32(bucketSequence, bucket, bucket - u32At(usedBucket, at));
-        setU32(bucketFirst, bucket, place);
-        setI64(bucketSize, bucket, recordBytesOf(record));
-      } else {
-        setI64(bucketSize, bucket, ((i64At(bucketSize, bucket) + 15) & ~15) + recordBytesOf(record));
-      }
-    }
-  }
   setU32(bucketFirst, bucketCount, recordCount);
 }

@@ -73,8 +73,9 @@ export function startStripes(): void {
 export function enterStripes(origin: u32): void {
   stripes = changetype<Stripes>(pattern.stripes);
   if (stripes.origin == origin) return;
+  // One group of all is the same wherever it stands.
+  if (stripes.origin == NOWHERE || pattern.striping == HOST) formGroups(origin);
   stripes.origin = origin;
-  formGroups(origin);
   let largest: u32 = 0;
   for (let group: u32 = 0; group < stripes.groups; group++) largest = max(largest, groupSize(group));
   let empty = false;

@@ -9,7 +9,7 @@ import { peersInFlight, world } from "./model";
 import { addU32, setU32, u32At } from "./words";
 
 /** Up to this degree the waves of a rank are a short list, above it a table. */
-const SHORT: u32 = 64;
+const SHORT: u32 = 16;
 
 // @ts-ignore: decorator
 @unmanaged

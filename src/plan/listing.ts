@@ -147,10 +147,23 @@ function chunkAt(gathered: Gathered, at: number, bucket: string, wave: number): 
     srcOffsets: vector(gathered, offsets, 0, ndim),
     dstOffsets: vector(gathered, offsets, dims, ndim),
     lengths: vector(gathered, offsets, 2 * dims, ndim),
-    bytes: gathered.recordLongs[at / 2 + 4]! * BigInt(words[at + 10]!),
+    bytes: bytesAt(gathered, at),
     bucket,
     wave,
   };
+}
+
+/** Elements times the bytes of one: as bigint only where that does not fit a number. */
+function bytesAt({ recordWords: words, recordLongs }: Gathered, at: number): bigint {
+  if (words[at + 9] === 0) return asBigint(words[at + 8]! * words[at + 10]!);
+  return recordLongs[at / 2 + 4]! * BigInt(words[at + 10]!);
+}
+
+/** The smaller numbers, which most offsets and lengths are: making a bigint takes longer than finding it. */
+const smallBigints: readonly bigint[] = Array.from({ length: 2 ** 14 }, (_, value) => BigInt(value));
+
+function asBigint(value: number): bigint {
+  return smallBigints[value] ?? BigInt(value);
 }
 
 function vector(gathered: Gathered, offsets: number, first: number, ndim: number): bigint[] {
@@ -158,7 +171,7 @@ function vector(gathered: Gathered, offsets: number, first: number, ndim: number
   if (gathered.wide) {
     for (let dim = 0; dim < ndim; dim++) values[dim] = gathered.recordLongs[offsets / 2 + first + dim]!;
   } else {
-    for (let dim = 0; dim < ndim; dim++) values[dim] = BigInt(gathered.recordWords[offsets + first + dim]!);
+    for (let dim = 0; dim < ndim; dim++) values[dim] = asBigint(gathered.recordWords[offsets + first + dim]!);
   }
   return values;
 }

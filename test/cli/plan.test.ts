@@ -191,12 +191,13 @@ describe("the examples", () => {
     expect(specs.sort()).toEqual([
       "deepseek-v3.yaml",
       "fsdp2-tp.json",
+      "kimi-k2.yaml",
       "llama-3-8b.yaml",
       "qwen3-30b-a3b.yaml",
     ]);
   });
 
-  test.each(specs)("%s is planned, and keeps its budgets", async (name) => {
+  test.each(specs)("%s is planned, and keeps its budgets", { timeout: 120_000 }, async (name) => {
     const { code, stdout, stderr } = await runCli("plan", join(examples, name));
     expect([code, stderr]).toEqual([0, ""]);
     expect(row(stdout, "digest")[1]).toMatch(/^[0-9a-f]{64}$/);
