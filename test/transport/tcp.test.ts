@@ -175,8 +175,10 @@ describe("tcp: bytes that change on the way", () => {
     for (const memory of memories) memory.fill(1);
     const outcomes = await Promise.all(executions.map((execution) => outcomeOf(execution.run())));
     if (checksum) {
-      expect(outcomes).toContainEqual({ code: "TB_CHECKSUM", rank: expect.any(Number) });
-      expect(new Set(outcomes.map((outcome) => JSON.stringify(outcome))).size).toBe(1);
+      // Both ways are corrupted: where both ranks notice at once, each is where it began.
+      for (const outcome of outcomes) {
+        expect(outcome).toEqual({ code: "TB_CHECKSUM", rank: expect.any(Number) });
+      }
     } else {
       expect(outcomes).toEqual(["done", "done"]);
       expect(() => {
