@@ -24,7 +24,7 @@ import { startRoutes } from "./route";
 import { NONE, recordBytes, recordCount, records, seen, toRecords, toTally } from "./sink";
 import { startStripes } from "./stripe";
 import { buckets, endHome, endTally, kinds, ranks, startHome, startTally } from "./tally";
-import { walkHome, walkRank } from "./walk";
+import { walkHome, walkHomeOf, walkRank } from "./walk";
 import { i64At } from "./words";
 
 export { errorCode, errorValue } from "./error";
@@ -68,6 +68,19 @@ export function gather(rank: i32, limit: i64, dependencies: bool): i64 {
   if (seen > limit) return seen;
   orderRecords(homes == 0 ? rank : -1);
   if (dependencies) findDependencies();
+  return seen;
+}
+
+/**
+ * Chunks of one tensor, of all ranks, with what each bucket waits for: in the waves of the plan, in buckets of
+ * their own.
+ */
+export function gatherTensor(tensor: u32, limit: i64): i64 {
+  toRecords(limit);
+  for (let home: u32 = 0; home < world; home++) walkHomeOf(home, tensor);
+  if (seen > limit) return seen;
+  orderRecords(-1);
+  findDependencies();
   return seen;
 }
 

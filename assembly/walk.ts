@@ -137,9 +137,12 @@ export function walkRank(rank: u32): void {
 
 /** What is at home at a rank: every chunk of the world is at home at exactly one. */
 export function walkHome(rank: u32): void {
-  for (let index: u32 = 0; index < tensorCount; index++) {
-    enter(index);
-    walkSource(rank, false);
-    walkFanout(rank);
-  }
+  for (let index: u32 = 0; index < tensorCount; index++) walkHomeOf(rank, index);
+}
+
+/** What of one tensor is at home at a rank. */
+export function walkHomeOf(rank: u32, tensor: u32): void {
+  enter(tensor);
+  walkSource(rank, false);
+  walkFanout(rank);
 }

@@ -21,7 +21,7 @@ export {
 export { formatVersion, plannerVersion } from "./codec.ts";
 export { chunkToJSON, planToJSON, toJSON } from "./json.ts";
 export type { StridesByTensor } from "./lower.ts";
-export { Plan, type ProgramOptions, planTransfer, type RankOption } from "./plan.ts";
+export { Plan, type ProgramOptions, planTransfer, type RankOption, type VerifyOptions } from "./plan.ts";
 export { Program, type ProgramBuffer } from "./program.ts";
 export type { PatternStats, PlanStats, RankStats, StageStats } from "./stats.ts";
 export type * from "./types.ts";

@@ -67,6 +67,10 @@ function gather(
   const limit = rank !== undefined && forBuckets ? Math.max(most, defaultMaxChunks) : most;
   const count = ask(limit, forBuckets);
   if (count > BigInt(limit)) throw tooLarge(count, limit);
+  return readAnswers(question, subject, forBuckets);
+}
+
+function readAnswers(question: Question, subject: Subject, forBuckets: boolean): Gathered {
   const { buffer } = question.planner;
   const at = question.ask((planner) => Object.values(answers).map((which) => planner.answer(which)));
   const words = (which: number, length: number) => new Uint32Array(buffer, at[which]!, length);
@@ -111,21 +115,24 @@ export function* listChunks(subject: Subject, rank: number | undefined): Generat
   if (rank !== undefined && rank >= subject.input.world) return;
   const question = new Question(subject);
   try {
-    const gathered = gather(question, subject, rank, false);
-    const { recordWords, order } = gathered;
-    let last = -1;
-    let id = "";
-    for (let place = 0; place < gathered.count; place++) {
-      const at = order[place]! * gathered.wordsPerRecord;
-      const bucket = recordWords[at + 6]!;
-      if (bucket !== last) {
-        last = bucket;
-        id = bucketId(gathered, bucket);
-      }
-      yield chunkAt(gathered, at, id, gathered.wave[gathered.bucketChannel[bucket]!]!);
-    }
+    yield* chunksOf(gather(question, subject, rank, false));
   } finally {
     question.end();
+  }
+}
+
+function* chunksOf(gathered: Gathered): Generator<Chunk, void, undefined> {
+  const { recordWords, order } = gathered;
+  let last = -1;
+  let id = "";
+  for (let place = 0; place < gathered.count; place++) {
+    const at = order[place]! * gathered.wordsPerRecord;
+    const bucket = recordWords[at + 6]!;
+    if (bucket !== last) {
+      last = bucket;
+      id = bucketId(gathered, bucket);
+    }
+    yield chunkAt(gathered, at, id, gathered.wave[gathered.bucketChannel[bucket]!]!);
   }
 }
 
@@ -180,22 +187,44 @@ export function* listBuckets(subject: Subject, rank: number | undefined): Genera
   if (rank !== undefined && rank >= subject.input.world) return;
   const question = new Question(subject);
   try {
-    const gathered = gather(question, subject, rank, true);
-    for (let bucket = 0; bucket < gathered.bucketCount; bucket++) {
-      const at = gathered.order[gathered.bucketFirst[bucket]!]! * gathered.wordsPerRecord;
-      const [srcRank, dstRank] = [gathered.recordWords[at]!, gathered.recordWords[at + 1]!];
-      // With a rank, buckets that its own wait for were gathered too, at ranks that it has nothing to do with.
-      if (rank !== undefined && srcRank !== rank && dstRank !== rank) continue;
-      yield {
-        id: bucketId(gathered, bucket),
-        stage: (gathered.recordWords[at + 3]! & 0xff) as Stage,
-        wave: gathered.wave[gathered.bucketChannel[bucket]!]!,
-        srcRank,
-        dstRank,
-        bytes: gathered.bucketSize[bucket]!,
-        waitsFor: waitsFor(gathered, bucket),
-      };
-    }
+    yield* bucketsOf(gather(question, subject, rank, true), rank);
+  } finally {
+    question.end();
+  }
+}
+
+function* bucketsOf(gathered: Gathered, rank?: number): Generator<Bucket, void, undefined> {
+  for (let bucket = 0; bucket < gathered.bucketCount; bucket++) {
+    const at = gathered.order[gathered.bucketFirst[bucket]!]! * gathered.wordsPerRecord;
+    const [srcRank, dstRank] = [gathered.recordWords[at]!, gathered.recordWords[at + 1]!];
+    // With a rank, buckets that its own wait for were gathered too, at ranks that it has nothing to do with.
+    if (rank !== undefined && srcRank !== rank && dstRank !== rank) continue;
+    yield {
+      id: bucketId(gathered, bucket),
+      stage: (gathered.recordWords[at + 3]! & 0xff) as Stage,
+      wave: gathered.wave[gathered.bucketChannel[bucket]!]!,
+      srcRank,
+      dstRank,
+      bytes: gathered.bucketSize[bucket]!,
+      waitsFor: waitsFor(gathered, bucket),
+    };
+  }
+}
+
+/**
+ * Hands over all chunks of one tensor and the buckets that they make: those of the plan's channels and waves, cut as if
+ * it had no other tensor. What is handed over is gone once `use` returns.
+ */
+export function withTensor(
+  subject: Subject,
+  tensor: number,
+  use: (chunks: Iterable<Chunk>, buckets: Iterable<Bucket>) => void,
+): void {
+  const question = new Question(subject).withChannels();
+  try {
+    question.ask((planner) => planner.gatherTensor(tensor, BigInt(2 ** 32 - 2)));
+    const gathered = readAnswers(question, subject, true);
+    use(chunksOf(gathered), bucketsOf(gathered));
   } finally {
     question.end();
   }

@@ -20,6 +20,7 @@ interface PlannerExports {
   useTable(at: number): void;
   stageWaves(stage: number): number;
   gather(rank: number, limit: bigint, dependencies: number): bigint;
+  gatherTensor(tensor: number, limit: bigint): bigint;
   answer(which: number): number;
   program(rank: number, digest: number, entries: number, entryCount: number): number;
   programBytes(): number;

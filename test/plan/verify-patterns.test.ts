@@ -1,0 +1,86 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { makeImage } from "../../src/plan/image.ts";
+import { DeviceMesh, type Plan, planTransfer, Replicate, Shard } from "../../src/plan/index.ts";
+import { withTensor } from "../../src/plan/listing.ts";
+import { normalize } from "../../src/plan/normalize.ts";
+import type { Subject } from "../../src/plan/question.ts";
+import { route } from "../../src/plan/routing.ts";
+import type { Chunk, PlanInput } from "../../src/plan/types.ts";
+import { verifyChunks } from "../../src/plan/verify.ts";
+import { representatives, verifyTensors } from "../../src/plan/verify-patterns.ts";
+import { planInputs } from "./arbitrary.ts";
+
+function subjectOf(input: PlanInput): Subject {
+  const normal = normalize(input);
+  const routing = normal.patterns.map((pattern) => route(normal, pattern));
+  return { input: normal, image: makeImage(normal, routing), table: undefined };
+}
+
+/** Chunks less what other tensors of their channels change: the bucket and the place in it. */
+function placesOf(chunks: Iterable<Chunk>): string[] {
+  return Array.from(chunks, ({ id, bucket, ...place }) =>
+    JSON.stringify(place, (_, value: unknown) => (typeof value === "bigint" ? `${value}` : value)),
+  ).sort();
+}
+
+describe("the proof tensor by tensor", () => {
+  it("is of the chunks of the plan, all of them, and holds where that by chunk holds", {
+    timeout: 120_000,
+  }, async () => {
+    let tensors = 0;
+    const inputs = planInputs({ extent: 9, readings: ["split"] });
+    const property = fc.asyncProperty(inputs, async (input) => {
+      const plan = await planTransfer(input);
+      const chunks = [...plan.chunks()];
+      verifyChunks(input, chunks, plan.buckets());
+      const subject = subjectOf(input);
+      verifyTensors(subject, plan.input, input.tensors.keys());
+      const alone: Chunk[] = [];
+      for (const tensor of input.tensors.keys())
+        withTensor(subject, tensor, (list) => void alone.push(...list));
+      expect(placesOf(alone)).toEqual(placesOf(chunks));
+      tensors += input.tensors.length;
+    });
+    await fc.assert(property, { seed: 9, numRuns: 400 });
+    expect(tensors).toBeGreaterThan(800);
+  });
+
+  it("takes the first of every pattern, and others up to a number of chunks", async () => {
+    const plan = await many(40);
+    const { patterns } = plan.stats();
+    const { input } = subjectOf(plan.input);
+    const chosen = (most: number) => representatives(input, patterns, most);
+    expect(chosen(0)).toEqual([0, 1]);
+    expect(chosen(2 * (512 + 64))).toEqual([0, 1, 78, 79]);
+    expect(chosen(2 ** 30).toSorted((a, b) => a - b)).toEqual([...input.tensorKinds.keys()]);
+  });
+
+  it("proves a plan of millions of chunks in seconds", { timeout: 60_000 }, async () => {
+    const plan = await many(4000);
+    expect(plan.stats().chunks).toBeGreaterThan(2 ** 20);
+    plan.verify();
+  });
+});
+
+/** Tensors of two patterns in turns: 512 chunks each of the one, 64 of the other. */
+async function many(pairs: number): Promise<Plan> {
+  const mesh = (first: number, ...shape: number[]) =>
+    new DeviceMesh(shape, {
+      ranks: Array.from({ length: shape.reduce((a, b) => a * b, 1) }, (_, index) => first + index),
+    });
+  return planTransfer({
+    pairs: {
+      p: {
+        source: { mesh: mesh(0, 64), placements: [Shard(0)] },
+        target: { mesh: mesh(64, 8), placements: [Replicate()] },
+      },
+    },
+    tensors: Array.from({ length: pairs * 2 }, (_, index) => ({
+      name: `t${index}`,
+      pair: "p",
+      shape: index % 2 === 0 ? [64, 3] : [8],
+      dtype: "int8",
+    })),
+  });
+}
