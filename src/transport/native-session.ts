@@ -105,11 +105,13 @@ export class NativeSession implements TransportSession {
     }
     // A peer that left may listen elsewhere by now: what has happened must be known before it is looked up.
     this.#drain();
-    const bound = bindProgram(program, bindings, { rank: this.rank, memories: this.#memories });
+    const bind = () => bindProgram(program, bindings, { rank: this.rank, memories: this.#memories });
+    bind(); // what is wrong with it is said before anyone is waited for
     for (;;) {
       await this.#introduce(program, deadline);
       try {
-        return await this.#prepareOnce(program, bound, options, deadline);
+        // Memory may have been unregistered meanwhile, and its address taken by other memory.
+        return await this.#prepareOnce(program, bind(), options, deadline);
       } catch (error) {
         if (!(await this.#hasMoved(error, deadline))) throw error;
       }

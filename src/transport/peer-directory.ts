@@ -35,6 +35,8 @@ export class PeerDirectory {
   readonly #store: Store;
   readonly #scope: DirectoryScope;
   readonly #known = new Map<number, string>();
+  /** Ranks to be asked for again. What they were known by stays, to tell whether they have moved. */
+  readonly #stale = new Set<number>();
   #published: { readonly key: string; readonly record: Buffer } | undefined;
 
   constructor(store: Store, scope: DirectoryScope) {
@@ -58,7 +60,7 @@ export class PeerDirectory {
     deadline: Deadline,
     found: (rank: number, address: PeerAddress) => void,
   ): Promise<void> {
-    const unknown = ranks.filter((rank) => !this.#known.has(rank));
+    const unknown = ranks.filter((rank) => !this.#known.has(rank) || this.#stale.has(rank));
     if (unknown.length === 0) return;
     await this.#waitFor(unknown, deadline);
     for (let start = 0; start < unknown.length; start += lookupsAtOnce) {
@@ -67,13 +69,14 @@ export class PeerDirectory {
       for (const [index, { address, text }] of records.entries()) {
         found(some[index]!, address);
         this.#known.set(some[index]!, text);
+        this.#stale.delete(some[index]!);
       }
     }
   }
 
   /** The next `lookUp` asks for this rank again: it was lost, or its address led nowhere. */
   forget(rank: number): void {
-    this.#known.delete(rank);
+    this.#stale.add(rank);
   }
 
   /** True if the store now says something else of this rank than what was used last. */
