@@ -23,7 +23,7 @@ enum { TB_READ_BYTES = 64 * 1024 };
 enum { TB_IOVECS = 1024 };
 /*
  * Of payload in a system call: what one thread has just written, the next one reads while it is in the cache,
- * and a core is not kept from the peer for longer (measured: docs/adr/0004-streaming.md).
+ * and a core is not kept from the peer for longer (measured: docs/adr/0001-streaming.md).
  */
 enum { TB_CALL_BYTES = 1024 * 1024 };
 enum { TB_BATCH = 64 }; /* buckets under way on a connection, of which all but the last are small */

@@ -6,7 +6,7 @@
 #define PADDING 16u
 
 /*
- * From this many bytes a run is worth an iovec of its own (measured: docs/adr/0004-streaming.md). Sending, a
+ * From this many bytes a run is worth an iovec of its own (measured: docs/adr/0001-streaming.md). Sending, a
  * shorter one costs the kernel more than a copy within the cache. Receiving, what the kernel has copied to a
  * buffer that stays in the cache is moved on at the speed of vector code, which it does not reach in tensor
  * memory itself.

@@ -40,7 +40,7 @@ void tb_round_sent(tb_graph *graph, uint32_t bucket);
 /*
  * Stages 1 and 2 are granted a channel at a time: a window of peersInFlight of them, in the order of the
  * waves. What comes from an owner of reduced pieces stays out of it: such an owner's pool must drain, or the
- * folds that others wait for stop (docs/adr/0004-streaming.md).
+ * folds that others wait for stop (docs/adr/0001-streaming.md).
  */
 void tb_round_grant_pooled(tb_graph *graph);
 void tb_round_open_window(tb_graph *graph);

@@ -1,7 +1,7 @@
 /**
  * An LMDB environment that several processes write, and none of them can stop the others' event loops. A write is done on
  * the event loop, since it takes microseconds once LMDB's lock is free; the gate in C tells whether it is, and its thread
- * waits where it is not (docs/adr/0020-queue-writes.md).
+ * waits where it is not (docs/adr/0007-queue-writes.md).
  */
 import { join } from "node:path";
 import { open, type RootDatabase } from "lmdb";

@@ -18,7 +18,11 @@ export const torchVersion = probe.status === 0 ? probe.stdout.trim() : undefined
 export const torchMissing = torchVersion === undefined ? "skipped: python3 here has no torch" : undefined;
 
 function run(args: readonly string[]): ChildProcess {
-  return spawn("python3", [script, ...args], { stdio: ["pipe", "pipe", "inherit"] });
+  return spawn("python3", [script, ...args], {
+    stdio: ["pipe", "pipe", "inherit"],
+    // Its warnings are about what the tests send on purpose.
+    env: { ...process.env, TORCH_CPP_LOG_LEVEL: "ERROR" },
+  });
 }
 
 /** The real torch's server, in a process of its own. */
