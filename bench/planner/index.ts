@@ -1,7 +1,8 @@
 /**
  * The planner benchmark: what planning costs, warm, in this process; each case beside the most that it may take. A plan
  * is made from its input and its digest taken; `plan/` and `pattern/` cases also iterate over all chunks, `program/`
- * cases lower the part of one rank, `stats/` cases sum up the whole world.
+ * cases lower the part of one rank, `stats/` cases sum up the whole world, `verify/` cases do that and
+ * prove it by its patterns.
  */
 import { join } from "node:path";
 import { loadSpec } from "../../src/model/spec.ts";
@@ -209,6 +210,12 @@ const casesOf = (root: string): readonly Case[] => [
     limit: 10_000,
     runs: 2,
     run: async () => (await trillionPlan(root)).stats(),
+  },
+  {
+    name: "verify/kimi_k2_patterns",
+    limit: 10_000,
+    runs: 1,
+    run: async () => (await trillionPlan(root)).verify(),
   },
 ];
 

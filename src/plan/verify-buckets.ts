@@ -132,37 +132,37 @@ export class BucketTable {
 
   /** Sequence numbers, one wave a channel, and the most channels of a wave at a receiver. */
   #checkChannels(): void {
-    const waves = new Map<string, number>();
-    const counts = new Map<string, number>();
+    const channels = new Map<string, { readonly wave: number; count: number; last: number }>();
     const arrivals = new Map<string, number>();
     const most = this.#limits.peersInFlight ?? defaultPeersInFlight;
     for (const bucket of this.buckets) {
-      const channel = `${bucket.stage}:${bucket.srcRank}:${bucket.dstRank}`;
-      const where = { bucket: bucket.id, rank: bucket.dstRank, wave: bucket.wave };
-      if (![0, 1, 2].includes(bucket.stage)) throw invalid(`a bucket of stage ${bucket.stage}`, where);
-      if (!Number.isSafeInteger(bucket.wave) || bucket.wave < 0) throw invalid("a wave is malformed", where);
-      const sequence = bucket.id.startsWith(`${channel}:`) ? bucket.id.slice(channel.length + 1) : "";
+      const { id, stage, srcRank, dstRank, wave } = bucket;
+      const name = `${stage}:${srcRank}:${dstRank}`;
+      const where = { bucket: id, rank: dstRank, wave };
+      if (stage !== 0 && stage !== 1 && stage !== 2) throw invalid(`a bucket of stage ${stage}`, where);
+      if (!Number.isSafeInteger(wave) || wave < 0) throw invalid("a wave is malformed", where);
+      const sequence = id.startsWith(`${name}:`) ? id.slice(name.length + 1) : "";
       if (!/^(0|[1-9]\d{0,14})$/.test(sequence))
         throw invalid("the id of a bucket is not that of its ends", where);
-      const wave = waves.get(channel);
-      if (wave !== undefined && wave !== bucket.wave)
-        throw invalid("a channel has more than one wave", where);
-      waves.set(channel, bucket.wave);
-      counts.set(channel, (counts.get(channel) ?? 0) + 1);
-      if (wave !== undefined) continue;
-      const receiver = `${bucket.wave}:${bucket.dstRank}`;
-      const channels = (arrivals.get(receiver) ?? 0) + 1;
-      if (channels > most) {
-        throw invalid(`a receiver has more than ${most} channels in a wave`, where);
+      const channel = channels.get(name);
+      if (channel !== undefined) {
+        if (channel.wave !== wave) throw invalid("a channel has more than one wave", where);
+        channel.count++;
+        channel.last = Math.max(channel.last, Number(sequence));
+        continue;
       }
-      arrivals.set(receiver, channels);
+      channels.set(name, { wave, count: 1, last: Number(sequence) });
+      const receiver = `${wave}:${dstRank}`;
+      const arriving = (arrivals.get(receiver) ?? 0) + 1;
+      if (arriving > most) throw invalid(`a receiver has more than ${most} channels in a wave`, where);
+      arrivals.set(receiver, arriving);
     }
-    for (const [channel, count] of counts) {
-      // Ids are unique, so that `count` numbers below `count` are all of them.
-      for (let sequence = 0; sequence < count; sequence++) {
-        if (!this.#numbers.has(`${channel}:${sequence}`))
-          throw invalid("a bucket of a channel is missing", { bucket: `${channel}:${sequence}` });
-      }
+    for (const [name, { count, last }] of channels) {
+      // Ids are unique, so that `count` numbers up to `count - 1` are all of them.
+      if (last === count - 1) continue;
+      let missing = 0;
+      while (this.#numbers.has(`${name}:${missing}`)) missing++;
+      throw invalid("a bucket of a channel is missing", { bucket: `${name}:${missing}` });
     }
   }
 
