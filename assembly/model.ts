@@ -6,12 +6,15 @@ import { alloc, allocZero } from "./arena";
 import { Axis, layOut, ORDER, sameRuns, SPLIT } from "./axis";
 import { fail, TB_STRIDED_SHARD } from "./error";
 import { Overlap, sweep } from "./overlap";
+import { Mesh, Side } from "./side";
 import { i32At, i64At, setI64, setU32, u32At } from "./words";
 
 // Kinds of placements; 0 is Replicate.
 const SHARD: i64 = 1;
 const STRIDED: i64 = 2;
 const PARTIAL: i64 = 3;
+
+export { Mesh, Side };
 
 /** Every replica gets its own from a source; all replicas are one group of stripes; those of one host are. */
 export const DIRECT: u32 = 0;
@@ -39,41 +42,6 @@ const PATTERN_WORDS = 88;
 const SHAPE_AT = 12;
 const SIDE_AT = 20;
 const SIDE_WORDS = 33;
-
-// @ts-ignore: decorator
-@unmanaged
-export class Mesh {
-  ndim: u32;
-  size: u32;
-  shape: usize;
-  strides: usize;
-  ranks: usize;
-  /** Index in `ranks` of every rank of the world, -1 for a rank outside. */
-  indexOf: usize;
-}
-
-/**
- * One side of a pattern. Offsets are indices in the mesh's ranks, to be added to the base of the tensor's
- * sub-mesh.
- */
-// @ts-ignore: decorator
-@unmanaged
-export class Side {
-  mesh: usize;
-  shape: usize;
-  /** Tensor dimension that each mesh dimension shards, -1 for none; -2 is Partial. */
-  shards: usize;
-  /** What one step of a coordinate adds to the group number, the replica or the contribution. */
-  weights: usize;
-  axes: usize;
-  /** For each tensor dimension: the offset of each group. */
-  groupOffsets: usize;
-  replicas: u32;
-  replicaOffsets: usize;
-  /** Ranks that hold contributions to one value; 1: nothing is partial. */
-  contributions: u32;
-  contributionOffsets: usize;
-}
 
 // @ts-ignore: decorator
 @unmanaged
