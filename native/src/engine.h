@@ -179,7 +179,7 @@ typedef struct tb_channel_state {
     uint64_t granted_round; /* send: of the latest grant */
     uint32_t granted;       /* buckets that may be sent, or that we allowed */
     uint32_t in_flight;     /* stage 0: granted and not yet folded */
-    uint32_t done;
+    uint32_t done; /* buckets: receive: consumed; send: taken by a connection */
     bool finished;
     bool announce; /* receive: granted has grown, the peer does not know yet */
     tb_side *side;

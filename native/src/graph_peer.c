@@ -337,7 +337,8 @@ static int32_t on_taken(tb_side *side, const tb_wire_header *header, tb_error *e
         return TB_OK;
     }
     tb_channel_state *state = &graph->channels[channel];
-    if (state->finished || state->granted != graph->program.channels[channel].bucket_count) {
+    /* Claimed, not retired: a receipt may overtake this rank's own look at what its last write took. */
+    if (state->finished || state->done != graph->program.channels[channel].bucket_count) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt for what was not sent");
     }
     state->finished = true;

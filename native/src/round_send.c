@@ -49,6 +49,7 @@ bool tb_round_claim(tb_peer *peer, tb_frame *frame) {
     uint32_t bucket = tb_heap_pop(&side->ready);
     const tb_channel *channel = tb_bucket_channel(&graph->program, bucket);
     graph->buckets[bucket] = TB_BUCKET_MOVING;
+    graph->channels[graph->program.buckets[bucket].channel].done++;
     graph->active++;
     frame->graph = graph;
     frame->bucket = bucket;

@@ -1,0 +1,134 @@
+/* A peer that knows the secret and keeps to the protocol only as far as a test wants: rank 0, over a plain socket. */
+#ifndef TB_EVIL_PEER_H
+#define TB_EVIL_PEER_H
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <sys/socket.h>
+
+#include "dtype.h"
+#include "wire.h"
+#include "world_kit.h"
+
+enum { EVIL_BYTES = 1 << 20, EVIL_PARTS = 8, EVIL_GRAPH = 4242, EVIL_INCARNATION = 77 };
+
+static const world_options evil_options = {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1};
+
+static inline int evil_dial(uint32_t port) {
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(fd >= 0 && connect(fd, (struct sockaddr *)&at, sizeof at) == 0);
+    return fd;
+}
+
+static inline void evil_send(int fd, const void *bytes, size_t count) {
+    CHECK(send(fd, bytes, count, MSG_NOSIGNAL) == (ssize_t)count);
+}
+
+/* What waits of at most `count` bytes, while the world answers its events: 0 where the connection has ended. */
+static inline size_t evil_take_some(world *w, int fd, void *into, size_t count) {
+    for (uint64_t until = test_now() + 20 * SECOND; test_now() < until;) {
+        ssize_t got = recv(fd, into, count, MSG_DONTWAIT);
+        if (got >= 0 || errno == ECONNRESET) {
+            return got > 0 ? (size_t)got : 0;
+        }
+        world_pump(w, 1);
+    }
+    CHECK(!"bytes or an end came in time");
+    return 0;
+}
+
+static inline void evil_take(world *w, int fd, void *into, size_t count) {
+    for (size_t got = 0; got < count;) {
+        size_t some = evil_take_some(w, fd, (char *)into + got, count - got);
+        CHECK(some > 0);
+        got += some;
+    }
+}
+
+/* Whatever still comes is dropped; returns once the other side has ended the connection. */
+static inline uint64_t evil_take_to_end(world *w, int fd) {
+    static uint8_t sink[1 << 16];
+    uint64_t total = 0;
+    for (size_t some; (some = evil_take_some(w, fd, sink, sizeof sink)) > 0;) {
+        total += some;
+    }
+    return total;
+}
+
+/* Proof and verdict of the role (0 connected, 1 accepted), and those of the other side, which must welcome it. */
+static inline void evil_prove(world *w, int fd, uint8_t role, const tb_hello hellos[2]) {
+    tb_event event;
+    uint8_t out[2 * TB_HEADER_BYTES + TB_PROOF_BYTES];
+    uint8_t in[sizeof out];
+    tb_wire_header proof = {.kind = TB_FRAME_PROOF, .body_bytes = TB_PROOF_BYTES};
+    tb_wire_header verdict = {.kind = TB_FRAME_VERDICT};
+    memcpy(event.handshake_hello, hellos, 2 * TB_HELLO_BYTES);
+    memcpy(out, &proof, TB_HEADER_BYTES);
+    world_proof(0, role, &event, out + TB_HEADER_BYTES);
+    memcpy(out + TB_HEADER_BYTES + TB_PROOF_BYTES, &verdict, TB_HEADER_BYTES);
+    evil_send(fd, out, sizeof out);
+    evil_take(w, fd, in, sizeof in);
+    memcpy(&verdict, in + TB_HEADER_BYTES + TB_PROOF_BYTES, TB_HEADER_BYTES);
+    CHECK(verdict.kind == TB_FRAME_VERDICT && verdict.count == TB_OK);
+}
+
+/* A connection to rank 1, through the handshake: number `index` of `connections`. */
+static inline int evil_join(world *w, uint32_t connections, uint32_t index) {
+    tb_hello hellos[2];
+    int fd = evil_dial(w->port[1]);
+    tb_hello_start(&hellos[0]);
+    hellos[0].rank = 0;
+    hellos[0].peer = 1;
+    hellos[0].world = w->ranks;
+    hellos[0].connections = connections;
+    hellos[0].connection = index;
+    hellos[0].incarnation = EVIL_INCARNATION;
+    evil_send(fd, &hellos[0], sizeof hellos[0]);
+    evil_take(w, fd, &hellos[1], sizeof hellos[1]);
+    evil_prove(w, fd, 0, hellos);
+    return fd;
+}
+
+/* Rank 1 sends all its parts to rank 0. */
+static inline void evil_plan(kit *k) {
+    uint64_t bytes = (uint64_t)EVIL_BYTES * EVIL_PARTS;
+    kit_start(k, 2, 4);
+    kit_tensor(k, 0, TB_UINT8, bytes, TB_UINT8, bytes);
+    for (int i = 0; i < EVIL_PARTS; i++) {
+        kit_bucket *bucket = kit_bucket_add(k, 1, 1, 0, 0);
+        kit_end run = kit_run((int64_t)i * EVIL_BYTES, EVIL_BYTES);
+        kit_copy(k, bucket, 0, EVIL_BYTES, run, run);
+    }
+}
+
+/* Answers the PREPARE of rank 1 with its mirror. Gives rank 1's number of the graph; ours is EVIL_GRAPH. */
+static inline uint64_t evil_pair(world *w, int fd) {
+    uint8_t body[4096];
+    tb_wire_header header;
+    tb_wire_prepare prepare;
+    evil_take(w, fd, &header, sizeof header);
+    CHECK(header.kind == TB_FRAME_PREPARE && header.body_bytes <= sizeof body);
+    evil_take(w, fd, body, header.body_bytes);
+    memcpy(&prepare, body, sizeof prepare);
+    uint64_t graph = prepare.graph;
+    prepare.graph = EVIL_GRAPH;
+    memcpy(body, &prepare, sizeof prepare);
+    for (uint32_t i = 0; i < prepare.channels; i++) {
+        tb_wire_channel row;
+        uint8_t *at = body + sizeof prepare + i * sizeof row;
+        memcpy(&row, at, sizeof row);
+        row.sends = !row.sends;
+        memcpy(at, &row, sizeof row);
+    }
+    evil_send(fd, &header, sizeof header);
+    evil_send(fd, body, header.body_bytes);
+    evil_take(w, fd, &header, sizeof header);
+    CHECK(header.kind == TB_FRAME_MATCH && header.graph == EVIL_GRAPH && header.round == graph);
+    evil_send(fd, &(tb_wire_header){.kind = TB_FRAME_MATCH, .graph = graph, .round = EVIL_GRAPH}, sizeof header);
+    world_expect(w, 1, TB_EVENT_PREPARED, TB_OK, -1, NULL);
+    return graph;
+}
+
+#endif

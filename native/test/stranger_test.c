@@ -1,0 +1,46 @@
+/* Peers that know the secret and break the protocol, or die at a bad moment: this process keeps its memory and lives. */
+#include "evil_peer.h"
+
+typedef struct evil_world {
+    world w;
+    kit k;
+    int fd;
+    uint64_t graph;
+} evil_world;
+
+/* Rank 1 has a graph with rank 0, which is played here over one connection. */
+static void open_pair(evil_world *e) {
+    evil_plan(&e->k);
+    world_open(&e->w, &evil_options, 2);
+    world_prepare_rank(&e->w, &e->k, 1, 0, 20 * SECOND);
+    e->fd = evil_join(&e->w, 1, 0);
+    e->graph = evil_pair(&e->w, e->fd);
+}
+
+static void close_pair(evil_world *e) {
+    close(e->fd);
+    world_close(&e->w);
+    kit_free(&e->k);
+}
+
+/* ---- a round ------------------------------------------------------------------------------------------- */
+
+/* Both frames are handled before the first bucket can be claimed: the round must not settle over it. */
+static void test_receipt_before_data(void) {
+    evil_world e;
+    open_pair(&e);
+    world_post(&e.w, 1, 1, 20 * SECOND);
+    tb_wire_header frames[2] = {
+        {.kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .graph = e.graph, .round = 1},
+        {.kind = TB_FRAME_TAKEN, .stage = 1, .graph = e.graph, .round = 1},
+    };
+    evil_send(e.fd, frames, sizeof frames);
+    world_expect(&e.w, 1, TB_EVENT_ROUND, TB_EPROTOCOL, 0, NULL);
+    evil_take_to_end(&e.w, e.fd);
+    close_pair(&e);
+}
+
+int main(void) {
+    test_receipt_before_data();
+    return 0;
+}
