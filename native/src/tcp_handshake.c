@@ -116,6 +116,11 @@ static void hear_hello(tb_conn *conn, const uint8_t *bytes) {
             code = tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d may not connect as it does",
                            conn->rank);
         }
+    } else if (code == TB_OK
+               && (shake->theirs.connections != shake->ours.connections
+                   || shake->theirs.connection != shake->ours.connection)) {
+        code = tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d answered for another connection",
+                       conn->rank);
     }
     if (code != TB_OK) {
         refuse(conn, &error, true);
@@ -227,6 +232,14 @@ static void establish(tb_conn *conn) {
     if (peer->up || another || peer->conns[shake->ours.connection] != NULL) {
         /* It came back before its end was noticed. */
         tb_peer_lost(peer, TB_EPEER_LOST, 0, "it connected anew", false);
+    }
+    if (peer->open > 0 && peer->connections != shake->ours.connections) {
+        /* Those of a set are counted: it is whole once each of its numbers is open. */
+        tb_error error;
+        tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d wants %u connections, and %u before", conn->rank,
+                shake->ours.connections, peer->connections);
+        refuse(conn, &error, false);
+        return;
     }
     peer->incarnation = shake->theirs.incarnation;
     peer->connections = shake->ours.connections;

@@ -40,7 +40,27 @@ static void test_receipt_before_data(void) {
     close_pair(&e);
 }
 
+/* ---- connections --------------------------------------------------------------------------------------- */
+
+/* Of one set, they name two sizes of it: the peer is not up while a number of it is missing. */
+static void test_sizes_of_a_set(void) {
+    world w;
+    kit k;
+    evil_plan(&k);
+    world_open(&w, &evil_options, 2);
+    world_prepare_rank(&w, &k, 1, 0, 20 * SECOND);
+    int first = evil_join(&w, 16, 5);
+    int second = evil_join(&w, 2, 1);
+    world_expect(&w, 1, TB_EVENT_FAULT, TB_EPROTOCOL, 0, NULL);
+    CHECK(evil_take_to_end(&w, second) == 0);
+    close(first);
+    close(second);
+    world_close(&w);
+    kit_free(&k);
+}
+
 int main(void) {
     test_receipt_before_data();
+    test_sizes_of_a_set();
     return 0;
 }
