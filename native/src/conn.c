@@ -6,6 +6,9 @@
 
 #include "round.h"
 
+/* Of control frames that wait: who reads that slowly has stopped, and is lost with its connection. */
+enum { MOST_CONTROL_BYTES = 64 * 1024 * 1024 };
+
 tb_conn *tb_conn_create(tb_session *session, const tb_link *link, enum tb_conn_state state) {
     tb_conn *conn = calloc(1, sizeof *conn);
     if (conn != NULL) {
@@ -64,8 +67,11 @@ static bool make_room(tb_conn *conn, uint64_t bytes) {
     if (needed <= conn->control_room) {
         return true;
     }
+    if (needed > MOST_CONTROL_BYTES) {
+        return false;
+    }
     uint64_t room = needed * 2 < 4096 ? 4096 : needed * 2;
-    uint8_t *larger = room <= UINT32_MAX ? realloc(conn->control, room) : NULL;
+    uint8_t *larger = realloc(conn->control, room);
     if (larger == NULL) {
         return false;
     }

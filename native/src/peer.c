@@ -154,7 +154,10 @@ int32_t tb_peer_on_frame(tb_conn *conn, const tb_wire_header *header, const uint
     }
     switch (header->kind) {
     case TB_FRAME_PING:
-        tb_peer_say(peer, &(tb_wire_header){.kind = TB_FRAME_PONG}, NULL);
+        /* Whatever waits to go out says as much, and who does not read gets no more to read. */
+        if (peer->up && peer->conns[0]->control_bytes == 0) {
+            tb_peer_say(peer, &(tb_wire_header){.kind = TB_FRAME_PONG}, NULL);
+        }
         return TB_OK;
     case TB_FRAME_PONG:
         return TB_OK;

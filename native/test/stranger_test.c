@@ -40,6 +40,39 @@ static void test_receipt_before_data(void) {
     close_pair(&e);
 }
 
+/* Control frames up to the first ABORT, and how many PONGs were among them. */
+static uint64_t pongs_before_abort(evil_world *e) {
+    uint8_t body[4096];
+    tb_wire_header header = {0};
+    uint64_t pongs = 0;
+    while (header.kind != TB_FRAME_ABORT) {
+        evil_take(&e->w, e->fd, &header, sizeof header);
+        CHECK(header.kind != TB_FRAME_DATA && header.body_bytes <= sizeof body);
+        evil_take(&e->w, e->fd, body, header.body_bytes);
+        pongs += header.kind == TB_FRAME_PONG;
+    }
+    return pongs;
+}
+
+/* Answers that nobody reads are not kept: far fewer than were asked for, of which the kernel has most. */
+static void test_questions_without_end(void) {
+    enum { COUNT = 1 << 14, TIMES = 48 };
+    static tb_wire_header pings[COUNT];
+    evil_world e;
+    open_pair(&e);
+    world_post(&e.w, 1, 1, 60 * SECOND);
+    for (int i = 0; i < COUNT; i++) {
+        pings[i] = (tb_wire_header){.kind = TB_FRAME_PING};
+    }
+    for (int i = 0; i < TIMES; i++) {
+        evil_send(e.fd, pings, sizeof pings);
+    }
+    CHECK(tb_graph_cancel(e.w.session[1], e.w.graph[1], TB_ECANCELLED, NULL) == TB_OK);
+    world_expect(&e.w, 1, TB_EVENT_ROUND, TB_ECANCELLED, 1, NULL);
+    CHECK(pongs_before_abort(&e) < (uint64_t)COUNT * TIMES * 3 / 4);
+    close_pair(&e);
+}
+
 /* ---- connections --------------------------------------------------------------------------------------- */
 
 /* Of one set, they name two sizes of it: the peer is not up while a number of it is missing. */
@@ -61,6 +94,7 @@ static void test_sizes_of_a_set(void) {
 
 int main(void) {
     test_receipt_before_data();
+    test_questions_without_end();
     test_sizes_of_a_set();
     return 0;
 }
