@@ -24,7 +24,8 @@ typedef struct tb_link_kind {
 
 struct tb_link {
     const tb_link_kind *kind; /* NULL: no link */
-    int fd;              /* tcp */
+    int fd;              /* tcp, and the epoll that watches it, or -1 */
+    int epoll_fd;
     struct tb_pipe *pipe; /* memory, and which end of it */
     int end;
 };

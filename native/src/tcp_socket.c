@@ -48,7 +48,11 @@ int tb_tcp_configure(const tb_session *session, int fd) {
 
 int tb_tcp_watch(tb_conn *conn) {
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = conn};
-    return epoll_ctl(conn->thread->epoll_fd, EPOLL_CTL_ADD, conn->link.fd, &event) == 0 ? 0 : errno;
+    if (epoll_ctl(conn->thread->epoll_fd, EPOLL_CTL_ADD, conn->link.fd, &event) != 0) {
+        return errno;
+    }
+    conn->link.epoll_fd = conn->thread->epoll_fd;
+    return 0;
 }
 
 /* ---- the link ------------------------------------------------------------------------------------------ */
@@ -68,7 +72,15 @@ static void tcp_finish(tb_link *link) {
     shutdown(link->fd, SHUT_WR); /* a socket that is broken already is finished as well */
 }
 
+/*
+ * A process that was forked has the socket as well: close alone would neither end the connection nor its
+ * events, which name memory that is freed.
+ */
 static void tcp_close(tb_link *link) {
+    if (link->epoll_fd >= 0) {
+        epoll_ctl(link->epoll_fd, EPOLL_CTL_DEL, link->fd, NULL);
+    }
+    shutdown(link->fd, SHUT_RDWR);
     close(link->fd);
     link->fd = -1;
 }
@@ -76,5 +88,5 @@ static void tcp_close(tb_link *link) {
 static const tb_link_kind tcp_kind = {tcp_readv, tcp_writev, tcp_finish, tcp_close};
 
 tb_link tb_tcp_link(int fd) {
-    return (tb_link){.kind = &tcp_kind, .fd = fd};
+    return (tb_link){.kind = &tcp_kind, .fd = fd, .epoll_fd = -1};
 }

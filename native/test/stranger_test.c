@@ -1,4 +1,8 @@
 /* Peers that know the secret and break the protocol, or die at a bad moment: this process keeps its memory and lives. */
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
 #include "evil_peer.h"
 
 typedef struct evil_world {
@@ -92,9 +96,35 @@ static void test_sizes_of_a_set(void) {
     kit_free(&k);
 }
 
+/* A child that was forked holds the sockets, too: the end of a connection is one all the same. */
+static void test_fork(void) {
+    evil_world e;
+    open_pair(&e);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        close(e.fd);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        pause();
+        _exit(0);
+    }
+    tb_wire_header unknown = {.kind = 99};
+    evil_send(e.fd, &unknown, sizeof unknown);
+    world_expect(&e.w, 1, TB_EVENT_PEER_LOST, TB_EPROTOCOL, 0, NULL);
+    evil_take_to_end(&e.w, e.fd);
+    for (int i = 0; i < 5; i++) { /* nothing that comes now belongs to a connection */
+        send(e.fd, &unknown, sizeof unknown, MSG_NOSIGNAL);
+        world_pump(&e.w, 5);
+    }
+    kill(child, SIGKILL);
+    CHECK(waitpid(child, NULL, 0) == child);
+    close_pair(&e);
+}
+
 int main(void) {
     test_receipt_before_data();
     test_questions_without_end();
     test_sizes_of_a_set();
+    test_fork();
     return 0;
 }
