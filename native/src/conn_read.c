@@ -292,6 +292,10 @@ static void link_ended(tb_conn *conn, ssize_t got) {
         return;
     }
     bool orderly = got == 0;
+    if (orderly && conn->index > 0 && conn->state == TB_CONN_OPEN && conn->arrival.state == TB_READ_HEADER
+        && buffered(conn) == 0) {
+        return; /* between buckets: what the peer said last may wait in its first connection, which decides */
+    }
     tb_conn_fail(conn, TB_EPEER_LOST, orderly ? 0 : (int)-got,
                  orderly ? "the peer closed the connection" : "the connection broke");
 }
@@ -351,8 +355,6 @@ bool tb_conn_read(tb_conn *conn) {
         }
         bytes += read_once(conn);
     }
-    if (bytes > 0 && conn->peer != NULL) {
-        conn->read_progress = true;
-    }
+    conn->read_progress |= bytes > 0;
     return conn->readable && !conn->doomed;
 }

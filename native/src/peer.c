@@ -84,7 +84,8 @@ void tb_peer_lost(tb_peer *peer, int32_t code, int os_errno, const char *why, bo
         }
     }
     peer->up = false;
-    peer->connecting = false;
+    /* Of a set that was being made, the end of its connections is still to come: with it, it is tried again. */
+    peer->connecting = peer->connecting && !was_up;
     peer->open = 0;
     forget_early(peer);
     if (!was_up) {

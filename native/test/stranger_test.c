@@ -96,6 +96,110 @@ static void test_sizes_of_a_set(void) {
     kit_free(&k);
 }
 
+/* Takes `count` bytes, however they are spread over two connections. */
+static void take_of_both(world *w, const int fd[2], uint64_t count) {
+    static uint8_t sink[1 << 16];
+    for (uint64_t until = test_now() + 20 * SECOND; count > 0;) {
+        CHECK(test_now() < until);
+        for (int i = 0; i < 2; i++) {
+            ssize_t got = recv(fd[i], sink, sizeof sink, MSG_DONTWAIT);
+            CHECK(got != 0 && (uint64_t)(got > 0 ? got : 0) <= count);
+            count -= got > 0 ? (uint64_t)got : 0;
+        }
+        world_pump(w, 0);
+    }
+}
+
+/* A receiver that is done leaves in order: the end of one connection overtakes the receipt in another one. */
+static void test_end_before_receipt(void) {
+    evil_world e;
+    evil_plan(&e.k);
+    world_open(&e.w, &evil_options, 2);
+    world_prepare_rank(&e.w, &e.k, 1, 0, 20 * SECOND);
+    int fd[2] = {evil_join(&e.w, 2, 0), evil_join(&e.w, 2, 1)};
+    e.fd = fd[0];
+    e.graph = evil_pair(&e.w, e.fd);
+    world_post(&e.w, 1, 1, 20 * SECOND);
+    tb_wire_header frame = {
+        .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .graph = e.graph, .round = 1};
+    evil_send(e.fd, &frame, sizeof frame);
+    take_of_both(&e.w, fd, (uint64_t)EVIL_PARTS * (TB_HEADER_BYTES + EVIL_BYTES + TB_TRAILER_BYTES));
+    close(fd[1]);
+    for (int i = 0; i < 10; i++) {
+        world_pump(&e.w, 5); /* the end of it is seen */
+    }
+    frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .graph = e.graph, .round = 1};
+    evil_send(e.fd, &frame, sizeof frame);
+    evil_send(e.fd, &(tb_wire_header){.kind = TB_FRAME_BYE}, sizeof frame);
+    world_expect(&e.w, 1, TB_EVENT_ROUND, TB_OK, -1, NULL);
+    world_expect(&e.w, 1, TB_EVENT_PEER_LEFT, TB_EPEER_LOST, 0, NULL);
+    close_pair(&e);
+}
+
+/* ---- the other way round: rank 0 connects to rank 1, which is played here ------------------------------- */
+
+static int listen_here(world *w) {
+    struct sockaddr_in at = {.sin_family = AF_INET};
+    socklen_t length = sizeof at;
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&at, length) == 0 && listen(fd, 16) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)&at, &length) == 0);
+    CHECK(tb_session_set_peer(w->session[0], 1, "127.0.0.1", ntohs(at.sin_port), NULL) == TB_OK);
+    return fd;
+}
+
+static int accept_here(world *w, int listener) {
+    struct pollfd waits = {.fd = listener, .events = POLLIN};
+    for (uint64_t until = test_now() + 20 * SECOND; test_now() < until; world_pump(w, 1)) {
+        if (poll(&waits, 1, 0) > 0) {
+            return accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        }
+    }
+    return -1;
+}
+
+/* Rank 0 says which connection it is; the answer names that one `ahead` later. */
+static void answer_hello(world *w, int fd, uint32_t ahead, tb_hello hellos[2]) {
+    evil_take(w, fd, &hellos[0], sizeof hellos[0]);
+    hellos[1] = hellos[0];
+    hellos[1].rank = 1;
+    hellos[1].peer = 0;
+    hellos[1].connection += ahead;
+    hellos[1].incarnation = EVIL_INCARNATION;
+    memset(hellos[1].nonce, 9, sizeof hellos[1].nonce);
+    evil_send(fd, &hellos[1], sizeof hellos[1]);
+}
+
+static void test_half_a_set(void) {
+    static const world_options two = {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 2};
+    world w;
+    kit k;
+    tb_hello hellos[2];
+    evil_plan(&k);
+    world_open(&w, &two, 2);
+    world_close_rank(&w, 1);
+    int listener = listen_here(&w);
+    world_prepare_rank(&w, &k, 0, 0, 60 * SECOND);
+    int first = accept_here(&w, listener), second = accept_here(&w, listener);
+    CHECK(first >= 0 && second >= 0);
+    answer_hello(&w, first, 0, hellos);
+    evil_prove(&w, first, 1, hellos);
+    for (int i = 0; i < 10; i++) {
+        world_pump(&w, 5); /* the first one is open now */
+    }
+    close(first); /* then the process dies */
+    close(second);
+    first = accept_here(&w, listener);
+    CHECK(first >= 0);
+    answer_hello(&w, first, 1, hellos);
+    world_expect(&w, 0, TB_EVENT_PREPARED, TB_EPROTOCOL, 1, NULL);
+    close(first);
+    close(listener);
+    world_close(&w);
+    kit_free(&k);
+}
+
 /* A child that was forked holds the sockets, too: the end of a connection is one all the same. */
 static void test_fork(void) {
     evil_world e;
@@ -125,6 +229,8 @@ int main(void) {
     test_receipt_before_data();
     test_questions_without_end();
     test_sizes_of_a_set();
+    test_end_before_receipt();
+    test_half_a_set();
     test_fork();
     return 0;
 }
