@@ -1,6 +1,6 @@
 /**
- * The planner benchmark: what planning costs, warm, in this process; each case beside the most that it may take. A plan
- * is made from its input and its digest taken; `plan/` and `pattern/` cases also iterate over all chunks, `program/`
+ * The planner benchmark: what planning costs, warm, in this process; each case beside its floor, the time of hashing,
+ * listing or copying as much without planning, and the most that it may take. A plan is made from its input and its digest taken; `plan/` and `pattern/` cases also iterate over all chunks, `program/`
  * cases lower the part of one rank, `stats/` cases sum up the whole world, `verify/` cases do that and
  * prove it by its patterns.
  */
@@ -18,6 +18,7 @@ import {
   StridedShard,
   type TensorInput,
 } from "../../src/plan/index.ts";
+import { type Made, runFloor } from "./floor.ts";
 
 export interface PlannerOptions {
   /** The folder of the package. */
@@ -34,17 +35,21 @@ export interface PlannerResult {
   readonly runs: number;
   /** Medians. */
   readonly milliseconds: number;
-  /** The most that is promised; `null` where nothing is yet. */
-  readonly ceilingMilliseconds: number | null;
+  /** Of `runFloor`, measured in turn with it. */
+  readonly floorMilliseconds: number;
+  /** The floor's time by ours: 1 is the ceiling. */
+  readonly ofCeiling: number;
+  /** The most that is promised. */
+  readonly limitMilliseconds: number;
   readonly holds: boolean;
 }
 
 interface Case {
   readonly name: string;
-  readonly limit: number | null;
+  readonly limit: number;
   /** Fewer runs than are asked for, where one takes seconds. */
   readonly runs?: number;
-  readonly run: () => Promise<unknown>;
+  readonly run: () => Promise<Made>;
 }
 
 const range = (first: number, count: number) => Array.from({ length: count }, (_, index) => first + index);
@@ -96,10 +101,21 @@ function patternCases(): Case[] {
   );
 }
 
-async function drain(input: PlanInput): Promise<number> {
-  let count = 0;
-  for (const _ of (await planTransfer(input)).chunks()) count++;
-  return count;
+async function drain(input: PlanInput): Promise<Made> {
+  const plan = await planTransfer(input);
+  let listed = 0;
+  for (const _ of plan.chunks()) listed++;
+  return { planBytes: plan.bytes, listed };
+}
+
+async function sumUp(plan: Promise<Plan>): Promise<Made> {
+  const { bytes: planBytes } = await plan;
+  return { planBytes, visited: Number((await plan).stats().chunks) };
+}
+
+async function lower(plan: Promise<Plan>, rank: number): Promise<Made> {
+  const { bytes: programBytes } = (await plan).program(rank);
+  return { planBytes: (await plan).bytes, programBytes };
 }
 
 /** Weights of a DeepSeek-V3 layer besides its routed experts. */
@@ -188,54 +204,80 @@ const casesOf = (root: string): readonly Case[] => [
   {
     name: "program/deepseek_v3_source",
     limit: 300,
-    run: async () => (await planTransfer(deepseek)).program(0),
+    run: () => lower(planTransfer(deepseek), 0),
   },
   {
     name: "program/deepseek_v3_target",
     limit: 300,
-    run: async () => (await planTransfer(deepseek)).program(256),
+    run: () => lower(planTransfer(deepseek), 256),
   },
   {
     name: "program/kimi_k2_source",
     limit: 200,
-    run: async () => (await trillionPlan(root)).program(0),
+    run: () => lower(trillionPlan(root), 0),
   },
   {
     name: "program/kimi_k2_target",
     limit: 500,
-    run: async () => (await trillionPlan(root)).program(1024),
+    run: () => lower(trillionPlan(root), 1024),
   },
   {
     name: "stats/kimi_k2_world",
     limit: 10_000,
     runs: 2,
-    run: async () => (await trillionPlan(root)).stats(),
+    run: () => sumUp(trillionPlan(root)),
   },
   {
     name: "verify/kimi_k2_patterns",
     limit: 10_000,
     runs: 1,
-    run: async () => (await trillionPlan(root)).verify(),
+    run: async () => {
+      const plan = trillionPlan(root);
+      (await plan).verify();
+      return sumUp(plan);
+    },
   },
 ];
 
 export async function bench({ root, pairs: runs = 15, filter = "", log = () => {} }: PlannerOptions) {
   const results: PlannerResult[] = [];
-  for (const { name, limit, run, runs: most = runs } of casesOf(root).filter((one) =>
-    one.name.includes(filter),
-  )) {
-    const times: number[] = [];
-    const measured = Math.min(runs, most);
-    for (let count = -Math.ceil(measured / 3); count < measured; count++) {
-      const start = performance.now();
-      await run();
-      if (count >= 0) times.push(performance.now() - start);
-    }
-    times.sort((a, b) => a - b);
-    const milliseconds = Number(times[measured >> 1]!.toFixed(4));
-    const holds = limit === null || milliseconds <= limit;
-    results.push({ name, runs: measured, milliseconds, ceilingMilliseconds: limit, holds });
-    log(`${name}: ${milliseconds} ms${limit === null ? "" : ` of ${limit} ms${holds ? "" : ", too slow"}`}`);
+  for (const one of casesOf(root).filter(({ name }) => name.includes(filter))) {
+    const result = await benchCase(one, Math.min(runs, one.runs ?? runs));
+    results.push(result);
+    const { name, milliseconds, floorMilliseconds, limitMilliseconds, holds } = result;
+    log(
+      `${name}: ${milliseconds} ms, floor ${floorMilliseconds} ms, limit ${limitMilliseconds} ms${holds ? "" : ", too slow"}`,
+    );
   }
   return results;
+}
+
+/** The case and its floor in turn, after a third as many runs to warm up. */
+async function benchCase({ name, limit, run }: Case, runs: number): Promise<PlannerResult> {
+  const times: number[] = [];
+  const floors: number[] = [];
+  for (let count = -Math.ceil(runs / 3); count < runs; count++) {
+    const start = performance.now();
+    const made = await run();
+    const middle = performance.now();
+    runFloor(made);
+    const end = performance.now();
+    if (count < 0) continue;
+    times.push(middle - start);
+    floors.push(end - middle);
+  }
+  const [milliseconds, floorMilliseconds] = [median(times), median(floors)];
+  return {
+    name,
+    runs,
+    milliseconds,
+    floorMilliseconds,
+    ofCeiling: Number((floorMilliseconds / milliseconds).toFixed(4)),
+    limitMilliseconds: limit,
+    holds: milliseconds <= limit,
+  };
+}
+
+function median(times: number[]): number {
+  return Number(times.toSorted((a, b) => a - b)[times.length >> 1]!.toFixed(4));
 }
