@@ -311,12 +311,12 @@ static int32_t on_grant(tb_side *side, const tb_wire_header *header, tb_error *e
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant that takes another back");
     }
     if (!current && graph->state == TB_GRAPH_RUNNING) {
-        /*
-         * A peer that is ahead has given this round up, or has no more to do with it: its ABORT or TAKEN came
-         * before.
-         */
+        /* A peer that is ahead never began this round, unless it has no more to do with it. */
         if (!graph->failing && !state->finished) {
-            return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant of a round while another is under way");
+            char message[96];
+            snprintf(message, sizeof message, "rank %d went on to round %llu", side->peer->rank,
+                     (unsigned long long)header->round);
+            tb_round_fail(graph, TB_ECANCELLED, side->peer->rank, 0, message);
         }
     }
     state->granted_round = header->round;
