@@ -188,9 +188,11 @@ static void serve_open(tb_conn *conn) {
     if (more) {
         tb_conn_kick(conn);
     }
+    /* With the lock: whoever says the last word makes it CLOSING before it lets the lock go. */
     bool said = conn->frame_count == 0 && conn->sending_at == conn->sending_bytes && conn->control_bytes == 0;
+    bool finish = conn->state == TB_CONN_CLOSING && said && !conn->finished;
     pthread_mutex_unlock(&session->lock);
-    if (conn->state == TB_CONN_CLOSING && said && !conn->finished) {
+    if (finish) {
         conn->finished = true;
         conn->link.kind->finish(&conn->link);
     }
