@@ -47,6 +47,7 @@ typedef struct tb_frame {
     bool checksum;
     uint64_t payload;
     uint64_t sent; /* of header, payload and trailer */
+    bool good; /* of its trailer something went out, before it was void */
     uint64_t offered; /* bytes in the system call under way */
     uint64_t packed;
     uint32_t crc, next_crc;
@@ -337,6 +338,8 @@ typedef struct tb_backend {
     int32_t (*open)(tb_session *session, tb_error *err);
     /* No new connections from here on. */
     void (*close)(tb_session *session);
+    /* Gives back what its threads used, once they have ended; also where open failed. */
+    void (*free)(tb_session *session);
     /* Connects to a peer if that is this side's part and it can be done now. */
     void (*connect)(tb_session *session, tb_peer *peer);
     /* Takes what asks for a connection: in the first thread, without the lock. */

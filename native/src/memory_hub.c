@@ -136,7 +136,13 @@ static void memory_close(tb_session *session) {
         }
     }
     pthread_mutex_unlock(&hub->lock);
-    let_hub_go(hub);
+}
+
+/* A thread of the session may be in the hub until it has ended. */
+static void memory_free(tb_session *session) {
+    if (session->hub != NULL) {
+        let_hub_go(session->hub);
+    }
 }
 
 /* The lower rank connects. */
@@ -262,6 +268,7 @@ const tb_backend tb_backend_memory = {
     .pings = false,
     .open = memory_open,
     .close = memory_close,
+    .free = memory_free,
     .connect = memory_connect,
     .accept = memory_accept,
     .establish = memory_establish,

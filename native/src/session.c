@@ -180,6 +180,7 @@ static void free_session(tb_session *session) {
         close(session->event_write);
     }
     tb_threads_free(session);
+    session->backend->free(session);
     free(session->peers);
     free(session->regions);
     pthread_cond_destroy(&session->thread_ended);

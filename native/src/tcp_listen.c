@@ -80,6 +80,11 @@ static void tcp_close(tb_session *session) {
     pthread_mutex_unlock(&session->lock);
 }
 
+/* Sockets end with their connections, and the listener with close. */
+static void tcp_free(tb_session *session) {
+    (void)session;
+}
+
 static uint32_t most_half_open(const tb_session *session) {
     uint64_t peers = (uint64_t)session->options.world * session->options.connections;
     return peers > MOST_HALF_OPEN     ? MOST_HALF_OPEN
@@ -165,6 +170,7 @@ const tb_backend tb_backend_tcp = {
     .pings = true,
     .open = tcp_open,
     .close = tcp_close,
+    .free = tcp_free,
     .connect = tb_tcp_connect,
     .accept = tcp_accept,
     .establish = tb_tcp_establish,
