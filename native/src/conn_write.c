@@ -119,9 +119,10 @@ static uint64_t offer_from_memory(tb_frame *frame, tb_gather *gather, bool first
 static void offer_trailer(tb_frame *frame, tb_gather *gather) {
     uint64_t at =
         frame->sent > TB_HEADER_BYTES + frame->payload ? frame->sent - TB_HEADER_BYTES - frame->payload : 0;
+    bool good = frame->graph != NULL || frame->good;
     tb_wire_trailer trailer = {
-        .verdict = frame->graph != NULL ? TB_TRAILER_GOOD : TB_TRAILER_VOID,
-        .crc = frame->checksum && frame->graph != NULL ? frame->next_crc : 0,
+        .verdict = good ? TB_TRAILER_GOOD : TB_TRAILER_VOID,
+        .crc = frame->checksum && good ? frame->next_crc : 0,
     };
     if (tb_gather_has_room(gather, TB_TRAILER_BYTES)) {
         tb_gather_copy(gather, (const uint8_t *)&trailer + at, TB_TRAILER_BYTES - at);
@@ -194,6 +195,7 @@ static void accept_frame(tb_frame *frame, uint64_t bytes) {
         tb_staging_remove(&graph->staging, frame->packed);
         tb_staging_unreserve(&graph->staging, 0, frame->packed);
     }
+    frame->good = frame->sent > TB_HEADER_BYTES + frame->payload;
     uint64_t from = begin > TB_HEADER_BYTES ? begin - TB_HEADER_BYTES : 0;
     uint64_t to = frame->sent > TB_HEADER_BYTES ? frame->sent - TB_HEADER_BYTES : 0;
     from = from < frame->payload ? from : frame->payload;

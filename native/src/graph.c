@@ -211,6 +211,9 @@ int32_t tb_graph_prepare(uint64_t session_handle, const char *key, const void *p
 /* ---- rounds -------------------------------------------------------------------------------------------- */
 
 static int32_t post(tb_graph *graph, uint64_t round, uint64_t timeout_ns, tb_error *err) {
+    if (graph->session->closing) {
+        return tb_fail(err, TB_ECLOSED, -1, 0, "the session is closed");
+    }
     switch (graph->state) {
     case TB_GRAPH_PREPARING:
         return tb_fail(err, TB_EBUSY, -1, 0, "\"%.100s\" is not prepared yet", graph->key);

@@ -56,6 +56,7 @@ bool tb_round_claim(tb_peer *peer, tb_frame *frame) {
     frame->checksum = (graph->flags & TB_GRAPH_CHECKSUM) != 0;
     frame->payload = graph->program.buckets[bucket].bytes;
     frame->sent = 0;
+    frame->good = false;
     frame->crc = 0;
     frame->header = (tb_wire_header){
         .kind = TB_FRAME_DATA,

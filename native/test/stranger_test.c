@@ -44,6 +44,37 @@ static void test_receipt_before_data(void) {
     close_pair(&e);
 }
 
+/* Rank 0 never began round 1 and grants round 2: the round fails, the connection and the grant remain. */
+static void test_peer_ahead(void) {
+    evil_world e;
+    tb_event event;
+    open_pair(&e);
+    world_post(&e.w, 1, 1, 20 * SECOND);
+    tb_wire_header frame = {
+        .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .graph = e.graph, .round = 2};
+    evil_send(e.fd, &frame, sizeof frame);
+    world_expect(&e.w, 1, TB_EVENT_ROUND, TB_ECANCELLED, 0, NULL);
+    evil_take(&e.w, e.fd, &frame, sizeof frame);
+    CHECK(frame.kind == TB_FRAME_ABORT && frame.round == 1);
+    static uint8_t body[EVIL_BYTES];
+    evil_take(&e.w, e.fd, body, frame.body_bytes);
+    world_post(&e.w, 1, 2, 20 * SECOND);
+    for (int i = 0; i < EVIL_PARTS; i++) {
+        tb_wire_trailer trailer;
+        evil_take(&e.w, e.fd, &frame, sizeof frame);
+        CHECK(frame.kind == TB_FRAME_DATA && frame.round == 2 && frame.body_bytes == sizeof body);
+        evil_take(&e.w, e.fd, body, sizeof body);
+        evil_take(&e.w, e.fd, &trailer, sizeof trailer);
+        CHECK(trailer.verdict == TB_TRAILER_GOOD);
+        CHECK(memcmp(body, e.w.memory[1][0][0] + (uint64_t)frame.sequence * EVIL_BYTES, sizeof body) == 0);
+    }
+    frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .graph = e.graph, .round = 2};
+    evil_send(e.fd, &frame, sizeof frame);
+    world_expect(&e.w, 1, TB_EVENT_ROUND, TB_OK, -1, &event);
+    CHECK(event.bytes_sent == (uint64_t)EVIL_BYTES * EVIL_PARTS);
+    close_pair(&e);
+}
+
 /* Control frames up to the first ABORT, and how many PONGs were among them. */
 static uint64_t pongs_before_abort(evil_world *e) {
     uint8_t body[4096];
@@ -225,12 +256,34 @@ static void test_fork(void) {
     close_pair(&e);
 }
 
+/* ---- in one process ------------------------------------------------------------------------------------ */
+
+/* The hub's handle goes first, then sessions whose threads may still be in it; nothing starts while they end. */
+static void test_end_of_hub(void) {
+    static const world_options memory = {.kind = TB_TRANSPORT_MEMORY, .threads = 1, .connections = 1};
+    for (int i = 0; i < 50; i++) {
+        world w;
+        kit k;
+        evil_plan(&k);
+        world_open(&w, &memory, 2);
+        world_prepare(&w, &k, 0);
+        CHECK(tb_hub_destroy(w.hub, NULL) == TB_OK);
+        CHECK(tb_session_stop(w.session[1], NULL) == TB_OK);
+        CHECK(tb_graph_post(w.session[1], w.graph[1], 1, SECOND, NULL) == TB_ECLOSED);
+        CHECK(tb_hub_create(&w.hub, NULL) == TB_OK); /* which world_close takes back */
+        world_close(&w);
+        kit_free(&k);
+    }
+}
+
 int main(void) {
     test_receipt_before_data();
+    test_peer_ahead();
     test_questions_without_end();
     test_sizes_of_a_set();
     test_end_before_receipt();
     test_half_a_set();
     test_fork();
+    test_end_of_hub();
     return 0;
 }
