@@ -307,10 +307,11 @@ struct tb_session {
     uint64_t incarnation;
     int event_write, event_read; /* the caller has a descriptor of its own for the read end */
     tb_event_node *events, **events_end;
+    uint32_t fault_count; /* of the events */
     tb_thread *threads;
     uint32_t thread_count, threads_running, threads_ended;
     pthread_cond_t thread_ended;
-    bool accept_pending; /* memory: someone asks for a connection, or may be there now */
+    bool accept_pending; /* someone asks for a connection, or may be there now */
     bool closing;
     bool stop;
     uint64_t stop_at;
@@ -326,6 +327,7 @@ struct tb_session {
     uint32_t half_open;
     /* tcp */
     int listen_fd, spare_fd;
+    uint64_t accept_at; /* 0, or: the listener is not watched until then */
     uint32_t port;
     /* memory */
     struct tb_hub *hub;
@@ -358,7 +360,8 @@ uint64_t tb_now(void);
 uint64_t tb_deadline(uint64_t timeout_ns);
 
 /* session.c: the lock is held. */
-void tb_session_event(tb_session *session, const tb_event *event); /* lost where there is no memory */
+/* False where it is lost: there is no memory, or the session ends. */
+bool tb_session_event(tb_session *session, const tb_event *event);
 void tb_session_event_reserved(tb_session *session, const tb_event *event, tb_event_node **reserved);
 void tb_session_fault(tb_session *session, const tb_error *error);
 tb_peer *tb_session_peer(tb_session *session, int32_t rank); /* made where it is missing; NULL: no memory */

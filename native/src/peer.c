@@ -84,7 +84,7 @@ void tb_peer_lost(tb_peer *peer, int32_t code, int os_errno, const char *why, bo
         }
     }
     peer->up = false;
-    /* Of a set that was being made, the end of its connections is still to come: with it, it is tried again. */
+    /* Of a set that was being made, the end of its connections is to come: then it is tried again. */
     peer->connecting = peer->connecting && !was_up;
     peer->open = 0;
     forget_early(peer);

@@ -13,7 +13,7 @@
 #include "handle.h"
 #include "round.h"
 
-enum { MOST_RANKS = 1 << 20 };
+enum { MOST_RANKS = 1 << 20, MOST_FAULTS = 256 };
 /* An orderly end waits this long for peers to read it. */
 #define FAREWELL_NS 500000000ull
 
@@ -49,15 +49,21 @@ void tb_session_event_reserved(tb_session *session, const tb_event *event, tb_ev
     }
 }
 
-void tb_session_event(tb_session *session, const tb_event *event) {
+bool tb_session_event(tb_session *session, const tb_event *event) {
     tb_event_node *node = malloc(sizeof *node);
+    bool made = node != NULL;
     tb_session_event_reserved(session, event, &node);
-    free(node); /* NULL but where it was not taken */
+    bool taken = made && node == NULL;
+    free(node);
+    return taken;
 }
 
+/* Strangers cause them, as many as they like: those that nobody takes are not kept for ever. */
 void tb_session_fault(tb_session *session, const tb_error *error) {
     tb_event event = {.kind = TB_EVENT_FAULT, .error = *error};
-    tb_session_event(session, &event);
+    if (session->fault_count < MOST_FAULTS && tb_session_event(session, &event)) {
+        session->fault_count++;
+    }
 }
 
 static void next_event(tb_session *session, tb_event *event) {
@@ -67,6 +73,7 @@ static void next_event(tb_session *session, tb_event *event) {
         return;
     }
     *event = node->event;
+    session->fault_count -= event->kind == TB_EVENT_FAULT;
     session->events = node->next;
     if (session->events == NULL) {
         session->events_end = &session->events;

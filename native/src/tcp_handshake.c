@@ -236,8 +236,8 @@ static void establish(tb_conn *conn) {
     if (peer->open > 0 && peer->connections != shake->ours.connections) {
         /* Those of a set are counted: it is whole once each of its numbers is open. */
         tb_error error;
-        tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d wants %u connections, and %u before", conn->rank,
-                shake->ours.connections, peer->connections);
+        tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d wants %u connections, and %u before",
+                conn->rank, shake->ours.connections, peer->connections);
         refuse(conn, &error, false);
         return;
     }

@@ -11,6 +11,8 @@
 #include "round.h"
 #include "tcp.h"
 
+/* Without a free descriptor, connections wait this long. */
+#define PAUSE_NS 100000000ull
 enum { BACKLOG = 1024, FEWEST_HALF_OPEN = 64, MOST_HALF_OPEN = 4096 };
 
 static int32_t port_of(const struct sockaddr_storage *at) {
@@ -115,9 +117,16 @@ static void take_connection(tb_session *session, int fd) {
     }
 }
 
+/* Nothing is heard of the listener where events is 0. */
+static void watch_listener(tb_session *session, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.ptr = session};
+    epoll_ctl(session->threads[0].epoll_fd, EPOLL_CTL_MOD, session->listen_fd, &event);
+}
+
 /*
  * Without a free descriptor the connection would wait, and the listener never sleep: it is taken and closed
- * instead.
+ * instead. Where somebody was faster and took the spare descriptor, it waits after all, and the listener with
+ * it.
  */
 static void turn_away(tb_session *session, int os_errno) {
     tb_error error;
@@ -125,17 +134,27 @@ static void turn_away(tb_session *session, int os_errno) {
     tb_session_fault(session, &error);
     if (session->spare_fd >= 0) {
         close(session->spare_fd);
+        session->spare_fd = -1;
         int fd = accept4(session->listen_fd, NULL, NULL, SOCK_CLOEXEC);
         if (fd >= 0) {
             close(fd);
         }
-        session->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    }
+    session->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (session->spare_fd < 0) {
+        watch_listener(session, 0);
+        session->accept_at = tb_now() + PAUSE_NS;
+        tb_session_timer(session, session->accept_at);
     }
 }
 
 /* accept4 of a listener that does not block may be called with the lock: so nobody closes it meanwhile. */
 static void tcp_accept(tb_session *session) {
     pthread_mutex_lock(&session->lock);
+    if (session->accept_at != 0 && session->listen_fd >= 0) {
+        session->accept_at = 0;
+        watch_listener(session, EPOLLIN);
+    }
     while (session->listen_fd >= 0) {
         int fd = accept4(session->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {

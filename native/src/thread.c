@@ -101,6 +101,8 @@ static void run_timers(tb_session *session) {
             tb_peers_tick(session);
             sooner(&next, session->next_tick);
         }
+        session->accept_pending |= session->accept_at != 0 && now >= session->accept_at;
+        sooner(&next, session->accept_at > now ? session->accept_at : 0);
         check_graphs(session, now, &next);
         check_peers(session, now, &next);
     } else {

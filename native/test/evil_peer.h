@@ -1,4 +1,4 @@
-/* A peer that knows the secret and keeps to the protocol only as far as a test wants: rank 0, over a plain socket. */
+/* A peer that knows the secret and keeps to the protocol as far as a test wants: rank 0, on a plain socket. */
 #ifndef TB_EVIL_PEER_H
 #define TB_EVIL_PEER_H
 
@@ -28,7 +28,7 @@ static inline void evil_send(int fd, const void *bytes, size_t count) {
     CHECK(send(fd, bytes, count, MSG_NOSIGNAL) == (ssize_t)count);
 }
 
-/* What waits of at most `count` bytes, while the world answers its events: 0 where the connection has ended. */
+/* At most `count` bytes, while the world answers its events; 0 where the connection has ended. */
 static inline size_t evil_take_some(world *w, int fd, void *into, size_t count) {
     for (uint64_t until = test_now() + 20 * SECOND; test_now() < until;) {
         ssize_t got = recv(fd, into, count, MSG_DONTWAIT);
@@ -59,7 +59,7 @@ static inline uint64_t evil_take_to_end(world *w, int fd) {
     return total;
 }
 
-/* Proof and verdict of the role (0 connected, 1 accepted), and those of the other side, which must welcome it. */
+/* Proof and verdict of the role (0 connected, 1 accepted); those of the other side must welcome it. */
 static inline void evil_prove(world *w, int fd, uint8_t role, const tb_hello hellos[2]) {
     tb_event event;
     uint8_t out[2 * TB_HEADER_BYTES + TB_PROOF_BYTES];
@@ -128,7 +128,8 @@ static inline uint64_t evil_pair(world *w, int fd) {
     evil_send(fd, body, header.body_bytes);
     evil_take(w, fd, &header, sizeof header);
     CHECK(header.kind == TB_FRAME_MATCH && header.graph == EVIL_GRAPH && header.round == graph);
-    evil_send(fd, &(tb_wire_header){.kind = TB_FRAME_MATCH, .graph = graph, .round = EVIL_GRAPH}, sizeof header);
+    header = (tb_wire_header){.kind = TB_FRAME_MATCH, .graph = graph, .round = EVIL_GRAPH};
+    evil_send(fd, &header, sizeof header);
     world_expect(w, 1, TB_EVENT_PREPARED, TB_OK, -1, NULL);
     return graph;
 }

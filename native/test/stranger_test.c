@@ -1,6 +1,7 @@
-/* Peers that know the secret and break the protocol, or die at a bad moment: this process keeps its memory and lives. */
+/* Peers that know the secret and break the protocol, or die at a bad moment: this process lives on. */
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "evil_peer.h"
@@ -167,7 +168,7 @@ static void test_end_before_receipt(void) {
     close_pair(&e);
 }
 
-/* ---- the other way round: rank 0 connects to rank 1, which is played here ------------------------------- */
+/* ---- the other way round: rank 0 connects to rank 1, which is played here ------------------------------ */
 
 static int listen_here(world *w) {
     struct sockaddr_in at = {.sin_family = AF_INET};
@@ -231,6 +232,62 @@ static void test_half_a_set(void) {
     kit_free(&k);
 }
 
+static int count_faults(world *w, int rank) {
+    tb_event event;
+    int count = 0;
+    while (world_take(w, rank, TB_EVENT_FAULT, 0, &event)) {
+        count++;
+    }
+    return count;
+}
+
+/* No descriptor is free, and no spare one: the connection waits, quietly, until there is one. */
+static void test_no_descriptors(void) {
+    world w;
+    tb_hello hello;
+    struct rlimit before, none;
+    world_open(&w, &evil_options, 2);
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)w.port[1])};
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(fd >= 0 && getrlimit(RLIMIT_NOFILE, &before) == 0);
+    none = (struct rlimit){.rlim_cur = 4, .rlim_max = before.rlim_max};
+    CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    CHECK(connect(fd, (struct sockaddr *)&at, sizeof at) == 0);
+    world_expect(&w, 1, TB_EVENT_FAULT, TB_ESYSTEM, -1, NULL);
+    for (int i = 0; i < 20; i++) {
+        world_pump(&w, 5);
+    }
+    CHECK(count_faults(&w, 1) < 100);
+    CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+    tb_hello_start(&hello);
+    hello.peer = 1;
+    hello.world = 2;
+    hello.connections = 1;
+    evil_send(fd, &hello, sizeof hello);
+    evil_take(&w, fd, &hello, sizeof hello);
+    CHECK(hello.rank == 1);
+    close(fd);
+    world_close(&w);
+}
+
+/* Of strangers that are refused while nobody takes events, only so many are told. */
+static void test_faults_without_end(void) {
+    enum { STRANGERS = 300, KEPT = 256 };
+    world w;
+    uint8_t garbage[TB_HELLO_BYTES] = {1};
+    world_open(&w, &evil_options, 2);
+    for (int i = 0; i < STRANGERS; i++) {
+        int fd = evil_dial(w.port[1]);
+        evil_send(fd, garbage, sizeof garbage);
+        CHECK(recv(fd, garbage, 1, 0) <= 0); /* it was refused */
+        close(fd);
+    }
+    world_pump(&w, 0);
+    CHECK(count_faults(&w, 1) == KEPT);
+    world_close(&w);
+}
+
 /* A child that was forked holds the sockets, too: the end of a connection is one all the same. */
 static void test_fork(void) {
     evil_world e;
@@ -258,7 +315,7 @@ static void test_fork(void) {
 
 /* ---- in one process ------------------------------------------------------------------------------------ */
 
-/* The hub's handle goes first, then sessions whose threads may still be in it; nothing starts while they end. */
+/* The hub's handle goes first, then sessions whose threads may be in it; nothing starts while they end. */
 static void test_end_of_hub(void) {
     static const world_options memory = {.kind = TB_TRANSPORT_MEMORY, .threads = 1, .connections = 1};
     for (int i = 0; i < 50; i++) {
@@ -283,6 +340,8 @@ int main(void) {
     test_sizes_of_a_set();
     test_end_before_receipt();
     test_half_a_set();
+    test_no_descriptors();
+    test_faults_without_end();
     test_fork();
     test_end_of_hub();
     return 0;
