@@ -1,4 +1,4 @@
-/* A peer that knows the secret and keeps to the protocol as far as a test wants: rank 0, on a plain socket. */
+/* A peer that knows the secret and keeps to the protocol as far as a test wants: rank 0, on a socket. */
 #ifndef TB_EVIL_PEER_H
 #define TB_EVIL_PEER_H
 
