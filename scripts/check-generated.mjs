@@ -1,23 +1,23 @@
-// Fails where a committed file that a script generates is not what the script gives now.
+// Fails where a generated file is committed, or where a build changes a file that is: whatever is generated and committed
+// must be what its script gives now.
 import { execFileSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { createHash } from "node:crypto";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
+const git = (...args) => execFileSync("git", args, { cwd: root, encoding: "utf8", maxBuffer: 2 ** 28 });
+const treeState = () =>
+  createHash("sha256").update(git("status", "--porcelain")).update(git("diff")).digest("hex");
 
-/** The committed files, and the script (run with --print) whose output each must be. */
-const generated = [];
-
-let stale = 0;
-for (const { file, script } of generated) {
-  const fresh = execFileSync(process.execPath, [join(root, script), "--print"], {
-    cwd: root,
-    encoding: "utf8",
-  });
-  if (readFileSync(join(root, file), "utf8") !== fresh) {
-    console.error(`${file} is stale: run node ${script}`);
-    stale++;
-  }
+const committed = git("ls-files", "--cached", "--ignored", "--exclude-standard").trim();
+if (committed !== "") {
+  console.error(`generated files are committed:\n${committed}`);
+  process.exitCode = 1;
 }
-process.exitCode = stale > 0 ? 1 : 0;
+const before = treeState();
+execFileSync(process.execPath, [join(root, "scripts/build.mjs")], { cwd: root, stdio: "inherit" });
+if (treeState() !== before) {
+  console.error(`the build changed the tree:\n${git("status", "--short")}`);
+  process.exitCode = 1;
+}
