@@ -14,6 +14,8 @@ export interface RankJob {
   readonly storePort: number;
   readonly verify: boolean;
   readonly timeoutMs: number;
+  /** How often the same bytes are moved; more than once only to see how fast that is. */
+  readonly rounds: number;
 }
 
 /** `commit`: every rank has written and verified; files take their final names. `abort`: end at once. */
@@ -23,10 +25,10 @@ export type SupervisorMessage = RankJob | { readonly kind: "commit" } | { readon
 export const phases = ["read", "move", "write", "verify"] as const;
 export type Phase = (typeof phases)[number];
 
-/** What a rank reports. `done` and `total` are bytes of the phase. */
+/** What a rank reports. `done` and `total` are bytes of the phase, `received` those of one round, `seconds` of each. */
 export type RankMessage =
   | { readonly kind: "progress"; readonly phase: Phase; readonly done: number; readonly total: number }
-  | { readonly kind: "moved"; readonly sent: number; readonly received: number; readonly seconds: number }
+  | { readonly kind: "moved"; readonly received: number; readonly seconds: readonly number[] }
   | { readonly kind: "ready"; readonly verifiedBytes: number }
   | { readonly kind: "committed" }
   | { readonly kind: "failed"; readonly failure: RankFailure };

@@ -218,13 +218,14 @@ async function transfer(
     });
   });
   try {
-    const report = await execution.run({ signal, timeoutMs });
-    await channel.send({
-      kind: "moved",
-      sent: Number(report.bytesSent),
-      received: Number(report.bytesReceived),
-      seconds: report.seconds,
-    });
+    const seconds: number[] = [];
+    let received = 0n;
+    for (let round = 0; round < job.rounds; round++) {
+      const report = await execution.run({ signal, timeoutMs });
+      seconds.push(report.seconds);
+      received = report.bytesReceived;
+    }
+    await channel.send({ kind: "moved", received: Number(received), seconds });
   } finally {
     subscription.unsubscribe();
   }

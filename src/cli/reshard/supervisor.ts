@@ -18,6 +18,8 @@ export interface ReshardRun {
   readonly targetFiles: ReadonlyMap<number, string>;
   readonly verify: boolean;
   readonly timeoutMs: number;
+  /** How often the same bytes are moved; default 1. */
+  readonly rounds?: number;
   readonly signal?: AbortSignal;
   /** The script whose command `reshard-rank` runs one rank. */
   readonly entry: string;
@@ -33,10 +35,10 @@ export interface ReshardProgress {
 }
 
 export interface ReshardSummary {
-  /** Bytes that crossed between processes. */
+  /** Bytes that crossed between processes in one round. */
   readonly movedBytes: number;
-  /** Of the round: from the first rank's start to the last one's end, as the slowest rank saw it. */
-  readonly moveSeconds: number;
+  /** Of each round, as its slowest rank saw it. The first one also touches the targets' memory for the first time. */
+  readonly roundSeconds: readonly number[];
   readonly verifiedBytes: number;
 }
 
@@ -68,6 +70,7 @@ export async function runReshard(run: ReshardRun): Promise<ReshardSummary> {
           storePort: store.port,
           verify: run.verify,
           timeoutMs: run.timeoutMs,
+          rounds: run.rounds ?? 1,
         }),
       ),
       run,
@@ -94,7 +97,7 @@ class RankGroup {
   #failure: RankFailure | undefined;
   #killTimer: NodeJS.Timeout | undefined;
   #movedBytes = 0;
-  #moveSeconds = 0;
+  readonly #roundSeconds: number[] = [];
   #verifiedBytes = 0;
 
   constructor(jobs: readonly RankJob[], run: ReshardRun) {
@@ -124,7 +127,7 @@ class RankGroup {
     }
     return {
       movedBytes: this.#movedBytes,
-      moveSeconds: this.#moveSeconds,
+      roundSeconds: this.#roundSeconds,
       verifiedBytes: this.#verifiedBytes,
     };
   }
@@ -168,7 +171,9 @@ class RankGroup {
         break;
       case "moved":
         this.#movedBytes += message.received;
-        this.#moveSeconds = Math.max(this.#moveSeconds, message.seconds);
+        for (const [round, seconds] of message.seconds.entries()) {
+          this.#roundSeconds[round] = Math.max(this.#roundSeconds[round] ?? 0, seconds);
+        }
         break;
       case "ready":
         this.#verifiedBytes += message.verifiedBytes;
