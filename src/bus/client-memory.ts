@@ -5,12 +5,13 @@
 import { markAsUntransferable } from "node:worker_threads";
 import { TensorBusError } from "../errors.ts";
 import { type DType, dtypeNumber, itemSize } from "../layout/index.ts";
+import { contiguousStrides } from "../layout/strides.ts";
 import { BufferMemory } from "../memory/host-memory.ts";
 import type { RegionMessage } from "./commands.ts";
 import { hostRegions } from "./host-regions.ts";
 import { type SharedStorage, storageOf } from "./shared-arena.ts";
 import { SharedTensor } from "./shared-tensor.ts";
-import { contiguousStrides, elementCount, elementSpan } from "./strided-shape.ts";
+import { elementCount, elementSpan } from "./strided-shape.ts";
 import type { TensorRecord } from "./tensor-table.ts";
 
 /** Memory of a CUDA device, as its owner exports it. Events are not carried: the caller has synchronised. */

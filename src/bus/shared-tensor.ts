@@ -1,12 +1,12 @@
 /** Tensors in memory that the agent maps: what it moves is what the caller reads and writes, without a copy. */
 import type { DType } from "../layout/index.ts";
 import { itemSize } from "../layout/index.ts";
+import { contiguousStrides } from "../layout/strides.ts";
 import { describeElements, move } from "../memory/kernels.ts";
 import { arrayTypeOf, type TensorArray } from "./float-bits.ts";
 import { SharedArenas, type SharedStorage } from "./shared-arena.ts";
 import {
   checkShape,
-  contiguousStrides,
   elementCount,
   elementSpan,
   isContiguous,

@@ -1,3 +1,5 @@
+import { contiguousStrides } from "../layout/strides.ts";
+
 /** Shapes and strides of views, in elements, as PyTorch computes them. */
 
 export interface StridedShape {
@@ -6,17 +8,6 @@ export interface StridedShape {
   readonly strides: readonly number[];
   /** Elements before the first. */
   readonly offset: number;
-}
-
-/** Strides of a packed row-major tensor. */
-export function contiguousStrides(shape: readonly number[]): number[] {
-  const strides = new Array<number>(shape.length);
-  let step = 1;
-  for (let dim = shape.length - 1; dim >= 0; dim--) {
-    strides[dim] = step;
-    step *= Math.max(1, shape[dim]!);
-  }
-  return strides;
 }
 
 export function elementCount(shape: readonly number[]): number {

@@ -1,3 +1,5 @@
+import { contiguousStrides } from "../layout/strides.ts";
+
 /**
  * The bytes that a strided view touches, as a set: `start` plus every combination of the loops, each a run. Loops have
  * the largest stride first and more than one step. Numbers are exact: addresses of user space are below 2^53.
@@ -70,16 +72,6 @@ function strided(start: number, loops: readonly StridedLoop[], run: number): Str
   let joined = run;
   while (sorted.at(-1)?.stride === joined) joined *= sorted.pop()!.count;
   return { start, loops: sorted, run: joined };
-}
-
-function contiguousStrides(shape: readonly number[]): number[] {
-  const strides = new Array<number>(shape.length);
-  let step = 1;
-  for (let dim = shape.length - 1; dim >= 0; dim--) {
-    strides[dim] = step;
-    step *= shape[dim]!;
-  }
-  return strides;
 }
 
 /** Bytes from the first to one past the last of the loops from `loop` on. */

@@ -1,4 +1,5 @@
 import { TensorBusError } from "../errors.ts";
+import { contiguousStrides } from "../layout/strides.ts";
 
 /** A box of a tensor, in elements, one entry a dimension. */
 export interface Box {
@@ -28,8 +29,8 @@ export function* boxRuns(
   checkBox(targetShape, targetOffsets, box.lengths);
   const { lengths } = box;
   if (lengths.includes(0)) return;
-  const fromStrides = rowMajorStrides(shape);
-  const toStrides = rowMajorStrides(targetShape);
+  const fromStrides = contiguousStrides(shape);
+  const toStrides = contiguousStrides(targetShape);
   const inner = firstRunDimension(shape, targetShape, lengths);
   let length = 1;
   for (let dim = inner; dim < lengths.length; dim++) length *= lengths[dim]!;
@@ -80,16 +81,6 @@ function checkBox(shape: readonly number[], offsets: readonly number[], lengths:
       { details: { shape, offsets, lengths } },
     );
   }
-}
-
-function rowMajorStrides(shape: readonly number[]): number[] {
-  const strides = new Array<number>(shape.length);
-  let stride = 1;
-  for (let dim = shape.length - 1; dim >= 0; dim--) {
-    strides[dim] = stride;
-    stride *= shape[dim]!;
-  }
-  return strides;
 }
 
 function dot(a: readonly number[], b: readonly number[]): number {
