@@ -4,6 +4,7 @@
  */
 export { Agent, type AgentOptions } from "./bus/agent.ts";
 export type { AgentEvent, AgentProgress, RoundIdentity } from "./bus/agent-events.ts";
+export { logAgent } from "./bus/agent-log.ts";
 export { BatchHandler } from "./bus/batch-handler.ts";
 export { type BootstrapOptions, type Bootstrapped, bootstrapClient } from "./bus/bootstrap.ts";
 export {
@@ -19,6 +20,7 @@ export type { CommandQueue, EnqueueOptions } from "./bus/command-queue.ts";
 export type { BatchId, Command, CommandType } from "./bus/commands.ts";
 export { fromFloat32, type TensorArray, toFloat32 } from "./bus/float-bits.ts";
 export { logger, setLogger } from "./bus/logger.ts";
+export { agentMetrics, type MetricsOptions, type MetricsServer, serveMetrics } from "./bus/metrics.ts";
 export { type BusPaths, defaultPaths } from "./bus/paths.ts";
 export type { RoundEvent, TransferResult } from "./bus/round-events.ts";
 export { generateSemaphoreName, type Semaphore } from "./bus/semaphore.ts";

@@ -5,6 +5,7 @@ import type { AgentEvent } from "./agent-events.ts";
 import type { AgentMemory, HeldRegions } from "./agent-memory.ts";
 import type { PairSide, Pairs } from "./agent-pair.ts";
 import { type Batch, type BatchSide, newInstance, prepareBatch } from "./batch.ts";
+import { shareEnd } from "./batch-end.ts";
 import { type MetBatch, meetBatch, type Registration } from "./batch-meeting.ts";
 import { type BatchSubject, joinSides } from "./batch-plan.ts";
 import { BatchKeys } from "./batch-records.ts";
@@ -133,7 +134,11 @@ export class Batches {
   query(command: CommandOf<"QueryStatus">): CommandResult<"QueryStatus"> {
     const { batch } = this.#find(command.batch, command.client, command.instance);
     if (batch.broken !== undefined) throw batch.broken;
-    return { ready: batch.live.some((direction) => direction.ready) };
+    const progress = batch.live.find(({ busy }) => busy)?.progress;
+    return {
+      ready: batch.live.some((direction) => direction.ready),
+      ...(progress === undefined ? {} : { progress }),
+    };
   }
 
   async cleanup(command: CommandOf<"CleanupBatch">): Promise<CommandResult<"CleanupBatch">> {
@@ -288,11 +293,14 @@ export class Batches {
       const { batch, seconds } = await prepareBatch(options, subject, sides, deadline);
       entry.batch = batch;
       this.#reasons.delete(entry.key);
-      this.#watchEnd(batch, keys, connection);
+      // A round under way then ends by itself, one way or the other.
+      const onEnded = (from: number, reason: TensorBusError) => this.#break(batch, from, reason);
+      shareEnd(batch, keys.ended(batch.number), connection.rendezvous, rank, onEnded);
       await this.#remember(entry, batch.number);
       tell({
         kind: "batchRegistered",
         batch: batch.id,
+        pairs: batch.pairs,
         number: batch.number,
         tensors: sides[0]!.tensors.length,
         seconds: { meet, ...seconds },
@@ -353,38 +361,25 @@ export class Batches {
     const message = `batch ${String(batch.id)} has ended on rank ${rank}, and waits to be registered anew: ${cause.message}`;
     batch.broken = new TensorBusError("TB_PEER_LOST", message, { details: { batch: batch.id, rank }, cause });
     for (const direction of batch.live) direction.abandon(batch.broken);
-    this.#options.tell({ kind: "batchEnded", batch: batch.id, number: batch.number, reason: batch.broken });
-  }
-
-  /** Learns when another rank has ended the batch. A round under way ends by itself, one way or the other. */
-  #watchEnd(batch: Batch, keys: BatchKeys, { rendezvous }: Connection): void {
-    const key = keys.ended(batch.number);
-    batch.onClose((reason) => {
-      const say = Buffer.from(JSON.stringify({ rank: this.#options.rank, reason: reason.message }));
-      return rendezvous.store.compareAndSet(key, undefined, say, { timeoutMs: 1000 }).then(
-        () => {},
-        () => {},
-      );
-    });
-    const watch = async () => {
-      await rendezvous.store.wait([key], { timeoutMs: 2 ** 31 - 1, signal: batch.ended });
-      const said = JSON.parse(Buffer.from((await rendezvous.store.get(key)) ?? "{}").toString());
-      if (batch.ended.aborted) return;
-      this.#break(batch, said.rank, new TensorBusError("TB_PEER_LOST", String(said.reason)));
-    };
-    watch().catch(() => {});
+    this.#tellEnded(batch, batch.broken);
   }
 
   async #end(entry: Entry, reason: TensorBusError): Promise<void> {
     const { batch } = entry;
     if (batch === undefined) return;
+    // One that was broken before has been told of already.
+    const isTold = batch.broken !== undefined;
     await batch.close(reason);
     this.#forget(entry);
     if (batch.inDoubt) this.#doubtful.add(batch);
     if (reason.code === "TB_STORE_LOST") this.#reasons.set(entry.key, reason);
-    this.#options.tell({ kind: "batchEnded", batch: batch.id, number: batch.number, reason });
+    if (!isTold) this.#tellEnded(batch, reason);
     if (reason.code !== "TB_BATCH_UNKNOWN") return;
     await this.#options.state.write("forgetting a batch", () => this.#table.remove(rowOf(entry.id)));
+  }
+
+  #tellEnded({ id, pairs, number }: Batch, reason: TensorBusError): void {
+    this.#options.tell({ kind: "batchEnded", batch: id, pairs, number, reason });
   }
 
   async #remember({ id }: Entry, number: number): Promise<void> {

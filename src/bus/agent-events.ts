@@ -6,6 +6,8 @@ import type { BatchId } from "./commands.ts";
 /** One round of a batch on this rank. */
 export interface RoundIdentity {
   readonly batch: BatchId;
+  /** Names of the batch's pairs, sorted. */
+  readonly pairs: readonly string[];
   /** Which registration of the id, from 1. */
   readonly number: number;
   /** The side that sends. */
@@ -26,6 +28,7 @@ export type AgentEvent =
   | {
       readonly kind: "batchRegistered";
       readonly batch: BatchId;
+      readonly pairs: readonly string[];
       readonly number: number;
       readonly tensors: number;
       /** Seconds of what it took: to meet, to plan, to prepare. */
@@ -34,6 +37,7 @@ export type AgentEvent =
   | {
       readonly kind: "batchEnded";
       readonly batch: BatchId;
+      readonly pairs: readonly string[];
       readonly number: number;
       readonly reason: TensorBusError;
     }

@@ -1,6 +1,7 @@
 /** A batch that was registered, as its client's caller holds it. */
 import type { Observable } from "rxjs";
 import { TensorBusError } from "../errors.ts";
+import type { RoundProgress } from "../transport/transport.ts";
 import type { CallOptions, TensorBusClient, TransferOptions } from "./client.ts";
 import type { BatchId } from "./commands.ts";
 import type { Registration } from "./registration.ts";
@@ -43,6 +44,14 @@ export class BatchHandler implements AsyncDisposable {
   /** The rounds of this batch as they begin, end and fail; completes when the batch is closed. */
   get events$(): Observable<RoundEvent> {
     return this.#registration.events$;
+  }
+
+  /**
+   * How far the round under way is on this rank, ten times a second, and once more at its end; completes when the batch is
+   * closed. Only who subscribes has the agent asked.
+   */
+  get progress$(): Observable<RoundProgress> {
+    return this.#registration.progress$;
   }
 
   /** As the client's, for this registration: `TB_CLOSED` once it was closed, `TB_AGENT_LOST` once its agent has ended. */

@@ -47,6 +47,8 @@ export interface BatchOptions {
 
 export class Batch {
   readonly id: BatchId;
+  /** Names of its pairs, sorted. */
+  readonly pairs: readonly string[];
   readonly number: number;
   readonly sides: readonly BatchSide[];
   /** By the side that sends. */
@@ -62,11 +64,13 @@ export class Batch {
 
   constructor(
     { id, met }: BatchOptions,
+    { pairs }: BatchSubject,
     sides: readonly BatchSide[],
     directions: ReadonlyMap<string, Direction | TensorBusError>,
     digests: ReadonlyMap<string, string>,
   ) {
     this.id = id;
+    this.pairs = pairs.map(({ pair }) => pair);
     this.number = met.number;
     this.sides = sides;
     this.directions = directions;
@@ -192,7 +196,7 @@ export async function prepareBatch(
   planned.forEach((direction, source) => {
     if ("plan" in direction) digests.set(names[source]!, direction.plan.digest);
   });
-  const batch = new Batch(options, sides, directions, digests);
+  const batch = new Batch(options, subject, sides, directions, digests);
   if (rejected?.status === "rejected") {
     for (const direction of batch.live) await direction.close(rejected.reason as TensorBusError);
     throw rejected.reason;
@@ -273,7 +277,8 @@ async function prepareDirection(
   const roles: Role[] = [];
   if (local(from) !== undefined) roles.push("source");
   if (receiver !== undefined) roles.push("target");
-  const identity = { batch: id, number: met.number, from, to };
+  const pairs = subject.pairs.map(({ pair }) => pair);
+  const identity = { batch: id, pairs, number: met.number, from, to };
   return new Direction({
     ...identity,
     rank,

@@ -246,18 +246,17 @@ export class TensorBusClient implements AsyncDisposable {
     const waits = { ...options, blocking, graceMs: roundGraceMs, settlesQuiet: true, keep: this };
     const { name, queued, outcome } = link.submit("Transfer", batch, body, waits);
     const { semaphore, complete, fail } = Semaphore.create<TransferResult>(name);
+    // An answer may be here before the enqueue is known to have ended: who watches is told in order all the same.
+    const told = queued.then(
+      () => registration?.tell({ kind: "queued", direction }),
+      () => {},
+    );
+    outcome.then(complete, fail);
     outcome.then(
-      (result) => {
-        complete(result);
-        registration?.tell({ kind: "completed", direction, result });
-      },
-      (error) => {
-        fail(error);
-        registration?.tell({ kind: "failed", direction, error });
-      },
+      (result) => told.then(() => registration?.tell({ kind: "completed", direction, result })),
+      (error) => told.then(() => registration?.tell({ kind: "failed", direction, error })),
     );
     await queued;
-    registration?.tell({ kind: "queued", direction });
     if (blocking) await outcome;
     return semaphore;
   }

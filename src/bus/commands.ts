@@ -283,6 +283,8 @@ export const resultSchemas = {
   QueryStatus: z.strictObject({
     /** The transfer signal: all source ranks have posted a round that this rank has not completed. */
     ready: z.boolean(),
+    /** Of the round under way on this rank, if there is one. */
+    progress: z.strictObject({ round: z.int(), bytesDone: bytesMoved, bytesTotal: bytesMoved }).optional(),
   }),
   CleanupBatch: z.strictObject({
     /** False where that instance was gone already. */

@@ -6,7 +6,7 @@ import { map, type Observable } from "rxjs";
 import { Deadline } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import type { Execution } from "../exec/executor.ts";
-import type { RoundReport } from "../transport/transport.ts";
+import type { RoundProgress, RoundReport } from "../transport/transport.ts";
 import type { AgentEvent, AgentProgress, RoundIdentity } from "./agent-events.ts";
 import type { BatchId, CommandResult } from "./commands.ts";
 import { knownCode, type RoundEpochs } from "./round-epoch.ts";
@@ -18,6 +18,7 @@ export type TransferResult = CommandResult<"Transfer">;
 
 export interface DirectionOptions {
   readonly batch: BatchId;
+  readonly pairs: readonly string[];
   readonly number: number;
   readonly rank: number;
   readonly from: string;
@@ -70,6 +71,19 @@ export class Direction {
   get progress$(): Observable<AgentProgress> {
     const { batch, from, execution } = this.#options;
     return execution.progress$.pipe(map((progress) => ({ batch, from, ...progress })));
+  }
+  /** How far the round under way is; `undefined` where none has started. */
+  get progress(): RoundProgress | undefined {
+    if (this.#round?.started !== true) return undefined;
+    try {
+      const { round, bytesDone, bytesTotal } = this.execution.progress();
+      // What is counted is that of the round before, until this one is posted.
+      const isPosted = round === this.#round.number;
+      return { round: this.#round.number, bytesDone: isPosted ? bytesDone : 0n, bytesTotal };
+    } catch {
+      // The session is ending, and the round with it.
+      return undefined;
+    }
   }
   get execution(): Execution {
     return this.#options.execution;
@@ -335,8 +349,8 @@ export class Direction {
   }
 
   #identity(round: number): RoundIdentity {
-    const { batch, number, from, to } = this.#options;
-    return { batch, number, from, to, round, epoch: this.#epoch };
+    const { batch, pairs, number, from, to } = this.#options;
+    return { batch, pairs, number, from, to, round, epoch: this.#epoch };
   }
 
   #name(): string {

@@ -2,11 +2,13 @@
 import { type Observable, Subject } from "rxjs";
 import type { DeadlineOptions } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
+import type { RoundProgress } from "../transport/transport.ts";
 import type { AgentLink } from "./agent-link.ts";
 import type { RegionHold } from "./client-memory.ts";
 import { type BatchId, batchKey } from "./commands.ts";
 import { logger } from "./logger.ts";
 import type { RoundEvent } from "./round-events.ts";
+import { followRounds } from "./round-progress.ts";
 
 export interface RegistrationOptions {
   readonly link: AgentLink;
@@ -25,6 +27,7 @@ export class Registration {
   readonly #hold: RegionHold;
   readonly #events = new Subject<RoundEvent>();
   readonly #onEnd: () => void;
+  #last: RoundEvent | undefined;
   #closing: Promise<unknown> | undefined;
   #ended: TensorBusError | undefined;
 
@@ -45,6 +48,14 @@ export class Registration {
     return this.#events.asObservable();
   }
 
+  get progress$(): Observable<RoundProgress> {
+    return followRounds(
+      this.#events,
+      () => this.#last,
+      () => this.#askProgress(),
+    );
+  }
+
   /** `TB_CLOSED` once it was closed, else why it has ended. */
   requireOpen(): void {
     if (this.#ended !== undefined) throw this.#ended;
@@ -57,7 +68,9 @@ export class Registration {
   }
 
   tell(event: RoundEvent): void {
-    if (this.#ended === undefined) this.#events.next(event);
+    if (this.#ended !== undefined) return;
+    this.#last = event;
+    this.#events.next(event);
   }
 
   /** Has the agent free the batch. A second call awaits the first, if it awaits at all. */
@@ -95,6 +108,13 @@ export class Registration {
     this.#hold.release();
     this.#events.complete();
     this.#onEnd();
+  }
+
+  /** A question that finds no room in the queue is not worth waiting for. */
+  async #askProgress(): Promise<RoundProgress | undefined> {
+    const body = { batch: this.batchId, instance: this.instance };
+    const { outcome } = this.#link.submit("QueryStatus", this.batchId, body, { blocking: false });
+    return (await outcome).progress;
   }
 
   async #outcome(): Promise<void> {

@@ -1,9 +1,12 @@
 /** What an agent tells: events, progress, its log and its metrics. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { pino } from "pino";
+import { firstValueFrom } from "rxjs";
 import { describe, expect, it } from "vitest";
 import type { AgentProgress } from "../../src/bus/agent-events.ts";
 import { logAgent } from "../../src/bus/agent-log.ts";
-import { serveMetrics } from "../../src/bus/metrics.ts";
+import { agentMetrics, serveMetrics } from "../../src/bus/metrics.ts";
+import type { RoundProgress } from "../../src/transport/transport.ts";
 import { AgentWorld, failureOf, joinPair, type Side, tensor } from "./agent-kit.ts";
 
 const trainer: Side = { name: "trainer", ranks: [0], placements: ["R"] };
@@ -45,7 +48,14 @@ describe("an agent", () => {
     }
     expect(progress.at(-1)).toMatchObject({ batch: "m", from: "trainer", bytesTotal: 16384n });
     const completed = lines.find(({ msg }) => msg === "a round was completed");
-    expect(completed).toMatchObject({ rank: 0, batch: "m", from: "trainer", round: 1, bytesSent: "16384" });
+    expect(completed).toMatchObject({
+      rank: 0,
+      batch: "m",
+      pairs: ["weights"],
+      from: "trainer",
+      round: 1,
+      bytesSent: "16384",
+    });
     const text = await (await fetch(`http://127.0.0.1:${metrics.port}/metrics`)).text();
     expect(text).toContain('tensorbus_rounds_total{outcome="completed",rank="0"} 2');
     expect(text).toContain('tensorbus_peer_bytes_total{peer="1",direction="sent",rank="0"} 32768');
@@ -56,5 +66,56 @@ describe("an agent", () => {
     await expect(serveMetrics(world.agents[1]!, { port: metrics.port })).rejects.toMatchObject({
       code: "TB_ADDRESS_IN_USE",
     });
+  });
+
+  it("tells once that a batch has ended, whoever ended it", async () => {
+    await using world = await AgentWorld.start(2);
+    const registry = agentMetrics(world.agents[0]!);
+    const batches = async () => (await registry.getSingleMetric("tensorbus_batches")!.get()).values[0]!.value;
+    const [[sender], [receiver]] = await joinPair(world, [trainer, inference]);
+    const register = () =>
+      Promise.all(
+        [sender!, receiver!].map((client) => client.registerTensors("m", [[tensor([4]), "weights"]])),
+      );
+    const first = await register();
+    expect(await batches()).toBe(1);
+    // The other rank ends it, and this one learns of that; then it is registered anew, and closed here.
+    await first[1]!.close();
+    while (world.events[0]!.every(({ kind }) => kind !== "batchEnded")) await sleep(1);
+    const second = await register();
+    await second[0]!.close();
+    expect(await batches()).toBe(0);
+    const ended = world.events[0]!.filter(({ kind }) => kind === "batchEnded");
+    expect(ended).toMatchObject([
+      { batch: "m", pairs: ["weights"], number: 1 },
+      { batch: "m", pairs: ["weights"], number: 2 },
+    ]);
+  });
+});
+
+describe("a client's handler", () => {
+  it("tells how far a round is, to who asks early and late", async () => {
+    await using world = await AgentWorld.start(2);
+    const clients = await joinPair(world, [trainer, inference]);
+    const [sender, receiver] = await Promise.all(
+      clients.map(([client]) => client!.registerTensors("m", [[tensor([64, 64]), "weights"]])),
+    );
+    const early: RoundProgress[] = [];
+    let completed = false;
+    sender!.progress$.subscribe({ next: (each) => early.push(each), complete: () => (completed = true) });
+    const sent = await sender!.transfer("send");
+    const late = firstValueFrom(sender!.progress$);
+    expect(await late).toEqual({ round: 1, bytesDone: 0n, bytesTotal: 16384n });
+    await receiver!.transfer("recv", { blocking: true });
+    await sent.wait();
+    expect(early[0]).toEqual({ round: 1, bytesDone: 0n, bytesTotal: 16384n });
+    expect(early.at(-1)).toEqual({ round: 1, bytesDone: 16384n, bytesTotal: 16384n });
+    await sender!.close();
+    expect(completed).toBe(true);
+    // Nobody is asked any more once the round has ended.
+    const silent: RoundProgress[] = [];
+    receiver!.progress$.subscribe((each) => silent.push(each));
+    await receiver!.queryTransferSignal().catch(() => {});
+    expect(silent).toEqual([]);
   });
 });
