@@ -1,13 +1,12 @@
 import { extname } from "node:path";
 import { type Document, isMap, isNode, isScalar, LineCounter, parseDocument } from "yaml";
 import { TensorBusError } from "../errors.ts";
-
-export type SpecPath = readonly (string | number)[];
+import { formatPath, type SpecPath, type SpecPlaces } from "./spec-places.ts";
 
 const maxAliases = 1000;
 
 /** The text of a spec as values, and where each of them stands. */
-export class SpecDocument {
+export class SpecDocument implements SpecPlaces {
   readonly file: string;
   readonly value: unknown;
   readonly #document: Document.Parsed;
@@ -89,11 +88,4 @@ export class SpecDocument {
   #lineAt(offset: number): number {
     return this.#lines.linePos(offset).line;
   }
-}
-
-/** `placements[1].target.select`. */
-export function formatPath(path: SpecPath): string {
-  return path
-    .map((part, index) => (typeof part === "number" ? `[${part}]` : `${index > 0 ? "." : ""}${part}`))
-    .join("");
 }

@@ -1,8 +1,8 @@
 import type { DType, Placement } from "../layout/index.ts";
 import { formatPlacement } from "../layout/index.ts";
 import type { PairInput, SelectInput, TensorInput, TensorSideInput } from "../plan/types.ts";
-import type { SpecSide } from "./spec.ts";
-import type { SpecDocument, SpecPath } from "./spec-document.ts";
+import type { SpecPath, SpecPlaces } from "./spec-places.ts";
+import type { SpecSide } from "./spec-resolve.ts";
 import type { DtypeRule, RuleSide, SpecInput } from "./spec-schema.ts";
 import type { ModelTensor } from "./tensor.ts";
 
@@ -18,7 +18,7 @@ interface Rule {
 
 /** The pairs and tensors of a plan: each tensor by the first rule whose expression is found in its name. */
 export function applyRules(
-  document: SpecDocument,
+  places: SpecPlaces,
   spec: SpecInput,
   tensors: readonly ModelTensor[],
   sides: Readonly<Record<SideName, SpecSide>>,
@@ -28,12 +28,12 @@ export function applyRules(
     const path = ["placements", index];
     const pair = `${formatSide(rule.source.placements)} -> ${formatSide(rule.target.placements)}`;
     pairs[pair] ??= {
-      source: layout(document, [...path, "source"], rule.source.placements, sides.source),
-      target: layout(document, [...path, "target"], rule.target.placements, sides.target),
+      source: layout(places, [...path, "source"], rule.source.placements, sides.source),
+      target: layout(places, [...path, "target"], rule.target.placements, sides.target),
     };
-    return { ...rule, match: expression(document, [...path, "match"], rule.match), pair, path };
+    return { ...rule, match: expression(places, [...path, "match"], rule.match), pair, path };
   });
-  const targetDtype = dtypeRule(document, spec.targetDtype, tensors);
+  const targetDtype = dtypeRule(places, spec.targetDtype, tensors);
   const used = new Set<Rule>();
   const unmatched: string[] = [];
   const planned = tensors.flatMap(({ name, shape, dtype }): TensorInput[] => {
@@ -43,8 +43,8 @@ export function applyRules(
       return [];
     }
     used.add(rule);
-    const source = tensorSide(document, rule, "source", captures, sides.source, name);
-    const target = tensorSide(document, rule, "target", captures, sides.target, name);
+    const source = tensorSide(places, rule, "source", captures, sides.source, name);
+    const target = tensorSide(places, rule, "target", captures, sides.target, name);
     return [
       {
         name,
@@ -58,7 +58,7 @@ export function applyRules(
     ];
   });
   if (unmatched.length > 0) {
-    throw document.error(
+    throw places.error(
       ["placements"],
       `${unmatched.length} of ${tensors.length} tensors match no rule: ${someNames(unmatched)}`,
       {
@@ -66,7 +66,7 @@ export function applyRules(
       },
     );
   }
-  for (const rule of rules) if (!used.has(rule)) throw unusedError(document, rule, tensors);
+  for (const rule of rules) if (!used.has(rule)) throw unusedError(places, rule, tensors);
   return { pairs, tensors: planned };
 }
 
@@ -80,7 +80,7 @@ function firstMatch<R extends { readonly match: RegExp }>(rules: readonly R[], n
 
 /** A rule that takes no tensor is a mistake: a misspelt name, or a rule that an earlier one hides. */
 function unusedError(
-  document: SpecDocument,
+  places: SpecPlaces,
   rule: { readonly match: RegExp; readonly path: SpecPath },
   tensors: readonly ModelTensor[],
 ): Error {
@@ -89,17 +89,17 @@ function unusedError(
     hidden === 0
       ? `${rule.match.source} matches none of the ${tensors.length} tensors`
       : `earlier rules take all ${hidden} tensors that ${rule.match.source} matches`;
-  return document.error([...rule.path, "match"], what, { match: rule.match.source, hidden });
+  return places.error([...rule.path, "match"], what, { match: rule.match.source, hidden });
 }
 
 function layout(
-  document: SpecDocument,
+  places: SpecPlaces,
   path: SpecPath,
   placements: readonly Placement[],
   { mesh, stridedShard, name }: SpecSide,
 ): PairInput["source"] {
   if (placements.length !== mesh.ndim) {
-    throw document.error(
+    throw places.error(
       path,
       `${placements.length} placements ${formatSide(placements)} for the ${mesh.ndim} dimensions of ${name}'s mesh ${mesh.shape.join(" x ")}`,
       { placements: placements.map(formatPlacement), mesh: mesh.shape },
@@ -109,7 +109,7 @@ function layout(
 }
 
 function tensorSide(
-  document: SpecDocument,
+  places: SpecPlaces,
   rule: Rule,
   sideName: SideName,
   captures: RegExpExecArray,
@@ -125,20 +125,20 @@ function tensorSide(
     const text = captures[Number(value.slice(1))];
     if (text !== undefined && /^\d{1,15}$/.test(text)) return Number(text);
     const found = text === undefined ? "nothing" : JSON.stringify(text);
-    throw document.error(path(key), `${value} captured ${found} in tensor ${tensor}, not a number`, {
+    throw places.error(path(key), `${value} captured ${found} in tensor ${tensor}, not a number`, {
       tensor,
       value,
     });
   };
   const selected = select && { dim: number("dim"), index: number("index"), of: number("of") };
   if (selected !== undefined && selected.dim >= side.mesh.ndim) {
-    throw document.error(path("dim"), `${side.name}'s mesh has no dimension ${selected.dim}`, {
+    throw places.error(path("dim"), `${side.name}'s mesh has no dimension ${selected.dim}`, {
       tensor,
       ...selected,
     });
   }
   if (selected !== undefined && selected.index >= selected.of) {
-    throw document.error(path(), `index ${selected.index} of ${selected.of} for tensor ${tensor}`, {
+    throw places.error(path(), `index ${selected.index} of ${selected.of} for tensor ${tensor}`, {
       tensor,
       ...selected,
     });
@@ -148,25 +148,25 @@ function tensorSide(
 
 /** The type of a tensor on the target, where the spec names one. */
 function dtypeRule(
-  document: SpecDocument,
+  places: SpecPlaces,
   value: DType | readonly DtypeRule[] | undefined,
   tensors: readonly ModelTensor[],
 ): (name: string) => DType | undefined {
   if (value === undefined || typeof value === "string") return () => value;
   const rules = value.map(({ match, dtype }, index) => {
     const path = ["targetDtype", index];
-    return { match: expression(document, [...path, "match"], match), dtype, path };
+    return { match: expression(places, [...path, "match"], match), dtype, path };
   });
   const used = new Set(tensors.map(({ name }) => firstMatch(rules, name)?.[0]));
-  for (const rule of rules) if (!used.has(rule)) throw unusedError(document, rule, tensors);
+  for (const rule of rules) if (!used.has(rule)) throw unusedError(places, rule, tensors);
   return (name) => firstMatch(rules, name)?.[0].dtype;
 }
 
-function expression(document: SpecDocument, path: SpecPath, text: string): RegExp {
+function expression(places: SpecPlaces, path: SpecPath, text: string): RegExp {
   try {
     return new RegExp(text);
   } catch (cause) {
-    throw document.error(path, (cause as Error).message, { match: text }, cause);
+    throw places.error(path, (cause as Error).message, { match: text }, cause);
   }
 }
 

@@ -1,4 +1,5 @@
-import { z } from "zod";
+// All of it by name, so that a bundle for browsers takes only what is used.
+import * as z from "zod";
 import { type DType, dtypes, type Placement, parsePlacement } from "../layout/index.ts";
 import { describeFound, describeIssue } from "./issues.ts";
 import { joinPlacements, parseRanks, parseSize } from "./spec-values.ts";
