@@ -1,16 +1,20 @@
 import { Command, InvalidArgumentError, Option } from "commander";
 import { maxRanks } from "../layout/index.ts";
-import { loadSpec, type Spec } from "../model/spec.ts";
-import { type Plan, planTransfer, toJSON } from "../plan/index.ts";
+import type { Spec } from "../model/spec.ts";
+import { type Plan, toJSON } from "../plan/index.ts";
 import type { CommandContext } from "./context.ts";
 import { budgetError, type Excess, findExcesses, formatExcesses } from "./plan-budget.ts";
 import { writeChunks } from "./plan-chunks.ts";
 import { type Prediction, predict } from "./plan-predict.ts";
 import { formatRank, reportRank } from "./plan-rank.ts";
 import { formatReport } from "./plan-report.ts";
+import { loadPlanned, loadSavedPlan, type Planned, savePlan } from "./planned.ts";
+import { formatBytes } from "./ui/format.ts";
 import type { Output } from "./ui/output.ts";
 
 interface PlanOptions {
+  readonly load?: string;
+  readonly save?: string;
   readonly json?: boolean;
   readonly chunks?: boolean;
   readonly rank?: number;
@@ -21,7 +25,9 @@ interface PlanOptions {
 export function planCommand(context: CommandContext): Command {
   return new Command("plan")
     .description("Plans the transfer of a spec and says what it would take, without moving anything.")
-    .argument("<spec>", "a YAML or JSON file; docs/spec.md says what stands in it")
+    .argument("[spec]", "a YAML or JSON file (docs/spec.md says what stands in it), or a saved plan")
+    .option("--load <file>", "a plan that --save wrote, in place of a spec")
+    .option("--save <file>", "write the plan to a file; its SHA-256 is the plan's digest")
     .option("--json", "print one JSON object")
     .addOption(new Option("--chunks", "print every chunk, one JSON object a line").conflicts("json"))
     .option("--rank <rank>", "only what this rank sends, receives and copies", parseRank)
@@ -35,13 +41,16 @@ Examples:
   $ tensorbus plan spec.yaml --rank 3
   $ tensorbus plan spec.yaml --json | jq .digest
   $ tensorbus plan spec.yaml --chunks --rank 3 | head
+  $ tensorbus plan spec.yaml --save weights.tbplan
+  $ tensorbus plan --load weights.tbplan --verify
 
-Exit code 1 where a budget of the spec is exceeded, with what was exceeded and by how much.`,
+Exit code 1 where a budget of the spec is exceeded, with what was exceeded and by how much; the plan was saved
+by then. A saved plan has no budgets.`,
     )
-    .action(async (path: string, options: PlanOptions) => {
-      const spec = await loadSpec(path);
-      const plan = await planTransfer(spec.input);
+    .action(async (path: string | undefined, options: PlanOptions, command: Command) => {
+      const { spec, plan } = await loadSubject(command, path, options.load);
       if (options.verify) plan.verify();
+      if (options.save !== undefined) await savePlan(options.save, plan);
       const excesses = findExcesses(spec.budget, plan.stats());
       if (options.chunks) {
         await writeChunks(
@@ -56,6 +65,18 @@ Exit code 1 where a budget of the spec is exceeded, with what was exceeded and b
       }
       if (excesses.length > 0) throw budgetError(spec.file, excesses);
     });
+}
+
+/** What is reported on: a spec's plan or a saved one. */
+function loadSubject(
+  command: Command,
+  path: string | undefined,
+  saved: string | undefined,
+): Promise<Planned> {
+  if (path !== undefined && saved === undefined) return loadPlanned(path);
+  if (saved !== undefined && path === undefined) return loadSavedPlan(saved);
+  if (path === undefined) command.error("error: missing required argument 'spec', or --load and a file");
+  command.error("error: option '--load <file>' takes the place of argument 'spec'");
 }
 
 function textReport(
@@ -74,8 +95,14 @@ function textReport(
           verified: options.verify === true,
         })
       : formatRank(output, spec, plan, reportRank(spec, plan, options.rank));
-  if (excesses.length === 0) return report.trimEnd();
-  return `${report}\n${output.colors.red("Budgets exceeded")}\n${formatExcesses(output, excesses)}`;
+  const parts = [report.trimEnd()];
+  if (options.save !== undefined) {
+    parts.push(`${output.colors.bold("Saved")} to ${options.save}, ${formatBytes(plan.bytes.length)}`);
+  }
+  if (excesses.length > 0) {
+    parts.push(`${output.colors.red("Budgets exceeded")}\n${formatExcesses(output, excesses)}`);
+  }
+  return parts.join("\n\n");
 }
 
 function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, excesses: readonly Excess[]) {
@@ -89,6 +116,7 @@ function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, excesses: read
       ? { stats: plan.stats(), prediction: predictionOf(spec, plan) ?? null }
       : { rank: reportRank(spec, plan, options.rank) }),
     verified: options.verify === true,
+    saved: options.save ?? null,
     budgets: { exceeded: excesses },
   };
 }

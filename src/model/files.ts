@@ -1,4 +1,6 @@
-import { readFile } from "node:fs/promises";
+import { randomBytes } from "node:crypto";
+import { open, readFile, realpath, rename, rm, stat } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { TensorBusError } from "../errors.ts";
 
 const reasons: Readonly<Record<string, string>> = {
@@ -28,8 +30,8 @@ export function fileError(cause: unknown, action: string, path: string): TensorB
   });
 }
 
-/** A text file as text. `TB_FILE` where it can not be read or is longer than `maxBytes`. */
-export async function readTextFile(path: string, maxBytes: number): Promise<string> {
+/** A file as bytes. `TB_FILE` where it can not be read or is longer than `maxBytes`. */
+export async function readBytes(path: string, maxBytes: number): Promise<Buffer> {
   let bytes: Buffer;
   try {
     bytes = await readFile(path);
@@ -41,11 +43,58 @@ export async function readTextFile(path: string, maxBytes: number): Promise<stri
       details: { path, bytes: bytes.length, maxBytes },
     });
   }
+  return bytes;
+}
+
+/** A text file as text. `TB_FILE` where it can not be read, is longer than `maxBytes`, or is no text. */
+export async function readTextFile(path: string, maxBytes: number): Promise<string> {
+  return decodeText(await readBytes(path, maxBytes), path);
+}
+
+/** The bytes of a file as text; `TB_FILE` where they are none. */
+export function decodeText(bytes: Uint8Array, path: string): string {
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch (cause) {
     throw new TensorBusError("TB_FILE", `${path} is not UTF-8 text`, { details: { path }, cause });
   }
+}
+
+/**
+ * Writes a file as a whole: under another name first, so that its own name is that of the old contents or of all of the
+ * new ones, whatever fails. `TB_NO_SPACE` where the disk is full, `TB_FILE` where it can not be written.
+ */
+export async function writeWholeFile(path: string, contents: Uint8Array | string): Promise<void> {
+  const place = await placeOf(path);
+  const temporary = join(
+    dirname(place),
+    `.${basename(place)}.${process.pid}.${randomBytes(6).toString("hex")}.partial`,
+  );
+  try {
+    const handle = await open(temporary, "wx");
+    try {
+      await handle.writeFile(contents);
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+    await rename(temporary, place);
+  } catch (error) {
+    await rm(temporary, { force: true }).catch(() => undefined); // what failed says more
+    throw fileError(error, "write", path);
+  }
+}
+
+/** Where a file is to lie: what a link leads to. A device or a pipe would be replaced rather than written to. */
+async function placeOf(path: string): Promise<string> {
+  try {
+    const place = await realpath(path);
+    if ((await stat(place)).isFile()) return place;
+  } catch (error) {
+    if (systemCode(error) === "ENOENT") return path;
+    throw fileError(error, "write", path);
+  }
+  throw new TensorBusError("TB_FILE", `can not write ${path}: it is no regular file`, { details: { path } });
 }
 
 function systemCode(error: unknown): string | undefined {

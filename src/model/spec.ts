@@ -18,7 +18,8 @@ export interface Spec extends ResolvedSpec {
   readonly values?: unknown;
 }
 
-const maxSpecBytes = 64 * 2 ** 20;
+/** The most bytes of a spec that are read. */
+export const maxSpecBytes = 64 * 2 ** 20;
 
 /**
  * Reads a spec, YAML or JSON. `TB_SPEC` names file, line, path and values; what its model says wrong is

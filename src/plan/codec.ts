@@ -171,6 +171,11 @@ function writePattern(writer: Writer, pattern: Pattern, routing: Routing): void 
   writer.u8(groupings.indexOf(routing.groups));
 }
 
+/** Whether bytes begin as those of a plan do, of whatever version, so that a file says by itself what it is. */
+export function isSavedPlan(bytes: Uint8Array): boolean {
+  return bytes.length >= 4 && new Reader(bytes).u32() === magic;
+}
+
 /** The input in canonical bytes. `TB_PLAN_FORMAT` for damage, another format, or another planner. */
 export function decodeInput(bytes: Uint8Array): PlanInput {
   if (!(bytes instanceof Uint8Array)) throw new TypeError("a plan is loaded from a Uint8Array");

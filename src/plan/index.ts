@@ -18,7 +18,7 @@ export {
   StridedShard,
   type StridedShardReading,
 } from "../layout/index.ts";
-export { formatVersion, plannerVersion } from "./codec.ts";
+export { formatVersion, isSavedPlan, plannerVersion } from "./codec.ts";
 export { chunkToJSON, planToJSON, toJSON } from "./json.ts";
 export type { StridesByTensor } from "./lower.ts";
 export { Plan, type ProgramOptions, planTransfer, type RankOption, type VerifyOptions } from "./plan.ts";

@@ -37,7 +37,7 @@ describe("the command line", () => {
 
   test.each([
     [["pln"], "error: unknown command 'pln' (Did you mean plan?)\n"],
-    [["plan"], "error: missing required argument 'spec'\n"],
+    [["plan"], "error: missing required argument 'spec', or --load and a file\n"],
     [["doctor", "--jsn"], "error: unknown option '--jsn' (Did you mean --json?)\n"],
     [["plan", "spec.yaml", "--rank", "x"], /^error: option '--rank <rank>' argument 'x' is invalid\. .*\n$/],
   ])("%j is bad input, in one line", async (argv, message) => {
