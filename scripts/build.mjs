@@ -11,6 +11,7 @@ const run = (script, ...args) =>
 
 rmSync(join(root, "dist"), { recursive: true, force: true });
 run("scripts/build-wasm.mjs");
+run("scripts/build-schema.mjs");
 
 const { dependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
 const entries = {

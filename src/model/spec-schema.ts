@@ -1,12 +1,24 @@
-// All of it by name, so that a bundle for browsers takes only what is used.
-import * as z from "zod";
+import { z } from "zod";
 import { type DType, dtypes, type Placement, parsePlacement } from "../layout/index.ts";
 import { describeFound, describeIssue } from "./issues.ts";
 import { joinPlacements, parseRanks, parseSize } from "./spec-values.ts";
 
+type JsonForm = z.core.JSONSchema.BaseSchema;
+
+/** What values that functions of ours read look like, for the JSON Schema: the form, or schemas of which one holds. */
+export const forms = new WeakMap<z.core.$ZodType, JsonForm | readonly z.ZodType[]>();
+
+function withForm<T>(schema: z.ZodType<T>, form: JsonForm | readonly z.ZodType[]): z.ZodType<T> {
+  forms.set(schema, form);
+  return schema;
+}
+
 /** A value whose form decides by which schema it is read, so that messages speak of that form alone. */
-function chosen<T>(choose: (value: unknown) => z.ZodType<T>): z.ZodType<T> {
-  return z.unknown().transform((value, context): T => {
+function chosen<T>(
+  choose: (value: unknown) => z.ZodType<T>,
+  alternatives: readonly z.ZodType[],
+): z.ZodType<T> {
+  const schema = z.unknown().transform((value, context): T => {
     const result = choose(value).safeParse(value, { reportInput: true });
     if (result.success) return result.data;
     for (const { message, path } of result.error.issues.map(describeIssue)) {
@@ -14,11 +26,12 @@ function chosen<T>(choose: (value: unknown) => z.ZodType<T>): z.ZodType<T> {
     }
     return z.NEVER;
   });
+  return withForm(schema, alternatives);
 }
 
-/** A value read by a function of ours: `what` says what it has to be. */
-function parsed<T>(read: (value: unknown) => T | undefined, what: string): z.ZodType<T> {
-  return z.unknown().transform((value, context): T => {
+/** A value read by a function of ours: `what` says what it has to be, `form` says it to editors. */
+function parsed<T>(read: (value: unknown) => T | undefined, what: string, form: JsonForm): z.ZodType<T> {
+  const schema = z.unknown().transform((value, context): T => {
     const result = read(value);
     if (result !== undefined) return result;
     context.issues.push({
@@ -28,20 +41,46 @@ function parsed<T>(read: (value: unknown) => T | undefined, what: string): z.Zod
     });
     return z.NEVER;
   });
+  return withForm(schema, form);
 }
 
-const size = parsed(parseSize, 'a size such as "8MiB" or a number of bytes');
-const ranks = parsed(parseRanks, "ranks such as 0..31 or a list of them");
+const naturalForm: JsonForm = { type: "integer", minimum: 0 };
+const rankForm: JsonForm = {
+  anyOf: [naturalForm, { type: "string", pattern: String.raw`^\s*\d+\s*(\.\.\s*\d+\s*)?$` }],
+};
+
+const size = parsed(parseSize, 'a size such as "8MiB" or a number of bytes', {
+  anyOf: [
+    naturalForm,
+    { type: "string", pattern: String.raw`^\s*\d+(\.\d+)?\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?\s*$` },
+  ],
+});
+const ranks = parsed(parseRanks, "ranks such as 0..31 or a list of them", {
+  anyOf: [...rankForm.anyOf!, { type: "array", items: rankForm }],
+});
 const count = z.number().int().min(0).max(Number.MAX_SAFE_INTEGER);
 const dtype = z.enum(dtypes);
 const reading = z.enum(["split", "order"]);
 const pattern = z.string().min(1);
+
+/** A placement, or a piece of one: YAML cuts `[SS(0,2), R]` at each comma. */
+const placementForm: JsonForm = {
+  type: "string",
+  pattern: [
+    String.raw`^\s*((R|Replicate)\s*(\(\s*\))?`,
+    String.raw`(S|Shard)\s*\(\s*(\w+\s*=\s*)?-?\d+\s*\)`,
+    String.raw`(SS|_?StridedShard)\s*\(\s*(\w+\s*=\s*)?-?\d+\s*(,\s*(\w+\s*=\s*)?-?\d+\s*\))?`,
+    String.raw`(\w+\s*=\s*)?-?\d+\s*\)`,
+    String.raw`(P|Partial)\s*(\(\s*((\w+\s*=\s*)?(sum|avg|product|max|min))?\s*\))?)\s*$`,
+  ].join("|"),
+};
 
 const placementTexts = z
   .array(
     parsed(
       (value) => (typeof value === "string" || typeof value === "number" ? value : undefined),
       "a placement such as S(0)",
+      placementForm,
     ),
   )
   .min(1)
@@ -62,31 +101,50 @@ const captured = parsed(
       ? (value as number | string)
       : undefined,
   "a number or a capture such as $1",
+  { anyOf: [naturalForm, { type: "string", pattern: String.raw`^\$\d+$` }] },
 );
 
 const rulePlacements = z.strictObject({
-  placements: placementTexts,
-  select: z.strictObject({ dim: captured, index: captured, of: captured }).optional(),
-  stridedShard: reading.optional(),
+  placements: placementTexts.describe("One placement for each dimension of the mesh."),
+  select: z
+    .strictObject({ dim: captured, index: captured, of: captured })
+    .describe("Keeps of mesh dimension dim the one coordinate that owns index of `of` things.")
+    .optional(),
+  stridedShard: reading.describe("How strided shards of these tensors read.").optional(),
 });
 export type RuleSide = z.infer<typeof rulePlacements>;
 
-const ruleSide = chosen<RuleSide>((value) => {
-  if (Array.isArray(value)) return placementTexts.transform((placements): RuleSide => ({ placements }));
-  if (typeof value === "object" && value !== null) return rulePlacements;
-  return parsed<RuleSide>(() => undefined, "a list of placements, or a map with placements");
-});
+const listedSide = placementTexts.transform((placements): RuleSide => ({ placements }));
+const noSide = parsed<RuleSide>(() => undefined, "a list of placements, or a map with placements", {});
+const ruleSide = chosen<RuleSide>(
+  (value) => {
+    if (Array.isArray(value)) return listedSide;
+    return typeof value === "object" && value !== null ? rulePlacements : noSide;
+  },
+  [placementTexts, rulePlacements],
+);
 
-const tensor = z.strictObject({ name: z.string().min(1), shape: z.array(count), dtype });
+const tensor = z.strictObject({
+  name: z.string().min(1).describe("The tensor's name, as rules see it."),
+  shape: z.array(count).describe("Its global shape, in elements; [] for a scalar."),
+  dtype: dtype.describe("Its element type."),
+});
 
 const model = z
   .strictObject({
-    config: z.string().min(1).optional(),
-    safetensors: z.string().min(1).optional(),
-    tensors: z.array(tensor).min(1).optional(),
-    dtype: dtype.optional(),
-    mtp: z.boolean().optional(),
-    quantized: z.boolean().optional(),
+    config: z.string().min(1).describe("A Hugging Face config.json, relative to the spec.").optional(),
+    safetensors: z
+      .string()
+      .min(1)
+      .describe("A .safetensors file, an index, or a folder with either; only headers are read.")
+      .optional(),
+    tensors: z.array(tensor).min(1).describe("The tensors themselves.").optional(),
+    dtype: dtype.describe("Replaces the config's torch_dtype.").optional(),
+    mtp: z.boolean().describe("Adds the config's multi-token prediction layers.").optional(),
+    quantized: z
+      .boolean()
+      .describe("Makes float8 weights with a scale per block, as the config's quantization_config says.")
+      .optional(),
   })
   .superRefine((value, context) => {
     const given = [value.config, value.safetensors, value.tensors].filter(
@@ -103,57 +161,98 @@ const model = z
         });
       }
     }
+  })
+  .meta({
+    oneOf: ["config", "safetensors", "tensors"].map((key) => ({ required: [key] })),
+    dependencies: { dtype: ["config"], mtp: ["config"], quantized: ["config"] },
   });
 
 const side = z.strictObject({
-  name: z.string().min(1).optional(),
-  mesh: z.array(z.number()).min(1),
-  ranks: ranks.optional(),
-  dimNames: z.array(z.string()).optional(),
-  stridedShard: reading.optional(),
+  name: z.string().min(1).describe("A name for people.").optional(),
+  mesh: z
+    .array(z.number().meta({ type: "integer", minimum: 1 }))
+    .min(1)
+    .describe("The sizes of the mesh's dimensions."),
+  ranks: ranks
+    .describe("Its ranks, row-major: 0..31, or a list of numbers and such ranges. Counted out unless given.")
+    .optional(),
+  dimNames: z.array(z.string()).describe("Names of the mesh's dimensions, for people.").optional(),
+  stridedShard: reading
+    .describe("How strided shards read: split as distribute_tensor makes them, order as FSDP2 holds them.")
+    .optional(),
 });
 export type SpecSideInput = z.infer<typeof side>;
 
-const dtypeRules = z.array(z.strictObject({ match: pattern, dtype })).min(1);
+const match = pattern.describe("A JavaScript regular expression, found anywhere in a tensor's name.");
+
+const dtypeRules = z.array(z.strictObject({ match, dtype })).min(1);
 export type DtypeRule = z.infer<typeof dtypeRules>[number];
 
 const topology = z
   .strictObject({
-    ranksPerHost: count.min(1).optional(),
-    hosts: z.array(count).optional(),
-    hostMBps: count.min(1),
-    networkMBps: count.min(1),
-    latencyUs: count,
+    ranksPerHost: count.min(1).describe("Rank r stands on host floor(r / ranksPerHost).").optional(),
+    hosts: z.array(count).describe("The host of each rank.").optional(),
+    hostMBps: count.min(1).describe("Megabytes a second of a rank's link within its host."),
+    networkMBps: count.min(1).describe("Megabytes a second of a rank's link to other hosts."),
+    latencyUs: count.describe("Microseconds that every wave takes besides."),
   })
   .superRefine((value, context) => {
     if ((value.ranksPerHost === undefined) === (value.hosts === undefined)) {
       context.addIssue("give exactly one of ranksPerHost and hosts");
     }
-  });
+  })
+  .meta({ oneOf: [{ required: ["ranksPerHost"] }, { required: ["hosts"] }] });
 
 const budget = z.strictObject({
-  rankEgressBytes: size.optional(),
-  stagingBytes: size.optional(),
-  imbalance: z.number().min(1).optional(),
+  rankEgressBytes: size.describe("The most bytes that any rank sends to others.").optional(),
+  stagingBytes: size.describe("The most staging memory that any rank needs.").optional(),
+  imbalance: z
+    .number()
+    .min(1)
+    .describe("What the busiest source rank sends over the mean of the source's ranks; 1 is perfect.")
+    .optional(),
 });
 /** What a plan may cost at most; `plan` compares. */
 export type Budget = z.infer<typeof budget>;
 
+const rule = z.strictObject({
+  match,
+  source: ruleSide.describe("Placements on the source's mesh."),
+  target: ruleSide.describe("Placements on the target's mesh."),
+});
+
 /** A spec as it stands in its file, version 1. */
 export const specSchema = z.strictObject({
-  version: z.literal(1),
-  model,
-  source: side,
-  target: side,
-  colocated: z.boolean().optional(),
-  placements: z.array(z.strictObject({ match: pattern, source: ruleSide, target: ruleSide })).min(1),
-  targetDtype: chosen<DType | DtypeRule[]>((value) => (Array.isArray(value) ? dtypeRules : dtype)).optional(),
-  bucketBytes: size.optional(),
-  bucketsInFlight: count.min(1).optional(),
-  peersInFlight: count.min(1).optional(),
-  strategy: z.enum(["auto", "direct", "striped"]).optional(),
-  topology: topology.optional(),
-  maxChunks: count.min(1).optional(),
-  budget: budget.optional(),
+  $schema: z.string().describe("Where editors find this schema; read by nothing else.").optional(),
+  version: z.literal(1).describe("The version of this format."),
+  model: model.describe("Which tensors move: exactly one of config, safetensors and tensors."),
+  source: side.describe("The side that has the tensors."),
+  target: side.describe("The side that gets them."),
+  colocated: z.boolean().describe("The same processes are on both sides.").optional(),
+  placements: z
+    .array(rule)
+    .min(1)
+    .describe("Rules; the first whose match is found in a tensor's name takes it. Each has to take one."),
+  targetDtype: chosen<DType | DtypeRule[]>(
+    (value) => (Array.isArray(value) ? dtypeRules : dtype),
+    [dtype, dtypeRules],
+  )
+    .describe(
+      "The element type on the target: one for all, or rules of which the first that is found decides.",
+    )
+    .optional(),
+  bucketBytes: size.describe("The most bytes of a bucket; 8 MiB unless given.").optional(),
+  bucketsInFlight: count.min(1).describe("The most staged buckets of a channel; 2 unless given.").optional(),
+  peersInFlight: count
+    .min(1)
+    .describe("The most channels of a receiver in a wave; 4 unless given.")
+    .optional(),
+  strategy: z
+    .enum(["auto", "direct", "striped"])
+    .describe("How replicas of a target get what all of them want; auto unless given.")
+    .optional(),
+  topology: topology.describe("Where ranks stand and how fast links are.").optional(),
+  maxChunks: count.min(1).describe("The most chunks that are listed.").optional(),
+  budget: budget.describe("Limits that make `plan` end with exit code 1.").optional(),
 });
 export type SpecInput = z.infer<typeof specSchema>;
