@@ -14,6 +14,7 @@ interface AgentFlags {
   readonly rank?: string;
   readonly world?: string;
   readonly store?: string;
+  readonly serve: boolean;
   readonly namespace?: string;
   readonly queue?: string;
   readonly state?: string;
@@ -36,6 +37,7 @@ export function agentCommand(context: CommandContext): Command {
     .option("--rank <n>", "rank in the world of agents (AGENT_RANK, else RANK + AGENT_RANK_OFFSET)")
     .option("--world <n>", "one more than the largest rank (TENSOR_BUS_WORLD_SIZE; default 4096)")
     .option("--store <url>", "tcp://host:port[?serve] or etcd://… (TENSOR_BUS_STORE)")
+    .option("--no-serve", "join a tcp:// store on this host that another process serves, on rank 0 too")
     .option("--namespace <name>", "keeps jobs apart (TENSOR_BUS_NAMESPACE)")
     .option("--queue <folder>", "command queue (TENSOR_BUS_COMMAND_QUEUE_PATH)")
     .option("--state <folder>", "state (TENSOR_BUS_STATE_PATH)")
@@ -78,7 +80,7 @@ async function runAgent(context: CommandContext, flags: AgentFlags): Promise<voi
   const log = logger;
   log.level = flags.log;
   const ignored = new Map<string, IgnoredRecord["reason"]>();
-  const serve = rank === 0 && url.startsWith("tcp://") && isHere(url);
+  const serve = flags.serve && rank === 0 && url.startsWith("tcp://") && isHere(url);
   const starting = new AbortController();
   const stopStarting = () => starting.abort(new Error("a signal was received"));
   process.once("SIGTERM", stopStarting);

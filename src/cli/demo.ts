@@ -1,21 +1,24 @@
-import { mkdtemp, rm } from "node:fs/promises";
-import { join } from "node:path";
 import { Command } from "commander";
+import { nativeLibrary } from "../ffi/native.ts";
 import { parseSpec } from "../model/spec.ts";
 import { planTransfer } from "../plan/index.ts";
 import type { CommandContext } from "./context.ts";
 import { memcpyCeiling, serveSocket, socketCeiling } from "./demo/ceilings.ts";
 import { demoCheckpoint, demoFolder, demoRules } from "./demo/checkpoint.ts";
-import { entryScript, transferCheckpoint } from "./reshard/transfer.ts";
+import { runDemoRank } from "./demo/rank.ts";
+import { runRounds } from "./demo/rounds.ts";
+import { entryScript } from "./reshard/transfer.ts";
 import { formatBytes } from "./ui/format.ts";
 import { type Progress, startProgress } from "./ui/progress.ts";
 import { formatFields } from "./ui/table.ts";
 
-/** `tensorbus demo`: a trainer's checkpoint, fully sharded over four processes, to a tensor-parallel engine's two. */
+const rounds = 5;
+
+/** `tensorbus demo`: the weights of a trainer, fully sharded over four ranks, to the two ranks of a tensor-parallel engine. */
 export function demoCommand(context: CommandContext): Command {
   return new Command("demo")
     .description(
-      "Moves a checkpoint between two groups of processes on this machine, and verifies every byte.",
+      "Hands the weights of a trainer to an engine, both on this machine, for several rounds, and verifies every byte.",
     )
     .option("--dir <dir>", "where the demo's checkpoint is kept (427 MB, made on the first run)")
     .addHelpText(
@@ -38,35 +41,38 @@ export function demoSocketCommand(): Command {
     .action(serveSocket);
 }
 
+/** A client of either job; only `demo` starts it. */
+export function demoRankCommand(): Command {
+  return new Command("demo-rank").description("one rank's client in the demo").action(runDemoRank);
+}
+
 async function runDemo(context: CommandContext, folder: string): Promise<void> {
+  nativeLibrary(); // without it every process would fail: better one answer, before any is started
   const { stdout } = context;
   await stdout.line(stdout.colors.bold("FSDP on 4 ranks, float32  ->  tensor parallel on 2 ranks, bfloat16"));
   const checkpoint = await makeCheckpoint(context, folder);
   const plan = await planTransfer(await demoInput(checkpoint));
-  const out = await mkdtemp(join(folder, "out-"));
+  const cancel = new AbortController();
+  const onSignal = () => cancel.abort();
+  process.once("SIGINT", onSignal);
+  process.once("SIGTERM", onSignal);
+  let speed: number;
   try {
-    const summary = await transferCheckpoint(context, {
-      plan,
-      checkpoint,
-      fileOf: (rank) => join(out, `rank-${rank}.safetensors`),
-      verify: true,
-      timeoutMs: 120_000,
-      rounds: 5,
-    });
-    const speed = summary.movedBytes / Math.min(...summary.roundSeconds);
-    const socket = await socketCeiling(entryScript());
-    const memcpy = memcpyCeiling();
-    const beside = (ceiling: number) =>
-      `${formatBytes(ceiling)}/s; the transfer ran at ${(speed / ceiling).toFixed(2)} of it`;
-    await stdout.line(
-      formatFields(stdout, [
-        ["raw socket", beside(socket)],
-        ["memcpy", beside(memcpy)],
-      ]),
-    );
+    speed = await runRounds(context, { plan, checkpoint, rounds, signal: cancel.signal });
   } finally {
-    await rm(out, { recursive: true, force: true });
+    process.off("SIGINT", onSignal);
+    process.off("SIGTERM", onSignal);
   }
+  const socket = await socketCeiling(entryScript());
+  const memcpy = memcpyCeiling();
+  const beside = (ceiling: number) =>
+    `${formatBytes(ceiling)}/s; the fastest round ran at ${(speed / ceiling).toFixed(2)} of it`;
+  await stdout.line(
+    formatFields(stdout, [
+      ["raw socket", beside(socket)],
+      ["memcpy", beside(memcpy)],
+    ]),
+  );
 }
 
 async function makeCheckpoint({ stderr }: CommandContext, folder: string): Promise<string> {

@@ -2,7 +2,7 @@ import { Command, CommanderError } from "commander";
 import { TensorBusError } from "../errors.ts";
 import { agentCommand } from "./agent.ts";
 import { type CommandContext, type CommandStreams, createContext } from "./context.ts";
-import { demoCommand, demoSocketCommand } from "./demo.ts";
+import { demoCommand, demoRankCommand, demoSocketCommand } from "./demo.ts";
 import { doctorCommand } from "./doctor.ts";
 import { packageVersion } from "./package-version.ts";
 import { planCommand } from "./plan.ts";
@@ -20,7 +20,7 @@ const commands: readonly CommandFactory[] = [
   doctorCommand,
 ];
 /** What commands start as processes of their own. */
-const workers: readonly CommandFactory[] = [reshardRankCommand, demoSocketCommand];
+const workers: readonly CommandFactory[] = [reshardRankCommand, demoRankCommand, demoSocketCommand];
 
 const usageError = 2;
 const failed = 4;
@@ -74,7 +74,7 @@ function createProgram(context: CommandContext): Command {
 
 const examples = `
 Examples:
-  $ tensorbus demo                        two groups of processes, a checkpoint, every byte verified
+  $ tensorbus demo                        a trainer and an engine, several rounds, every byte verified
   $ tensorbus plan spec.yaml --verify     what moving a model would take, and the proof that the plan is right
   $ tensorbus doctor                      what this machine has and lacks
 

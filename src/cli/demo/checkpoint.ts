@@ -44,6 +44,7 @@ export function demoFolder(environment: NodeJS.ProcessEnv): string {
 export async function demoCheckpoint(
   folder: string,
   onBytes: (done: number, total: number) => void,
+  model: typeof demoConfig = demoConfig,
 ): Promise<string> {
   const path = join(folder, "model.safetensors");
   const exists = await access(path).then(
@@ -52,7 +53,7 @@ export async function demoCheckpoint(
   );
   if (exists) return path;
   await mkdir(folder, { recursive: true, mode: 0o700 });
-  const config = JSON.stringify(demoConfig);
+  const config = JSON.stringify(model);
   const tensors = [...modelTensors(config), ...extras];
   const total = tensors.reduce((sum, tensor) => sum + bytesOf(tensor), 0);
   await using writer = await createSafetensors(path, tensors);

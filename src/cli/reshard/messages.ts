@@ -1,4 +1,4 @@
-import type { ErrorCode } from "../../errors.ts";
+import { type ErrorCode, TensorBusError } from "../../errors.ts";
 
 /** What the supervisor tells a rank's process before anything else. */
 export interface RankJob {
@@ -14,8 +14,6 @@ export interface RankJob {
   readonly storePort: number;
   readonly verify: boolean;
   readonly timeoutMs: number;
-  /** How often the same bytes are moved; more than once only to see how fast that is. */
-  readonly rounds: number;
 }
 
 /** `commit`: every rank has written and verified; files take their final names. `abort`: end at once. */
@@ -25,10 +23,10 @@ export type SupervisorMessage = RankJob | { readonly kind: "commit" } | { readon
 export const phases = ["read", "move", "write", "verify"] as const;
 export type Phase = (typeof phases)[number];
 
-/** What a rank reports. `done` and `total` are bytes of the phase, `received` those of one round, `seconds` of each. */
+/** What a rank reports. `done` and `total` are bytes of the phase; `received` bytes and `seconds` are those of the round. */
 export type RankMessage =
   | { readonly kind: "progress"; readonly phase: Phase; readonly done: number; readonly total: number }
-  | { readonly kind: "moved"; readonly received: number; readonly seconds: readonly number[] }
+  | { readonly kind: "moved"; readonly received: number; readonly seconds: number }
   | { readonly kind: "ready"; readonly verifiedBytes: number }
   | { readonly kind: "committed" }
   | { readonly kind: "failed"; readonly failure: RankFailure };
@@ -38,4 +36,17 @@ export interface RankFailure {
   readonly message: string;
   /** The rank where it began. */
   readonly rank: number;
+}
+
+/** What a rank tells of an error: its code, and the rank that the error names, else its own. */
+export function failureOf(error: unknown, ownRank: number): RankFailure {
+  if (error instanceof TensorBusError) {
+    const { rank } = error.details;
+    return { code: error.code, message: error.message, rank: typeof rank === "number" ? rank : ownRank };
+  }
+  return {
+    code: "TB_SYSTEM",
+    message: error instanceof Error ? error.message : String(error),
+    rank: ownRank,
+  };
 }

@@ -15,7 +15,7 @@ import {
 import { Plan } from "../../plan/index.ts";
 import { tcpStore } from "../../store/tcp-store.ts";
 import { allocateTensors, type LocalTensor, localTensors, slabs } from "./local-tensors.ts";
-import type { Phase, RankFailure, RankJob, RankMessage, SupervisorMessage } from "./messages.ts";
+import { failureOf, type Phase, type RankJob, type RankMessage, type SupervisorMessage } from "./messages.ts";
 import { verifyRankFile } from "./verify.ts";
 
 const slabBytes = 64 * 2 ** 20;
@@ -218,27 +218,9 @@ async function transfer(
     });
   });
   try {
-    const seconds: number[] = [];
-    let received = 0n;
-    for (let round = 0; round < job.rounds; round++) {
-      const report = await execution.run({ signal, timeoutMs });
-      seconds.push(report.seconds);
-      received = report.bytesReceived;
-    }
-    await channel.send({ kind: "moved", received: Number(received), seconds });
+    const { bytesReceived, seconds } = await execution.run({ signal, timeoutMs });
+    await channel.send({ kind: "moved", received: Number(bytesReceived), seconds });
   } finally {
     subscription.unsubscribe();
   }
-}
-
-function failureOf(error: unknown, ownRank: number): RankFailure {
-  if (error instanceof TensorBusError) {
-    const { rank } = error.details;
-    return { code: error.code, message: error.message, rank: typeof rank === "number" ? rank : ownRank };
-  }
-  return {
-    code: "TB_SYSTEM",
-    message: error instanceof Error ? error.message : String(error),
-    rank: ownRank,
-  };
 }

@@ -18,8 +18,6 @@ export interface ReshardRun {
   readonly targetFiles: ReadonlyMap<number, string>;
   readonly verify: boolean;
   readonly timeoutMs: number;
-  /** How often the same bytes are moved; default 1. */
-  readonly rounds?: number;
   readonly signal?: AbortSignal;
   /** The script whose command `reshard-rank` runs one rank. */
   readonly entry: string;
@@ -35,10 +33,10 @@ export interface ReshardProgress {
 }
 
 export interface ReshardSummary {
-  /** Bytes that crossed between processes in one round. */
+  /** Bytes that crossed between processes. */
   readonly movedBytes: number;
-  /** Of each round, as its slowest rank saw it. The first one also touches the targets' memory for the first time. */
-  readonly roundSeconds: readonly number[];
+  /** Of the round, as its slowest rank saw it. */
+  readonly seconds: number;
   readonly verifiedBytes: number;
 }
 
@@ -70,7 +68,6 @@ export async function runReshard(run: ReshardRun): Promise<ReshardSummary> {
           storePort: store.port,
           verify: run.verify,
           timeoutMs: run.timeoutMs,
-          rounds: run.rounds ?? 1,
         }),
       ),
       run,
@@ -97,7 +94,7 @@ class RankGroup {
   #failure: RankFailure | undefined;
   #killTimer: NodeJS.Timeout | undefined;
   #movedBytes = 0;
-  readonly #roundSeconds: number[] = [];
+  #seconds = 0;
   #verifiedBytes = 0;
 
   constructor(jobs: readonly RankJob[], run: ReshardRun) {
@@ -127,7 +124,7 @@ class RankGroup {
     }
     return {
       movedBytes: this.#movedBytes,
-      roundSeconds: this.#roundSeconds,
+      seconds: this.#seconds,
       verifiedBytes: this.#verifiedBytes,
     };
   }
@@ -171,9 +168,7 @@ class RankGroup {
         break;
       case "moved":
         this.#movedBytes += message.received;
-        for (const [round, seconds] of message.seconds.entries()) {
-          this.#roundSeconds[round] = Math.max(this.#roundSeconds[round] ?? 0, seconds);
-        }
+        this.#seconds = Math.max(this.#seconds, message.seconds);
         break;
       case "ready":
         this.#verifiedBytes += message.verifiedBytes;

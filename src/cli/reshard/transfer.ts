@@ -6,7 +6,7 @@ import { formatBytes, formatCount, formatDuration, formatRanks } from "../ui/for
 import { type Progress, startProgress } from "../ui/progress.ts";
 import { formatFields } from "../ui/table.ts";
 import type { Phase } from "./messages.ts";
-import { type ReshardProgress, type ReshardSummary, runReshard } from "./supervisor.ts";
+import { type ReshardProgress, runReshard } from "./supervisor.ts";
 
 export interface CheckpointTransfer {
   readonly plan: Plan;
@@ -15,8 +15,6 @@ export interface CheckpointTransfer {
   readonly fileOf: (rank: number) => string;
   readonly verify: boolean;
   readonly timeoutMs: number;
-  /** How often the same bytes are moved; default 1. */
-  readonly rounds?: number;
 }
 
 const labels: Readonly<Record<Phase, string>> = {
@@ -30,7 +28,7 @@ const labels: Readonly<Record<Phase, string>> = {
 export async function transferCheckpoint(
   { stdout, stderr }: CommandContext,
   transfer: CheckpointTransfer,
-): Promise<ReshardSummary> {
+): Promise<void> {
   nativeLibrary(); // without it every rank would fail: better one answer, before any is started
   const { plan } = transfer;
   const pairs = Object.values(plan.input.pairs);
@@ -61,18 +59,21 @@ export async function transferCheckpoint(
       onProgress: (progress) => bars.show(progress),
     });
     bars.stop();
+    const { movedBytes, seconds, verifiedBytes } = summary;
     await stdout.line(
       formatFields(stdout, [
-        ["moved", `${formatBytes(summary.movedBytes)} between processes in ${describeRounds(summary)}`],
+        [
+          "moved",
+          `${formatBytes(movedBytes)} between processes in ${formatDuration(seconds)} (${formatBytes(movedBytes / seconds)}/s)`,
+        ],
         [
           "verified",
           transfer.verify
-            ? `${formatBytes(summary.verifiedBytes)} of target files equal the checkpoint, byte for byte`
+            ? `${formatBytes(verifiedBytes)} of target files equal the checkpoint, byte for byte`
             : "no (--no-verify)",
         ],
       ]),
     );
-    return summary;
   } finally {
     bars.stop();
     process.off("SIGINT", onSignal);
@@ -80,15 +81,8 @@ export async function transferCheckpoint(
   }
 }
 
-/** The fastest round, and where there are more the first, which touches the targets' memory for the first time. */
-function describeRounds({ movedBytes, roundSeconds }: ReshardSummary): string {
-  const fastest = Math.min(...roundSeconds);
-  const speed = `${formatDuration(fastest)} (${formatBytes(movedBytes / fastest)}/s)`;
-  if (roundSeconds.length === 1) return speed;
-  return `${speed}, the fastest of ${roundSeconds.length} rounds; the first took ${formatDuration(roundSeconds[0]!)}`;
-}
-
-function ranksOf(lists: readonly Int32Array[]): number[] {
+/** All ranks of some meshes, each once, ascending. */
+export function ranksOf(lists: readonly Int32Array[]): number[] {
   return [...new Set(lists.flatMap((ranks) => [...ranks]))].sort((a, b) => a - b);
 }
 

@@ -39,8 +39,8 @@ export async function verifyRankFile(
     for (const slab of slabs(local, slabBytes)) {
       const actual = Buffer.allocUnsafeSlow(slab.bytes);
       await written.read(name, actual, slab.at, options);
-      const expected = await expectedSlab(checkpoint, local, slab, options.signal);
-      if (!actual.equals(expected)) throw difference(file, local, slab, actual, expected);
+      const expected = await expectedSlab(checkpoint, local, slab, options);
+      requireEqual(file, local, slab, actual, expected);
       compared += slab.bytes;
       options.onBytes(slab.bytes);
     }
@@ -48,36 +48,48 @@ export async function verifyRankFile(
   return compared;
 }
 
+export interface ExpectedOptions {
+  readonly signal?: AbortSignal;
+  /** Changes what was read, in the source's type, before it is cast. */
+  readonly change?: (values: Buffer, local: LocalTensor) => void;
+}
+
 /** What the checkpoint says that a slab holds, in the target's type. */
-async function expectedSlab(
+export async function expectedSlab(
   checkpoint: SafetensorsCheckpoint,
-  { tensor, dtype }: LocalTensor,
+  local: LocalTensor,
   slab: Slab,
-  signal: AbortSignal,
+  { signal, change }: ExpectedOptions,
 ): Promise<Buffer> {
+  const { tensor, dtype } = local;
   const elements = slab.bytes / itemSize(dtype);
   const original = Buffer.allocUnsafeSlow(elements * itemSize(tensor.dtype));
+  const options = signal === undefined ? {} : { signal };
   for (const { box, at } of slab.boxes) {
-    await checkpoint.readBox(tensor.name, box, original, { shape: slab.shape, offsets: at }, { signal });
+    await checkpoint.readBox(tensor.name, box, original, { shape: slab.shape, offsets: at }, options);
   }
+  change?.(original, local);
   if (tensor.dtype === dtype) return original;
   const cast = Buffer.allocUnsafeSlow(slab.bytes);
   move({ bytes: cast, dtype }, { bytes: original, dtype: tensor.dtype });
   return cast;
 }
 
-function difference(
-  file: string,
+/** `TB_VERIFY` with the first element of a slab that is not what it must be. `where` is the file or the round. */
+export function requireEqual(
+  where: string,
   local: LocalTensor,
   slab: Slab,
   actual: Buffer,
   expected: Buffer,
-): TensorBusError {
+): void {
+  if (actual.equals(expected)) return;
   const at = actual.findIndex((byte, index) => byte !== expected[index]);
   const element = Math.floor((slab.at + at) / itemSize(local.dtype));
-  return new TensorBusError(
+  const { name } = local.tensor;
+  throw new TensorBusError(
     "TB_VERIFY",
-    `${local.tensor.name} in ${file} differs from the checkpoint at local element ${element}`,
-    { details: { file, tensor: local.tensor.name, element } },
+    `${name} in ${where} is not what it must be: local element ${element} differs`,
+    { details: { where, tensor: name, element } },
   );
 }

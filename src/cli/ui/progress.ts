@@ -7,12 +7,16 @@ export interface ProgressOptions {
   /** What is counted up to; 0 is complete at once. */
   readonly total: number;
   readonly unit: "bytes" | "items";
+  /** Lines where there is no terminal, one for each such part of the total; default 10. */
+  readonly lines?: number;
+  /** The bar goes away once it is stopped. */
+  readonly transient?: boolean;
 }
 
 /** A rate over less than this says nothing. */
 const meaningfulSeconds = 0.1;
 
-/** How far something is: a bar on a terminal, elsewhere a line at every tenth. */
+/** How far something is: a bar on a terminal, elsewhere a line at every part. */
 export interface Progress {
   /** What is done so far, of the total. Never goes back. */
   update(done: number): void;
@@ -25,7 +29,7 @@ export function startProgress(output: Output, options: ProgressOptions): Progres
   return output.isTerminal ? startBar(output, options) : startLines(output, options);
 }
 
-function startBar(output: Output, { label, total, unit }: ProgressOptions): Progress {
+function startBar(output: Output, { label, total, unit, transient = false }: ProgressOptions): Progress {
   const started = performance.now();
   const bar = new SingleBar({
     stream: output.stream as NodeJS.WritableStream,
@@ -37,7 +41,7 @@ function startBar(output: Output, { label, total, unit }: ProgressOptions): Prog
     },
     barsize: 30,
     hideCursor: true,
-    clearOnComplete: false,
+    clearOnComplete: transient,
     fps: 10,
     linewrap: false,
   });
@@ -48,9 +52,9 @@ function startBar(output: Output, { label, total, unit }: ProgressOptions): Prog
   };
 }
 
-function startLines(output: Output, { label, total, unit }: ProgressOptions): Progress {
+function startLines(output: Output, { label, total, unit, lines = 10 }: ProgressOptions): Progress {
   const started = performance.now();
-  let tenths = 0;
+  let parts = 0;
   let shown = false;
   const show = (done: number): void => {
     shown = true;
@@ -58,9 +62,9 @@ function startLines(output: Output, { label, total, unit }: ProgressOptions): Pr
   };
   return {
     update(done) {
-      const reached = total === 0 ? 10 : Math.floor((done / total) * 10);
-      if (reached <= tenths) return;
-      tenths = reached;
+      const reached = total === 0 ? lines : Math.floor((done / total) * lines);
+      if (reached <= parts) return;
+      parts = reached;
       show(done);
     },
     stop() {
