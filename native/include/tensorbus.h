@@ -108,6 +108,19 @@ TB_API int32_t tb_shared_unmap(uint64_t address, uint64_t bytes, tb_error *err);
 
 enum tb_transport_kind { TB_TRANSPORT_MEMORY = 0, TB_TRANSPORT_TCP = 1 };
 
+/*
+ * What carries the buckets between two peers: stream, over their connections; shm, the target reads them in
+ * the memory of the source, which is a process of the same user on the same host.
+ */
+enum tb_carrier_bits {
+    TB_CARRY_STREAM = 1,
+    TB_CARRY_SHM = 2,
+    TB_CARRY_CUDA_IPC = 4,
+    TB_CARRY_NCCL = 8,
+    /* For tests: memory of this process is reached as if it were another's. */
+    TB_CARRY_APART = 0x80000000,
+};
+
 typedef struct tb_session_options {
     uint32_t struct_bytes; /* sizeof(tb_session_options) of the caller */
     uint32_t kind;
@@ -120,7 +133,7 @@ typedef struct tb_session_options {
     uint32_t peer_timeout_ms; /* tcp: a silent host is lost after this long */
     uint32_t quiesce_ms;
     uint32_t listen_port;     /* tcp: 0 takes a free one */
-    uint32_t reserved;
+    uint32_t carriers;        /* bits of those that may be used; 0: stream alone */
     char listen_host[64];     /* tcp: a numeric IPv4 or IPv6 address */
     uint8_t name_space[32];   /* SHA-256 of the namespace; peers of another are refused */
 } tb_session_options;

@@ -197,6 +197,7 @@ void tb_conn_fail(tb_conn *conn, int32_t code, int os_errno, const char *message
     tb_session *session = conn->session;
     pthread_mutex_lock(&session->lock);
     if (conn->peer != NULL) {
+        conn->peer->left |= conn->ended;
         tb_peer_lost(conn->peer, code, os_errno, message, false);
     }
     conn->doomed = true;

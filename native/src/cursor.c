@@ -21,6 +21,17 @@ void tb_cursor_start(tb_cursor *cursor, void *first_element, const int64_t *desc
     cursor->cold = cursor->left >= TB_STREAM_BYTES;
 }
 
+void tb_cursor_start_row(tb_cursor *cursor, uint8_t *at, uint64_t bytes) {
+    cursor->base = at;
+    cursor->run_start = at;
+    cursor->run_bytes = (int64_t)bytes;
+    cursor->in_run = 0;
+    cursor->left = (int64_t)bytes;
+    cursor->dims = 0;
+    cursor->cold = 0;
+    cursor->loops = NULL;
+}
+
 /* Goes on by whole runs. Past the last run every index is 0 again, and nothing is left. */
 static void step_runs(const int64_t *loops, int32_t dims, int64_t *index, uint8_t **run_start, int64_t runs) {
     for (int32_t dim = dims - 1; dim >= 0 && runs > 0; dim--) {

@@ -38,6 +38,8 @@ int32_t tb_descriptor_check(const int64_t *descriptor, uint64_t words, uint64_t 
                             uint64_t *total_bytes, uint32_t *used_words, tb_error *err);
 
 void tb_cursor_start(tb_cursor *cursor, void *first_element, const int64_t *descriptor);
+/* That many bytes in one row. */
+void tb_cursor_start_row(tb_cursor *cursor, uint8_t *at, uint64_t bytes);
 
 /* The next runs from the position, up to max_bytes in up to max entries, as iovecs; the position stays. */
 int tb_cursor_iov(const tb_cursor *cursor, struct iovec *iov, int max, uint64_t max_bytes, uint64_t *bytes);

@@ -36,6 +36,10 @@ typedef struct tb_peer tb_peer;
 typedef struct tb_conn tb_conn;
 typedef struct tb_graph tb_graph;
 typedef struct tb_side tb_side;
+typedef struct tb_import tb_import;
+typedef struct tb_pull tb_pull;
+typedef struct tb_job tb_job;
+typedef struct tb_region tb_region;
 typedef struct tb_event_node tb_event_node;
 
 /* ---- connections --------------------------------------------------------------------------------------- */
@@ -112,6 +116,7 @@ struct tb_conn {
     uint32_t first_frame, frame_count; /* of a ring */
     bool read_progress;
     bool finished; /* nothing more will be written */
+    bool ended;    /* the other side has closed it */
     int end_errno; /* why it could not be established */
 
     /* Control frames to be sent; filled by anyone, taken by the thread. */
@@ -140,6 +145,7 @@ struct tb_peer {
     uint64_t incarnation;
     tb_conn *conns[TB_CONNECTIONS];
     tb_side *sides; /* of the graphs that deal with it */
+    bool left;      /* it ended the last connection itself, once it had come to rest */
     tb_early *early;
     uint32_t early_count;
     atomic_bool heard; /* bytes came since the last tick */
@@ -174,6 +180,15 @@ struct tb_side {
     uint32_t unfinished; /* channels of the round under way */
     uint32_t send[TB_STAGES], receive[TB_STAGES]; /* channels, or TB_NONE */
     tb_heap ready;
+    /* Carriers (carrier.h). */
+    uint32_t carrier;    /* tb_carrier_number */
+    tb_wire_host host;   /* of the peer */
+    bool said_match;     /* our MATCH went out */
+    tb_import *import;   /* what the peer exports */
+    uint32_t exposed;    /* send: buckets that the peer may read now */
+    bool awaits_quiet;   /* send: a round failed, and the peer may still read */
+    uint32_t pulling;    /* receive: buckets that are being read */
+    uint64_t owes_quiet; /* receive: the round in which the peer waits for that; 0: none */
 };
 
 typedef struct tb_channel_state {
@@ -191,11 +206,18 @@ enum tb_bucket_state {
     TB_BUCKET_ALLOWED, /* to come, or (own contribution) to be folded in its turn */
     TB_BUCKET_QUEUED,
     TB_BUCKET_MOVING,
-    TB_BUCKET_STAGED,
+    TB_BUCKET_READY,  /* a contribution that can be pulled, but has no place yet */
+    TB_BUCKET_STAGED, /* it is here, or can be pulled, and waits for its turn */
     TB_BUCKET_DONE,
 };
 
-enum tb_graph_state { TB_GRAPH_PREPARING, TB_GRAPH_READY, TB_GRAPH_RUNNING, TB_GRAPH_DEAD };
+enum tb_graph_state {
+    TB_GRAPH_PREPARING,
+    TB_GRAPH_READY,
+    TB_GRAPH_RUNNING,
+    TB_GRAPH_ENDING, /* its prepare failed, and a thread is still at it */
+    TB_GRAPH_DEAD,
+};
 
 /*
  * Staging memory in use. Streams (not slots, not the pool) of several threads share what was announced for
@@ -210,6 +232,8 @@ typedef struct tb_staging {
 
 typedef struct tb_pool {
     uint8_t *memory;
+    uint64_t bytes;      /* mapped, with what is shared of piece_at behind the pieces, or 0 of that */
+    uint64_t *shared_at; /* a copy of piece_at for those who pull; NULL: nobody */
     uint64_t *piece_at;  /* offset in memory */
     uint64_t *piece_end; /* on the endless line that the ring is wound from */
     uint32_t *order;     /* pieces by their place on that line */
@@ -243,6 +267,16 @@ struct tb_graph {
     bool failing;
     tb_error error;
     uint32_t active;
+    uint32_t pulling;        /* of active: buckets that are pulled */
+    uint64_t quiet_deadline; /* of targets of a failed round; 0: none is waited for */
+    bool quarantined;
+    bool refused; /* its prepare failed for a reason that another attempt would meet as well */
+    /* Buckets for which READY is to be said: of one side, stage, and in a row. */
+    struct {
+        tb_side *side;
+        uint8_t stage;
+        uint32_t first, count;
+    } offer;
     uint64_t aborted_round; /* the latest one that a peer spoiled, and why */
     tb_error aborted;
     uint32_t receives_left, sends_left, locals_left;
@@ -265,13 +299,18 @@ struct tb_graph {
 
 /* ---- threads and sessions ------------------------------------------------------------------------------ */
 
-typedef struct tb_job {
+struct tb_job {
     tb_graph *graph; /* NULL: none */
     uint32_t bucket;
     uint64_t moved;
     tb_flow flow;
     tb_cursor source;
-} tb_job;
+    tb_side *side;        /* whose memory it is pulled from, or NULL */
+    uint64_t source_left; /* pulled: bytes of the chunk at the source that are to come */
+    bool started;
+    uint8_t *bounce; /* the thread's, for private memory of other processes */
+    struct iovec *iov;
+};
 
 struct tb_thread {
     tb_session *session;
@@ -290,11 +329,13 @@ struct tb_thread {
     uint8_t sink[16];
 };
 
-typedef struct tb_region {
+struct tb_region {
     uint64_t address, bytes;
+    uint32_t memory; /* the bit of its kind: tb_memory_bits */
     uint32_t uses;
     bool open;
-} tb_region;
+    bool quarantined; /* a peer may still read it, for good */
+};
 
 struct tb_event_node {
     tb_event_node *next;
@@ -313,8 +354,13 @@ struct tb_session {
     pthread_cond_t thread_ended;
     bool accept_pending; /* someone asks for a connection, or may be there now */
     bool closing;
+    bool farewell; /* it was said, or there is nothing to wait for before */
     bool stop;
     uint64_t stop_at;
+    tb_wire_host host;
+    tb_import *imports;   /* that wait for a thread */
+    uint32_t stale_pulls; /* of rounds that have failed: no connection is closed before they are over */
+    bool quarantined;
     uint64_t next_timer;
     uint64_t next_tick;
     tb_peer **peers; /* by rank; NULL where there was nothing to do with it */
@@ -364,6 +410,8 @@ uint64_t tb_deadline(uint64_t timeout_ns);
 bool tb_session_event(tb_session *session, const tb_event *event);
 void tb_session_event_reserved(tb_session *session, const tb_event *event, tb_event_node **reserved);
 void tb_session_fault(tb_session *session, const tb_error *error);
+/* All pulls of failed rounds are over: what waited for that goes on. */
+void tb_session_rests(tb_session *session);
 tb_peer *tb_session_peer(tb_session *session, int32_t rank); /* made where it is missing; NULL: no memory */
 void tb_session_timer(tb_session *session, uint64_t at);
 

@@ -13,22 +13,12 @@
  */
 enum { SEND_RUN_BYTES = 512, RECEIVE_RUN_BYTES = 64 * 1024 };
 
-static void start_row(tb_cursor *cursor, uint8_t *at, uint64_t bytes) {
-    cursor->base = at;
-    cursor->run_start = at;
-    cursor->run_bytes = (int64_t)bytes;
-    cursor->in_run = 0;
-    cursor->left = (int64_t)bytes;
-    cursor->dims = 0;
-    cursor->loops = NULL;
-}
-
 void tb_flow_start_end(tb_cursor *cursor, const tb_places *places, const tb_chunk *chunk, bool destination) {
     uint32_t where = destination ? chunk->destination : chunk->source;
     uint32_t dtype = destination ? chunk->destination_dtype : chunk->source_dtype;
     if (where >= TB_PIECE_BIT) {
-        start_row(cursor, places->pool + places->piece_at[where - TB_PIECE_BIT],
-                  chunk->elements * tb_dtype_size(dtype));
+        tb_cursor_start_row(cursor, places->pool + places->piece_at[where - TB_PIECE_BIT],
+                            chunk->elements * tb_dtype_size(dtype));
         return;
     }
     uint32_t descriptor = destination ? chunk->destination_descriptor : chunk->source_descriptor;
@@ -84,7 +74,7 @@ void tb_flow_start_row(tb_flow *flow, uint8_t *at, uint64_t bytes) {
     flow->item = 1;
     flow->left = bytes;
     flow->chunk_left = bytes;
-    start_row(&flow->cursor, at, bytes);
+    tb_cursor_start_row(&flow->cursor, at, bytes);
 }
 
 void tb_flow_pass(tb_flow *flow, uint64_t bytes) {

@@ -72,6 +72,8 @@ void tb_flow_skip(tb_flow *flow, uint64_t count);
 /* The same, and goes on with the checksum of what goes out. */
 uint32_t tb_flow_crc(tb_flow *flow, uint64_t count, uint32_t crc);
 
+/* Moves elements of the chunk from a cursor at the source; true where the chunk is done. */
+bool tb_flow_move(tb_flow *flow, tb_cursor *source, uint64_t elements);
 /* Moves up to about `limit` bytes of a bucket from this rank to itself; false once there are no more. */
 bool tb_flow_local(tb_flow *flow, tb_cursor *source, uint64_t limit);
 void tb_flow_start_local(tb_flow *flow, tb_cursor *source, const tb_places *places, uint32_t bucket);

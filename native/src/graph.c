@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "carrier.h"
 #include "conn.h"
 #include "error.h"
 #include "handle.h"
@@ -216,6 +217,7 @@ static int32_t post(tb_graph *graph, uint64_t round, uint64_t timeout_ns, tb_err
     }
     switch (graph->state) {
     case TB_GRAPH_PREPARING:
+    case TB_GRAPH_ENDING:
         return tb_fail(err, TB_EBUSY, -1, 0, "\"%.100s\" is not prepared yet", graph->key);
     case TB_GRAPH_RUNNING:
         return tb_fail(err, TB_EBUSY, -1, 0, "round %llu of \"%.100s\" is under way",
@@ -224,6 +226,10 @@ static int32_t post(tb_graph *graph, uint64_t round, uint64_t timeout_ns, tb_err
         return tb_fail(err, TB_EINVALIDATED, -1, 0, "\"%.100s\" could not be prepared", graph->key);
     case TB_GRAPH_READY:
         break;
+    }
+    if (graph->quarantined) {
+        return tb_fail(err, TB_EQUARANTINED, -1, 0, "memory of \"%.100s\" may still be read by a peer",
+                       graph->key);
     }
     if (round <= graph->round) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "round %llu after round %llu: they begin at 1 and grow",
@@ -309,7 +315,8 @@ int32_t tb_graph_progress(uint64_t session, uint64_t graph, uint64_t *round, uin
 
 /* Takes it out of its session, once nothing is under way. */
 static int32_t release(tb_graph *graph, tb_error *err) {
-    if (graph->state == TB_GRAPH_RUNNING || graph->state == TB_GRAPH_PREPARING) {
+    if (graph->state == TB_GRAPH_RUNNING || graph->state == TB_GRAPH_PREPARING
+        || graph->state == TB_GRAPH_ENDING) {
         return tb_fail(err, TB_EBUSY, -1, 0, "\"%.100s\" is still under way", graph->key);
     }
     if (graph->state == TB_GRAPH_READY) {

@@ -2,7 +2,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include "carrier.h"
 #include "error.h"
 #include "graph.h"
 #include "round.h"
@@ -41,8 +43,7 @@ static int32_t allocate_tables(tb_graph *graph, tb_error *err) {
     graph->waits = table(header->bucket_count, sizeof *graph->waits);
     graph->slot_of = table(header->bucket_count, sizeof *graph->slot_of);
     graph->free_slots = table(graph->program.slot_count, sizeof *graph->free_slots);
-    graph->jobs.items =
-        table((uint64_t)graph->program.local_buckets + graph->program.fold_count, sizeof(uint32_t));
+    graph->jobs.items = table(header->bucket_count, sizeof(uint32_t));
     graph->sides = table((uint64_t)header->channel_count, sizeof *graph->sides);
     graph->regions = table(header->buffer_count, sizeof *graph->regions);
     pool->piece_at = table(header->piece_count, sizeof *pool->piece_at);
@@ -57,6 +58,42 @@ static int32_t allocate_tables(tb_graph *graph, tb_error *err) {
     return TB_OK;
 }
 
+/*
+ * Those who pull read pieces where they lie, and where that is behind them. piece_at stays: what is shared
+ * could be changed by others.
+ */
+static int32_t map_pool(tb_graph *graph, tb_error *err) {
+    const tb_program_header *header = graph->program.header;
+    tb_pool *pool = &graph->pool;
+    if (header->pool_bytes == 0 || (graph->session->host.carriers & ~(uint32_t)TB_CARRY_STREAM) == 0) {
+        return map(header->pool_bytes, &pool->memory, err);
+    }
+    uint64_t pieces = (header->pool_bytes + 63) & ~(uint64_t)63;
+    uint64_t bytes = pieces + header->piece_count * sizeof *pool->shared_at;
+    uint64_t address;
+    int32_t fd;
+    int32_t code = tb_shared_create("tensorbus pool", bytes, &fd, &address, err);
+    if (code == TB_OK) {
+        close(fd);
+        pool->memory = (uint8_t *)(uintptr_t)address;
+        pool->bytes = bytes;
+        pool->shared_at = (uint64_t *)(pool->memory + pieces);
+    }
+    return code;
+}
+
+static void unmap_pool(tb_graph *graph) {
+    tb_pool *pool = &graph->pool;
+    if (pool->memory == NULL || graph->quarantined) {
+        return;
+    }
+    if (pool->shared_at != NULL) {
+        tb_shared_unmap((uint64_t)(uintptr_t)pool->memory, pool->bytes, NULL);
+    } else {
+        munmap(pool->memory, graph->program.header->pool_bytes);
+    }
+}
+
 int32_t tb_graph_allocate(tb_graph *graph, tb_error *err) {
     const tb_program *program = &graph->program;
     int32_t code = allocate_tables(graph, err);
@@ -64,7 +101,7 @@ int32_t tb_graph_allocate(tb_graph *graph, tb_error *err) {
         code = map(slot_bytes(program), &graph->slots, err);
     }
     if (code == TB_OK) {
-        code = map(program->header->pool_bytes, &graph->pool.memory, err);
+        code = map_pool(graph, err);
     }
     if (code != TB_OK) {
         return code;
@@ -77,9 +114,7 @@ int32_t tb_graph_allocate(tb_graph *graph, tb_error *err) {
 
 void tb_graph_free(tb_graph *graph) {
     tb_staging_destroy(&graph->staging);
-    if (graph->pool.memory != NULL) {
-        munmap(graph->pool.memory, graph->program.header->pool_bytes);
-    }
+    unmap_pool(graph);
     if (graph->slots != NULL) {
         munmap(graph->slots, slot_bytes(&graph->program));
     }
@@ -90,6 +125,9 @@ void tb_graph_free(tb_graph *graph) {
     free(graph->pool.piece_at);
     free(graph->regions);
     for (uint32_t i = 0; i < graph->side_count; i++) {
+        if (graph->sides[i].import != NULL) {
+            tb_import_free(graph->sides[i].import);
+        }
         free(graph->sides[i].ready.items);
     }
     free(graph->sides);

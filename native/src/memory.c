@@ -7,6 +7,7 @@
 
 #include "available.h"
 #include "error.h"
+#include "shared_table.h"
 #include "tensorbus.h"
 
 static int32_t check_size(uint64_t bytes, tb_error *err) {
@@ -67,6 +68,17 @@ static int32_t reserve(int fd, uint64_t bytes, tb_error *err) {
     return TB_OK;
 }
 
+static int32_t map_shared(int fd, uint64_t bytes, uint64_t *address, tb_error *err) {
+    int32_t code = map(bytes, MAP_SHARED, fd, address, err);
+    if (code == TB_OK) {
+        code = tb_shared_note(fd, *address, bytes, err);
+        if (code != TB_OK) {
+            unmap(*address, bytes, NULL);
+        }
+    }
+    return code;
+}
+
 int32_t tb_shared_create(const char *name, uint64_t bytes, int32_t *fd, uint64_t *address, tb_error *err) {
     int32_t code = check_size(bytes, err);
     if (code != TB_OK) {
@@ -90,7 +102,7 @@ int32_t tb_shared_create(const char *name, uint64_t bytes, int32_t *fd, uint64_t
         code = tb_fail(err, TB_ESYSTEM, -1, errno, "sealing shared memory");
         goto close_file;
     }
-    code = map(bytes, MAP_SHARED, file, address, err);
+    code = map_shared(file, bytes, address, err);
     if (code != TB_OK) {
         goto close_file;
     }
@@ -119,9 +131,10 @@ int32_t tb_shared_map(int32_t fd, uint64_t bytes, uint64_t *address, tb_error *e
     if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
         return tb_fail(err, TB_ESEAL, -1, 0, "shared memory that is not sealed against shrinking");
     }
-    return map(bytes, MAP_SHARED, fd, address, err);
+    return map_shared(fd, bytes, address, err);
 }
 
 int32_t tb_shared_unmap(uint64_t address, uint64_t bytes, tb_error *err) {
+    tb_shared_forget(address);
     return unmap(address, bytes, err);
 }

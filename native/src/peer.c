@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "carrier.h"
 #include "conn.h"
 #include "error.h"
 #include "round.h"
@@ -31,6 +32,7 @@ void tb_peer_want(tb_peer *peer) {
 
 void tb_peer_up(tb_peer *peer) {
     peer->up = true;
+    peer->left = false;
     peer->connecting = false;
     peer->retry_at = 0;
     peer->silent_ticks = 0;
@@ -63,6 +65,11 @@ static void fail_sides(tb_peer *peer, int32_t code, int os_errno, const char *me
             continue; /* it waits for the next connection */
         }
         side->gone = true;
+        if (peer->left) {
+            tb_pulls_are_quiet(side);
+        } else if (side->awaits_quiet) {
+            tb_session_timer(peer->session, tb_now());
+        }
         if (graph->state == TB_GRAPH_PREPARING) {
             tb_graph_fail_prepare(graph, code, peer->rank, os_errno, message);
             /* several sides of one peer do not belong to one graph, but others may have gone */
@@ -163,6 +170,7 @@ int32_t tb_peer_on_frame(tb_conn *conn, const tb_wire_header *header, const uint
     case TB_FRAME_PONG:
         return TB_OK;
     case TB_FRAME_BYE:
+        peer->left = true;
         tb_peer_lost(peer, TB_EPEER_LOST, 0, "it closed its session", true);
         return TB_OK;
     default:

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "carrier.h"
 #include "conn.h"
 #include "error.h"
 
@@ -23,6 +24,7 @@ static void reset_channels(tb_graph *graph) {
         tb_side *side = &graph->sides[i];
         side->ready.count = 0;
         side->unfinished = 0;
+        side->exposed = 0;
         for (int stage = 0; stage < TB_STAGES; stage++) {
             side->unfinished += (side->send[stage] != TB_NONE) + (side->receive[stage] != TB_NONE);
         }
@@ -37,6 +39,7 @@ static void reset(tb_graph *graph) {
         graph->waits[b] = program->buckets[b].dependency_count;
     }
     graph->jobs.count = 0;
+    graph->offer.count = 0;
     graph->receives_left = program->receive_channels;
     graph->sends_left = program->send_channels;
     graph->locals_left = program->local_buckets;
@@ -93,6 +96,8 @@ void tb_round_start(tb_graph *graph, uint64_t round, uint64_t deadline) {
             tb_peer_kick(graph->sides[i].peer);
         }
     }
+    tb_pulls_say(graph);
+    tb_pulls_grant(graph);
     tb_folds_allow(graph);
     tb_round_grant_pooled(graph);
     tb_round_open_window(graph);
@@ -115,6 +120,7 @@ static void finish(tb_graph *graph) {
     }
     graph->state = TB_GRAPH_READY;
     graph->deadline = 0;
+    graph->quiet_deadline = 0;
     tb_session_event_reserved(graph->session, &event, &graph->reserved);
 }
 
@@ -149,6 +155,8 @@ void tb_round_fail(tb_graph *graph, int32_t code, int32_t rank, int os_errno, co
         graph->sides[i].ready.count = 0;
         tb_graph_say_failure(&graph->sides[i], TB_FRAME_ABORT, graph->round, &graph->error);
     }
+    graph->session->stale_pulls += graph->pulling;
+    tb_pulls_await_quiet(graph);
     tb_threads_sweep(graph->session);
     tb_round_check(graph);
 }
@@ -165,6 +173,7 @@ void tb_round_bucket_done(tb_graph *graph, uint32_t bucket) {
             }
         }
     }
+    tb_pulls_say(graph);
 }
 
 void tb_round_offer(tb_graph *graph, uint32_t bucket) {

@@ -69,21 +69,43 @@ void tb_folds_read(tb_graph *graph, uint32_t bucket);
 bool tb_round_take_job(tb_session *session, tb_job *job);
 /* Releases it. */
 void tb_round_job_done(tb_job *job);
+/* Its round has failed: releases it as it is. */
+void tb_round_job_dropped(tb_job *job);
+/* A bucket from this rank to itself was moved. Releases it. */
+void tb_round_moved(tb_graph *graph, uint32_t bucket);
+/* The next time to look at targets that a failed round waits for; 0: there are none. */
+uint64_t tb_pulls_look(tb_graph *graph, uint64_t now);
 
-/* Without the lock. */
+/* Without the lock. False once there is no more to do. */
 bool tb_job_slice(tb_job *job, uint64_t limit);
+/* Hands it to its carrier's worker, where it has one; false where it has none. Without the lock. */
+bool tb_job_submit(tb_job *job);
+
+/* ---- graph_meet.c: prepare ----------------------------------------------------------------------------- */
+
+void tb_graph_say_prepare(tb_side *side);
+void tb_graph_say_match(tb_side *side);
+void tb_graph_fail_prepare(tb_graph *graph, int32_t code, int32_t rank, int os_errno, const char *message);
+/* Its prepare fails, and that of its peers with it: another attempt would not do. */
+void tb_graph_refuse(tb_graph *graph, int32_t code, int32_t rank, int os_errno, const char *message);
+/* Ends a prepare that failed, once no thread is at it any more. */
+void tb_graph_end_late(tb_graph *graph);
+void tb_graph_check_prepared(tb_graph *graph);
+void tb_graph_meet_early(tb_side *side);
+void tb_graph_leave_peers(tb_graph *graph);
+void tb_graph_let_regions_go(tb_graph *graph);
+/* The peer gave it up. */
+void tb_graph_drop_early(tb_peer *peer, uint64_t remote);
+void tb_graph_forget_attempt(tb_side *side);
+int32_t tb_graph_on_prepare(tb_peer *peer, const tb_wire_header *header, const uint8_t *body, tb_error *err);
+int32_t tb_graph_on_match(tb_side *side, const tb_wire_header *header, tb_error *err);
+int32_t tb_graph_on_export(tb_side *side, const tb_wire_header *header, const uint8_t *body, tb_error *err);
 
 /* ---- graph_peer.c: frames of peers --------------------------------------------------------------------- */
 
 tb_side *tb_peer_side(tb_peer *peer, uint64_t graph);
 int32_t tb_graph_on_frame(tb_peer *peer, const tb_wire_header *header, const uint8_t *body, tb_error *err);
-void tb_graph_fail_prepare(tb_graph *graph, int32_t code, int32_t rank, int os_errno, const char *message);
-void tb_graph_say_prepare(tb_side *side);
 void tb_graph_say_failure(tb_side *side, uint8_t kind, uint64_t number, const tb_error *error);
-void tb_graph_check_prepared(tb_graph *graph);
-void tb_graph_meet_early(tb_side *side);
-void tb_graph_leave_peers(tb_graph *graph);
-void tb_graph_let_regions_go(tb_graph *graph);
 
 /* ---- staging.c: without the lock ----------------------------------------------------------------------- */
 

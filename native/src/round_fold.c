@@ -12,6 +12,7 @@
  */
 #include <string.h>
 
+#include "carrier.h"
 #include "conn.h"
 #include "round.h"
 
@@ -63,6 +64,9 @@ static bool place_pieces(tb_graph *graph, const tb_bucket *bucket) {
         uint64_t bytes = program->pieces[piece].pool_bytes;
         uint64_t at = fit(graph, pool->head, bytes);
         pool->piece_at[piece] = at % program->header->pool_bytes;
+        if (pool->shared_at != NULL) {
+            __atomic_store_n(&pool->shared_at[piece], pool->piece_at[piece], __ATOMIC_RELAXED);
+        }
         pool->piece_end[piece] = at + bytes;
         pool->head = at + bytes;
         pool->order[pool->placed++] = piece;
@@ -91,18 +95,20 @@ static bool allow(tb_graph *graph, uint32_t bucket) {
     const tb_program *program = &graph->program;
     const tb_bucket *row = &program->buckets[bucket];
     bool local = program->channels[row->channel].direction == TB_LOCAL;
+    bool comes = !local && !tb_is_pulled(graph, row->channel); /* and may have to wait in a slot */
     tb_channel_state *state = &graph->channels[row->channel];
     bool full = state->in_flight == program->header->buckets_in_flight
                 || graph->folds_in_flight == program->slot_count;
-    if ((!local && full) || (row->fold_after == TB_NONE && !place_pieces(graph, row))) {
+    if ((comes && full) || (row->fold_after == TB_NONE && !place_pieces(graph, row))) {
         return false;
     }
-    graph->buckets[bucket] = TB_BUCKET_ALLOWED;
-    if (local) {
-        if (tb_folds_turn(graph, bucket)) {
-            graph->buckets[bucket] = TB_BUCKET_QUEUED;
-            tb_round_offer(graph, bucket);
-        }
+    bool here = local || graph->buckets[bucket] == TB_BUCKET_READY;
+    graph->buckets[bucket] = local || !here ? TB_BUCKET_ALLOWED : TB_BUCKET_STAGED;
+    if (here && tb_folds_turn(graph, bucket)) {
+        graph->buckets[bucket] = TB_BUCKET_QUEUED;
+        tb_round_offer(graph, bucket);
+    }
+    if (!comes) {
         return true;
     }
     state->in_flight++;
@@ -142,8 +148,9 @@ void tb_folds_done(tb_graph *graph, uint32_t bucket) {
     if (program->channels[row->channel].direction == TB_LOCAL) {
         graph->locals_left--;
     } else {
-        graph->channels[row->channel].in_flight--;
-        graph->folds_in_flight--;
+        bool came = !tb_is_pulled(graph, row->channel);
+        graph->channels[row->channel].in_flight -= came;
+        graph->folds_in_flight -= came;
         if (graph->slot_of[bucket] != TB_NONE) {
             graph->free_slots[graph->free_slot_count++] = graph->slot_of[bucket];
             tb_staging_remove(&graph->staging, row->bytes);

@@ -1,8 +1,30 @@
 /*
- * What a thread moves within this rank: copies to itself, its own contributions, and contributions out of
- * their slots.
+ * What a thread of this rank moves: copies to itself, its own contributions, contributions out of their
+ * slots, and buckets that it pulls.
  */
+#include <stdlib.h>
+
+#include "carrier.h"
+#include "error.h"
 #include "round.h"
+
+static void start(tb_graph *graph, tb_job *job) {
+    const tb_channel *channel = tb_bucket_channel(&graph->program, job->bucket);
+    job->side = NULL;
+    if (channel->direction == TB_RECEIVE && graph->slot_of[job->bucket] == TB_NONE) {
+        job->side = graph->channels[graph->program.buckets[job->bucket].channel].side;
+        job->started = false;
+        tb_pull_begin(graph, job->side);
+        tb_flow_start(&job->flow, &graph->places, job->bucket, true);
+        return;
+    }
+    graph->active++;
+    if (graph->slot_of[job->bucket] == TB_NONE) {
+        tb_flow_start_local(&job->flow, &job->source, &graph->places, job->bucket);
+    } else {
+        tb_flow_start(&job->flow, &graph->places, job->bucket, true);
+    }
+}
 
 bool tb_round_take_job(tb_session *session, tb_job *job) {
     for (tb_graph *graph = session->graphs; graph != NULL; graph = graph->next) {
@@ -13,12 +35,7 @@ bool tb_round_take_job(tb_session *session, tb_job *job) {
         job->bucket = tb_heap_pop(&graph->jobs);
         job->moved = 0;
         graph->buckets[job->bucket] = TB_BUCKET_MOVING;
-        graph->active++;
-        if (graph->slot_of[job->bucket] == TB_NONE) {
-            tb_flow_start_local(&job->flow, &job->source, &graph->places, job->bucket);
-        } else {
-            tb_flow_start(&job->flow, &graph->places, job->bucket, true);
-        }
+        start(graph, job);
         return true;
     }
     return false;
@@ -34,9 +51,52 @@ static bool fold_slot(tb_job *job, uint64_t limit) {
     return job->flow.left > 0;
 }
 
+/* A source that can not be read ends the round. */
+static bool pull(tb_job *job, uint64_t limit) {
+    tb_graph *graph = job->graph;
+    tb_error error;
+    uint64_t left = job->flow.left;
+    enum tb_moved moved = job->side->import->carrier->move(job, limit, &error);
+    atomic_fetch_add_explicit(&graph->bytes_received, left - job->flow.left, memory_order_relaxed);
+    if (moved == TB_MOVED_NOT) {
+        pthread_mutex_lock(&graph->session->lock);
+        tb_round_fail(graph, error.code, error.rank, error.os_errno, error.message);
+        pthread_mutex_unlock(&graph->session->lock);
+    }
+    return moved == TB_MOVED_PART;
+}
+
+bool tb_job_submit(tb_job *job) {
+    tb_graph *graph = job->graph;
+    const tb_carrier *carrier = job->side == NULL ? NULL : job->side->import->carrier;
+    if (carrier == NULL || carrier->submit == NULL) {
+        return false;
+    }
+    tb_pull *pull = malloc(sizeof *pull);
+    if (pull == NULL) {
+        pthread_mutex_lock(&graph->session->lock);
+        tb_round_fail(graph, TB_ENO_MEMORY, graph->session->options.rank, 0, "a bucket to be pulled");
+        tb_round_job_dropped(job);
+        pthread_mutex_unlock(&graph->session->lock);
+        return true;
+    }
+    *pull = (tb_pull){.graph = graph,
+                      .side = job->side,
+                      .import = job->side->import,
+                      .bucket = job->bucket,
+                      .wave = tb_bucket_channel(&graph->program, job->bucket)->wave,
+                      .bytes = graph->program.buckets[job->bucket].bytes};
+    job->graph = NULL;
+    carrier->submit(pull);
+    return true;
+}
+
 bool tb_job_slice(tb_job *job, uint64_t limit) {
     if (atomic_load(&job->graph->stop)) {
         return false;
+    }
+    if (job->side != NULL) {
+        return pull(job, limit);
     }
     if (job->graph->slot_of[job->bucket] != TB_NONE) {
         return fold_slot(job, limit);
@@ -47,17 +107,35 @@ bool tb_job_slice(tb_job *job, uint64_t limit) {
     return more;
 }
 
-void tb_round_job_done(tb_job *job) {
-    tb_graph *graph = job->graph;
-    job->graph = NULL;
+void tb_round_moved(tb_graph *graph, uint32_t bucket) {
     if (!graph->failing) {
-        if (tb_bucket_channel(&graph->program, job->bucket)->stage == 0) {
-            tb_folds_done(graph, job->bucket);
+        if (tb_bucket_channel(&graph->program, bucket)->stage == 0) {
+            tb_folds_done(graph, bucket);
         } else {
-            tb_folds_read(graph, job->bucket);
-            tb_round_bucket_done(graph, job->bucket);
+            tb_folds_read(graph, bucket);
+            tb_round_bucket_done(graph, bucket);
             graph->locals_left--;
         }
     }
     tb_round_release(graph);
+}
+
+void tb_round_job_done(tb_job *job) {
+    tb_graph *graph = job->graph;
+    job->graph = NULL;
+    if (job->side != NULL) {
+        tb_pull_finish(graph, job->side, job->bucket);
+    } else {
+        tb_round_moved(graph, job->bucket);
+    }
+}
+
+void tb_round_job_dropped(tb_job *job) {
+    tb_graph *graph = job->graph;
+    job->graph = NULL;
+    if (job->side != NULL) {
+        tb_pull_over(graph, job->side);
+    } else {
+        tb_round_release(graph);
+    }
 }

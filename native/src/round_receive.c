@@ -1,3 +1,4 @@
+#include "carrier.h"
 #include "conn.h"
 #include "error.h"
 #include "round.h"
@@ -67,8 +68,8 @@ int32_t tb_round_arrive(tb_side *side, tb_arrival *arrival, tb_error *err) {
     const tb_wire_header *header = &arrival->header;
     tb_graph *graph = side->graph;
     arrival->graph = NULL;
-    if (header->stage >= TB_STAGES || side->receive[header->stage] == TB_NONE
-        || header->round > graph->round) {
+    if (header->stage >= TB_STAGES || side->receive[header->stage] == TB_NONE || header->round > graph->round
+        || tb_is_pulled(graph, side->receive[header->stage])) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a bucket that nobody asked for");
     }
     if (header->round < graph->round || graph->state != TB_GRAPH_RUNNING || graph->failing) {

@@ -1,5 +1,6 @@
 #include <string.h>
 
+#include "carrier.h"
 #include "conn.h"
 #include "round.h"
 
@@ -13,6 +14,10 @@ void tb_round_ready(tb_graph *graph, uint32_t bucket) {
     }
     tb_channel_state *state = &graph->channels[index];
     if (state->granted_round == graph->round && tb_bucket_sequence(program, bucket) < state->granted) {
+        if (tb_is_pulled(graph, index)) {
+            tb_pulls_ready(graph, bucket);
+            return;
+        }
         graph->buckets[bucket] = TB_BUCKET_QUEUED;
         tb_heap_push(&state->side->ready, bucket);
     }
@@ -26,6 +31,7 @@ void tb_round_apply_grant(tb_graph *graph, uint32_t channel, uint32_t from) {
             tb_round_ready(graph, b);
         }
     }
+    tb_pulls_say(graph);
     tb_peer_kick(state->side->peer);
 }
 

@@ -7,11 +7,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "carrier.h"
 #include "conn.h"
 #include "error.h"
 #include "graph.h"
 #include "handle.h"
 #include "round.h"
+#include "shared_table.h"
 
 enum { MOST_RANKS = 1 << 20, MOST_FAULTS = 256 };
 /* An orderly end waits this long for peers to read it. */
@@ -103,7 +105,9 @@ static int32_t add_region(tb_session *session, uint64_t address, uint64_t bytes,
         session->regions = larger;
         free_entry = &larger[session->region_count++];
     }
-    *free_entry = (tb_region){.address = address, .bytes = bytes, .open = true};
+    tb_shared shared;
+    uint32_t memory = tb_shared_find(address, bytes, &shared) ? TB_MEMORY_SHARED : TB_MEMORY_HOST;
+    *free_entry = (tb_region){.address = address, .bytes = bytes, .memory = memory, .open = true};
     return TB_OK;
 }
 
@@ -112,6 +116,9 @@ static int32_t remove_region(tb_session *session, uint64_t address, uint64_t byt
         tb_region *region = &session->regions[i];
         if (!region->open || region->address != address || region->bytes != bytes) {
             continue;
+        }
+        if (region->quarantined) {
+            return tb_fail(err, TB_EQUARANTINED, -1, 0, "a peer may still read this memory");
         }
         if (region->uses > 0) {
             return tb_fail(err, TB_EBUSY, -1, 0, "this memory is used by what is prepared");
@@ -167,6 +174,14 @@ static int32_t check_options(const tb_session_options *options, tb_error *err) {
 }
 
 static void free_session(tb_session *session) {
+    while (session->imports != NULL) {
+        tb_import *import = session->imports;
+        session->imports = import->next;
+        if (import->side != NULL) {
+            import->side->import = NULL;
+        }
+        tb_import_free(import);
+    }
     for (tb_graph *graph = session->graphs; graph != NULL;) {
         tb_graph *next = graph->next;
         tb_graph_free(graph);
@@ -253,7 +268,10 @@ int32_t tb_session_open(const tb_session_options *options, uint64_t *handle, int
     if (code != TB_OK) {
         return code;
     }
-    code = tb_threads_start(session, err);
+    code = tb_host_identify(session, err);
+    if (code == TB_OK) {
+        code = tb_threads_start(session, err);
+    }
     if (code != TB_OK) {
         goto no_threads;
     }
@@ -277,17 +295,31 @@ no_threads:
 
 /* ---- closing ------------------------------------------------------------------------------------------- */
 
-/* Nothing of this session may be touched any more; peers hear of it. */
-static void say_farewell(tb_session *session, uint64_t deadline) {
-    session->closing = true;
+/* Nothing of this session may be touched any more. True where peers may still read in it. */
+static bool end_rounds(tb_session *session) {
+    bool exposed = false;
     for (tb_graph *graph = session->graphs; graph != NULL; graph = graph->next) {
+        if (!graph->failing) {
+            session->stale_pulls += graph->pulling;
+        }
         graph->failing = true;
         atomic_store(&graph->stop, true);
         graph->jobs.count = 0;
         for (uint32_t i = 0; i < graph->side_count; i++) {
             graph->sides[i].ready.count = 0;
         }
+        if (graph->state == TB_GRAPH_RUNNING) {
+            tb_pulls_await_quiet(graph);
+            exposed |= graph->quiet_deadline != 0;
+        }
     }
+    tb_threads_sweep(session);
+    return exposed;
+}
+
+/* Peers hear of the end, once nothing is read of them any more. */
+static void say_farewell(tb_session *session) {
+    session->farewell = true;
     for (int32_t rank = 0; rank < session->options.world; rank++) {
         tb_peer *peer = session->peers[rank];
         if (peer == NULL) {
@@ -299,21 +331,38 @@ static void say_farewell(tb_session *session, uint64_t deadline) {
     for (uint32_t i = 0; i < session->thread_count; i++) {
         for (tb_conn *conn = session->threads[i].conns; conn != NULL; conn = conn->next) {
             if (conn->state == TB_CONN_OPEN) {
-                tb_conn_close_orderly(conn, deadline);
+                tb_conn_close_orderly(conn, session->stop_at);
             } else if (conn->state != TB_CONN_CLOSING) {
                 tb_conn_doom(conn);
             }
         }
     }
-    tb_threads_sweep(session);
+}
+
+void tb_session_rests(tb_session *session) {
+    if (session->closing && !session->farewell) {
+        say_farewell(session);
+    }
+    for (uint32_t i = 0; i < session->thread_count; i++) {
+        for (tb_conn *conn = session->threads[i].conns; conn != NULL; conn = conn->next) {
+            if (conn->doomed) {
+                tb_conn_kick(conn);
+            }
+        }
+        tb_thread_wake(&session->threads[i]);
+    }
 }
 
 static void stop(tb_session *session) {
     uint64_t quiesce = (uint64_t)session->options.quiesce_ms * 1000000;
     session->backend->close(session);
     pthread_mutex_lock(&session->lock);
-    session->stop_at = tb_deadline(quiesce < FAREWELL_NS ? quiesce : FAREWELL_NS);
-    say_farewell(session, session->stop_at);
+    session->closing = true;
+    bool exposed = end_rounds(session);
+    session->stop_at = tb_deadline(quiesce < FAREWELL_NS || exposed ? quiesce : FAREWELL_NS);
+    if (session->stale_pulls == 0) {
+        say_farewell(session);
+    }
     session->stop = true;
     for (uint32_t i = 0; i < session->thread_count; i++) {
         tb_thread_wake(&session->threads[i]);
@@ -340,6 +389,20 @@ int32_t tb_session_stop(uint64_t handle, tb_error *err) {
     return TB_OK;
 }
 
+/* What peers may still read, and have not said that they do not, stays mapped for good. */
+static bool find_quarantined(tb_session *session) {
+    for (tb_graph *graph = session->graphs; graph != NULL; graph = graph->next) {
+        for (uint32_t i = 0; i < graph->side_count; i++) {
+            const tb_side *side = &graph->sides[i];
+            if (side->awaits_quiet && tb_host_lives(&side->host)) {
+                graph->quarantined = true;
+                session->quarantined = true;
+            }
+        }
+    }
+    return session->quarantined;
+}
+
 int32_t tb_session_close(uint64_t handle, tb_error *err) {
     tb_session *session = tb_handle_take(TB_HANDLE_SESSION, handle, err);
     if (session == NULL) {
@@ -353,7 +416,11 @@ int32_t tb_session_close(uint64_t handle, tb_error *err) {
         return tb_fail(err, TB_EQUARANTINED, session->options.rank, 0, "a thread did not end within %u ms",
                        session->options.quiesce_ms);
     }
+    bool quarantined = find_quarantined(session);
     free_session(session);
+    if (quarantined) {
+        return tb_fail(err, TB_EQUARANTINED, -1, 0, "a peer may still read what was registered");
+    }
     return TB_OK;
 }
 

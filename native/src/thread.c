@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "carrier.h"
 #include "conn.h"
 #include "error.h"
 #include "graph.h"
@@ -60,6 +61,9 @@ static void check_graphs(tb_session *session, uint64_t now, uint64_t *next) {
             tb_graph_give_up(graph, TB_ETIMEOUT);
         } else if (!graph->failing) {
             sooner(next, graph->deadline);
+        }
+        if (graph->quiet_deadline != 0) {
+            sooner(next, tb_pulls_look(graph, now));
         }
     }
 }
@@ -120,9 +124,7 @@ static void sweep(tb_thread *thread) {
         tb_conn_let_go(conn, false);
     }
     if (thread->job.graph != NULL && thread->job.graph->failing) {
-        tb_graph *graph = thread->job.graph;
-        thread->job.graph = NULL;
-        tb_round_release(graph);
+        tb_round_job_dropped(&thread->job);
     }
 }
 
@@ -130,12 +132,13 @@ static void sweep(tb_thread *thread) {
 static int wait_time(tb_thread *thread) {
     tb_session *session = thread->session;
     bool asked = thread->index == 0 && session->accept_pending;
-    if (thread->runnable != NULL || thread->sweep || thread->job.graph != NULL || asked) {
+    if (thread->runnable != NULL || thread->sweep || thread->job.graph != NULL || asked
+        || session->imports != NULL) {
         return 0;
     }
     thread->sleeping = true;
     uint64_t until = thread->index == 0 ? session->next_timer : UINT64_MAX;
-    if (session->stop) {
+    if (session->stop && session->stale_pulls == 0) {
         until = session->stop_at < until ? session->stop_at : until;
     }
     if (until == UINT64_MAX) {
@@ -200,6 +203,17 @@ static void serve_open(tb_conn *conn) {
     }
 }
 
+/*
+ * The end of a connection says that this rank reads nothing of the peer any more. Those that wait are kicked
+ * by tb_session_rests.
+ */
+static bool may_end(tb_session *session) {
+    pthread_mutex_lock(&session->lock);
+    bool rests = session->stale_pulls == 0;
+    pthread_mutex_unlock(&session->lock);
+    return rests;
+}
+
 static void serve(tb_conn *conn, uint8_t signals) {
     conn->readable |= (signals & TB_CONN_READABLE) != 0;
     conn->writable |= (signals & TB_CONN_WRITABLE) != 0;
@@ -209,7 +223,7 @@ static void serve(tb_conn *conn, uint8_t signals) {
     if (!conn->doomed && (conn->state == TB_CONN_OPEN || conn->state == TB_CONN_CLOSING)) {
         serve_open(conn);
     }
-    if (conn->doomed) {
+    if (conn->doomed && may_end(conn->session)) {
         tb_conn_end(conn);
     }
 }
@@ -236,7 +250,7 @@ static void serve_all(tb_thread *thread) {
 
 static void serve_job(tb_thread *thread) {
     tb_session *session = thread->session;
-    if (thread->job.graph == NULL) {
+    if (thread->job.graph == NULL || tb_job_submit(&thread->job)) {
         return;
     }
     bool more = tb_job_slice(&thread->job, SLICE_BYTES);
@@ -270,7 +284,8 @@ static void *run(void *argument) {
         if (thread->index == 0) {
             run_timers(session);
         }
-        bool over = session->stop && (thread->conns == NULL || tb_now() >= session->stop_at);
+        bool over = session->stop && session->stale_pulls == 0
+                    && (thread->conns == NULL || tb_now() >= session->stop_at);
         if (thread->job.graph == NULL && !session->stop) {
             tb_round_take_job(session, &thread->job);
         }
@@ -281,6 +296,8 @@ static void *run(void *argument) {
         }
         wait_for_events(thread, milliseconds);
         serve_all(thread);
+        while (tb_import_serve(session)) {
+        }
         serve_job(thread);
     }
     end_conns(thread);
@@ -299,6 +316,8 @@ static void *run(void *argument) {
 static int32_t start_thread(tb_session *session, tb_thread *thread, tb_error *err) {
     thread->bounce = malloc(TB_BOUNCE_BYTES);
     thread->iov = malloc(TB_IOVECS * sizeof *thread->iov);
+    thread->job.bounce = thread->bounce;
+    thread->job.iov = thread->iov;
     if (thread->bounce == NULL || thread->iov == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a thread");
     }

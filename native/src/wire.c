@@ -8,7 +8,10 @@
 _Static_assert(sizeof(tb_hello) == TB_HELLO_BYTES, "hello");
 _Static_assert(sizeof(tb_wire_header) == TB_HEADER_BYTES, "header");
 _Static_assert(sizeof(tb_wire_trailer) == TB_TRAILER_BYTES, "trailer");
-_Static_assert(sizeof(tb_wire_prepare) == 56 && sizeof(tb_wire_channel) == 32, "prepare");
+_Static_assert(sizeof(tb_wire_host) == 64 && sizeof(tb_wire_prepare) == 120, "prepare");
+_Static_assert(sizeof(tb_wire_channel) == 32, "channel");
+_Static_assert(sizeof(tb_wire_export) == 24 && sizeof(tb_wire_region) == 152, "export");
+_Static_assert(sizeof(tb_wire_end) == 24, "end");
 
 static const uint8_t magic[8] = {'T', 'E', 'N', 'S', 'O', 'R', 'B', 'S'};
 
@@ -52,6 +55,8 @@ uint64_t tb_frame_limit(uint8_t kind) {
     case TB_FRAME_RELEASE:
     case TB_FRAME_ABORT:
         return sizeof(tb_wire_failure) + TB_REASON_BYTES;
+    case TB_FRAME_EXPORT:
+        return TB_EXPORT_BYTES;
     case TB_FRAME_VERDICT:
     case TB_FRAME_PING:
     case TB_FRAME_PONG:
@@ -59,6 +64,9 @@ uint64_t tb_frame_limit(uint8_t kind) {
     case TB_FRAME_GRANT:
     case TB_FRAME_TAKEN:
     case TB_FRAME_MATCH:
+    case TB_FRAME_READY:
+    case TB_FRAME_READ:
+    case TB_FRAME_QUIET:
         return 0;
     default:
         return UINT64_MAX;

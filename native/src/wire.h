@@ -13,6 +13,7 @@
 #define TB_PROOF_BYTES 32
 #define TB_KEY_BYTES 1024 /* the longest key of a graph */
 #define TB_REASON_BYTES 240 /* the longest message that travels with a failure */
+#define TB_EXPORT_BYTES 49152 /* the longest part of an export that travels in a frame */
 
 enum tb_frame_kind {
     TB_FRAME_PROOF = 1,   /* body: 32 bytes */
@@ -21,12 +22,20 @@ enum tb_frame_kind {
     TB_FRAME_PONG = 4,
     TB_FRAME_BYE = 5,
     TB_FRAME_PREPARE = 6, /* body: tb_wire_prepare, channels, key */
-    TB_FRAME_RELEASE = 7, /* round: the sender's number of its graph, which is no more; body: as of ABORT */
-    TB_FRAME_GRANT = 8,   /* count: buckets of the channel that may be sent, from the first */
-    TB_FRAME_DATA = 9,    /* sequence: bucket; body: payload; a trailer follows */
-    TB_FRAME_TAKEN = 10,  /* the receiver has consumed the channel */
-    TB_FRAME_ABORT = 11,  /* body: tb_wire_failure, message */
-    TB_FRAME_MATCH = 12, /* round: the sender's number of the graph that it has paired with the receiver's */
+    /* round: the sender's number of its graph, which is no more; count: 1, no other attempt would do; body:
+       as of ABORT */
+    TB_FRAME_RELEASE = 7,
+    TB_FRAME_GRANT = 8,  /* count: buckets of the channel that may be sent, from the first */
+    TB_FRAME_DATA = 9,   /* sequence: bucket; body: payload; a trailer follows */
+    TB_FRAME_TAKEN = 10, /* the receiver has consumed the channel */
+    TB_FRAME_ABORT = 11, /* body: tb_wire_failure, message */
+    /* round: the sender's number of the graph that it has paired with the receiver's; count: the carrier */
+    TB_FRAME_MATCH = 12,
+    TB_FRAME_EXPORT = 13, /* round: as of MATCH; body: the next part of what the sender exports */
+    TB_FRAME_READY = 14,  /* count buckets from sequence on may be read in the sender's memory */
+    TB_FRAME_READ = 15,   /* the bucket `sequence` was read */
+    TB_FRAME_QUIET =
+        16, /* in this round, which failed, the sender reads nothing of the receiver's any more */
 };
 
 /* Before every frame. Unused fields are 0. graph is the receiver's number of it. */
@@ -49,6 +58,18 @@ typedef struct tb_wire_trailer {
     uint32_t crc; /* of the payload, or 0 where no checksum was asked for */
 } tb_wire_trailer;
 
+/* Who the sender is to carriers that reach into its memory, and by which it can be reached. */
+typedef struct tb_wire_host {
+    uint8_t boot[16];   /* boot id of the kernel */
+    uint64_t pid_space; /* inode of the namespace that pid is of */
+    uint64_t pid_start; /* when the process began, in ticks since the boot */
+    int32_t pid;
+    uint32_t user;
+    uint32_t carriers;  /* bits of tb_carrier_bits */
+    uint32_t memory;    /* bits of the kinds that its tensors lie in */
+    uint8_t device[16]; /* UUID of the GPU that its tensors lie on, or 0 */
+} tb_wire_host;
+
 typedef struct tb_wire_prepare {
     uint64_t graph; /* the sender's number of it */
     uint8_t digest[32];
@@ -56,7 +77,43 @@ typedef struct tb_wire_prepare {
     uint32_t channels;
     uint32_t key_bytes;
     uint32_t has_pool; /* the sender owns reduced pieces */
+    tb_wire_host host;
 } tb_wire_prepare;
+
+/*
+ * What a sender exports at prepare: this, its regions, then the source end of each chunk that it sends to the
+ * receiver, in the order (stage, bucket, chunk), then the words of their descriptors. Parts of it travel in
+ * order.
+ */
+typedef struct tb_wire_export {
+    uint64_t bytes; /* of all of it */
+    uint64_t words;
+    uint32_t regions;
+    uint32_t ends;
+} tb_wire_export;
+
+typedef struct tb_wire_region {
+    uint32_t memory;    /* the bit of its kind */
+    int32_t descriptor; /* shared: the sender's descriptor of the file, and which file it is */
+    uint64_t device, inode, file_bytes;
+    uint64_t file_offset; /* shared: of the region in the file */
+    uint64_t address;     /* in the sender's memory */
+    uint64_t bytes;
+    uint64_t pieces; /* a pool: how many places of pieces stand at pieces_at, as u64 offsets in the region */
+    uint64_t pieces_at;
+    uint8_t handle[64]; /* CUDA: of the allocation, and the device's UUID; file_offset is that of the region
+                           in it */
+    uint8_t uuid[16];
+} tb_wire_region;
+
+typedef struct tb_wire_end {
+    uint64_t
+        at; /* of the first element, from the beginning of the region; in a pool: the number of the piece */
+    uint32_t region;
+    uint32_t descriptor; /* word; TB_NONE: the elements of a piece, in a row */
+    uint32_t dtype;
+    uint32_t reserved;
+} tb_wire_end;
 
 typedef struct tb_wire_channel {
     uint32_t stage;

@@ -1,4 +1,4 @@
-/* What both transports must do with programs, on worlds small enough to say by hand. */
+/* What all transports and carriers must do with programs, on worlds small enough to say by hand. */
 #include "dtype.h"
 #include "world_kit.h"
 
@@ -233,6 +233,18 @@ int main(void) {
         {.kind = TB_TRANSPORT_MEMORY, .threads = 3, .connections = 1},
         {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1},
         {.kind = TB_TRANSPORT_TCP, .threads = 2, .connections = 3},
+        {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
+        {.kind = TB_TRANSPORT_TCP,
+         .threads = 3,
+         .connections = 1,
+         .carriers = TB_CARRY_SHM | TB_CARRY_STREAM},
+        {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM | TB_CARRY_APART},
+        {.kind = TB_TRANSPORT_TCP,
+         .threads = 2,
+         .connections = 1,
+         .carriers = TB_CARRY_SHM | TB_CARRY_APART,
+         .shared = true},
+        {.kind = TB_TRANSPORT_MEMORY, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
     };
     for (size_t i = 0; i < sizeof transports / sizeof transports[0]; i++) {
         transport = &transports[i];

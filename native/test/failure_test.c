@@ -142,8 +142,7 @@ static void test_loss(void) {
         CHECK(tb_graph_release(w.session[rank], w.graph[rank], NULL) == TB_OK);
         CHECK(tb_graph_release(w.session[rank], w.graph[rank], NULL) == TB_ECLOSED);
     }
-    free(w.memory[0][0][0]);
-    w.memory[0][0][0] = NULL;
+    world_forget_memory(&w, 0, 0, 0);
     world_open_rank(&w, 0);
     world_introduce(&w);
     world_prepare(&w, &k, 0);
@@ -230,6 +229,13 @@ int main(void) {
         {.kind = TB_TRANSPORT_MEMORY, .threads = 2, .connections = 1},
         {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1},
         {.kind = TB_TRANSPORT_TCP, .threads = 3, .connections = 2},
+        {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
+        {.kind = TB_TRANSPORT_TCP,
+         .threads = 2,
+         .connections = 1,
+         .carriers = TB_CARRY_SHM | TB_CARRY_APART,
+         .shared = true},
+        {.kind = TB_TRANSPORT_TCP, .threads = 3, .connections = 1, .carriers = TB_CARRY_SHM | TB_CARRY_APART},
     };
     for (size_t i = 0; i < sizeof transports / sizeof transports[0]; i++) {
         transport = &transports[i];

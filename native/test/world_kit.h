@@ -23,6 +23,8 @@ typedef struct world_options {
     uint32_t kind, threads, connections;
     bool no_answers; /* leave handshakes to the test */
     uint32_t peer_timeout_ms;
+    uint32_t carriers;
+    bool shared; /* tensors lie in shared memory */
 } world_options;
 
 typedef struct world {
@@ -36,6 +38,7 @@ typedef struct world {
     uint64_t graph[WORLD_RANKS];
     uint8_t secret[WORLD_RANKS];
     uint8_t *memory[WORLD_RANKS][KIT_TENSORS][2];
+    uint64_t span[WORLD_RANKS][KIT_TENSORS][2];
     uint64_t pool[WORLD_RANKS];
     kit_program program[WORLD_RANKS];
     tb_event *events[WORLD_RANKS];
@@ -59,6 +62,7 @@ static inline void world_open_rank(world *w, int rank) {
                                   .io_threads = w->options.threads,
                                   .peer_timeout_ms = w->options.peer_timeout_ms,
                                   .quiesce_ms = 5000,
+                                  .carriers = w->options.carriers,
                                   .listen_host = "127.0.0.1"};
     int32_t code = tb_session_open(&options, &w->session[rank], &w->event_fd[rank], &err);
     if (code != TB_OK) {
@@ -106,14 +110,24 @@ static inline void world_close_rank(world *w, int rank) {
     }
 }
 
+static inline void world_forget_memory(world *w, int rank, int tensor, int kind) {
+    uint8_t *memory = w->memory[rank][tensor][kind];
+    w->memory[rank][tensor][kind] = NULL;
+    if (w->options.shared && memory != NULL) {
+        tb_shared_unmap((uint64_t)(uintptr_t)memory, w->span[rank][tensor][kind], NULL);
+    } else {
+        free(memory);
+    }
+}
+
 static inline void world_close(world *w) {
     for (int rank = 0; rank < w->ranks; rank++) {
         world_close_rank(w, rank);
         free(w->events[rank]);
         free(w->program[rank].bytes);
         for (int t = 0; t < KIT_TENSORS; t++) {
-            free(w->memory[rank][t][0]);
-            free(w->memory[rank][t][1]);
+            world_forget_memory(w, rank, t, 0);
+            world_forget_memory(w, rank, t, 1);
         }
     }
     CHECK(tb_hub_destroy(w->hub, NULL) == TB_OK);
@@ -202,6 +216,17 @@ static inline uint8_t pattern(int rank, uint32_t tensor, uint64_t at) {
     return (uint8_t)((at * 131 + at / 251 + (uint64_t)rank * 17 + tensor * 29 + 3) & 0xff);
 }
 
+static inline uint8_t *world_memory(const world *w, uint64_t span) {
+    uint64_t address;
+    int32_t fd;
+    if (!w->options.shared) {
+        return aligned_alloc(4096, (span + 4095) / 4096 * 4096);
+    }
+    CHECK(tb_shared_create("test", span, &fd, &address, NULL) == TB_OK);
+    close(fd);
+    return (uint8_t *)(uintptr_t)address;
+}
+
 /* Memory of a rank's tensors: sources in a pattern, targets in 0xee, or what an earlier graph left there. */
 static inline void world_allocate(world *w, const kit *k, int rank) {
     kit_program *program = &w->program[rank];
@@ -214,7 +239,8 @@ static inline void world_allocate(world *w, const kit *k, int rank) {
         if (w->memory[rank][t][kind] != NULL) {
             continue;
         }
-        uint8_t *memory = aligned_alloc(4096, (span + 4095) / 4096 * 4096);
+        uint8_t *memory = world_memory(w, span);
+        w->span[rank][t][kind] = span;
         for (uint64_t at = 0; at < span; at++) {
             memory[at] = kind == 0 ? pattern(rank, t, at) : 0xee;
         }
@@ -246,7 +272,9 @@ static inline void world_prepare_rank(world *w, const kit *k, int rank, uint32_t
     }
 }
 
+/* A carrier that pulls makes no checksums: there it goes without. */
 static inline void world_prepare(world *w, const kit *k, uint32_t flags) {
+    flags &= w->options.carriers > TB_CARRY_STREAM ? ~(uint32_t)TB_GRAPH_CHECKSUM : ~0u;
     for (int rank = 0; rank < w->ranks; rank++) {
         world_prepare_rank(w, k, rank, flags, 20 * SECOND);
     }

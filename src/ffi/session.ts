@@ -41,6 +41,7 @@ export const sessionStructs = {
     peer_timeout_ms: 40,
     quiesce_ms: 44,
     listen_port: 48,
+    carriers: 52,
     listen_host: 56,
     name_space: 120,
   },
@@ -71,6 +72,11 @@ const proofBytes = 32;
 const transportKinds = { memory: 0, tcp: 1 } as const;
 /** What means nothing within a process, but must be in range. */
 const withinProcess = { connections: 1, peerTimeoutMs: 10_000 } as const;
+/**
+ * The bits of `tb_carrier_bits`. `apart` is for tests: memory of this process is then reached as if it were another's.
+ */
+const carrierBits = { stream: 1, shm: 2, apart: 0x8000_0000 } as const;
+export type Carrier = keyof typeof carrierBits;
 const graphFlags = { checksum: 1 } as const;
 
 interface CommonSessionOptions {
@@ -79,6 +85,8 @@ interface CommonSessionOptions {
   readonly generation: bigint;
   readonly ioThreads: number;
   readonly quiesceMs: number;
+  /** What may carry buckets between this rank and its peers; the stream alone unless given. */
+  readonly carriers?: readonly Carrier[];
 }
 export interface MemorySessionOptions extends CommonSessionOptions {
   readonly kind: "memory";
@@ -260,6 +268,11 @@ function encodeSessionOptions(options: NativeSessionOptions): Buffer {
   bytes.writeBigUInt64LE(options.generation, at.generation);
   bytes.writeUInt32LE(options.ioThreads, at.io_threads);
   bytes.writeUInt32LE(options.quiesceMs, at.quiesce_ms);
+  const carriers = options.carriers ?? [];
+  bytes.writeUInt32LE(
+    carriers.reduce((bits, carrier) => bits + carrierBits[carrier], 0),
+    at.carriers,
+  );
   const { connections, peerTimeoutMs } = options.kind === "tcp" ? options : withinProcess;
   bytes.writeUInt32LE(connections, at.connections);
   bytes.writeUInt32LE(peerTimeoutMs, at.peer_timeout_ms);

@@ -1,5 +1,5 @@
 import { readFile } from "node:fs/promises";
-import { TensorBusError } from "../../src/errors.ts";
+import { TensorBusError } from "../errors.ts";
 
 export interface SecretOptions {
   /** One secret, or two during a rotation: the first proves this side, both are accepted from others. */
