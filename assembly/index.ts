@@ -7,6 +7,7 @@ import { alloc, allocZero, reset } from "./arena";
 import { findChannel, findChannels, stageWaves, tableAt, tableLength, useTable } from "./channels";
 import { boxCount, chunkCount, countTensor, countWorld } from "./count";
 import { dependencies as dependencyList, dependencyFirst, findDependencies } from "./depend";
+import { linksAt } from "./links";
 import { fans, loadImage, reduces, wide, world } from "./model";
 import {
   bucketChannel,
@@ -46,7 +47,7 @@ export function open(at: usize): void {
   startStripes();
 }
 
-export { findChannels, stageWaves, tableAt, tableLength, useTable };
+export { findChannels, linksAt, stageWaves, tableAt, tableLength, useTable };
 
 /**
  * Chunks that begin or end at `rank`, or of the whole world for -1, in order; answers how many there would

@@ -3,6 +3,7 @@
  * `order.ts` cuts them, with what is open for each peer as the only state; a test holds the two together.
  */
 import { alloc, allocZero, grow, mark, release } from "./arena";
+import { noteLink, startLinks } from "./links";
 import { bucketBytes, bucketsInFlight, Pattern, peersInFlight, tensorRun, world } from "./model";
 import { NONE } from "./sink";
 import { i64At, setI64, setU32, u32At } from "./words";
@@ -17,9 +18,9 @@ export const buckets: usize = memory.data(24, 8);
 
 /**
  * For each peer of the home, by stage: bytes in the open bucket, its run, buckets, the largest, oldest piece
- * read.
+ * read, chunks; bytes, and bytes of all buckets, padding included.
  */
-const PEER_BYTES: usize = 32;
+const PEER_BYTES: usize = 56;
 const peers: usize = memory.data(16, 8);
 const touched: usize = memory.data(16, 8);
 const touchedCount: usize = memory.data(16, 8);
@@ -46,6 +47,7 @@ export function startTally(): void {
   ranks = allocZero(<usize>world * RANK_WORDS << 3);
   memory.fill(kinds, 0, 144);
   memory.fill(buckets, 0, 24);
+  startLinks();
   for (let stage: u32 = 0; stage < 3; stage++) {
     setU32(peers, stage, <u32>allocZero(<usize>world * PEER_BYTES));
     setU32(touched, stage, <u32>alloc(<usize>world << 2));
@@ -126,6 +128,9 @@ function fill(stage: u32, peer: u32, bytes: i64, run: u32): bool {
     setU32(u32At(touched, stage), number, peer);
     setU32(touchedCount, stage, number + 1);
   }
+  store<i64>(state, load<i64>(state, 48) + now - (isNew ? 0 : filled), 48);
+  store<i64>(state, load<i64>(state, 40) + bytes, 40);
+  store<u32>(state, load<u32>(state, 28) + 1, 28);
   store<i64>(state, now);
   store<u32>(state, run, 8);
   if (isNew) {
@@ -176,11 +181,12 @@ export function endHome(home: u32): void {
       const state = <usize>u32At(peers, stage) + <usize>peer * PEER_BYTES;
       const count = load<u32>(state, 12);
       const largest = load<i64>(state, 16);
+      const from = stage == 0 ? peer : home;
+      const to = stage == 0 ? home : peer;
+      noteLink(stage, from, to, load<u32>(state, 28), count, load<i64>(state, 40), load<i64>(state, 48));
       memory.fill(state, 0, PEER_BYTES);
       addTo(buckets, stage, count);
       if (peer == home) continue;
-      const from = stage == 0 ? peer : home;
-      const to = stage == 0 ? home : peer;
       addTo(u32At(sendStaged, stage), from, min(count, bucketsInFlight));
       addTo(u32At(takeStaged, stage), to, min(count, bucketsInFlight));
       raise(u32At(sendLargest, stage), from, largest);

@@ -1,8 +1,7 @@
 import { itemSize } from "../layout/index.ts";
 import type { Spec, SpecSide } from "../model/spec.ts";
-import type { PatternStats, Plan, PlanStats, RankStats } from "../plan/index.ts";
+import type { PatternStats, Plan, PlanStats, RankStats, Schedule } from "../plan/index.ts";
 import { largest } from "./plan-budget.ts";
-import type { Prediction } from "./plan-predict.ts";
 import { formatBytes, formatCount, formatDuration, formatRanks, plural } from "./ui/format.ts";
 import type { Output } from "./ui/output.ts";
 import { type Column, formatFields, formatTable } from "./ui/table.ts";
@@ -16,7 +15,6 @@ export const stageNames = ["reduce", "cross", "fanout"] as const;
 export interface Report {
   readonly spec: Spec;
   readonly plan: Plan;
-  readonly prediction: Prediction | undefined;
   readonly verified: boolean;
 }
 
@@ -49,7 +47,7 @@ function describeSide({ name, mesh }: SpecSide): string {
   return `${name} (mesh ${mesh.shape.join(" x ")}${dims}, ranks ${formatRanks(mesh.ranks)})`;
 }
 
-function summary({ spec, plan, prediction, verified }: Report, stats: PlanStats): [string, string][] {
+function summary({ spec, plan, verified }: Report, stats: PlanStats): [string, string][] {
   const { input } = spec;
   const [sourceBytes, targetBytes] = [modelBytes(stats, "dtype"), modelBytes(stats, "targetDtype")];
   const staging = largest(stats.ranks, ({ stagingBytes }) => stagingBytes)?.stagingBytes ?? 0n;
@@ -72,7 +70,8 @@ function summary({ spec, plan, prediction, verified }: Report, stats: PlanStats)
     ["balance", describeBalance(stats)],
     ["staging", `at most ${formatBytes(staging)} a rank`],
   );
-  if (input.topology !== undefined) fields.push(["predicted", describePrediction(prediction)]);
+  const schedule = plan.schedule();
+  if (schedule !== undefined) fields.push(["predicted", describeSchedule(schedule)]);
   if (verified)
     fields.push(["verified", "every target element is written exactly once, from the right source"]);
   return fields;
@@ -95,10 +94,14 @@ function describeBalance({ busiest: rank, imbalance, ranks }: PlanStats): string
   return `rank ${rank} sends most, ${formatBytes(sent)}, ${imbalance.toFixed(3)} times the mean`;
 }
 
-function describePrediction(prediction: Prediction | undefined): string {
-  if (prediction === undefined) return "not for so many chunks; raise maxChunks";
-  const { seconds, hostBytes, networkBytes } = prediction;
-  return `at least ${formatDuration(seconds)}, with ${formatBytes(networkBytes)} across hosts and ${formatBytes(hostBytes)} within them`;
+function describeSchedule({ makespan, ratio, boundBy, busiest, hostBytes, networkBytes }: Schedule): string {
+  if (busiest === undefined) return "nothing is sent";
+  const does = busiest.direction === "out" ? "sends" : "receives";
+  const where = busiest.reach === "host" ? "within its host" : "across hosts";
+  const bound =
+    boundBy === "chain" ? "the longest chain of buckets" : `all that rank ${busiest.rank} ${does} ${where}`;
+  const bytes = `${formatBytes(networkBytes)} across hosts and ${formatBytes(hostBytes)} within them`;
+  return `${formatDuration(makespan / 1e9)}, ${ratio.toFixed(3)} times the least, ${bound}; ${bytes}`;
 }
 
 function formatStages(output: Output, stats: PlanStats): string {

@@ -5,7 +5,6 @@ import { type Plan, toJSON } from "../plan/index.ts";
 import type { CommandContext } from "./context.ts";
 import { budgetError, type Excess, findExcesses, formatExcesses } from "./plan-budget.ts";
 import { writeChunks } from "./plan-chunks.ts";
-import { type Prediction, predict } from "./plan-predict.ts";
 import { formatRank, reportRank } from "./plan-rank.ts";
 import { formatReport } from "./plan-report.ts";
 import { loadPlanned, loadSavedPlan, type Planned, savePlan } from "./planned.ts";
@@ -88,12 +87,7 @@ function textReport(
 ): string {
   const report =
     options.rank === undefined
-      ? formatReport(output, {
-          spec,
-          plan,
-          prediction: predictionOf(spec, plan),
-          verified: options.verify === true,
-        })
+      ? formatReport(output, { spec, plan, verified: options.verify === true })
       : formatRank(output, spec, plan, reportRank(spec, plan, options.rank));
   const parts = [report.trimEnd()];
   if (options.save !== undefined) {
@@ -113,7 +107,7 @@ function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, excesses: read
     source: side(spec.source),
     target: side(spec.target),
     ...(options.rank === undefined
-      ? { stats: plan.stats(), prediction: predictionOf(spec, plan) ?? null }
+      ? { stats: plan.stats(), schedule: scheduleReport(plan) }
       : { rank: reportRank(spec, plan, options.rank) }),
     verified: options.verify === true,
     saved: options.save ?? null,
@@ -121,8 +115,12 @@ function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, excesses: read
   };
 }
 
-function predictionOf(spec: Spec, plan: Plan): Prediction | undefined {
-  return spec.input.topology === undefined ? undefined : predict(plan, spec.input.topology);
+/** Without its channels, which may be hundreds of thousands. */
+function scheduleReport(plan: Plan) {
+  const schedule = plan.schedule();
+  if (schedule === undefined) return null;
+  const { channels: _, start: __, end: ___, ...rest } = schedule;
+  return rest;
 }
 
 function parseRank(text: string): number {

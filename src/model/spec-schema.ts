@@ -194,7 +194,16 @@ const topology = z
     hosts: z.array(count).describe("The host of each rank.").optional(),
     hostMBps: count.min(1).describe("Megabytes a second of a rank's link within its host."),
     networkMBps: count.min(1).describe("Megabytes a second of a rank's link to other hosts."),
-    latencyUs: count.describe("Microseconds that every wave takes besides."),
+    latencyUs: count.describe("Microseconds from the last byte of a bucket on its way to its arrival."),
+    links: z
+      .array(
+        z.strictObject({
+          hosts: z.tuple([count, count]).describe("Two hosts, or the same twice: within it."),
+          MBps: count.min(1).describe("Megabytes a second of a rank's traffic between them, either way."),
+        }),
+      )
+      .describe("Where links differ from that.")
+      .optional(),
   })
   .superRefine((value, context) => {
     if ((value.ranksPerHost === undefined) === (value.hosts === undefined)) {

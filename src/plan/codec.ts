@@ -15,12 +15,21 @@ import { fail } from "./check.ts";
 import { type NormalInput, type Pattern, readingNumber } from "./normalize.ts";
 import { groupings, type Routing, reasons } from "./routing.ts";
 import type { SideLayout } from "./sides.ts";
-import type { PlanInput, SelectInput, Strategy, TensorInput, TensorSideInput } from "./types.ts";
+import type {
+  HostLinkInput,
+  PlanInput,
+  SelectInput,
+  Strategy,
+  TensorInput,
+  TensorSideInput,
+} from "./types.ts";
 
 /** `TBPL`, little-endian. */
 const magic = 0x4c504254;
-/** The layout of these bytes. */
-export const formatVersion = 1;
+/** The layout of these bytes. A plan is written in the first one that can say it, so that its digest stays. */
+export const formatVersion = 2;
+/** The first that knows speeds of links between two hosts. */
+const linksVersion = 2;
 /** Grows with every change of what the planner answers to the same input. */
 export const plannerVersion = 2;
 const checkBytes = 16;
@@ -38,7 +47,7 @@ export interface Encoded {
 export function encodePlan(input: NormalInput, routing: readonly Routing[]): Encoded {
   const writer = new Writer(256 + input.names.length * 16);
   writer.u32(magic);
-  writer.u16(formatVersion);
+  writer.u16(formatOf(input));
   writer.u16(plannerVersion);
   writeOptions(writer, input);
   writer.list(input.meshes, (mesh) => writeMesh(writer, mesh));
@@ -68,6 +77,11 @@ export function encodePlan(input: NormalInput, routing: readonly Routing[]): Enc
   return { bytes, digest: toHex(hash.digest()) };
 }
 
+/** The lowest format version that can say an input. */
+function formatOf({ topology }: NormalInput): number {
+  return topology !== undefined && topology.links.length > 0 ? linksVersion : 1;
+}
+
 export function toHex(bytes: Uint8Array): string {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
@@ -85,6 +99,10 @@ function writeOptions(writer: Writer, input: NormalInput): void {
   writer.number(input.topology.hostMBps);
   writer.number(input.topology.networkMBps);
   writer.number(input.topology.latencyUs);
+  if (formatOf(input) < linksVersion) return;
+  writer.list(input.topology.links, ({ hosts, MBps }) => {
+    for (const value of [...hosts, MBps]) writer.number(value);
+  });
 }
 
 /** Ranks as differences from one more than the last: mostly zeros. */
@@ -183,10 +201,10 @@ export function decodeInput(bytes: Uint8Array): PlanInput {
   if (reader.u32() !== magic) throw fail("TB_PLAN_FORMAT", "these bytes are no plan", {});
   const format = reader.u16();
   const planner = reader.u16();
-  if (format !== formatVersion || planner !== plannerVersion) {
+  if (format < 1 || format > formatVersion || planner !== plannerVersion) {
     throw fail(
       "TB_PLAN_FORMAT",
-      `a plan of format ${format} and planner ${planner}; this is format ${formatVersion}, planner ${plannerVersion}`,
+      `a plan of format ${format} and planner ${planner}; this is format up to ${formatVersion}, planner ${plannerVersion}`,
       { found: { format, planner }, supported: { format: formatVersion, planner: plannerVersion } },
     );
   }
@@ -194,7 +212,7 @@ export function decodeInput(bytes: Uint8Array): PlanInput {
   if (!bytes.subarray(-checkBytes).every((byte, index) => byte === check[index])) {
     throw fail("TB_PLAN_FORMAT", "a damaged plan: its check sum is wrong", { bytes: bytes.length });
   }
-  const options = readOptions(reader);
+  const options = readOptions(reader, format);
   const meshes = reader.list(() => readMesh(reader));
   const pairs = reader.list(() => {
     const name = reader.text();
@@ -208,7 +226,7 @@ export function decodeInput(bytes: Uint8Array): PlanInput {
   };
 }
 
-function readOptions(reader: Reader): Omit<PlanInput, "pairs" | "tensors"> {
+function readOptions(reader: Reader, format: number): Omit<PlanInput, "pairs" | "tensors"> {
   const options = {
     bucketBytes: reader.number(),
     bucketsInFlight: reader.number(),
@@ -221,7 +239,13 @@ function readOptions(reader: Reader): Omit<PlanInput, "pairs" | "tensors"> {
   const hosts = reader.list(() => reader.number());
   const [hostMBps, networkMBps, latencyUs] = [reader.number(), reader.number(), reader.number()];
   const where = ranksPerHost === 0 ? { hosts } : { ranksPerHost };
-  return { ...options, topology: { ...where, hostMBps, networkMBps, latencyUs } };
+  const links = format < linksVersion ? undefined : reader.list(() => readLink(reader));
+  const speeds = { hostMBps, networkMBps, latencyUs, ...(links === undefined ? {} : { links }) };
+  return { ...options, topology: { ...where, ...speeds } };
+}
+
+function readLink(reader: Reader): HostLinkInput {
+  return { hosts: [reader.number(), reader.number()], MBps: reader.number() };
 }
 
 function readMesh(reader: Reader): DeviceMesh {

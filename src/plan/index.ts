@@ -18,11 +18,13 @@ export {
   StridedShard,
   type StridedShardReading,
 } from "../layout/index.ts";
+export type { ChannelStats, Channels, HostLinkStats, LinkMatrix } from "./channels.ts";
 export { formatVersion, isSavedPlan, plannerVersion } from "./codec.ts";
 export { chunkToJSON, planToJSON, toJSON } from "./json.ts";
 export type { StridesByTensor } from "./lower.ts";
 export { Plan, type ProgramOptions, planTransfer, type RankOption, type VerifyOptions } from "./plan.ts";
 export { Program, type ProgramBuffer } from "./program.ts";
+export type { LinkEnd, Schedule } from "./schedule.ts";
 export type { PatternStats, PlanStats, RankStats, StageStats } from "./stats.ts";
 export type * from "./types.ts";
 export { type RankLists, verifyChunks, verifyRanks } from "./verify.ts";

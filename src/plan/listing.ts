@@ -50,8 +50,8 @@ function gather(
   subject: Subject,
   rank: number | undefined,
   forBuckets: boolean,
+  most = subject.input.maxChunks,
 ): Gathered {
-  const most = subject.input.maxChunks;
   if (rank === undefined) {
     const all = question.ask((planner) => planner.countAll());
     if (all > BigInt(most)) throw tooLarge(all, most);
@@ -235,4 +235,41 @@ function waitsFor(gathered: Gathered, bucket: number): readonly string[] {
   const end = gathered.dependencyFirst[bucket + 1]!;
   if (first === end) return none;
   return Array.from(gathered.dependencies.subarray(first, end), (other) => bucketId(gathered, other));
+}
+
+/** The buckets of a world as columns, by (wave, source, destination, sequence). */
+export interface BucketGraph {
+  readonly count: number;
+  readonly stage: Uint8Array;
+  readonly srcRank: Uint32Array;
+  readonly dstRank: Uint32Array;
+  /** The place in its channel. */
+  readonly sequence: Uint32Array;
+  /** With the padding between chunks. */
+  readonly wireBytes: Float64Array;
+  /** What bucket b waits for are `dependencies[dependencyFirst[b]]` up to `[dependencyFirst[b + 1]]`. */
+  readonly dependencyFirst: Uint32Array;
+  readonly dependencies: Uint32Array;
+}
+
+/** All buckets and what they wait for, whatever `maxChunks` says: the caller knows that they are few. */
+export function bucketGraph(subject: Subject): BucketGraph {
+  const question = new Question(subject);
+  try {
+    const gathered = gather(question, subject, undefined, true, Number.MAX_SAFE_INTEGER);
+    const { bucketCount: count, recordWords, order, wordsPerRecord } = gathered;
+    const record = (bucket: number) => order[gathered.bucketFirst[bucket]!]! * wordsPerRecord;
+    return {
+      count,
+      stage: Uint8Array.from({ length: count }, (_, bucket) => recordWords[record(bucket) + 3]! & 0xff),
+      srcRank: Uint32Array.from({ length: count }, (_, bucket) => recordWords[record(bucket)]!),
+      dstRank: Uint32Array.from({ length: count }, (_, bucket) => recordWords[record(bucket) + 1]!),
+      sequence: gathered.bucketSequence.slice(),
+      wireBytes: Float64Array.from(gathered.bucketSize, Number),
+      dependencyFirst: gathered.dependencyFirst.slice(),
+      dependencies: gathered.dependencies.slice(),
+    };
+  } finally {
+    question.end();
+  }
 }

@@ -1,5 +1,6 @@
 import { TensorBusError } from "../errors.ts";
 import { maxRanks } from "../layout/index.ts";
+import { type ChannelStats, type Channels, eachChannel, type LinkMatrix, linkMatrix } from "./channels.ts";
 import { fail } from "./check.ts";
 import { decodeInput, encodePlan } from "./codec.ts";
 import { makeImage } from "./image.ts";
@@ -9,7 +10,8 @@ import { normalize } from "./normalize.ts";
 import type { Program } from "./program.ts";
 import { Question, type Subject } from "./question.ts";
 import { type Routing, route } from "./routing.ts";
-import { type PlanStats, sumUp } from "./stats.ts";
+import { makeSchedule, type Schedule } from "./schedule.ts";
+import { type PlanStats, type Summary, sumUp } from "./stats.ts";
 import type { Bucket, Chunk, PlanInput } from "./types.ts";
 import { verifyChunks, verifyRanks } from "./verify.ts";
 import { representatives, verifyTensors } from "./verify-patterns.ts";
@@ -36,7 +38,8 @@ export class Plan {
   readonly bytes: Uint8Array;
   readonly #subject: Subject;
   readonly #routing: readonly Routing[];
-  #stats: PlanStats | undefined;
+  #summary: Summary | undefined;
+  #schedule: Schedule | undefined;
 
   private constructor(subject: Subject, routing: readonly Routing[], bytes: Uint8Array, digest: string) {
     this.#subject = subject;
@@ -103,8 +106,38 @@ export class Plan {
 
   /** Sums over all chunks, exact, with none of them kept; made once, when they are first asked for. */
   stats(): PlanStats {
-    this.#stats ??= sumUp(this.#subject, this.#routing);
-    return this.#stats;
+    return this.#sums().stats;
+  }
+
+  /** What goes from rank to rank in each stage, as columns; from the same walk as `stats`. */
+  channels(): Channels {
+    return this.#sums().channels;
+  }
+
+  /** The channels one by one, by (stage, source, destination). */
+  links(): Generator<ChannelStats, void, undefined> {
+    return eachChannel(this.channels());
+  }
+
+  /** Bytes from rank to rank over all stages, an entry for each sender and receiver: where the world is small enough. */
+  matrix(): LinkMatrix {
+    return linkMatrix(this.channels());
+  }
+
+  /**
+   * When each channel is expected to begin and end on the links of the plan's topology, and what no schedule can beat;
+   * `undefined` without a topology. Made once.
+   */
+  schedule(): Schedule | undefined {
+    const { topology } = this.#subject.input;
+    if (topology === undefined) return undefined;
+    this.#schedule ??= makeSchedule(this.#subject, this.channels(), topology);
+    return this.#schedule;
+  }
+
+  #sums(): Summary {
+    this.#summary ??= sumUp(this.#subject, this.#routing);
+    return this.#summary;
   }
 
   /** The pattern of a tensor of the input: its index in `stats().patterns`. */

@@ -2,7 +2,7 @@ import { itemSize } from "../layout/index.ts";
 import type { NormalInput, Pattern } from "./normalize.ts";
 import type { NormalSide } from "./sides.ts";
 import { subMeshBase } from "./sides.ts";
-import { hostOf, type NormalTopology } from "./topology.ts";
+import { hostOf, type NormalTopology, slowestOf } from "./topology.ts";
 
 /** Who exchanges stripes: nobody, all replicas of a part, or those of them on one host. */
 export const groupings = ["none", "all", "host"] as const;
@@ -52,7 +52,8 @@ export function route(input: NormalInput, pattern: Pattern): Routing {
 /**
  * The cost model. Every rank has one link to its own host and one to the network, each both ways at once; a stage takes as
  * long as its busiest rank, and a latency; stages follow each other. Sources share what they send evenly, as the rotation
- * does, and what a source finds on its own host does not use the network.
+ * does, and what a source finds on its own host does not use the network. Where links between hosts differ, the slowest
+ * that a stage may use counts.
  */
 function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology): Costs {
   const spread = spreadOf(input, pattern, topology);
@@ -63,9 +64,15 @@ function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology)
   // The part of a target rank, evenly cut.
   const part = ceilDiv(elements, BigInt(spread.targetGroups));
   const latency = BigInt(topology.latencyUs) * 1000n;
-  const inHost = (bytes: bigint) => nanoseconds(bytes, topology.hostMBps);
-  const across = (bytes: bigint) => nanoseconds(bytes, topology.networkMBps);
-  const cross = spread.isNear ? inHost : across;
+  const { sourceHosts, targetHosts } = spread;
+  const speeds = {
+    host: slowestOf(topology, targetHosts, targetHosts, true),
+    across: slowestOf(topology, targetHosts, targetHosts, false),
+    cross: slowestOf(topology, sourceHosts, targetHosts, spread.isNear),
+  };
+  const inHost = (bytes: bigint) => nanoseconds(bytes, speeds.host);
+  const across = (bytes: bigint) => nanoseconds(bytes, speeds.across);
+  const cross = (bytes: bigint) => nanoseconds(bytes, speeds.cross);
   /** Stage 1, where each part goes to `copies` ranks and a rank receives one of `shares` shares of it. */
   const crossing = (copies: number, shares: number): bigint => {
     const sent = ceilDiv(elements * BigInt(copies), BigInt(spread.sources)) * wire;
@@ -99,6 +106,8 @@ interface Spread {
   readonly hosts: number;
   readonly most: number;
   readonly fewest: number;
+  readonly sourceHosts: ReadonlySet<number>;
+  readonly targetHosts: ReadonlySet<number>;
   /** On every host of the target, all of the source can be had. */
   readonly isNear: boolean;
 }
@@ -130,6 +139,8 @@ function spreadOf(input: NormalInput, pattern: Pattern, topology: NormalTopology
     hosts: counts.reduce((most, { size }) => Math.max(most, size), 0),
     most: sizes.reduce((a, b) => Math.max(a, b)),
     fewest: sizes.reduce((a, b) => Math.min(a, b)),
+    sourceHosts: new Set(partsOf.keys()),
+    targetHosts: new Set(counts.flatMap((hosts) => [...hosts.keys()])),
     isNear: target.every(isWhole),
   };
 }

@@ -1,4 +1,5 @@
 import { type DType, formatPlacement } from "../layout/index.ts";
+import { type Channels, type HostLinkStats, hostLinks, readChannels } from "./channels.ts";
 import type { NormalInput } from "./normalize.ts";
 import { Question, type Subject } from "./question.ts";
 import type { Routing } from "./routing.ts";
@@ -63,6 +64,8 @@ export interface PlanStats {
   readonly busiest: number | undefined;
   /** What the busiest source rank sends over what source ranks send on average; 1 where nothing is sent. */
   readonly imbalance: number;
+  /** What goes from host to host, or within one; empty without a topology, where every rank is its own host. */
+  readonly hosts: readonly HostLinkStats[];
   readonly patterns: readonly PatternStats[];
 }
 
@@ -70,7 +73,13 @@ const kinds: readonly ChunkKind[] = ["copy", "send", "reduce"];
 const stages: readonly Stage[] = [0, 1, 2];
 const rankWords = 8;
 
-export function sumUp(subject: Subject, routing: readonly Routing[]): PlanStats {
+/** The sums of a plan, from one walk over its chunks. */
+export interface Summary {
+  readonly stats: PlanStats;
+  readonly channels: Channels;
+}
+
+export function sumUp(subject: Subject, routing: readonly Routing[]): Summary {
   const { input } = subject;
   const question = new Question(subject).withChannels();
   try {
@@ -93,7 +102,8 @@ export function sumUp(subject: Subject, routing: readonly Routing[]): PlanStats 
     const total = (what: "chunks" | "buckets" | "waves") =>
       stageStats.reduce((sum, stage) => sum + stage[what], 0);
     const ranks = rankStats(input, words);
-    return {
+    const channels = channelsOf(question, subject);
+    const stats: PlanStats = {
       tensors: input.names.length,
       chunks: total("chunks"),
       buckets: total("buckets"),
@@ -102,11 +112,19 @@ export function sumUp(subject: Subject, routing: readonly Routing[]): PlanStats 
       stages: stageStats,
       ranks,
       ...balance(input, ranks),
+      hosts: input.topology === undefined ? [] : hostLinks(channels, input.topology),
       patterns: patternStats(question, input, routing),
     };
+    return { stats, channels };
   } finally {
     question.end();
   }
+}
+
+function channelsOf(question: Question, { input, table }: Subject): Channels {
+  const words = new Uint32Array(table!.buffer);
+  const at = question.ask((planner) => planner.linksAt());
+  return readChannels(words, new BigInt64Array(question.planner.buffer, at), input.world);
 }
 
 function rankStats(input: NormalInput, words: BigInt64Array): RankStats[] {

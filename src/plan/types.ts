@@ -40,9 +40,18 @@ export interface TopologyInput {
   readonly ranksPerHost?: number;
   /** … or on host `hosts[r]`. */
   readonly hosts?: readonly number[];
+  /** How fast a rank's link within its host is, and its link to other hosts; each way at once. */
   readonly hostMBps: number;
   readonly networkMBps: number;
   readonly latencyUs: number;
+  /** Hosts between which a rank's traffic is faster or slower than that; twice the same host is within it. */
+  readonly links?: readonly HostLinkInput[];
+}
+
+/** How fast any rank of one host exchanges bytes with any rank of the other, either way. */
+export interface HostLinkInput {
+  readonly hosts: readonly [number, number];
+  readonly MBps: number;
 }
 
 export type Strategy = "auto" | "direct" | "striped";

@@ -27,6 +27,7 @@ interface PlannerExports {
   count(tensor: number, what: number): bigint;
   countAll(): bigint;
   sum(): number;
+  linksAt(): number;
   sumOfKind(stage: number, kind: number, what: number): bigint;
   sumOfBuckets(stage: number): bigint;
   errorCode(): number;

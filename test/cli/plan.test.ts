@@ -66,13 +66,18 @@ describe("plan", () => {
     const { stdout } = await runCli("plan", specFile(small + topology));
     // Ranks 4 and 5 are on another host and receive 2 MiB each, at 100 MB/s.
     expect(row(stdout, "predicted")[1]).toBe(
-      "at least 21.0 ms, with 4.00 MiB across hosts and 0 B within them",
+      "21.0 ms, 1.000 times the least, all that rank 4 receives across hosts; 4.00 MiB across hosts and 0 B within them",
     );
     const near = topology.replace("ranksPerHost: 4", "hosts: [0, 0, 0, 0, 0, 1]");
-    const { prediction } = JSON.parse((await runCli("plan", specFile(small + near), "--json")).stdout);
-    const [hostSeconds, networkSeconds] = [2 ** 21 / 1e9, 2 ** 21 / 1e8];
-    expect(prediction).toMatchObject({ hostBytes: String(2 ** 21), networkBytes: String(2 ** 21) });
-    expect(prediction.seconds).toBeCloseTo(Math.max(hostSeconds, networkSeconds) + 50e-6, 9);
+    const { schedule } = JSON.parse((await runCli("plan", specFile(small + near), "--json")).stdout);
+    const busy = (2 ** 21 * 1000) / 100;
+    expect(schedule).toMatchObject({
+      hostBytes: String(2 ** 21),
+      networkBytes: String(2 ** 21),
+      makespan: busy + 50_000,
+      lowerBound: busy + 50_000,
+      busiest: { rank: 5, direction: "in", reach: "network", busy },
+    });
   });
 
   test("--verify proves the plan first", async () => {
@@ -91,7 +96,7 @@ describe("plan", () => {
       source: { name: "trainer", mesh: [4], ranks: [0, 1, 2, 3] },
       target: { name: "engine", mesh: [2], ranks: [4, 5] },
       verified: true,
-      prediction: null,
+      schedule: null,
       budgets: { exceeded: [] },
     });
     expect(report.digest).toMatch(/^[0-9a-f]{64}$/);

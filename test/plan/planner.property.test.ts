@@ -126,6 +126,39 @@ function checkCrossings(
   return seen;
 }
 
+/** So are those of channels, and of hosts. */
+function checkChannels(plan: Plan, chunks: readonly Chunk[], buckets: readonly Bucket[]): void {
+  const sums = new Map<
+    string,
+    { chunks: number; bytes: bigint; buckets: number; wireBytes: bigint; wave: number }
+  >();
+  const key = ({ stage, srcRank, dstRank }: Pick<Chunk, "stage" | "srcRank" | "dstRank">) =>
+    `${stage} ${srcRank} ${dstRank}`;
+  for (const { bytes, wave, ...ends } of buckets) {
+    const sum = sums.get(key(ends)) ?? { chunks: 0, bytes: 0n, buckets: 0, wireBytes: 0n, wave };
+    sums.set(key(ends), { ...sum, buckets: sum.buckets + 1, wireBytes: sum.wireBytes + bytes });
+  }
+  for (const chunk of chunks) {
+    const sum = sums.get(key(chunk))!;
+    sum.chunks++;
+    sum.bytes += chunk.bytes;
+  }
+  const links = [...plan.links()];
+  expect(
+    Object.fromEntries(
+      links.map(({ stage, srcRank, dstRank, ...sum }) => [key({ stage, srcRank, dstRank }), sum]),
+    ),
+  ).toEqual(Object.fromEntries(sums));
+  const order = links.map(({ stage, srcRank, dstRank }) => (stage * 2 ** 20 + srcRank) * 2 ** 20 + dstRank);
+  expect(order).toEqual(order.toSorted((a, b) => a - b));
+  const between = links.filter(({ srcRank, dstRank }) => srcRank !== dstRank);
+  const total = between.reduce((sum, { bytes }) => sum + bytes, 0n);
+  const { hosts } = plan.stats();
+  expect(hosts.reduce((sum, { bytes }) => sum + bytes, 0n)).toBe(
+    plan.input.topology === undefined ? 0n : total,
+  );
+}
+
 /** Statistics are those of the chunks and buckets. */
 function checkStats(plan: Plan, chunks: readonly Chunk[], buckets: readonly Bucket[]): void {
   const stats = plan.stats();
@@ -168,6 +201,7 @@ async function checkAll(input: PlanInput, seed: number): Promise<boolean> {
   for (const groups of checkCrossings(input, plan, tensors, chunks))
     groupings.set(groups, (groupings.get(groups) ?? 0) + 1);
   if (seed % 4 === 0) checkStats(plan, chunks, buckets);
+  checkChannels(plan, chunks, buckets);
   checkByRank(plan, chunks, buckets, ranksOf(input));
   return true;
 }

@@ -1,0 +1,202 @@
+import type { Channels } from "./channels.ts";
+import { EventQueue } from "./event-queue.ts";
+import type { Jobs } from "./jobs.ts";
+
+/** What carries the channels: each of its ends carries one job at a time. */
+export interface Wiring {
+  /** For each channel the end of the link that it leaves and that it enters by; -1 where a rank sends to itself. */
+  readonly outEnd: Int32Array;
+  readonly inEnd: Int32Array;
+  readonly ends: number;
+  /** Nanoseconds that each job occupies its ends. */
+  readonly duration: Float64Array;
+  /** Nanoseconds from the last byte of a job on the way to its arrival. */
+  readonly latency: number;
+  /** The most channels that a receiver takes at a time. */
+  readonly peersInFlight: number;
+}
+
+/** When the first job of each channel begins and its last one has arrived, in nanoseconds. */
+export interface Timeline {
+  readonly start: Float64Array;
+  readonly end: Float64Array;
+}
+
+const nobody = -1;
+
+/** Runs all jobs, each as soon as a receiver that takes part in few channels at a time, both ends and its order allow. */
+export function simulate(channels: Channels, jobs: Jobs, wiring: Wiring): Timeline {
+  return new Simulation(channels, jobs, wiring).run();
+}
+
+class Simulation {
+  readonly #channels: Channels;
+  readonly #jobs: Jobs;
+  readonly #wiring: Wiring;
+  readonly #start: Float64Array;
+  readonly #end: Float64Array;
+  /** The job of each channel that is sent next. */
+  readonly #next: Uint32Array;
+  readonly #waits: Uint32Array;
+  readonly #rowOf: Int32Array;
+  readonly #isBusy: Uint8Array;
+  /** When a channel was served last, as a number that grows. */
+  readonly #served: Uint32Array;
+  #turns = 0;
+  /** For each end the channels that were granted and are not done. */
+  readonly #open: number[][];
+  readonly #windows: Windows;
+  readonly #events = new EventQueue();
+  #now = 0;
+  /** Ends that may have something to do. */
+  #touched: number[] = [];
+
+  constructor(channels: Channels, jobs: Jobs, wiring: Wiring) {
+    const { count } = channels;
+    this.#channels = channels;
+    this.#jobs = jobs;
+    this.#wiring = wiring;
+    this.#start = new Float64Array(count);
+    this.#end = new Float64Array(count);
+    this.#next = jobs.first.slice(0, count);
+    this.#waits = jobs.waits.slice();
+    this.#rowOf = new Int32Array(jobs.count).fill(nobody);
+    for (let row = 0; row < count; row++) this.#rowOf.fill(row, jobs.first[row], jobs.first[row + 1]);
+    this.#isBusy = new Uint8Array(wiring.ends);
+    this.#served = new Uint32Array(count);
+    this.#open = Array.from({ length: wiring.ends }, () => []);
+    this.#windows = new Windows(channels, wiring);
+  }
+
+  run(): Timeline {
+    const { count, waits } = this.#jobs;
+    for (let job = 0; job < count; job++) if (waits[job] === 0) this.#becomeReady(job);
+    for (const row of this.#windows.first()) this.#grant(row);
+    this.#startAll();
+    while (this.#events.size > 0) {
+      this.#now = this.#events.time;
+      while (this.#events.size > 0 && this.#events.time === this.#now) {
+        const event = this.#events.pop();
+        if (event % 2 === 0) this.#leave(event / 2);
+        else this.#arrive((event - 1) / 2);
+      }
+      this.#startAll();
+    }
+    return { start: this.#start, end: this.#end };
+  }
+
+  #grant(row: number): void {
+    const [out, into] = [this.#wiring.outEnd[row]!, this.#wiring.inEnd[row]!];
+    this.#open[out]!.push(row);
+    this.#open[into]!.push(row);
+    this.#touched.push(out);
+  }
+
+  #startAll(): void {
+    const touched = this.#touched;
+    this.#touched = [];
+    for (const end of touched) this.#startAt(end);
+  }
+
+  /** Serves, of the channels of an end that can go on, the one that was served longest ago. */
+  #startAt(end: number): void {
+    if (this.#isBusy[end] === 1) return;
+    let chosen = nobody;
+    for (const row of this.#open[end]!) {
+      if (!this.#canStart(row)) continue;
+      if (chosen === nobody || this.#served[row]! < this.#served[chosen]!) chosen = row;
+    }
+    if (chosen === nobody) return;
+    const job = this.#next[chosen]!;
+    if (job === this.#jobs.first[chosen]) this.#start[chosen] = this.#now;
+    this.#served[chosen] = ++this.#turns;
+    this.#isBusy[this.#wiring.outEnd[chosen]!] = 1;
+    this.#isBusy[this.#wiring.inEnd[chosen]!] = 1;
+    this.#events.push(this.#now + this.#wiring.duration[job]!, job * 2);
+  }
+
+  #canStart(row: number): boolean {
+    return (
+      this.#waits[this.#next[row]!] === 0 &&
+      this.#isBusy[this.#wiring.outEnd[row]!] === 0 &&
+      this.#isBusy[this.#wiring.inEnd[row]!] === 0
+    );
+  }
+
+  /** All of a job is on its way: its ends are free. */
+  #leave(job: number): void {
+    const row = this.#rowOf[job]!;
+    const [out, into] = [this.#wiring.outEnd[row]!, this.#wiring.inEnd[row]!];
+    this.#isBusy[out] = 0;
+    this.#isBusy[into] = 0;
+    this.#touched.push(out, into);
+    this.#next[row]!++;
+    if (this.#next[row] === this.#jobs.first[row + 1]) {
+      remove(this.#open[out]!, row);
+      remove(this.#open[into]!, row);
+      const granted = this.#windows.next(this.#channels.dstRank[row]!);
+      if (granted !== undefined) this.#grant(granted);
+    }
+    if (this.#wiring.latency === 0) this.#arrive(job);
+    else this.#events.push(this.#now + this.#wiring.latency, job * 2 + 1);
+  }
+
+  #arrive(job: number): void {
+    const row = this.#rowOf[job]!;
+    if (row !== nobody) this.#end[row] = this.#now;
+    const { dependentFirst, dependents } = this.#jobs;
+    for (let at = dependentFirst[job]!; at < dependentFirst[job + 1]!; at++) {
+      const dependent = dependents[at]!;
+      if (--this.#waits[dependent]! === 0) this.#becomeReady(dependent);
+    }
+  }
+
+  /** What goes nowhere has arrived at once. */
+  #becomeReady(job: number): void {
+    const row = this.#rowOf[job]!;
+    if (row === nobody || this.#wiring.outEnd[row] === nobody) {
+      if (row !== nobody && job === this.#jobs.first[row]) this.#start[row] = this.#now;
+      this.#arrive(job);
+    } else {
+      this.#touched.push(this.#wiring.outEnd[row]!);
+    }
+  }
+}
+
+function remove(rows: number[], row: number): void {
+  rows.splice(rows.indexOf(row), 1);
+}
+
+/** Each receiver takes its channels in the order of the waves, a few at a time. */
+class Windows {
+  readonly #waiting: readonly number[][];
+  readonly #taken: Uint32Array;
+  readonly #most: number;
+
+  constructor(channels: Channels, { outEnd, peersInFlight }: Wiring) {
+    const waiting: number[][] = [];
+    for (let row = 0; row < channels.count; row++) {
+      if (outEnd[row] === nobody) continue;
+      const rank = channels.dstRank[row]!;
+      waiting[rank] ??= [];
+      waiting[rank]!.push(row);
+    }
+    for (const rows of waiting) rows?.sort((a, b) => channels.wave[a]! - channels.wave[b]! || a - b);
+    this.#waiting = waiting;
+    this.#taken = new Uint32Array(waiting.length);
+    this.#most = peersInFlight;
+  }
+
+  /** What all receivers take at the beginning. */
+  first(): number[] {
+    return this.#waiting.flatMap((rows, rank) => {
+      this.#taken[rank] = Math.min(rows.length, this.#most);
+      return rows.slice(0, this.#most);
+    });
+  }
+
+  /** What a receiver takes when one of its channels is done. */
+  next(rank: number): number | undefined {
+    return this.#waiting[rank]![this.#taken[rank]!++];
+  }
+}
