@@ -83,6 +83,12 @@ export const errorCodes = {
     exit: 4,
     meaning: "What was prepared became invalid: its memory or its session went away.",
   },
+  TB_NCCL: { number: 314, exit: 4, meaning: "A call of NCCL failed." },
+  TB_DEVICE_SHARED: {
+    number: 315,
+    exit: 2,
+    meaning: "Two ranks that need NCCL stand on one GPU, and NCCL can not tell them apart.",
+  },
   // 4xx: environment
   TB_NATIVE_MISSING: { number: 400, exit: 3, meaning: "The native library is not built." },
   TB_LIBRARY: { number: 401, exit: 3, meaning: "A library is missing or has the wrong version." },

@@ -45,6 +45,9 @@ enum tb_code {
     TB_EBUSY = 311,
     TB_ESYSTEM = 312,
     TB_EINVALIDATED = 313,
+    TB_ENCCL = 314,
+    TB_EDEVICE_SHARED = 315,
+    TB_ELIBRARY = 401,
     TB_EEXISTS = 704,
     TB_EFOREIGN = 708,
 };
@@ -233,6 +236,18 @@ TB_API int32_t tb_graph_progress(uint64_t session, uint64_t graph, uint64_t *rou
                                  uint64_t *staging, tb_error *err);
 /* TB_EBUSY while a prepare or round is under way. Peers' next rounds of it fail with TB_EINVALIDATED. */
 TB_API int32_t tb_graph_release(uint64_t session, uint64_t graph, tb_error *err);
+
+/* ---- NCCL ------------------------------------------------------------------------------------------------------ */
+
+/*
+ * What can be asked of libnccl without a device. path: NULL is $TENSOR_BUS_LIBNCCL, else libnccl.so.2. The first call for a
+ * path loads the library, for good. TB_ELIBRARY where it is missing or too old.
+ */
+TB_API int32_t tb_nccl_version(const char *path, uint32_t *version, tb_error *err);
+/* Its words for a result, terminated. */
+TB_API int32_t tb_nccl_describe(const char *path, int32_t result, void *text, uint32_t bytes, tb_error *err);
+/* A new unique id. This process listens for those who join by it, until all have. */
+TB_API int32_t tb_nccl_unique_id(const char *path, uint8_t id[128], tb_error *err);
 
 /* ---- bus ------------------------------------------------------------------------------------------------------- */
 

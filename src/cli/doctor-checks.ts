@@ -3,6 +3,7 @@ import { cpus, totalmem } from "node:os";
 import { TensorBusError } from "../errors.ts";
 import { nativeKernels } from "../ffi/kernels.ts";
 import { abiVersion, libraryPath, openLibrary } from "../ffi/library.ts";
+import { ncclSoname, ncclVariable, ncclVersion } from "../ffi/nccl.ts";
 import { DeviceMesh, Replicate, Shard } from "../layout/index.ts";
 import { planTransfer } from "../plan/index.ts";
 import { findLibrary, limitOf, outputOf, probePython } from "./doctor-probes.ts";
@@ -43,13 +44,7 @@ export async function checkMachine(environment: Environment): Promise<Check[]> {
     checkLockedMemory(),
     checkGpus(environment),
     checkLibrary("CUDA driver", "libcuda.so.1", "comes with the NVIDIA driver", sitePackages, environment),
-    checkLibrary(
-      "NCCL",
-      "libnccl.so.2",
-      "pip install nvidia-nccl-cu13, or NVIDIA's package libnccl2",
-      sitePackages,
-      environment,
-    ),
+    checkNccl(sitePackages, environment),
     checkProgram("etcd", "option", "https://etcd.io; a TCP store needs nothing", environment),
     checkPython(python),
   ]);
@@ -197,6 +192,23 @@ async function checkLibrary(
   const path = await findLibrary(soname, sitePackages, environment);
   if (path !== undefined) return { name, needed: "option", status: "ok", found: path };
   return { name, needed: "option", status: "missing", found: `${soname} not found`, advice };
+}
+
+/** Loads it, since a version that is too old is as good as none. */
+async function checkNccl(sitePackages: readonly string[], environment: Environment): Promise<Check> {
+  const check = { name: "NCCL", needed: "option" } as const;
+  const named = environment[ncclVariable];
+  const path = named ? named : await findLibrary(ncclSoname, sitePackages, environment);
+  const advice = `pip install nvidia-nccl-cu13, or NVIDIA's package libnccl2; ${ncclVariable} names another`;
+  if (path === undefined) return { ...check, status: "missing", found: `${ncclSoname} not found`, advice };
+  try {
+    return { ...check, status: "ok", found: `${ncclVersion(path).text}, ${path}` };
+  } catch (error) {
+    if (!(error instanceof TensorBusError)) throw error;
+    const unknown = error.code === "TB_NATIVE_MISSING";
+    if (unknown) return { ...check, status: "ok", found: `${path}; its version is unknown` };
+    return { ...check, status: "missing", found: error.message, advice };
+  }
 }
 
 function checkPython(python: Awaited<ReturnType<typeof probePython>>): Check {

@@ -53,6 +53,16 @@ describe("doctor", () => {
     expect(find(checks, "planner").status).toBe("ok");
   });
 
+  test("says that an NCCL which is named does not load, and how to get another", async () => {
+    const path = join(folder, "libnccl.so.2");
+    writeFileSync(path, "no library");
+    expect(find(await checkMachine({ PATH: folder, TENSOR_BUS_LIBNCCL: path }), "NCCL")).toMatchObject({
+      status: "missing",
+      found: expect.stringContaining(path),
+      advice: expect.stringContaining("nvidia-nccl-cu13"),
+    });
+  });
+
   test("asks for the compiler that CC names", async () => {
     const checks = await checkMachine({ PATH: folder, CC: "no-such-cc" });
     expect(find(checks, "C compiler").found).toBe("none of no-such-cc");

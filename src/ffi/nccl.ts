@@ -1,0 +1,104 @@
+/** NCCL: where its library is, and what can be asked of it without a device. */
+import { existsSync, readdirSync } from "node:fs";
+import { basename, delimiter, dirname, join } from "node:path";
+import { declareNative } from "./native.ts";
+
+const native = declareNative({
+  tb_nccl_version: ["string", "out u32"],
+  tb_nccl_describe: ["string", "i32", "pointer", "u32"],
+  tb_nccl_unique_id: ["string", "pointer"],
+});
+
+export const ncclSoname = "libnccl.so.2";
+/** Names the library, before any other place is looked at. */
+export const ncclVariable = "TENSOR_BUS_LIBNCCL";
+export const ncclIdBytes = 128;
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+/**
+ * What to load NCCL as: `TENSOR_BUS_LIBNCCL`; else the soname, where the linker finds it; else the library that a wheel of
+ * `nvidia-nccl-cu13` or `-cu12` put beside Python's packages. Where there is none it is the soname, whose loading then
+ * says what was looked for.
+ */
+export function findNccl(environment: Environment = process.env): string {
+  const named = environment[ncclVariable];
+  if (named !== undefined && named !== "") return named;
+  const fromWheel = wheelsOf(environment).find((path) => existsSync(path));
+  return fromWheel !== undefined && !linkerHas(environment) ? fromWheel : ncclSoname;
+}
+
+/** Where a wheel may have put it, the most specific environment first. */
+function wheelsOf(environment: Environment): string[] {
+  const paths = (environment["PYTHONPATH"] ?? "").split(delimiter).filter((path) => path !== "");
+  const prefixes = [
+    environment["VIRTUAL_ENV"],
+    environment["CONDA_PREFIX"],
+    ...pythonsOf(environment),
+    environment["HOME"] === undefined ? undefined : join(environment["HOME"], ".local"),
+    "/usr/local",
+    "/usr",
+  ];
+  const folders = prefixes.flatMap((prefix) => (prefix === undefined ? [] : sitePackagesOf(prefix)));
+  return [...paths, ...folders].map((folder) => join(folder, "nvidia/nccl/lib", ncclSoname));
+}
+
+/** The prefixes of the Pythons in the search path; pyenv's there are scripts, and stand for all of its versions. */
+function pythonsOf(environment: Environment): string[] {
+  return (environment["PATH"] ?? "")
+    .split(delimiter)
+    .filter((folder) => folder.startsWith("/") && existsSync(join(folder, "python3")))
+    .flatMap((folder) => {
+      const versions = join(dirname(folder), "versions");
+      return basename(folder) === "shims"
+        ? entriesOf(versions).map((version) => join(versions, version))
+        : [dirname(folder)];
+    });
+}
+
+function sitePackagesOf(prefix: string): string[] {
+  const lib = join(prefix, "lib");
+  return entriesOf(lib)
+    .filter((name) => /^python3(\.\d+)?$/.test(name))
+    .flatMap((name) => ["site-packages", "dist-packages"].map((folder) => join(lib, name, folder)));
+}
+
+/** True where the linker would find the soname in its usual places. */
+function linkerHas(environment: Environment): boolean {
+  const folders = (environment["LD_LIBRARY_PATH"] ?? "").split(":").filter((folder) => folder !== "");
+  const system = ["/lib", "/usr/lib", "/usr/local/lib", "/usr/lib64", "/lib64"];
+  const multiarch = ["x86_64-linux-gnu", "aarch64-linux-gnu"].flatMap((triple) => [
+    `/lib/${triple}`,
+    `/usr/lib/${triple}`,
+  ]);
+  return [...folders, ...system, ...multiarch].some((folder) => existsSync(join(folder, ncclSoname)));
+}
+
+function entriesOf(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    return [];
+  }
+}
+
+/** `TB_LIBRARY` where it is missing or too old; the message has both versions. */
+export function ncclVersion(path: string = findNccl()): { readonly number: number; readonly text: string } {
+  const number = native.tb_nccl_version(path);
+  const text = `${Math.floor(number / 10_000)}.${Math.floor(number / 100) % 100}.${number % 100}`;
+  return { number, text };
+}
+
+/** NCCL's own words for a result. */
+export function ncclDescribe(result: number, path: string = findNccl()): string {
+  const text = Buffer.alloc(256);
+  native.tb_nccl_describe(path, result, text, text.length);
+  return text.toString("utf8", 0, text.indexOf(0));
+}
+
+/** A new unique id. This process listens for those who join by it, until all have. */
+export function ncclUniqueId(path: string = findNccl()): Uint8Array {
+  const id = new Uint8Array(ncclIdBytes);
+  native.tb_nccl_unique_id(path, id);
+  return id;
+}
