@@ -56,6 +56,8 @@ class TcpStore implements Store {
   /** Lines of waits: a WAIT holds its line until it is answered. */
   readonly #busy = new Set<TcpConnection>();
   readonly #idle: TcpConnection[] = [];
+  /** Lines whose wait was given up, until the server has said so. */
+  readonly #returning = new Set<Promise<void>>();
   /** Asks for a sign of life while all that is under way is parked in the server. */
   #heartbeat: NodeJS.Timeout | undefined;
   #waits = 0;
@@ -200,21 +202,34 @@ class TcpStore implements Store {
     try {
       const connection = await this.#borrow(signal);
       const { answered, over, cancel } = connection.wait(frames.wait(list));
-      signal.addEventListener("abort", cancel, { once: true });
-      if (signal.aborted) cancel();
-      over.then(
+      const returned = over.then(
         () => this.#giveBack(connection),
         () => {},
       );
+      const giveUp = () => {
+        this.#returning.add(returned);
+        returned.then(() => this.#returning.delete(returned));
+        cancel();
+      };
+      signal.addEventListener("abort", giveUp, { once: true });
+      if (signal.aborted) giveUp();
       await Promise.race([answered, over]);
-      signal.removeEventListener("abort", cancel);
+      signal.removeEventListener("abort", giveUp);
     } finally {
       this.#beat(-1);
     }
   }
 
   async #borrow(signal: AbortSignal): Promise<TcpConnection> {
-    const connection = this.#idle.pop() ?? (await this.#openWaitLine(signal));
+    let connection = this.#idle.pop();
+    // One that is about to be free is there sooner than a new one.
+    for (const returned of connection === undefined ? [...this.#returning] : []) {
+      await returned;
+      signal.throwIfAborted();
+      connection = this.#idle.pop();
+      if (connection !== undefined) break;
+    }
+    connection ??= await this.#openWaitLine(signal);
     this.#busy.add(connection);
     return connection;
   }

@@ -29,8 +29,11 @@ function held(): { descriptors: number; mappings: number } {
   return { descriptors: links.filter(isTensor).length, mappings: maps.filter(isTensor).length };
 }
 
+/** What nothing holds goes at the first or second of these. */
+const collections = 20;
+
 async function collectUntil(done: () => boolean): Promise<void> {
-  for (let i = 0; i < 100 && !done(); i++) {
+  for (let i = 0; i < collections && !done(); i++) {
     // What was looked at in this turn of the event loop is not collected in it.
     await sleep(2);
     globalThis.gc!();

@@ -17,5 +17,5 @@ describe("examples/train-to-inference", () => {
     expect(output.match(/trainer [01]: round \d+, \d+ bytes/g)).toHaveLength(20);
     expect(output).toContain("all rounds verified");
     expect(code).toBe(0);
-  }, 60_000);
+  }, 120_000);
 });

@@ -1,9 +1,12 @@
 """The real TCPStore of an installed torch, as a server and as a client, for the tests of the stores.
 
   python tcpstore.py probe                  prints torch's version
-  python tcpstore.py serve                  serves a store, prints its port, ends with its standard input
-  python tcpstore.py client PORT            does every operation against PORT and prints what came of each, as JSON lines
-  python tcpstore.py meet PORT              takes part in the exchange with another client that the tests describe
+  python tcpstore.py serve                  serves a store, prints its port, and ends with its standard input, whose lines are
+
+      client PORT      does every operation against PORT and prints what came of each, as JSON lines
+      meet PORT        takes part in the exchange with another client that the tests describe
+
+  and are each answered by lines of which the last is "end": importing torch takes seconds, so it is done once.
 """
 
 import json
@@ -18,7 +21,10 @@ def serve():
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, use_libuv=True)
     assert store.libuvBackend
     print(store.port, flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:
+        mode, port = line.split()
+        {"client": client, "meet": meet}[mode](int(port))
+        print("end", flush=True)
 
 
 def connect(port, seconds=30):
@@ -101,8 +107,7 @@ def meet(port):
 
 
 if __name__ == "__main__":
-    mode, *rest = sys.argv[1:]
-    if mode == "probe":
+    if sys.argv[1] == "probe":
         print(torch.__version__)
     else:
-        {"serve": serve, "client": client, "meet": meet}[mode](*map(int, rest))
+        serve()

@@ -31,7 +31,8 @@ const operations: Record<string, (store: Store, options?: StoreCallOptions) => P
   delete: (store, options) => store.delete("op-other", options),
 };
 
-export function storeCompliance(name: string, setUp: () => Promise<StoreFixture>): void {
+/** `setUpMs`: how long the set-up may take, where that is longer than usual. */
+export function storeCompliance(name: string, setUp: () => Promise<StoreFixture>, setUpMs?: number): void {
   describe(`${name} as a store`, () => {
     let fixture: StoreFixture;
     let store: Store;
@@ -45,7 +46,7 @@ export function storeCompliance(name: string, setUp: () => Promise<StoreFixture>
     beforeAll(async () => {
       fixture = await setUp();
       store = await client();
-    });
+    }, setUpMs);
     afterAll(async () => {
       await Promise.all(clients.map((each) => each.close()));
       await fixture?.tearDown();

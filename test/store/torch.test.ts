@@ -8,7 +8,7 @@ import { tcpStore } from "../../src/store/tcp-store.ts";
 import { storeCompliance } from "./compliance.ts";
 import { type Exchange, RecordingProxy } from "./exchange.ts";
 import { everyOperation } from "./scenario.ts";
-import { TorchServer, torchClient, torchMissing, torchVersion } from "./torch.ts";
+import { TorchServer, torchMissing, torchStartMs, torchVersion } from "./torch.ts";
 import { converse, counted, list, number, request } from "./wire.ts";
 
 const folder = join(import.meta.dirname, "../golden/tcpstore");
@@ -34,21 +34,25 @@ function withoutNonce(exchange: Exchange): Exchange["connections"] {
 if (torchMissing !== undefined) {
   describe("torch", () => it.skip(torchMissing!, () => {}));
 } else {
-  storeCompliance("tcp on torch's server", async () => {
-    const server = await TorchServer.start();
-    return {
-      connect: (namespace) =>
-        tcpStore({ host, port: server.port, ...(namespace === undefined ? {} : { namespace }) }),
-      tearDown: () => server[Symbol.asyncDispose](),
-    };
-  });
+  storeCompliance(
+    "tcp on torch's server",
+    async () => {
+      const server = await TorchServer.start();
+      return {
+        connect: (namespace) =>
+          tcpStore({ host, port: server.port, ...(namespace === undefined ? {} : { namespace }) }),
+        tearDown: () => server[Symbol.asyncDispose](),
+      };
+    },
+    torchStartMs,
+  );
 
   describe("torch", () => {
     let torch: TorchServer;
     let ours: TcpStoreServer;
     beforeAll(async () => {
       [torch, ours] = await Promise.all([TorchServer.start(), serveTcpStore()]);
-    });
+    }, torchStartMs);
     afterAll(async () => {
       await Promise.all([torch?.[Symbol.asyncDispose](), ours?.close()]);
     });
@@ -56,7 +60,7 @@ if (torchMissing !== undefined) {
     it("its client gets from our server what it gets from its own, byte for byte", async () => {
       await using toTorch = await RecordingProxy.to(torch.port);
       await using toOurs = await RecordingProxy.to(ours.port);
-      const both = [toTorch, toOurs].map((proxy) => torchClient("client", proxy.port));
+      const both = [toTorch, toOurs].map((proxy) => torch.client("client", proxy.port));
       const [results, same] = (await Promise.all(both)) as [string[], string[]];
       expect(same).toEqual(results);
       const live = {
@@ -85,7 +89,7 @@ if (torchMissing !== undefined) {
       ["our server", () => ours.port],
       ["its server", () => torch.port],
     ])("its client and ours meet in %s", async (_, port) => {
-      const meeting = torchClient("meet", port());
+      const meeting = torch.client("meet", port());
       await using store: Store = await tcpStore({ host, port: port() });
       await store.add("counter", 2n);
       await store.compareAndSet("cas", undefined, Buffer.from("mine"));

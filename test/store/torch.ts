@@ -16,29 +16,39 @@ const probe = spawnSync(
 export const torchVersion = probe.status === 0 ? probe.stdout.trim() : undefined;
 /** Why tests against the real torch are skipped, if they are. */
 export const torchMissing = torchVersion === undefined ? "skipped: python3 here has no torch" : undefined;
+/** Importing torch takes seconds, and many where others use the machine. */
+export const torchStartMs = 180_000;
 
-function run(args: readonly string[]): ChildProcess {
-  return spawn("python3", [script, ...args], {
-    stdio: ["pipe", "pipe", "inherit"],
-    // Its warnings are about what the tests send on purpose.
-    env: { ...process.env, TORCH_CPP_LOG_LEVEL: "ERROR" },
-  });
-}
-
-/** The real torch's server, in a process of its own. */
+/** The real torch's server and client, in a process of their own. */
 export class TorchServer implements AsyncDisposable {
   readonly port: number;
   readonly #process: ChildProcess;
+  readonly #lines: AsyncIterator<string>;
+  #asked: Promise<unknown> = Promise.resolve();
 
-  private constructor(process: ChildProcess, port: number) {
+  private constructor(process: ChildProcess, lines: AsyncIterator<string>, port: number) {
     this.#process = process;
+    this.#lines = lines;
     this.port = port;
   }
 
   static async start(): Promise<TorchServer> {
-    const process = run(["serve"]);
-    const [line] = (await once(createInterface(process.stdout!), "line")) as [string];
-    return new TorchServer(process, Number(line));
+    const process = spawn("python3", [script, "serve"], {
+      stdio: ["pipe", "pipe", "inherit"],
+      // Its warnings are about what the tests send on purpose.
+      env: { ...globalThis.process.env, TORCH_CPP_LOG_LEVEL: "ERROR" },
+    });
+    const lines = createInterface(process.stdout)[Symbol.asyncIterator]();
+    const first = await lines.next();
+    if (first.done) throw new Error("torch's server did not start");
+    return new TorchServer(process, lines, Number(first.value));
+  }
+
+  /** Has the real torch's client work on a port, one after the other; the lines that it prints. */
+  client(mode: "client" | "meet", port: number): Promise<string[]> {
+    const answer = this.#asked.then(() => this.#ask(`${mode} ${port}`));
+    this.#asked = answer.catch(() => {});
+    return answer;
   }
 
   async kill(): Promise<void> {
@@ -49,18 +59,15 @@ export class TorchServer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#process.exitCode === null && this.#process.signalCode === null) await this.kill();
   }
-}
 
-/** Runs the real torch's client against a port; answers the lines that it printed. */
-export async function torchClient(mode: "client" | "meet", port: number): Promise<string[]> {
-  const process = run([mode, String(port)]);
-  const [lines, [code]] = await Promise.all([collect(process), once(process, "exit")]);
-  if (code !== 0) throw new Error(`torch's client ended with ${code}`);
-  return lines;
-}
-
-async function collect(process: ChildProcess): Promise<string[]> {
-  const lines: string[] = [];
-  for await (const line of createInterface(process.stdout!)) lines.push(line);
-  return lines;
+  async #ask(line: string): Promise<string[]> {
+    this.#process.stdin!.write(`${line}\n`);
+    const answer: string[] = [];
+    for (;;) {
+      const { value, done } = await this.#lines.next();
+      if (done) throw new Error("torch's client ended");
+      if (value === "end") return answer;
+      answer.push(value);
+    }
+  }
 }
