@@ -103,6 +103,8 @@ export const errorCodes = {
   TB_FILE: { number: 503, exit: 2, meaning: "A file is missing or can not be read or written." },
   TB_BUDGET: { number: 504, exit: 1, meaning: "A plan exceeds a budget." },
   TB_VERIFY: { number: 505, exit: 1, meaning: "Moved data differ from what they should be." },
+  TB_TENSOR_UNKNOWN: { number: 506, exit: 2, meaning: "No tensor of the plan has this name." },
+  TB_RANK_EMPTY: { number: 507, exit: 2, meaning: "A rank holds nothing of this tensor, on either side." },
   // 6xx: stores
   TB_STORE_LOST: { number: 600, exit: 4, meaning: "The store could not be reached any more." },
   TB_STORE_PROTOCOL: { number: 601, exit: 4, meaning: "The store answered outside of its protocol." },

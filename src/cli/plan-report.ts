@@ -142,7 +142,11 @@ function formatPatterns(output: Output, patterns: readonly PatternStats[]): stri
 }
 
 /** How a pattern travels, and why where that was not asked for. */
-function formatStrategy({ strategy, groups, reason }: PatternStats): string {
+export function formatStrategy({
+  strategy,
+  groups,
+  reason,
+}: Pick<PatternStats, "strategy" | "groups" | "reason">): string {
   const way =
     strategy === "direct" ? strategy : `${strategy} ${groups === "host" ? "within hosts" : "over all"}`;
   return reason === "asked for" ? way : `${way} (${reason})`;

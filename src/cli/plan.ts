@@ -1,7 +1,7 @@
-import { Command, InvalidArgumentError, Option } from "commander";
-import { maxRanks } from "../layout/index.ts";
+import { Command, Option } from "commander";
 import type { Spec } from "../model/spec.ts";
 import { type Plan, toJSON } from "../plan/index.ts";
+import { parseRank } from "./arguments.ts";
 import type { CommandContext } from "./context.ts";
 import { budgetError, type Excess, findExcesses, formatExcesses } from "./plan-budget.ts";
 import { writeChunks } from "./plan-chunks.ts";
@@ -121,10 +121,4 @@ function scheduleReport(plan: Plan) {
   if (schedule === undefined) return null;
   const { channels: _, start: __, end: ___, ...rest } = schedule;
   return rest;
-}
-
-function parseRank(text: string): number {
-  const rank = Number(text);
-  if (/^\d+$/.test(text) && rank < maxRanks) return rank;
-  throw new InvalidArgumentError(`A rank is a number from 0 to ${maxRanks - 1}.`);
 }

@@ -4,6 +4,7 @@ import { agentCommand } from "./agent.ts";
 import { type CommandContext, type CommandStreams, createContext } from "./context.ts";
 import { demoCommand, demoRankCommand, demoSocketCommand } from "./demo.ts";
 import { doctorCommand } from "./doctor.ts";
+import { explainCommand } from "./explain.ts";
 import { packageVersion } from "./package-version.ts";
 import { planCommand } from "./plan.ts";
 import { reshardCommand, reshardRankCommand } from "./reshard.ts";
@@ -14,6 +15,7 @@ type CommandFactory = (context: CommandContext) => Command;
 /** The commands, in the order of the help. Each is a file of its own. */
 const commands: readonly CommandFactory[] = [
   planCommand,
+  explainCommand,
   reshardCommand,
   agentCommand,
   demoCommand,

@@ -18,8 +18,11 @@ export {
   StridedShard,
   type StridedShardReading,
 } from "../layout/index.ts";
+export type { Box } from "./boxes.ts";
 export type { ChannelStats, Channels, HostLinkStats, LinkMatrix } from "./channels.ts";
+
 export { formatVersion, isSavedPlan, plannerVersion } from "./codec.ts";
+export type { Arrival, Departure, Explanation, Part, Place } from "./explain.ts";
 export { chunkToJSON, planToJSON, toJSON } from "./json.ts";
 export type { StridesByTensor } from "./lower.ts";
 export { Plan, type ProgramOptions, planTransfer, type RankOption, type VerifyOptions } from "./plan.ts";

@@ -213,7 +213,7 @@ function* bucketsOf(gathered: Gathered, rank?: number): Generator<Bucket, void, 
 
 /**
  * Hands over all chunks of one tensor and the buckets that they make: those of the plan's channels and waves, cut as if
- * it had no other tensor. What is handed over is gone once `use` returns.
+ * it had no other tensor. Both can be gone through several times, and are gone once `use` returns.
  */
 export function withTensor(
   subject: Subject,
@@ -224,7 +224,7 @@ export function withTensor(
   try {
     question.ask((planner) => planner.gatherTensor(tensor, BigInt(2 ** 32 - 2)));
     const gathered = readAnswers(question, subject, true);
-    use(chunksOf(gathered), bucketsOf(gathered));
+    use({ [Symbol.iterator]: () => chunksOf(gathered) }, { [Symbol.iterator]: () => bucketsOf(gathered) });
   } finally {
     question.end();
   }

@@ -3,6 +3,7 @@ import { maxRanks } from "../layout/index.ts";
 import { type ChannelStats, type Channels, eachChannel, type LinkMatrix, linkMatrix } from "./channels.ts";
 import { fail } from "./check.ts";
 import { decodeInput, encodePlan } from "./codec.ts";
+import { type Explanation, explainTensor } from "./explain.ts";
 import { makeImage } from "./image.ts";
 import { listBuckets, listChunks } from "./listing.ts";
 import { lowerProgram, type StridesByTensor } from "./lower.ts";
@@ -146,6 +147,12 @@ export class Plan {
     const kind = input.kinds[input.tensorKinds[tensor] ?? -1];
     if (kind === undefined) throw new TypeError(`there is no tensor ${String(tensor)}`);
     return kind.pattern;
+  }
+
+  /** Where each part of a rank's local tensors comes from and goes to, stage by stage, for one tensor of the input. */
+  explain(tensor: number, rank: number): Explanation {
+    const routing = this.#routing[this.patternOf(tensor)]!;
+    return explainTensor(this.#subject, this.input, routing, tensor, checkRank({ rank })!);
   }
 
   /**
