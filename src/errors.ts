@@ -89,9 +89,11 @@ export const errorCodes = {
     exit: 2,
     meaning: "Two ranks that need NCCL stand on one GPU, and NCCL can not tell them apart.",
   },
+  TB_CUDA: { number: 316, exit: 4, meaning: "A call of the CUDA driver failed." },
   // 4xx: environment
   TB_NATIVE_MISSING: { number: 400, exit: 3, meaning: "The native library is not built." },
   TB_LIBRARY: { number: 401, exit: 3, meaning: "A library is missing or has the wrong version." },
+  TB_DEVICE: { number: 402, exit: 3, meaning: "This machine has no such GPU." },
   // 5xx: models, specs, files
   TB_SPEC: { number: 500, exit: 2, meaning: "A spec is malformed." },
   TB_MODEL_CONFIG: { number: 501, exit: 2, meaning: "A model's config.json is malformed or unknown." },

@@ -47,7 +47,9 @@ enum tb_code {
     TB_EINVALIDATED = 313,
     TB_ENCCL = 314,
     TB_EDEVICE_SHARED = 315,
+    TB_ECUDA = 316,
     TB_ELIBRARY = 401,
+    TB_EDEVICE = 402,
     TB_EEXISTS = 704,
     TB_EFOREIGN = 708,
 };

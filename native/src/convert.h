@@ -2,7 +2,7 @@
  * One element from one type to another, without a branch, so that a loop over it becomes vector code on any
  * processor. The rules are those of docs/element-types.md. Narrow floats go by way of float32. Every NaN
  * becomes the one canonical NaN of its type. Conversions of C that would be undefined (a float outside of an
- * integer's range) are never reached.
+ * integer's range) are never reached. The kernels of native/cuda are made of the same functions.
  */
 #ifndef TB_CONVERT_H
 #define TB_CONVERT_H
@@ -10,19 +10,21 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint32_t tb_bits_of_float(float value) {
+#include "function.h"
+
+TB_FUNCTION uint32_t tb_bits_of_float(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
 
-static inline float tb_float_of_bits(uint32_t bits) {
+TB_FUNCTION float tb_float_of_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static inline double tb_double_of_bits(uint64_t bits) {
+TB_FUNCTION double tb_double_of_bits(uint64_t bits) {
     double value;
     memcpy(&value, &bits, sizeof value);
     return value;
@@ -37,7 +39,7 @@ static inline double tb_double_of_bits(uint64_t bits) {
  * A subnormal is its integer times a power of two: a product of normal numbers, where shifting it into the
  * subnormals of float32 and scaling from there would cost an assist of the processor.
  */
-static inline float tb_float_of_f16(uint16_t half) {
+TB_FUNCTION float tb_float_of_f16(uint16_t half) {
     uint32_t magnitude = half & 0x7fffu;
     uint32_t sign = (half & 0x8000u) << 16;
     uint32_t normal = (magnitude << 13) + (112u << 23);
@@ -47,16 +49,16 @@ static inline float tb_float_of_f16(uint16_t half) {
     return tb_float_of_bits(magnitude > 0x7c00u ? 0x7fc00000u : bits | sign);
 }
 
-static inline float tb_float_of_bf16(uint16_t half) {
+TB_FUNCTION float tb_float_of_bf16(uint16_t half) {
     uint32_t bits = (uint32_t)half << 16;
     return tb_float_of_bits((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : bits);
 }
 
-static inline float tb_float_of_e5m2(uint8_t quarter) {
+TB_FUNCTION float tb_float_of_e5m2(uint8_t quarter) {
     return tb_float_of_f16((uint16_t)(quarter << 8));
 }
 
-static inline float tb_float_of_e4m3fn(uint8_t quarter) {
+TB_FUNCTION float tb_float_of_e4m3fn(uint8_t quarter) {
     uint32_t magnitude = quarter & 0x7fu;
     uint32_t sign = (quarter & 0x80u) << 24;
     uint32_t normal = (magnitude << 20) + (120u << 23);
@@ -72,7 +74,7 @@ static inline float tb_float_of_e4m3fn(uint8_t quarter) {
  * aside. Its subnormals: adding the power of two whose last place is the format's smallest number makes the
  * processor round.
  */
-static inline uint32_t tb_round_magnitude(uint32_t magnitude, uint32_t mantissa, uint32_t bias) {
+TB_FUNCTION uint32_t tb_round_magnitude(uint32_t magnitude, uint32_t mantissa, uint32_t bias) {
     uint32_t shift = 23 - mantissa;
     uint32_t odd = (magnitude >> shift) & 1u;
     uint32_t normal = ((magnitude + ((1u << (shift - 1)) - 1u) + odd) >> shift) - ((127u - bias) << mantissa);
@@ -81,7 +83,7 @@ static inline uint32_t tb_round_magnitude(uint32_t magnitude, uint32_t mantissa,
     return magnitude < (128u - bias) << 23 ? tiny : normal;
 }
 
-static inline uint16_t tb_f16_of_float(float value) {
+TB_FUNCTION uint16_t tb_f16_of_float(float value) {
     uint32_t bits = tb_bits_of_float(value);
     uint32_t magnitude = bits & 0x7fffffffu;
     uint32_t rounded = tb_round_magnitude(magnitude, 10, 15);
@@ -90,13 +92,13 @@ static inline uint16_t tb_f16_of_float(float value) {
     return (uint16_t)(magnitude > 0x7f800000u ? 0x7e00u : rounded);
 }
 
-static inline uint16_t tb_bf16_of_float(float value) {
+TB_FUNCTION uint16_t tb_bf16_of_float(float value) {
     uint32_t bits = tb_bits_of_float(value);
     uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }
 
-static inline uint8_t tb_e5m2_of_float(float value) {
+TB_FUNCTION uint8_t tb_e5m2_of_float(float value) {
     uint32_t bits = tb_bits_of_float(value);
     uint32_t magnitude = bits & 0x7fffffffu;
     uint32_t rounded = tb_round_magnitude(magnitude, 2, 15);
@@ -106,7 +108,7 @@ static inline uint8_t tb_e5m2_of_float(float value) {
 }
 
 /* It has no infinity: what is larger than 448 becomes 448. */
-static inline uint8_t tb_e4m3fn_of_float(float value) {
+TB_FUNCTION uint8_t tb_e4m3fn_of_float(float value) {
     uint32_t bits = tb_bits_of_float(value);
     uint32_t magnitude = bits & 0x7fffffffu;
     uint32_t rounded = tb_round_magnitude(magnitude, 3, 7);
@@ -122,7 +124,7 @@ static inline uint8_t tb_e4m3fn_of_float(float value) {
  * `below` the largest float under it, which need not be the integer's own largest.
  */
 #define TB_TRUNCATE(name, integer, floating, low, below, top, highest)                                       \
-    static inline integer name(floating value) {                                                             \
+    TB_FUNCTION integer name(floating value) {                                                             \
         floating inside = value > (low) ? value : (low);                                                     \
         inside = inside < (below) ? inside : (below);                                                        \
         integer whole = (integer)(value == value ? inside : 0);                                              \
@@ -134,38 +136,38 @@ TB_TRUNCATE(tb_i32_of_double, int32_t, double, -0x1p31, 0x1.fffffffcp30, 0x1p31,
 TB_TRUNCATE(tb_i64_of_float, int64_t, float, -0x1p63f, 0x1.fffffep62f, 0x1p63f, INT64_MAX)
 TB_TRUNCATE(tb_i32_of_float, int32_t, float, -0x1p31f, 0x1.fffffep30f, 0x1p31f, INT32_MAX)
 
-static inline int32_t tb_clamp_i32(int32_t value, int32_t low, int32_t high) {
+TB_FUNCTION int32_t tb_clamp_i32(int32_t value, int32_t low, int32_t high) {
     value = value < low ? low : value;
     return value > high ? high : value;
 }
 
-static inline int16_t tb_i16_of_float(float value) {
+TB_FUNCTION int16_t tb_i16_of_float(float value) {
     return (int16_t)tb_clamp_i32(tb_i32_of_float(value), INT16_MIN, INT16_MAX);
 }
-static inline int8_t tb_i8_of_float(float value) {
+TB_FUNCTION int8_t tb_i8_of_float(float value) {
     return (int8_t)tb_clamp_i32(tb_i32_of_float(value), INT8_MIN, INT8_MAX);
 }
-static inline uint8_t tb_u8_of_float(float value) {
+TB_FUNCTION uint8_t tb_u8_of_float(float value) {
     return (uint8_t)tb_clamp_i32(tb_i32_of_float(value), 0, UINT8_MAX);
 }
-static inline int16_t tb_i16_of_double(double value) {
+TB_FUNCTION int16_t tb_i16_of_double(double value) {
     return (int16_t)tb_clamp_i32(tb_i32_of_double(value), INT16_MIN, INT16_MAX);
 }
-static inline int8_t tb_i8_of_double(double value) {
+TB_FUNCTION int8_t tb_i8_of_double(double value) {
     return (int8_t)tb_clamp_i32(tb_i32_of_double(value), INT8_MIN, INT8_MAX);
 }
-static inline uint8_t tb_u8_of_double(double value) {
+TB_FUNCTION uint8_t tb_u8_of_double(double value) {
     return (uint8_t)tb_clamp_i32(tb_i32_of_double(value), 0, UINT8_MAX);
 }
 
 /* ---- float32 and float64 ------------------------------------------------------------------------------- */
 
-static inline float tb_float_of_double(double value) {
+TB_FUNCTION float tb_float_of_double(double value) {
     float rounded = (float)value;
     return value == value ? rounded : TB_FLOAT_NAN;
 }
 
-static inline double tb_double_of_float(float value) {
+TB_FUNCTION double tb_double_of_float(float value) {
     double exact = (double)value;
     return value == value ? exact : TB_DOUBLE_NAN;
 }

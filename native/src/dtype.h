@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "function.h"
+
 enum tb_dtype {
     TB_FLOAT64 = 0,
     TB_FLOAT32 = 1,
@@ -31,11 +33,11 @@ enum tb_partial_op {
 };
 
 /* The 16- and 8-bit floats: they accumulate in float32, and are cast by way of it. */
-static inline bool tb_dtype_is_narrow_float(uint32_t dtype) {
+TB_FUNCTION bool tb_dtype_is_narrow_float(uint32_t dtype) {
     return dtype >= TB_FLOAT16 && dtype <= TB_FLOAT8_E5M2;
 }
 
-static inline bool tb_dtype_is_float(uint32_t dtype) {
+TB_FUNCTION bool tb_dtype_is_float(uint32_t dtype) {
     return dtype <= TB_FLOAT8_E5M2;
 }
 
