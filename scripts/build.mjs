@@ -1,4 +1,4 @@
-// Builds dist/: the WebAssembly planner, the bundles (esbuild) and the type declarations (tsc).
+// Builds dist/: the WebAssembly planner, the kernels for CUDA (where there is nvcc), the bundles (esbuild) and the type declarations (tsc).
 import { execFileSync } from "node:child_process";
 import { existsSync, readFileSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -12,6 +12,7 @@ const run = (script, ...args) =>
 rmSync(join(root, "dist"), { recursive: true, force: true });
 run("scripts/build-wasm.mjs");
 run("scripts/build-schema.mjs");
+run("scripts/build-cuda.mjs");
 
 const { dependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
 const entries = {
