@@ -3,7 +3,7 @@ import type { Spec } from "../model/spec.ts";
 import { type Plan, toJSON } from "../plan/index.ts";
 import { parseRank } from "./arguments.ts";
 import type { CommandContext } from "./context.ts";
-import { budgetError, type Excess, findExcesses, formatExcesses } from "./plan-budget.ts";
+import { type BudgetCheck, budgetError, checkBudgets, formatExcesses } from "./plan-budget.ts";
 import { writeChunks } from "./plan-chunks.ts";
 import { formatRank, reportRank } from "./plan-rank.ts";
 import { formatReport } from "./plan-report.ts";
@@ -50,14 +50,15 @@ by then. A saved plan has no budgets.`,
       const { spec, plan } = await loadSubject(command, path, options.load);
       if (options.verify) plan.verify();
       if (options.save !== undefined) await savePlan(options.save, plan);
-      const excesses = findExcesses(spec.budget, plan.stats());
+      const checks = checkBudgets(spec.budget, plan);
+      const excesses = checks.filter(({ exceeded }) => exceeded);
       if (options.chunks) {
         await writeChunks(
           context.stdout,
           plan.chunks(options.rank === undefined ? {} : { rank: options.rank }),
         );
       } else if (options.json) {
-        const report = jsonReport(spec, plan, options, excesses);
+        const report = jsonReport(spec, plan, options, checks);
         await context.stdout.line(JSON.stringify(toJSON(report)));
       } else {
         await context.stdout.line(textReport(context.stdout, spec, plan, options, excesses));
@@ -83,7 +84,7 @@ function textReport(
   spec: Spec,
   plan: Plan,
   options: PlanOptions,
-  excesses: readonly Excess[],
+  excesses: readonly BudgetCheck[],
 ): string {
   const report =
     options.rank === undefined
@@ -99,7 +100,7 @@ function textReport(
   return parts.join("\n\n");
 }
 
-function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, excesses: readonly Excess[]) {
+function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, checks: readonly BudgetCheck[]) {
   const side = ({ name, mesh }: Spec["source"]) => ({ name, mesh: mesh.shape, ranks: [...mesh.ranks] });
   return {
     spec: spec.file,
@@ -111,7 +112,7 @@ function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, excesses: read
       : { rank: reportRank(spec, plan, options.rank) }),
     verified: options.verify === true,
     saved: options.save ?? null,
-    budgets: { exceeded: excesses },
+    budgets: { checked: checks, exceeded: checks.filter(({ exceeded }) => exceeded) },
   };
 }
 

@@ -19,6 +19,8 @@ function describeExpected(issue: z.core.$ZodIssue): string | undefined {
       return issue.origin === "array" ? "a list that is not empty" : `${issue.minimum} or more`;
     case "too_big":
       return `${issue.maximum} or less`;
+    case "invalid_format":
+      return issue.format === "regex" ? `text of the form ${issue.pattern}` : undefined;
     default:
       return undefined;
   }

@@ -214,11 +214,31 @@ const topology = z
 
 const budget = z.strictObject({
   rankEgressBytes: size.describe("The most bytes that any rank sends to others.").optional(),
+  rankIngressBytes: size.describe("The most bytes that any rank receives from others.").optional(),
+  rankLinkBytes: size.describe("The most bytes that any rank sends to any other one.").optional(),
+  hostLinkBytes: size
+    .describe("The most bytes that ranks of any host send to ranks of any other one; needs a topology.")
+    .optional(),
   stagingBytes: size.describe("The most staging memory that any rank needs.").optional(),
   imbalance: z
     .number()
     .min(1)
     .describe("What the busiest source rank sends over the mean of the source's ranks; 1 is perfect.")
+    .optional(),
+  predictedSeconds: z
+    .number()
+    .min(0)
+    .describe("How long the transfer is predicted to take; needs a topology.")
+    .optional(),
+  lowerBoundRatio: z
+    .number()
+    .min(1)
+    .describe("The predicted time over what no schedule can beat; 1 is perfect. Needs a topology.")
+    .optional(),
+  digest: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .describe("The digest that the plan has to have: any change of the plan is then one of the spec.")
     .optional(),
 });
 /** What a plan may cost at most; `plan` compares. */
@@ -231,37 +251,52 @@ const rule = z.strictObject({
 });
 
 /** A spec as it stands in its file, version 1. */
-export const specSchema = z.strictObject({
-  $schema: z.string().describe("Where editors find this schema; read by nothing else.").optional(),
-  version: z.literal(1).describe("The version of this format."),
-  model: model.describe("Which tensors move: exactly one of config, safetensors and tensors."),
-  source: side.describe("The side that has the tensors."),
-  target: side.describe("The side that gets them."),
-  colocated: z.boolean().describe("The same processes are on both sides.").optional(),
-  placements: z
-    .array(rule)
-    .min(1)
-    .describe("Rules; the first whose match is found in a tensor's name takes it. Each has to take one."),
-  targetDtype: chosen<DType | DtypeRule[]>(
-    (value) => (Array.isArray(value) ? dtypeRules : dtype),
-    [dtype, dtypeRules],
-  )
-    .describe(
-      "The element type on the target: one for all, or rules of which the first that is found decides.",
+export const specSchema = z
+  .strictObject({
+    $schema: z.string().describe("Where editors find this schema; read by nothing else.").optional(),
+    version: z.literal(1).describe("The version of this format."),
+    model: model.describe("Which tensors move: exactly one of config, safetensors and tensors."),
+    source: side.describe("The side that has the tensors."),
+    target: side.describe("The side that gets them."),
+    colocated: z.boolean().describe("The same processes are on both sides.").optional(),
+    placements: z
+      .array(rule)
+      .min(1)
+      .describe("Rules; the first whose match is found in a tensor's name takes it. Each has to take one."),
+    targetDtype: chosen<DType | DtypeRule[]>(
+      (value) => (Array.isArray(value) ? dtypeRules : dtype),
+      [dtype, dtypeRules],
     )
-    .optional(),
-  bucketBytes: size.describe("The most bytes of a bucket; 8 MiB unless given.").optional(),
-  bucketsInFlight: count.min(1).describe("The most staged buckets of a channel; 2 unless given.").optional(),
-  peersInFlight: count
-    .min(1)
-    .describe("The most channels of a receiver in a wave; 4 unless given.")
-    .optional(),
-  strategy: z
-    .enum(["auto", "direct", "striped"])
-    .describe("How replicas of a target get what all of them want; auto unless given.")
-    .optional(),
-  topology: topology.describe("Where ranks stand and how fast links are.").optional(),
-  maxChunks: count.min(1).describe("The most chunks that are listed.").optional(),
-  budget: budget.describe("Limits that make `plan` end with exit code 1.").optional(),
-});
+      .describe(
+        "The element type on the target: one for all, or rules of which the first that is found decides.",
+      )
+      .optional(),
+    bucketBytes: size.describe("The most bytes of a bucket; 8 MiB unless given.").optional(),
+    bucketsInFlight: count
+      .min(1)
+      .describe("The most staged buckets of a channel; 2 unless given.")
+      .optional(),
+    peersInFlight: count
+      .min(1)
+      .describe("The most channels of a receiver in a wave; 4 unless given.")
+      .optional(),
+    strategy: z
+      .enum(["auto", "direct", "striped"])
+      .describe("How replicas of a target get what all of them want; auto unless given.")
+      .optional(),
+    topology: topology.describe("Where ranks stand and how fast links are.").optional(),
+    maxChunks: count.min(1).describe("The most chunks that are listed.").optional(),
+    budget: budget.describe("Limits that make `plan` end with exit code 1.").optional(),
+  })
+  .superRefine(({ topology, budget }, context) => {
+    for (const key of ["hostLinkBytes", "predictedSeconds", "lowerBoundRatio"] as const) {
+      if (budget?.[key] === undefined || topology !== undefined) continue;
+      context.addIssue({
+        code: "custom",
+        message: "needs a topology",
+        path: ["budget", key],
+        input: budget[key],
+      });
+    }
+  });
 export type SpecInput = z.infer<typeof specSchema>;

@@ -156,7 +156,7 @@ describe("plan", () => {
       "512 KiB",
       "1.00 MiB",
       "512 KiB (100.0 %)",
-      "0",
+      "rank 0",
     ]);
     expect(stdout.match(/^Budgets exceeded$/m)).not.toBeNull();
     expect(stdout).not.toMatch(/^ +imbalance/m);
