@@ -28,7 +28,7 @@ export class SafetensorsWriter implements AsyncDisposable {
   readonly #entries: ReadonlyMap<string, SafetensorsEntry>;
   readonly #written: ReadonlyMap<string, Coverage>;
   readonly #signal: AbortSignal | undefined;
-  #state: "open" | "finished" | "discarded" = "open";
+  #state: "open" | "sealed" | "finished" | "discarded" = "open";
 
   constructor(
     path: string,
@@ -71,10 +71,10 @@ export class SafetensorsWriter implements AsyncDisposable {
   }
 
   /**
-   * Makes the file durable and gives it its final name, over a file that had it. `TypeError` if bytes of a tensor were
-   * never written.
+   * Makes the file durable under its temporary name: what remains is `finish`, or a rename by somebody else and `letGo`.
+   * `TypeError` if bytes of a tensor were never written.
    */
-  async finish(): Promise<void> {
+  async seal(): Promise<void> {
     this.#checkOpen();
     for (const { name, bytes } of this.#entries.values()) {
       const written = this.#written.get(name)!.total;
@@ -85,18 +85,33 @@ export class SafetensorsWriter implements AsyncDisposable {
     try {
       await this.#handle.sync();
       await this.#handle.close();
-      await rename(this.temporaryPath, this.path);
-      await syncFolder(dirname(this.path));
     } catch (error) {
       await this.discard();
       throw fileError(error, "write", this.path);
     }
+    this.#state = "sealed";
+  }
+
+  /** Makes the file durable and gives it its final name, over a file that had it. `TypeError` as for `seal`. */
+  async finish(): Promise<void> {
+    if (this.#state !== "sealed") await this.seal();
+    try {
+      await publish(this.temporaryPath, this.path);
+    } catch (error) {
+      await this.discard();
+      throw error;
+    }
     this.#state = "finished";
+  }
+
+  /** Of a sealed file that somebody else gave its final name: it is no longer this writer's to remove. */
+  letGo(): void {
+    if (this.#state === "sealed") this.#state = "finished";
   }
 
   /** Removes what was written, unless it was finished. */
   async discard(): Promise<void> {
-    if (this.#state !== "open") return;
+    if (this.#state !== "open" && this.#state !== "sealed") return;
     this.#state = "discarded";
     await this.#handle.close().catch(() => undefined); // the space is freed with the name, whatever closing says
     await rm(this.temporaryPath, { force: true });
@@ -174,6 +189,16 @@ export async function createSafetensors(
   } catch (error) {
     await writer.discard();
     throw error instanceof TensorBusError ? error : fileError(error, "reserve space for", path);
+  }
+}
+
+/** Gives a sealed file its final name, durably, over a file that had it. `TB_FILE` where that can not be. */
+export async function publish(temporaryPath: string, path: string): Promise<void> {
+  try {
+    await rename(temporaryPath, path);
+    await syncFolder(dirname(path));
+  } catch (error) {
+    throw fileError(error, "write", path);
   }
 }
 

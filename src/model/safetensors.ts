@@ -9,6 +9,7 @@ export {
 } from "./safetensors-read.ts";
 export {
   createSafetensors,
+  publish,
   removeUnfinished,
   type SafetensorsWriteOptions,
   SafetensorsWriter,

@@ -9,14 +9,14 @@ export interface RankJob {
   /** Where the supervisor wrote the plan's bytes. */
   readonly planPath: string;
   readonly checkpoint: string;
-  /** The target's file; its writer keeps it under a temporary name until `commit`. */
+  /** The target's file; it lies under a temporary name until the supervisor gives it this one. */
   readonly outPath: string | undefined;
   readonly storePort: number;
   readonly verify: boolean;
   readonly timeoutMs: number;
 }
 
-/** `commit`: every rank has written and verified; files take their final names. `abort`: end at once. */
+/** `commit`: every rank has written and verified, and all files have their final names. `abort`: end at once. */
 export type SupervisorMessage = RankJob | { readonly kind: "commit" } | { readonly kind: "abort" };
 
 /** The steps of a rank, in order. A source has nothing to write or verify. */
@@ -27,8 +27,7 @@ export type Phase = (typeof phases)[number];
 export type RankMessage =
   | { readonly kind: "progress"; readonly phase: Phase; readonly done: number; readonly total: number }
   | { readonly kind: "moved"; readonly received: number; readonly seconds: number }
-  | { readonly kind: "ready"; readonly verifiedBytes: number }
-  | { readonly kind: "committed" }
+  | { readonly kind: "ready"; readonly verifiedBytes: number; readonly temporaryPath?: string }
   | { readonly kind: "failed"; readonly failure: RankFailure };
 
 export interface RankFailure {

@@ -30,7 +30,6 @@ export async function runReshardRank(): Promise<void> {
   const job = await channel.job;
   try {
     await runRank(job, channel, abort.signal);
-    await channel.send({ kind: "committed" });
   } catch (error) {
     await channel.send({ kind: "failed", failure: failureOf(error, job.rank) });
     process.exitCode = error instanceof TensorBusError ? error.exitCode : 4;
@@ -125,9 +124,14 @@ async function runRank(job: RankJob, channel: SupervisorChannel, signal: AbortSi
         });
       }
     }
-    await channel.send({ kind: "ready", verifiedBytes });
+    await writer?.seal();
+    await channel.send({
+      kind: "ready",
+      verifiedBytes,
+      ...(writer && { temporaryPath: writer.temporaryPath }),
+    });
     await channel.commit;
-    await writer?.finish();
+    writer?.letGo();
   } finally {
     await writer?.discard();
   }

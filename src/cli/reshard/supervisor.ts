@@ -1,13 +1,20 @@
 import { type ChildProcess, fork } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { TensorBusError } from "../../errors.ts";
-import { removeUnfinished } from "../../model/safetensors.ts";
+import { publish, removeUnfinished } from "../../model/safetensors.ts";
 import type { Plan } from "../../plan/index.ts";
 import { serveTcpStore } from "../../store/tcp-server.ts";
-import { type Phase, phases, type RankFailure, type RankJob, type RankMessage } from "./messages.ts";
+import {
+  failureOf,
+  type Phase,
+  phases,
+  type RankFailure,
+  type RankJob,
+  type RankMessage,
+} from "./messages.ts";
 
 export interface ReshardRun {
   readonly plan: Plan;
@@ -87,7 +94,10 @@ class RankGroup {
     phases.map((phase) => [phase, new Map()]),
   );
   readonly #waiting: Set<number>;
-  readonly #committed = new Set<number>();
+  /** Where the targets' files are that wait for their final names. */
+  readonly #sealed = new Map<number, string>();
+  /** Once all is written: whatever becomes of the ranks from here on changes nothing. */
+  #publishing: Promise<void> | undefined;
   readonly #ended: Promise<void>[] = [];
   /** Only the ranks of this run can talk to each other. */
   readonly #secret = randomBytes(32).toString("hex");
@@ -113,6 +123,7 @@ class RankGroup {
       onStart?.(new Map([...this.#children].map(([rank, child]) => [rank, child.pid!])));
       if (signal?.aborted) onAbort();
       await Promise.all(this.#ended);
+      await this.#publishing;
     } finally {
       signal?.removeEventListener("abort", onAbort);
       clearTimeout(this.#killTimer);
@@ -150,10 +161,8 @@ class RankGroup {
           resolve();
         });
         child.once("exit", (code, killedBy) => {
-          if (!this.#committed.has(job.rank)) {
-            const how = killedBy === null ? `ended with exit code ${code}` : `was killed by ${killedBy}`;
-            this.#fail({ code: "TB_PEER_LOST", message: `its process ${how}`, rank: job.rank });
-          }
+          const how = killedBy === null ? `ended with exit code ${code}` : `was killed by ${killedBy}`;
+          this.#fail({ code: "TB_PEER_LOST", message: `its process ${how}`, rank: job.rank });
           resolve();
         });
       }),
@@ -173,15 +182,32 @@ class RankGroup {
       case "ready":
         this.#verifiedBytes += message.verifiedBytes;
         this.#waiting.delete(rank);
-        if (this.#waiting.size === 0 && this.#failure === undefined) this.#tell({ kind: "commit" });
-        break;
-      case "committed":
-        this.#committed.add(rank);
+        if (message.temporaryPath !== undefined) this.#sealed.set(rank, message.temporaryPath);
+        if (this.#waiting.size === 0 && this.#failure === undefined) this.#publishing = this.#publish();
         break;
       case "failed":
         this.#fail(message.failure);
         break;
     }
+  }
+
+  /** Gives all files their final names, or takes those back that have them. */
+  async #publish(): Promise<void> {
+    const published: [temporary: string, path: string][] = [];
+    try {
+      for (const [rank, temporary] of this.#sealed) {
+        const path = this.#run.targetFiles.get(rank)!;
+        await publish(temporary, path);
+        published.push([temporary, path]);
+      }
+    } catch (error) {
+      for (const [temporary, path] of published) await rename(path, temporary);
+      const rank = [...this.#sealed.keys()][published.length]!;
+      this.#publishing = undefined;
+      this.#fail(failureOf(error, rank));
+      return;
+    }
+    this.#tell({ kind: "commit" });
   }
 
   /** A rank that was killed could not clean up after itself. */
@@ -193,7 +219,7 @@ class RankGroup {
   }
 
   #fail(failure: RankFailure): void {
-    if (this.#failure !== undefined) return;
+    if (this.#failure !== undefined || this.#publishing !== undefined) return;
     this.#failure = failure;
     this.#tell({ kind: "abort" });
     this.#killTimer = setTimeout(() => {
