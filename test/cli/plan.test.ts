@@ -202,7 +202,7 @@ describe("the examples", () => {
     ]);
   });
 
-  test.each(specs)("%s is planned, and keeps its budgets", { timeout: 120_000 }, async (name) => {
+  test.each(specs)("%s is planned, and keeps its budgets", async (name) => {
     const { code, stdout, stderr } = await runCli("plan", join(examples, name));
     expect([code, stderr]).toEqual([0, ""]);
     expect(row(stdout, "digest")[1]).toMatch(/^[0-9a-f]{64}$/);

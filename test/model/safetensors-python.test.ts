@@ -10,7 +10,7 @@ import { createSafetensors, openSafetensors } from "../../src/model/safetensors.
 /** Why the reference implementation can not be asked; nothing where it can. */
 function missing(): string | undefined {
   try {
-    execFileSync("python3", ["-c", "import safetensors.torch, torch"], { stdio: "pipe", timeout: 60_000 });
+    execFileSync("python3", ["-c", "import safetensors.torch, torch"], { stdio: "pipe", timeout: 120_000 });
     return undefined;
   } catch {
     return "python3 with torch and safetensors is not installed";
@@ -22,7 +22,7 @@ if (reason !== undefined)
   console.log(`skipped: the comparison with the reference implementation (${reason})`);
 
 function python(script: string, ...args: string[]): string {
-  return execFileSync("python3", ["-c", script, ...args], { encoding: "utf8", timeout: 60_000 });
+  return execFileSync("python3", ["-c", script, ...args], { encoding: "utf8", timeout: 120_000 });
 }
 
 let folder: string;

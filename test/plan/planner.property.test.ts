@@ -229,7 +229,7 @@ describe("random plans against the naive planner and the simulator", () => {
     },
   };
   for (const [name, { inputs, runs }] of Object.entries(cases)) {
-    it(name, { timeout: 120_000 }, async () => {
+    it(name, async () => {
       let planned = 0;
       const property = fc.asyncProperty(inputs, fc.nat(), async (input, seed) => {
         if (await checkAll(input, seed)) planned++;
@@ -252,7 +252,7 @@ const largeInputs = planInputs({
 });
 
 describe("random plans of large tensors", () => {
-  it("are proved, and their waves are few", { timeout: 120_000 }, async () => {
+  it("are proved, and their waves are few", async () => {
     const property = fc.asyncProperty(largeInputs, async (input) => {
       const plan = await planTransfer(input);
       const chunks = [...plan.chunks()];
@@ -274,7 +274,7 @@ function structuredInput(input: PlanInput): PlanInput {
 
 describe("the proof on mutated plans", () => {
   const inputs = planInputs({ extent: 9, readings: ["split"] });
-  it("catches every mutation", { timeout: 120_000 }, async () => {
+  it("catches every mutation", async () => {
     const caught = new Map<string, number>();
     const names = Object.keys(mutations);
     const property = fc.asyncProperty(

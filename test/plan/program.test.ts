@@ -192,7 +192,7 @@ describe("programs of all ranks, run on bytes", () => {
     "three dimensions": { inputs: planInputs({ extent: 5, ndim: 3 }), runs: 150 },
   };
   for (const [name, { inputs, runs }] of Object.entries(cases)) {
-    it(name, { timeout: 120_000 }, async () => {
+    it(name, async () => {
       let pieces = 0;
       const property = fc.asyncProperty(inputs, fc.nat(), async (input, seed) => {
         pieces += await checkPrograms(input, seed);
@@ -207,7 +207,7 @@ describe("pools smaller than all pieces", () => {
   const mesh = (ranks: readonly number[]) => new DeviceMesh([ranks.length], { ranks });
   const targets = { "one shard": [Shard(0), [8, 9, 10]], "every rank": [Replicate(), [1, 8]] } as const;
   for (const [name, [placement, ranks]] of Object.entries(targets)) {
-    it(`never stop a plan to ${name}`, { timeout: 60_000 }, async () => {
+    it(`never stop a plan to ${name}`, async () => {
       const input: PlanInput = {
         pairs: {
           p: {
@@ -247,7 +247,7 @@ function isFree(bytes: Uint8Array, at: number): boolean {
 }
 
 describe("the checks of programs", () => {
-  it("notice any bit that changes", { timeout: 120_000 }, async () => {
+  it("notice any bit that changes", async () => {
     let changed = 0;
     const inputs = planInputs({ extent: 6, ndim: 2, readings: ["split"] });
     const property = fc.asyncProperty(inputs, fc.nat(), fc.nat(), async (input, seed, bit) => {

@@ -52,7 +52,7 @@ const readings = ["split", "order", undefined] as const;
 const inputs = planInputs({ extent: 6, readings, bucketBytes: fc.constantFrom(undefined, 4096) });
 
 describe("verifyChunks on plans of one chunk an element", () => {
-  it("accepts what the simulator accepts", { timeout: 60_000 }, () => {
+  it("accepts what the simulator accepts", () => {
     let accepted = 0;
     const property = fc.property(inputs, fc.boolean(), fc.nat(), (input, relay, seed) => {
       const plan = planned(input, relay);
