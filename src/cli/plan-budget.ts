@@ -118,7 +118,7 @@ export function describeCheck({ budget, limit, found, where }: BudgetCheck): {
 } {
   const at = where === undefined ? "" : describeWhere(where);
   if (typeof limit === "string" || typeof found === "string") {
-    const short = (text: string | number) => `${String(text).slice(0, 12)}...`;
+    const short = (text: string | number) => `${String(text).slice(0, 8)}...`;
     return { limit: short(limit), found: short(found), over: "another plan", where: at };
   }
   const { format } = measures[budget];
