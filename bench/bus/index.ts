@@ -78,7 +78,7 @@ export async function bench(options: BusBenchOptions): Promise<BusResult[]> {
     // A question is answered by a batch that stands.
     await register(clients, "bench", { ...small, tensors: 1 });
     if (queries.some(({ name }) => name.includes(filter))) {
-      const hop = await start("queue.js", "hop", "{}");
+      const hop = await start("roles.js", "hop", "{}");
       for (const one of queries.filter(({ name }) => name.includes(filter))) {
         results.push(await benchQuery(one, clients[0]!, hop));
       }
@@ -220,7 +220,7 @@ function makeFolder(root: string): string {
 
 async function bundle(root: string, outdir: string): Promise<void> {
   await build({
-    entryPoints: [join(root, "bench/bus/rank.ts"), join(root, "bench/queue.ts")],
+    entryPoints: [join(root, "bench/bus/rank.ts"), join(root, "bench/queue/roles.ts")],
     outdir,
     entryNames: "[name]",
     bundle: true,

@@ -1,7 +1,7 @@
 import type { ChildProcess } from "node:child_process";
 import { existsSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, vi } from "vitest";
 import { type ConnectOptions, TensorBusClient } from "../../src/bus/client.ts";
 import type { Command, CommandOf, CommandType } from "../../src/bus/commands.ts";
 import { SharedTensor } from "../../src/bus/shared-tensor.ts";
@@ -14,6 +14,7 @@ const code = (expected: string) => expect.objectContaining({ code: expected });
 
 const clients: TensorBusClient[] = [];
 afterEach(async () => {
+  vi.useRealTimers();
   for (const client of clients.splice(0)) await client.close();
 });
 
@@ -313,10 +314,13 @@ describe("the agent's end", () => {
     });
     const lost = expect(pair).rejects.toEqual(code("TB_AGENT_LOST"));
     const killed = performance.now();
+    // Whatever the wall clock does meanwhile.
+    vi.useFakeTimers({ toFake: ["Date"], now: Date.now() - 86_400_000 });
     first.child.kill("SIGKILL");
     await expect(slow.wait()).rejects.toEqual(code("TB_AGENT_LOST"));
     expect(performance.now() - killed).toBeLessThan(1000);
     await lost;
+    vi.useRealTimers();
     await expect(client.queryTransferSignal("b")).rejects.toEqual(code("TB_AGENT_LOST"));
     expect(handler.isOpen).toBe(false);
     await expect(handler.transfer("send")).rejects.toEqual(code("TB_AGENT_LOST"));

@@ -1,34 +1,44 @@
 /**
- * The way of a command from a client to its agent and back, beside the least that two processes need for that: a post of
- * a semaphore, a Worker that waits on one, and its message to the main thread, in both directions. Prints JSON; all times
- * are microseconds. `--seconds N` bounds each case (default 3).
+ * The processes of the queue's benchmark. A command's way from a client to its agent and back, beside the least that two
+ * processes need for that: a post of a semaphore, a Worker that waits on one, and its message to the main thread, in both
+ * directions. All times are microseconds.
  */
 import { type ChildProcess, fork } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
-import { cpus, tmpdir } from "node:os";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
-import { openBell, privateName, unlinkSemaphore } from "../src/bus/semaphore.ts";
-import { nativeBus } from "../src/ffi/bus.ts";
-import { EchoClient } from "../test/bus/echo-client.ts";
+import { openBell, privateName, unlinkSemaphore } from "../../src/bus/semaphore.ts";
+import { nativeBus } from "../../src/ffi/bus.ts";
+import { EchoClient } from "../../test/bus/echo-client.ts";
 
 const self = fileURLToPath(import.meta.url);
 
 interface Times {
-  readonly n: number;
-  readonly p50: number;
+  readonly count: number;
+  readonly median: number;
   readonly p99: number;
-  readonly max: number;
 }
+
+export type QueueResult =
+  | ({
+      readonly name: string;
+      readonly unit: "us";
+      readonly ceiling?: { readonly name: string } & Times;
+      readonly overCeiling?: number;
+    } & Times)
+  | { readonly name: string; readonly unit: "share of a core"; readonly value: number };
+
+const parts = 6;
+const partSeconds = 0.5;
 
 function summarize(times: number[]): Times {
   const sorted = times.toSorted((a, b) => a - b);
-  const at = (share: number) =>
-    Math.round(sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))]! * 10) / 10;
-  return { n: sorted.length, p50: at(0.5), p99: at(0.99), max: at(1) };
+  const at = (share: number) => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))]!;
+  return { count: sorted.length, median: at(0.5), p99: at(0.99) };
 }
 
 /** Runs in a Worker: waits on the semaphore and tells the main thread of every post. */
@@ -150,50 +160,44 @@ async function idleShare(agent: ChildProcess, seconds: number): Promise<number> 
   return ((await cpuUs()) - before) / (seconds * 1e6);
 }
 
-async function main(): Promise<void> {
-  const flag = process.argv.indexOf("--seconds");
-  const seconds = flag < 0 ? 3 : Number(process.argv[flag + 1]);
+/** All cases, each told as it is done; in a process of its own, whose event loop nobody else uses. */
+async function measureAll(): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "tensorbus-bench-"));
   const enqueueTimes: number[] = [];
   const hops = forkSelf("hop", {});
   await once(hops, "message");
   const queue = await openQueue(folder, enqueueTimes);
-  const cases = [];
+  const results: QueueResult[] = [];
   for (const [name, pauseMs] of [
-    ["back-to-back", 0],
+    ["back to back", 0],
     ["every 5 ms", 5],
   ] as const) {
     const times: { hop: number[]; queue: number[] } = { hop: [], queue: [] };
-    await measure(queue.turn, pauseMs, seconds / 4);
+    await measure(queue.turn, pauseMs, partSeconds);
     enqueueTimes.length = 0;
     // In turns, so that both meet the same machine.
-    for (let part = 0; part < 4; part++) {
-      hops.send({ pauseMs, seconds: seconds / 4 });
+    for (let part = 0; part < parts; part++) {
+      hops.send({ pauseMs, seconds: partSeconds });
       times.hop = times.hop.concat((await once(hops, "message"))[0]);
-      times.queue = times.queue.concat(await measure(queue.turn, pauseMs, seconds / 4));
+      times.queue = times.queue.concat(await measure(queue.turn, pauseMs, partSeconds));
     }
     const [command, hop] = [summarize(times.queue), summarize(times.hop)];
-    const ratio = Math.round((command.p50 / hop.p50) * 100) / 100;
-    cases.push({
-      name: `round trip ${name}`,
-      unit: "us",
-      ...command,
-      ceiling: { name: "bare hop", ...hop },
-      ratio,
-    });
-    cases.push({ name: `enqueue ${name}`, unit: "us", ...summarize(enqueueTimes) });
+    const ceiling = { name: "bare hop", ...hop };
+    const overCeiling = command.median / hop.median;
+    results.push({ name: `queue/round trip ${name}`, unit: "us", ...command, ceiling, overCeiling });
+    results.push({ name: `queue/enqueue ${name}`, unit: "us", ...summarize(enqueueTimes) });
   }
-  const idle = await idleShare(queue.agent, seconds);
-  cases.push({ name: "idle agent", unit: "share of a core", value: Math.round(idle * 1e5) / 1e5 });
+  const idle = await idleShare(queue.agent, 2 * parts * partSeconds);
+  results.push({ name: "queue/idle agent", unit: "share of a core", value: idle });
   await queue.close();
   hops.disconnect();
   rmSync(folder, { recursive: true, force: true });
-  const machine = { cpu: cpus()[0]?.model, cores: cpus().length, node: process.version };
-  process.stdout.write(`${JSON.stringify({ bench: "queue", machine, cases }, null, 2)}\n`);
+  process.send!(results);
+  process.disconnect!();
 }
 
 if (!isMainThread) waitForPosts(workerData.wait);
-else if (process.argv[2] === "agent") await import("../test/bus/echo-agent.ts");
+else if (process.argv[2] === "agent") await import("../../test/bus/echo-agent.ts");
 else if (process.argv[2] === "hop-peer") await answerHops();
 else if (process.argv[2] === "hop") await measureHops();
-else await main();
+else await measureAll();
