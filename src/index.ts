@@ -38,6 +38,7 @@ export {
 export * from "./memory/index.ts";
 export * from "./plan/index.ts";
 export * from "./store/index.ts";
+export { type SelectOptions, select } from "./transport/selection.ts";
 export type {
   OpenOptions,
   PostOptions,

@@ -236,6 +236,8 @@ TB_API int32_t tb_graph_cancel(uint64_t session, uint64_t graph, int32_t code, t
 /* Bytes of the round under way or the last one; staging is what the graph can take at most. */
 TB_API int32_t tb_graph_progress(uint64_t session, uint64_t graph, uint64_t *round, uint64_t *done, uint64_t *total,
                                  uint64_t *staging, tb_error *err);
+/* What carries the buckets between this rank and a peer of the graph: the number of its bit in tb_carrier_bits. */
+TB_API int32_t tb_graph_carrier(uint64_t session, uint64_t graph, int32_t rank, uint32_t *carrier, tb_error *err);
 /* TB_EBUSY while a prepare or round is under way. Peers' next rounds of it fail with TB_EINVALIDATED. */
 TB_API int32_t tb_graph_release(uint64_t session, uint64_t graph, tb_error *err);
 

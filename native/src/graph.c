@@ -313,6 +313,26 @@ int32_t tb_graph_progress(uint64_t session, uint64_t graph, uint64_t *round, uin
     return TB_OK;
 }
 
+static int32_t carrier_of(const tb_graph *graph, int32_t rank, uint32_t *carrier, tb_error *err) {
+    for (uint32_t i = 0; i < graph->side_count; i++) {
+        if (graph->sides[i].peer->rank == rank) {
+            *carrier = graph->sides[i].carrier;
+            return TB_OK;
+        }
+    }
+    return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "\"%.100s\" has nothing to do with rank %d", graph->key, rank);
+}
+
+int32_t tb_graph_carrier(uint64_t session, uint64_t graph, int32_t rank, uint32_t *carrier, tb_error *err) {
+    graph_use use;
+    if (!begin_use(&use, session, graph, err)) {
+        return TB_ECLOSED;
+    }
+    int32_t code = carrier_of(use.graph, rank, carrier, err);
+    end_use(&use);
+    return code;
+}
+
 /* Takes it out of its session, once nothing is under way. */
 static int32_t release(tb_graph *graph, tb_error *err) {
     if (graph->state == TB_GRAPH_RUNNING || graph->state == TB_GRAPH_PREPARING

@@ -29,6 +29,8 @@ export interface ExecutionOptions extends PrepareOptions {
 export interface ExecutionStats extends ProgramTraffic {
   /** The most staging memory that it takes. */
   readonly stagingBytes: bigint;
+  /** By peer, the name of the transport that its buckets take. */
+  readonly transports: ReadonlyMap<number, string>;
 }
 
 /** Runs plans on the tensors of one rank. The session is the caller's: it opens, registers memory with and closes it. */
@@ -69,7 +71,11 @@ export class Execution implements AsyncDisposable {
 
   constructor(transfer: PreparedTransfer, program: Program, progressMs: number) {
     this.key = transfer.key;
-    this.stats = { ...trafficOf(program), stagingBytes: transfer.stagingBytes };
+    this.stats = {
+      ...trafficOf(program),
+      stagingBytes: transfer.stagingBytes,
+      transports: transfer.transports,
+    };
     this.#transfer = transfer;
     this.progress$ = this.#running.pipe(
       switchMap((state) => (state === "idle" ? EMPTY : state === "ended" ? of(0) : timer(0, progressMs))),

@@ -22,6 +22,7 @@ const native = declareNative({
   tb_graph_prepare: ["u64", "string", "pointer", "u64", "pointer", "u32", "u32", "u64", "out u64"],
   tb_graph_post: ["u64", "u64", "u64", "u64"],
   tb_graph_cancel: ["u64", "u64", "i32"],
+  tb_graph_carrier: ["u64", "u64", "i32", "out u32"],
   tb_graph_progress: ["u64", "u64", "out u64", "out u64", "out u64", "out u64"],
   tb_graph_release: ["u64", "u64"],
 });
@@ -252,6 +253,14 @@ export function cancelGraph(session: bigint, graph: bigint, code: number): void 
 export function graphProgress(session: bigint, graph: bigint): GraphProgress {
   const [round, bytesDone, bytesTotal, stagingBytes] = native.tb_graph_progress(session, graph);
   return { round, bytesDone, bytesTotal, stagingBytes };
+}
+
+/** What carries the buckets between this rank and a peer of a graph that is prepared. */
+export function graphCarrier(session: bigint, graph: bigint, rank: number): Carrier {
+  const number = native.tb_graph_carrier(session, graph, rank);
+  const found = Object.entries(carrierBits).find(([, bit]) => bit === 2 ** number);
+  if (found === undefined) throw new TypeError(`a carrier of the unknown number ${number}`);
+  return found[0] as Carrier;
 }
 
 export function releaseGraph(session: bigint, graph: bigint): void {

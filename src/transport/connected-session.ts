@@ -3,7 +3,7 @@ import type { Carrier } from "../ffi/session.ts";
 import { NativeSession } from "./native-session.ts";
 import { checkMembership, integerOption } from "./open-options.ts";
 import { PeerDirectory } from "./peer-directory.ts";
-import type { OpenOptions, TransportCapabilities } from "./transport.ts";
+import type { OpenOptions, Transport, TransportCapabilities } from "./transport.ts";
 
 export interface SessionTuning {
   /** Threads of a session that move data: 1 to 16, default 1. */
@@ -29,13 +29,10 @@ export function checkTuning(options: SessionTuning) {
   };
 }
 
-export interface ConnectedSetup {
-  /** The transport's name, under which ranks publish their addresses. */
-  readonly name: string;
-  readonly capabilities: TransportCapabilities;
+/** How ranks meet: where one listens, and what it proves to the others. */
+export interface Meeting {
   readonly tuning: ReturnType<typeof checkTuning>;
   readonly connections: number;
-  readonly carriers: readonly Carrier[];
   readonly namespace: string | undefined;
   readonly listenHost: string;
   readonly listenPort: number;
@@ -44,15 +41,40 @@ export interface ConnectedSetup {
   readonly secrets: readonly Uint8Array[];
 }
 
+/** A transport that can be one of several in a session, where each pair of ranks gets the best of them: `select`. */
+export interface ConnectedTransport extends Transport {
+  readonly carrier: Carrier;
+  /** Resolves addresses and reads secrets. */
+  meet(): Promise<Meeting>;
+}
+
+export function connectedTransport(transport: Omit<ConnectedTransport, "open">): ConnectedTransport {
+  const { name, capabilities, carrier, meet } = transport;
+  return {
+    ...transport,
+    open: (open) => openConnected({ name, capabilities, carriers: [carrier], meet }, open),
+  };
+}
+
+interface ConnectedSetup {
+  /** Under which ranks publish their addresses. */
+  readonly name: string;
+  readonly capabilities: TransportCapabilities;
+  readonly carriers: readonly Carrier[];
+  readonly meet: () => Promise<Meeting>;
+}
+
 /** Opens a session that listens, and publishes where. */
 export async function openConnected(setup: ConnectedSetup, open: OpenOptions): Promise<NativeSession> {
   const membership = checkMembership(open);
-  const { name, capabilities, tuning, connections, carriers, listenHost, listenPort, secrets } = setup;
-  const namespace = setup.namespace ?? open.store.namespace;
+  const { name, capabilities, carriers } = setup;
+  const { tuning, connections, listenHost, listenPort, advertised, secrets, ...meeting } = await setup.meet();
+  const namespace = meeting.namespace ?? open.store.namespace;
   const scope = { transport: name, namespace, generation: membership.generation, secrets };
   const directory = new PeerDirectory(open.store, scope);
   const session = new NativeSession({
     capabilities,
+    stream: "tcp",
     options: {
       kind: "tcp",
       ...membership,
@@ -67,7 +89,7 @@ export async function openConnected(setup: ConnectedSetup, open: OpenOptions): P
     directory,
   });
   try {
-    const { host, port = session.port } = setup.advertised;
+    const { host, port = session.port } = advertised;
     await directory.publish(membership.rank, { host, port }, open);
   } catch (error) {
     await session.close();

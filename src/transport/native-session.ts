@@ -25,6 +25,8 @@ import type {
 
 export interface NativeSessionSetup {
   readonly capabilities: TransportCapabilities;
+  /** The name of the transport that carries buckets over the session's connections. */
+  readonly stream: string;
   readonly options: NativeSessionOptions;
   /** Proves this side to its peers (the first) and peers to this side (any); empty where there is no handshake. */
   readonly secrets: readonly Uint8Array[];
@@ -157,6 +159,8 @@ export class NativeSession implements TransportSession {
       graph,
       key,
       rank: this.rank,
+      peers: program.peers.filter((rank) => rank !== this.rank),
+      stream: this.#setup.stream,
       pipe: this.#pipe,
       forget: () => this.#transfers.delete(graph),
     });

@@ -10,6 +10,10 @@ interface TransferSetup {
   readonly graph: bigint;
   readonly key: string;
   readonly rank: number;
+  /** Other ranks that the program deals with. */
+  readonly peers: readonly number[];
+  /** The transport that is meant where buckets stream over connections. */
+  readonly stream: string;
   readonly pipe: EventPipe;
   /** Called once the graph is gone. */
   readonly forget: () => void;
@@ -25,6 +29,7 @@ export class NativeTransfer implements PreparedTransfer {
   readonly key: string;
   readonly #setup: TransferSetup;
   #stagingBytes = 0n;
+  #transports: ReadonlyMap<number, string> = new Map();
   #lastRound = 0;
   #pending: Pending | undefined;
   #underWay: Promise<GraphEvent> | undefined;
@@ -39,6 +44,10 @@ export class NativeTransfer implements PreparedTransfer {
     return this.#stagingBytes;
   }
 
+  get transports(): ReadonlyMap<number, string> {
+    return this.#transports;
+  }
+
   /** Resolves once the peers agreed; a graph that could not be prepared is released. */
   async prepared(deadline: Deadline): Promise<void> {
     try {
@@ -47,7 +56,14 @@ export class NativeTransfer implements PreparedTransfer {
       await this.release();
       throw error;
     }
-    this.#stagingBytes = native.graphProgress(this.#setup.session, this.#setup.graph).stagingBytes;
+    const { session, graph, peers, stream } = this.#setup;
+    this.#stagingBytes = native.graphProgress(session, graph).stagingBytes;
+    this.#transports = new Map(
+      peers.map((rank) => {
+        const carrier = native.graphCarrier(session, graph, rank);
+        return [rank, carrier === "stream" ? stream : carrier];
+      }),
+    );
   }
 
   async post(options: PostOptions = {}): Promise<RoundReport> {

@@ -133,5 +133,7 @@ export interface PreparedTransfer extends AsyncDisposable {
   progress(): RoundProgress;
   /** Bytes of staging memory that this rank takes for it, known before the first round. */
   readonly stagingBytes: bigint;
+  /** By peer, the name of the transport that its buckets take. */
+  readonly transports: ReadonlyMap<number, string>;
   release(): Promise<void>;
 }

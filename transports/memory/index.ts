@@ -35,7 +35,7 @@ export function memory(options: MemoryTransportOptions = {}): Transport {
       const membership = checkMembership(open);
       return hub.open((handle, closed) => {
         const native = { kind: "memory", ...membership, hub: handle, ioThreads, quiesceMs } as const;
-        return new NativeSession({ capabilities, options: native, secrets: [], closed });
+        return new NativeSession({ capabilities, stream: "memory", options: native, secrets: [], closed });
       });
     },
   };

@@ -1,7 +1,12 @@
-import { checkTuning, openConnected, type SessionTuning } from "../../src/transport/connected-session.ts";
-import { checkMembership, integerOption } from "../../src/transport/open-options.ts";
+import {
+  type ConnectedTransport,
+  checkTuning,
+  connectedTransport,
+  type SessionTuning,
+} from "../../src/transport/connected-session.ts";
+import { integerOption } from "../../src/transport/open-options.ts";
 import { loadSecrets, type SecretOptions } from "../../src/transport/secret.ts";
-import type { OpenOptions, Transport, TransportCapabilities } from "../../src/transport/transport.ts";
+import type { TransportCapabilities } from "../../src/transport/transport.ts";
 import { resolveEndpoint } from "./endpoint.ts";
 
 export interface TcpTransportOptions extends SecretOptions, SessionTuning {
@@ -31,32 +36,26 @@ const capabilities: TransportCapabilities = {
  * Moves tensors between processes over TCP. Every rank listens; of two ranks that a program joins, one connects. Both
  * prove that they know the secret before anything else is read. Traffic is not encrypted: see this folder's README.
  */
-export function tcp(options: TcpTransportOptions = {}): Transport {
+export function tcp(options: TcpTransportOptions = {}): ConnectedTransport {
   const listenPort = integerOption("port", options.port, { min: 0, max: 65_535, preset: 0 });
   const connections = integerOption("connections", options.connections, { min: 1, max: 16, preset: 1 });
   const tuning = checkTuning(options);
-  return {
+  return connectedTransport({
     name: "tcp",
     capabilities,
-    async open(open: OpenOptions) {
-      checkMembership(open);
+    carrier: "stream",
+    meet: async () => {
       const { listenHost, loopback, advertised } = await resolveEndpoint(options);
       const secrets = await loadSecrets(options, loopback);
-      return openConnected(
-        {
-          name: "tcp",
-          capabilities,
-          tuning,
-          connections,
-          carriers: ["stream"],
-          namespace: options.namespace,
-          listenHost,
-          listenPort,
-          advertised,
-          secrets,
-        },
-        open,
-      );
+      return {
+        tuning,
+        connections,
+        namespace: options.namespace,
+        listenHost,
+        listenPort,
+        advertised,
+        secrets,
+      };
     },
-  };
+  });
 }
