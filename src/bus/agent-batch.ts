@@ -303,6 +303,7 @@ export class Batches {
         pairs: batch.pairs,
         number: batch.number,
         tensors: sides[0]!.tensors.length,
+        transports: batch.transports,
         seconds: { meet, ...seconds },
       });
       for (const { resolve } of arrivals) resolve(batch);

@@ -1,5 +1,6 @@
 /** What an agent tells those who watch it. Nothing is kept for late subscribers. */
 import type { TensorBusError } from "../errors.ts";
+import type { ExecutionStats } from "../exec/executor.ts";
 import type { RoundReport } from "../transport/transport.ts";
 import type { BatchId } from "./commands.ts";
 
@@ -31,6 +32,8 @@ export type AgentEvent =
       readonly pairs: readonly string[];
       readonly number: number;
       readonly tensors: number;
+      /** By the name of a transport, the ranks whose buckets it takes, in either direction. */
+      readonly transports: Readonly<Record<string, readonly number[]>>;
       /** Seconds of what it took: to meet, to plan, to prepare. */
       readonly seconds: { readonly meet: number; readonly plan: number; readonly prepare: number };
     }
@@ -50,8 +53,8 @@ export type AgentEvent =
       readonly predictedSeconds: number | undefined;
       /** Seconds of what it took: to move, to commit. */
       readonly seconds: { readonly move: number; readonly commit: number };
-      /** Payload bytes that each peer sends to this rank, and gets from it. */
-      readonly peers: ReadonlyMap<number, { readonly sent: bigint; readonly received: bigint }>;
+      /** Payload bytes that each peer sends to this rank, and gets from it, and the transport that takes them. */
+      readonly peers: ExecutionStats["peers"];
     } & RoundIdentity)
   | ({ readonly kind: "roundFailed"; readonly error: TensorBusError; readonly torn: boolean } & RoundIdentity)
   /** A staged round that was in doubt is decided. */

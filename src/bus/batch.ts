@@ -81,6 +81,15 @@ export class Batch {
     return [...this.directions.values()].filter((direction) => direction instanceof Direction);
   }
 
+  /** By the name of a transport, the ranks whose buckets it takes, in either direction. */
+  get transports(): Readonly<Record<string, readonly number[]>> {
+    const peers = this.live.flatMap(({ execution }) => [...execution.stats.peers]);
+    const names = new Set(peers.map(([, { transport }]) => transport));
+    const ranksOf = (name: string) =>
+      new Set(peers.filter(([, { transport }]) => transport === name).map(([rank]) => rank));
+    return Object.fromEntries([...names].map((name) => [name, [...ranksOf(name)].sort((a, b) => a - b)]));
+  }
+
   /** `TB_BUSY`, `TB_BATCH_UNKNOWN`, or why the direction is refused. */
   direction(from: string): Direction {
     if (this.broken !== undefined) throw this.broken;

@@ -36,7 +36,7 @@ export function agentMetrics(agent: Agent): Registry {
     bytes: new Counter({
       name: "tensorbus_peer_bytes_total",
       help: "Payload bytes of completed rounds.",
-      labelNames: ["peer", "direction"],
+      labelNames: ["peer", "direction", "transport"],
       registers,
     }),
     seconds: new Histogram({
@@ -73,7 +73,7 @@ export function agentMetrics(agent: Agent): Registry {
 
 interface Metrics {
   readonly rounds: Counter<"outcome">;
-  readonly bytes: Counter<"peer" | "direction">;
+  readonly bytes: Counter<"peer" | "direction" | "transport">;
   readonly seconds: Histogram<"stage">;
   readonly prediction: Gauge;
   readonly errors: Counter<"code">;
@@ -92,9 +92,10 @@ function count(metrics: Metrics, event: AgentEvent): void {
     case "roundCompleted": {
       metrics.rounds.inc({ outcome: "completed" });
       observe(metrics, event.seconds);
-      for (const [peer, { sent, received }] of event.peers) {
-        metrics.bytes.inc({ peer: String(peer), direction: "sent" }, Number(sent));
-        metrics.bytes.inc({ peer: String(peer), direction: "received" }, Number(received));
+      for (const [rank, { sent, received, transport }] of event.peers) {
+        const peer = String(rank);
+        metrics.bytes.inc({ peer, direction: "sent", transport }, Number(sent));
+        metrics.bytes.inc({ peer, direction: "received", transport }, Number(received));
       }
       const { predictedSeconds, report } = event;
       if (predictedSeconds !== undefined && predictedSeconds > 0) {

@@ -1,6 +1,5 @@
 import { hostname } from "node:os";
 import { Command, Option } from "commander";
-import { tcp } from "../../transports/tcp/index.ts";
 import { Agent } from "../bus/agent.ts";
 import { logAgent } from "../bus/agent-log.ts";
 import { logger } from "../bus/logger.ts";
@@ -9,6 +8,7 @@ import { defaultPaths } from "../bus/paths.ts";
 import { TensorBusError } from "../errors.ts";
 import { type IgnoredRecord, openStore } from "../store/index.ts";
 import type { CommandContext } from "./context.ts";
+import { chooseTransport, type TransportName, transportOption } from "./transports.ts";
 
 interface AgentFlags {
   readonly rank?: string;
@@ -18,6 +18,7 @@ interface AgentFlags {
   readonly namespace?: string;
   readonly queue?: string;
   readonly state?: string;
+  readonly transport: TransportName;
   readonly host?: string;
   readonly advertise?: string;
   readonly port?: string;
@@ -41,6 +42,7 @@ export function agentCommand(context: CommandContext): Command {
     .option("--namespace <name>", "keeps jobs apart (TENSOR_BUS_NAMESPACE)")
     .option("--queue <folder>", "command queue (TENSOR_BUS_COMMAND_QUEUE_PATH)")
     .option("--state <folder>", "state (TENSOR_BUS_STATE_PATH)")
+    .addOption(transportOption())
     .option("--host <address>", "where to listen for other agents (default 127.0.0.1)")
     .option("--advertise <address>", "what others connect to, where that differs")
     .option("--port <n>", "port to listen on (default: a free one)")
@@ -103,7 +105,7 @@ async function runAgent(context: CommandContext, flags: AgentFlags): Promise<voi
           ...(serve ? { serve: true } : {}),
           onIgnored: ({ key, reason }) => ignored.set(key, reason),
         }),
-      transport: tcp({
+      transport: chooseTransport(flags.transport, {
         ...(flags.host === undefined ? {} : { host: flags.host }),
         ...(flags.advertise === undefined ? {} : { advertise: flags.advertise }),
         ...(flags.port === undefined ? {} : { port: integer("--port", flags.port, 0) }),

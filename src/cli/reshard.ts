@@ -7,6 +7,7 @@ import type { CommandContext } from "./context.ts";
 import { runReshardRank } from "./reshard/rank.ts";
 import { checkReshardable, specOfFlags } from "./reshard/request.ts";
 import { transferCheckpoint } from "./reshard/transfer.ts";
+import { type TransportName, transportOption } from "./transports.ts";
 
 interface ReshardOptions {
   readonly source: string;
@@ -14,6 +15,7 @@ interface ReshardOptions {
   readonly rule: readonly string[];
   readonly targetDtype?: string;
   readonly out: string;
+  readonly transport: TransportName;
   readonly verify: boolean;
   readonly timeout: number;
 }
@@ -33,6 +35,7 @@ export function reshardCommand(context: CommandContext): Command {
       [],
     )
     .option("--target-dtype <type>", "cast floating-point tensors to this type")
+    .addOption(transportOption())
     .option("--no-verify", "do not compare what was written with the checkpoint")
     .option("--timeout <seconds>", "the longest that ranks wait for each other", seconds, 600)
     .addHelpText(
@@ -58,6 +61,7 @@ No file appears under its final name before every rank has written and verified 
         plan,
         checkpoint: path,
         fileOf: (rank) => join(options.out, `rank-${rank}.safetensors`),
+        transport: options.transport,
         verify: options.verify,
         timeoutMs: options.timeout * 1000,
       });

@@ -11,7 +11,7 @@ import type {
   TransportSession,
 } from "../transport/transport.ts";
 import { type BatchTensors, bindBatch } from "./batch.ts";
-import { type ProgramTraffic, trafficOf } from "./program-chunks.ts";
+import { type PeerTraffic, type ProgramTraffic, trafficOf } from "./program-chunks.ts";
 
 /** What the executor needs of a `Plan`. */
 export interface ExecutablePlan {
@@ -26,11 +26,11 @@ export interface ExecutionOptions extends PrepareOptions {
 }
 
 /** What this rank will do in every round, known before the first. */
-export interface ExecutionStats extends ProgramTraffic {
+export interface ExecutionStats extends Omit<ProgramTraffic, "peers"> {
   /** The most staging memory that it takes. */
   readonly stagingBytes: bigint;
-  /** By peer, the name of the transport that its buckets take. */
-  readonly transports: ReadonlyMap<number, string>;
+  /** By peer, what goes there and what comes from there, and the transport that takes it. */
+  readonly peers: ReadonlyMap<number, PeerTraffic & { readonly transport: string }>;
 }
 
 /** Runs plans on the tensors of one rank. The session is the caller's: it opens, registers memory with and closes it. */
@@ -71,11 +71,7 @@ export class Execution implements AsyncDisposable {
 
   constructor(transfer: PreparedTransfer, program: Program, progressMs: number) {
     this.key = transfer.key;
-    this.stats = {
-      ...trafficOf(program),
-      stagingBytes: transfer.stagingBytes,
-      transports: transfer.transports,
-    };
+    this.stats = statsOf(program, transfer);
     this.#transfer = transfer;
     this.progress$ = this.#running.pipe(
       switchMap((state) => (state === "idle" ? EMPTY : state === "ended" ? of(0) : timer(0, progressMs))),
@@ -114,6 +110,14 @@ export class Execution implements AsyncDisposable {
     this.#released.next();
     this.#released.complete();
   }
+}
+
+function statsOf(program: Program, { stagingBytes, transports }: PreparedTransfer): ExecutionStats {
+  const traffic = trafficOf(program);
+  const peers = [...traffic.peers].map(
+    ([rank, bytes]) => [rank, { ...bytes, transport: transports.get(rank)! }] as const,
+  );
+  return { ...traffic, peers: new Map(peers), stagingBytes };
 }
 
 function stridesOf(tensors: BatchTensors): Map<number, LocalStrides> {

@@ -1,4 +1,5 @@
 import { type ErrorCode, TensorBusError } from "../../errors.ts";
+import type { TransportName } from "../transports.ts";
 
 /** What the supervisor tells a rank's process before anything else. */
 export interface RankJob {
@@ -12,6 +13,7 @@ export interface RankJob {
   /** The target's file; it lies under a temporary name until the supervisor gives it this one. */
   readonly outPath: string | undefined;
   readonly storePort: number;
+  readonly transport: TransportName;
   readonly verify: boolean;
   readonly timeoutMs: number;
 }
@@ -26,7 +28,13 @@ export type Phase = (typeof phases)[number];
 /** What a rank reports. `done` and `total` are bytes of the phase; `received` bytes and `seconds` are those of the round. */
 export type RankMessage =
   | { readonly kind: "progress"; readonly phase: Phase; readonly done: number; readonly total: number }
-  | { readonly kind: "moved"; readonly received: number; readonly seconds: number }
+  | {
+      readonly kind: "moved";
+      readonly received: number;
+      readonly seconds: number;
+      /** Of the peers that this rank deals with, each once. */
+      readonly transports: readonly string[];
+    }
   | { readonly kind: "ready"; readonly verifiedBytes: number; readonly temporaryPath?: string }
   | { readonly kind: "failed"; readonly failure: RankFailure };
 

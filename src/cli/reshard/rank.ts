@@ -1,7 +1,6 @@
 /** One rank of `tensorbus reshard`, in a process of its own: reads its shards, takes part in the transfer, writes its file. */
 import { readFile } from "node:fs/promises";
 import { EMPTY } from "rxjs";
-import { tcp } from "../../../transports/tcp/index.ts";
 import { cancelledError } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import { createExecutor } from "../../exec/executor.ts";
@@ -14,6 +13,7 @@ import {
 } from "../../model/safetensors.ts";
 import { Plan } from "../../plan/index.ts";
 import { tcpStore } from "../../store/tcp-store.ts";
+import { chooseTransport } from "../transports.ts";
 import { allocateTensors, type LocalTensor, localTensors, slabs } from "./local-tensors.ts";
 import { failureOf, type Phase, type RankJob, type RankMessage, type SupervisorMessage } from "./messages.ts";
 import { verifyRankFile } from "./verify.ts";
@@ -201,7 +201,14 @@ async function transfer(
     namespace: "reshard",
     signal,
   });
-  await using session = await tcp().open({ rank: job.rank, world: job.world, store, signal, timeoutMs });
+  const transport = chooseTransport(job.transport);
+  await using session = await transport.open({
+    rank: job.rank,
+    world: job.world,
+    store,
+    signal,
+    timeoutMs,
+  });
   session.register(memory);
   const tensors = new Map([...places].map(([index, place]) => [index, { [job.role]: place }]));
   await using execution = await createExecutor(session).prepare(plan, {
@@ -223,7 +230,8 @@ async function transfer(
   });
   try {
     const { bytesReceived, seconds } = await execution.run({ signal, timeoutMs });
-    await channel.send({ kind: "moved", received: Number(bytesReceived), seconds });
+    const transports = [...new Set([...execution.stats.peers.values()].map(({ transport }) => transport))];
+    await channel.send({ kind: "moved", received: Number(bytesReceived), seconds, transports });
   } finally {
     subscription.unsubscribe();
   }

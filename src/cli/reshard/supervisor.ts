@@ -7,6 +7,7 @@ import { TensorBusError } from "../../errors.ts";
 import { publish, removeUnfinished } from "../../model/safetensors.ts";
 import type { Plan } from "../../plan/index.ts";
 import { serveTcpStore } from "../../store/tcp-server.ts";
+import type { TransportName } from "../transports.ts";
 import {
   failureOf,
   type Phase,
@@ -23,6 +24,7 @@ export interface ReshardRun {
   readonly sourceRanks: readonly number[];
   /** Each target rank's file. */
   readonly targetFiles: ReadonlyMap<number, string>;
+  readonly transport: TransportName;
   readonly verify: boolean;
   readonly timeoutMs: number;
   readonly signal?: AbortSignal;
@@ -44,6 +46,8 @@ export interface ReshardSummary {
   readonly movedBytes: number;
   /** Of the round, as its slowest rank saw it. */
   readonly seconds: number;
+  /** The transports that they crossed by, sorted. */
+  readonly transports: readonly string[];
   readonly verifiedBytes: number;
 }
 
@@ -73,6 +77,7 @@ export async function runReshard(run: ReshardRun): Promise<ReshardSummary> {
           checkpoint: run.checkpoint,
           outPath: run.targetFiles.get(rank),
           storePort: store.port,
+          transport: run.transport,
           verify: run.verify,
           timeoutMs: run.timeoutMs,
         }),
@@ -105,6 +110,7 @@ class RankGroup {
   #killTimer: NodeJS.Timeout | undefined;
   #movedBytes = 0;
   #seconds = 0;
+  readonly #transports = new Set<string>();
   #verifiedBytes = 0;
 
   constructor(jobs: readonly RankJob[], run: ReshardRun) {
@@ -136,6 +142,7 @@ class RankGroup {
     return {
       movedBytes: this.#movedBytes,
       seconds: this.#seconds,
+      transports: [...this.#transports].sort(),
       verifiedBytes: this.#verifiedBytes,
     };
   }
@@ -178,6 +185,7 @@ class RankGroup {
       case "moved":
         this.#movedBytes += message.received;
         this.#seconds = Math.max(this.#seconds, message.seconds);
+        for (const name of message.transports) this.#transports.add(name);
         break;
       case "ready":
         this.#verifiedBytes += message.verifiedBytes;

@@ -2,6 +2,7 @@ import { TensorBusError } from "../../errors.ts";
 import { nativeLibrary } from "../../ffi/native.ts";
 import type { Plan } from "../../plan/index.ts";
 import type { CommandContext } from "../context.ts";
+import type { TransportName } from "../transports.ts";
 import { formatBytes, formatCount, formatDuration, formatRanks } from "../ui/format.ts";
 import { type Progress, startProgress } from "../ui/progress.ts";
 import { formatFields } from "../ui/table.ts";
@@ -13,6 +14,7 @@ export interface CheckpointTransfer {
   readonly checkpoint: string;
   /** Where a target rank's file goes. */
   readonly fileOf: (rank: number) => string;
+  readonly transport: TransportName;
   readonly verify: boolean;
   readonly timeoutMs: number;
 }
@@ -59,13 +61,14 @@ export async function transferCheckpoint(
       onProgress: (progress) => bars.show(progress),
     });
     bars.stop();
-    const { movedBytes, seconds, verifiedBytes } = summary;
+    const { movedBytes, seconds, transports, verifiedBytes } = summary;
     await stdout.line(
       formatFields(stdout, [
         [
           "moved",
           `${formatBytes(movedBytes)} between processes in ${formatDuration(seconds)} (${formatBytes(movedBytes / seconds)}/s)`,
         ],
+        ["by way of", transports.length === 0 ? "nothing" : transports.join(", ")],
         [
           "verified",
           transfer.verify

@@ -1,0 +1,128 @@
+import { describe, expect, test } from "vitest";
+import { createExecutor } from "../../src/exec/executor.ts";
+import { HostMemory } from "../../src/memory/index.ts";
+import { DeviceMesh, type PlanInput, planTransfer, Replicate, Shard } from "../../src/plan/index.ts";
+import { memoryStores } from "../../src/store/memory-store.ts";
+import { select } from "../../src/transport/selection.ts";
+import type { Transport, TransportSession } from "../../src/transport/transport.ts";
+import { memory } from "../../transports/memory/index.ts";
+import { shm } from "../../transports/shm/index.ts";
+import { tcp } from "../../transports/tcp/index.ts";
+import { castTypes, randomCase } from "./cases.ts";
+import { prepareCase } from "./world.ts";
+
+/** Sessions of ranks that each have a transport of their own. */
+async function openEach(transports: readonly Transport[]) {
+  const stores = memoryStores();
+  const world = transports.length;
+  const sessions: TransportSession[] = [];
+  for (const [rank, transport] of transports.entries()) {
+    sessions.push(await transport.open({ rank, world, store: stores() }));
+  }
+  return {
+    sessions,
+    async [Symbol.asyncDispose]() {
+      for (const session of sessions) await session.close();
+    },
+  };
+}
+
+const input: PlanInput = {
+  pairs: {
+    weights: {
+      source: { mesh: new DeviceMesh([1], { ranks: [0] }), placements: [Replicate()] },
+      target: { mesh: new DeviceMesh([1], { ranks: [1] }), placements: [Shard(0)] },
+    },
+  },
+  tensors: [{ name: "a", pair: "weights", shape: [64], dtype: "float32" }],
+};
+
+/** What each of two ranks that prepare a small tensor says of the other: its transport, or why there is none. */
+async function meet(transports: readonly [Transport, Transport], checksum = false): Promise<string[]> {
+  await using world = await openEach(transports);
+  const plan = await planTransfer(input);
+  const prepared = world.sessions.map((session, rank) => {
+    const place = { memory: HostMemory.allocate(4096), offset: 0n };
+    session.register(place.memory);
+    const tensors = new Map([[0, rank === 0 ? { source: place } : { target: place }]]);
+    return createExecutor(session).prepare(plan, { key: "one", checksum, tensors });
+  });
+  const ended = await Promise.allSettled(prepared);
+  return ended.map((one, rank) =>
+    one.status === "fulfilled" ? one.value.stats.peers.get(1 - rank)!.transport : String(one.reason),
+  );
+}
+
+describe("select", () => {
+  const both = () => select([shm(), tcp()]);
+
+  test("each pair of ranks takes the best that both offer, and both say the same", async () => {
+    await using world = await openEach([both(), both(), both(), both(), tcp(), tcp()]);
+    const cases = [
+      randomCase(1, { partial: "sum", options: { strategy: "striped", bucketBytes: 4096 } }),
+      randomCase(2, { types: castTypes, options: { bucketBytes: 4096, peersInFlight: 1 } }),
+      randomCase(3, { partial: "max", tensors: 6, options: { bucketBytes: 4096, bucketsInFlight: 1 } }),
+      randomCase(4, { tensors: 6, strided: true, options: { strategy: "striped" } }),
+    ];
+    const taken = new Set<string>();
+    for (const one of cases) {
+      const prepared = await prepareCase(world.sessions, one);
+      await prepared.round();
+      await prepared.round();
+      for (const [rank, { stats }] of prepared.executions.entries()) {
+        for (const [peer, { transport }] of stats.peers) {
+          expect(transport).toBe(Math.max(rank, peer) < 4 ? "shm" : "tcp");
+          expect(prepared.executions[peer]!.stats.peers.get(rank)!.transport).toBe(transport);
+          taken.add(transport);
+        }
+      }
+      await prepared[Symbol.asyncDispose]();
+    }
+    expect([...taken].sort()).toEqual(["shm", "tcp"]);
+  });
+
+  test("checksums take what makes them", async () => {
+    expect(await meet([both(), both()])).toEqual(["shm", "shm"]);
+    expect(await meet([both(), both()], true)).toEqual(["tcp", "tcp"]);
+  });
+
+  test("a forced one is taken, also where another is better", async () => {
+    const forced = select([shm(), tcp()], { force: "tcp" });
+    await using world = await openEach([forced, both(), both(), both(), both(), both()]);
+    const prepared = await prepareCase(world.sessions, randomCase(5, { tensors: 6 }));
+    for (const [rank, { stats }] of prepared.executions.entries()) {
+      for (const [peer, { transport }] of stats.peers) {
+        expect(transport).toBe(rank === 0 || peer === 0 ? "tcp" : "shm");
+      }
+    }
+    await prepared.round();
+    await prepared[Symbol.asyncDispose]();
+  });
+
+  test("a forced one that can not is an error at both ends, which names what lacks", async () => {
+    const forced = select([shm(), tcp()], { force: "shm" });
+    for (const error of await meet([forced, tcp()])) {
+      expect(error).toMatch(/^TensorBusError: .*no way between the two: shm: one of the two does not use it/);
+    }
+    for (const error of await meet([forced, forced], true)) {
+      expect(error).toMatch(/makes no checksums/);
+    }
+  });
+
+  test("says what it can not compose", () => {
+    expect(() => select([memory(), tcp()])).toThrow("the memory transport can not share a session");
+    expect(() => select([])).toThrow("select needs a transport");
+    expect(() => select([shm(), tcp()], { force: "nccl" })).toThrow("there is no nccl among shm, tcp");
+  });
+
+  test("offers what any of them can", () => {
+    expect(both().capabilities).toEqual({
+      memory: ["host", "shared"],
+      fuses: "kernel",
+      initiates: "both",
+      crossProcess: true,
+      crossHost: true,
+      checksum: true,
+    });
+  });
+});
