@@ -58,7 +58,9 @@ describe("an agent", () => {
     });
     const text = await (await fetch(`http://127.0.0.1:${metrics.port}/metrics`)).text();
     expect(text).toContain('tensorbus_rounds_total{outcome="completed",rank="0"} 2');
-    expect(text).toContain('tensorbus_peer_bytes_total{peer="1",direction="sent",transport="memory",rank="0"} 32768');
+    expect(text).toContain(
+      'tensorbus_peer_bytes_total{peer="1",direction="sent",transport="memory",rank="0"} 32768',
+    );
     expect(text).toContain('tensorbus_errors_total{code="TB_TIMEOUT",rank="0"} 1');
     expect(text).toContain('tensorbus_queue_depth{rank="0"} 0');
     expect(text).toContain('tensorbus_stage_seconds_count{rank="0",stage="move"} 2');
