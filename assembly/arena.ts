@@ -7,6 +7,7 @@ import { fail, TB_PLAN_TOO_LARGE } from "./error";
 /** What is too large: in `TB_PLAN_TOO_LARGE` the first value, then how much there would be. */
 const OF_MEMORY: i64 = -1;
 export const OF_CHANNELS: i64 = -2;
+export const OF_CHUNKS: i64 = -3;
 
 /** Addresses have 32 bits. */
 const MOST: usize = 0xffff0000;

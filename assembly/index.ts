@@ -3,10 +3,11 @@
  * at a time: `reserve` and `open` give it the plan, then channels, then records, which the host reads where
  * they lie.
  */
-import { alloc, allocZero, reset } from "./arena";
+import { alloc, allocZero, OF_CHUNKS, reset } from "./arena";
 import { findChannel, findChannels, stageWaves, tableAt, tableLength, useTable } from "./channels";
 import { boxCount, chunkCount, countTensor, countWorld } from "./count";
 import { dependencies as dependencyList, dependencyFirst, findDependencies } from "./depend";
+import { fail, TB_PLAN_TOO_LARGE } from "./error";
 import { linksAt } from "./links";
 import { fans, loadImage, reduces, wide, world } from "./model";
 import {
@@ -135,8 +136,13 @@ export function countAll(): i64 {
   return countWorld();
 }
 
+/** Sums take a while for each chunk: beyond this, minutes. */
+const SUMMED: i64 = 1 << 32;
+
 /** Sums up all chunks of the world: answers where the words of the ranks lie. */
 export function sum(): usize {
+  const chunks = countWorld();
+  if (chunks > SUMMED) fail(TB_PLAN_TOO_LARGE, OF_CHUNKS, chunks);
   startTally();
   for (let home: u32 = 0; home < world; home++) {
     toTally();

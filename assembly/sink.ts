@@ -1,8 +1,9 @@
 /** Where the chunks of a walk go: to the list of channels, to records, or into sums. */
-import { alloc, grow } from "./arena";
+import { alloc, grow, OF_CHUNKS } from "./arena";
 import { boxSource, boxTarget } from "./box";
 import { addChannel } from "./channels";
 import { pieceLengths, pieceOffsets } from "./cut";
+import { fail, TB_PLAN_TOO_LARGE } from "./error";
 import { dimsMost, wide } from "./model";
 import { tally } from "./tally";
 import { pattern, source, tensor } from "./tensor";
@@ -31,6 +32,8 @@ const RECORD_HEAD: usize = 48;
 export let records: usize = 0;
 export let recordBytes: usize = 0;
 export let recordCount: u32 = 0;
+/** Chunks that are too many to be kept are counted up to here, which takes seconds. */
+const COUNTED: i64 = 1 << 28;
 /** Chunks that were seen, also those beyond the most that are kept. */
 export let seen: i64 = 0;
 export let pieceCount: u32 = 0;
@@ -100,7 +103,10 @@ export function emit(
   }
   if (wanted != 0 && load<u8>(wanted + from) == 0 && load<u8>(wanted + to) == 0) return;
   seen++;
-  if (seen > most) return;
+  if (seen > most) {
+    if (seen > max(most, COUNTED)) fail(TB_PLAN_TOO_LARGE, OF_CHUNKS, seen);
+    return;
+  }
   if (recordCount == capacity) {
     records = grow(records, <usize>capacity * recordBytes);
     capacity <<= 1;

@@ -73,8 +73,9 @@ export class Question {
   }
 }
 
-/** The first value of a `TB_PLAN_TOO_LARGE` that is about channels: `assembly/arena.ts`. */
+/** The first value of a `TB_PLAN_TOO_LARGE` that is not about memory: `assembly/arena.ts`. */
 const ofChannels = -2n;
+const ofChunks = -3n;
 
 /** Puts names to the numbers of a fault. */
 function named(fault: PlannerFault, input: NormalInput): TensorBusError {
@@ -82,9 +83,12 @@ function named(fault: PlannerFault, input: NormalInput): TensorBusError {
   if (fault.code === "TB_STRIDES") return stridesError(fault, input);
   if (fault.code === "TB_PLAN_TOO_LARGE") {
     const [what, amount] = fault.values;
-    const unit = what === ofChannels ? "channels" : "bytes";
-    const why =
-      unit === "channels" ? `more than ${amount} channels in a stage` : `${amount} bytes of memory needed`;
+    const [unit, why] =
+      what === ofChannels
+        ? ["channels", `more than ${amount} channels in a stage`]
+        : what === ofChunks
+          ? ["chunks", `at least ${amount} chunks`]
+          : ["bytes", `${amount} bytes of memory needed`];
     return new TensorBusError("TB_PLAN_TOO_LARGE", `the plan is too large: ${why}`, {
       details: { [unit]: amount },
       cause: fault,

@@ -229,6 +229,18 @@ describe("sizes at their limits", () => {
       expect(() => [...list]).toThrow(expect.objectContaining({ code: "TB_PLAN_TOO_LARGE" }));
   });
 
+  it("refuses at once to sum up or list what would take hours, with the count", async () => {
+    const input = inputOf(layout([3], [Shard(0)]), layout([2], [Shard(0)], 3), [
+      { shape: [2 ** 53 - 1, 100], dtype: "float32" },
+    ]);
+    const plan = await planTransfer(input);
+    const chunks = refusedCount(plan);
+    expect(chunks).toBeGreaterThan(2n ** 38n);
+    expect(() => plan.stats()).toThrow(
+      expect.objectContaining({ code: "TB_PLAN_TOO_LARGE", details: { chunks } }),
+    );
+  });
+
   it("proves what it does not list at once", async () => {
     const source = layout([16, 2], [Shard(0), Partial("sum")]);
     const target = layout([24], [Shard(1)], 40);
