@@ -18,7 +18,7 @@ import {
   type CommandResult,
   normalizeBatchId,
 } from "./commands.ts";
-import { Direction, type TransferResult } from "./direction.ts";
+import { asBusError, Direction, type TransferResult } from "./direction.ts";
 import { placeTensors, sortTensors } from "./local-tensors.ts";
 import type { State, Table } from "./state.ts";
 import { decodeTensorTable } from "./tensor-table.ts";
@@ -111,7 +111,12 @@ export class Batches {
       return this.#result(batch, side, subject);
     } catch (error) {
       entry.claims.delete(name);
-      held?.release();
+      try {
+        held?.release();
+      } catch (fault) {
+        // What can not be let go of hides no other error.
+        this.#options.onFault(fault);
+      }
       if (entry.claims.size === 0 && entry.batch === undefined) this.#forget(entry);
       const { reason } = abort.signal;
       throw reason instanceof TensorBusError ? reason : error;
@@ -289,14 +294,17 @@ export class Batches {
     const sides = arrivals.map(({ side }) => side);
     const { commit } = record;
     const options = { id: entry.id, rank, met, keys, commit, checksum, connection, tell, onFault };
+    let prepared: Batch | undefined;
     try {
       const { batch, seconds } = await prepareBatch(options, subject, sides, deadline);
-      entry.batch = batch;
-      this.#reasons.delete(entry.key);
+      prepared = batch;
       // A round under way then ends by itself, one way or the other.
       const onEnded = (from: number, reason: TensorBusError) => this.#break(batch, from, reason);
       shareEnd(batch, keys.ended(batch.number), connection.rendezvous, rank, onEnded);
       await this.#remember(entry, batch.number);
+      this.#requireClaims(entry, sides);
+      entry.batch = batch;
+      this.#reasons.delete(entry.key);
       tell({
         kind: "batchRegistered",
         batch: batch.id,
@@ -308,8 +316,20 @@ export class Batches {
       });
       for (const { resolve } of arrivals) resolve(batch);
     } catch (error) {
+      // Others may hold it for registered: they learn that it is not.
+      await prepared?.close(asBusError(error)).catch(onFault);
       for (const { reject } of arrivals) reject(error);
     }
+  }
+
+  /** A client that has ended meanwhile would never end its batch. */
+  #requireClaims({ id, claims }: Entry, sides: readonly BatchSide[]): void {
+    const lost = sides.find(({ name }) => claims.get(name)?.abort.signal.aborted !== false);
+    if (lost === undefined) return;
+    const message = `batch ${String(id)}: the registration of side ${lost.name} has ended meanwhile`;
+    throw new TensorBusError("TB_CANCELLED", message, {
+      details: { batch: id, side: lost.name, rank: this.#options.rank },
+    });
   }
 
   #result(batch: Batch, side: BatchSide, { sides }: BatchSubject): CommandResult<"RegisterTensors"> {

@@ -358,7 +358,8 @@ export class Direction {
   }
 }
 
-function asBusError(error: unknown): TensorBusError {
+/** What was thrown, as an error of the table. */
+export function asBusError(error: unknown): TensorBusError {
   if (error instanceof TensorBusError) return error;
   const message = error instanceof Error ? error.message : String(error);
   return new TensorBusError("TB_SYSTEM", message, { cause: error });
