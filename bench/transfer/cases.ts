@@ -1,45 +1,66 @@
-/** The transfer benchmark's cases: their names are fixed, results of years can be compared. */
+/** The cases of the benchmarks of transports: their names are fixed, results of years can be compared. */
 import { DeviceMesh, Partial, Replicate, Shard } from "../../src/layout/index.ts";
 import type { PlanInput } from "../../src/plan/types.ts";
 
 export const matrix = { rows: 4096, columns: 1024, bytes: 4096 * 1024 * 4 } as const;
 
+export type BenchTransport = "tcp" | "shm";
+export type BenchMemory = "host" | "shared";
+
 export interface TransferCase {
   readonly name: string;
   readonly pair: PlanInput["pairs"][string];
+  /** What float32 becomes; itself unless given. */
+  readonly targetDtype?: "bfloat16";
+  /** What the tensors lie in; default: the transport's own kind, `host` for tcp and `shared` for shm. */
+  readonly memory?: BenchMemory;
 }
 
 /** Cases that share ranks, memory and the program that is their ceiling; their rounds alternate. */
 export interface TransferGroup {
+  readonly transport: BenchTransport;
   readonly sources: number;
   readonly targets: number;
   readonly cases: readonly TransferCase[];
   /** The ceiling: a program of `bench/native`, and its arguments. Case i is its mode i. */
   readonly ceiling: {
     readonly program: string;
+    /** Bytes of a call, of which the best is taken for each case. */
+    readonly callSizes: readonly number[];
     readonly args: (tensors: number) => readonly (string | number)[];
   };
 }
 
 const { rows, columns } = matrix;
 
+const socketCalls = [64 * 1024, 256 * 1024, 1024 * 1024, 4096 * 1024];
+/** The last one is all at once, which is what libc copies past the cache. */
+const copyCalls = [64 * 1024, 1024 * 1024, 2 ** 40];
+
 /** Rows cut among the sources to columns cut among the targets. */
-function exchange(name: string, sources: number, targets: number): TransferGroup {
-  const sourceMesh = new DeviceMesh([sources]);
-  const targetMesh = new DeviceMesh([targets], { ranks: ranksFrom(sources, targets) });
+function exchange(
+  transport: BenchTransport,
+  sources: number,
+  targets: number,
+  cases: readonly Omit<TransferCase, "pair">[],
+): TransferGroup {
+  const pair = {
+    source: { mesh: new DeviceMesh([sources]), placements: [Shard(0)] },
+    target: {
+      mesh: new DeviceMesh([targets], { ranks: ranksFrom(sources, targets) }),
+      placements: [Shard(1)],
+    },
+  };
   return {
+    transport,
     sources,
     targets,
-    cases: [
-      {
-        name,
-        pair: {
-          source: { mesh: sourceMesh, placements: [Shard(0)] },
-          target: { mesh: targetMesh, placements: [Shard(1)] },
-        },
-      },
-    ],
-    ceiling: { program: "raw_exchange", args: (tensors) => [sources, targets, tensors, rows, columns] },
+    cases: cases.map((one) => ({ ...one, pair })),
+    ceiling: {
+      program: transport === "tcp" ? "raw_exchange" : "raw_copy",
+      callSizes: transport === "tcp" ? socketCalls : copyCalls,
+      args: (tensors) => [sources, targets, tensors, rows, columns],
+    },
   };
 }
 
@@ -50,10 +71,11 @@ const toFour = {
 };
 
 export const groups: readonly TransferGroup[] = [
-  exchange("tcp/1to1/contiguous", 1, 1),
-  exchange("tcp/2to2/S0-S1", 2, 2),
-  exchange("tcp/4to4/S0-S1", 4, 4),
+  exchange("tcp", 1, 1, [{ name: "tcp/1to1/contiguous" }]),
+  exchange("tcp", 2, 2, [{ name: "tcp/2to2/S0-S1" }]),
+  exchange("tcp", 4, 4, [{ name: "tcp/4to4/S0-S1" }]),
   {
+    transport: "tcp",
     sources: 4,
     targets: 4,
     cases: [
@@ -66,8 +88,18 @@ export const groups: readonly TransferGroup[] = [
         pair: { source: { mesh: fourByPairs, placements: [Replicate(), Replicate()] }, target: toFour },
       },
     ],
-    ceiling: { program: "raw_reduce", args: (tensors) => [tensors, rows, columns] },
+    ceiling: {
+      program: "raw_reduce",
+      callSizes: socketCalls,
+      args: (tensors) => [tensors, rows, columns],
+    },
   },
+  exchange("shm", 1, 1, [
+    { name: "shm/1to1/contiguous" },
+    { name: "shm/1to1/float32-bfloat16", targetDtype: "bfloat16" },
+    { name: "shm/1to1/private", memory: "host" },
+  ]),
+  exchange("shm", 2, 2, [{ name: "shm/2to2/S0-S1" }, { name: "shm/2to2/S0-S1/private", memory: "host" }]),
 ];
 
 function ranksFrom(first: number, count: number): number[] {

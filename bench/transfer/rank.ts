@@ -1,11 +1,12 @@
 /** One rank of a transfer case, in a process of its own: takes its memory, prepares all cases, and runs rounds. */
 import { createExecutor, type Execution } from "../../src/exec/executor.ts";
 import { holdingOf } from "../../src/layout/index.ts";
-import { HostMemory } from "../../src/memory/index.ts";
+import { HostMemory, type NativeMemory, SharedMemory } from "../../src/memory/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
 import { tcpStore } from "../../src/store/tcp-store.ts";
+import { shm } from "../../transports/shm/index.ts";
 import { tcp } from "../../transports/tcp/index.ts";
-import { groups, matrix, type TransferCase } from "./cases.ts";
+import { type BenchMemory, groups, matrix, type TransferCase, type TransferGroup } from "./cases.ts";
 
 export type Command =
   | {
@@ -24,32 +25,51 @@ export type Answer =
 /** Small integers, whose sums are exact: what arrives can be compared. */
 const valueAt = (tensor: number, element: number) => (tensor * 7919 + element) % 16_381;
 
+/** A float32 as bfloat16, to the nearest, ties to even. */
+const bits = new DataView(new ArrayBuffer(4));
+function bfloat16(value: number): number {
+  bits.setFloat32(0, value);
+  const whole = bits.getUint32(0);
+  return ((whole + 0x7fff + ((whole >>> 16) & 1)) >>> 16) & 0xffff;
+}
+
+type Values = Float32Array | Uint16Array;
+
 class Rank {
-  readonly #memory: HostMemory;
+  readonly #memories = new Map<BenchMemory, NativeMemory>();
+  readonly #group: TransferGroup;
   readonly #cases: readonly TransferCase[];
   readonly #rank: number;
   readonly #tensors: number;
   readonly #executions: Execution[] = [];
 
   constructor(command: Command & { readonly kind: "prepare" }) {
-    const group = groups[command.group]!;
-    this.#cases = group.cases;
+    this.#group = groups[command.group]!;
+    this.#cases = this.#group.cases;
     this.#rank = command.rank;
     this.#tensors = command.tensors;
-    this.#memory = HostMemory.allocate(BigInt(this.#localBytes(this.#cases[0]!)) * BigInt(command.tensors));
-    this.#fill();
+    const bytes = BigInt(this.#localBytes(this.#cases[0]!)) * BigInt(command.tensors);
+    for (const one of this.#cases) {
+      const kind = this.#kindOf(one);
+      if (this.#memories.has(kind)) continue;
+      this.#memories.set(kind, kind === "host" ? HostMemory.allocate(bytes) : SharedMemory.create(bytes));
+      this.#fill(one);
+    }
   }
 
   async prepare(command: Command & { readonly kind: "prepare" }): Promise<void> {
-    const { sources, targets } = groups[command.group]!;
+    const { sources, targets, transport } = this.#group;
     const store = await tcpStore({
       host: "127.0.0.1",
       port: command.storePort,
       namespace: `bench${command.group}`,
     });
-    const session = await tcp().open({ rank: this.#rank, world: sources + targets, store });
-    session.register(this.#memory);
-    for (const { name, pair } of this.#cases) {
+    const factory = transport === "tcp" ? tcp() : shm();
+    const session = await factory.open({ rank: this.#rank, world: sources + targets, store });
+    for (const memory of this.#memories.values()) session.register(memory);
+    for (const one of this.#cases) {
+      const { name, pair, targetDtype = "float32" } = one;
+      const memory = this.#memoryOf(one);
       const plan = await planTransfer({
         pairs: { all: pair },
         tensors: Array.from({ length: this.#tensors }, (_, tensor) => ({
@@ -57,6 +77,7 @@ class Rank {
           pair: "all",
           shape: [matrix.rows, matrix.columns],
           dtype: "float32",
+          targetDtype,
         })),
       });
       const side = this.#holding(pair.source) === undefined ? "target" : "source";
@@ -64,7 +85,7 @@ class Rank {
       const tensors = new Map(
         Array.from({ length: this.#tensors }, (_, tensor) => [
           tensor,
-          { [side]: { memory: this.#memory, offset: BigInt(tensor) * bytes } },
+          { [side]: { memory, offset: BigInt(tensor) * bytes } },
         ]),
       );
       this.#executions.push(await createExecutor(session).prepare(plan, { key: name, tensors }));
@@ -82,6 +103,14 @@ class Rank {
     };
   }
 
+  #kindOf({ memory }: TransferCase): BenchMemory {
+    return memory ?? (this.#group.transport === "tcp" ? "host" : "shared");
+  }
+
+  #memoryOf(one: TransferCase): NativeMemory {
+    return this.#memories.get(this.#kindOf(one))!;
+  }
+
   #holding(layout: TransferCase["pair"]["source"]) {
     return holdingOf(layout, [matrix.rows, matrix.columns], this.#rank);
   }
@@ -92,9 +121,9 @@ class Rank {
   }
 
   /** Sources hold their values; targets are touched. */
-  #fill(): void {
-    const source = this.#holding(this.#cases[0]!.pair.source) !== undefined;
-    this.#visit(this.#cases[0]!, (values, index, tensor, element) => {
+  #fill(one: TransferCase): void {
+    const source = this.#holding(one.pair.source) !== undefined;
+    this.#visit(one, Float32Array, (values, index, tensor, element) => {
       values[index] = source ? valueAt(tensor, element) : -1;
     });
   }
@@ -102,8 +131,10 @@ class Rank {
   #check(one: TransferCase): void {
     if (this.#holding(one.pair.target) === undefined) return;
     const contributions = one.pair.source.placements.some(({ kind }) => kind === "partial") ? 2 : 1;
-    this.#visit(one, (values, index, tensor, element) => {
-      const expected = contributions * valueAt(tensor, element);
+    const cast = one.targetDtype === "bfloat16";
+    this.#visit(one, cast ? Uint16Array : Float32Array, (values, index, tensor, element) => {
+      const value = contributions * valueAt(tensor, element);
+      const expected = cast ? bfloat16(value) : value;
       if (values[index] !== expected) {
         throw new Error(
           `${one.name}: element ${element} of tensor ${tensor} is ${values[index]}, not ${expected}`,
@@ -114,14 +145,16 @@ class Rank {
   }
 
   #visit(
-    { pair }: TransferCase,
-    each: (values: Float32Array, index: number, tensor: number, element: number) => void,
+    one: TransferCase,
+    type: typeof Float32Array | typeof Uint16Array,
+    each: (values: Values, index: number, tensor: number, element: number) => void,
   ): void {
+    const { pair } = one;
     const holding = this.#holding(pair.source) ?? this.#holding(pair.target)!;
     const [rowRuns, columnRuns] = holding.runs as [(typeof holding.runs)[0], (typeof holding.runs)[0]];
     const bytes = this.#localBytes(this.#cases[0]!);
     for (let tensor = 0; tensor < this.#tensors; tensor++) {
-      const values = this.#memory.view(Float32Array, BigInt(tensor) * BigInt(bytes), bytes / 4);
+      const values: Values = this.#memoryOf(one).view(type, BigInt(tensor) * BigInt(bytes), bytes / 4);
       let index = 0;
       for (const rows of rowRuns) {
         for (let row = rows.start; row < rows.start + rows.length; row++) {
