@@ -2,7 +2,7 @@ import { type ChildProcess, fork } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
-import type { ChildMessage, ParentMessage } from "./children/rank.ts";
+import type { ChildMessage, ParentMessage, RankSetup } from "./children/rank.ts";
 
 const root = join(import.meta.dirname, "../..");
 
@@ -48,7 +48,11 @@ export class ChildRank {
   ): Promise<ChildMessage & { readonly kind: K }> {
     this.process.send(message);
     const received =
-      this.#received.shift() ?? (await new Promise<ChildMessage>((resolve) => this.#waiting.push(resolve)));
+      this.#received.shift() ??
+      (await new Promise<ChildMessage>((resolve, reject) => {
+        this.process.once("exit", () => reject(new Error("the child ended")));
+        this.#waiting.push(resolve);
+      }));
     if (received.kind !== answer) throw new Error(`the child said ${received.kind}, not ${answer}`);
     return received as ChildMessage & { readonly kind: K };
   }
@@ -61,15 +65,8 @@ export class ChildRank {
 }
 
 /** That many ranks, each in its process, prepared for an exchange of all with all. */
-export async function startRanks(
-  file: string,
-  { world, peerTimeoutMs, storePort }: { world: number; peerTimeoutMs: number; storePort: number },
-): Promise<ChildRank[]> {
-  const ranks = Array.from({ length: world }, () => new ChildRank(file));
-  await Promise.all(
-    ranks.map((child, rank) =>
-      child.ask({ kind: "prepare", rank, world, storePort, peerTimeoutMs }, "prepared"),
-    ),
-  );
+export async function startRanks(file: string, setup: Omit<RankSetup, "rank">): Promise<ChildRank[]> {
+  const ranks = Array.from({ length: setup.world }, () => new ChildRank(file));
+  await Promise.all(ranks.map((child, rank) => child.ask({ kind: "prepare", rank, ...setup }, "prepared")));
   return ranks;
 }

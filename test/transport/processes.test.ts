@@ -2,18 +2,25 @@ import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { serveTcpStore } from "../../src/store/index.ts";
-import { bundleChild, type ChildRank, startRanks } from "./children.ts";
+import { castTypes } from "./cases.ts";
+import type { SeededCase } from "./children/rank.ts";
+import { bundleChild, ChildRank, startRanks } from "./children.ts";
 
-describe("tcp: ranks in processes of their own", () => {
-  let bundle: Awaited<ReturnType<typeof bundleChild>>;
-  beforeAll(async () => {
-    bundle = await bundleChild("rank");
-  });
-  afterAll(() => bundle.remove());
+let bundle: Awaited<ReturnType<typeof bundleChild>>;
+beforeAll(async () => {
+  bundle = await bundleChild("rank");
+});
+afterAll(() => bundle.remove());
 
+describe.each([
+  ["tcp", "host"],
+  ["shm", "host"],
+  ["shm", "shared"],
+] as const)("%s: ranks in processes of their own, %s memory", (transport, memory) => {
   const within = async (peerTimeoutMs: number, body: (ranks: readonly ChildRank[]) => Promise<void>) => {
     await using store = await serveTcpStore();
-    const ranks = await startRanks(bundle.file, { world: 3, peerTimeoutMs, storePort: store.port });
+    const setup = { world: 3, peerTimeoutMs, storePort: store.port, transport, memory };
+    const ranks = await startRanks(bundle.file, setup);
     try {
       await body(ranks);
     } finally {
@@ -37,6 +44,38 @@ describe("tcp: ranks in processes of their own", () => {
       ranks[2]!.process.kill("SIGSTOP");
       expect(await Promise.all(ranks.slice(0, 2).map(post))).toEqual([lost, lost]);
     }));
+});
+
+test.each([
+  "host",
+  "shared",
+] as const)("shm: every byte arrives from processes, %s memory", async (memory) => {
+  await using store = await serveTcpStore();
+  const cases: SeededCase[] = [
+    { seed: 900, options: { strided: false } },
+    { seed: 901, options: { strided: true } },
+    { seed: 902, options: { types: castTypes, tensors: 4 } },
+    { seed: 903, options: { partial: "sum", options: { bucketsInFlight: 1, peersInFlight: 1 } } },
+    {
+      seed: 904,
+      options: { partial: "avg", types: castTypes.slice(0, 4), options: { strategy: "striped" } },
+    },
+    { seed: 905, options: { options: { strategy: "striped" } } },
+  ];
+  const ranks = Array.from({ length: 6 }, () => new ChildRank(bundle.file));
+  try {
+    const setup = {
+      world: 6,
+      storePort: store.port,
+      peerTimeoutMs: 60_000,
+      transport: "shm",
+      memory,
+    } as const;
+    const ran = ranks.map((child, rank) => child.ask({ kind: "cases", rank, cases, ...setup }, "ran"));
+    expect((await Promise.all(ran)).map((answer) => answer.cases)).toEqual(ranks.map(() => cases.length));
+  } finally {
+    for (const child of ranks) child.end();
+  }
 });
 
 test("an idle session lets its program end, an awaited operation does not", async () => {

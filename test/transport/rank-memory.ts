@@ -1,7 +1,6 @@
 /** The memory of one rank of a case: filled with source values and guard bytes, compared byte for byte afterwards. */
-import { expect } from "vitest";
 import type { BatchTensor } from "../../src/exec/batch.ts";
-import { HostMemory } from "../../src/memory/index.ts";
+import { HostMemory, type NativeMemory, SharedMemory } from "../../src/memory/index.ts";
 import { coordinateOfRank, positionsOf, sourceValue, type TransferCase, targetValue } from "./cases.ts";
 import { indicesAt, product } from "./holdings.ts";
 import { formats, isFloat, type TestType } from "./numbers.ts";
@@ -21,18 +20,18 @@ interface LocalTensor {
 const guard = 0xa5;
 
 export class RankMemory {
-  readonly memory: HostMemory;
+  readonly memory: NativeMemory;
   readonly tensors: ReadonlyMap<number, BatchTensor>;
   readonly #case: TransferCase;
   readonly #locals: readonly LocalTensor[];
   readonly #bytes: Uint8Array;
   #expected = new Uint8Array(0);
 
-  constructor(transfer: TransferCase, rank: number) {
+  constructor(transfer: TransferCase, rank: number, kind: "host" | "shared" = "host") {
     this.#case = transfer;
     this.#locals = localTensors(transfer, rank);
     const end = this.#locals.reduce((most, { offset, span }) => Math.max(most, offset + span), 0);
-    this.memory = HostMemory.allocate(end + 64);
+    this.memory = (kind === "host" ? HostMemory.allocate : SharedMemory.create)(end + 64);
     this.#bytes = this.memory.view(Uint8Array);
     const tensors = new Map<number, Record<string, unknown>>();
     for (const { tensor, kind, offset, strides } of this.#locals) {
@@ -79,7 +78,7 @@ export class RankMemory {
         const [is, must] = [format.read(view, at), format.read(expected, at)];
         const equalNaN = isFloat(local.type) && Number.isNaN(is) && Number.isNaN(must);
         if (!equalNaN && !Object.is(is, must)) {
-          expect.fail(
+          throw new Error(
             `${this.#case.name}: ${local.kind} of tensor ${local.tensor} at [${global}]: ${is}, not ${must}`,
           );
         }
@@ -87,9 +86,9 @@ export class RankMemory {
           for (let byte = 0; byte < format.bytes; byte++) this.#expected[at + byte] = this.#bytes[at + byte]!;
       });
     }
-    expect(Buffer.compare(this.#bytes, this.#expected), `${this.#case.name}: bytes outside of tensors`).toBe(
-      0,
-    );
+    if (Buffer.compare(this.#bytes, this.#expected) !== 0) {
+      throw new Error(`${this.#case.name}: bytes outside of tensors have changed`);
+    }
   }
 
   snapshot(): Uint8Array {

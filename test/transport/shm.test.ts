@@ -1,8 +1,10 @@
 import { memoryStores } from "../../src/store/memory-store.ts";
+import { type ConnectedSetup, checkTuning, openConnected } from "../../src/transport/connected-session.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
 import { type ShmTransportOptions, shm } from "../../transports/shm/index.ts";
 import { testTransport } from "./compliance.ts";
-import type { World } from "./world.ts";
+import { testData } from "./compliance-data.ts";
+import type { Subject, World } from "./world.ts";
 
 async function openShm(world: number, options: ShmTransportOptions = {}): Promise<World> {
   const stores = memoryStores();
@@ -10,6 +12,10 @@ async function openShm(world: number, options: ShmTransportOptions = {}): Promis
   for (let rank = 0; rank < world; rank++) {
     sessions.push(await shm(options).open({ rank, world, store: stores() }));
   }
+  return worldOf(sessions);
+}
+
+function worldOf(sessions: readonly TransportSession[]): World {
   return {
     sessions,
     async [Symbol.asyncDispose]() {
@@ -18,9 +24,40 @@ async function openShm(world: number, options: ShmTransportOptions = {}): Promis
   };
 }
 
+/** Sessions that reach each other's memory as they would that of other processes. */
+async function openApart(world: number): Promise<World> {
+  const stores = memoryStores();
+  const sessions: TransportSession[] = [];
+  for (let rank = 0; rank < world; rank++) {
+    const setup: ConnectedSetup = {
+      name: "shm",
+      capabilities: shm().capabilities,
+      tuning: checkTuning({ ioThreads: 2 }),
+      connections: 1,
+      carriers: ["shm", "apart"],
+      namespace: undefined,
+      listenHost: "127.0.0.1",
+      listenPort: 0,
+      advertised: { host: "127.0.0.1" },
+      secrets: [new Uint8Array(0)],
+    };
+    sessions.push(await openConnected(setup, { rank, world, store: stores() }));
+  }
+  return worldOf(sessions);
+}
+
+const openOne: Subject["openOne"] = (options) => shm().open({ ...options, store: memoryStores()() });
+
 testTransport({
   name: "shm",
   capabilities: shm().capabilities,
   open: openShm,
-  openOne: (options) => shm().open({ ...options, store: memoryStores()() }),
+  openOne,
+});
+
+testData({
+  name: "shm by process_vm_readv",
+  capabilities: shm().capabilities,
+  open: openApart,
+  openOne,
 });

@@ -5,32 +5,75 @@
 import { TensorBusError } from "../../../src/errors.ts";
 import { createExecutor, type Execution } from "../../../src/exec/executor.ts";
 import { DeviceMesh, Shard } from "../../../src/layout/index.ts";
-import { HostMemory } from "../../../src/memory/index.ts";
+import { HostMemory, type NativeMemory, SharedMemory } from "../../../src/memory/index.ts";
 import { planTransfer } from "../../../src/plan/index.ts";
 import { tcpStore } from "../../../src/store/tcp-store.ts";
+import type { TransportSession } from "../../../src/transport/transport.ts";
+import { shm } from "../../../transports/shm/index.ts";
 import { tcp } from "../../../transports/tcp/index.ts";
+import type { CaseOptions } from "../cases.ts";
+import { randomCase } from "../cases.ts";
+import { RankMemory } from "../rank-memory.ts";
+
+export interface RankSetup {
+  readonly rank: number;
+  readonly world: number;
+  readonly storePort: number;
+  readonly peerTimeoutMs: number;
+  readonly transport: "tcp" | "shm";
+  readonly memory: "host" | "shared";
+}
+
+/** Cases that every rank makes for itself, from the seed. */
+export interface SeededCase {
+  readonly seed: number;
+  readonly options: CaseOptions;
+}
 
 export type ParentMessage =
-  | {
-      readonly kind: "prepare";
-      readonly rank: number;
-      readonly world: number;
-      readonly storePort: number;
-      readonly peerTimeoutMs: number;
-    }
+  | ({ readonly kind: "prepare" } & RankSetup)
+  | ({ readonly kind: "cases"; readonly cases: readonly SeededCase[] } & RankSetup)
   | { readonly kind: "post" };
 
 export type ChildMessage =
   | { readonly kind: "prepared" }
+  | { readonly kind: "ran"; readonly cases: number }
   | { readonly kind: "round"; readonly outcome: "done" | { readonly code: string; readonly rank: unknown } };
 
 const tell = (message: ChildMessage) => process.send!(message);
 let execution: Execution;
 
+async function open({ rank, world, peerTimeoutMs, ...setup }: RankSetup): Promise<TransportSession> {
+  const store = await tcpStore({ host: "127.0.0.1", port: setup.storePort });
+  const transport = setup.transport === "tcp" ? tcp({ peerTimeoutMs }) : shm({ peerTimeoutMs });
+  return transport.open({ rank, world, store });
+}
+
+/** Two rounds of each, compared byte for byte. */
+async function runCases(message: ParentMessage & { readonly kind: "cases" }): Promise<void> {
+  const session = await open(message);
+  for (const [index, { seed, options }] of message.cases.entries()) {
+    const transfer = randomCase(seed, options);
+    const plan = await planTransfer(transfer.input);
+    const local = new RankMemory(transfer, message.rank, message.memory);
+    session.register(local.memory);
+    const tensors = local.tensors;
+    const execution = await createExecutor(session).prepare(plan, { key: `case ${index}`, tensors });
+    for (let round = 1; round <= 2; round++) {
+      local.fill(round);
+      await execution.run();
+      local.check();
+    }
+    await execution.release();
+    session.unregister(local.memory);
+    local.memory.close();
+  }
+  tell({ kind: "ran", cases: message.cases.length });
+}
+
 async function prepare(message: ParentMessage & { readonly kind: "prepare" }): Promise<void> {
-  const { rank, world, peerTimeoutMs } = message;
-  const store = await tcpStore({ host: "127.0.0.1", port: message.storePort });
-  const session = await tcp({ peerTimeoutMs }).open({ rank, world, store });
+  const { world } = message;
+  const session = await open(message);
   const ranks = Array.from({ length: world }, (_, rank) => rank);
   const mesh = new DeviceMesh([world], { ranks });
   const plan = await planTransfer({
@@ -38,7 +81,8 @@ async function prepare(message: ParentMessage & { readonly kind: "prepare" }): P
     tensors: [{ name: "matrix", pair: "all", shape: [960, 960], dtype: "float32" }],
   });
   const bytes = (960 * 960 * 4) / world;
-  const memory = HostMemory.allocate(2 * bytes);
+  const memory: NativeMemory =
+    message.memory === "host" ? HostMemory.allocate(2 * bytes) : SharedMemory.create(2 * bytes);
   session.register(memory);
   const tensors = new Map([
     [0, { source: { memory, offset: 0n }, target: { memory, offset: BigInt(bytes) } }],
@@ -61,6 +105,8 @@ process.on("message", (message: ParentMessage) => {
   switch (message.kind) {
     case "prepare":
       return prepare(message);
+    case "cases":
+      return runCases(message);
     case "post":
       return post();
   }
