@@ -162,9 +162,9 @@ TB_API int32_t tb_session_set_peer(uint64_t session, int32_t rank, const char *h
  */
 TB_API int32_t tb_session_stop(uint64_t session, tb_error *err);
 /*
- * Ends everything and joins the threads; blocks until they are gone, which is at most quiesce_ms, and no time after
- * TB_EVENT_ENDED. Events not yet read are lost. A closed or unknown handle is TB_ECLOSED. TB_EQUARANTINED where a thread
- * did not end: what is registered may still be touched, and the session's memory stays.
+ * Ends everything and joins the threads; blocks until they are gone, which is at most quiesce_ms and half a second, and
+ * no time after TB_EVENT_ENDED. Events not yet read are lost. A closed or unknown handle is TB_ECLOSED. TB_EQUARANTINED
+ * where a thread did not end, or a peer may still read: what is registered may still be touched.
  */
 TB_API int32_t tb_session_close(uint64_t session, tb_error *err);
 

@@ -411,7 +411,9 @@ int32_t tb_session_close(uint64_t handle, tb_error *err) {
     if (!is_stopping(session)) {
         stop(session);
     }
-    if (!tb_threads_join(session, tb_deadline((uint64_t)session->options.quiesce_ms * 1000000))) {
+    /* Threads take as long as that to say farewell, and then a little. */
+    uint64_t quiesce = (uint64_t)session->options.quiesce_ms * 1000000;
+    if (!tb_threads_join(session, tb_deadline(quiesce + FAREWELL_NS))) {
         /* Something still runs: what it may touch is left to it. */
         return tb_fail(err, TB_EQUARANTINED, session->options.rank, 0, "a thread did not end within %u ms",
                        session->options.quiesce_ms);

@@ -22,7 +22,7 @@ enum { WORLD_RANKS = 8 };
 typedef struct world_options {
     uint32_t kind, threads, connections;
     bool no_answers; /* leave handshakes to the test */
-    uint32_t peer_timeout_ms;
+    uint32_t peer_timeout_ms, quiesce_ms; /* 0: the usual ones */
     uint32_t carriers;
     bool shared; /* tensors lie in shared memory */
 } world_options;
@@ -61,7 +61,7 @@ static inline void world_open_rank(world *w, int rank) {
                                   .connections = w->options.connections,
                                   .io_threads = w->options.threads,
                                   .peer_timeout_ms = w->options.peer_timeout_ms,
-                                  .quiesce_ms = 5000,
+                                  .quiesce_ms = w->options.quiesce_ms ? w->options.quiesce_ms : 5000,
                                   .carriers = w->options.carriers,
                                   .listen_host = "127.0.0.1"};
     int32_t code = tb_session_open(&options, &w->session[rank], &w->event_fd[rank], &err);
@@ -85,12 +85,16 @@ static inline void world_introduce(world *w) {
     }
 }
 
-static inline void world_open(world *w, const world_options *options, int ranks) {
+static inline void world_start(world *w, const world_options *options, int ranks) {
     memset(w, 0, sizeof *w);
     w->options = *options;
     w->options.peer_timeout_ms = options->peer_timeout_ms ? options->peer_timeout_ms : 10000;
     w->ranks = ranks;
     CHECK(tb_hub_create(&w->hub, NULL) == TB_OK);
+}
+
+static inline void world_open(world *w, const world_options *options, int ranks) {
+    world_start(w, options, ranks);
     for (int rank = 0; rank < ranks; rank++) {
         world_open_rank(w, rank);
     }

@@ -1,0 +1,383 @@
+/* What only carriers that pull can get wrong: whose memory is read, by whom, and when it is free again. */
+#include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#include "carrier.h"
+#include "dtype.h"
+#include "error.h"
+#include "world_kit.h"
+
+enum { BYTES = 4 << 20 };
+
+/* So many buckets from one tensor to another of one bucket's size that the round takes seconds. */
+static void endless(kit *k, int buckets) {
+    kit_start(k, 2, 4);
+    kit_tensor(k, 0, TB_UINT8, BYTES, TB_UINT8, BYTES);
+    for (int i = 0; i < buckets; i++) {
+        kit_copy(k, kit_bucket_add(k, 1, 0, 1, 0), 0, BYTES, kit_run(0, BYTES), kit_run(0, BYTES));
+    }
+}
+
+static uint64_t bytes_done(const world *w, int rank) {
+    uint64_t round, done, total, staging;
+    CHECK(tb_graph_progress(w->session[rank], w->graph[rank], &round, &done, &total, &staging, NULL) == TB_OK);
+    return done;
+}
+
+static void wait_for_bytes(world *w, int rank) {
+    while (bytes_done(w, rank) == 0) {
+        world_pump(w, 1);
+    }
+}
+
+/* ---- selection ----------------------------------------------------------------------------------------- */
+
+static tb_wire_host host(uint32_t carriers, uint32_t memory) {
+    return (tb_wire_host){.boot = {1}, .pid_space = 2, .pid = 3, .user = 4, .carriers = carriers, .memory = memory};
+}
+
+static void selects(tb_wire_host a, tb_wire_host b, uint32_t flags, int32_t code, enum tb_carrier_number expected,
+                    const char *why) {
+    for (int turn = 0; turn < 2; turn++) {
+        tb_error error;
+        enum tb_carrier_number got;
+        CHECK(tb_carrier_select(turn ? &a : &b, turn ? &b : &a, flags, &got, &error) == code);
+        CHECK(code != TB_OK || got == expected);
+        CHECK(code == TB_OK || strstr(error.message, why) != NULL);
+    }
+}
+
+static void test_select(void) {
+    enum { STREAM = TB_CARRY_STREAM, SHM = TB_CARRY_SHM, IPC = TB_CARRY_CUDA_IPC, NCCL = TB_CARRY_NCCL };
+    enum { ALL = STREAM | SHM | IPC | NCCL, HOST = TB_MEMORY_HOST, CUDA = TB_MEMORY_CUDA };
+    tb_wire_host far = host(ALL, HOST);
+    far.boot[3] = 9;
+    selects(host(ALL, HOST), host(ALL, HOST | TB_MEMORY_SHARED), 0, TB_OK, TB_CARRIER_SHM, NULL);
+    selects(host(ALL, HOST), host(ALL, HOST), TB_GRAPH_CHECKSUM, TB_OK, TB_CARRIER_STREAM, NULL);
+    selects(host(ALL, HOST), host(STREAM, HOST), 0, TB_OK, TB_CARRIER_STREAM, NULL);
+    selects(host(ALL, HOST), host(0, HOST), 0, TB_OK, TB_CARRIER_STREAM, NULL);
+    selects(host(ALL, HOST), far, 0, TB_OK, TB_CARRIER_STREAM, NULL);
+    far.carriers = SHM;
+    selects(host(SHM, HOST), far, 0, TB_EUNSUPPORTED, 0, "shm: the two are on different hosts");
+    selects(host(SHM, HOST), host(STREAM, HOST), 0, TB_EUNSUPPORTED, 0, "shm: one of the two does not use it");
+    selects(host(SHM, HOST), host(SHM, HOST), TB_GRAPH_CHECKSUM, TB_EUNSUPPORTED, 0, "shm: it makes no checksums");
+    selects(host(SHM, CUDA), host(SHM, HOST), 0, TB_EUNSUPPORTED, 0, "memory that it does not reach");
+    tb_wire_host other = host(SHM, HOST);
+    other.user = 5;
+    selects(host(SHM, HOST), other, 0, TB_EUNSUPPORTED, 0, "different users");
+    other = host(SHM, HOST);
+    other.pid_space = 5;
+    selects(host(SHM, HOST), other, 0, TB_EUNSUPPORTED, 0, "different PID namespaces");
+    selects(host(ALL, CUDA), host(ALL, CUDA), 0, TB_OK, TB_CARRIER_CUDA_IPC, NULL);
+    far = host(ALL, CUDA);
+    far.boot[3] = 9;
+    far.device[0] = 7;
+    selects(host(ALL, CUDA), far, 0, TB_OK, TB_CARRIER_NCCL, NULL);
+}
+
+/* ---- memory is free when the round says so ------------------------------------------------------------- */
+
+/*
+ * The source gives up in the middle, and nobody may read its memory from its event on: what would is a SIGSEGV here,
+ * and EFAULT where it is read as another process's.
+ */
+static void cancelled_source(const world_options *options) {
+    world w;
+    kit k;
+    endless(&k, 4000);
+    world_open(&w, options, 2);
+    world_prepare(&w, &k, 0);
+    for (uint64_t round = 1; round <= 8; round++) {
+        tb_event event;
+        world_post(&w, 1, round, 60 * SECOND);
+        world_post(&w, 0, round, 60 * SECOND);
+        wait_for_bytes(&w, 1);
+        CHECK(tb_graph_cancel(w.session[0], w.graph[0], TB_ECANCELLED, NULL) == TB_OK);
+        world_expect(&w, 0, TB_EVENT_ROUND, TB_ECANCELLED, 0, NULL);
+        CHECK(mprotect(w.memory[0][0][0], BYTES, PROT_NONE) == 0);
+        CHECK(world_take(&w, 1, TB_EVENT_ROUND, 20 * SECOND, &event));
+        CHECK(event.error.code == TB_ECANCELLED && event.error.rank == 0);
+        CHECK(mprotect(w.memory[0][0][0], BYTES, PROT_READ | PROT_WRITE) == 0);
+    }
+    /* The same where the whole session ends. */
+    world_post(&w, 1, 9, 60 * SECOND);
+    world_post(&w, 0, 9, 60 * SECOND);
+    wait_for_bytes(&w, 1);
+    world_close_rank(&w, 0);
+    CHECK(mprotect(w.memory[0][0][0], BYTES, PROT_NONE) == 0);
+    world_expect(&w, 1, TB_EVENT_ROUND, TB_EPEER_LOST, 0, NULL);
+    CHECK(mprotect(w.memory[0][0][0], BYTES, PROT_READ | PROT_WRITE) == 0);
+    world_close(&w);
+    kit_free(&k);
+}
+
+/* ---- nothing stays ------------------------------------------------------------------------------------- */
+
+
+static int count_descriptors(void) {
+    DIR *folder = opendir("/proc/self/fd");
+    int count = 0;
+    CHECK(folder != NULL);
+    while (readdir(folder) != NULL) {
+        count++;
+    }
+    closedir(folder);
+    return count;
+}
+
+static int count_mapped(void) {
+    char command[64];
+    snprintf(command, sizeof command, "/proc/%d/maps", getpid());
+    FILE *file = fopen(command, "r");
+    char line[512];
+    int count = 0;
+    CHECK(file != NULL);
+    while (fgets(line, sizeof line, file) != NULL) {
+        count += strstr(line, "memfd:") != NULL;
+    }
+    fclose(file);
+    return count;
+}
+
+static void flat(const world_options *options) {
+    world w;
+    kit k;
+    enum { SMALL = 4096 };
+    kit_start(&k, 2, 4);
+    kit_tensor(&k, 0, TB_FLOAT32, SMALL, TB_FLOAT32, SMALL);
+    kit_piece_add(&k, 1, 0, TB_FLOAT32, 0, SMALL / 4, 1, 2);
+    for (uint32_t member = 0; member < 2; member++) {
+        kit_bucket *bucket = kit_bucket_add(&k, 0, member, 1, 0);
+        bucket->fold_after = member == 0 ? -1 : 0;
+        kit_reduce(&k, bucket, 0, member, kit_run(0, SMALL), 0);
+    }
+    kit_bucket *result = kit_bucket_add(&k, 1, 1, 0, 1);
+    result->dependencies[result->dependency_count++] = 1;
+    kit_copy(&k, result, 0, SMALL / 4, kit_in_piece(0), kit_run(0, SMALL));
+    world_open(&w, options, 2);
+    w.pool[1] = SMALL;
+    int descriptors = 0;
+    int mapped = 0;
+    for (int batch = 0; batch < 20; batch++) {
+        world_prepare(&w, &k, 0);
+        for (uint64_t round = 1; round <= 50; round++) {
+            world_round(&w, round);
+        }
+        world_release(&w);
+        if (batch == 0) {
+            descriptors = count_descriptors();
+            mapped = count_mapped();
+        }
+    }
+    CHECK(count_descriptors() == descriptors);
+    CHECK(count_mapped() == mapped);
+    world_close(&w);
+    kit_free(&k);
+}
+
+/* ---- other processes ----------------------------------------------------------------------------------- */
+
+/* One rank of two in a process of its own; the ends tell each other where they listen. */
+typedef struct other {
+    pid_t pid;
+    int to, from;
+} other;
+
+static void meet(world *w, int rank, int to, int from) {
+    uint32_t port;
+    world_open_rank(w, rank);
+    CHECK(write(to, &w->port[rank], sizeof port) == sizeof port);
+    CHECK(read(from, &port, sizeof port) == sizeof port);
+    CHECK(tb_session_set_peer(w->session[rank], 1 - rank, "127.0.0.1", port, NULL) == TB_OK);
+}
+
+static void await_prepared(world *w, const kit *k, int rank, int32_t code) {
+    tb_event event;
+    world_prepare_rank(w, k, rank, 0, 20 * SECOND);
+    CHECK(world_take(w, rank, TB_EVENT_PREPARED, 20 * SECOND, &event));
+    if (event.error.code != code) {
+        fprintf(stderr, "rank %d: prepared with %d, not %d: %s\n", rank, event.error.code, code,
+                event.error.message);
+        exit(1);
+    }
+}
+
+typedef struct act {
+    const world_options *options;
+    bool hidden;         /* the other process lets nobody read in it */
+    int32_t prepared;    /* how that ends */
+    int rank;            /* of the other process */
+} act;
+
+static void be_other(const act *act, const kit *k, int to, int from) {
+    world w;
+    tb_event event;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    world_start(&w, act->options, 2);
+    meet(&w, act->rank, to, from);
+    if (act->hidden) {
+        CHECK(prctl(PR_SET_DUMPABLE, 0) == 0);
+    }
+    await_prepared(&w, k, act->rank, act->prepared);
+    if (act->prepared == TB_OK) {
+        world_post(&w, act->rank, 1, 60 * SECOND);
+        world_take(&w, act->rank, TB_EVENT_ROUND, 60 * SECOND, &event);
+    }
+    char over;
+    _exit(read(from, &over, 1) == 0 ? 0 : 1); /* until our parent has seen enough */
+}
+
+static other start_other(world *w, const act *act, const kit *k) {
+    int down[2];
+    int up[2];
+    CHECK(pipe2(down, O_CLOEXEC) == 0 && pipe2(up, O_CLOEXEC) == 0);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        close(down[1]);
+        close(up[0]);
+        be_other(act, k, up[1], down[0]);
+    }
+    close(down[0]);
+    close(up[1]);
+    world_start(w, act->options, 2);
+    meet(w, 1 - act->rank, down[1], up[0]);
+    await_prepared(w, k, 1 - act->rank, act->prepared);
+    return (other){pid, down[1], up[0]};
+}
+
+static void end_other(const other *one) {
+    close(one->to);
+    close(one->from);
+    kill(one->pid, SIGCONT);
+    kill(one->pid, SIGKILL);
+    CHECK(waitpid(one->pid, NULL, 0) == one->pid);
+}
+
+/* A source that dies while it is read. */
+static void test_killed_source(bool shared) {
+    world_options options = {
+        .kind = TB_TRANSPORT_TCP, .threads = 2, .connections = 1, .carriers = TB_CARRY_SHM, .shared = shared};
+    world w;
+    kit k;
+    endless(&k, 4000);
+    act act = {.options = &options, .rank = 0};
+    other source = start_other(&w, &act, &k);
+    world_post(&w, 1, 1, 60 * SECOND);
+    wait_for_bytes(&w, 1);
+    kill(source.pid, SIGKILL);
+    world_expect(&w, 1, TB_EVENT_ROUND, TB_EPEER_LOST, 0, NULL);
+    for (uint64_t at = 0; at < BYTES; at++) {
+        CHECK(w.memory[1][0][1][at] == pattern(0, 0, at) || w.memory[1][0][1][at] == 0xee);
+    }
+    end_other(&source);
+    world_close(&w);
+    kit_free(&k);
+}
+
+/* A target that stops in the middle may go on reading whenever it wakes up; one that died does not. */
+static void test_stopped_target(bool dies) {
+    world_options options = {.kind = TB_TRANSPORT_TCP,
+                             .threads = 1,
+                             .connections = 1,
+                             .carriers = TB_CARRY_SHM,
+                             .quiesce_ms = dies ? 60000 : 100};
+    world w;
+    kit k;
+    tb_error error;
+    endless(&k, 4000);
+    act act = {.options = &options, .rank = 1};
+    other target = start_other(&w, &act, &k);
+    uint64_t memory = (uint64_t)(uintptr_t)w.memory[0][0][0];
+    world_post(&w, 0, 1, 60 * SECOND);
+    wait_for_bytes(&w, 0);
+    kill(target.pid, SIGSTOP);
+    CHECK(tb_graph_cancel(w.session[0], w.graph[0], TB_ECANCELLED, NULL) == TB_OK);
+    if (dies) {
+        kill(target.pid, SIGKILL);
+        world_expect(&w, 0, TB_EVENT_ROUND, TB_ECANCELLED, 0, NULL);
+        end_other(&target);
+        world_close(&w);
+        kit_free(&k);
+        return;
+    }
+    world_expect(&w, 0, TB_EVENT_ROUND, TB_EQUARANTINED, 1, NULL);
+    CHECK(tb_graph_post(w.session[0], w.graph[0], 2, SECOND, &error) == TB_EQUARANTINED);
+    CHECK(tb_session_unregister(w.session[0], memory, BYTES, &error) == TB_EQUARANTINED);
+    CHECK(tb_graph_release(w.session[0], w.graph[0], &error) == TB_OK);
+    CHECK(tb_session_unregister(w.session[0], memory, BYTES, &error) == TB_EQUARANTINED);
+    CHECK(tb_session_close(w.session[0], &error) == TB_EQUARANTINED);
+    close(w.event_fd[0]);
+    w.open[0] = false;
+    end_other(&target);
+    world_close(&w);
+    kit_free(&k);
+}
+
+/*
+ * A source in which nobody may read. Where the stream is allowed it serves instead, at both ends; else the prepare fails
+ * at both. It takes a user without privileges to be refused.
+ */
+static void test_refused(uint32_t carriers, bool shared) {
+    world_options options = {
+        .kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = carriers, .shared = shared};
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid > 0) {
+        int status;
+        CHECK(waitpid(pid, &status, 0) == pid);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        return;
+    }
+    if (geteuid() == 0) {
+        CHECK(setgid(65534) == 0 && setuid(65534) == 0);
+    }
+    CHECK(prctl(PR_SET_DUMPABLE, 1) == 0);
+    world w;
+    kit k;
+    endless(&k, 3);
+    bool stream = (carriers & TB_CARRY_STREAM) != 0;
+    act act = {.options = &options, .hidden = true, .prepared = stream ? TB_OK : TB_EUNSUPPORTED, .rank = 0};
+    other source = start_other(&w, &act, &k);
+    if (stream) {
+        world_post(&w, 1, 1, 20 * SECOND);
+        world_expect(&w, 1, TB_EVENT_ROUND, TB_OK, -1, NULL);
+        for (uint64_t at = 0; at < BYTES; at++) {
+            CHECK(w.memory[1][0][1][at] == pattern(0, 0, at));
+        }
+    }
+    end_other(&source);
+    world_close(&w);
+    kit_free(&k);
+    exit(0);
+}
+
+int main(void) {
+    static const world_options ways[] = {
+        {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
+        {.kind = TB_TRANSPORT_TCP, .threads = 3, .connections = 1, .carriers = TB_CARRY_SHM},
+        {.kind = TB_TRANSPORT_TCP, .threads = 2, .connections = 1, .carriers = TB_CARRY_SHM | TB_CARRY_APART},
+        {.kind = TB_TRANSPORT_MEMORY, .threads = 2, .connections = 1, .carriers = TB_CARRY_SHM},
+    };
+    test_select();
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        cancelled_source(&ways[i]);
+    }
+    world_options apart = ways[2];
+    flat(&apart);
+    apart.shared = true;
+    flat(&apart);
+    test_killed_source(false);
+    test_killed_source(true);
+    test_stopped_target(true);
+    test_stopped_target(false);
+    test_refused(TB_CARRY_SHM, false);
+    test_refused(TB_CARRY_SHM, true);
+    test_refused(TB_CARRY_SHM | TB_CARRY_STREAM, false);
+    test_refused(TB_CARRY_SHM | TB_CARRY_STREAM, true);
+    return 0;
+}
