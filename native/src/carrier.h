@@ -7,31 +7,33 @@
  * READ. Not a byte of a tensor passes a socket. Grants, waves, folds, pools, receipts and failures are those
  * of every round: a carrier decides nothing, it moves.
  *
- * At prepare (docs/wire-protocol.md, "Carriers"):
- *  1. PREPARE says which carriers a session may use, on which host it runs and where its tensors lie. Both
- * ends compute tb_carrier_select of the two, and so agree without a word. No carrier: TB_UNSUPPORTED at both,
- * with what lacks.
- *  2. The source exports: `describe` fills a tb_wire_region for each registered region and for the pool that
- * its chunks to this peer lie in; export.c adds the ends. It travels in EXPORT frames.
- *  3. The target checks it in a thread, without the lock: import.c compares every end with its own program
- * (element type, number of elements) and with its region (no descriptor reaches beyond it); then `open`
- * reaches for the regions: maps, opens handles, or finds that it must not. Only then it says MATCH. Where it
- * can not, it says MATCH for the stream if both sides allow that, or RELEASE for good.
+ * At prepare (docs/wire-protocol.md, "Carriers"), PREPARE says which carriers a session may use, on which
+ * host it runs and where its tensors lie. Both ends compute tb_carrier_select of the two, and so agree
+ * without a word; where there is none, both fail with TB_UNSUPPORTED and what lacks. Then the source exports:
+ * `describe` fills a tb_wire_region for each registered region, and for the pool, that its chunks to this
+ * peer lie in, and export.c adds the ends. The target takes it in a thread, without the lock: import.c
+ * compares every end with its own program (element type, number of elements) and with its region, which no
+ * descriptor may leave; then `open` reaches for the regions: maps, opens handles, or finds that it must not.
+ * Only then it says MATCH. Where it can not, it says MATCH for the stream if both sides allow that, or
+ * RELEASE for good.
  *
- * In a round, of each bucket that is READY, a thread of the session calls one of
- *  - `move`: moves up to about `limit` bytes at once and says whether there are more (shared memory).
- *  - `submit`: hands a tb_pull to a worker of the carrier's own and returns at once; the worker calls
- * tb_pull_end, exactly once for each, in any order, from any thread (CUDA, NCCL). Buckets come in the order
- * (wave, stage, channel, sequence); as many as are READY are submitted, so that a worker may take several at
- * a time, for example all of pull->wave in one group. Both look at tb_pull_stopped before they touch memory.
- * A round that fails sets it, waits for every pull that has begun, and then answers the source with QUIET:
- * the source's round ends, and its memory is free, when all its targets have. So a worker never just drops a
- * pull, and ends it within the session's quiesce_ms, or memory on both sides is quarantined.
+ * In a round, a thread of the session calls, for each bucket that is READY, `move` or `submit`. `move` moves
+ * up to about `limit` bytes at once and says whether there are more (shared memory). `submit` hands a tb_pull
+ * to a worker of the carrier's own and returns at once; the worker calls tb_pull_end, exactly once for each,
+ * in any order, from any thread (CUDA, NCCL). Buckets come in the order (wave, stage, channel, sequence), and
+ * all that are READY are submitted, so that a worker may take several at a time, for example all of
+ * pull->wave in one group.
+ *
+ * Both look at tb_pull_stopped before they touch memory. A round that fails sets it, waits for every pull
+ * that has begun, and then answers the source with QUIET: the source's round ends, and its memory is free,
+ * when all its targets have. So a worker never just drops a pull, and ends it within the session's
+ * quiesce_ms, or memory is quarantined on both sides.
  *
  * Where a bucket lies: pull->bucket is one of pull->graph->program, with its chunks. tb_import_end gives the
  * source end of a chunk: region, offset, descriptor and element type; the target's end is that of the program
  * (tb_flow_start_end). A bucket from this rank to itself has no import (pull->side is NULL), and both its
- * ends are the program's.
+ * ends are the program's; it is submitted to graph->mover where one was set at prepare, for memory that the
+ * session's threads do not reach.
  *
  * A carrier that needs the source to act as well (IPC events before READY, both halves of a send) gets
  * `ready`, which the source calls with the lock held before it says READY for these buckets, and may return

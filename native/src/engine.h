@@ -254,6 +254,7 @@ struct tb_graph {
     uint32_t *regions; /* that the bindings lie in */
     bool holds_regions;
     tb_places places;
+    const struct tb_carrier *mover; /* of what goes from this rank to itself; NULL: the session's threads */
     tb_side *sides;
     uint32_t side_count;
     /* For the event that ends the prepare or round under way: it must not fail for want of memory. */

@@ -68,7 +68,12 @@ static bool pull(tb_job *job, uint64_t limit) {
 
 bool tb_job_submit(tb_job *job) {
     tb_graph *graph = job->graph;
-    const tb_carrier *carrier = job->side == NULL ? NULL : job->side->import->carrier;
+    const tb_carrier *carrier = graph->mover;
+    if (job->side != NULL) {
+        carrier = job->side->import->carrier;
+    } else if (graph->slot_of[job->bucket] != TB_NONE) {
+        return false; /* it came over a stream */
+    }
     if (carrier == NULL || carrier->submit == NULL) {
         return false;
     }
@@ -82,7 +87,7 @@ bool tb_job_submit(tb_job *job) {
     }
     *pull = (tb_pull){.graph = graph,
                       .side = job->side,
-                      .import = job->side->import,
+                      .import = job->side == NULL ? NULL : job->side->import,
                       .bucket = job->bucket,
                       .wave = tb_bucket_channel(&graph->program, job->bucket)->wave,
                       .bytes = graph->program.buckets[job->bucket].bytes};
