@@ -1,5 +1,5 @@
 import { memoryStores } from "../../src/store/memory-store.ts";
-import { type ConnectedSetup, checkTuning, openConnected } from "../../src/transport/connected-session.ts";
+import { checkTuning, openConnected } from "../../src/transport/connected-session.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
 import { type ShmTransportOptions, shm } from "../../transports/shm/index.ts";
 import { testTransport } from "./compliance.ts";
@@ -29,18 +29,20 @@ async function openApart(world: number): Promise<World> {
   const stores = memoryStores();
   const sessions: TransportSession[] = [];
   for (let rank = 0; rank < world; rank++) {
-    const setup: ConnectedSetup = {
+    const setup = {
       name: "shm",
       capabilities: shm().capabilities,
-      tuning: checkTuning({ ioThreads: 2 }),
-      connections: 1,
       carriers: ["shm", "apart"],
-      namespace: undefined,
-      listenHost: "127.0.0.1",
-      listenPort: 0,
-      advertised: { host: "127.0.0.1" },
-      secrets: [new Uint8Array(0)],
-    };
+      meet: async () => ({
+        tuning: checkTuning({ ioThreads: 2 }),
+        connections: 1,
+        namespace: undefined,
+        listenHost: "127.0.0.1",
+        listenPort: 0,
+        advertised: { host: "127.0.0.1" },
+        secrets: [new Uint8Array(0)],
+      }),
+    } as const;
     sessions.push(await openConnected(setup, { rank, world, store: stores() }));
   }
   return worldOf(sessions);
