@@ -9,7 +9,7 @@ import {
   passedOnGroups,
   type ShownPart,
 } from "./explain-groups.ts";
-import { formatStrategy } from "./plan-report.ts";
+import { formatStrategy } from "./plan-tables.ts";
 import { formatBytes, plural } from "./ui/format.ts";
 import type { Output } from "./ui/output.ts";
 import { type Column, formatTable } from "./ui/table.ts";

@@ -1,7 +1,7 @@
 import { TensorBusError } from "../errors.ts";
 import type { Spec } from "../model/spec.ts";
 import type { Plan, RankStats, Stage } from "../plan/index.ts";
-import { stageNames } from "./plan-report.ts";
+import { stageNames } from "./plan-tables.ts";
 import { formatBytes, formatCount, plural } from "./ui/format.ts";
 import type { Output } from "./ui/output.ts";
 import { formatFields, formatTable } from "./ui/table.ts";

@@ -5,6 +5,7 @@ import { parseRank } from "./arguments.ts";
 import type { CommandContext } from "./context.ts";
 import { type BudgetCheck, budgetError, checkBudgets, formatExcesses } from "./plan-budget.ts";
 import { writeChunks } from "./plan-chunks.ts";
+import { markdownReport } from "./plan-markdown.ts";
 import { formatRank, reportRank } from "./plan-rank.ts";
 import { formatReport } from "./plan-report.ts";
 import { loadPlanned, loadSavedPlan, type Planned, savePlan } from "./planned.ts";
@@ -15,6 +16,7 @@ interface PlanOptions {
   readonly load?: string;
   readonly save?: string;
   readonly json?: boolean;
+  readonly markdown?: boolean;
   readonly chunks?: boolean;
   readonly rank?: number;
   readonly verify?: boolean;
@@ -29,6 +31,9 @@ export function planCommand(context: CommandContext): Command {
     .option("--save <file>", "write the plan to a file; its SHA-256 is the plan's digest")
     .option("--json", "print one JSON object")
     .addOption(new Option("--chunks", "print every chunk, one JSON object a line").conflicts("json"))
+    .addOption(
+      new Option("--markdown", "print a summary for a pull request").conflicts(["json", "chunks", "rank"]),
+    )
     .option("--rank <rank>", "only what this rank sends, receives and copies", parseRank)
     .option("--verify", "prove that every element is written exactly once, from the right source")
     .addHelpText(
@@ -42,6 +47,7 @@ Examples:
   $ tensorbus plan spec.yaml --chunks --rank 3 | head
   $ tensorbus plan spec.yaml --save weights.tbplan
   $ tensorbus plan --load weights.tbplan --verify
+  $ tensorbus plan spec.yaml --markdown >> "$GITHUB_STEP_SUMMARY"
 
 Exit code 1 where a budget of the spec is exceeded, with what was exceeded and by how much; the plan was saved
 by then. A saved plan has no budgets.`,
@@ -60,6 +66,9 @@ by then. A saved plan has no budgets.`,
       } else if (options.json) {
         const report = jsonReport(spec, plan, options, checks);
         await context.stdout.line(JSON.stringify(toJSON(report)));
+      } else if (options.markdown) {
+        const report = { spec, plan, verified: options.verify === true };
+        await context.stdout.line(markdownReport(report, checks));
       } else {
         await context.stdout.line(textReport(context.stdout, spec, plan, options, excesses));
       }

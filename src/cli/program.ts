@@ -3,6 +3,7 @@ import { TensorBusError } from "../errors.ts";
 import { agentCommand } from "./agent.ts";
 import { type CommandContext, type CommandStreams, createContext } from "./context.ts";
 import { demoCommand, demoRankCommand, demoSocketCommand } from "./demo.ts";
+import { diffCommand } from "./diff.ts";
 import { doctorCommand } from "./doctor.ts";
 import { explainCommand } from "./explain.ts";
 import { packageVersion } from "./package-version.ts";
@@ -15,6 +16,7 @@ type CommandFactory = (context: CommandContext) => Command;
 /** The commands, in the order of the help. Each is a file of its own. */
 const commands: readonly CommandFactory[] = [
   planCommand,
+  diffCommand,
   explainCommand,
   reshardCommand,
   agentCommand,

@@ -22,6 +22,8 @@ export type { Box } from "./boxes.ts";
 export type { ChannelStats, Channels, HostLinkStats, LinkMatrix } from "./channels.ts";
 
 export { formatVersion, isSavedPlan, plannerVersion } from "./codec.ts";
+export { diffPlans, type LinkChange, type OptionChange, type PlanDiff, type RankChange } from "./diff.ts";
+export type { Change, SideForm, TensorField, TensorForm, TensorGroup } from "./diff-tensors.ts";
 export type { Arrival, Departure, Explanation, Part, Place } from "./explain.ts";
 export { chunkToJSON, planToJSON, toJSON } from "./json.ts";
 export type { StridesByTensor } from "./lower.ts";

@@ -7,6 +7,12 @@ export interface Column {
   readonly align?: "left" | "right";
 }
 
+/** A table as data. */
+export interface TableOf {
+  readonly columns: readonly Column[];
+  readonly rows: readonly (readonly string[])[];
+}
+
 /** Rows below a line of headings, without rules: as readable in a log as on a terminal. */
 export function formatTable(
   output: Output,
