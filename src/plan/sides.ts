@@ -138,7 +138,7 @@ export function normalSide(
     checkKeys(side, ["select", "stridedShard"], place);
   }
   if (layout.hasAvg && integers.has(dtype)) {
-    throw fail("TB_PARTIAL_OP", `${place}: avg is not defined for ${dtype}`, { tensor, dtype });
+    throw fail("TB_PARTIAL_OP", `${place}: avg is not defined for ${dtype}`, { tensor, place, dtype });
   }
   const placements = layout.placements.map((placement) => fromFront(placement, ndim, place, tensor));
   const override = checkReading(side?.stridedShard, place);
@@ -184,7 +184,7 @@ function fromFront(placement: Placement, ndim: number, place: string, tensor: st
     throw fail(
       "TB_PLACEMENT",
       `${place}: ${formatPlacement(placement)} does not fit a tensor of ${ndim} dimension${ndim === 1 ? "" : "s"}`,
-      { tensor, placement: formatPlacement(placement), ndim },
+      { tensor, place, placement: formatPlacement(placement), ndim },
     );
   }
   return dim < 0 ? { ...placement, dim: dim + ndim } : placement;
