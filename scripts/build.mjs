@@ -13,6 +13,7 @@ rmSync(join(root, "dist"), { recursive: true, force: true });
 run("scripts/build-wasm.mjs");
 run("scripts/build-schema.mjs");
 run("scripts/build-cuda.mjs");
+run("scripts/build-page.mjs");
 
 const { dependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
 const entries = {

@@ -1,9 +1,7 @@
 import { TensorBusError } from "../errors.ts";
-import type { Budget } from "../model/spec.ts";
+import type { Budget } from "../model/spec-schema.ts";
 import type { Channels, Plan, PlanStats, RankStats } from "../plan/index.ts";
 import { formatBytes, formatCount, formatDuration } from "./ui/format.ts";
-import type { Output } from "./ui/output.ts";
-import { formatTable } from "./ui/table.ts";
 
 /** What a plan has the most of, and where; nowhere where the whole plan is meant. */
 interface Found {
@@ -91,22 +89,6 @@ function mostOfHosts({ hosts }: PlanStats): Found {
     most = { found: Number(bytes), where: { srcHost, dstHost } };
   }
   return most;
-}
-
-/** What was exceeded, and by how much. */
-export function formatExcesses(output: Output, excesses: readonly BudgetCheck[]): string {
-  const rows = excesses.map((check) => {
-    const { limit, found, over, where } = describeCheck(check);
-    return [check.budget, limit, found, over, where];
-  });
-  const columns = [
-    { head: "budget" },
-    { head: "limit", align: "right" },
-    { head: "found", align: "right" },
-    { head: "over by", align: "right" },
-    { head: "where" },
-  ] as const;
-  return formatTable(output, columns, rows);
 }
 
 /** A check in words. */

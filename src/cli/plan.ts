@@ -3,7 +3,8 @@ import type { Spec } from "../model/spec.ts";
 import { type Plan, toJSON } from "../plan/index.ts";
 import { parseRank } from "./arguments.ts";
 import type { CommandContext } from "./context.ts";
-import { type BudgetCheck, budgetError, checkBudgets, formatExcesses } from "./plan-budget.ts";
+import { type BudgetCheck, budgetError, checkBudgets } from "./plan-budget.ts";
+import { formatExcesses } from "./plan-budget-table.ts";
 import { writeChunks } from "./plan-chunks.ts";
 import { markdownReport } from "./plan-markdown.ts";
 import { formatRank, reportRank } from "./plan-rank.ts";
@@ -15,6 +16,7 @@ import type { Output } from "./ui/output.ts";
 interface PlanOptions {
   readonly load?: string;
   readonly save?: string;
+  readonly html?: string;
   readonly json?: boolean;
   readonly markdown?: boolean;
   readonly chunks?: boolean;
@@ -29,6 +31,7 @@ export function planCommand(context: CommandContext): Command {
     .argument("[spec]", "a YAML or JSON file (docs/spec.md says what stands in it), or a saved plan")
     .option("--load <file>", "a plan that --save wrote, in place of a spec")
     .option("--save <file>", "write the plan to a file; its SHA-256 is the plan's digest")
+    .option("--html <file>", "write a page with charts, which can plan again; it needs no network")
     .option("--json", "print one JSON object")
     .addOption(new Option("--chunks", "print every chunk, one JSON object a line").conflicts("json"))
     .addOption(
@@ -45,12 +48,13 @@ Examples:
   $ tensorbus plan spec.yaml --rank 3
   $ tensorbus plan spec.yaml --json | jq .digest
   $ tensorbus plan spec.yaml --chunks --rank 3 | head
+  $ tensorbus plan spec.yaml --html report.html
   $ tensorbus plan spec.yaml --save weights.tbplan
   $ tensorbus plan --load weights.tbplan --verify
   $ tensorbus plan spec.yaml --markdown >> "$GITHUB_STEP_SUMMARY"
 
-Exit code 1 where a budget of the spec is exceeded, with what was exceeded and by how much; the plan was saved
-by then. A saved plan has no budgets.`,
+Exit code 1 where a budget of the spec is exceeded, with what was exceeded and by how much; plan and
+page were written by then. A saved plan has no budgets.`,
     )
     .action(async (path: string | undefined, options: PlanOptions, command: Command) => {
       const { spec, plan } = await loadSubject(command, path, options.load);
@@ -58,6 +62,7 @@ by then. A saved plan has no budgets.`,
       if (options.save !== undefined) await savePlan(options.save, plan);
       const checks = checkBudgets(spec.budget, plan);
       const excesses = checks.filter(({ exceeded }) => exceeded);
+      if (options.html !== undefined) await writeHtml(context, options.html, spec, plan, options);
       if (options.chunks) {
         await writeChunks(
           context.stdout,
@@ -74,6 +79,19 @@ by then. A saved plan has no budgets.`,
       }
       if (excesses.length > 0) throw budgetError(spec.file, excesses);
     });
+}
+
+/** The page is made by code that other commands need not load. */
+async function writeHtml(
+  { stderr }: CommandContext,
+  path: string,
+  spec: Spec,
+  plan: Plan,
+  options: PlanOptions,
+): Promise<void> {
+  const { writeReport } = await import("./report/write.ts");
+  const bytes = await writeReport(path, spec, plan, options.verify === true);
+  await stderr.line(`wrote ${path}, ${formatBytes(bytes)}`);
 }
 
 /** What is reported on: a spec's plan or a saved one. */

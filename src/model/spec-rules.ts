@@ -26,7 +26,7 @@ export function applyRules(
   const pairs: Record<string, PairInput> = {};
   const rules = spec.placements.map((rule, index): Rule => {
     const path = ["placements", index];
-    const pair = `${formatSide(rule.source.placements)} -> ${formatSide(rule.target.placements)}`;
+    const pair = pairName(rule);
     pairs[pair] ??= {
       source: layout(places, [...path, "source"], rule.source.placements, sides.source),
       target: layout(places, [...path, "target"], rule.target.placements, sides.target),
@@ -68,6 +68,11 @@ export function applyRules(
   }
   for (const rule of rules) if (!used.has(rule)) throw unusedError(places, rule, tensors);
   return { pairs, tensors: planned };
+}
+
+/** Rules with the same placements share a pair. */
+export function pairName({ source, target }: Readonly<Record<SideName, RuleSide>>): string {
+  return `${formatSide(source.placements)} -> ${formatSide(target.placements)}`;
 }
 
 function firstMatch<R extends { readonly match: RegExp }>(rules: readonly R[], name: string) {

@@ -1,0 +1,90 @@
+import { itemSize } from "../../layout/index.ts";
+import type { ResolvedSpec, SpecSide } from "../../model/spec-resolve.ts";
+import type { PatternStats, Plan, PlanStats, TopologyInput } from "../../plan/index.ts";
+import { reportBudgets } from "./budgets.ts";
+import { channelColumns, describeSchedule } from "./channels.ts";
+import type { RankColumns, Report, ReportPattern, ReportSide, Summary } from "./report.ts";
+
+/** What is said of a plan besides what it holds. */
+export interface ReportSource extends ResolvedSpec {
+  readonly file: string;
+  readonly plan: Plan;
+  readonly verified: boolean;
+}
+
+/** Makes the report of a plan; the same in the command line and in the page that plans again. */
+export function collectReport(from: ReportSource): Report {
+  const stats = from.plan.stats();
+  const schedule = from.plan.schedule();
+  return {
+    summary: { ...summarize(from, stats), schedule: schedule && describeSchedule(schedule) },
+    ranks: rankColumns(stats, from.input.topology),
+    channels: channelColumns(from.plan.channels(), schedule),
+  };
+}
+
+function summarize(from: ReportSource, stats: PlanStats): Omit<Summary, "schedule"> {
+  const patterns = stats.patterns.map(describePattern);
+  return {
+    file: from.file,
+    digest: from.plan.digest,
+    verified: from.verified,
+    sides: [from.source, from.target].map(describeSide),
+    hasHosts: from.input.topology !== undefined,
+    tensors: stats.tensors,
+    sourceBytes: patterns.reduce((sum, { bytes }) => sum + bytes, 0),
+    targetBytes: stats.patterns.reduce((sum, one) => sum + bytesOf(one, one.targetDtype), 0),
+    sent: Number(stats.ranks.reduce((sum, rank) => sum + rank.sent, 0n)),
+    copied: Number(stats.bytes.copy),
+    chunks: stats.chunks,
+    buckets: stats.buckets,
+    waves: stats.waves,
+    busiest: stats.busiest,
+    imbalance: stats.imbalance,
+    stages: stats.stages.map((stage) => ({ ...stage, bytes: Number(stage.bytes) })),
+    patterns,
+    budgets: reportBudgets(from.budget, from.plan),
+  };
+}
+
+function describeSide({ name, mesh }: SpecSide): ReportSide {
+  return { name, mesh: mesh.shape, dimNames: mesh.dimNames ?? [], ranks: [...mesh.ranks] };
+}
+
+function describePattern(pattern: PatternStats): ReportPattern {
+  const { shape, dtype, targetDtype, source, target, tensors, strategy, groups, reason, costs } = pattern;
+  const seconds = (nanoseconds: bigint) => Number(nanoseconds) / 1e9;
+  return {
+    ...{ shape, dtype, targetDtype, source, target, tensors, strategy, groups, reason },
+    bytes: bytesOf(pattern, dtype),
+    chunks: tensors * Number(pattern.chunks),
+    costs: costs && {
+      direct: seconds(costs.direct),
+      ...(costs.all !== undefined && { all: seconds(costs.all) }),
+      ...(costs.host !== undefined && { host: seconds(costs.host) }),
+    },
+  };
+}
+
+function bytesOf({ shape, tensors }: PatternStats, dtype: PatternStats["dtype"]): number {
+  return shape.reduce((product, extent) => product * extent, tensors * itemSize(dtype));
+}
+
+function rankColumns(stats: PlanStats, topology: TopologyInput | undefined): RankColumns {
+  const column = (key: "sent" | "received" | "copied" | "reduced" | "stagingBytes") =>
+    Float64Array.from(stats.ranks, (entry) => Number(entry[key]));
+  return {
+    rank: Uint32Array.from(stats.ranks, ({ rank }) => rank),
+    host: Uint32Array.from(stats.ranks, ({ rank }) => hostOf(topology, rank)),
+    sent: column("sent"),
+    received: column("received"),
+    copied: column("copied"),
+    reduced: column("reduced"),
+    staged: column("stagingBytes"),
+  };
+}
+
+function hostOf(topology: TopologyInput | undefined, rank: number): number {
+  if (topology?.ranksPerHost !== undefined) return Math.floor(rank / topology.ranksPerHost);
+  return topology?.hosts?.[rank] ?? rank;
+}

@@ -1,0 +1,36 @@
+import type { ChannelColumns } from "../report.ts";
+import type { Cells, RankAxis } from "./rank-axis.ts";
+
+/** Bytes and channels between the cells of two axes, row by row. */
+export interface HeatSums {
+  readonly columns: number;
+  readonly bytes: Float64Array;
+  readonly channels: Uint32Array;
+  /** The most and the least bytes of a cell that has any. */
+  readonly most: number;
+  readonly least: number;
+}
+
+/** Sums up the channels of a stage, or of all of them. */
+export function sumHeat(
+  { stage, from, to, bytes }: ChannelColumns,
+  wanted: number | undefined,
+  rows: { readonly axis: RankAxis; readonly cells: Cells },
+  columns: { readonly axis: RankAxis; readonly cells: Cells },
+): HeatSums {
+  const rowOf = rows.axis.numbers(rows.cells.spans);
+  const columnOf = columns.axis.numbers(columns.cells.spans);
+  const width = columns.cells.spans.length;
+  const sums = new Float64Array(rows.cells.spans.length * width);
+  const channels = new Uint32Array(sums.length);
+  for (let channel = 0; channel < bytes.length; channel++) {
+    if (wanted !== undefined && stage[channel] !== wanted) continue;
+    const [row, column] = [rowOf[from[channel]!] ?? -1, columnOf[to[channel]!] ?? -1];
+    if (row < 0 || column < 0) continue;
+    sums[row * width + column]! += bytes[channel]!;
+    channels[row * width + column]!++;
+  }
+  const full = sums.filter((sum) => sum > 0);
+  const most = full.reduce((a, b) => Math.max(a, b), 0);
+  return { columns: width, bytes: sums, channels, most, least: full.reduce((a, b) => Math.min(a, b), most) };
+}

@@ -1,0 +1,115 @@
+import { useState } from "preact/hooks";
+import { formatBytes, formatCount, formatDuration } from "../../ui/format.ts";
+import type { Report, ReportPattern } from "../report.ts";
+
+interface ColumnDefinition {
+  readonly head: string;
+  readonly numeric: boolean;
+  text(pattern: ReportPattern): string;
+  /** What rows are sorted by. */
+  key(pattern: ReportPattern): number | string;
+}
+
+/** Tensors that share shape, types and layouts; how they travel, and why. */
+export function Patterns({ report }: { readonly report: Report }) {
+  const { patterns } = report.summary;
+  const hasCosts = patterns.some(({ costs }) => costs !== undefined);
+  const columns = hasCosts ? [...general, ...costColumns] : general;
+  const [sort, setSort] = useState({ column: "bytes", descending: true });
+  const by = columns.find(({ head }) => head === sort.column) ?? general[0]!;
+  const sorted = [...patterns].sort((a, b) => compare(by.key(a), by.key(b)) * (sort.descending ? -1 : 1));
+  return (
+    // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, so that keys must reach it
+    <section class="scroll" tabIndex={0} aria-label="patterns, scrollable">
+      <table>
+        <thead>
+          <tr>
+            {columns.map(({ head, numeric }) => (
+              <th
+                key={head}
+                class={numeric ? "numeric" : ""}
+                aria-sort={head !== sort.column ? "none" : sort.descending ? "descending" : "ascending"}
+              >
+                <button
+                  type="button"
+                  onClick={() =>
+                    setSort({ column: head, descending: head === sort.column ? !sort.descending : numeric })
+                  }
+                >
+                  {head}
+                  <span class="sort" aria-hidden="true">
+                    {head === sort.column ? (sort.descending ? "▼" : "▲") : ""}
+                  </span>
+                </button>
+              </th>
+            ))}
+          </tr>
+        </thead>
+        <tbody>
+          {sorted.map((pattern, index) => (
+            <tr key={index}>
+              {columns.map(({ head, numeric, text }) => (
+                <td key={head} class={numeric ? "numeric" : ""}>
+                  {text(pattern)}
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </section>
+  );
+}
+
+const general: readonly ColumnDefinition[] = [
+  column("tensors", ({ tensors }) => tensors, formatCount),
+  {
+    head: "shape",
+    numeric: false,
+    text: ({ shape }) => shape.join(" × ") || "scalar",
+    key: ({ shape }) => shape.reduce((product, extent) => product * extent, 1),
+  },
+  words("type", ({ dtype, targetDtype }) => (dtype === targetDtype ? dtype : `${dtype} → ${targetDtype}`)),
+  words("layouts", ({ source, target }) => `[${source.join(", ")}] → [${target.join(", ")}]`),
+  column("bytes", ({ bytes }) => bytes, formatBytes),
+  column("chunks", ({ chunks }) => chunks, formatCount),
+  words("strategy", ({ strategy, groups }) =>
+    strategy === "direct" ? strategy : `${strategy} ${groups === "host" ? "within hosts" : "over all"}`,
+  ),
+  words("reason", ({ reason }) => reason),
+];
+
+/** What the cost model expects of each way. */
+const costColumns: readonly ColumnDefinition[] = [
+  cost("direct", ({ costs }) => costs?.direct),
+  cost("striped over all", ({ costs }) => costs?.all),
+  cost("striped within hosts", ({ costs }) => costs?.host),
+];
+
+function column(
+  head: string,
+  key: (pattern: ReportPattern) => number,
+  format: (value: number) => string,
+): ColumnDefinition {
+  return { head, numeric: true, key, text: (pattern) => format(key(pattern)) };
+}
+
+function words(head: string, text: (pattern: ReportPattern) => string): ColumnDefinition {
+  return { head, numeric: false, text, key: text };
+}
+
+function cost(head: string, seconds: (pattern: ReportPattern) => number | undefined): ColumnDefinition {
+  return {
+    head: `cost ${head}`,
+    numeric: true,
+    key: (pattern) => seconds(pattern) ?? Number.POSITIVE_INFINITY,
+    text: (pattern) => {
+      const value = seconds(pattern);
+      return value === undefined ? "–" : formatDuration(value);
+    },
+  };
+}
+
+function compare(a: number | string, b: number | string): number {
+  return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en");
+}
