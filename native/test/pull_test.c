@@ -24,7 +24,8 @@ static void endless(kit *k, int buckets) {
 
 static uint64_t bytes_done(const world *w, int rank) {
     uint64_t round, done, total, staging;
-    CHECK(tb_graph_progress(w->session[rank], w->graph[rank], &round, &done, &total, &staging, NULL) == TB_OK);
+    CHECK(tb_graph_progress(w->session[rank], w->graph[rank], &round, &done, &total, &staging, NULL)
+          == TB_OK);
     return done;
 }
 
@@ -37,11 +38,12 @@ static void wait_for_bytes(world *w, int rank) {
 /* ---- selection ----------------------------------------------------------------------------------------- */
 
 static tb_wire_host host(uint32_t carriers, uint32_t memory) {
-    return (tb_wire_host){.boot = {1}, .pid_space = 2, .pid = 3, .user = 4, .carriers = carriers, .memory = memory};
+    return (tb_wire_host){
+        .boot = {1}, .pid_space = 2, .pid = 3, .user = 4, .carriers = carriers, .memory = memory};
 }
 
-static void selects(tb_wire_host a, tb_wire_host b, uint32_t flags, int32_t code, enum tb_carrier_number expected,
-                    const char *why) {
+static void selects(tb_wire_host a, tb_wire_host b, uint32_t flags, int32_t code,
+                    enum tb_carrier_number expected, const char *why) {
     for (int turn = 0; turn < 2; turn++) {
         tb_error error;
         enum tb_carrier_number got;
@@ -63,8 +65,10 @@ static void test_select(void) {
     selects(host(ALL, HOST), far, 0, TB_OK, TB_CARRIER_STREAM, NULL);
     far.carriers = SHM;
     selects(host(SHM, HOST), far, 0, TB_EUNSUPPORTED, 0, "shm: the two are on different hosts");
-    selects(host(SHM, HOST), host(STREAM, HOST), 0, TB_EUNSUPPORTED, 0, "shm: one of the two does not use it");
-    selects(host(SHM, HOST), host(SHM, HOST), TB_GRAPH_CHECKSUM, TB_EUNSUPPORTED, 0, "shm: it makes no checksums");
+    selects(host(SHM, HOST), host(STREAM, HOST), 0, TB_EUNSUPPORTED, 0,
+            "shm: one of the two does not use it");
+    selects(host(SHM, HOST), host(SHM, HOST), TB_GRAPH_CHECKSUM, TB_EUNSUPPORTED, 0,
+            "shm: it makes no checksums");
     selects(host(SHM, CUDA), host(SHM, HOST), 0, TB_EUNSUPPORTED, 0, "memory that it does not reach");
     tb_wire_host other = host(SHM, HOST);
     other.user = 5;
@@ -82,8 +86,8 @@ static void test_select(void) {
 /* ---- memory is free when the round says so ------------------------------------------------------------- */
 
 /*
- * The source gives up in the middle, and nobody may read its memory from its event on: what would is a SIGSEGV here,
- * and EFAULT where it is read as another process's.
+ * The source gives up in the middle, and nobody may read its memory from its event on: what would is a
+ * SIGSEGV here, and EFAULT where it is read as another process's.
  */
 static void cancelled_source(const world_options *options) {
     world w;
@@ -116,7 +120,6 @@ static void cancelled_source(const world_options *options) {
 }
 
 /* ---- nothing stays ------------------------------------------------------------------------------------- */
-
 
 static int count_descriptors(void) {
     DIR *folder = opendir("/proc/self/fd");
@@ -208,9 +211,9 @@ static void await_prepared(world *w, const kit *k, int rank, int32_t code) {
 
 typedef struct act {
     const world_options *options;
-    bool hidden;         /* the other process lets nobody read in it */
-    int32_t prepared;    /* how that ends */
-    int rank;            /* of the other process */
+    bool hidden;      /* the other process lets nobody read in it */
+    int32_t prepared; /* how that ends */
+    int rank;         /* of the other process */
 } act;
 
 static void be_other(const act *act, const kit *k, int to, int from) {
@@ -319,8 +322,8 @@ static void test_stopped_target(bool dies) {
 }
 
 /*
- * A source in which nobody may read. Where the stream is allowed it serves instead, at both ends; else the prepare fails
- * at both. It takes a user without privileges to be refused.
+ * A source in which nobody may read. Where the stream is allowed it serves instead, at both ends; else the
+ * prepare fails at both. It takes a user without privileges to be refused.
  */
 static void test_refused(uint32_t carriers, bool shared) {
     world_options options = {

@@ -1,0 +1,177 @@
+/* Whatever a source exports: what is accepted never makes its target read outside of the source's region. */
+#include "carrier.h"
+#include "cursor.h"
+#include "dtype.h"
+#include "engine.h"
+#include "world_kit.h"
+
+enum { COLUMNS = 5, ROWS = 6, CHUNKS = 3, REGION = 512 };
+
+/* A session that was never opened, with one side that receives. */
+typedef struct fake {
+    tb_session session;
+    tb_peer peer;
+    tb_graph graph;
+    tb_side side;
+    kit_program program;
+    uint8_t target[REGION];
+    tb_binding binding;
+} fake;
+
+static void make_kit(kit *k) {
+    kit_start(k, 1, 1);
+    kit_tensor(k, 0, TB_FLOAT32, REGION, TB_FLOAT32, REGION);
+    for (int i = 0; i < CHUNKS; i++) {
+        kit_copy(k, kit_bucket_add(k, 1, 0, 1, 0), 0, COLUMNS * ROWS, kit_rows(0, ROWS, 40, COLUMNS * 4),
+                 kit_run(0, COLUMNS * ROWS * 4));
+    }
+}
+
+static void fake_start(fake *f, const kit *k) {
+    memset(f, 0, sizeof *f);
+    pthread_mutex_init(&f->session.lock, NULL);
+    f->program = kit_build(k, 1, 0);
+    f->binding = (tb_binding){(uint64_t)(uintptr_t)f->target, REGION};
+    CHECK(tb_program_load(&f->graph.program, f->program.bytes, f->program.byte_count, &f->binding, 1, 1, 2, NULL)
+          == TB_OK);
+    f->session.options.rank = 1;
+    f->session.options.carriers = TB_CARRY_SHM;
+    CHECK(tb_host_identify(&f->session, NULL) == TB_OK);
+    f->peer.session = &f->session;
+    f->graph.session = &f->session;
+    f->graph.state = TB_GRAPH_PREPARING;
+    f->graph.sides = &f->side;
+    f->graph.side_count = 1;
+    f->side.graph = &f->graph;
+    f->side.peer = &f->peer;
+    f->side.carrier = TB_CARRIER_SHM;
+    f->side.host = f->session.host;
+    memset(f->side.send, 0xff, sizeof f->side.send);
+    memset(f->side.receive, 0xff, sizeof f->side.receive);
+    f->side.receive[1] = 0;
+    f->side.said_match = true;
+}
+
+static void fake_end(fake *f) {
+    tb_program_free(&f->graph.program);
+    free(f->program.bytes);
+    pthread_mutex_destroy(&f->session.lock);
+}
+
+/* What an honest source would say. */
+static uint64_t honest(uint8_t *bytes, const uint8_t *memory) {
+    const int64_t words[] = {0, 1, ROWS, 40, COLUMNS * 4};
+    tb_wire_export header = {.words = 5, .regions = 1, .ends = CHUNKS};
+    tb_wire_region region = {
+        .memory = TB_MEMORY_HOST, .address = (uint64_t)(uintptr_t)memory, .bytes = REGION};
+    tb_wire_end end = {.region = 0, .descriptor = 0, .dtype = TB_FLOAT32};
+    uint64_t at = sizeof header;
+    memcpy(bytes + at, &region, sizeof region);
+    at += sizeof region;
+    for (int i = 0; i < CHUNKS; i++, at += sizeof end) {
+        end.at = (uint64_t)i * 8;
+        memcpy(bytes + at, &end, sizeof end);
+    }
+    memcpy(bytes + at, words, sizeof words);
+    header.bytes = at + sizeof words;
+    memcpy(bytes, &header, sizeof header);
+    return header.bytes;
+}
+
+/* Reads every element that the import would; the sanitizer watches over the region. */
+static uint64_t read_all(const tb_import *import, const uint8_t *memory) {
+    uint8_t out[COLUMNS * ROWS * 8];
+    uint64_t bytes = 0;
+    for (uint32_t chunk = 0; chunk < CHUNKS; chunk++) {
+        const tb_wire_end *end = tb_import_end(import, 1, chunk);
+        if (end->descriptor == TB_NONE) {
+            CHECK(end->at < import->regions[end->region].pieces);
+            continue;
+        }
+        tb_cursor cursor;
+        CHECK(import->regions[end->region].bytes <= REGION);
+        tb_cursor_start(&cursor, (void *)(uintptr_t)(memory + end->at), import->words + end->descriptor);
+        CHECK(cursor.left == COLUMNS * ROWS * 4);
+        bytes += (uint64_t)cursor.left;
+        tb_cursor_pack(&cursor, end->dtype, out, end->dtype, COLUMNS * ROWS);
+    }
+    return bytes;
+}
+
+/*
+ * Gives the export in parts, and whether it was accepted. The region itself may be claimed larger than it is: that is
+ * for `open` to find, so such claims are left out.
+ */
+static bool offer(const kit *k, uint8_t *bytes, uint64_t count, uint64_t part, const uint8_t *memory) {
+    fake f;
+    tb_error error;
+    fake_start(&f, k);
+    tb_import *import = tb_import_create(&f.side);
+    CHECK(import != NULL);
+    f.side.import = import;
+    int32_t code = TB_OK;
+    for (uint64_t at = 0; at < count && code == TB_OK; at += part) {
+        uint64_t length = count - at < part ? count - at : part;
+        code = tb_import_take(import, bytes + at, length, &error);
+    }
+    bool accepted = false;
+    if (code == TB_OK && f.session.imports != NULL) {
+        tb_import_serve(&f.session);
+        accepted = f.side.import != NULL && f.side.import->state == TB_IMPORT_OPEN;
+        CHECK(accepted || f.graph.state == TB_GRAPH_DEAD);
+    }
+    if (accepted && import->regions[0].bytes <= REGION) {
+        read_all(import, memory);
+    }
+    if (f.side.import != NULL) {
+        tb_import_free(f.side.import);
+    }
+    fake_end(&f);
+    return accepted;
+}
+
+static void test_honest(const kit *k, const uint8_t *memory) {
+    uint8_t bytes[1024];
+    uint64_t count = honest(bytes, memory);
+    CHECK(offer(k, bytes, count, count, memory));
+    CHECK(offer(k, bytes, count, sizeof(tb_wire_export), memory));
+    CHECK(!offer(k, bytes, count - 1, count, memory)); /* not all of it came */
+    CHECK(!offer(k, bytes, count, sizeof(tb_wire_export) - 1, memory));
+}
+
+/* Each word in turn becomes each of what breaks checks. */
+static void test_lies(const kit *k, const uint8_t *memory) {
+    static const uint64_t values[] = {0,          1,          2,         3,          4,         7,
+                                      8,          40,         511,       512,        513,       1u << 31,
+                                      UINT32_MAX, 1ull << 32, 1ull << 62, INT64_MAX, 1ull << 63, UINT64_MAX};
+    uint8_t bytes[1024];
+    int accepted = 0;
+    int refused = 0;
+    uint64_t count = honest(bytes, memory);
+    for (uint64_t at = 0; at + 4 <= count; at += 4) {
+        for (size_t v = 0; v < 2 * sizeof values / sizeof values[0]; v++) {
+            honest(bytes, memory);
+            size_t width = v % 2 == 0 || at + 8 > count ? 4 : 8;
+            memcpy(bytes + at, &values[v / 2], width);
+            bool taken = offer(k, bytes, count, count, memory);
+            if (at >= sizeof(tb_wire_export) + sizeof(tb_wire_region)) {
+                accepted += taken;
+                refused += !taken;
+            }
+        }
+    }
+    /* A start that is elsewhere in the region is no lie that could be told. */
+    CHECK(accepted > 0 && refused > 2 * accepted);
+}
+
+int main(void) {
+    kit k;
+    make_kit(&k);
+    uint8_t *memory = malloc(REGION);
+    memset(memory, 1, REGION);
+    test_honest(&k, memory);
+    test_lies(&k, memory);
+    free(memory);
+    kit_free(&k);
+    return 0;
+}
