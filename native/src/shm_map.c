@@ -12,6 +12,8 @@
 #include "carrier.h"
 #include "error.h"
 
+enum { TOUCH_BYTES = 64 << 20, TOUCH_NS = 500000000 };
+
 struct tb_shm_map {
     tb_shm_map *next;
     uint64_t device, inode, bytes;
@@ -94,14 +96,24 @@ static int32_t map_file(int fd, const tb_wire_region *region, int32_t rank, tb_s
     return TB_OK;
 }
 
-/* The pages are there: finding them now keeps faults out of the first round. An old kernel does not know how.
+/*
+ * The pages are there: finding them now keeps faults out of the first round. This thread serves connections
+ * too, so it takes its time for the first of them only. A kernel that does not know how to leaves it to the
+ * faults.
  */
 static void touch(const tb_shm_map *map, const tb_wire_region *region) {
 #ifdef MADV_POPULATE_READ
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = (uintptr_t)(map->at + region->file_offset) & ~(page - 1);
-    madvise((void *)begin, (uintptr_t)(map->at + region->file_offset + region->bytes) - begin,
-            MADV_POPULATE_READ);
+    uintptr_t at = (uintptr_t)(map->at + region->file_offset) & ~(page - 1);
+    uintptr_t end = (uintptr_t)(map->at + region->file_offset + region->bytes);
+    uint64_t until = tb_now() + TOUCH_NS;
+    while (at < end && tb_now() < until) {
+        uintptr_t bytes = end - at < TOUCH_BYTES ? end - at : TOUCH_BYTES;
+        if (madvise((void *)at, bytes, MADV_POPULATE_READ) != 0) {
+            return;
+        }
+        at += bytes;
+    }
 #else
     (void)map;
     (void)region;
