@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -163,6 +164,10 @@ int32_t tb_host_identify(tb_session *session, tb_error *err) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, errno, "/proc does not say who this process is");
     }
     host->pid_space = space.st_ino;
+    host->token_at = (uint64_t)(uintptr_t)host->token;
+    if (getrandom(host->token, sizeof host->token, 0) != sizeof host->token) {
+        return tb_fail(err, TB_ESYSTEM, -1, errno, "getrandom");
+    }
     return TB_OK;
 }
 

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -68,36 +69,43 @@ static int32_t pin(tb_import *import, shm_import *opened, tb_error *err) {
     return TB_OK;
 }
 
-/* Whether the kernel lets us read there at all is better known before a round. */
-static int32_t probe(const tb_import *import, const tb_wire_region *region, tb_error *err) {
-    uint8_t byte;
-    struct iovec here = {&byte, 1};
-    struct iovec there = {(void *)(uintptr_t)region->address, 1};
-    if (region->bytes == 0 || process_vm_readv(import->host.pid, &here, 1, &there, 1, 0) == 1) {
+/*
+ * Whether the kernel lets us read there at all, and whether the process is the one that we talk to, is better known before
+ * a round: a peer names its process itself, and could name another one of this user, or this one, to have it read.
+ */
+static int32_t prove(const tb_import *import, tb_error *err) {
+    uint8_t token[sizeof import->host.token];
+    struct iovec here = {token, sizeof token};
+    struct iovec there = {(void *)(uintptr_t)import->host.token_at, sizeof token};
+    ssize_t got = process_vm_readv(import->host.pid, &here, 1, &there, 1, 0);
+    if (got == (ssize_t)sizeof token && memcmp(token, import->host.token, sizeof token) == 0) {
         return TB_OK;
     }
-    if (errno == EPERM || errno == ENOSYS || errno == EACCES) {
-        return tb_fail(err, TB_EUNSUPPORTED, import->rank, errno,
+    int os_errno = got < 0 ? errno : 0;
+    if (os_errno == EPERM || os_errno == ENOSYS || os_errno == EACCES) {
+        return tb_fail(err, TB_EUNSUPPORTED, import->rank, os_errno,
                        "process_vm_readv of private memory of rank %d is not allowed "
                        "(kernel.yama.ptrace_scope, seccomp, "
                        "or a process that is not dumpable); shared memory needs no such right",
                        import->rank);
     }
-    return tb_fail(err, errno == ESRCH ? TB_EPEER_LOST : TB_EREGION, import->rank, errno,
-                   "reading private memory of rank %d", import->rank);
+    if (os_errno == ESRCH) {
+        return tb_fail(err, TB_EPEER_LOST, import->rank, os_errno, "the process of rank %d is gone", import->rank);
+    }
+    return tb_fail(err, TB_EAUTH, import->rank, os_errno, "rank %d is not the process %d that it says", import->rank,
+                   import->host.pid);
 }
 
 static int32_t open_region(tb_import *import, uint32_t index, tb_error *err) {
     shm_import *opened = import->opened;
     const tb_wire_region *region = &import->regions[index];
     shm_region *own = &opened->regions[index];
-    if (is_own(import)) {
-        own->base = (const uint8_t *)(uintptr_t)region->address;
-        return TB_OK;
-    }
-    if (region->memory != TB_MEMORY_SHARED) {
-        return region->pieces > 0 ? tb_fail(err, TB_EPROTOCOL, import->rank, 0, "a pool in private memory")
-                                  : probe(import, region, err);
+    bool here = is_own(import);
+    if (here || region->memory != TB_MEMORY_SHARED) {
+        own->base = here ? (const uint8_t *)(uintptr_t)region->address : NULL;
+        return !here && region->pieces > 0
+                   ? tb_fail(err, TB_EPROTOCOL, import->rank, 0, "a pool in private memory")
+                   : prove(import, err);
     }
     int32_t code = tb_shm_map_open(&import->host, region, import->rank, &own->map, err);
     if (code == TB_OK) {

@@ -68,6 +68,8 @@ typedef struct tb_wire_host {
     uint32_t carriers;  /* bits of tb_carrier_bits */
     uint32_t memory;    /* bits of the kinds that its tensors lie in */
     uint8_t device[16]; /* UUID of the GPU that its tensors lie on, or 0 */
+    uint64_t token_at; /* where in its memory the token stands: who reads it there knows whose memory it is */
+    uint8_t token[16];
 } tb_wire_host;
 
 typedef struct tb_wire_prepare {

@@ -9,6 +9,7 @@
 #include "carrier.h"
 #include "dtype.h"
 #include "error.h"
+#include "handle.h"
 #include "world_kit.h"
 
 enum { BYTES = 4 << 20 };
@@ -321,6 +322,28 @@ static void test_stopped_target(bool dies) {
     kit_free(&k);
 }
 
+/* A source that names a process in whose memory its token does not stand: it may be any other of this user. */
+static void test_liar(void) {
+    static const uint8_t elsewhere[16];
+    world_options options = {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM};
+    world w;
+    kit k;
+    endless(&k, 1);
+    world_open(&w, &options, 2);
+    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, w.session[0], NULL);
+    CHECK(session != NULL);
+    session->host.token_at = (uint64_t)(uintptr_t)elsewhere;
+    tb_handle_put(w.session[0]);
+    for (int rank = 0; rank < 2; rank++) {
+        world_prepare_rank(&w, &k, rank, 0, 20 * SECOND);
+    }
+    for (int rank = 0; rank < 2; rank++) {
+        world_expect(&w, rank, TB_EVENT_PREPARED, TB_EAUTH, 0, NULL);
+    }
+    world_close(&w);
+    kit_free(&k);
+}
+
 /*
  * A source in which nobody may read. Where the stream is allowed it serves instead, at both ends; else the
  * prepare fails at both. It takes a user without privileges to be refused.
@@ -374,6 +397,7 @@ int main(void) {
     flat(&apart);
     apart.shared = true;
     flat(&apart);
+    test_liar();
     test_killed_source(false);
     test_killed_source(true);
     test_stopped_target(true);
