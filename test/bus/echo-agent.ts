@@ -38,6 +38,12 @@ const dieAt = (step: EchoAgentOptions["die"]) => {
   if (options.die === step) process.kill(process.pid, "SIGKILL");
 };
 
+/** Commands that end once somebody has them hurry. */
+const slow: (() => void)[] = [];
+const hurry = () => {
+  for (const end of slow.splice(0)) end();
+};
+
 const runs = new Map<bigint, number>();
 function run(command: Command): unknown {
   if (command.type !== "QueryStatus")
@@ -49,7 +55,8 @@ function run(command: Command): unknown {
   if (options.log !== undefined) appendFileSync(options.log, `${client.id} ${id} ${process.pid}\n`);
   if (batch === "fail")
     throw new TensorBusError("TB_VERIFY", "it was asked to fail", { details: { batch, big: 2n ** 60n } });
-  if (batch === "slow") return new Promise((resolve) => setTimeout(() => resolve("late"), 50));
+  if (batch === "slow") return new Promise((resolve) => slow.push(() => resolve("late")));
+  if (batch === "hurry") hurry();
   return { pid: process.pid, count, batch };
 }
 
@@ -95,7 +102,9 @@ async function main(): Promise<void> {
 
   process.on("message", () => tell({ cpuUs: process.cpuUsage().user + process.cpuUsage().system }));
   process.once("SIGTERM", async () => {
-    await pump.close();
+    const drained = pump.close();
+    hurry();
+    await drained;
     keeper.close();
     heartbeat.close();
     waker.close();

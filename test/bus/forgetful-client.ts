@@ -2,7 +2,7 @@
  * A client process for the tests of what goes by itself. Run with --expose-gc: it forgets things, has them collected, and says
  * what is left of them.
  */
-import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { BatchHandler } from "../../src/bus/batch-handler.ts";
 import { TensorBusClient } from "../../src/bus/client.ts";
@@ -15,30 +15,39 @@ const tell = (message: unknown) => process.send?.(message);
 const connect = () =>
   TensorBusClient.connect({ agentRank: 0, commandQueuePath: queue, agentStatePath: state });
 
-/** Descriptors and mappings of shared tensors. */
+/** Shared tensors that descriptors hold, however many each, and mappings. */
 function held(): { descriptors: number; mappings: number } {
-  const links = readdirSync("/proc/self/fd").flatMap((fd) => {
+  const inodes = readdirSync("/proc/self/fd").flatMap((fd) => {
+    const path = `/proc/self/fd/${fd}`;
     try {
-      return [readlinkSync(`/proc/self/fd/${fd}`)];
+      return isTensor(readlinkSync(path)) ? [statSync(path).ino] : [];
     } catch {
       return []; // the descriptor of this very listing
     }
   });
   const maps = readFileSync("/proc/self/maps", "utf8").split("\n");
-  const isTensor = (text: string) => text.includes("memfd:tensorbus-tensor");
-  return { descriptors: links.filter(isTensor).length, mappings: maps.filter(isTensor).length };
+  return { descriptors: new Set(inodes).size, mappings: maps.filter(isTensor).length };
+}
+
+function isTensor(text: string): boolean {
+  return text.includes("memfd:tensorbus-tensor");
+}
+
+async function collect(): Promise<void> {
+  // What was looked at in this turn of the event loop is not collected in it.
+  await sleep(2);
+  globalThis.gc!();
+  await sleep(2);
 }
 
 /** What nothing holds goes at the first or second of these. */
-const collections = 20;
+async function collectInVain(): Promise<void> {
+  for (let i = 0; i < 20; i++) await collect();
+}
 
+/** Buffers are freed on another thread, whenever that has its turn: only the test's own end ends this. */
 async function collectUntil(done: () => boolean): Promise<void> {
-  for (let i = 0; i < collections && !done(); i++) {
-    // What was looked at in this turn of the event loop is not collected in it.
-    await sleep(2);
-    globalThis.gc!();
-    await sleep(2);
-  }
+  while (!done()) await collect();
 }
 
 const large = () => SharedTensor.allocate([2 ** 22], "float32");
@@ -47,7 +56,7 @@ const scenarios: Record<string, () => Promise<unknown>> = {
   async tensors() {
     const view = (() => large().slice(0, 5).data)();
     const kept = held();
-    await collectUntil(() => false);
+    await collectInVain();
     const stillKept = held();
     const value = view[0];
     return { kept, stillKept, value };
@@ -65,7 +74,7 @@ const scenarios: Record<string, () => Promise<unknown>> = {
   async batch() {
     const client = await connect();
     const handler = await (async () => client.registerTensors("b", [[large(), "p"]]))();
-    await collectUntil(() => false);
+    await collectInVain();
     const registered = held();
     const result = await (await handler.transfer("recv")).wait();
     await handler.close();
@@ -80,7 +89,7 @@ const scenarios: Record<string, () => Promise<unknown>> = {
     await (async () => {
       await client.registerTensors("b", [[large(), "p"]]);
     })();
-    await collectUntil(() => false);
+    await collectInVain();
     const signal = await client.queryTransferSignal("b");
     await client.close();
     return { signal };
@@ -109,7 +118,7 @@ const scenarios: Record<string, () => Promise<unknown>> = {
     // The client is forgotten while a call is under way: the call ends as if it were not.
     const semaphore = await (async () => {
       const client = await connect();
-      return client.transfer("slow", "send", { timeoutMs: 400 });
+      return client.transfer("slow", "send", { timeoutMs: 1000 });
     })();
     await collectUntil(() => semaphore.state !== "pending");
     return semaphore.wait().catch(({ code, message }) => ({ code, message }));
