@@ -27,9 +27,16 @@ export type { Change, SideForm, TensorField, TensorForm, TensorGroup } from "./d
 export type { Arrival, Departure, Explanation, Part, Place } from "./explain.ts";
 export { chunkToJSON, planToJSON, toJSON } from "./json.ts";
 export type { StridesByTensor } from "./lower.ts";
-export { Plan, type ProgramOptions, planTransfer, type RankOption, type VerifyOptions } from "./plan.ts";
+export {
+  Plan,
+  type ProgramOptions,
+  planTransfer,
+  type RankOption,
+  type ScheduleOptions,
+  type VerifyOptions,
+} from "./plan.ts";
 export { Program, type ProgramBuffer } from "./program.ts";
-export type { LinkEnd, Schedule } from "./schedule.ts";
+export type { LinkEnd, Schedule, ScheduleOrder } from "./schedule.ts";
 export type { PatternStats, PlanStats, RankStats, StageStats } from "./stats.ts";
 export type * from "./types.ts";
 export { type RankLists, verifyChunks, verifyRanks } from "./verify.ts";

@@ -15,6 +15,12 @@ export interface LinkEnd {
   readonly busy: number;
 }
 
+/**
+ * In which order a receiver takes its channels: `turns` takes buckets of all in turns, which is what a plan allows; `waves`
+ * takes `peersInFlight` channels at a time in the order of the waves, each to its end, as an executor may.
+ */
+export type ScheduleOrder = "turns" | "waves";
+
 /** When everything is expected to happen, from a plan's topology. Times are in nanoseconds, integers. */
 export interface Schedule {
   readonly channels: Channels;
@@ -42,16 +48,25 @@ export interface Schedule {
 const chunksByBucket = 2 ** 18;
 const slicesInAll = 2 ** 19;
 
+/** How many channels a receiver serves in turns; more than a few dozen change nothing but the time that it takes to see. */
+const turnsMost = 64;
+
 /** Ends of each rank, by number: out and in, within the host, then across. */
 const endsPerRank = 4;
 
 /** Predicts when each channel of a plan begins and ends. */
-export function makeSchedule(subject: Subject, channels: Channels, topology: NormalTopology): Schedule {
+export function makeSchedule(
+  subject: Subject,
+  channels: Channels,
+  topology: NormalTopology,
+  order: ScheduleOrder,
+): Schedule {
   const chunks = channels.chunks.reduce((sum, count) => sum + count, 0);
   const isByBucket = chunks <= chunksByBucket;
   const jobs = isByBucket ? bucketJobs(channels, bucketGraph(subject)) : sliceJobs(channels, slicesInAll);
   const speeds = speedsOf(channels, topology);
-  const wiring = wire(subject, channels, topology, jobs, speeds);
+  const turns = order === "waves" ? Math.min(subject.input.peersInFlight, turnsMost) : turnsMost;
+  const wiring = wire(subject, channels, topology, jobs, speeds, turns);
   const { start, end } = simulate(channels, jobs, wiring);
   const makespan = end.reduce((last, time) => Math.max(last, time), 0);
   const busiest = busiestEnd(channels, wiring, speeds);
@@ -86,6 +101,7 @@ function wire(
   topology: NormalTopology,
   jobs: Jobs,
   speeds: Float64Array,
+  turns: number,
 ): Wiring {
   const outEnd = new Int32Array(count).fill(-1);
   const inEnd = new Int32Array(count).fill(-1);
@@ -106,7 +122,7 @@ function wire(
     ends: input.world * endsPerRank,
     duration,
     latency,
-    peersInFlight: input.peersInFlight,
+    turns,
   };
 }
 

@@ -12,8 +12,8 @@ export interface Wiring {
   readonly duration: Float64Array;
   /** Nanoseconds from the last byte of a job on the way to its arrival. */
   readonly latency: number;
-  /** The most channels that a receiver takes at a time. */
-  readonly peersInFlight: number;
+  /** How many channels a receiver serves in turns, in the order of the waves. */
+  readonly turns: number;
 }
 
 /** When the first job of each channel begins and its last one has arrived, in nanoseconds. */
@@ -24,7 +24,7 @@ export interface Timeline {
 
 const nobody = -1;
 
-/** Runs all jobs, each as soon as a receiver that takes part in few channels at a time, both ends and its order allow. */
+/** Runs all jobs, each as soon as what it waits for, its turn and both ends of its link allow. */
 export function simulate(channels: Channels, jobs: Jobs, wiring: Wiring): Timeline {
   return new Simulation(channels, jobs, wiring).run();
 }
@@ -40,9 +40,11 @@ class Simulation {
   readonly #waits: Uint32Array;
   readonly #rowOf: Int32Array;
   readonly #isBusy: Uint8Array;
+  /** The part of each channel that has left. */
+  readonly #progress: Float64Array;
   /** When a channel was served last, as a number that grows. */
   readonly #served: Uint32Array;
-  #turns = 0;
+  #turn = 0;
   /** For each end the channels that were granted and are not done. */
   readonly #open: number[][];
   readonly #windows: Windows;
@@ -63,6 +65,7 @@ class Simulation {
     this.#rowOf = new Int32Array(jobs.count).fill(nobody);
     for (let row = 0; row < count; row++) this.#rowOf.fill(row, jobs.first[row], jobs.first[row + 1]);
     this.#isBusy = new Uint8Array(wiring.ends);
+    this.#progress = new Float64Array(count);
     this.#served = new Uint32Array(count);
     this.#open = Array.from({ length: wiring.ends }, () => []);
     this.#windows = new Windows(channels, wiring);
@@ -98,21 +101,30 @@ class Simulation {
     for (const end of touched) this.#startAt(end);
   }
 
-  /** Serves, of the channels of an end that can go on, the one that was served longest ago. */
   #startAt(end: number): void {
     if (this.#isBusy[end] === 1) return;
     let chosen = nobody;
     for (const row of this.#open[end]!) {
-      if (!this.#canStart(row)) continue;
-      if (chosen === nobody || this.#served[row]! < this.#served[chosen]!) chosen = row;
+      if (this.#canStart(row) && (chosen === nobody || this.#isFirst(row, chosen))) chosen = row;
     }
     if (chosen === nobody) return;
     const job = this.#next[chosen]!;
     if (job === this.#jobs.first[chosen]) this.#start[chosen] = this.#now;
-    this.#served[chosen] = ++this.#turns;
+    this.#served[chosen] = ++this.#turn;
     this.#isBusy[this.#wiring.outEnd[chosen]!] = 1;
     this.#isBusy[this.#wiring.inEnd[chosen]!] = 1;
     this.#events.push(this.#now + this.#wiring.duration[job]!, job * 2);
+  }
+
+  /**
+   * The channel that has come least far goes first, so that later stages have what they wait for as early as can be; then
+   * that of the earlier stage; then the one that was served longest ago.
+   */
+  #isFirst(row: number, other: number): boolean {
+    const progress = this.#progress[row]! - this.#progress[other]!;
+    if (progress !== 0) return progress < 0;
+    const stage = this.#channels.stage[row]! - this.#channels.stage[other]!;
+    return stage === 0 ? this.#served[row]! < this.#served[other]! : stage < 0;
   }
 
   #canStart(row: number): boolean {
@@ -130,8 +142,9 @@ class Simulation {
     this.#isBusy[out] = 0;
     this.#isBusy[into] = 0;
     this.#touched.push(out, into);
-    this.#next[row]!++;
-    if (this.#next[row] === this.#jobs.first[row + 1]) {
+    const [first, end] = [this.#jobs.first[row]!, this.#jobs.first[row + 1]!];
+    this.#progress[row] = (++this.#next[row]! - first) / (end - first);
+    if (this.#next[row] === end) {
       remove(this.#open[out]!, row);
       remove(this.#open[into]!, row);
       const granted = this.#windows.next(this.#channels.dstRank[row]!);
@@ -173,7 +186,7 @@ class Windows {
   readonly #taken: Uint32Array;
   readonly #most: number;
 
-  constructor(channels: Channels, { outEnd, peersInFlight }: Wiring) {
+  constructor(channels: Channels, { outEnd, turns }: Wiring) {
     const waiting: number[][] = [];
     for (let row = 0; row < channels.count; row++) {
       if (outEnd[row] === nobody) continue;
@@ -184,7 +197,7 @@ class Windows {
     for (const rows of waiting) rows?.sort((a, b) => channels.wave[a]! - channels.wave[b]! || a - b);
     this.#waiting = waiting;
     this.#taken = new Uint32Array(waiting.length);
-    this.#most = peersInFlight;
+    this.#most = turns;
   }
 
   /** What all receivers take at the beginning. */
