@@ -81,7 +81,7 @@ export function findChannels(): void {
   const targets = allocZero(world);
   markRanks(sources, true);
   const targetCount = markRanks(targets, false);
-  const periods = findPeriods();
+  const periods = classPeriods();
   const places = alloc(PERIOD_MOST);
   const pointers = alloc((<usize>world + 1) * 4 * STAGES);
   for (let stage: u32 = 0; stage < STAGES; stage++) {
@@ -115,7 +115,7 @@ export function findChannels(): void {
  * For each class after how many tensors the same channels come again, 0 if that is unknown: those in one place
  * of all rotations use the same.
  */
-function findPeriods(): usize {
+export function classPeriods(): usize {
   const periods = alloc(<usize>classCount << 2);
   for (let index: u32 = 0; index < classCount; index++) {
     enter(classTensor(classFirst(index)));

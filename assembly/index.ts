@@ -22,8 +22,9 @@ import {
   usedWave,
 } from "./order";
 import { programLength, writeProgram } from "./program";
+import { startReplay, tallyHome } from "./replay";
 import { startRoutes } from "./route";
-import { NONE, recordBytes, recordCount, records, seen, toRecords, toTally } from "./sink";
+import { NONE, recordBytes, recordCount, records, restartPieces, seen, toRecords } from "./sink";
 import { startStripes } from "./stripe";
 import { buckets, endHome, endTally, kinds, ranks, startHome, startTally } from "./tally";
 import { walkHome, walkHomeOf, walkRank } from "./walk";
@@ -144,10 +145,11 @@ export function sum(): usize {
   const chunks = countWorld();
   if (chunks > SUMMED) fail(TB_PLAN_TOO_LARGE, OF_CHUNKS, chunks);
   startTally();
+  startReplay();
   for (let home: u32 = 0; home < world; home++) {
-    toTally();
+    restartPieces();
     startHome();
-    walkHome(home);
+    tallyHome(home);
     endHome(home);
   }
   endTally();

@@ -364,6 +364,10 @@ export function tensorOrdinal(tensor: u32): u32 {
 export function tensorRun(tensor: u32): u32 {
   return load<u32>(tensors + <usize>tensor * TENSOR_BYTES, 16);
 }
+/** The class that a tensor belongs to. */
+export function tensorClass(tensor: u32): u32 {
+  return load<u32>(tensors + <usize>tensor * TENSOR_BYTES, 20);
+}
 /** Tensors of one pattern and one sub-mesh on each side are a class; these are its tensors, ascending. */
 export function classFirst(index: u32): u32 {
   return u32At(classes, index);

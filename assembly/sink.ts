@@ -5,6 +5,7 @@ import { addChannel } from "./channels";
 import { pieceLengths, pieceOffsets } from "./cut";
 import { fail, TB_PLAN_TOO_LARGE } from "./error";
 import { dimsMost, wide } from "./model";
+import { note } from "./replay";
 import { tally } from "./tally";
 import { pattern, source, tensor } from "./tensor";
 import { i64At, setI64, setU32, u32At } from "./words";
@@ -17,6 +18,7 @@ export const NONE: u32 = 0xffffffff;
 const TO_CHANNELS: u32 = 0;
 const TO_RECORDS: u32 = 1;
 const TO_TALLY: u32 = 2;
+const TO_NOTES: u32 = 3;
 
 let mode: u32 = TO_CHANNELS;
 /** One piece of a box is enough: the others take the same channels. */
@@ -64,10 +66,20 @@ export function toRecords(limit: i64, ranks: usize = 0): void {
   records = alloc(<usize>capacity * recordBytes);
 }
 
-/** Sums up a home: its pieces are numbered from 0. */
+/** Sums up chunks. */
 export function toTally(): void {
   mode = TO_TALLY;
   emitOnce = false;
+}
+
+/** Notes chunks, for tensors that have the same (`replay.ts`). */
+export function toNotes(): void {
+  mode = TO_NOTES;
+  emitOnce = false;
+}
+
+/** Numbers pieces from 0. */
+export function restartPieces(): void {
   pieceCount = 0;
 }
 
@@ -95,10 +107,11 @@ export function emit(
     addChannel(stage, from, to);
     return;
   }
-  if (mode == TO_TALLY) {
+  if (mode != TO_RECORDS) {
     let elements: i64 = 1;
     for (let dim: u32 = 0; dim < pattern.ndim; dim++) elements *= i64At(pieceLengths, dim);
-    tally(pattern, tensor, stage, kind, from, to, elements, position, piece);
+    if (mode == TO_TALLY) tally(pattern, tensor, stage, kind, from, to, elements, position, piece);
+    else note(stage, kind, from, to, elements * pattern.stageItem(stage));
     return;
   }
   if (wanted != 0 && load<u8>(wanted + from) == 0 && load<u8>(wanted + to) == 0) return;

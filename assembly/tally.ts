@@ -95,17 +95,7 @@ export function tally(
   piece: u32,
 ): void {
   const bytes = elements * pattern.stageItem(stage);
-  addTo(kinds, (stage * 3 + kind) * 2, 1);
-  addTo(kinds, (stage * 3 + kind) * 2 + 1, bytes);
-  addTo(ranks, from * RANK_WORDS + 7, 1);
-  if (from == to) {
-    if (stage == 1) addTo(ranks, from * RANK_WORDS + 2, bytes);
-  } else {
-    addTo(ranks, from * RANK_WORDS, bytes);
-    addTo(ranks, to * RANK_WORDS + 1, bytes);
-    addTo(ranks, to * RANK_WORDS + 7, 1);
-  }
-  if (stage == 0) addTo(ranks, to * RANK_WORDS + 3, bytes);
+  addSums(stage, kind, from, to, bytes, 1);
   const isNew = fill(stage, stage == 0 ? from : to, bytes, stage == 0 ? tensorRun(tensor) : 0);
   if (piece == NONE) return;
   if (stage == 0) {
@@ -115,8 +105,24 @@ export function tally(
   }
 }
 
+/** Adds `count` equal chunks to what is summed up by kind and by rank. */
+export function addSums(stage: u32, kind: u32, from: u32, to: u32, bytes: i64, count: i64): void {
+  const sum = bytes * count;
+  addTo(kinds, (stage * 3 + kind) * 2, count);
+  addTo(kinds, (stage * 3 + kind) * 2 + 1, sum);
+  addTo(ranks, from * RANK_WORDS + 7, count);
+  if (from == to) {
+    if (stage == 1) addTo(ranks, from * RANK_WORDS + 2, sum);
+  } else {
+    addTo(ranks, from * RANK_WORDS, sum);
+    addTo(ranks, to * RANK_WORDS + 1, sum);
+    addTo(ranks, to * RANK_WORDS + 7, count);
+  }
+  if (stage == 0) addTo(ranks, to * RANK_WORDS + 3, sum);
+}
+
 /** Puts a chunk into the open bucket of a peer, or into a new one; answers whether it is new. */
-function fill(stage: u32, peer: u32, bytes: i64, run: u32): bool {
+export function fill(stage: u32, peer: u32, bytes: i64, run: u32): bool {
   const state = <usize>u32At(peers, stage) + <usize>peer * PEER_BYTES;
   const filled = load<i64>(state);
   const count = load<u32>(state, 12);

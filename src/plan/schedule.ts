@@ -48,8 +48,9 @@ export interface Schedule {
 const chunksByBucket = 2 ** 18;
 const slicesInAll = 2 ** 19;
 
-/** How many channels a receiver serves in turns; more than a few dozen change nothing but the time that it takes to see. */
-const turnsMost = 64;
+/** How many channels a receiver serves in turns: of buckets, and of slices, where more take long and change little. */
+const bucketTurns = 64;
+const sliceTurns = 16;
 
 /** Ends of each rank, by number: out and in, within the host, then across. */
 const endsPerRank = 4;
@@ -65,7 +66,8 @@ export function makeSchedule(
   const isByBucket = chunks <= chunksByBucket;
   const jobs = isByBucket ? bucketJobs(channels, bucketGraph(subject)) : sliceJobs(channels, slicesInAll);
   const speeds = speedsOf(channels, topology);
-  const turns = order === "waves" ? Math.min(subject.input.peersInFlight, turnsMost) : turnsMost;
+  const most = isByBucket ? bucketTurns : sliceTurns;
+  const turns = order === "waves" ? Math.min(subject.input.peersInFlight, most) : most;
   const wiring = wire(subject, channels, topology, jobs, speeds, turns);
   const { start, end } = simulate(channels, jobs, wiring);
   const makespan = end.reduce((last, time) => Math.max(last, time), 0);

@@ -3,7 +3,7 @@ import type { Bucket, Chunk } from "./types.ts";
 
 const defaultBucketBytes = 8 * 2 ** 20;
 const defaultPeersInFlight = 4;
-const alignment = 16n;
+const alignment = 16;
 
 /** A broken rule of a plan, as the error that says where. */
 export function invalid(message: string, details: Readonly<Record<string, unknown>>): TensorBusError {
@@ -21,7 +21,7 @@ export class BucketTable {
   readonly #numbers = new Map<string, number>();
   readonly #waits: (ReadonlySet<number> | undefined)[] = [];
   /** For each bucket, the bytes of its chunks by index. */
-  readonly #chunkBytes: bigint[][] = [];
+  readonly #chunkBytes: number[][] = [];
   readonly #limits: Limits;
 
   /** `rank`: the list is of that rank alone, and what others wait for is not in it. */
@@ -43,14 +43,13 @@ export class BucketTable {
 
   /** Takes a chunk into its bucket and returns the bucket's number. */
   admit(chunk: Chunk): number {
-    const where = { chunk: chunk.id, tensor: chunk.tensor, bucket: chunk.bucket };
     const number = this.#numbers.get(chunk.bucket);
-    if (number === undefined) throw invalid("a chunk is in a bucket that is not listed", where);
+    if (number === undefined) throw invalid("a chunk is in a bucket that is not listed", placeOf(chunk));
     const bucket = this.buckets[number]!;
     for (const field of ["stage", "wave", "srcRank", "dstRank"] as const) {
       if (chunk[field] !== bucket[field]) {
         throw invalid(`a chunk and its bucket differ in ${field}`, {
-          ...where,
+          ...placeOf(chunk),
           rank: chunk.dstRank,
           found: chunk[field],
           expected: bucket[field],
@@ -60,8 +59,9 @@ export class BucketTable {
     const index = this.#indexOf(chunk);
     const bytes = this.#chunkBytes[number]!;
     if (bytes[index] !== undefined)
-      throw invalid("a chunk is listed twice", { ...where, rank: chunk.dstRank });
-    bytes[index] = chunk.bytes;
+      throw invalid("a chunk is listed twice", { ...placeOf(chunk), rank: chunk.dstRank });
+    // Too large a number is not exact, and too large for any bucket.
+    bytes[index] = Number(chunk.bytes);
     return number;
   }
 
@@ -90,11 +90,11 @@ export class BucketTable {
 
   /** After the last chunk: no gap among the indexes of a bucket, and its bytes are those of its chunks. */
   finish(): void {
-    const most = BigInt(this.#limits.bucketBytes ?? defaultBucketBytes);
+    const most = this.#limits.bucketBytes ?? defaultBucketBytes;
     this.buckets.forEach((bucket, number) => {
       const chunks = this.#chunkBytes[number]!;
       if (chunks.length === 0) throw invalid("a bucket without a chunk", { bucket: bucket.id });
-      let end = 0n;
+      let end = 0;
       for (let index = 0; index < chunks.length; index++) {
         const bytes = chunks[index];
         if (bytes === undefined) {
@@ -104,30 +104,26 @@ export class BucketTable {
             rank: bucket.dstRank,
           });
         }
-        end = ((end + alignment - 1n) / alignment) * alignment + bytes;
+        end = Math.ceil(end / alignment) * alignment + bytes;
       }
-      if (end !== bucket.bytes) {
+      if (end !== Number(bucket.bytes)) {
         throw invalid("the bytes of a bucket are not those of its chunks", {
           bucket: bucket.id,
           found: bucket.bytes,
-          expected: end,
+          expected: BigInt(end),
         });
       }
-      if (end > most)
-        throw invalid("a bucket exceeds bucketBytes", { bucket: bucket.id, bytes: end, bucketBytes: most });
+      if (end > most) {
+        const details = { bucket: bucket.id, bytes: bucket.bytes, bucketBytes: BigInt(most) };
+        throw invalid("a bucket exceeds bucketBytes", details);
+      }
     });
   }
 
   #indexOf(chunk: Chunk): number {
-    const text = chunk.id.startsWith(`${chunk.bucket}:`) ? chunk.id.slice(chunk.bucket.length + 1) : "";
-    if (!/^(0|[1-9]\d{0,8})$/.test(text)) {
-      throw invalid("the id of a chunk is not its bucket's and an index", {
-        chunk: chunk.id,
-        tensor: chunk.tensor,
-        bucket: chunk.bucket,
-      });
-    }
-    return Number(text);
+    const index = numberAfter(chunk.id, chunk.bucket);
+    if (index < 0) throw invalid("the id of a chunk is not its bucket's and an index", placeOf(chunk));
+    return index;
   }
 
   /** Sequence numbers, one wave a channel, and the most channels of a wave at a receiver. */
@@ -138,23 +134,22 @@ export class BucketTable {
     for (const bucket of this.buckets) {
       const { id, stage, srcRank, dstRank, wave } = bucket;
       const name = `${stage}:${srcRank}:${dstRank}`;
-      const where = { bucket: id, rank: dstRank, wave };
-      if (stage !== 0 && stage !== 1 && stage !== 2) throw invalid(`a bucket of stage ${stage}`, where);
-      if (!Number.isSafeInteger(wave) || wave < 0) throw invalid("a wave is malformed", where);
-      const sequence = id.startsWith(`${name}:`) ? id.slice(name.length + 1) : "";
-      if (!/^(0|[1-9]\d{0,14})$/.test(sequence))
-        throw invalid("the id of a bucket is not that of its ends", where);
+      const no = (message: string) => invalid(message, { bucket: id, rank: dstRank, wave });
+      if (stage !== 0 && stage !== 1 && stage !== 2) throw no(`a bucket of stage ${stage}`);
+      if (!Number.isSafeInteger(wave) || wave < 0) throw no("a wave is malformed");
+      const sequence = numberAfter(id, name);
+      if (sequence < 0) throw no("the id of a bucket is not that of its ends");
       const channel = channels.get(name);
       if (channel !== undefined) {
-        if (channel.wave !== wave) throw invalid("a channel has more than one wave", where);
+        if (channel.wave !== wave) throw no("a channel has more than one wave");
         channel.count++;
-        channel.last = Math.max(channel.last, Number(sequence));
+        channel.last = Math.max(channel.last, sequence);
         continue;
       }
-      channels.set(name, { wave, count: 1, last: Number(sequence) });
+      channels.set(name, { wave, count: 1, last: sequence });
       const receiver = `${wave}:${dstRank}`;
       const arriving = (arrivals.get(receiver) ?? 0) + 1;
-      if (arriving > most) throw invalid(`a receiver has more than ${most} channels in a wave`, where);
+      if (arriving > most) throw no(`a receiver has more than ${most} channels in a wave`);
       arrivals.set(receiver, arriving);
     }
     for (const [name, { count, last }] of channels) {
@@ -169,19 +164,17 @@ export class BucketTable {
   /** That waves grow along what is waited for is also what excludes circles. */
   #checkWaits(bucket: Bucket): void {
     for (const id of bucket.waitsFor) {
-      const where = { bucket: bucket.id, waitsFor: id, rank: bucket.srcRank };
+      const no = (message: string, details = {}) =>
+        invalid(message, { bucket: bucket.id, waitsFor: id, rank: bucket.srcRank, ...details });
       const number = this.#numbers.get(id);
-      if (number === undefined) throw invalid("a bucket waits for one that is not listed", where);
+      if (number === undefined) throw no("a bucket waits for one that is not listed");
       const earlier = this.buckets[number]!;
       if (earlier.wave >= bucket.wave) {
-        throw invalid("a bucket does not have a larger wave than one that it waits for", {
-          ...where,
-          wave: bucket.wave,
-          waitsForWave: earlier.wave,
-        });
+        const waves = { wave: bucket.wave, waitsForWave: earlier.wave };
+        throw no("a bucket does not have a larger wave than one that it waits for", waves);
       }
       if (earlier.srcRank !== bucket.srcRank && earlier.dstRank !== bucket.srcRank) {
-        throw invalid("a bucket waits for one that its sender does not see", where);
+        throw no("a bucket waits for one that its sender does not see");
       }
     }
   }
@@ -194,4 +187,23 @@ export class BucketTable {
     }
     return waits;
   }
+}
+
+function placeOf({ id, tensor, bucket }: Chunk) {
+  return { chunk: id, tensor, bucket };
+}
+
+/** The number that an id ends with, after what it begins with and a colon; -1 where it is not of that form. */
+function numberAfter(id: string, beginning: string): number {
+  const start = beginning.length + 1;
+  const digits = id.length - start;
+  if (digits < 1 || digits > 9 || id.charCodeAt(start - 1) !== 58 || !id.startsWith(beginning)) return -1;
+  if (digits > 1 && id.charCodeAt(start) === 48) return -1;
+  let value = 0;
+  for (let at = start; at < id.length; at++) {
+    const digit = id.charCodeAt(at) - 48;
+    if (digit < 0 || digit > 9) return -1;
+    value = value * 10 + digit;
+  }
+  return value;
 }

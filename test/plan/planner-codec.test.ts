@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import {
   DeviceMesh,
   formatVersion,
+  type HostLinkInput,
   Partial,
   Plan,
   type PlanInput,
@@ -135,6 +136,32 @@ describe("canonical bytes", () => {
       }
     }
     expect(refusals).toBeGreaterThan(bytes.length / 2);
+  });
+
+  it("hold speeds of links in any order as one, in a format that says so only where there are some", async () => {
+    const topology = { ranksPerHost: 4, hostMBps: 1000, networkMBps: 100, latencyUs: 5 };
+    const links = [
+      { hosts: [2, 0], MBps: 50 },
+      { hosts: [1, 1], MBps: 700 },
+      { hosts: [0, 1], MBps: 60 },
+    ] as const;
+    const of = (own: readonly HostLinkInput[] | undefined) =>
+      planTransfer({ ...input, topology: own === undefined ? topology : { ...topology, links: own } });
+    const [plan, other] = [await of(links), await of(links.toReversed())];
+    expect(other.digest).toBe(plan.digest);
+    expect(plan.input.topology).toEqual({
+      ...topology,
+      links: [
+        { hosts: [0, 1], MBps: 60 },
+        { hosts: [0, 2], MBps: 50 },
+        { hosts: [1, 1], MBps: 700 },
+      ],
+    });
+    expect(Plan.load(plan.bytes).digest).toBe(plan.digest);
+    expect(plan.bytes[4]).toBe(2);
+    const [none, empty] = [await of(undefined), await of([])];
+    expect([none.bytes[4], empty.digest]).toEqual([1, none.digest]);
+    expect(none.digest).not.toBe(plan.digest);
   });
 
   it("name both versions when they are of another one", async () => {

@@ -41,6 +41,9 @@ const on = (placements: readonly unknown[], layoutMesh = mesh): Layout => ({
   placements: placements as readonly Placement[],
 });
 
+const withLinks = (links: unknown) =>
+  input({ plan: { topology: { ranksPerHost: 2, hostMBps: 1, networkMBps: 1, latencyUs: 0, links } } });
+
 const cases: readonly (readonly [string, ErrorCode, PlanInput])[] = [
   ["too few placements", "TB_PLACEMENT", input({ source: on([Shard(0)], square) })],
   ["too many placements", "TB_PLACEMENT", input({ source: on([Shard(0), Replicate()]) })],
@@ -93,6 +96,18 @@ const cases: readonly (readonly [string, ErrorCode, PlanInput])[] = [
     "no host",
     "TB_TOPOLOGY",
     input({ plan: { strategy: "direct", topology: { hostMBps: 1, networkMBps: 1, latencyUs: 0 } } }),
+  ],
+  ["links that are no list", "TB_TOPOLOGY", withLinks({})],
+  ["a link between three hosts", "TB_TOPOLOGY", withLinks([{ hosts: [0, 1, 2], MBps: 1 }])],
+  ["a link of no speed", "TB_TOPOLOGY", withLinks([{ hosts: [0, 1], MBps: 0 }])],
+  ["a link to no host", "TB_TOPOLOGY", withLinks([{ hosts: [0, -1], MBps: 5 }])],
+  [
+    "a link that is named twice",
+    "TB_TOPOLOGY",
+    withLinks([
+      { hosts: [0, 1], MBps: 5 },
+      { hosts: [1, 0], MBps: 5 },
+    ]),
   ],
   [
     "too few hosts",

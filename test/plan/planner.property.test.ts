@@ -128,35 +128,36 @@ function checkCrossings(
 
 /** So are those of channels, and of hosts. */
 function checkChannels(plan: Plan, chunks: readonly Chunk[], buckets: readonly Bucket[]): void {
-  const sums = new Map<
-    string,
-    { chunks: number; bytes: bigint; buckets: number; wireBytes: bigint; wave: number }
-  >();
-  const key = ({ stage, srcRank, dstRank }: Pick<Chunk, "stage" | "srcRank" | "dstRank">) =>
+  const nameOf = ({ stage, srcRank, dstRank }: Pick<Chunk, "stage" | "srcRank" | "dstRank">) =>
     `${stage} ${srcRank} ${dstRank}`;
-  for (const { bytes, wave, ...ends } of buckets) {
-    const sum = sums.get(key(ends)) ?? { chunks: 0, bytes: 0n, buckets: 0, wireBytes: 0n, wave };
-    sums.set(key(ends), { ...sum, buckets: sum.buckets + 1, wireBytes: sum.wireBytes + bytes });
+  const sums = new Map(
+    buckets.map((bucket) => [
+      nameOf(bucket),
+      { chunks: 0, buckets: 0, bytes: 0n, wire: 0n, wave: bucket.wave },
+    ]),
+  );
+  for (const bucket of buckets) {
+    const sum = sums.get(nameOf(bucket))!;
+    sum.buckets++;
+    sum.wire += bucket.bytes;
   }
   for (const chunk of chunks) {
-    const sum = sums.get(key(chunk))!;
+    const sum = sums.get(nameOf(chunk))!;
     sum.chunks++;
     sum.bytes += chunk.bytes;
   }
   const links = [...plan.links()];
-  expect(
-    Object.fromEntries(
-      links.map(({ stage, srcRank, dstRank, ...sum }) => [key({ stage, srcRank, dstRank }), sum]),
-    ),
-  ).toEqual(Object.fromEntries(sums));
-  const order = links.map(({ stage, srcRank, dstRank }) => (stage * 2 ** 20 + srcRank) * 2 ** 20 + dstRank);
-  expect(order).toEqual(order.toSorted((a, b) => a - b));
+  const found = links.map(
+    (link) => `${nameOf(link)}: ${link.chunks} ${link.buckets} ${link.bytes} ${link.wireBytes} ${link.wave}`,
+  );
+  const expected = Array.from(sums, ([name, sum]) => `${name}: ${Object.values(sum).join(" ")}`);
+  expect(found.toSorted()).toEqual(expected.toSorted());
+  const keys = links.map(({ stage, srcRank, dstRank }) => (stage * 2 ** 20 + srcRank) * 2 ** 20 + dstRank);
+  expect(keys).toEqual(keys.toSorted((a, b) => a - b));
   const between = links.filter(({ srcRank, dstRank }) => srcRank !== dstRank);
   const total = between.reduce((sum, { bytes }) => sum + bytes, 0n);
-  const { hosts } = plan.stats();
-  expect(hosts.reduce((sum, { bytes }) => sum + bytes, 0n)).toBe(
-    plan.input.topology === undefined ? 0n : total,
-  );
+  const atHosts = plan.stats().hosts.reduce((sum, { bytes }) => sum + bytes, 0n);
+  expect(atHosts).toBe(plan.input.topology === undefined ? 0n : total);
 }
 
 /** Statistics are those of the chunks and buckets. */

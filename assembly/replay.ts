@@ -1,0 +1,108 @@
+/**
+ * Replay: tensors of a class that stand in the same place of all rotations have the same chunks at a home. The
+ * tally walks the first of them and notes its chunks; of the others it only puts as many bytes into buckets.
+ */
+import { alloc, grow } from "./arena";
+import { classPeriods } from "./channels";
+import { classCount, classFirst, classTensor, tensorClass, tensorCount, tensorOrdinal } from "./model";
+import { NONE, toNotes, toTally } from "./sink";
+import { addSums, fill } from "./tally";
+import { enter, source } from "./tensor";
+import { setU32, u32At } from "./words";
+import { walkHomeOf } from "./walk";
+
+/** For each class its period, and its first place; `NONE` where every tensor is walked. */
+let periods: usize = 0;
+let firstPlaces: usize = 0;
+let placeCount: u32 = 0;
+/** For each place the notes of its first tensor, up to those of the next, and how many tensors have them. */
+let firstNotes: usize = 0;
+let endNotes: usize = 0;
+let uses: usize = 0;
+
+/** A note: u32 stage, kind, from, to; i64 bytes. */
+const NOTE_BYTES: usize = 24;
+let notes: usize = 0;
+let noteCount: u32 = 0;
+let noteCapacity: u32 = 0;
+
+export function startReplay(): void {
+  periods = classPeriods();
+  firstPlaces = alloc(<usize>classCount << 2);
+  placeCount = 0;
+  for (let index: u32 = 0; index < classCount; index++) {
+    enter(classTensor(classFirst(index)));
+    const period = u32At(periods, index);
+    const tensors = classFirst(index + 1) - classFirst(index);
+    // Pieces of a partial source are numbered through all tensors.
+    const isReplayed = period != 0 && period < tensors && source.contributions == 1;
+    setU32(firstPlaces, index, isReplayed ? placeCount : NONE);
+    if (isReplayed) placeCount += period;
+  }
+  firstNotes = alloc(<usize>placeCount << 2);
+  endNotes = alloc(<usize>placeCount << 2);
+  uses = alloc(<usize>placeCount << 2);
+}
+
+/** Takes all chunks of a home, in the order of the tensors. */
+export function tallyHome(home: u32): void {
+  memory.fill(uses, 0, <usize>placeCount << 2);
+  noteCount = 0;
+  noteCapacity = 64;
+  notes = alloc(<usize>noteCapacity * NOTE_BYTES);
+  toTally();
+  for (let tensor: u32 = 0; tensor < tensorCount; tensor++) {
+    const group = tensorClass(tensor);
+    let place = u32At(firstPlaces, group);
+    if (place == NONE) {
+      walkHomeOf(home, tensor);
+      continue;
+    }
+    const period = u32At(periods, group);
+    if (period > 1) place += tensorOrdinal(tensor) % period;
+    if (u32At(uses, place) == 0) noteHome(home, tensor, place);
+    setU32(uses, place, u32At(uses, place) + 1);
+    replay(place);
+  }
+  for (let place: u32 = 0; place < placeCount; place++) {
+    if (u32At(uses, place) > 0) sumUp(place);
+  }
+}
+
+function noteHome(home: u32, tensor: u32, place: u32): void {
+  setU32(firstNotes, place, noteCount);
+  toNotes();
+  walkHomeOf(home, tensor);
+  toTally();
+  setU32(endNotes, place, noteCount);
+}
+
+export function note(stage: u32, kind: u32, from: u32, to: u32, bytes: i64): void {
+  if (noteCount == noteCapacity) {
+    notes = grow(notes, <usize>noteCapacity * NOTE_BYTES);
+    noteCapacity <<= 1;
+  }
+  const at = notes + <usize>noteCount * NOTE_BYTES;
+  noteCount++;
+  store<u32>(at, stage);
+  store<u32>(at, kind, 4);
+  store<u32>(at, from, 8);
+  store<u32>(at, to, 12);
+  store<i64>(at, bytes, 16);
+}
+
+function replay(place: u32): void {
+  const end = notes + <usize>u32At(endNotes, place) * NOTE_BYTES;
+  for (let at = notes + <usize>u32At(firstNotes, place) * NOTE_BYTES; at < end; at += NOTE_BYTES) {
+    // Stage 0 has no notes: the peer is where a chunk ends.
+    fill(load<u32>(at), load<u32>(at, 12), load<i64>(at, 16), 0);
+  }
+}
+
+function sumUp(place: u32): void {
+  const count = u32At(uses, place);
+  const end = notes + <usize>u32At(endNotes, place) * NOTE_BYTES;
+  for (let at = notes + <usize>u32At(firstNotes, place) * NOTE_BYTES; at < end; at += NOTE_BYTES) {
+    addSums(load<u32>(at), load<u32>(at, 4), load<u32>(at, 8), load<u32>(at, 12), load<i64>(at, 16), count);
+  }
+}
