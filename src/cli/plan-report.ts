@@ -72,7 +72,8 @@ export function summaryOf({ spec, plan, verified }: Report, stats: PlanStats): [
     ["staging", `at most ${formatBytes(staging)} a rank`],
   );
   const schedule = plan.schedule();
-  if (schedule !== undefined) fields.push(["predicted", describeSchedule(schedule)]);
+  const inWaves = plan.schedule({ order: "waves" });
+  if (schedule !== undefined) fields.push(["predicted", describeSchedule(schedule, inWaves!.makespan)]);
   if (verified)
     fields.push(["verified", "every target element is written exactly once, from the right source"]);
   return fields;
@@ -91,14 +92,16 @@ function describeBalance({ busiest: rank, imbalance, ranks }: PlanStats): string
   return `rank ${rank} sends most, ${formatBytes(sent)}, ${imbalance.toFixed(3)} times the mean`;
 }
 
-function describeSchedule({ makespan, ratio, boundBy, busiest, hostBytes, networkBytes }: Schedule): string {
+function describeSchedule(schedule: Schedule, inWaves: number): string {
+  const { makespan, ratio, boundBy, busiest, hostBytes, networkBytes } = schedule;
   if (busiest === undefined) return "nothing is sent";
   const does = busiest.direction === "out" ? "sends" : "receives";
   const where = busiest.reach === "host" ? "within its host" : "across hosts";
   const bound =
     boundBy === "chain" ? "the longest chain of buckets" : `all that rank ${busiest.rank} ${does} ${where}`;
   const bytes = `${formatBytes(networkBytes)} across hosts and ${formatBytes(hostBytes)} within them`;
-  return `${formatDuration(makespan / 1e9)}, ${ratio.toFixed(3)} times the least, ${bound}; ${bytes}`;
+  const [time, waves] = [makespan, inWaves].map((nanoseconds) => formatDuration(nanoseconds / 1e9));
+  return `${time}, ${ratio.toFixed(3)} times the least, ${bound}; in waves ${waves}; ${bytes}`;
 }
 
 function remaining(output: Output, count: number, what: string): string {
