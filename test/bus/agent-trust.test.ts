@@ -35,8 +35,8 @@ describe("records", () => {
     }
     const clients = [[await world.client(0)], [await world.client(1)]] as const;
     const calls = [
-      failureOf(initPair([clients[0], []], [trainer, { ...inference, ranks: [] }], "weights", 200)),
-      failureOf(initPair([[], clients[1]], [{ ...trainer, ranks: [] }, inference], "weights", 200)),
+      failureOf(initPair([clients[0], []], [trainer, { ...inference, ranks: [] }], "weights", 2000)),
+      failureOf(initPair([[], clients[1]], [{ ...trainer, ranks: [] }, inference], "weights", 2000)),
     ];
     for (const failure of await Promise.all(calls)) {
       expect(failure).toMatchObject({ code: "TB_AUTH", details: { pair: "weights" } });

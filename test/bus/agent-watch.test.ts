@@ -31,7 +31,7 @@ describe("an agent", () => {
     };
     expect((await round())[0]!.predictedSeconds).toBeUndefined();
     expect((await round())[0]!.predictedSeconds).toBeGreaterThan(0);
-    expect((await failureOf(handlers[0]!.transfer("send", { blocking: true, timeoutMs: 20 }))).code).toBe(
+    expect((await failureOf(handlers[0]!.transfer("send", { blocking: true, timeoutMs: 1000 }))).code).toBe(
       "TB_TIMEOUT",
     );
     const kinds = world.events[0]!.map(({ kind }) => kind);

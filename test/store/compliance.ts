@@ -210,7 +210,9 @@ export function storeCompliance(name: string, setUp: () => Promise<StoreFixture>
       it("loses no addition of eight clients", async () => {
         const adders = await Promise.all(Array.from({ length: 8 }, () => client()));
         const sums = await Promise.all(
-          adders.flatMap((adder, index) => Array.from({ length: 10 }, () => adder.add("sum", BigInt(index)))),
+          adders.flatMap((adder, index) =>
+            Array.from({ length: 10 }, () => adder.add("sum", BigInt(index), { timeoutMs: 100_000 })),
+          ),
         );
         expect(sums).toContain(280n);
         expect(await store.add("sum", 0n)).toBe(280n);

@@ -20,7 +20,7 @@ export async function everyOperation(port: number): Promise<unknown[]> {
   await say(store.add("counter", -9n));
   await say(store.add("key", 1n));
   await say(store.wait(["key", "cas", "counter"]));
-  await say(store.wait(["key", "absent"], { timeoutMs: 100 }));
+  await say(store.wait(["key", "absent"], { timeoutMs: 1000 }));
   const waiting = store.wait(["key", "later"]);
   await say(store.set("later", bytes("now")));
   await say(waiting);
