@@ -6,6 +6,8 @@
 import { hosts, holdersMost } from "./model";
 import { alloc } from "./arena";
 import {
+  foundContribution,
+  foundReplica,
   holdsSource,
   hostOf,
   ordinal,
@@ -20,6 +22,8 @@ import { commonDivisor, setU32, u32At } from "./words";
 
 let owners: usize = 0;
 let ownerCount: u32 = 0;
+/** All holders own pieces: `owners` was not filled in, since entry i is i. */
+let allOwn: bool = false;
 
 export function startRoutes(): void {
   owners = alloc(<usize>holdersMost << 2);
@@ -103,21 +107,36 @@ function nthOnHost(origin: u32, host: u32, index: u32): u32 {
  * target, else all holders, by (replica, contribution). An entry is replica · contributions + contribution.
  */
 export function listOwners(sourceAt: u32, targetAt: u32): void {
-  ownerCount = 0;
   const holders = source.replicas * source.contributions;
+  ownerCount = 0;
   if (pattern.meeting) {
-    for (let entry: u32 = 0; entry < holders; entry++) {
-      if (wantsTarget(ownerRank(sourceAt, entry))) setU32(owners, ownerCount++, entry);
-    }
+    if (target.replicas < holders) listMeetingReplicas(targetAt);
+    else listMeetingHolders(sourceAt, holders);
   }
   if (ownerCount == 0 && hosts != 0) {
     for (let entry: u32 = 0; entry < holders; entry++) {
       if (isNearTarget(ownerRank(sourceAt, entry), targetAt)) setU32(owners, ownerCount++, entry);
     }
   }
-  if (ownerCount != 0) return;
-  ownerCount = holders;
-  for (let entry: u32 = 0; entry < holders; entry++) setU32(owners, entry, entry);
+  allOwn = ownerCount == 0;
+  if (allOwn) ownerCount = holders;
+}
+
+function listMeetingHolders(sourceAt: u32, holders: u32): void {
+  for (let entry: u32 = 0; entry < holders; entry++) {
+    if (wantsTarget(ownerRank(sourceAt, entry))) setU32(owners, ownerCount++, entry);
+  }
+}
+
+/** As `listMeetingHolders`, where there are fewer replicas to ask. */
+function listMeetingReplicas(targetAt: u32): void {
+  for (let replica: u32 = 0; replica < target.replicas; replica++) {
+    if (!holdsSource(targetRankAt(targetAt, replica))) continue;
+    const entry = foundReplica * source.contributions + foundContribution;
+    let at = ownerCount++;
+    for (; at > 0 && u32At(owners, at - 1) > entry; at--) setU32(owners, at, u32At(owners, at - 1));
+    setU32(owners, at, entry);
+  }
 }
 
 function isNearTarget(rank: u32, targetAt: u32): bool {
@@ -129,7 +148,8 @@ function isNearTarget(rank: u32, targetAt: u32): bool {
 
 /** The entry (see `listOwners`) that owns a piece of the box at hand; `start` is `ownerRotation()`. */
 export function ownerOf(start: i64, piece: i64): u32 {
-  return u32At(owners, <u32>((start + piece) % ownerCount));
+  const at = <u32>((start + piece) % ownerCount);
+  return allOwn ? at : u32At(owners, at);
 }
 
 export function ownerRotation(pieces: i64): i64 {

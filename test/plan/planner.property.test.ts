@@ -230,7 +230,8 @@ describe("random plans against the naive planner and the simulator", () => {
     },
   };
   for (const [name, { inputs, runs }] of Object.entries(cases)) {
-    it(name, async () => {
+    // Half a minute of work on two cores of its own.
+    it(name, { timeout: 600_000 }, async () => {
       let planned = 0;
       const property = fc.asyncProperty(inputs, fc.nat(), async (input, seed) => {
         if (await checkAll(input, seed)) planned++;
