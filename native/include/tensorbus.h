@@ -115,7 +115,8 @@ enum tb_transport_kind { TB_TRANSPORT_MEMORY = 0, TB_TRANSPORT_TCP = 1 };
 
 /*
  * What carries the buckets between two peers: stream, over their connections; shm, the target reads them in
- * the memory of the source, which is a process of the same user on the same host.
+ * the memory of the source, which is a process of the same user on the same host; cuda-ipc, the same with
+ * memory of a GPU, which the target's GPU reads.
  */
 enum tb_carrier_bits {
     TB_CARRY_STREAM = 1,
@@ -141,6 +142,7 @@ typedef struct tb_session_options {
     uint32_t carriers;        /* bits of those that may be used; 0: stream alone */
     char listen_host[64];     /* tcp: a numeric IPv4 or IPv6 address */
     uint8_t name_space[32];   /* SHA-256 of the namespace; peers of another are refused */
+    uint8_t device[16];       /* UUID of the GPU that all registered memory lies on; 0: it is of the host */
 } tb_session_options;
 
 TB_API int32_t tb_hub_create(uint64_t *hub, tb_error *err);
@@ -168,6 +170,8 @@ TB_API int32_t tb_session_stop(uint64_t session, tb_error *err);
  */
 TB_API int32_t tb_session_close(uint64_t session, tb_error *err);
 
+/* Of a session with a device: the driver is asked whether it is memory of that device, which blocks; TB_EREGION where it
+ * is not, and no carrier moves memory of the host. */
 TB_API int32_t tb_session_register(uint64_t session, uint64_t address, uint64_t bytes, tb_error *err);
 /* TB_EBUSY while a graph uses it. */
 TB_API int32_t tb_session_unregister(uint64_t session, uint64_t address, uint64_t bytes, tb_error *err);
@@ -240,6 +244,37 @@ TB_API int32_t tb_graph_progress(uint64_t session, uint64_t graph, uint64_t *rou
 TB_API int32_t tb_graph_carrier(uint64_t session, uint64_t graph, int32_t rank, uint32_t *carrier, tb_error *err);
 /* TB_EBUSY while a prepare or round is under way. Peers' next rounds of it fail with TB_EINVALIDATED. */
 TB_API int32_t tb_graph_release(uint64_t session, uint64_t graph, tb_error *err);
+
+/* ---- CUDA ------------------------------------------------------------------------------------------------------ */
+
+/*
+ * Memory of a GPU, which is named by its UUID. All calls but the first two block while the device's worker answers.
+ * TB_ELIBRARY: no driver, too old a one, or no kernels; TB_EDEVICE: there is no such GPU.
+ */
+
+/* The file of the kernels, for devices that are used from here on. */
+TB_API int32_t tb_cuda_kernels(const char *path, tb_error *err);
+/* How many GPUs this process sees, and the version of the driver (1000 * major + 10 * minor). */
+TB_API int32_t tb_cuda_count(uint32_t *count, uint32_t *version, tb_error *err);
+/* One of them: its UUID, and its name in at most `bytes` bytes, terminated. */
+TB_API int32_t tb_cuda_device(uint32_t index, uint8_t uuid[16], void *name, uint32_t bytes, tb_error *err);
+TB_API int32_t tb_cuda_allocate(const uint8_t uuid[16], uint64_t bytes, uint64_t *address, tb_error *err);
+TB_API int32_t tb_cuda_free(const uint8_t uuid[16], uint64_t address, tb_error *err);
+TB_API int32_t tb_cuda_write(const uint8_t uuid[16], uint64_t address, const void *from, uint64_t bytes, tb_error *err);
+TB_API int32_t tb_cuda_read(const uint8_t uuid[16], uint64_t address, void *to, uint64_t bytes, tb_error *err);
+/*
+ * The legacy IPC handle of the allocation that the memory lies in, and where in it. TB_EUNSUPPORTED where there is none.
+ */
+TB_API int32_t tb_cuda_export(const uint8_t uuid[16], uint64_t address, uint64_t bytes, uint8_t handle[64],
+                              uint64_t *offset, tb_error *err);
+/*
+ * Maps another process's allocation; once, however often it is opened. *bytes is its size. tb_cuda_close for each.
+ */
+TB_API int32_t tb_cuda_open(const uint8_t uuid[16], const uint8_t handle[64], uint64_t *address, uint64_t *bytes,
+                            tb_error *err);
+TB_API int32_t tb_cuda_close(const uint8_t uuid[16], uint64_t address, tb_error *err);
+/* Bytes of the device that are free, and all of them. */
+TB_API int32_t tb_cuda_info(const uint8_t uuid[16], uint64_t *left, uint64_t *total, tb_error *err);
 
 /* ---- NCCL ------------------------------------------------------------------------------------------------------ */
 

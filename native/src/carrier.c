@@ -12,7 +12,10 @@
 
 #include "error.h"
 
-const tb_carrier *const tb_carriers[TB_CARRIERS] = {[TB_CARRIER_SHM] = &tb_carrier_shm};
+const tb_carrier *const tb_carriers[TB_CARRIERS] = {
+    [TB_CARRIER_SHM] = &tb_carrier_shm,
+    [TB_CARRIER_CUDA_IPC] = &tb_carrier_cuda_ipc,
+};
 
 /* ---- selection ----------------------------------------------------------------------------------------- */
 
@@ -153,6 +156,7 @@ int32_t tb_host_identify(tb_session *session, tb_error *err) {
     host->carriers = asked == 0 ? TB_CARRY_STREAM : asked;
     host->pid = getpid();
     host->user = geteuid();
+    memcpy(host->device, session->options.device, sizeof host->device);
     if ((asked & ~(uint32_t)TB_CARRY_STREAM) == 0) {
         return TB_OK;
     }

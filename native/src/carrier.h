@@ -127,10 +127,10 @@ typedef struct tb_carrier {
      */
     int32_t (*describe)(tb_session *session, const tb_region *region, tb_wire_region *row, tb_error *err);
     /*
-     * Target: reaches for all regions of an import whose contents were checked; import->opened is its own. In
-     * a thread, without the lock. TB_EUNSUPPORTED where this machine does not let it: then a stream may do.
+     * Target: reaches for all regions of an import whose contents were checked; import->opened is its own.
+     * side stays meanwhile, even where the import is dropped. In a thread, without the lock. TB_EUNSUPPORTED where this machine does not let it: then a stream may do.
      */
-    int32_t (*open)(tb_import *import, tb_error *err);
+    int32_t (*open)(tb_import *import, const tb_side *side, tb_error *err);
     /* Gives back what open took; also where open failed. Without the lock. */
     void (*close)(tb_import *import);
     /* One of the two, see above. *err is filled where TB_MOVED_NOT is given. */
@@ -143,6 +143,7 @@ typedef struct tb_carrier {
 /* NULL for the stream, and for those that this build does not have. */
 extern const tb_carrier *const tb_carriers[TB_CARRIERS];
 extern const tb_carrier tb_carrier_shm;
+extern const tb_carrier tb_carrier_cuda_ipc;
 
 /* What this session says of itself in PREPARE, but for memory. Reads /proc: when a session is opened. */
 int32_t tb_host_identify(tb_session *session, tb_error *err);

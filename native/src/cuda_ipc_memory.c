@@ -49,11 +49,7 @@ int32_t tb_cuda_worker_close_memory(tb_cuda_worker *worker, tb_cu_pointer addres
 }
 
 static int32_t no_handle(tb_error *err) {
-    return tb_fail(
-        err, TB_EUNSUPPORTED, -1, 0,
-        "this CUDA memory has no handle that another process can open: it was mapped piece by piece, as "
-        "PyTorch does with expandable segments. Set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False where "
-        "it is allocated");
+    return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%s", TB_NO_IPC_HANDLE);
 }
 
 int32_t tb_cuda_worker_export(tb_cuda_worker *worker, tb_cu_pointer address, uint64_t bytes,
@@ -61,12 +57,15 @@ int32_t tb_cuda_worker_export(tb_cuda_worker *worker, tb_cu_pointer address, uin
     const tb_cuda_api *api = worker->api;
     int capable = 0;
     int ordinal = -1;
+    unsigned type = 0;
     tb_cu_pointer base = 0;
     size_t size = 0;
-    if (api->cuPointerGetAttribute(&ordinal, TB_CU_POINTER_ORDINAL, address) != TB_CU_SUCCESS) {
+    if (api->cuPointerGetAttribute(&type, TB_CU_POINTER_MEMORY_TYPE, address) != TB_CU_SUCCESS
+        || type != TB_CU_MEMORY_DEVICE) {
         return tb_fail(err, TB_EREGION, -1, 0, "0x%llx is no CUDA memory of this process",
                        (unsigned long long)address);
     }
+    TB_CUDA_TRY(api, cuPointerGetAttribute(&ordinal, TB_CU_POINTER_ORDINAL, address), err);
     if (ordinal != worker->ordinal) {
         return tb_fail(err, TB_EREGION, -1, 0, "0x%llx lies on device %d, not on %d",
                        (unsigned long long)address, ordinal, worker->ordinal);

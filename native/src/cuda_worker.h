@@ -113,6 +113,9 @@ int32_t tb_cuda_worker_close_memory(tb_cuda_worker *worker, tb_cu_pointer addres
  * The handle of the allocation that an address lies in, and how far from its beginning. TB_EUNSUPPORTED for
  * memory of which there is no such handle, with what to do about it.
  */
+#define TB_NO_IPC_HANDLE                                                                                     \
+    "this CUDA memory has no handle that another process can open: it was mapped piece by piece, as PyTorch "  \
+    "does with expandable segments. Set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False where it is allocated"
 int32_t tb_cuda_worker_export(tb_cuda_worker *worker, tb_cu_pointer address, uint64_t bytes,
                               tb_cu_ipc_memory *handle, uint64_t *offset, tb_error *err);
 

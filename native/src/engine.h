@@ -41,6 +41,8 @@ typedef struct tb_pull tb_pull;
 typedef struct tb_job tb_job;
 typedef struct tb_region tb_region;
 typedef struct tb_event_node tb_event_node;
+typedef struct tb_device tb_device;
+struct tb_cuda_moves;
 
 /* ---- connections --------------------------------------------------------------------------------------- */
 
@@ -230,6 +232,14 @@ typedef struct tb_staging {
     uint64_t streams[2], limit[2]; /* 0 sending, 1 receiving */
 } tb_staging;
 
+/* How peers reach memory of a GPU: the handle of the allocation that it lies in, and where. */
+typedef struct tb_device_memory {
+    bool on_device;
+    bool has_handle;
+    uint8_t handle[64];
+    uint64_t offset;
+} tb_device_memory;
+
 typedef struct tb_pool {
     uint8_t *memory;
     uint64_t bytes;      /* mapped, with what is shared of piece_at behind the pieces, or 0 of that */
@@ -240,6 +250,9 @@ typedef struct tb_pool {
     uint32_t *readers;   /* chunks that are still to read it; TB_NONE where it is free */
     uint32_t placed, freed; /* positions in order */
     uint64_t head, tail; /* on the line */
+    /* On a GPU: where each piece lies, which is the same in every round. */
+    uint64_t *fixed_at;
+    tb_device_memory device;
 } tb_pool;
 
 struct tb_graph {
@@ -251,6 +264,7 @@ struct tb_graph {
     enum tb_graph_state state;
     tb_program program;
     tb_binding *bindings;
+    tb_device *device; /* that all of its tensors lie on; NULL: they are memory of the host */
     uint32_t *regions; /* that the bindings lie in */
     bool holds_regions;
     tb_places places;
@@ -294,6 +308,7 @@ struct tb_graph {
     uint32_t free_slot_count;
     uint32_t *slot_of; /* by bucket */
     tb_pool pool;
+    struct tb_cuda_moves *local_moves; /* on a GPU: of buckets from this rank to itself */
     tb_staging staging;
     atomic_uint_fast64_t bytes_sent, bytes_received, bytes_copied;
 };
@@ -333,6 +348,7 @@ struct tb_thread {
 struct tb_region {
     uint64_t address, bytes;
     uint32_t memory; /* the bit of its kind: tb_memory_bits */
+    tb_device_memory device;
     uint32_t uses;
     bool open;
     bool quarantined; /* a peer may still read it, for good */
@@ -359,6 +375,7 @@ struct tb_session {
     bool stop;
     uint64_t stop_at;
     tb_wire_host host;
+    tb_device *device;    /* on which registered memory may lie; NULL: there is none */
     tb_import *imports;   /* that wait for a thread */
     uint32_t stale_pulls; /* of rounds that have failed: no connection is closed before they are over */
     bool quarantined;

@@ -5,6 +5,7 @@
 
 #include "carrier.h"
 #include "conn.h"
+#include "device.h"
 #include "error.h"
 #include "shared_table.h"
 
@@ -34,9 +35,11 @@ static void count_ends(export *out) {
             out->header.ends += bucket->chunk_count;
             for (uint32_t c = bucket->first_chunk; c < bucket->first_chunk + bucket->chunk_count; c++) {
                 const tb_chunk *chunk = &program->chunks[c];
-                if (chunk->source < TB_PIECE_BIT) {
-                    out->header.words += 3 + 2 * (uint64_t)program->words[chunk->source_descriptor + 1];
-                }
+                bool fixed = chunk->source >= TB_PIECE_BIT && out->side->graph->device != NULL;
+                out->header.words += chunk->source < TB_PIECE_BIT
+                                         ? 3 + 2 * (uint64_t)program->words[chunk->source_descriptor + 1]
+                                     : fixed ? TB_PIECE_WORDS
+                                             : 0;
             }
         }
     }
@@ -61,14 +64,18 @@ static int32_t use_pool(export *out, tb_error *err) {
     if (out->pool != TB_NONE) {
         return TB_OK;
     }
+    bool on_device = graph->device != NULL;
     tb_region region = {.address = (uint64_t)(uintptr_t)graph->pool.memory,
                         .bytes = graph->pool.bytes,
-                        .memory = TB_MEMORY_SHARED};
+                        .memory = on_device ? TB_MEMORY_CUDA : TB_MEMORY_SHARED,
+                        .device = graph->pool.device};
     out->pool = out->header.regions;
     tb_wire_region *row = &out->regions[out->header.regions++];
     int32_t code = add_region(out, &region, row, err);
-    row->pieces = graph->program.header->piece_count;
-    row->pieces_at = (uint64_t)((uint8_t *)graph->pool.shared_at - graph->pool.memory);
+    if (!on_device) {
+        row->pieces = graph->program.header->piece_count;
+        row->pieces_at = (uint64_t)((uint8_t *)graph->pool.shared_at - graph->pool.memory);
+    }
     return code;
 }
 
@@ -76,6 +83,13 @@ static int32_t add_end(export *out, const tb_chunk *chunk, tb_wire_end *end, uin
     tb_graph *graph = out->side->graph;
     if (chunk->source >= TB_PIECE_BIT) {
         int32_t code = use_pool(out, err);
+        if (graph->device != NULL) {
+            uint32_t piece = chunk->source - TB_PIECE_BIT;
+            *end = (tb_wire_end){graph->pool.fixed_at[piece], out->pool, (uint32_t)*words, chunk->source_dtype, 0};
+            tb_device_piece_words(&graph->program.pieces[piece], out->words + *words);
+            *words += TB_PIECE_WORDS;
+            return code;
+        }
         *end = (tb_wire_end){chunk->source - TB_PIECE_BIT, out->pool, TB_NONE, chunk->source_dtype, 0};
         return code;
     }

@@ -23,23 +23,48 @@ static tb_graph *find_graph(tb_session *session, uint64_t handle, tb_error *err)
 
 /* ---- prepare ------------------------------------------------------------------------------------------- */
 
+/* The registered region that all of a buffer lies in, or TB_NONE; that of an empty one too. */
+static uint32_t region_of(const tb_graph *graph, uint32_t buffer) {
+    const tb_session *session = graph->session;
+    uint64_t begin = graph->bindings[buffer].address;
+    uint64_t span = graph->program.buffers[buffer].span;
+    for (uint32_t r = 0; r < session->region_count && span > 0; r++) {
+        const tb_region *region = &session->regions[r];
+        if (region->open && begin >= region->address && begin - region->address <= region->bytes
+            && span <= region->bytes - (begin - region->address)) {
+            return r;
+        }
+    }
+    return TB_NONE;
+}
+
+/* Whether the tensors lie on the session's device is known before anything is allocated for them. */
+static int32_t find_device(tb_graph *graph, tb_error *err) {
+    tb_session *session = graph->session;
+    uint32_t kinds = 0;
+    pthread_mutex_lock(&session->lock);
+    for (uint32_t i = 0; i < graph->program.header->buffer_count && session->device != NULL; i++) {
+        uint32_t region = region_of(graph, i);
+        kinds |= region == TB_NONE ? 0 : session->regions[region].memory;
+    }
+    pthread_mutex_unlock(&session->lock);
+    if ((kinds & TB_MEMORY_CUDA) != 0 && kinds != TB_MEMORY_CUDA) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
+                       "some tensors lie in CUDA memory and some in memory of the host: not in one batch");
+    }
+    graph->device = kinds == TB_MEMORY_CUDA ? session->device : NULL;
+    return TB_OK;
+}
+
 static int32_t hold_regions(tb_graph *graph, tb_error *err) {
     tb_session *session = graph->session;
     const tb_program *program = &graph->program;
     for (uint32_t i = 0; i < program->header->buffer_count; i++) {
-        uint64_t begin = graph->bindings[i].address;
-        uint64_t span = program->buffers[i].span;
-        graph->regions[i] = TB_NONE;
-        for (uint32_t r = 0; r < session->region_count && span > 0; r++) {
-            const tb_region *region = &session->regions[r];
-            bool within = region->open && begin >= region->address && begin - region->address <= region->bytes
-                          && span <= region->bytes - (begin - region->address);
-            if (within) {
-                graph->regions[i] = r;
-                break;
-            }
-        }
-        if (span > 0 && graph->regions[i] == TB_NONE) {
+        uint32_t region = region_of(graph, i);
+        bool moved = region != TB_NONE
+                  && (session->regions[region].memory == TB_MEMORY_CUDA) != (graph->device != NULL);
+        graph->regions[i] = region;
+        if (program->buffers[i].span > 0 && (region == TB_NONE || moved)) {
             return tb_fail(err, TB_EREGION, -1, 0, "the memory of tensor %u is not registered",
                            program->buffers[i].tensor);
         }
@@ -185,6 +210,9 @@ static int32_t prepare(tb_session *session, const char *key, const void *program
                                session->options.rank, session->options.world, err);
     }
     if (code == TB_OK) {
+        code = find_device(graph, err);
+    }
+    if (code == TB_OK) {
         code = tb_graph_allocate(graph, err);
     }
     if (code == TB_OK) {
@@ -246,7 +274,7 @@ static void progress(tb_graph *graph, uint64_t *round, uint64_t *done, uint64_t 
     const tb_program_header *header = graph->program.header;
     *round = graph->round;
     *done = atomic_load(&graph->bytes_sent) + atomic_load(&graph->bytes_received)
-            + atomic_load(&graph->bytes_copied);
+          + atomic_load(&graph->bytes_copied);
     *total = graph->program.bytes_total;
     *done = *done < *total ? *done : *total;
     *staging = header->send_staging_bytes + header->recv_staging_bytes + header->pool_bytes;
@@ -320,7 +348,8 @@ static int32_t carrier_of(const tb_graph *graph, int32_t rank, uint32_t *carrier
             return TB_OK;
         }
     }
-    return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "\"%.100s\" has nothing to do with rank %d", graph->key, rank);
+    return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "\"%.100s\" has nothing to do with rank %d", graph->key,
+                   rank);
 }
 
 int32_t tb_graph_carrier(uint64_t session, uint64_t graph, int32_t rank, uint32_t *carrier, tb_error *err) {

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "carrier.h"
+#include "device.h"
 #include "error.h"
 #include "graph.h"
 #include "round.h"
@@ -101,7 +102,7 @@ int32_t tb_graph_allocate(tb_graph *graph, tb_error *err) {
         code = map(slot_bytes(program), &graph->slots, err);
     }
     if (code == TB_OK) {
-        code = map_pool(graph, err);
+        code = graph->device != NULL ? tb_device_graph_allocate(graph, err) : map_pool(graph, err);
     }
     if (code != TB_OK) {
         return code;
@@ -114,7 +115,11 @@ int32_t tb_graph_allocate(tb_graph *graph, tb_error *err) {
 
 void tb_graph_free(tb_graph *graph) {
     tb_staging_destroy(&graph->staging);
-    unmap_pool(graph);
+    if (graph->device != NULL) {
+        tb_device_graph_free(graph);
+    } else {
+        unmap_pool(graph);
+    }
     if (graph->slots != NULL) {
         munmap(graph->slots, slot_bytes(&graph->program));
     }

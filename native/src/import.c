@@ -224,7 +224,7 @@ bool tb_import_serve(tb_session *session) {
         tb_error error;
         int32_t code = check(import, side, &error);
         if (code == TB_OK) {
-            code = import->carrier->open(import, &error);
+            code = import->carrier->open(import, side, &error);
         }
         pthread_mutex_lock(&session->lock);
         side->graph->active--;

@@ -56,6 +56,8 @@ void tb_round_arrived(tb_graph *graph, uint32_t bucket, uint32_t slot);
 /* ---- round_fold.c -------------------------------------------------------------------------------------- */
 
 void tb_folds_reset(tb_graph *graph);
+/* Where each piece will lie in every round, for who must know it beforehand. Without the lock. */
+void tb_folds_fix_places(tb_graph *graph);
 /* Allows contributions to come in, in the order of the folds, as far as slots and the pool reach. */
 void tb_folds_allow(tb_graph *graph);
 bool tb_folds_turn(const tb_graph *graph, uint32_t bucket);

@@ -47,6 +47,21 @@ static uint64_t fit(const tb_graph *graph, uint64_t line, uint64_t bytes) {
     return at + bytes > size ? line + (size - at) : line;
 }
 
+/* Places follow from the sizes alone; when a piece may take its own depends on what went before. */
+void tb_folds_fix_places(tb_graph *graph) {
+    const tb_program *program = &graph->program;
+    uint64_t line = 0;
+    for (uint32_t f = 0; f < program->fold_count; f++) {
+        const tb_bucket *bucket = &program->buckets[program->fold_order[f]];
+        for (uint32_t i = 0; i < bucket->chunk_count && bucket->fold_after == TB_NONE; i++) {
+            uint32_t piece = piece_of(program, bucket, i);
+            uint64_t at = fit(graph, line, program->pieces[piece].pool_bytes);
+            graph->pool.fixed_at[piece] = at % program->header->pool_bytes;
+            line = at + program->pieces[piece].pool_bytes;
+        }
+    }
+}
+
 /* Gives all pieces of a fold their places, or none. */
 static bool place_pieces(tb_graph *graph, const tb_bucket *bucket) {
     const tb_program *program = &graph->program;

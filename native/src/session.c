@@ -9,6 +9,7 @@
 
 #include "carrier.h"
 #include "conn.h"
+#include "device.h"
 #include "error.h"
 #include "graph.h"
 #include "handle.h"
@@ -88,7 +89,8 @@ static void next_event(tb_session *session, tb_event *event) {
 
 /* ---- memory -------------------------------------------------------------------------------------------- */
 
-static int32_t add_region(tb_session *session, uint64_t address, uint64_t bytes, tb_error *err) {
+static int32_t add_region(tb_session *session, uint64_t address, uint64_t bytes,
+                          const tb_device_memory *device, tb_error *err) {
     tb_region *free_entry = NULL;
     for (uint32_t i = 0; i < session->region_count; i++) {
         tb_region *region = &session->regions[i];
@@ -106,8 +108,11 @@ static int32_t add_region(tb_session *session, uint64_t address, uint64_t bytes,
         free_entry = &larger[session->region_count++];
     }
     tb_shared shared;
-    uint32_t memory = tb_shared_find(address, bytes, &shared) ? TB_MEMORY_SHARED : TB_MEMORY_HOST;
-    *free_entry = (tb_region){.address = address, .bytes = bytes, .memory = memory, .open = true};
+    uint32_t memory = device->on_device                         ? TB_MEMORY_CUDA
+                      : tb_shared_find(address, bytes, &shared) ? TB_MEMORY_SHARED
+                                                                : TB_MEMORY_HOST;
+    *free_entry = (tb_region){
+        .address = address, .bytes = bytes, .memory = memory, .device = *device, .open = true};
     return TB_OK;
 }
 
@@ -203,6 +208,9 @@ static void free_session(tb_session *session) {
     }
     tb_threads_free(session);
     session->backend->free(session);
+    if (session->device != NULL) {
+        tb_device_close(session->device, session->options.quiesce_ms);
+    }
     free(session->peers);
     free(session->regions);
     pthread_cond_destroy(&session->thread_ended);
@@ -258,6 +266,16 @@ fail:
     return code;
 }
 
+static int32_t open_device(tb_session *session, tb_error *err) {
+    static const uint8_t none[sizeof session->options.device];
+    bool needed = (session->options.carriers & (TB_CARRY_CUDA_IPC | TB_CARRY_NCCL)) != 0;
+    bool named = memcmp(session->options.device, none, sizeof none) != 0;
+    if (needed != named) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "carriers of CUDA memory and a device go together");
+    }
+    return named ? tb_device_open(session->options.device, &session->device, err) : TB_OK;
+}
+
 int32_t tb_session_open(const tb_session_options *options, uint64_t *handle, int32_t *event_fd,
                         tb_error *err) {
     tb_session *session = NULL;
@@ -269,6 +287,9 @@ int32_t tb_session_open(const tb_session_options *options, uint64_t *handle, int
         return code;
     }
     code = tb_host_identify(session, err);
+    if (code == TB_OK) {
+        code = open_device(session, err);
+    }
     if (code == TB_OK) {
         code = tb_threads_start(session, err);
     }
@@ -446,12 +467,18 @@ int32_t tb_session_register(uint64_t handle, uint64_t address, uint64_t bytes, t
         return TB_ECLOSED;
     }
     uint64_t end;
-    int32_t code;
+    int32_t code = TB_OK;
+    tb_device_memory device = {0};
     if (address == 0 || __builtin_add_overflow(address, bytes, &end)) {
         code = tb_fail(err, TB_EREGION, -1, 0, "no memory lies at this address");
-    } else {
+    } else if (session->device != NULL) {
+        code = tb_device_describe(session->device, address, bytes, &device, err);
+        bool may_be_host = (session->host.carriers & (TB_CARRY_STREAM | TB_CARRY_SHM)) != 0;
+        code = code == TB_EREGION && may_be_host ? TB_OK : code;
+    }
+    if (code == TB_OK) {
         pthread_mutex_lock(&session->lock);
-        code = add_region(session, address, bytes, err);
+        code = add_region(session, address, bytes, &device, err);
         pthread_mutex_unlock(&session->lock);
     }
     tb_handle_put(handle);

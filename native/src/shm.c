@@ -114,7 +114,8 @@ static int32_t open_region(tb_import *import, uint32_t index, tb_error *err) {
     return code;
 }
 
-static int32_t shm_open(tb_import *import, tb_error *err) {
+static int32_t shm_open(tb_import *import, const tb_side *side, tb_error *err) {
+    (void)side;
     shm_import *opened = calloc(1, sizeof *opened + import->region_count * sizeof *opened->regions);
     if (opened == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u regions of rank %d", import->region_count,

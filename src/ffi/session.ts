@@ -4,6 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import type { TensorBusError } from "../errors.ts";
+import { parseUuid, useKernels } from "./cuda.ts";
 import { readError } from "./error.ts";
 import { declareNative } from "./native.ts";
 
@@ -30,7 +31,7 @@ const native = declareNative({
 /** Sizes and offsets of the structures that cross the boundary, in bytes. */
 export const sessionStructs = {
   tb_session_options: {
-    size: 152,
+    size: 168,
     struct_bytes: 0,
     kind: 4,
     rank: 8,
@@ -45,6 +46,7 @@ export const sessionStructs = {
     carriers: 52,
     listen_host: 56,
     name_space: 120,
+    device: 152,
   },
   tb_event: {
     size: 880,
@@ -76,7 +78,7 @@ const withinProcess = { connections: 1, peerTimeoutMs: 10_000 } as const;
 /**
  * The bits of `tb_carrier_bits`. `apart` is for tests: memory of this process is then reached as if it were another's.
  */
-const carrierBits = { stream: 1, shm: 2, apart: 0x8000_0000 } as const;
+const carrierBits = { stream: 1, shm: 2, "cuda-ipc": 4, apart: 0x8000_0000 } as const;
 export type Carrier = keyof typeof carrierBits;
 const graphFlags = { checksum: 1 } as const;
 
@@ -88,6 +90,8 @@ interface CommonSessionOptions {
   readonly quiesceMs: number;
   /** What may carry buckets between this rank and its peers; the stream alone unless given. */
   readonly carriers?: readonly Carrier[];
+  /** The UUID of the GPU that all registered memory lies on; memory of the host unless given. */
+  readonly device?: string;
 }
 export interface MemorySessionOptions extends CommonSessionOptions {
   readonly kind: "memory";
@@ -175,6 +179,7 @@ export function destroyHub(hub: bigint): void {
 
 /** The caller closes the descriptor after the session. */
 export function openSession(options: NativeSessionOptions): { session: bigint; eventDescriptor: number } {
+  if (options.device !== undefined) useKernels();
   const [session, eventDescriptor] = native.tb_session_open(encodeSessionOptions(options));
   return { session, eventDescriptor };
 }
@@ -277,6 +282,7 @@ function encodeSessionOptions(options: NativeSessionOptions): Buffer {
   bytes.writeBigUInt64LE(options.generation, at.generation);
   bytes.writeUInt32LE(options.ioThreads, at.io_threads);
   bytes.writeUInt32LE(options.quiesceMs, at.quiesce_ms);
+  if (options.device !== undefined) bytes.set(parseUuid(options.device), at.device);
   const carriers = options.carriers ?? [];
   bytes.writeUInt32LE(
     carriers.reduce((bits, carrier) => bits + carrierBits[carrier], 0),

@@ -1,3 +1,4 @@
+export * from "./cuda/index.ts";
 export { BufferMemory, HostMemory } from "./host-memory.ts";
 export {
   accumulatorOf,
