@@ -21,6 +21,7 @@ const entries = {
   plan: "src/plan/index.ts",
   cli: "src/cli/main.ts",
   "transports/memory": "transports/memory/index.ts",
+  "transports/cuda-ipc": "transports/cuda-ipc/index.ts",
   "transports/shm": "transports/shm/index.ts",
   "transports/tcp": "transports/tcp/index.ts",
 };

@@ -44,15 +44,17 @@ export interface Meeting {
 /** A transport that can be one of several in a session, where each pair of ranks gets the best of them: `select`. */
 export interface ConnectedTransport extends Transport {
   readonly carrier: Carrier;
+  /** The UUID of the GPU whose memory it moves; absent where it moves none of a GPU. */
+  readonly device?: string;
   /** Resolves addresses and reads secrets. */
   meet(): Promise<Meeting>;
 }
 
 export function connectedTransport(transport: Omit<ConnectedTransport, "open">): ConnectedTransport {
-  const { name, capabilities, carrier, meet } = transport;
+  const { name, capabilities, carrier, device, meet } = transport;
   return {
     ...transport,
-    open: (open) => openConnected({ name, capabilities, carriers: [carrier], meet }, open),
+    open: (open) => openConnected({ name, capabilities, carriers: [carrier], device, meet }, open),
   };
 }
 
@@ -61,13 +63,14 @@ interface ConnectedSetup {
   readonly name: string;
   readonly capabilities: TransportCapabilities;
   readonly carriers: readonly Carrier[];
+  readonly device: string | undefined;
   readonly meet: () => Promise<Meeting>;
 }
 
 /** Opens a session that listens, and publishes where. */
 export async function openConnected(setup: ConnectedSetup, open: OpenOptions): Promise<NativeSession> {
   const membership = checkMembership(open);
-  const { name, capabilities, carriers } = setup;
+  const { name, capabilities, carriers, device } = setup;
   const { tuning, connections, listenHost, listenPort, advertised, secrets, ...meeting } = await setup.meet();
   const namespace = meeting.namespace ?? open.store.namespace;
   const scope = { transport: name, namespace, generation: membership.generation, secrets };
@@ -84,6 +87,7 @@ export async function openConnected(setup: ConnectedSetup, open: OpenOptions): P
       listenHost,
       listenPort,
       namespace,
+      ...(device === undefined ? {} : { device }),
     },
     secrets,
     directory,

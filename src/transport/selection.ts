@@ -21,7 +21,7 @@ export interface SelectOptions {
  * const transport = select([shm(), tcp({ host: "10.0.0.7", secretFile: "/run/secrets/tensorbus" })]);
  * ```
  *
- * A `TypeError` where one of them can not share a session, or none has the name of `force`.
+ * A `TypeError` where one of them can not share a session, none has the name of `force`, or they name several GPUs.
  */
 export function select(transports: readonly Transport[], { force }: SelectOptions = {}): Transport {
   const all = transports.map(requireConnected);
@@ -35,10 +35,13 @@ export function select(transports: readonly Transport[], { force }: SelectOption
   const { name, meet } = all.find(({ capabilities }) => capabilities.crossHost) ?? all[0]!;
   const capabilities = unite(used.map((transport) => transport.capabilities));
   const carriers = [...new Set(used.map(({ carrier }) => carrier))];
+  const devices = new Set(used.flatMap(({ device }) => device ?? []));
+  if (devices.size > 1) throw new TypeError(`a rank has one GPU, not ${[...devices].join(" and ")}`);
+  const [device] = devices;
   return {
     name: used.length === 1 ? used[0]!.name : "select",
     capabilities,
-    open: (open) => openConnected({ name, capabilities, carriers, meet }, open),
+    open: (open) => openConnected({ name, capabilities, carriers, device, meet }, open),
   };
 }
 

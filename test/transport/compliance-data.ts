@@ -82,7 +82,8 @@ export function testData(subject: Subject): void {
       for (const one of prepared) await one[Symbol.asyncDispose]();
     });
 
-    test("offsets beyond 4 GiB", () => farApart(world));
+    // A copy of the memory in which the rows lie would be as large.
+    test.skipIf(!subject.capabilities.memory.includes("host"))("offsets beyond 4 GiB", () => farApart(world));
   });
 }
 

@@ -2,11 +2,11 @@ import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import { createExecutor, type Execution } from "../../src/exec/executor.ts";
 import { DeviceMesh, Replicate, Shard } from "../../src/layout/index.ts";
-import { HostMemory } from "../../src/memory/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
 import type { PostOptions, TransportEvent } from "../../src/transport/transport.ts";
 import type { TransferCase } from "./cases.ts";
 import { columnsToRows } from "./compliance-data.ts";
+import { allocate, kindOf, type TestMemory } from "./test-memory.ts";
 import {
   type Outcome,
   outcomeOf,
@@ -135,7 +135,7 @@ export function testFailures(subject: Subject): void {
       const { sessions } = world;
       const transfer = columnsToRows(8, 8, {}, [0, 1]);
       const plan = await planTransfer(transfer.input);
-      const memory = HostMemory.allocate(4096);
+      const { memory } = allocate(kindOf(subject.capabilities), 4096);
       sessions[0]!.register(memory);
       const tensors = new Map([[0, { source: { memory, offset: 0n }, target: { memory, offset: 2048n } }]]);
       const alone = (options: object) =>
@@ -165,11 +165,19 @@ async function cancelManyTimes(subject: Subject): Promise<void> {
     tensors: [{ name: "big", pair: "only", shape: [bytes], dtype: "uint8" }],
     bucketBytes: 2 ** 20,
   });
-  const memories = [0, 1].map(() => HostMemory.allocate(bytes));
-  const [from, to] = memories.map((memory) => memory.view(Uint8Array)) as [Uint8Array, Uint8Array];
+  const memories = [0, 1].map(() => allocate(kindOf(subject.capabilities), bytes));
+  const [from, to] = memories as [TestMemory, TestMemory];
+  const fill = (value: number) => {
+    from.bytes.fill(value);
+    from.push();
+  };
+  const received = () => {
+    to.pull();
+    return Buffer.from(to.bytes);
+  };
   const executions: Execution[] = await Promise.all(
     world.sessions.map((session, rank) => {
-      const memory = memories[rank]!;
+      const { memory } = memories[rank]!;
       session.register(memory);
       const place = { memory, offset: 0n };
       const tensors = new Map([[0, rank === 0 ? { source: place } : { target: place }]]);
@@ -177,7 +185,7 @@ async function cancelManyTimes(subject: Subject): Promise<void> {
     }),
   );
   for (let attempt = 1; attempt <= 8; attempt++) {
-    from.fill(attempt);
+    fill(attempt);
     const who = attempt % 2;
     const controller = new AbortController();
     const rounds = executions.map((execution, rank) =>
@@ -190,15 +198,15 @@ async function cancelManyTimes(subject: Subject): Promise<void> {
     await until(() => settled || executions[who]!.progress().bytesDone > 0n);
     controller.abort();
     const outcomes = await Promise.all(rounds);
-    const quiet = Buffer.from(to);
-    from.fill(255);
+    const quiet = received();
+    fill(255);
     await delay(2);
-    expect(quiet.equals(to)).toBe(true);
+    expect(quiet.equals(received())).toBe(true);
     for (const outcome of outcomes) {
       if (outcome !== "done") expect(outcome).toEqual({ code: "TB_CANCELLED", rank: who });
     }
-    from.fill(attempt + 100);
+    fill(attempt + 100);
     await Promise.all(executions.map((execution) => execution.run()));
-    expect(Buffer.from(from.buffer).equals(to)).toBe(true);
+    expect(received().equals(from.bytes)).toBe(true);
   }
 }

@@ -3,6 +3,7 @@ import { createExecutor } from "../../src/exec/executor.ts";
 import { HostMemory, type Memory, SharedMemory } from "../../src/memory/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
 import { columnsToRows } from "./compliance-data.ts";
+import { allocate, kindOf } from "./test-memory.ts";
 import { prepareCase, prepareEach, type Subject } from "./world.ts";
 
 const pair = columnsToRows(16, 16, {}, [0, 1]);
@@ -36,8 +37,9 @@ export function testRefusals(subject: Subject): void {
       await using world = await subject.open(2);
       const [session] = world.sessions;
       const plan = await planTransfer(pair.input);
-      const memory = HostMemory.allocate(4096);
-      const stranger = HostMemory.allocate(4096);
+      const kind = kindOf(subject.capabilities);
+      const { memory } = allocate(kind, 4096);
+      const { memory: stranger } = allocate(kind, 4096);
       session!.register(memory);
       const at = (offset: bigint, where: Memory = memory) => ({ memory: where, offset });
       const prepare = (tensor: object | undefined) =>
@@ -82,7 +84,9 @@ export function testRefusals(subject: Subject): void {
       const kinds: Record<Memory["kind"], Memory> = {
         host: page,
         shared: SharedMemory.create(4096),
-        cuda: { kind: "cuda", address: 4096n, bytes: 4096n, retain() {}, release() {} },
+        cuda: subject.capabilities.memory.includes("cuda")
+          ? allocate("cuda", 4096).memory
+          : { kind: "cuda", address: 4096n, bytes: 4096n, retain() {}, release() {} },
       };
       for (const [kind, memory] of Object.entries(kinds)) {
         const register = () => session!.register(memory);
@@ -112,12 +116,13 @@ export function testRefusals(subject: Subject): void {
         ...pair.input,
         pairs: { all: { ...pair.input.pairs["all"]!, target: pair.input.pairs["all"]!.source } },
       });
-      const memories = world.sessions.map(() => HostMemory.allocate(4096));
+      const memories = world.sessions.map(() => allocate(kindOf(subject.capabilities), 4096));
       const executions = await Promise.all(
         world.sessions.map((session, rank) => {
-          const memory = memories[rank]!;
+          const { memory, bytes, push } = memories[rank]!;
           session.register(memory);
-          memory.view(Uint8Array).fill(rank + 1);
+          bytes.fill(rank + 1);
+          push();
           const place = { memory, offset: 64n };
           return createExecutor(session).prepare(plan, {
             key: "in place",
@@ -126,8 +131,9 @@ export function testRefusals(subject: Subject): void {
         }),
       );
       await Promise.all(executions.map((execution) => execution.run()));
-      for (const [rank, memory] of memories.entries()) {
-        expect(memory.view(Uint8Array).every((byte) => byte === rank + 1)).toBe(true);
+      for (const [rank, { bytes, pull }] of memories.entries()) {
+        pull();
+        expect(bytes.every((byte) => byte === rank + 1)).toBe(true);
       }
     });
   });

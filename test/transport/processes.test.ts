@@ -2,9 +2,12 @@ import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { serveTcpStore } from "../../src/store/index.ts";
+import { useCudaDouble } from "../doubles/cuda/index.ts";
 import { castTypes } from "./cases.ts";
 import type { SeededCase } from "./children/rank.ts";
 import { bundleChild, ChildRank, startRanks } from "./children.ts";
+
+useCudaDouble(); // cuda-ipc runs on a test double of libcuda
 
 let bundle: Awaited<ReturnType<typeof bundleChild>>;
 beforeAll(async () => {
@@ -16,6 +19,7 @@ describe.each([
   ["tcp", "host"],
   ["shm", "host"],
   ["shm", "shared"],
+  ["cuda-ipc", "cuda"],
 ] as const)("%s: ranks in processes of their own, %s memory", (transport, memory) => {
   const within = async (peerTimeoutMs: number, body: (ranks: readonly ChildRank[]) => Promise<void>) => {
     await using store = await serveTcpStore();
@@ -47,9 +51,10 @@ describe.each([
 });
 
 test.each([
-  "host",
-  "shared",
-] as const)("shm: every byte arrives from processes, %s memory", async (memory) => {
+  ["shm", "host"],
+  ["shm", "shared"],
+  ["cuda-ipc", "cuda"],
+] as const)("%s: every byte arrives from processes, %s memory", async (transport, memory) => {
   await using store = await serveTcpStore();
   const cases: SeededCase[] = [
     { seed: 900, options: { strided: false } },
@@ -68,7 +73,7 @@ test.each([
       world: 6,
       storePort: store.port,
       peerTimeoutMs: 60_000,
-      transport: "shm",
+      transport,
       memory,
     } as const;
     const ran = ranks.map((child, rank) => child.ask({ kind: "cases", rank, cases, ...setup }, "ran"));

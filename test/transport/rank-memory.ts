@@ -1,10 +1,11 @@
 /** The memory of one rank of a case: filled with source values and guard bytes, compared byte for byte afterwards. */
 import type { BatchTensor } from "../../src/exec/batch.ts";
-import { HostMemory, type NativeMemory, SharedMemory } from "../../src/memory/index.ts";
+import type { Memory } from "../../src/memory/index.ts";
 import { coordinateOfRank, positionsOf, sourceValue, type TransferCase, targetValue } from "./cases.ts";
 import { indicesAt, product } from "./holdings.ts";
 import { formats, isFloat, type TestType } from "./numbers.ts";
 import { mix, Random } from "./random.ts";
+import { allocate, type TestMemory, type TestMemoryKind } from "./test-memory.ts";
 
 interface LocalTensor {
   readonly tensor: number;
@@ -20,19 +21,21 @@ interface LocalTensor {
 const guard = 0xa5;
 
 export class RankMemory {
-  readonly memory: NativeMemory;
+  readonly memory: Memory;
   readonly tensors: ReadonlyMap<number, BatchTensor>;
   readonly #case: TransferCase;
   readonly #locals: readonly LocalTensor[];
+  readonly #local: TestMemory;
   readonly #bytes: Uint8Array;
   #expected = new Uint8Array(0);
 
-  constructor(transfer: TransferCase, rank: number, kind: "host" | "shared" = "host") {
+  constructor(transfer: TransferCase, rank: number, kind: TestMemoryKind = "host") {
     this.#case = transfer;
     this.#locals = localTensors(transfer, rank);
     const end = this.#locals.reduce((most, { offset, span }) => Math.max(most, offset + span), 0);
-    this.memory = (kind === "host" ? HostMemory.allocate : SharedMemory.create)(end + 64);
-    this.#bytes = this.memory.view(Uint8Array);
+    this.#local = allocate(kind, end + 64);
+    this.memory = this.#local.memory;
+    this.#bytes = this.#local.bytes;
     const tensors = new Map<number, Record<string, unknown>>();
     for (const { tensor, kind, offset, strides } of this.#locals) {
       const entry = tensors.get(tensor) ?? {};
@@ -65,10 +68,12 @@ export class RankMemory {
         formats[local.type].write(expected, at, targetValue(this.#case, round, local.tensor, global)),
       );
     }
+    this.#local.push();
   }
 
   /** Every byte: targets hold what they must, and nothing else changed. */
   check(): void {
+    this.#local.pull();
     if (Buffer.compare(this.#bytes, this.#expected) === 0) return;
     const view = new DataView(this.#bytes.buffer);
     const expected = new DataView(this.#expected.buffer);
@@ -91,10 +96,16 @@ export class RankMemory {
     }
   }
 
+  close(): void {
+    this.#local.close();
+  }
+
   snapshot(): Uint8Array {
+    this.#local.pull();
     return Uint8Array.from(this.#bytes);
   }
   isUnchangedSince(snapshot: Uint8Array): boolean {
+    this.#local.pull();
     return Buffer.compare(snapshot, this.#bytes) === 0;
   }
 }

@@ -3,7 +3,6 @@ import { setTimeout as delay } from "node:timers/promises";
 import { expect } from "vitest";
 import { TensorBusError } from "../../src/errors.ts";
 import { createExecutor, type Execution } from "../../src/exec/executor.ts";
-import { HostMemory } from "../../src/memory/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
 import type { PlanInput } from "../../src/plan/types.ts";
 import type {
@@ -16,6 +15,7 @@ import type {
 import type { TransferCase } from "./cases.ts";
 import type { Random } from "./random.ts";
 import { RankMemory } from "./rank-memory.ts";
+import { allocate, kindOf } from "./test-memory.ts";
 
 /** What the suite needs of an implementation. */
 export interface Subject {
@@ -49,7 +49,9 @@ export async function prepareCase(
   options: Partial<PrepareOptions> = {},
 ): Promise<PreparedCase> {
   const plan = await planTransfer(transfer.input);
-  const memories = sessions.map((_, rank) => new RankMemory(transfer, rank));
+  const memories = sessions.map(
+    ({ capabilities }, rank) => new RankMemory(transfer, rank, kindOf(capabilities)),
+  );
   for (const [rank, session] of sessions.entries()) session.register(memories[rank]!.memory);
   const key = `case ${keys++}`;
   const executions = await Promise.all(
@@ -84,7 +86,7 @@ export async function prepareCase(
       await Promise.all(executions.map((execution) => execution.release()));
       sessions.forEach((session, rank) => {
         session.unregister(memories[rank]!.memory);
-        memories[rank]!.memory.close();
+        memories[rank]!.close();
       });
     },
   };
@@ -128,7 +130,7 @@ export function prepareEach(
     sessions.map(async (session, rank) => {
       const { input, ...prepare } = options(rank);
       const plan = await planTransfer(input);
-      const memory = HostMemory.allocate(8192);
+      const { memory } = allocate(kindOf(session.capabilities), 8192);
       session.register(memory);
       const tensors = new Map([[0, { source: { memory, offset: 0n }, target: { memory, offset: 4096n } }]]);
       return outcomeOf(createExecutor(session).prepare(plan, { ...prepare, tensors }));

@@ -71,6 +71,9 @@ void double_fail(tb_cu_context context, tb_cu_result result, const char *format,
 /* memory.c */
 /* Where these bytes of the device lie. NULL, and why, where the context's kernels may not touch them. */
 void *double_reach(tb_cu_pointer address, uint64_t bytes, char *why, size_t why_bytes);
+/* Between the two no memory comes or goes, and the caller's double_reach takes no lock. */
+void double_hold_memory(void);
+void double_release_memory(void);
 
 /* stream.c */
 /* Waits until nothing of a context is under way. */

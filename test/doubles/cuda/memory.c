@@ -80,22 +80,59 @@ static allocation *find(tb_cu_pointer address) {
     return NULL;
 }
 
-void *double_reach(tb_cu_pointer address, uint64_t bytes, char *why, size_t why_bytes) {
+/* Where this thread looked last, as long as it holds the memory. */
+enum { RECENT = 4 };
+static _Thread_local bool holds;
+static _Thread_local allocation *recent[RECENT];
+static _Thread_local unsigned next_recent;
+
+void double_hold_memory(void) {
     pthread_rwlock_rdlock(&lock);
+    holds = true;
+    memset(recent, 0, sizeof recent);
+}
+
+void double_release_memory(void) {
+    holds = false;
+    pthread_rwlock_unlock(&lock);
+}
+
+static allocation *find_held(tb_cu_pointer address) {
+    uint8_t *at = (uint8_t *)(uintptr_t)(address - DEVICE_BIT);
+    for (int i = 0; i < RECENT; i++) {
+        if (recent[i] != NULL && at >= recent[i]->data && at < recent[i]->data + recent[i]->bytes) {
+            return recent[i];
+        }
+    }
     allocation *one = find(address);
+    recent[next_recent++ % RECENT] = one;
+    return one;
+}
+
+static void *reach(tb_cu_pointer address, uint64_t bytes, char *why, size_t why_bytes) {
+    allocation *one = find_held(address);
     uint8_t *at = (uint8_t *)(uintptr_t)(address - DEVICE_BIT);
     if (one == NULL) {
         snprintf(why, why_bytes, "0x%llx is in no allocation", address);
     } else if (bytes > (uint64_t)(one->data + one->bytes - at)) {
         snprintf(why, why_bytes, "0x%llx + %llu leaves its allocation of %llu bytes", address,
                  (unsigned long long)bytes, (unsigned long long)one->bytes);
-        one = NULL;
     } else if (one->header->freed) {
         snprintf(why, why_bytes, "0x%llx was freed by the process that had allocated it", address);
-        one = NULL;
+    } else {
+        return at;
     }
-    pthread_rwlock_unlock(&lock);
-    return one == NULL ? NULL : at;
+    return NULL;
+}
+
+void *double_reach(tb_cu_pointer address, uint64_t bytes, char *why, size_t why_bytes) {
+    if (holds) {
+        return reach(address, bytes, why, why_bytes);
+    }
+    double_hold_memory();
+    void *at = reach(address, bytes, why, why_bytes);
+    double_release_memory();
+    return at;
 }
 
 static tb_cu_result allocate(tb_cu_pointer *pointer, size_t bytes, bool expandable) {

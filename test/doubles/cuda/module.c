@@ -151,14 +151,15 @@ static void run_launch(tb_cu_context context, void *argument) {
     launching *given = argument;
     running = context;
     running_name = names[given->kernel];
-    if (setjmp(trap) != 0) {
-        return;
-    }
-    for (uint32_t block = 0; block < given->blocks; block++) {
-        for (uint32_t thread = 0; thread < TB_CUDA_THREADS; thread++) {
-            kernels[given->kernel](&given->launch, block, given->blocks, thread);
+    double_hold_memory();
+    if (setjmp(trap) == 0) {
+        for (uint32_t block = 0; block < given->blocks; block++) {
+            for (uint32_t thread = 0; thread < TB_CUDA_THREADS; thread++) {
+                kernels[given->kernel](&given->launch, block, given->blocks, thread);
+            }
         }
     }
+    double_release_memory();
 }
 
 tb_cu_result cuLaunchKernel(tb_cu_function function, unsigned x, unsigned y, unsigned z, unsigned threads,

@@ -5,23 +5,25 @@
 import { TensorBusError } from "../../../src/errors.ts";
 import { createExecutor, type Execution } from "../../../src/exec/executor.ts";
 import { DeviceMesh, Shard } from "../../../src/layout/index.ts";
-import { HostMemory, type NativeMemory, SharedMemory } from "../../../src/memory/index.ts";
 import { planTransfer } from "../../../src/plan/index.ts";
 import { tcpStore } from "../../../src/store/tcp-store.ts";
 import type { TransportSession } from "../../../src/transport/transport.ts";
+import { cudaIpc } from "../../../transports/cuda-ipc/index.ts";
 import { shm } from "../../../transports/shm/index.ts";
 import { tcp } from "../../../transports/tcp/index.ts";
 import type { CaseOptions } from "../cases.ts";
 import { randomCase } from "../cases.ts";
+import { doubleDevice } from "../../doubles/cuda/index.ts";
 import { RankMemory } from "../rank-memory.ts";
+import { allocate, type TestMemoryKind } from "../test-memory.ts";
 
 export interface RankSetup {
   readonly rank: number;
   readonly world: number;
   readonly storePort: number;
   readonly peerTimeoutMs: number;
-  readonly transport: "tcp" | "shm";
-  readonly memory: "host" | "shared";
+  readonly transport: "tcp" | "shm" | "cuda-ipc";
+  readonly memory: TestMemoryKind;
 }
 
 /** Cases that every rank makes for itself, from the seed. */
@@ -45,8 +47,13 @@ let execution: Execution;
 
 async function open({ rank, world, peerTimeoutMs, ...setup }: RankSetup): Promise<TransportSession> {
   const store = await tcpStore({ host: "127.0.0.1", port: setup.storePort });
-  const transport = setup.transport === "tcp" ? tcp({ peerTimeoutMs }) : shm({ peerTimeoutMs });
-  return transport.open({ rank, world, store });
+  const device = process.env["TEST_CUDA_DEVICE"] ?? doubleDevice;
+  const transports = {
+    tcp: () => tcp({ peerTimeoutMs }),
+    shm: () => shm({ peerTimeoutMs }),
+    "cuda-ipc": () => cudaIpc({ peerTimeoutMs, device }),
+  };
+  return transports[setup.transport]().open({ rank, world, store });
 }
 
 /** Two rounds of each, compared byte for byte. */
@@ -66,7 +73,7 @@ async function runCases(message: ParentMessage & { readonly kind: "cases" }): Pr
     }
     await execution.release();
     session.unregister(local.memory);
-    local.memory.close();
+    local.close();
   }
   tell({ kind: "ran", cases: message.cases.length });
 }
@@ -81,8 +88,7 @@ async function prepare(message: ParentMessage & { readonly kind: "prepare" }): P
     tensors: [{ name: "matrix", pair: "all", shape: [960, 960], dtype: "float32" }],
   });
   const bytes = (960 * 960 * 4) / world;
-  const memory: NativeMemory =
-    message.memory === "host" ? HostMemory.allocate(2 * bytes) : SharedMemory.create(2 * bytes);
+  const { memory } = allocate(message.memory, 2 * bytes);
   session.register(memory);
   const tensors = new Map([
     [0, { source: { memory, offset: 0n }, target: { memory, offset: BigInt(bytes) } }],
