@@ -63,7 +63,7 @@ interface ConnectedSetup {
   readonly name: string;
   readonly capabilities: TransportCapabilities;
   readonly carriers: readonly Carrier[];
-  readonly device: string | undefined;
+  readonly device?: string | undefined;
   readonly meet: () => Promise<Meeting>;
 }
 

@@ -11,9 +11,9 @@ import type { TransportSession } from "../../../src/transport/transport.ts";
 import { cudaIpc } from "../../../transports/cuda-ipc/index.ts";
 import { shm } from "../../../transports/shm/index.ts";
 import { tcp } from "../../../transports/tcp/index.ts";
+import { doubleDevice } from "../../doubles/cuda/index.ts";
 import type { CaseOptions } from "../cases.ts";
 import { randomCase } from "../cases.ts";
-import { doubleDevice } from "../../doubles/cuda/index.ts";
 import { RankMemory } from "../rank-memory.ts";
 import { allocate, type TestMemoryKind } from "../test-memory.ts";
 
