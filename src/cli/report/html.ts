@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { deflateRawSync } from "node:zlib";
 import { type Embedded, packEmbedded } from "./embed.ts";
-import { pageScript, pageStyle, workerScript } from "./page-assets.ts";
+import { pageNotices, pageScript, pageStyle, workerScript } from "./page-assets.ts";
 
 /**
  * The page of a plan: one file, which asks nothing of any network, and is forbidden to. What comes from specs and
@@ -25,6 +25,9 @@ export function renderPage(embedded: Embedded): string {
 <script type="text/plain" id="report-data">${compressed(packEmbedded(embedded))}</script>
 <script type="text/plain" id="report-worker">${compressed(Buffer.from(workerScript))}</script>
 <script>${pageScript}</script>
+<script type="text/plain" id="notices">
+${pageNotices}
+</script>
 </body>
 </html>
 `;

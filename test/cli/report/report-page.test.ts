@@ -201,6 +201,29 @@ describe.skipIf(chromiumMissing !== undefined)(
       await timeline.locator(".plot").click({ position: { x: 300, y: 20 } });
       expect(Number(await timeline.getAttribute("data-rows"))).toBe(8);
       expect(Number(await timeline.getAttribute("data-bars"))).toBe(8 * 512);
+
+      // The planner works elsewhere: the page is still there for its reader, who may stop it.
+      const plan = page.getByRole("button", { name: "Plan", exact: true });
+      await plan.dispatchEvent("click");
+      await page.getByRole("application", { name: /Heat map/ }).focus();
+      await page.keyboard.press("Enter");
+      expect(await map.getAttribute("data-cells")).toBe("8 x 8");
+      expect(await page.locator("#plan-status").innerText()).toBe("planning …");
+      // Straight to the button: to scroll there could take longer than the plan.
+      await page.getByRole("button", { name: "Stop" }).dispatchEvent("click");
+      await plan.waitFor();
+      expect(await page.locator("#plan-status").innerText()).toBe("stopped");
+      expect(problems).toEqual([]);
+    });
+
+    test("of a saved plan shows it, and says that there is no spec to change", async () => {
+      const { spec: path } = await writePage("saved", spec);
+      const [plan, file] = [join(folder, "saved.tbplan"), join(folder, "saved-plan.html")];
+      await runCli("plan", path, "--save", plan);
+      expect((await runCli("plan", plan, "--html", file)).code).toBe(0);
+      const { page, problems } = await openPage(browser, file);
+      expect(await page.locator("#digest").innerText()).toBe(Plan.load(readFileSync(plan)).digest);
+      expect(await page.locator("#change").innerText()).toContain("made of a saved plan");
       expect(problems).toEqual([]);
     });
 
