@@ -210,7 +210,7 @@ describe("a round", () => {
     const [zero, one, two] = model.handlers as [BatchHandler, BatchHandler, BatchHandler];
     // Rank 0 gives up three times before anyone else has begun.
     for (let attempt = 0; attempt < 3; attempt++) {
-      const failure = await failureOf(zero.transfer("send", { blocking: true, timeoutMs: 60 }));
+      const failure = await failureOf(zero.transfer("send", { blocking: true, timeoutMs: 400 }));
       expect(failure).toMatchObject({ code: "TB_TIMEOUT", details: { rank: 0, torn: false } });
     }
     const late = [one.transfer("send", { blocking: true }), two.transfer("recv", { blocking: true })];
