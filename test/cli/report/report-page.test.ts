@@ -216,6 +216,19 @@ describe.skipIf(chromiumMissing !== undefined)(
       expect(problems).toEqual([]);
     });
 
+    test("opens where nothing goes from one rank to another", async () => {
+      const side = { mesh: [2], ranks: "0..1" };
+      const placements = [{ match: "w", source: ["S(0)"], target: ["S(0)"] }];
+      const model = { tensors: [{ name: "w", shape: [8], dtype: "float32" }] };
+      const values = { version: 1, model, source: side, target: side, colocated: true, placements };
+      const { page: file } = await writePage("still", values);
+      const { page, problems } = await openPage(browser, file);
+      expect(await page.locator("#heat").innerText()).toContain("Nothing goes");
+      expect(await page.locator("#timeline").innerText()).toContain("no topology");
+      expect(await page.locator("#rank-bars").getAttribute("data-cells")).toBe("2");
+      expect(problems).toEqual([]);
+    });
+
     test("of a saved plan shows it, and says that there is no spec to change", async () => {
       const { spec: path } = await writePage("saved", spec);
       const [plan, file] = [join(folder, "saved.tbplan"), join(folder, "saved-plan.html")];

@@ -29,6 +29,11 @@ const widest = { x: 132, y: 40 };
 
 /** Bytes from each rank to each: by host where there are many, down to ranks as one looks closer. */
 export function HeatMap({ report }: { readonly report: Report }) {
+  if (report.channels.bytes.length === 0) return <p class="none">Nothing goes from one rank to another.</p>;
+  return <HeatPlot report={report} />;
+}
+
+function HeatPlot({ report }: { readonly report: Report }) {
   const { channels, ranks, summary } = report;
   const holder = useRef<HTMLDivElement>(null);
   const width = useWidth(holder);
@@ -130,7 +135,6 @@ export function HeatMap({ report }: { readonly report: Report }) {
     return true;
   };
 
-  if (channels.bytes.length === 0) return <p class="none">Nothing goes from one rank to another.</p>;
   const here = at.row * sums.columns + at.column;
   const stages = summary.stages.filter((one) => channels.stage.includes(one.stage));
   return (
