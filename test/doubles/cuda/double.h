@@ -51,7 +51,7 @@ enum {
 
 /* Added to where the bytes of device memory lie: beyond what a process of the host can address. */
 #define DEVICE_BIT (1ull << 50)
-enum { MOST_DEVICES = 8 };
+enum { MOST_DEVICES = 16 };
 
 struct tb_cu_context_st {
     int device;
@@ -59,18 +59,20 @@ struct tb_cu_context_st {
     _Atomic int failure; /* what every call gives from here on */
 };
 
+/* What the double of NCCL is made of as well is exported. */
+
 /* driver.c */
 /* The calling thread's context; 0, or what the call is to give instead. */
-tb_cu_result double_context(tb_cu_context *context);
+EXPORT tb_cu_result double_context(tb_cu_context *context);
 int double_device_count(void);
-uint64_t double_number(const char *variable, uint64_t otherwise);
+EXPORT uint64_t double_number(const char *variable, uint64_t otherwise);
 /* A failure that no call can undo: says so, and stays. */
-void double_fail(tb_cu_context context, tb_cu_result result, const char *format, ...)
+EXPORT void double_fail(tb_cu_context context, tb_cu_result result, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
 /* memory.c */
 /* Where these bytes of the device lie. NULL, and why, where the context's kernels may not touch them. */
-void *double_reach(tb_cu_pointer address, uint64_t bytes, char *why, size_t why_bytes);
+EXPORT void *double_reach(tb_cu_pointer address, uint64_t bytes, char *why, size_t why_bytes);
 /* Between the two no memory comes or goes, and the caller's double_reach takes no lock. */
 void double_hold_memory(void);
 void double_release_memory(void);
@@ -79,7 +81,7 @@ void double_release_memory(void);
 /* Waits until nothing of a context is under way. */
 void double_drain(tb_cu_context context);
 /* Puts a call into a stream; the argument is copied. */
-tb_cu_result double_enqueue(tb_cu_stream stream, void (*run)(tb_cu_context, void *), const void *argument,
+EXPORT tb_cu_result double_enqueue(tb_cu_stream stream, void (*run)(tb_cu_context, void *), const void *argument,
                             size_t bytes);
 
 /* A file of shared memory under another process's descriptor: what its handles stand for. */

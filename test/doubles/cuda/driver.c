@@ -126,7 +126,7 @@ tb_cu_result cuDeviceGet(tb_cu_device *device, int ordinal) {
 /* The same in every process of a machine. */
 tb_cu_result cuDeviceGetUuid_v2(tb_cu_uuid *uuid, tb_cu_device device) {
     memcpy(uuid->bytes, "cuda-double-dev", 15);
-    uuid->bytes[15] = (char)('0' + device);
+    uuid->bytes[15] = (char)(device < 10 ? '0' + device : 'a' + device - 10);
     return check_device(device);
 }
 
