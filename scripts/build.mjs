@@ -23,6 +23,7 @@ const entries = {
   "transports/memory": "transports/memory/index.ts",
   "transports/cuda-ipc": "transports/cuda-ipc/index.ts",
   "transports/shm": "transports/shm/index.ts",
+  "transports/nccl": "transports/nccl/index.ts",
   "transports/tcp": "transports/tcp/index.ts",
 };
 await build({

@@ -233,6 +233,17 @@ enum tb_graph_flags { TB_GRAPH_CHECKSUM = 1 };
 TB_API int32_t tb_graph_prepare(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
                                 const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
                                 uint64_t timeout_ns, uint64_t *graph, tb_error *err);
+/*
+ * NCCL: the same for a plan of these ranks, ascending. The lowest of them leads its rounds, and is connected with all.
+ * Once it is prepared, tb_graph_attach binds it to the communicator of just these ranks, and takes what memory it needs of
+ * the device; *attached is 0 until that is there. A round that begins before is TB_EINVALIDATED.
+ */
+TB_API int32_t tb_graph_prepare_among(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
+                                      const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
+                                      uint64_t timeout_ns, const int32_t *members, uint32_t member_count,
+                                      uint64_t *graph, tb_error *err);
+TB_API int32_t tb_graph_attach(uint64_t session, uint64_t graph, uint64_t communicator, tb_error *err);
+TB_API int32_t tb_graph_attached(uint64_t session, uint64_t graph, uint32_t *attached, tb_error *err);
 /* Starts a round, at least 1 and larger than the last one. Ends with TB_EVENT_ROUND. TB_EBUSY while one is under way. */
 TB_API int32_t tb_graph_post(uint64_t session, uint64_t graph, uint64_t round, uint64_t timeout_ns, tb_error *err);
 /* Ends the prepare or round under way with that code; its event still comes. Nothing under way: does nothing. */
@@ -287,6 +298,25 @@ TB_API int32_t tb_nccl_version(const char *path, uint32_t *version, tb_error *er
 TB_API int32_t tb_nccl_describe(const char *path, int32_t result, void *text, uint32_t bytes, tb_error *err);
 /* A new unique id. This process listens for those who join by it, until all have. */
 TB_API int32_t tb_nccl_unique_id(const char *path, uint8_t id[128], tb_error *err);
+
+/*
+ * Lets a session of TB_TRANSPORT_TCP move its buckets by NCCL from here on, between the GPU of that UUID and those of its
+ * peers; control frames go over TCP. library: as above; kernels: the file of their PTX. Blocks while the device's thread
+ * begins. TB_ELIBRARY, TB_EDEVICE.
+ */
+TB_API int32_t tb_session_use_nccl(uint64_t session, const uint8_t device[16], const char *library, const char *kernels,
+                                   tb_error *err);
+/*
+ * Begins to join the communicator of these ranks of the session, ascending, by an id that one of them made: see
+ * tb_nccl_state. It is there until the session is closed, or until one of its ranks is lost. epoch: tells it from others of
+ * the same ranks; a round whose ranks are on different ones is TB_EINVALIDATED.
+ */
+TB_API int32_t tb_nccl_join(uint64_t session, const int32_t *ranks, uint32_t count, const uint8_t id[128],
+                            uint32_t epoch, uint64_t *communicator, tb_error *err);
+/* *state is 0 while ranks are waited for, 1 once all have joined. A code where it was aborted, and why. */
+TB_API int32_t tb_nccl_state(uint64_t session, uint64_t communicator, uint32_t *state, tb_error *err);
+/* Aborts it, and what is under way on it: another is to take its place. */
+TB_API int32_t tb_nccl_leave(uint64_t session, uint64_t communicator, tb_error *err);
 
 /* ---- bus ------------------------------------------------------------------------------------------------------- */
 

@@ -191,6 +191,8 @@ struct tb_side {
     bool awaits_quiet;   /* send: a round failed, and the peer may still read */
     uint32_t pulling;    /* receive: buckets that are being read */
     uint64_t owes_quiet; /* receive: the round in which the peer waits for that; 0: none */
+    uint64_t begun;      /* NCCL: the round that the peer has told its leader of, and on which communicator */
+    uint32_t begun_epoch;
 };
 
 typedef struct tb_channel_state {
@@ -269,6 +271,11 @@ struct tb_graph {
     bool holds_regions;
     tb_places places;
     const struct tb_carrier *mover; /* of what goes from this rank to itself; NULL: the session's threads */
+    /* Where its buckets travel by NCCL (nccl_rounds.h), else NULL; and the ranks of its plan, of which the first leads. */
+    struct tb_waves *waves;
+    struct tb_nccl_run *run;
+    int32_t *members;
+    uint32_t member_count;
     tb_side *sides;
     uint32_t side_count;
     /* For the event that ends the prepare or round under way: it must not fail for want of memory. */
@@ -393,6 +400,7 @@ struct tb_session {
     int listen_fd, spare_fd;
     uint64_t accept_at; /* 0, or: the listener is not watched until then */
     uint32_t port;
+    struct tb_nccl *nccl; /* NULL: it has no device of its own */
     /* memory */
     struct tb_hub *hub;
     const struct tb_backend *backend;

@@ -8,6 +8,7 @@
 #include "conn.h"
 #include "error.h"
 #include "handle.h"
+#include "nccl_rounds.h"
 #include "round.h"
 
 static tb_graph *find_graph(tb_session *session, uint64_t handle, tb_error *err) {
@@ -108,6 +109,15 @@ static int32_t make_sides(tb_graph *graph, tb_error *err) {
         graph->channels[i].side = side;
         side->ready.count += channel->direction == TB_SEND ? channel->bucket_count : 0;
     }
+    /* Who leads knows all others of its set, and they know it, whether they exchange anything or not. */
+    bool leads = graph->member_count > 0 && graph->members[0] == graph->session->options.rank;
+    for (uint32_t i = 0; i < graph->member_count; i++) {
+        bool other = graph->members[i] != graph->session->options.rank;
+        tb_peer *peer = other && (leads || i == 0) ? tb_session_peer(graph->session, graph->members[i]) : NULL;
+        if (peer != NULL) {
+            side_of(graph, peer);
+        }
+    }
     for (uint32_t i = 0; i < graph->side_count; i++) {
         tb_heap *ready = &graph->sides[i].ready;
         ready->items = calloc((size_t)ready->count + 1, sizeof *ready->items);
@@ -192,7 +202,8 @@ static int32_t copy_arguments(tb_graph *graph, const char *key, const tb_binding
 
 static int32_t prepare(tb_session *session, const char *key, const void *program, uint64_t program_bytes,
                        const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
-                       uint64_t timeout_ns, uint64_t *handle, tb_error *err) {
+                       uint64_t timeout_ns, const int32_t *members, uint32_t member_count, uint64_t *handle,
+                       tb_error *err) {
     if ((flags & ~(uint32_t)TB_GRAPH_CHECKSUM) != 0) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "unknown flags %x", flags);
     }
@@ -209,6 +220,9 @@ static int32_t prepare(tb_session *session, const char *key, const void *program
         code = tb_program_load(&graph->program, program, program_bytes, graph->bindings, binding_count,
                                session->options.rank, session->options.world, err);
     }
+    if (code == TB_OK && session->nccl != NULL) {
+        code = tb_nccl_graph_plan(graph, members, member_count, err);
+    }
     if (code == TB_OK) {
         code = find_device(graph, err);
     }
@@ -224,15 +238,24 @@ static int32_t prepare(tb_session *session, const char *key, const void *program
     return code;
 }
 
-int32_t tb_graph_prepare(uint64_t session_handle, const char *key, const void *program,
-                         uint64_t program_bytes, const tb_binding *bindings, uint32_t binding_count,
-                         uint32_t flags, uint64_t timeout_ns, uint64_t *graph, tb_error *err) {
+int32_t tb_graph_prepare(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
+                         const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
+                         uint64_t timeout_ns, uint64_t *graph, tb_error *err) {
+    return tb_graph_prepare_among(session, key, program, program_bytes, bindings, binding_count, flags,
+                                  timeout_ns, NULL, 0, graph, err);
+}
+
+int32_t tb_graph_prepare_among(uint64_t session_handle, const char *key, const void *program,
+                               uint64_t program_bytes, const tb_binding *bindings, uint32_t binding_count,
+                               uint32_t flags, uint64_t timeout_ns, const int32_t *members,
+                               uint32_t member_count, uint64_t *graph, tb_error *err) {
     tb_session *session = tb_handle_get(TB_HANDLE_SESSION, session_handle, err);
     if (session == NULL) {
         return TB_ECLOSED;
     }
     int32_t code =
-        prepare(session, key, program, program_bytes, bindings, binding_count, flags, timeout_ns, graph, err);
+        prepare(session, key, program, program_bytes, bindings, binding_count, flags, timeout_ns, members,
+                member_count, graph, err);
     tb_handle_put(session_handle);
     return code;
 }
@@ -277,6 +300,10 @@ static void progress(tb_graph *graph, uint64_t *round, uint64_t *done, uint64_t 
           + atomic_load(&graph->bytes_copied);
     *total = graph->program.bytes_total;
     *done = *done < *total ? *done : *total;
+    if (graph->waves != NULL) {
+        *staging = graph->waves->device_bytes;
+        return;
+    }
     *staging = header->send_staging_bytes + header->recv_staging_bytes + header->pool_bytes;
 }
 
@@ -365,7 +392,8 @@ int32_t tb_graph_carrier(uint64_t session, uint64_t graph, int32_t rank, uint32_
 /* Takes it out of its session, once nothing is under way. */
 static int32_t release(tb_graph *graph, tb_error *err) {
     if (graph->state == TB_GRAPH_RUNNING || graph->state == TB_GRAPH_PREPARING
-        || graph->state == TB_GRAPH_ENDING) {
+        || graph->state == TB_GRAPH_ENDING
+        || (graph->run != NULL && graph->run->built == TB_RUN_BUILDING)) {
         return tb_fail(err, TB_EBUSY, -1, 0, "\"%.100s\" is still under way", graph->key);
     }
     if (graph->state == TB_GRAPH_READY) {

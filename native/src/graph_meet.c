@@ -172,6 +172,11 @@ static void choose_carrier(tb_side *side) {
     tb_graph *graph = side->graph;
     tb_error error;
     enum tb_carrier_number carrier;
+    if (graph->waves != NULL) {
+        side->carrier = TB_CARRIER_NCCL; /* both ends are of a session that has no other */
+        tb_graph_say_match(side);
+        return;
+    }
     tb_wire_host own = host_of(graph);
     bool lower = graph->session->options.rank < side->peer->rank;
     int32_t code = tb_carrier_select(lower ? &own : &side->host, lower ? &side->host : &own, graph->flags,

@@ -8,6 +8,7 @@
 #include "device.h"
 #include "error.h"
 #include "graph.h"
+#include "nccl_rounds.h"
 #include "round.h"
 
 static void *table(uint64_t count, size_t row) {
@@ -45,7 +46,7 @@ static int32_t allocate_tables(tb_graph *graph, tb_error *err) {
     graph->slot_of = table(header->bucket_count, sizeof *graph->slot_of);
     graph->free_slots = table(graph->program.slot_count, sizeof *graph->free_slots);
     graph->jobs.items = table(header->bucket_count, sizeof(uint32_t));
-    graph->sides = table((uint64_t)header->channel_count, sizeof *graph->sides);
+    graph->sides = table((uint64_t)header->channel_count + graph->member_count, sizeof *graph->sides);
     graph->regions = table(header->buffer_count, sizeof *graph->regions);
     pool->piece_at = table(header->piece_count, sizeof *pool->piece_at);
     pool->piece_end = table(header->piece_count, sizeof *pool->piece_end);
@@ -115,6 +116,7 @@ int32_t tb_graph_allocate(tb_graph *graph, tb_error *err) {
 
 void tb_graph_free(tb_graph *graph) {
     tb_staging_destroy(&graph->staging);
+    tb_nccl_graph_free(graph);
     if (graph->device != NULL) {
         tb_device_graph_free(graph);
     } else {

@@ -6,6 +6,7 @@
 #include "carrier.h"
 #include "conn.h"
 #include "error.h"
+#include "nccl_rounds.h"
 #include "round.h"
 
 
@@ -171,6 +172,9 @@ static int32_t on_abort(tb_side *side, const tb_wire_header *header, const uint8
     if (code == TB_OK) {
         spread_abort(graph, header->round, &why);
         tb_pulls_owe_quiet(side, header->round);
+        if (graph->waves != NULL) {
+            tb_nccl_on_abort(side, header->round, why.code);
+        }
     }
     return code;
 }
@@ -198,6 +202,13 @@ int32_t tb_graph_on_frame(tb_peer *peer, const tb_wire_header *header, const uin
     case TB_FRAME_QUIET:
         tb_pulls_on_quiet(side, header);
         return TB_OK;
+    case TB_FRAME_BEGIN:
+        if (side->graph->waves != NULL) {
+            tb_nccl_on_begin(side, header);
+        }
+        return TB_OK;
+    case TB_FRAME_TURN:
+        return side->graph->waves != NULL ? tb_nccl_on_turn(side, header, err) : TB_OK;
     case TB_FRAME_GRANT:
         return on_grant(side, header, err);
     case TB_FRAME_TAKEN:

@@ -5,6 +5,7 @@
 #include "carrier.h"
 #include "conn.h"
 #include "error.h"
+#include "nccl_rounds.h"
 #include "round.h"
 
 /* A silent peer is pinged from the second tick on, and lost after the last one. */
@@ -65,6 +66,9 @@ static void fail_sides(tb_peer *peer, int32_t code, int os_errno, const char *me
             continue; /* it waits for the next connection */
         }
         side->gone = true;
+        if (graph->waves != NULL) {
+            tb_nccl_peer_gone(side, message);
+        }
         if (peer->left) {
             tb_pulls_are_quiet(side);
         } else if (side->awaits_quiet) {

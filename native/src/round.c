@@ -6,6 +6,7 @@
 #include "carrier.h"
 #include "conn.h"
 #include "error.h"
+#include "nccl_rounds.h"
 
 static void reset_channels(tb_graph *graph) {
     const tb_program_header *header = graph->program.header;
@@ -83,6 +84,10 @@ void tb_round_start(tb_graph *graph, uint64_t round, uint64_t deadline) {
     if (fail_at_once(graph)) {
         return;
     }
+    if (graph->waves != NULL) {
+        tb_nccl_round_start(graph);
+        return;
+    }
     const tb_program *program = &graph->program;
     for (uint32_t b = 0; b < program->header->bucket_count; b++) {
         const tb_channel *channel = tb_bucket_channel(program, b);
@@ -157,6 +162,9 @@ void tb_round_fail(tb_graph *graph, int32_t code, int32_t rank, int os_errno, co
     }
     graph->session->stale_pulls += graph->pulling;
     tb_pulls_await_quiet(graph);
+    if (graph->waves != NULL) {
+        tb_nccl_round_failed(graph);
+    }
     tb_threads_sweep(graph->session);
     tb_round_check(graph);
 }

@@ -19,7 +19,7 @@
 
 bool tb_is_pulled(const tb_graph *graph, uint32_t channel) {
     const tb_side *side = graph->channels[channel].side;
-    return side != NULL && side->carrier != TB_CARRIER_STREAM;
+    return side != NULL && side->carrier != TB_CARRIER_STREAM && side->carrier != TB_CARRIER_NCCL;
 }
 
 /* ---- the source ---------------------------------------------------------------------------------------- */

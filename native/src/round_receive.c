@@ -113,7 +113,7 @@ static void finish_channel(tb_graph *graph, uint32_t channel) {
     state->side->unfinished--;
     graph->receives_left--;
     tb_peer_say(state->side->peer, &taken, NULL);
-    if (graph->program.channels[channel].stage > 0 && !state->side->pooled) {
+    if (graph->program.channels[channel].stage > 0 && !state->side->pooled && graph->waves == NULL) {
         graph->window--;
         tb_round_open_window(graph);
     }

@@ -13,6 +13,7 @@
 #include "error.h"
 #include "graph.h"
 #include "handle.h"
+#include "nccl_rounds.h"
 #include "round.h"
 #include "shared_table.h"
 
@@ -197,6 +198,7 @@ static void free_session(tb_session *session) {
             tb_peer_free(session->peers[rank]);
         }
     }
+    tb_nccl_free(session);
     while (session->events != NULL) {
         tb_event_node *node = session->events;
         session->events = node->next;
@@ -380,6 +382,7 @@ static void stop(tb_session *session) {
     pthread_mutex_lock(&session->lock);
     session->closing = true;
     bool exposed = end_rounds(session);
+    tb_nccl_stop(session);
     session->stop_at = tb_deadline(quiesce < FAREWELL_NS || exposed ? quiesce : FAREWELL_NS);
     if (session->stale_pulls == 0) {
         say_farewell(session);
@@ -432,8 +435,12 @@ int32_t tb_session_close(uint64_t handle, tb_error *err) {
     if (!is_stopping(session)) {
         stop(session);
     }
-    /* Threads take as long as that to say farewell, and then a little. */
     uint64_t quiesce = (uint64_t)session->options.quiesce_ms * 1000000;
+    if (!tb_nccl_rest(session, tb_deadline(quiesce))) {
+        return tb_fail(err, TB_EQUARANTINED, session->options.rank, 0,
+                       "the GPU did not come to rest within %u ms", session->options.quiesce_ms);
+    }
+    /* Threads take as long as that to say farewell, and then a little. */
     if (!tb_threads_join(session, tb_deadline(quiesce + FAREWELL_NS))) {
         /* Something still runs: what it may touch is left to it. */
         return tb_fail(err, TB_EQUARANTINED, session->options.rank, 0, "a thread did not end within %u ms",

@@ -67,6 +67,8 @@ uint64_t tb_frame_limit(uint8_t kind) {
     case TB_FRAME_READY:
     case TB_FRAME_READ:
     case TB_FRAME_QUIET:
+    case TB_FRAME_BEGIN:
+    case TB_FRAME_TURN:
         return 0;
     default:
         return UINT64_MAX;

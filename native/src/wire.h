@@ -36,6 +36,8 @@ enum tb_frame_kind {
     TB_FRAME_READ = 15,   /* the bucket `sequence` was read */
     TB_FRAME_QUIET =
         16, /* in this round, which failed, the sender reads nothing of the receiver's any more */
+    TB_FRAME_BEGIN = 17, /* NCCL: the sender has begun the round; sequence: the epoch; to the rank that leads */
+    TB_FRAME_TURN = 18,  /* NCCL: all have, and it is next on their communicator; from the rank that leads */
 };
 
 /* Before every frame. Unused fields are 0. graph is the receiver's number of it. */

@@ -50,7 +50,8 @@ export function createExecutor(session: TransportSession): Executor {
       const program = plan.program(session.rank, strides.size === 0 ? {} : { strides });
       const bindings = bindBatch(plan.input, program, options.tensors);
       requireKernels(session);
-      const transfer = await session.prepare(program, bindings, options);
+      const ranks = ranksOf(plan.input);
+      const transfer = await session.prepare(program, bindings, { ...options, ranks });
       return new Execution(transfer, program, options.progressMs ?? 100);
     },
   };
@@ -118,6 +119,15 @@ function statsOf(program: Program, { stagingBytes, transports }: PreparedTransfe
     ([rank, bytes]) => [rank, { ...bytes, transport: transports.get(rank)! }] as const,
   );
   return { ...traffic, peers: new Map(peers), stagingBytes };
+}
+
+/** Every rank of every pair. */
+function ranksOf({ pairs }: ExecutablePlan["input"]): number[] {
+  const ranks = Object.values(pairs).flatMap(({ source, target }) => [
+    ...source.mesh.ranks,
+    ...target.mesh.ranks,
+  ]);
+  return [...new Set(ranks)].toSorted((a, b) => a - b);
 }
 
 function stridesOf(tensors: BatchTensors): Map<number, LocalStrides> {

@@ -1,12 +1,17 @@
 /** NCCL: where its library is, and what can be asked of it without a device. */
 import { existsSync, readdirSync } from "node:fs";
 import { basename, delimiter, dirname, join } from "node:path";
+import { kernelsPath } from "./cuda.ts";
 import { declareNative } from "./native.ts";
 
 const native = declareNative({
   tb_nccl_version: ["string", "out u32"],
   tb_nccl_describe: ["string", "i32", "pointer", "u32"],
   tb_nccl_unique_id: ["string", "pointer"],
+  tb_session_use_nccl: ["u64", "pointer", "string", "string"],
+  tb_nccl_join: ["u64", "pointer", "u32", "pointer", "u32", "out u64"],
+  tb_nccl_state: ["u64", "u64", "out u32"],
+  tb_nccl_leave: ["u64", "u64"],
 });
 
 export const ncclSoname = "libnccl.so.2";
@@ -101,4 +106,27 @@ export function ncclUniqueId(path: string = findNccl()): Uint8Array {
   const id = new Uint8Array(ncclIdBytes);
   native.tb_nccl_unique_id(path, id);
   return id;
+}
+
+/** Lets a session move its buckets by NCCL. `TB_LIBRARY` where a library or the kernels are missing, `TB_DEVICE`. */
+export function useNccl(session: bigint, device: Uint8Array, library: string): void {
+  native.tb_session_use_nccl(session, device, library, kernelsPath());
+}
+
+/** Begins to join a communicator; `ranks` ascend. */
+export function joinCommunicator(
+  session: bigint,
+  { ranks, id, epoch }: { readonly ranks: Int32Array; readonly id: Uint8Array; readonly epoch: number },
+): bigint {
+  return native.tb_nccl_join(session, ranks, ranks.length, id, epoch);
+}
+
+/** `true` once all have joined; throws why it was aborted. */
+export function isJoined(session: bigint, communicator: bigint): boolean {
+  return native.tb_nccl_state(session, communicator) === 1;
+}
+
+/** Aborts it, and what is under way on it. */
+export function leaveCommunicator(session: bigint, communicator: bigint): void {
+  native.tb_nccl_leave(session, communicator);
 }

@@ -20,7 +20,10 @@ const native = declareNative({
   tb_session_unregister: ["u64", "u64", "u64"],
   tb_session_next_event: ["u64", "pointer"],
   tb_session_handshake: ["u64", "u64", "pointer", "u32"],
-  tb_graph_prepare: ["u64", "string", "pointer", "u64", "pointer", "u32", "u32", "u64", "out u64"],
+  // biome-ignore format: one line a function
+  tb_graph_prepare_among: ["u64", "string", "pointer", "u64", "pointer", "u32", "u32", "u64", "pointer", "u32", "out u64"],
+  tb_graph_attach: ["u64", "u64", "u64"],
+  tb_graph_attached: ["u64", "u64", "out u32"],
   tb_graph_post: ["u64", "u64", "u64", "u64"],
   tb_graph_cancel: ["u64", "u64", "i32"],
   tb_graph_carrier: ["u64", "u64", "i32", "out u32"],
@@ -78,7 +81,7 @@ const withinProcess = { connections: 1, peerTimeoutMs: 10_000 } as const;
 /**
  * The bits of `tb_carrier_bits`. `apart` is for tests: memory of this process is then reached as if it were another's.
  */
-const carrierBits = { stream: 1, shm: 2, "cuda-ipc": 4, apart: 0x8000_0000 } as const;
+const carrierBits = { stream: 1, shm: 2, "cuda-ipc": 4, nccl: 8, apart: 0x8000_0000 } as const;
 export type Carrier = keyof typeof carrierBits;
 const graphFlags = { checksum: 1 } as const;
 
@@ -158,6 +161,8 @@ export interface GraphOptions {
   readonly bindings: readonly NativeBinding[];
   readonly checksum: boolean;
   readonly timeoutNs: bigint;
+  /** NCCL: the ranks of its plan, ascending. */
+  readonly members?: Int32Array;
 }
 
 export interface GraphProgress {
@@ -232,8 +237,8 @@ export function answerHandshake(
 
 /** Starts it; the end is a `prepared` event. */
 export function prepareGraph(session: bigint, options: GraphOptions): bigint {
-  const { key, program, bindings, checksum, timeoutNs } = options;
-  return native.tb_graph_prepare(
+  const { key, program, bindings, checksum, timeoutNs, members = new Int32Array(0) } = options;
+  return native.tb_graph_prepare_among(
     session,
     key,
     program,
@@ -242,7 +247,18 @@ export function prepareGraph(session: bigint, options: GraphOptions): bigint {
     bindings.length,
     checksum ? graphFlags.checksum : 0,
     timeoutNs,
+    members,
+    members.length,
   );
+}
+
+/** NCCL: binds what is prepared to a communicator of its members; `true` of `isAttached` once it can run. */
+export function attachGraph(session: bigint, graph: bigint, communicator: bigint): void {
+  native.tb_graph_attach(session, graph, communicator);
+}
+
+export function isAttached(session: bigint, graph: bigint): boolean {
+  return native.tb_graph_attached(session, graph) !== 0;
 }
 
 /** Starts it; the end is a `round` event. */

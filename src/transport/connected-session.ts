@@ -1,8 +1,8 @@
 /** What the transports have in common whose ranks meet over TCP connections, whatever then carries their buckets. */
 import type { Carrier } from "../ffi/session.ts";
-import { NativeSession } from "./native-session.ts";
+import { type Gather, NativeSession } from "./native-session.ts";
 import { checkMembership, integerOption } from "./open-options.ts";
-import { PeerDirectory } from "./peer-directory.ts";
+import { type DirectoryScope, PeerDirectory } from "./peer-directory.ts";
 import type { OpenOptions, Transport, TransportCapabilities } from "./transport.ts";
 
 export interface SessionTuning {
@@ -65,12 +65,14 @@ interface ConnectedSetup {
   readonly carriers: readonly Carrier[];
   readonly device?: string | undefined;
   readonly meet: () => Promise<Meeting>;
+  /** Called with the native session before anything is prepared. */
+  readonly gather?: (session: bigint, scope: DirectoryScope) => Gather;
 }
 
 /** Opens a session that listens, and publishes where. */
 export async function openConnected(setup: ConnectedSetup, open: OpenOptions): Promise<NativeSession> {
   const membership = checkMembership(open);
-  const { name, capabilities, carriers, device } = setup;
+  const { name, capabilities, carriers, device, gather } = setup;
   const { tuning, connections, listenHost, listenPort, advertised, secrets, ...meeting } = await setup.meet();
   const namespace = meeting.namespace ?? open.store.namespace;
   const scope = { transport: name, namespace, generation: membership.generation, secrets };
@@ -91,6 +93,7 @@ export async function openConnected(setup: ConnectedSetup, open: OpenOptions): P
     },
     secrets,
     directory,
+    ...(gather === undefined ? {} : { gather: (handle: bigint) => gather(handle, scope) }),
   });
   try {
     const { host, port = session.port } = advertised;

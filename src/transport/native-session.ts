@@ -32,8 +32,20 @@ export interface NativeSessionSetup {
   readonly secrets: readonly Uint8Array[];
   /** Where addresses of peers come from; absent where there are none. */
   readonly directory?: PeerDirectory;
+  /** Gathers the ranks of a plan, and binds what was prepared to what they have in common. */
+  readonly gather?: (session: bigint) => Gather;
   /** Called once, when native code has let go of the session. */
   readonly closed?: () => void;
+}
+
+/** What a transport does beyond preparing a graph with each of its peers alone. */
+export interface Gather {
+  /** Called before it is prepared; what it gives is handed to `attach`. */
+  announce(members: Int32Array, deadline: Deadline): Promise<number>;
+  /** Called once the graph is prepared; `members` ascend, and this rank is among them. */
+  attach(graph: bigint, members: Int32Array, ticket: number, deadline: Deadline): Promise<void>;
+  /** Takes back what it published. */
+  withdraw(): Promise<void>;
 }
 
 export class NativeSession implements TransportSession {
@@ -42,6 +54,7 @@ export class NativeSession implements TransportSession {
   readonly events$: Observable<TransportEvent>;
   readonly #handle: bigint;
   readonly #pipe: EventPipe;
+  readonly #gather: Gather | undefined;
   readonly #setup: NativeSessionSetup;
   readonly #events = new Subject<TransportEvent>();
   /** What is registered, with its address: memory that was given up meanwhile may not say it any more. */
@@ -65,6 +78,13 @@ export class NativeSession implements TransportSession {
       () => this.#drain(),
       (error) => this.#lost(error),
     );
+    try {
+      this.#gather = setup.gather?.(session);
+    } catch (error) {
+      native.closeSession(session);
+      this.#pipe.close();
+      throw error;
+    }
   }
 
   /** The port that the session listens on. */
@@ -109,11 +129,12 @@ export class NativeSession implements TransportSession {
     this.#drain();
     const bind = () => bindProgram(program, bindings, { rank: this.rank, memories: this.#memories });
     bind(); // what is wrong with it is said before anyone is waited for
+    const members = this.#membersOf(program, options);
     for (;;) {
-      await this.#introduce(program, deadline);
+      await this.#introduce(program, members, deadline);
       try {
         // Memory may have been unregistered meanwhile, and its address taken by other memory.
-        return await this.#prepareOnce(program, bind(), options, deadline);
+        return await this.#prepareOnce(program, bind(), { ...options, members }, deadline);
       } catch (error) {
         if (!(await this.#hasMoved(error, deadline))) throw error;
       }
@@ -130,10 +151,12 @@ export class NativeSession implements TransportSession {
   }
 
   /** Tells native code where the peers of a program are. */
-  async #introduce(program: Program, deadline: Deadline): Promise<void> {
+  async #introduce(program: Program, members: Int32Array, deadline: Deadline): Promise<void> {
     const { directory } = this.#setup;
     if (directory === undefined) return;
-    const peers = program.peers.filter((rank) => rank !== this.rank);
+    // The lowest of the members is connected with all others.
+    const more = members[0] === this.rank ? members : members.slice(0, 1);
+    const peers = [...new Set([...program.peers, ...more])].filter((rank) => rank !== this.rank);
     await directory.lookUp(peers, deadline, (rank, { host, port }) => {
       this.#checkOpen();
       native.setPeer(this.#handle, rank, host, port);
@@ -143,9 +166,10 @@ export class NativeSession implements TransportSession {
   async #prepareOnce(
     program: Program,
     bindings: readonly NativeBinding[],
-    { key, checksum = false }: PrepareOptions,
+    { key, checksum = false, members }: PrepareOptions & { readonly members: Int32Array },
     deadline: Deadline,
   ): Promise<PreparedTransfer> {
+    const ticket = (await this.#gather?.announce(members, deadline)) ?? 0;
     this.#checkOpen();
     const graph = native.prepareGraph(this.#handle, {
       key,
@@ -153,6 +177,7 @@ export class NativeSession implements TransportSession {
       bindings,
       checksum,
       timeoutNs: deadline.remainingNs,
+      members,
     });
     const transfer = new NativeTransfer({
       session: this.#handle,
@@ -166,7 +191,22 @@ export class NativeSession implements TransportSession {
     });
     this.#transfers.set(graph, transfer);
     await transfer.prepared(deadline);
+    if (members.length === 0) return transfer;
+    try {
+      await this.#gather?.attach(graph, members, ticket, deadline);
+    } catch (error) {
+      await transfer.release();
+      throw error;
+    }
     return transfer;
+  }
+
+  /** The ranks to be gathered; none where the transport gathers none. */
+  #membersOf(program: Program, { ranks }: PrepareOptions): Int32Array {
+    if (this.#gather === undefined) return new Int32Array(0);
+    const named = ranks ?? [this.rank, ...program.peers];
+    // Whom a plan does not name is alone with it.
+    return new Int32Array(named.includes(this.rank) ? new Set(named) : [this.rank]).sort();
   }
 
   /** True if a peer was not where the store once said, and the store says something else by now. */
@@ -268,6 +308,7 @@ export class NativeSession implements TransportSession {
     this.#memories.clear();
     this.#setup.closed?.();
     await this.#setup.directory?.withdraw();
+    await this.#gather?.withdraw();
     if (failure !== undefined) throw failure;
   }
 

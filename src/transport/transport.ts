@@ -61,6 +61,8 @@ export interface TensorBinding {
 }
 
 export interface PrepareOptions extends WaitOptions {
+  /** All ranks that the plan names, for transports that gather them; unless given, this one and those of the program. */
+  readonly ranks?: readonly number[];
   /** Names the batch and direction: the same on all ranks, unique in the session. */
   readonly key: string;
   /** Send and check CRC-32C of every bucket; default false. Both ends must agree. */

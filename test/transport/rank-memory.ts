@@ -5,7 +5,7 @@ import { coordinateOfRank, positionsOf, sourceValue, type TransferCase, targetVa
 import { indicesAt, product } from "./holdings.ts";
 import { formats, isFloat, type TestType } from "./numbers.ts";
 import { mix, Random } from "./random.ts";
-import { allocate, type TestMemory, type TestMemoryKind } from "./test-memory.ts";
+import { allocate, type TestMemory, type TestMemoryKind, testDevices } from "./test-memory.ts";
 
 interface LocalTensor {
   readonly tensor: number;
@@ -33,7 +33,7 @@ export class RankMemory {
     this.#case = transfer;
     this.#locals = localTensors(transfer, rank);
     const end = this.#locals.reduce((most, { offset, span }) => Math.max(most, offset + span), 0);
-    this.#local = allocate(kind, end + 64);
+    this.#local = allocate(kind, end + 64, testDevices.of(rank));
     this.memory = this.#local.memory;
     this.#bytes = this.#local.bytes;
     const tensors = new Map<number, Record<string, unknown>>();

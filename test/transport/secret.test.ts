@@ -2,8 +2,8 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { resolveEndpoint } from "../../src/transport/endpoint.ts";
 import { loadSecrets } from "../../src/transport/secret.ts";
-import { resolveEndpoint } from "../../transports/tcp/endpoint.ts";
 
 const bytes = (...texts: string[]) => texts.map((text) => Buffer.from(text));
 

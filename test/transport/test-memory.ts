@@ -21,10 +21,13 @@ export function kindOf({ memory }: TransportCapabilities): TestMemoryKind {
   return memory.includes("host") ? "host" : "cuda";
 }
 
+/** On which GPU a rank's memory lies: all of them on one, unless a test says otherwise. */
+export const testDevices = { of: (_rank: number): string => process.env["TEST_CUDA_DEVICE"] ?? doubleDevice };
+
 export function allocate(
   kind: TestMemoryKind,
   bytes: number,
-  device: string = process.env["TEST_CUDA_DEVICE"] ?? doubleDevice,
+  device: string = testDevices.of(0),
 ): TestMemory {
   if (kind === "cuda") {
     const memory = DeviceMemory.allocate(device, bytes);

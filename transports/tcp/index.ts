@@ -4,21 +4,14 @@ import {
   connectedTransport,
   type SessionTuning,
 } from "../../src/transport/connected-session.ts";
+import { type EndpointOptions, resolveEndpoint } from "../../src/transport/endpoint.ts";
 import { integerOption } from "../../src/transport/open-options.ts";
 import { loadSecrets, type SecretOptions } from "../../src/transport/secret.ts";
 import type { TransportCapabilities } from "../../src/transport/transport.ts";
-import { resolveEndpoint } from "./endpoint.ts";
 
-export interface TcpTransportOptions extends SecretOptions, SessionTuning {
-  /** Where to listen: an address or a name; default `127.0.0.1`. Beyond loopback a secret is needed (`TB_AUTH`). */
-  readonly host?: string;
+export interface TcpTransportOptions extends SecretOptions, SessionTuning, EndpointOptions {
   /** The port to listen on; default 0, a free one. A port can serve one session at a time. */
   readonly port?: number;
-  /**
-   * What others connect to, where that is not `host` and the port that is listened on: an address or a name, or either
-   * with a port (`node7:9000`, `[fd00::7]:9000`). Needed where `host` is `0.0.0.0` or `::`.
-   */
-  readonly advertise?: string;
   /** Sockets per pair of ranks: 1 to 16, default 1. */
   readonly connections?: number;
 }

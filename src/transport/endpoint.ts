@@ -1,6 +1,16 @@
 import { lookup } from "node:dns/promises";
 import { BlockList, isIP } from "node:net";
-import { TensorBusError } from "../../src/errors.ts";
+import { TensorBusError } from "../errors.ts";
+
+export interface EndpointOptions {
+  /** Where to listen: an address or a name; default `127.0.0.1`. Beyond loopback a secret is needed (`TB_AUTH`). */
+  readonly host?: string;
+  /**
+   * What others connect to, where that is not `host` and the port that is listened on: an address or a name, or either
+   * with a port (`node7:9000`, `[fd00::7]:9000`). Needed where `host` is `0.0.0.0` or `::`.
+   */
+  readonly advertise?: string;
+}
 
 export interface Endpoint {
   /** The numeric address to listen on. */
@@ -19,10 +29,7 @@ anyAddresses.addAddress("0.0.0.0", "ipv4");
 anyAddresses.addAddress("::", "ipv6");
 
 /** Where a session listens, and what it tells others. `TB_CONNECT` where the name of `host` leads nowhere. */
-export async function resolveEndpoint(options: {
-  readonly host?: string;
-  readonly advertise?: string;
-}): Promise<Endpoint> {
+export async function resolveEndpoint(options: EndpointOptions): Promise<Endpoint> {
   const { host = "127.0.0.1", advertise } = options;
   const listenHost = isIP(host) === 0 ? await lookUp(host) : host;
   const family = isIP(listenHost) === 6 ? "ipv6" : "ipv4";

@@ -1,0 +1,120 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { cancelledError, type Deadline } from "../../src/deadline.ts";
+import { TensorBusError } from "../../src/errors.ts";
+import { parseUuid } from "../../src/ffi/cuda.ts";
+import * as ffi from "../../src/ffi/nccl.ts";
+import { attachGraph, isAttached } from "../../src/ffi/session.ts";
+import { Communicators } from "../../src/transport/communicators.ts";
+import { checkTuning, openConnected, type SessionTuning } from "../../src/transport/connected-session.ts";
+import { type EndpointOptions, resolveEndpoint } from "../../src/transport/endpoint.ts";
+import { integerOption } from "../../src/transport/open-options.ts";
+import { loadSecrets, type SecretOptions } from "../../src/transport/secret.ts";
+import type { OpenOptions, Transport, TransportCapabilities } from "../../src/transport/transport.ts";
+
+export interface NcclTransportOptions extends SecretOptions, SessionTuning, EndpointOptions {
+  /** The GPU of this rank, as `nvidia-smi -L` names it: `GPU-…`. */
+  readonly device: string;
+  /** The port to listen on for control connections; default 0, a free one. */
+  readonly port?: number;
+  /** The library; default: see `findNccl`. */
+  readonly library?: string;
+  /**
+   * Lets two ranks stand on one GPU: an experiment of NCCL 2.30 and later, which wants `NCCL_MULTI_RANK_GPU_ENABLE=1` as
+   * well. Otherwise that is `TB_DEVICE_SHARED`. Default false.
+   */
+  readonly sharedDevices?: boolean;
+}
+
+const capabilities: TransportCapabilities = {
+  memory: ["cuda"],
+  fuses: "kernel",
+  initiates: "both",
+  crossProcess: true,
+  crossHost: true,
+  checksum: false,
+};
+
+/** The first version in which two ranks can stand on one GPU. */
+const sharedDeviceVersion = 23_000;
+
+/**
+ * Moves tensors between GPUs of one or many hosts by NCCL. One rank is one GPU; plans, grants and failures travel over
+ * authenticated TCP connections, tensors do not. See this folder's README for NCCL's own environment.
+ */
+export function nccl(options: NcclTransportOptions): Transport {
+  const listenPort = integerOption("port", options.port, { min: 0, max: 65_535, preset: 0 });
+  const tuning = checkTuning(options);
+  const { sharedDevices = false } = options;
+  return {
+    name: "nccl",
+    capabilities,
+    async open(open: OpenOptions) {
+      const device = parseUuid(options.device);
+      const library = options.library ?? ffi.findNccl();
+      checkVersion(library, sharedDevices);
+      return openConnected(
+        {
+          name: "nccl",
+          capabilities,
+          carriers: [],
+          meet: async () => {
+            const { listenHost, loopback, advertised } = await resolveEndpoint(options);
+            const secrets = await loadSecrets(options, loopback);
+            return {
+              tuning,
+              connections: 1,
+              namespace: options.namespace,
+              listenHost,
+              listenPort,
+              advertised,
+              secrets,
+            };
+          },
+          gather: (session, scope) => {
+            ffi.useNccl(session, device, library);
+            const communicators = new Communicators({
+              store: open.store,
+              scope,
+              rank: open.rank,
+              device,
+              sharedDevices,
+              calls: {
+                uniqueId: () => ffi.ncclUniqueId(library),
+                join: (setup) => ffi.joinCommunicator(session, setup),
+                isJoined: (communicator) => ffi.isJoined(session, communicator),
+                leave: (communicator) => ffi.leaveCommunicator(session, communicator),
+              },
+            });
+            return {
+              announce: (members, deadline) => communicators.announce(members, deadline),
+              async attach(graph, members, ticket, deadline) {
+                attachGraph(session, graph, await communicators.of(members, ticket, deadline));
+                await attached(session, graph, deadline);
+              },
+              withdraw: () => communicators.withdraw(),
+            };
+          },
+        },
+        open,
+      );
+    },
+  };
+}
+
+/** What is being taken of the device has to be there, or to have failed, before anything can be given back. */
+async function attached(session: bigint, graph: bigint, { signal }: Deadline): Promise<void> {
+  while (!isAttached(session, graph)) await sleep(1);
+  if (signal?.aborted) throw cancelledError("preparing", signal);
+}
+
+function checkVersion(library: string, sharedDevices: boolean): void {
+  const { number, text } = ffi.ncclVersion(library);
+  if (!sharedDevices) return;
+  if (number < sharedDeviceVersion || process.env["NCCL_MULTI_RANK_GPU_ENABLE"] !== "1") {
+    throw new TensorBusError(
+      "TB_LIBRARY",
+      `sharedDevices needs NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1; this is ${text}`,
+      { details: { found: number, expected: sharedDeviceVersion } },
+    );
+  }
+}
