@@ -2,7 +2,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Browser, Page } from "playwright-core";
-import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
 import { loadSpec } from "../../../src/model/spec.ts";
 import { Plan, planTransfer } from "../../../src/plan/index.ts";
 import { runCli } from "../command-line.ts";
@@ -65,6 +65,8 @@ describe.skipIf(chromiumMissing !== undefined)(
       browser = await launchBrowser();
     });
     afterAll(() => browser?.close());
+    // A page that stays open goes on holding its plan.
+    afterEach(() => Promise.all(browser.contexts().map((context) => context.close())));
 
     test("opens without errors or requests, and takes names for text", async () => {
       const { page: file } = await writePage("evil", spec);
