@@ -121,7 +121,7 @@ export function* listChunks(subject: Subject, rank: number | undefined): Generat
   }
 }
 
-function* chunksOf(gathered: Gathered): Generator<Chunk, void, undefined> {
+function* chunksOf(gathered: Gathered, tensor?: number): Generator<Chunk, void, undefined> {
   const { recordWords, order } = gathered;
   let last = -1;
   let id = "";
@@ -132,11 +132,12 @@ function* chunksOf(gathered: Gathered): Generator<Chunk, void, undefined> {
       last = bucket;
       id = bucketId(gathered, bucket);
     }
-    yield chunkAt(gathered, at, id, gathered.wave[gathered.bucketChannel[bucket]!]!);
+    const wave = gathered.wave[gathered.bucketChannel[bucket]!]!;
+    yield chunkAt(gathered, at, tensor ?? recordWords[at + 2]!, id, wave);
   }
 }
 
-function chunkAt(gathered: Gathered, at: number, bucket: string, wave: number): Chunk {
+function chunkAt(gathered: Gathered, at: number, tensor: number, bucket: string, wave: number): Chunk {
   const { recordWords: words, dims } = gathered;
   const flags = words[at + 3]!;
   const ndim = (flags >>> 16) & 0xff;
@@ -148,7 +149,7 @@ function chunkAt(gathered: Gathered, at: number, bucket: string, wave: number): 
     kind: kinds[(flags >>> 8) & 0xff]!,
     srcRank: words[at]!,
     dstRank: words[at + 1]!,
-    tensor: words[at + 2]!,
+    tensor,
     from: stage === 2 ? "target" : flags >>> 24 === 0 ? "source" : "reduced",
     to: stage === 0 ? "reduced" : "target",
     srcOffsets: vector(gathered, offsets, 0, ndim),
@@ -213,18 +214,22 @@ function* bucketsOf(gathered: Gathered, rank?: number): Generator<Bucket, void, 
 
 /**
  * Hands over all chunks of one tensor and the buckets that they make: those of the plan's channels and waves, cut as if
- * it had no other tensor. Both can be gone through several times, and are gone once `use` returns.
+ * it had no other tensor; chunks call it `named`. Both can be gone through several times, and are gone once `use` returns.
  */
 export function withTensor(
   subject: Subject,
   tensor: number,
   use: (chunks: Iterable<Chunk>, buckets: Iterable<Bucket>) => void,
+  named = tensor,
 ): void {
   const question = new Question(subject).withChannels();
   try {
     question.ask((planner) => planner.gatherTensor(tensor, BigInt(2 ** 32 - 2)));
     const gathered = readAnswers(question, subject, true);
-    use({ [Symbol.iterator]: () => chunksOf(gathered) }, { [Symbol.iterator]: () => bucketsOf(gathered) });
+    use(
+      { [Symbol.iterator]: () => chunksOf(gathered, named) },
+      { [Symbol.iterator]: () => bucketsOf(gathered) },
+    );
   } finally {
     question.end();
   }

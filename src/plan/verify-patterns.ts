@@ -2,7 +2,7 @@ import { withTensor } from "./listing.ts";
 import type { NormalInput } from "./normalize.ts";
 import type { Subject } from "./question.ts";
 import type { PatternStats } from "./stats.ts";
-import type { Chunk, PlanInput } from "./types.ts";
+import type { PlanInput } from "./types.ts";
 import { verifyChunks } from "./verify.ts";
 
 /**
@@ -43,11 +43,7 @@ export function representatives(
 export function verifyTensors(subject: Subject, input: PlanInput, tensors: Iterable<number>): void {
   for (const tensor of tensors) {
     const alone = { ...input, tensors: [input.tensors[tensor]!] };
-    withTensor(subject, tensor, (chunks, buckets) => verifyChunks(alone, numbered(chunks), buckets));
+    // The tensor is the only one of its list.
+    withTensor(subject, tensor, (chunks, buckets) => verifyChunks(alone, chunks, buckets), 0);
   }
-}
-
-/** The tensor is the only one of its list. */
-function* numbered(chunks: Iterable<Chunk>): Generator<Chunk, void, undefined> {
-  for (const chunk of chunks) yield { ...chunk, tensor: 0 };
 }
