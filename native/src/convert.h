@@ -95,7 +95,7 @@ TB_FUNCTION uint16_t tb_f16_of_float(float value) {
 TB_FUNCTION uint16_t tb_bf16_of_float(float value) {
     uint32_t bits = tb_bits_of_float(value);
     uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+    return (uint16_t)(value != value ? 0x7fc0u : rounded);
 }
 
 TB_FUNCTION uint8_t tb_e5m2_of_float(float value) {

@@ -81,6 +81,11 @@ void TB_ISA(tb_stream_rows)(uint8_t *restrict to, int64_t to_stride, const uint8
         int64_t at = (int64_t)(-(uintptr_t)to & (TB_LINE_BYTES - 1));
         at = at < run ? at : run;
         TB_ISA(copy_part)(to, from, at);
+        /* The processor looks ahead by itself, but not beyond a page. */
+        for (; run - at >= TB_PAGE_BYTES + TB_LINE_BYTES; at += TB_LINE_BYTES) {
+            __builtin_prefetch(from + at + TB_PAGE_BYTES);
+            TB_STREAM_LINE(to + at, from + at);
+        }
         for (; run - at >= TB_LINE_BYTES; at += TB_LINE_BYTES) {
             TB_STREAM_LINE(to + at, from + at);
         }

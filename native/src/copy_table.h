@@ -7,7 +7,7 @@
 
 /* From here the C library's memcpy is worth its call. */
 enum { TB_LONG_RUN_BYTES = 512 };
-enum { TB_LINE_BYTES = 64 };
+enum { TB_LINE_BYTES = 64, TB_PAGE_BYTES = 4096 };
 
 typedef void (*tb_rows_loop)(uint8_t *restrict to, int64_t to_stride, const uint8_t *restrict from,
                              int64_t from_stride, int64_t rows, int64_t run);

@@ -70,6 +70,24 @@ void tb_cursor_pack(tb_cursor *from, uint32_t from_dtype, void *wire, uint32_t w
 }
 
 /*
+ * Casts a tile while the page after it is fetched, which the processor does not do by itself: it looks ahead
+ * within a page only. What is not there is not fetched.
+ */
+static void cast_ahead(uint8_t *tile, uint32_t to_dtype, const uint8_t *in, uint32_t from_dtype,
+                       int64_t count) {
+    enum { STEP = 256, LINE = 64, PAGE = 4096 };
+    int64_t to_size = tb_dtype_size(to_dtype);
+    int64_t from_size = tb_dtype_size(from_dtype);
+    for (int64_t at = 0; at < count; at += STEP) {
+        int64_t elements = count - at < STEP ? count - at : STEP;
+        for (int64_t line = 0; line < elements * from_size; line += LINE) {
+            __builtin_prefetch(in + at * from_size + PAGE + line);
+        }
+        tb_cast(tile + at * to_size, to_dtype, in + at * from_size, from_dtype, (uint64_t)elements);
+    }
+}
+
+/*
  * What is written past the cache passes through the tile too: whole lines are wanted, and casts write smaller
  * parts.
  */
@@ -87,7 +105,7 @@ static void unpack_cast(tb_cursor *to, uint32_t to_dtype, const uint8_t *in, uin
         } else {
             uint8_t tile[TILE_BYTES];
             elements = tile_of(count);
-            tb_cast(tile, to_dtype, in, wire_dtype, (uint64_t)elements);
+            cast_ahead(tile, to_dtype, in, wire_dtype, elements);
             unpack_bytes(to, tile, elements * to_size);
         }
         in += elements * wire_size;
