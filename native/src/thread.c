@@ -17,6 +17,9 @@
 
 /* Local moves go in slices of about this many bytes, so that connections do not wait for them. */
 enum { SLICE_BYTES = 512 * 1024 };
+/* What is pulled goes in larger ones: connections have little to say meanwhile, and each slice costs a look
+ * at them. */
+enum { PULL_SLICE_BYTES = 2 * 1024 * 1024 };
 enum { EVENTS = 64 };
 enum { STACK_BYTES = 512 * 1024 };
 
@@ -253,7 +256,7 @@ static void serve_job(tb_thread *thread) {
     if (thread->job.graph == NULL || tb_job_submit(&thread->job)) {
         return;
     }
-    bool more = tb_job_slice(&thread->job, SLICE_BYTES);
+    bool more = tb_job_slice(&thread->job, thread->job.side != NULL ? PULL_SLICE_BYTES : SLICE_BYTES);
     if (!more) {
         pthread_mutex_lock(&session->lock);
         tb_round_job_done(&thread->job);
