@@ -176,6 +176,17 @@ describe("the schedule", () => {
     expect(schedule.makespan).toBe(2 * ((2 ** 18 * 1000) / 10) + 2 * ((2 ** 18 * 1000) / 100) + 10_000);
   });
 
+  it("has such links in the costs that strategies are chosen by", async () => {
+    const directly = async (MBps?: number) => {
+      const links = MBps === undefined ? [] : [{ hosts: [0, 1] as const, MBps }];
+      const hosts = { ranksPerHost: 4, hostMBps: 1000, networkMBps: 100, latencyUs: 0, links };
+      return (await planTransfer(reshard(4, 4, Replicate(), { topology: hosts }))).stats().patterns[0]!.costs!
+        .direct;
+    };
+    const usual = await directly();
+    expect([await directly(50), await directly(200)]).toEqual([usual * 2n, usual / 2n]);
+  });
+
   it("has the longest chain for a bound where that is longer than any link", async () => {
     const slow = { ...topology, latencyUs: 100_000 };
     const plan = await planTransfer(reshard(8, 8, Replicate(), { topology: slow, strategy: "striped" }));
