@@ -284,6 +284,11 @@ TB_API int32_t tb_cuda_export(const uint8_t uuid[16], uint64_t address, uint64_t
 TB_API int32_t tb_cuda_open(const uint8_t uuid[16], const uint8_t handle[64], uint64_t *address, uint64_t *bytes,
                             tb_error *err);
 TB_API int32_t tb_cuda_close(const uint8_t uuid[16], uint64_t address, tb_error *err);
+/*
+ * For benchmarks: nanoseconds of `times` copies by the driver from one place on the device to another, one after the other.
+ */
+TB_API int32_t tb_cuda_time_copies(const uint8_t uuid[16], uint64_t to, uint64_t from, uint64_t bytes, uint32_t times,
+                                   uint64_t *nanoseconds, tb_error *err);
 /* Bytes of the device that are free, and all of them. */
 TB_API int32_t tb_cuda_info(const uint8_t uuid[16], uint64_t *left, uint64_t *total, tb_error *err);
 

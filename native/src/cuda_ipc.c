@@ -21,12 +21,10 @@ typedef struct ipc_import {
     ipc_region regions[];
 } ipc_import;
 
-static int32_t ipc_describe(tb_session *session, const tb_region *region, tb_wire_region *row,
-                            tb_error *err) {
-    if (!region->device.has_handle) {
-        return tb_fail(err, TB_EUNSUPPORTED, session->options.rank, 0, "rank %d: %s", session->options.rank,
-                       TB_NO_IPC_HANDLE);
-    }
+/* Memory without a handle is of use to ranks of this process alone; the target says so where it is another. */
+static int32_t ipc_describe(tb_session *session, const tb_region *region, tb_wire_region *row, tb_error *err) {
+    (void)err;
+    row->descriptor = region->device.has_handle;
     memcpy(row->handle, region->device.handle, sizeof row->handle);
     memcpy(row->uuid, session->options.device, sizeof row->uuid);
     row->file_offset = region->device.offset;
@@ -47,6 +45,9 @@ static int32_t open_region(tb_cuda_worker *worker, const tb_import *import, uint
     tb_cu_ipc_memory handle;
     tb_cu_pointer base = 0;
     size_t bytes = 0;
+    if (!region->descriptor) {
+        return tb_fail(err, TB_EUNSUPPORTED, import->rank, 0, "rank %d: %s", import->rank, TB_NO_IPC_HANDLE);
+    }
     memcpy(&handle, region->handle, sizeof handle);
     int32_t code = tb_cuda_worker_open_memory(worker, &handle, &base, err);
     if (code != TB_OK) {

@@ -25,6 +25,15 @@ int32_t tb_cuda_worker_open_memory(tb_cuda_worker *worker, const tb_cu_ipc_memor
         free(one);
         return tb_cuda_fail(worker->api, result, err, "cuIpcOpenMemHandle");
     }
+    tb_cu_pointer base = 0;
+    size_t bytes = 0;
+    result = worker->api->cuMemGetAddressRange_v2(&base, &bytes, one->address);
+    if (result != TB_CU_SUCCESS) {
+        worker->api->cuIpcCloseMemHandle(one->address);
+        free(one);
+        return tb_cuda_fail(worker->api, result, err, "cuMemGetAddressRange");
+    }
+    one->bytes = bytes;
     worker->opened = one;
     *address = one->address;
     return TB_OK;
@@ -52,9 +61,26 @@ static int32_t no_handle(tb_error *err) {
     return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%s", TB_NO_IPC_HANDLE);
 }
 
+/* What was opened here is others': they reach it as we do, by its owner's handle. */
+static const tb_cuda_opened *opened_at(const tb_cuda_worker *worker, tb_cu_pointer address, uint64_t bytes) {
+    for (const tb_cuda_opened *one = worker->opened; one != NULL; one = one->next) {
+        if (address >= one->address && address - one->address <= one->bytes
+            && bytes <= one->bytes - (address - one->address)) {
+            return one;
+        }
+    }
+    return NULL;
+}
+
 int32_t tb_cuda_worker_export(tb_cuda_worker *worker, tb_cu_pointer address, uint64_t bytes,
                               tb_cu_ipc_memory *handle, uint64_t *offset, tb_error *err) {
     const tb_cuda_api *api = worker->api;
+    const tb_cuda_opened *opened = opened_at(worker, address, bytes);
+    if (opened != NULL) {
+        *handle = opened->handle;
+        *offset = address - opened->address;
+        return TB_OK;
+    }
     int capable = 0;
     int ordinal = -1;
     unsigned type = 0;

@@ -1,5 +1,6 @@
 /* tb_cuda_*: devices and their memory, for those who own some of it. */
 #include <string.h>
+#include <time.h>
 
 #include "cuda_worker.h"
 #include "error.h"
@@ -44,7 +45,7 @@ typedef struct asking {
     uint64_t address, bytes;
     void *host;
     tb_cu_ipc_memory handle;
-    uint64_t second;
+    uint64_t second, times;
 } asking;
 
 static int32_t do_allocate(tb_cuda_worker *worker, void *argument, tb_error *err) {
@@ -102,6 +103,22 @@ static int32_t do_info(tb_cuda_worker *worker, void *argument, tb_error *err) {
     TB_CUDA_TRY(worker->api, cuMemGetInfo_v2(&left, &total), err);
     ask->address = left;
     ask->bytes = total;
+    return TB_OK;
+}
+
+/* Benchmarks have the worker to themselves: this one call waits inside of the driver. */
+static int32_t do_time(tb_cuda_worker *worker, void *argument, tb_error *err) {
+    asking *ask = argument;
+    tb_cu_stream stream = tb_cuda_worker_stream(worker);
+    struct timespec begin;
+    struct timespec end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    for (uint64_t i = 0; i < ask->times; i++) {
+        TB_CUDA_TRY(worker->api, cuMemcpyDtoDAsync_v2(ask->address, ask->second, ask->bytes, stream), err);
+    }
+    TB_CUDA_TRY(worker->api, cuStreamSynchronize(stream), err);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    ask->times = (uint64_t)((end.tv_sec - begin.tv_sec) * 1000000000 + end.tv_nsec - begin.tv_nsec);
     return TB_OK;
 }
 
@@ -176,5 +193,13 @@ int32_t tb_cuda_info(const uint8_t uuid[16], uint64_t *left, uint64_t *total, tb
     int32_t code = call(uuid, do_info, &ask, 0, err);
     *left = ask.address;
     *total = ask.bytes;
+    return code;
+}
+
+int32_t tb_cuda_time_copies(const uint8_t uuid[16], uint64_t to, uint64_t from, uint64_t bytes, uint32_t times,
+                            uint64_t *nanoseconds, tb_error *err) {
+    asking ask = {.address = to, .second = from, .bytes = bytes, .times = times};
+    int32_t code = call(uuid, do_time, &ask, 0, err);
+    *nanoseconds = ask.times;
     return code;
 }

@@ -36,6 +36,7 @@ typedef struct tb_cuda_opened {
     struct tb_cuda_opened *next;
     tb_cu_ipc_memory handle;
     tb_cu_pointer address;
+    uint64_t bytes;
     uint32_t uses;
 } tb_cuda_opened;
 

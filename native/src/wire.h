@@ -98,7 +98,8 @@ typedef struct tb_wire_export {
 
 typedef struct tb_wire_region {
     uint32_t memory;    /* the bit of its kind */
-    int32_t descriptor; /* shared: the sender's descriptor of the file, and which file it is */
+    int32_t descriptor; /* shared: the sender's descriptor of the file, and which file it is; CUDA: 1 if there
+                           is a handle */
     uint64_t device, inode, file_bytes;
     uint64_t file_offset; /* shared: of the region in the file */
     uint64_t address;     /* in the sender's memory */

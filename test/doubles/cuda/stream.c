@@ -322,6 +322,10 @@ tb_cu_result cuEventCreate(tb_cu_event *event, unsigned flags) {
     }
     int fd;
     double_header *header = double_file_create(EVENT_MAGIC, 0, &fd);
+    if (header != NULL && !interprocess) {
+        close(fd);
+        fd = -1;
+    }
     return header == NULL ? TB_CU_OUT_OF_MEMORY : add_event(event, header, fd, interprocess);
 }
 
