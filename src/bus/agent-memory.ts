@@ -5,6 +5,7 @@
  */
 import { closeSync, constants, fstatSync, openSync, readlinkSync, type Stats, statSync } from "node:fs";
 import { TensorBusError } from "../errors.ts";
+import { DeviceMemory } from "../memory/cuda/index.ts";
 import type { Memory } from "../memory/memory.ts";
 import { SharedMemory } from "../memory/shared-memory.ts";
 import type { TransportSession } from "../transport/transport.ts";
@@ -32,6 +33,8 @@ export class AgentMemory {
   /** Mapped memory by device and inode, so that batches share it; plain memory by its object. */
   readonly #shared = new Map<string, Entry>();
   readonly #plain = new Map<Memory, Entry>();
+  /** Opened memory of GPUs by device, size and handle. */
+  readonly #cuda = new Map<string, Entry>();
 
   constructor(host: HostRegions) {
     this.#host = host;
@@ -39,7 +42,7 @@ export class AgentMemory {
 
   /** Regions that are mapped now. */
   get size(): number {
-    return this.#shared.size + this.#plain.size;
+    return this.#shared.size + this.#plain.size + this.#cuda.size;
   }
 
   /**
@@ -72,9 +75,7 @@ export class AgentMemory {
       case "host":
         return this.#holdPlain(client, region, session);
       case "cuda":
-        throw new TensorBusError("TB_UNSUPPORTED", "this agent can not address CUDA memory", {
-          details: { kind: region.kind, supported: session.capabilities.memory },
-        });
+        return this.#holdCuda(region, session);
     }
   }
 
@@ -104,6 +105,24 @@ export class AgentMemory {
     return entry;
   }
 
+  #holdCuda(region: Extract<RegionMessage, { kind: "cuda" }>, session: TransportSession): Entry {
+    if (!session.capabilities.memory.includes("cuda")) {
+      throw new TensorBusError(
+        "TB_UNSUPPORTED",
+        "this agent can not address CUDA memory: it was started without --device",
+        { details: { kind: region.kind, supported: session.capabilities.memory } },
+      );
+    }
+    const key = `${region.device} ${region.bytes} ${Buffer.from(region.handle).toString("base64")}`;
+    const known = this.#cuda.get(key);
+    const entry =
+      known !== undefined && known.session === session
+        ? known
+        : this.#add(this.#cuda, key, DeviceMemory.open({ ...region, offset: 0n }), session);
+    entry.users += 1;
+    return entry;
+  }
+
   #holdPlain(
     client: ClientIdentity,
     region: Extract<RegionMessage, { kind: "host" }>,
@@ -124,7 +143,7 @@ export class AgentMemory {
     try {
       session.register(memory);
     } catch (error) {
-      if (memory instanceof SharedMemory) memory.close();
+      if (memory instanceof SharedMemory || memory instanceof DeviceMemory) memory.close();
       throw error;
     }
     const forget = () => {
@@ -148,7 +167,7 @@ export class AgentMemory {
       // A session that was closed has let go of it. One that still uses it keeps it mapped: it is not closed here.
       if (!(error instanceof TensorBusError) || error.code !== "TB_CLOSED") throw error;
     }
-    if (memory instanceof SharedMemory) memory.close();
+    if (memory instanceof SharedMemory || memory instanceof DeviceMemory) memory.close();
   }
 }
 

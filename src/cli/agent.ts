@@ -23,6 +23,7 @@ interface AgentFlags {
   readonly advertise?: string;
   readonly port?: string;
   readonly connections?: string;
+  readonly device?: string;
   readonly threads?: string;
   readonly commit: "direct" | "staged";
   readonly checksum?: boolean;
@@ -47,6 +48,7 @@ export function agentCommand(context: CommandContext): Command {
     .option("--advertise <address>", "what others connect to, where that differs")
     .option("--port <n>", "port to listen on (default: a free one)")
     .option("--connections <n>", "sockets per pair of ranks")
+    .option("--device <uuid>", "the GPU whose memory clients may register (TENSOR_BUS_DEVICE; nvidia-smi -L)")
     .option("--threads <n>", "threads that move data")
     .addOption(
       new Option("--commit <how>", "when targets change").choices(["direct", "staged"]).default("direct"),
@@ -105,16 +107,20 @@ async function runAgent(context: CommandContext, flags: AgentFlags): Promise<voi
           ...(serve ? { serve: true } : {}),
           onIgnored: ({ key, reason }) => ignored.set(key, reason),
         }),
-      transport: chooseTransport(flags.transport, {
-        ...(flags.host === undefined ? {} : { host: flags.host }),
-        ...(flags.advertise === undefined ? {} : { advertise: flags.advertise }),
-        ...(flags.port === undefined ? {} : { port: integer("--port", flags.port, 0) }),
-        ...(flags.connections === undefined
-          ? {}
-          : { connections: integer("--connections", flags.connections, 1) }),
-        ...(flags.threads === undefined ? {} : { ioThreads: integer("--threads", flags.threads, 1) }),
-        ...(flags.namespace === undefined ? {} : { namespace: flags.namespace }),
-      }),
+      transport: chooseTransport(
+        flags.transport,
+        {
+          ...(flags.host === undefined ? {} : { host: flags.host }),
+          ...(flags.advertise === undefined ? {} : { advertise: flags.advertise }),
+          ...(flags.port === undefined ? {} : { port: integer("--port", flags.port, 0) }),
+          ...(flags.connections === undefined
+            ? {}
+            : { connections: integer("--connections", flags.connections, 1) }),
+          ...(flags.threads === undefined ? {} : { ioThreads: integer("--threads", flags.threads, 1) }),
+          ...(flags.namespace === undefined ? {} : { namespace: flags.namespace }),
+        },
+        flags.device ?? environment["TENSOR_BUS_DEVICE"],
+      ),
     },
     { signal: starting.signal, timeoutMs: 60_000 },
   );

@@ -1,11 +1,13 @@
 /** The transports that the command line composes, and the option that picks among them. */
 import { Option } from "commander";
+import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { shm } from "../../transports/shm/index.ts";
 import { type TcpTransportOptions, tcp } from "../../transports/tcp/index.ts";
+import { TensorBusError } from "../errors.ts";
 import { select } from "../transport/selection.ts";
 import type { Transport } from "../transport/transport.ts";
 
-export const transportNames = ["auto", "tcp", "shm"] as const;
+export const transportNames = ["auto", "tcp", "shm", "cuda-ipc"] as const;
 export type TransportName = (typeof transportNames)[number];
 
 export function transportOption(): Option {
@@ -15,7 +17,18 @@ export function transportOption(): Option {
     .env("TENSOR_BUS_TRANSPORT");
 }
 
-/** The best for each pair of ranks, or the one of that name for all. `meeting` says how ranks meet, whichever it is. */
-export function chooseTransport(name: TransportName, meeting: TcpTransportOptions = {}): Transport {
-  return select([shm(), tcp(meeting)], name === "auto" ? {} : { force: name });
+/**
+ * The best for each pair of ranks, or the one of that name for all. `meeting` says how ranks meet, whichever it is, and
+ * `device` on which GPU this rank's tensors may lie.
+ */
+export function chooseTransport(
+  name: TransportName,
+  meeting: TcpTransportOptions = {},
+  device?: string,
+): Transport {
+  if (name === "cuda-ipc" && device === undefined) {
+    throw new TensorBusError("TB_UNSUPPORTED", "the transport cuda-ipc needs a GPU: `agent --device UUID`");
+  }
+  const ofDevice = device === undefined ? [] : [cudaIpc({ device })];
+  return select([...ofDevice, shm(), tcp(meeting)], name === "auto" ? {} : { force: name });
 }
