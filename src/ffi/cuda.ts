@@ -16,6 +16,7 @@ const native = declareNative({
   tb_cuda_export: ["pointer", "u64", "u64", "pointer", "out u64"],
   tb_cuda_open: ["pointer", "pointer", "out u64", "out u64"],
   tb_cuda_close: ["pointer", "u64"],
+  tb_cuda_time_copies: ["pointer", "u64", "u64", "u64", "u32", "out u64"],
   tb_cuda_info: ["pointer", "out u64", "out u64"],
 });
 
@@ -115,6 +116,14 @@ export function cudaOpen(
 
 export function cudaClose(uuid: Uint8Array, address: bigint): void {
   native.tb_cuda_close(uuid, address);
+}
+
+/** For benchmarks: seconds of that many copies by the driver, one after the other. */
+export function cudaTimeCopies(
+  uuid: Uint8Array,
+  { to, from, bytes, times }: { to: bigint; from: bigint; bytes: bigint; times: number },
+): number {
+  return Number(native.tb_cuda_time_copies(uuid, to, from, bytes, times)) / 1e9;
 }
 
 /** Bytes of the device that are free, and all of them. */

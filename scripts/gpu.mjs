@@ -1,0 +1,48 @@
+// node scripts/gpu.mjs test|bench [--device UUID] [--filter TEXT] [--double] [--json FILE]
+//
+// What needs a GPU: `npm run test:gpu` and `npm run bench:gpu`. Needs Node.js and a built clone; where esbuild is not
+// installed, what was bundled before (build/gpu) is run. Ends with 3, and says what lacks, where there is no GPU. --double
+// runs the same on the double of libcuda, which proves the scripts and nothing else: its results are not kept.
+import { spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const root = join(dirname(fileURLToPath(import.meta.url)), "..");
+const out = join(root, "build/gpu");
+const [what, ...options] = process.argv.slice(2);
+const entries = {
+  test: "test/gpu/main.ts",
+  owner: "test/gpu/owner.ts",
+  rank: "test/transport/children/rank.ts",
+  bench: "bench/gpu/main.ts",
+};
+if (what !== "test" && what !== "bench") {
+  console.error(
+    "usage: node scripts/gpu.mjs test|bench [--device UUID] [--filter TEXT] [--double] [--json FILE]",
+  );
+  process.exit(2);
+}
+
+const esbuild = await import("esbuild").catch(() => undefined);
+if (esbuild !== undefined) {
+  await esbuild.build({
+    absWorkingDir: root,
+    entryPoints: entries,
+    outdir: out,
+    outExtension: { ".js": ".mjs" },
+    bundle: true,
+    format: "esm",
+    platform: "node",
+    target: "node20.19",
+    external: ["koffi"],
+    logLevel: "warning",
+  });
+} else if (!existsSync(join(out, `${what}.mjs`))) {
+  console.error(
+    "esbuild is not installed, and nothing was bundled before: run this once where npm ci has run.",
+  );
+  process.exit(3);
+}
+const { status } = spawnSync(process.execPath, [join(out, `${what}.mjs`), ...options], { stdio: "inherit" });
+process.exit(status ?? 4);

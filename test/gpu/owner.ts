@@ -1,0 +1,16 @@
+/** Another process that owns GPU memory: says its handle, and at a line of input whether all of it has a value. */
+import { createInterface } from "node:readline";
+import { DeviceMemory } from "../../src/memory/index.ts";
+
+const [device, bytes] = process.argv.slice(2) as [string, string];
+const memory = DeviceMemory.allocate(device, Number(bytes));
+const held = new Uint8Array(Number(bytes));
+memory.write(held);
+const { handle, offset } = memory.export();
+console.log(
+  JSON.stringify({ handle: Buffer.from(handle).toString("hex"), offset: Number(offset), uuid: device }),
+);
+createInterface({ input: process.stdin }).on("line", (value) => {
+  memory.read(held);
+  console.log(JSON.stringify({ filled: held.every((byte) => byte === Number(value)) }));
+});

@@ -1,0 +1,33 @@
+"""A PyTorch process that owns a tensor on the GPU: as owner.ts, the tensor compared in PyTorch."""
+import ctypes
+import json
+import sys
+
+import torch
+
+bytes_wanted = int(sys.argv[2])
+tensor = torch.zeros(bytes_wanted, dtype=torch.uint8, device="cuda:0")
+torch.cuda.synchronize()
+driver = ctypes.CDLL("libcuda.so.1")
+base, size = ctypes.c_uint64(), ctypes.c_size_t()
+result = driver.cuMemGetAddressRange_v2(
+    ctypes.byref(base), ctypes.byref(size), ctypes.c_uint64(tensor.data_ptr())
+)
+assert result == 0, f"cuMemGetAddressRange: {result}"
+handle = (ctypes.c_ubyte * 64)()
+result = driver.cuIpcGetMemHandle(ctypes.byref(handle), base)
+assert result == 0, f"cuIpcGetMemHandle: {result} (expandable segments have no such handle)"
+uuid = str(torch.cuda.get_device_properties(0).uuid)
+print(
+    json.dumps(
+        {
+            "handle": bytes(handle).hex(),
+            "offset": tensor.data_ptr() - base.value,
+            "uuid": uuid if uuid.startswith("GPU-") else f"GPU-{uuid}",
+        }
+    ),
+    flush=True,
+)
+for line in sys.stdin:
+    torch.cuda.synchronize()
+    print(json.dumps({"filled": bool((tensor == int(line)).all().item())}), flush=True)
