@@ -40,6 +40,15 @@ static uint32_t allowed(const tb_wire_host *host) {
     return host->carriers == 0 ? TB_CARRY_STREAM : host->carriers;
 }
 
+/* memory: of both. */
+static const char *unreached(uint32_t memory) {
+    bool cuda = (memory & TB_MEMORY_CUDA) != 0;
+    bool host = (memory & ~(uint32_t)TB_MEMORY_CUDA) != 0;
+    return cuda && host ? "tensors of one lie in CUDA memory and those of the other in memory of the host"
+           : cuda       ? "tensors lie in CUDA memory, which it does not reach"
+                        : "tensors lie in memory of the host, which it does not reach";
+}
+
 /* What keeps the two from using it; NULL where nothing does. */
 static const char *lacks(const rule *rule, const tb_wire_host *a, const tb_wire_host *b, uint32_t flags) {
     uint32_t bit = 1u << rule->number;
@@ -47,7 +56,7 @@ static const char *lacks(const rule *rule, const tb_wire_host *a, const tb_wire_
         return "one of the two does not use it";
     }
     if (((a->memory | b->memory) & ~rule->memory) != 0) {
-        return "tensors lie in memory that it does not reach";
+        return unreached(a->memory | b->memory);
     }
     if ((flags & TB_GRAPH_CHECKSUM) != 0 && !rule->checksums) {
         return "it makes no checksums";

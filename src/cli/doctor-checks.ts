@@ -1,6 +1,7 @@
-import { statfsSync } from "node:fs";
+import { existsSync, statfsSync } from "node:fs";
 import { cpus, totalmem } from "node:os";
 import { TensorBusError } from "../errors.ts";
+import { kernelsPath } from "../ffi/cuda.ts";
 import { nativeKernels } from "../ffi/kernels.ts";
 import { abiVersion, libraryPath, openLibrary } from "../ffi/library.ts";
 import { ncclSoname, ncclVariable, ncclVersion } from "../ffi/nccl.ts";
@@ -44,6 +45,7 @@ export async function checkMachine(environment: Environment): Promise<Check[]> {
     checkLockedMemory(),
     checkGpus(environment),
     checkLibrary("CUDA driver", "libcuda.so.1", "comes with the NVIDIA driver", sitePackages, environment),
+    checkKernels(environment),
     checkNccl(sitePackages, environment),
     checkProgram("etcd", "option", "https://etcd.io; a TCP store needs nothing", environment),
     checkPython(python),
@@ -171,6 +173,19 @@ function checkLockedMemory(): Check {
   const found = `${text(limit.soft)}, at most ${text(limit.hard)}`;
   if (limit.soft === "unlimited") return { ...check, status: "ok", found };
   return { ...check, status: "warning", found, advice: "RDMA and pinned memory want ulimit -l unlimited" };
+}
+
+/** Those for CUDA memory are made where the package is built, not where it is installed. */
+function checkKernels(environment: Environment): Check {
+  const check = { name: "CUDA kernels", needed: "option" } as const;
+  const path = kernelsPath(environment);
+  if (existsSync(path)) return { ...check, status: "ok", found: path };
+  return {
+    ...check,
+    status: "missing",
+    found: `${path} is not there`,
+    advice: "build where nvcc is: install the CUDA toolkit, or set NVCC, then npm run build",
+  };
 }
 
 async function checkGpus(environment: Environment): Promise<Check> {
