@@ -120,6 +120,8 @@ void tb_nccl_stop(tb_session *session);
 /* Waits for that; false where it takes too long. Without the lock, as the next two. */
 bool tb_nccl_rest(tb_session *session, uint64_t until);
 void tb_nccl_free(tb_session *session);
+/* TB_EREGION unless it is memory of the device; the driver would end all rounds that met other memory. */
+int32_t tb_nccl_check_memory(tb_nccl *nccl, uint64_t address, uint64_t bytes, tb_error *err);
 void tb_nccl_give_event(tb_nccl *nccl, tb_cu_event event);
 
 /* ---- nccl_run.c: in the device's thread, without the lock ----------------------------------------------- */

@@ -415,6 +415,29 @@ int32_t tb_nccl_leave(uint64_t handle, uint64_t number, tb_error *err) {
     return set == NULL ? TB_ECLOSED : TB_OK;
 }
 
+typedef struct range {
+    uint64_t address, bytes;
+} range;
+
+/* Of its first and last byte: an allocation may be made of several. */
+static int32_t check_range(tb_cuda_worker *worker, void *argument, tb_error *err) {
+    const range *given = argument;
+    uint64_t ends[2] = {given->address, given->address + (given->bytes > 0 ? given->bytes - 1 : 0)};
+    for (int i = 0; i < 2; i++) {
+        int ordinal = -1;
+        tb_cu_result result = worker->api->cuPointerGetAttribute(&ordinal, TB_CU_POINTER_ORDINAL, ends[i]);
+        if (result != TB_CU_SUCCESS || ordinal != worker->ordinal) {
+            return tb_fail(err, TB_EREGION, -1, 0, "no memory of the session's GPU lies at %s of these bytes",
+                           i == 0 ? "the beginning" : "the end");
+        }
+    }
+    return TB_OK;
+}
+
+int32_t tb_nccl_check_memory(tb_nccl *nccl, uint64_t address, uint64_t bytes, tb_error *err) {
+    return tb_cuda_worker_call(nccl->worker, check_range, &(range){address, bytes}, err);
+}
+
 /* ---- the end -------------------------------------------------------------------------------------------- */
 
 void tb_nccl_stop(tb_session *session) {

@@ -32,7 +32,10 @@ export function findMachine(what: "test" | "bench"): Machine {
     },
   });
   const built = join(root, "native/build/doubles");
-  if (values.double) process.env["TENSOR_BUS_LIBCUDA"] = join(built, "libcuda.so");
+  if (values.double) {
+    process.env["TENSOR_BUS_LIBCUDA"] = join(built, "libcuda.so");
+    process.env["TENSOR_BUS_LIBNCCL"] = join(built, "libnccl.so");
+  }
   if (values.double && !existsSync(kernelsPath())) {
     process.env["TENSOR_BUS_CUDA_KERNELS"] = join(built, "kernels.ptx");
   }

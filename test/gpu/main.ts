@@ -2,6 +2,7 @@
 
 import { kernelCases } from "./kernels.ts";
 import { findMachine, outputOf, writeResults } from "./machine.ts";
+import { ncclCases } from "./nccl.ts";
 import { processCases } from "./processes.ts";
 
 /** Throws where it fails; a `Skip` where this machine lacks something that the case needs. */
@@ -17,7 +18,11 @@ console.log(
 );
 const results: { name: string; outcome: "passed" | "failed" | "skipped"; seconds: number; why?: string }[] =
   [];
-const cases = [...kernelCases(machine), ...processCases(machine)];
+const cases = [
+  ...kernelCases(machine),
+  ...processCases(machine),
+  ...ncclCases(machine.device, (why) => new Skip(why)),
+];
 for (const { name, run } of cases.filter(({ name }) => name.includes(machine.filter))) {
   const begin = performance.now();
   let outcome: "passed" | "failed" | "skipped" = "passed";

@@ -6,7 +6,7 @@ import { planTransfer } from "../../src/plan/index.ts";
 import type { PostOptions, TransportEvent } from "../../src/transport/transport.ts";
 import type { TransferCase } from "./cases.ts";
 import { columnsToRows } from "./compliance-data.ts";
-import { allocate, kindOf, type TestMemory } from "./test-memory.ts";
+import { allocate, kindOf, type TestMemory, testDevices } from "./test-memory.ts";
 import {
   type Outcome,
   outcomeOf,
@@ -165,7 +165,7 @@ async function cancelManyTimes(subject: Subject): Promise<void> {
     tensors: [{ name: "big", pair: "only", shape: [bytes], dtype: "uint8" }],
     bucketBytes: 2 ** 20,
   });
-  const memories = [0, 1].map(() => allocate(kindOf(subject.capabilities), bytes));
+  const memories = [0, 1].map((rank) => allocate(kindOf(subject.capabilities), bytes, testDevices.of(rank)));
   const [from, to] = memories as [TestMemory, TestMemory];
   const fill = (value: number) => {
     from.bytes.fill(value);

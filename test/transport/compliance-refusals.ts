@@ -3,7 +3,7 @@ import { createExecutor } from "../../src/exec/executor.ts";
 import { HostMemory, type Memory, SharedMemory } from "../../src/memory/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
 import { columnsToRows } from "./compliance-data.ts";
-import { allocate, kindOf } from "./test-memory.ts";
+import { allocate, kindOf, testDevices } from "./test-memory.ts";
 import { prepareCase, prepareEach, type Subject } from "./world.ts";
 
 const pair = columnsToRows(16, 16, {}, [0, 1]);
@@ -116,7 +116,9 @@ export function testRefusals(subject: Subject): void {
         ...pair.input,
         pairs: { all: { ...pair.input.pairs["all"]!, target: pair.input.pairs["all"]!.source } },
       });
-      const memories = world.sessions.map(() => allocate(kindOf(subject.capabilities), 4096));
+      const memories = world.sessions.map((_, rank) =>
+        allocate(kindOf(subject.capabilities), 4096, testDevices.of(rank)),
+      );
       const executions = await Promise.all(
         world.sessions.map((session, rank) => {
           const { memory, bytes, push } = memories[rank]!;

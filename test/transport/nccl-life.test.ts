@@ -3,14 +3,15 @@ import { copyFileSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import koffi from "koffi";
-import { describe, expect, test } from "vitest";
-import { HostMemory } from "../../src/memory/index.ts";
+import { afterEach, describe, expect, test } from "vitest";
+import { DeviceMemory, HostMemory } from "../../src/memory/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
 import { type NcclTransportOptions, nccl } from "../../transports/nccl/index.ts";
 import { randomCase } from "./cases.ts";
 import { columnsToRows } from "./compliance-data.ts";
 import { deviceOf, useDoubles } from "./nccl-doubles.ts";
+import { testDevices } from "./test-memory.ts";
 import { outcomeOf, prepareCase } from "./world.ts";
 
 useDoubles(4);
@@ -32,6 +33,14 @@ async function openRank(
   const { world, ordinal = rank, ...rest } = options;
   return nccl({ device: deviceOf(ordinal), ...rest }).open({ rank, world, store });
 }
+
+/** Tensors of each rank lie on that device, until the test has ended. */
+function placeOn(ordinalOf: (rank: number) => number): void {
+  testDevices.of = (rank) => deviceOf(ordinalOf(rank));
+}
+afterEach(() => {
+  testDevices.of = deviceOf;
+});
 
 async function worldOf(world: number, options: Partial<NcclTransportOptions> = {}) {
   const stores = memoryStores();
@@ -77,6 +86,7 @@ describe("communicators", () => {
   });
 
   test("two ranks on one device are TB_DEVICE_SHARED, and go on without NCCL", async () => {
+    placeOn((rank) => (rank === 2 ? 1 : rank));
     const stores = memoryStores();
     const sessions = await Promise.all(
       [0, 1, 2].map((rank) => openRank(stores(), rank, { world: 3, ordinal: rank === 2 ? 1 : rank })),
@@ -93,6 +103,7 @@ describe("communicators", () => {
   });
 
   test("two ranks may share a device where NCCL allows it", async () => {
+    placeOn(() => 3);
     const options = { sharedDevices: true };
     const open = () => openRank(memoryStores()(), 0, { world: 1, ...options });
     await expect(open()).rejects.toMatchObject({
@@ -145,7 +156,7 @@ describe("what is not there", () => {
     await expect(open({ device: "0" })).rejects.toMatchObject({ code: "TB_DEVICE" });
   });
 
-  test("memory of the host is not for it", async () => {
+  test("memory of the host, or of another device, is not for it", async () => {
     const session = await nccl({ device: deviceOf(0) }).open({
       rank: 0,
       world: 1,
@@ -154,6 +165,9 @@ describe("what is not there", () => {
     expect(() => session.register(HostMemory.allocate(64))).toThrow(
       expect.objectContaining({ code: "TB_UNSUPPORTED" }),
     );
+    const elsewhere = DeviceMemory.allocate(deviceOf(1), 64);
+    expect(() => session.register(elsewhere)).toThrow(expect.objectContaining({ code: "TB_REGION" }));
+    elsewhere.close();
     await session.close();
   });
 });

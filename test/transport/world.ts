@@ -15,7 +15,7 @@ import type {
 import type { TransferCase } from "./cases.ts";
 import type { Random } from "./random.ts";
 import { RankMemory } from "./rank-memory.ts";
-import { allocate, kindOf } from "./test-memory.ts";
+import { allocate, kindOf, testDevices } from "./test-memory.ts";
 
 /** What the suite needs of an implementation. */
 export interface Subject {
@@ -130,7 +130,7 @@ export function prepareEach(
     sessions.map(async (session, rank) => {
       const { input, ...prepare } = options(rank);
       const plan = await planTransfer(input);
-      const { memory } = allocate(kindOf(session.capabilities), 8192);
+      const { memory } = allocate(kindOf(session.capabilities), 8192, testDevices.of(rank));
       session.register(memory);
       const tensors = new Map([[0, { source: { memory, offset: 0n }, target: { memory, offset: 4096n } }]]);
       return outcomeOf(createExecutor(session).prepare(plan, { ...prepare, tensors }));
