@@ -1,0 +1,2 @@
+/** A process that owns GPU memory: see there. */
+import "../../gpu/owner.ts";
