@@ -109,8 +109,10 @@ int32_t tb_nccl_on_turn(tb_side *side, const tb_wire_header *header, tb_error *e
 void tb_nccl_run_over(tb_nccl_run *run);
 void tb_nccl_quarantine(tb_graph *graph);
 
-/* ---- nccl_set.c ----------------------------------------------------------------------------------------- */
+/* ---- nccl_set.c, nccl_session.c ------------------------------------------------------------------------- */
 
+/* The task: in the device's thread, without the lock. */
+enum tb_cuda_step tb_nccl_step(tb_cuda_task *task, tb_cuda_worker *worker);
 /* The lock is held: the task looks at everything again. */
 void tb_nccl_wake(tb_nccl *nccl);
 void tb_nccl_doom(tb_nccl_set *set, int32_t code, int32_t rank, const char *why);
