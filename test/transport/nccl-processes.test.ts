@@ -1,7 +1,6 @@
 /** Ranks of the nccl transport in processes of their own, on the doubles of libcuda and libnccl (test/doubles). */
 import { type ChildProcess, fork } from "node:child_process";
 import { once } from "node:events";
-import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { serveTcpStore } from "../../src/store/index.ts";
 import type { Answer, Task } from "./children/nccl-rank.ts";
@@ -24,8 +23,16 @@ class Rank {
 
   async ask(task: Task): Promise<Answer> {
     this.process.send(task);
-    const [answer] = (await once(this.process, "message")) as [Answer];
+    let answer: Answer;
+    do [answer] = (await once(this.process, "message")) as [Answer];
+    while (answer === "moving");
     return answer;
+  }
+
+  /** Posts, and resolves in the middle of the round. */
+  async postUntilMoving(): Promise<void> {
+    this.process.send({ kind: "post" } satisfies Task);
+    await once(this.process, "message");
   }
 }
 
@@ -56,8 +63,7 @@ const post = (one: Rank, timeoutMs = 30_000) => one.ask({ kind: "post", timeoutM
 test("one that is killed in the middle of a round is lost to all; come back, it gets another communicator", () =>
   within(async (ranks, storePort) => {
     const rounds = ranks.slice(0, 2).map((one) => post(one));
-    ranks[2]!.process.send({ kind: "post" } satisfies Task);
-    await delay(150);
+    await ranks[2]!.postUntilMoving();
     ranks[2]!.process.kill("SIGKILL");
     expect(await Promise.all(rounds)).toEqual([lost, lost]);
     expect(await post(ranks[0]!)).toEqual(lost);
@@ -70,9 +76,8 @@ test("one that is killed in the middle of a round is lost to all; come back, it 
 
 test("one that stops in the middle of a round: the others time out, abort, and their memory is quiet", () =>
   within(async (ranks) => {
-    const rounds = ranks.slice(0, 2).map((one) => post(one, 500));
-    ranks[2]!.process.send({ kind: "post" } satisfies Task);
-    await delay(150);
+    const rounds = ranks.slice(0, 2).map((one) => post(one, 4000));
+    await ranks[2]!.postUntilMoving();
     ranks[2]!.process.kill("SIGSTOP");
     const outcomes = await Promise.all(rounds);
     expect(outcomes).toContainEqual({ code: "TB_TIMEOUT", rank: expect.anything() });

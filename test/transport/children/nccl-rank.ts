@@ -18,7 +18,8 @@ export type Task =
   | { readonly kind: "post"; readonly timeoutMs?: number }
   | { readonly kind: "release" };
 
-export type Answer = "done" | { readonly code: string; readonly rank: unknown };
+/** `moving` comes before the end of a round. */
+export type Answer = "done" | "moving" | { readonly code: string; readonly rank: unknown };
 
 let session: TransportSession;
 let world: number;
@@ -37,10 +38,23 @@ async function run(task: Task): Promise<void> {
     case "prepare":
       return prepare();
     case "post":
-      await execution.run(task.timeoutMs === undefined ? {} : { timeoutMs: task.timeoutMs });
-      return;
+      return post(task.timeoutMs);
     case "release":
       return execution.release();
+  }
+}
+
+/** Says so once something of the round came from another rank, or went to one. */
+async function post(timeoutMs = 30_000): Promise<void> {
+  const looking = setInterval(() => {
+    if (execution.progress().bytesDone <= execution.stats.bytesCopied) return;
+    clearInterval(looking);
+    process.send!("moving" satisfies Answer);
+  }, 2);
+  try {
+    await execution.run({ timeoutMs });
+  } finally {
+    clearInterval(looking);
   }
 }
 
