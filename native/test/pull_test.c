@@ -70,7 +70,7 @@ static void test_select(void) {
             "shm: one of the two does not use it");
     selects(host(SHM, HOST), host(SHM, HOST), TB_GRAPH_CHECKSUM, TB_EUNSUPPORTED, 0,
             "shm: it makes no checksums");
-    selects(host(SHM, CUDA), host(SHM, HOST), 0, TB_EUNSUPPORTED, 0, "memory that it does not reach");
+    selects(host(SHM, CUDA), host(SHM, HOST), 0, TB_EUNSUPPORTED, 0, "those of the other in memory of the host");
     tb_wire_host other = host(SHM, HOST);
     other.user = 5;
     selects(host(SHM, HOST), other, 0, TB_EUNSUPPORTED, 0, "different users");
