@@ -214,7 +214,7 @@ describe("random plans against the naive planner and the simulator", () => {
   const cases = {
     "any reading, tiny shapes": {
       inputs: planInputs({ extent: 7, readings: ["split", "order", undefined] }),
-      runs: 1500,
+      runs: 1000,
     },
     "the split reading, uneven shapes": {
       inputs: planInputs({ extent: 12, readings: ["split"] }),
