@@ -23,7 +23,7 @@ import { type Made, runFloor } from "./floor.ts";
 export interface PlannerOptions {
   /** The folder of the package. */
   readonly root: string;
-  /** Measured runs of a case, after a third as many to warm up; default 15. */
+  /** Measured runs of a case, once it is warm; default 15. */
   readonly pairs?: number | undefined;
   /** Only cases whose name contains this. */
   readonly filter?: string | undefined;
@@ -252,17 +252,22 @@ export async function bench({ root, pairs: runs = 15, filter = "", log = () => {
   return results;
 }
 
-/** The case and its floor in turn, after a third as many runs to warm up. */
+/** A case that takes no time is compiled only after hundreds of runs. */
+const warmUpMs = 500;
+
+/** The case and its floor in turn, once both are warm: after a third as many runs, and that long. */
 async function benchCase({ name, limit, run }: Case, runs: number): Promise<PlannerResult> {
   const times: number[] = [];
   const floors: number[] = [];
-  for (let count = -Math.ceil(runs / 3); count < runs; count++) {
+  const warmAt = performance.now() + warmUpMs;
+  for (let count = 0; count < Math.ceil(runs / 3) || performance.now() < warmAt; count++)
+    runFloor(await run());
+  for (let count = 0; count < runs; count++) {
     const start = performance.now();
     const made = await run();
     const middle = performance.now();
     runFloor(made);
     const end = performance.now();
-    if (count < 0) continue;
     times.push(middle - start);
     floors.push(end - middle);
   }
