@@ -11,7 +11,7 @@
 #include "nccl_rounds.h"
 #include "round.h"
 
-static tb_graph *find_graph(tb_session *session, uint64_t handle, tb_error *err) {
+tb_graph *tb_graph_find(tb_session *session, uint64_t handle, tb_error *err) {
     tb_graph *graph = session->graphs;
     while (graph != NULL && graph->handle != handle) {
         graph = graph->next;
@@ -321,7 +321,7 @@ static bool begin_use(graph_use *use, uint64_t session, uint64_t graph, tb_error
         return false;
     }
     pthread_mutex_lock(&use->session->lock);
-    use->graph = find_graph(use->session, graph, err);
+    use->graph = tb_graph_find(use->session, graph, err);
     if (use->graph == NULL) {
         pthread_mutex_unlock(&use->session->lock);
         tb_handle_put(session);

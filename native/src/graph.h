@@ -3,6 +3,8 @@
 
 #include "engine.h"
 
+/* A graph of the session by its number; NULL and TB_ECLOSED where there is none. The session's lock is held. */
+tb_graph *tb_graph_find(tb_session *session, uint64_t handle, tb_error *err);
 /* Frees a graph that nothing refers to any more. */
 void tb_graph_free(tb_graph *graph);
 /* The tables and memory of a graph whose program is loaded. */

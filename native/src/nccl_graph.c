@@ -4,6 +4,7 @@
 
 #include "conn.h"
 #include "error.h"
+#include "graph.h"
 #include "handle.h"
 #include "nccl_rounds.h"
 #include "round.h"
@@ -270,24 +271,13 @@ void tb_nccl_peer_gone(tb_side *side, const char *why) {
 
 /* ---- the interface: without the lock -------------------------------------------------------------------- */
 
-static tb_graph *find(tb_session *session, uint64_t handle, tb_error *err) {
-    tb_graph *graph = session->graphs;
-    while (graph != NULL && graph->handle != handle) {
-        graph = graph->next;
-    }
-    if (graph == NULL) {
-        tb_fail(err, TB_ECLOSED, -1, 0, "the graph was released");
-    }
-    return graph;
-}
-
 int32_t tb_graph_attach(uint64_t handle, uint64_t graph_handle, uint64_t communicator, tb_error *err) {
     tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
     if (session == NULL) {
         return TB_ECLOSED;
     }
     pthread_mutex_lock(&session->lock);
-    tb_graph *graph = find(session, graph_handle, err);
+    tb_graph *graph = tb_graph_find(session, graph_handle, err);
     tb_nccl_set *set = graph == NULL ? NULL : tb_nccl_find(session, communicator, err);
     int32_t code = set == NULL ? TB_ECLOSED : attach(graph, set, err);
     pthread_mutex_unlock(&session->lock);
@@ -301,7 +291,7 @@ int32_t tb_graph_attached(uint64_t handle, uint64_t graph_handle, uint32_t *atta
         return TB_ECLOSED;
     }
     pthread_mutex_lock(&session->lock);
-    tb_graph *graph = find(session, graph_handle, err);
+    tb_graph *graph = tb_graph_find(session, graph_handle, err);
     const tb_nccl_run *run = graph == NULL ? NULL : graph->run;
     int32_t code = graph == NULL ? TB_ECLOSED : TB_OK;
     *attached = run != NULL && run->built == TB_RUN_BUILT;
