@@ -10,7 +10,7 @@ import type {
   TensorGroup,
 } from "../plan/index.ts";
 import { largest } from "./plan-budget.ts";
-import { formatStrategy } from "./plan-tables.ts";
+import { byteColumns, formatStrategy } from "./plan-tables.ts";
 import type { Planned } from "./planned.ts";
 import { formatBytes, formatCount, formatDuration, formatRanks, plural } from "./ui/format.ts";
 import type { Output } from "./ui/output.ts";
@@ -201,20 +201,12 @@ function describePlacements({ placements }: SideForm): string {
   return `[${placements.join(", ")}]`;
 }
 
-const rankColumns = [
-  { head: "sent", key: "sent" },
-  { head: "received", key: "received" },
-  { head: "copied", key: "copied" },
-  { head: "reduced", key: "reduced" },
-  { head: "staging", key: "stagingBytes" },
-] as const;
-
 /** Ranks, those whose traffic changed most first; columns in which nothing changed are left out. */
 export function rankChangeTable(ranks: readonly RankChange[]): TableOf {
   const distance = ({ before, after }: Change<bigint>) => (before < after ? after - before : before - after);
   const weight = (one: RankChange) => distance(one.sent) + distance(one.received);
   const sorted = [...ranks].sort((a, b) => Number(weight(b) - weight(a)) || a.rank - b.rank);
-  const shown = rankColumns.filter(({ key }) => ranks.some((one) => one[key].before !== one[key].after));
+  const shown = byteColumns.filter(({ key }) => ranks.some((one) => one[key].before !== one[key].after));
   return {
     columns: [
       { head: "rank", align: "right" },

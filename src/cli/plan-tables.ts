@@ -103,7 +103,8 @@ export function rankTable(ranks: readonly RankStats[], sides: readonly SpecSide[
   return { columns, rows };
 }
 
-const byteColumns = [
+/** What is said of a rank in bytes: the head of a column, and the member of `RankStats`. */
+export const byteColumns = [
   { head: "sent", key: "sent" },
   { head: "received", key: "received" },
   { head: "copied", key: "copied" },
