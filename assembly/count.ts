@@ -15,7 +15,7 @@ import {
 import { sortByKey } from "./sort";
 import { cellCount, enterStripes, groupCount, nextTargetGroup, slabLength, slabsAlong } from "./stripe";
 import { enter, overlapAt, pattern, source, target, targetGroups, targetOrigin } from "./tensor";
-import { i64At, setI64, setU32, u32At } from "./words";
+import { countPlus, countTimes, i64At, setI64, setU32, u32At } from "./words";
 
 export let boxCount: i64 = 0;
 export let chunkCount: i64 = 0;
@@ -32,7 +32,7 @@ export function countTensor(tensor: u32): void {
   enter(tensor);
   const before = mark();
   boxCount = 1;
-  for (let dim: u32 = 0; dim < pattern.ndim; dim++) boxCount *= overlapAt(dim).count;
+  for (let dim: u32 = 0; dim < pattern.ndim; dim++) boxCount = countTimes(boxCount, overlapAt(dim).count);
   if (pattern.striping == DIRECT) chunkCount = countDirect();
   else chunkCount = countStriped();
   release(before);
@@ -53,7 +53,7 @@ export function countWorld(): i64 {
       // How replicas are spread over hosts may differ from sub-mesh to sub-mesh.
       if (patternAt(number).striping != HOST) setI64(known, number, chunks);
     }
-    total += chunks * (classFirst(index + 1) - classFirst(index));
+    total = countPlus(total, countTimes(chunks, classFirst(index + 1) - classFirst(index)));
   }
   return total;
 }
@@ -63,7 +63,7 @@ function countDirect(): i64 {
     const overlap = overlapAt(dim);
     collect(dim, overlap.lengths, 0, overlap.count);
   }
-  return countPieces() * chunksPerPiece();
+  return countTimes(countPieces(), chunksPerPiece());
 }
 
 /** A piece goes to every replica; a reduced one has a chunk from each contributor besides. */
@@ -83,11 +83,12 @@ function countStriped(): i64 {
     const count = countPieces();
     release(before);
     if (pattern.meeting) {
-      chunks += count * chunksPerPiece();
+      chunks = countPlus(chunks, countTimes(count, chunksPerPiece()));
       continue;
     }
     const reduced = source.contributions > 1 ? source.contributions : 0;
-    chunks += count * (groupCount() + reduced) + cellCount() * (target.replicas - groupCount());
+    chunks = countPlus(chunks, countTimes(count, groupCount() + reduced));
+    chunks = countPlus(chunks, countTimes(cellCount(), target.replicas - groupCount()));
   } while (nextTargetGroup());
   return chunks;
 }

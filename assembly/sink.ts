@@ -36,6 +36,8 @@ export let recordBytes: usize = 0;
 export let recordCount: u32 = 0;
 /** Chunks that are too many to be kept are counted up to here, which takes seconds. */
 const COUNTED: i64 = 1 << 28;
+/** Boxes that are walked to find channels: about a minute. */
+const WALKED: i64 = 1 << 32;
 /** Chunks that were seen, also those beyond the most that are kept. */
 export let seen: i64 = 0;
 export let pieceCount: u32 = 0;
@@ -47,6 +49,14 @@ let wanted: usize = 0;
 export function toChannels(): void {
   mode = TO_CHANNELS;
   emitOnce = true;
+  seen = 0;
+}
+
+/** Boxes that are about to be walked, each of at least one chunk; more than a minute's for channels are refused. */
+export function admitBoxes(count: i64): void {
+  if (mode != TO_CHANNELS) return;
+  seen += count;
+  if (seen > WALKED) fail(TB_PLAN_TOO_LARGE, OF_CHUNKS, seen);
 }
 
 /**

@@ -7,6 +7,7 @@ import { sendBox, takeBox } from "./direct";
 import { DIRECT, tensorCount } from "./model";
 import { reduceBox, takeReduced } from "./reduced";
 import { enterBox } from "./route";
+import { admitBoxes } from "./sink";
 import { fanCells, sendStripes, takeStripes } from "./striped";
 import {
   enter,
@@ -42,6 +43,7 @@ export function walkSource(rank: u32, contributions: bool): void {
     setU32(end, dim, u32At(pointers, group + 1));
     boxes *= u32At(pointers, group + 1) - u32At(pointers, group);
   }
+  admitBoxes(boxes);
   const origin = sourceOrigin();
   for (let box: i64 = 0; box < boxes; box++) {
     for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
@@ -85,6 +87,7 @@ function walkTargetBoxes(rank: u32, arrivals: bool): void {
     fanCells(rank, replica, targetAt, arrivals);
     if (!arrivals) return;
   }
+  admitBoxes(count);
   for (let number: i64 = 0; number < count; number++) {
     let box: i64 = 0;
     let boxes: i64 = 1;

@@ -47,3 +47,13 @@ export function commonMultiple(a: i64, b: i64): i64 {
 export function ceilDiv(a: i64, b: i64): i64 {
   return a == 0 ? 0 : (a - 1) / b + 1;
 }
+
+/** Counts end here: no plan has as many of anything, and sums of two do not overflow. */
+const MANY: i64 = 1 << 62;
+/** The product of two counts, and their sum, as far as `MANY`. */
+export function countTimes(a: i64, b: i64): i64 {
+  return b != 0 && a > MANY / b ? MANY : a * b;
+}
+export function countPlus(a: i64, b: i64): i64 {
+  return min(a + b, MANY);
+}

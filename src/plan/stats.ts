@@ -81,8 +81,10 @@ export interface Summary {
 
 export function sumUp(subject: Subject, routing: readonly Routing[]): Summary {
   const { input } = subject;
-  const question = new Question(subject).withChannels();
+  const question = new Question(subject);
   try {
+    question.ask((planner) => planner.admitSum());
+    question.withChannels();
     const at = question.ask((planner) => planner.sum());
     const words = new BigInt64Array(question.planner.buffer, at, input.world * rankWords).slice();
     const of = (stage: Stage, kind: number, what: number) =>

@@ -26,6 +26,7 @@ interface PlannerExports {
   programBytes(): number;
   count(tensor: number, what: number): bigint;
   countAll(): bigint;
+  admitSum(): void;
   sum(): number;
   linksAt(): number;
   sumOfKind(stage: number, kind: number, what: number): bigint;

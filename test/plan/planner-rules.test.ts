@@ -10,6 +10,7 @@ import {
   type Placement,
   Replicate,
   Shard,
+  StridedShard,
 } from "../../src/layout/index.ts";
 import { type Plan, planTransfer } from "../../src/plan/index.ts";
 import type { Chunk, PlanInput, TensorInput } from "../../src/plan/types.ts";
@@ -239,6 +240,18 @@ describe("sizes at their limits", () => {
     expect(() => plan.stats()).toThrow(
       expect.objectContaining({ code: "TB_PLAN_TOO_LARGE", details: { chunks } }),
     );
+  });
+
+  it("refuses at once what has more boxes than could be walked, for the channels as well", async () => {
+    const comb = [2048, 2048, 2048, 2048, 64].map((factor, dim) => StridedShard(dim, factor));
+    const source: Layout = { ...layout([2, 2, 2, 2, 2], comb), stridedShard: "split" };
+    const target = layout([4096], [Replicate()], 32);
+    const input = inputOf(source, target, [{ shape: [8192, 8192, 8192, 8192, 256], dtype: "int8" }]);
+    const plan = await planTransfer(input);
+    const tooLarge = expect.objectContaining({ code: "TB_PLAN_TOO_LARGE" });
+    for (const ask of [() => plan.stats(), () => plan.channels(), () => plan.program(0), () => plan.verify()])
+      expect(ask).toThrow(tooLarge);
+    expect(() => [...plan.chunks({ rank: 32 })]).toThrow(tooLarge);
   });
 
   it("proves what it does not list at once", async () => {
