@@ -23,9 +23,13 @@ export function formatReport(output: Output, report: Report): string {
   const sides = [source, target];
   const show = ({ columns, rows }: TableOf): string => formatTable(output, columns, rows);
   return [
-    `${colors.bold(file)}  ${describeSide(source)} -> ${describeSide(target)}`,
+    colors.bold(file),
     "",
-    formatFields(output, summaryOf(report, stats)),
+    formatFields(output, [
+      ["source", describeSide(source)],
+      ["target", describeSide(target)],
+      ...summaryOf(report, stats),
+    ]),
     "",
     colors.bold("Stages"),
     show(stageTable(stats)),
@@ -59,9 +63,9 @@ export function summaryOf({ spec, plan, verified }: Report, stats: PlanStats): [
       "tensors",
       `${formatCount(stats.tensors)}, ${formatBytes(sourceBytes)} at the source, ${formatBytes(targetBytes)} at the target`,
     ],
-    ["between ranks", formatBytes(sent)],
+    ["sends", `${formatBytes(sent)} from rank to rank`],
   ];
-  if (stats.bytes.copy > 0n) fields.push(["within ranks", `${formatBytes(stats.bytes.copy)} copied`]);
+  if (stats.bytes.copy > 0n) fields.push(["copies", `${formatBytes(stats.bytes.copy)} within ranks`]);
   const most = input.bucketBytes === undefined ? "" : ` of at most ${formatBytes(input.bucketBytes)}`;
   fields.push(
     [

@@ -37,10 +37,10 @@ export function patternTable(patterns: readonly PatternStats[], most: number): T
   const columns: Column[] = [
     { head: "tensors", align: "right" },
     { head: "shape" },
-    { head: "type" },
-    { head: "layouts" },
+    { head: "type", wraps: true },
+    { head: "layouts", wraps: true },
     ...numbers("bytes", "chunks"),
-    { head: "strategy" },
+    { head: "strategy", wraps: true },
   ];
   return { columns, rows };
 }
@@ -56,23 +56,28 @@ export function formatStrategy({
   return reason === "asked for" ? way : `${way} (${reason})`;
 }
 
+/** What the ranks of each side send, receive and stage: the least, the mean and the most of them. */
 export function sideTable(sides: readonly SpecSide[], ranks: readonly RankStats[]): TableOf {
   const byRank = new Map(ranks.map((entry) => [entry.rank, entry]));
-  const rows = sides.map(({ name, mesh }) => {
+  const rows = sides.flatMap(({ name, mesh }) => {
     const own = [...mesh.ranks].map((rank) => byRank.get(rank)!);
-    const spread = (key: "sent" | "received" | "stagingBytes"): string => {
+    return byteColumns.flatMap(({ head, key }) => {
       const values = own.map((entry) => Number(entry[key]));
-      const mean = values.reduce((a, b) => a + b, 0) / values.length;
-      const [least, most] = [
-        values.reduce((a, b) => Math.min(a, b)),
-        values.reduce((a, b) => Math.max(a, b)),
-      ];
-      const texts = [least, Math.round(mean), most].map(formatBytes);
-      return new Set(texts).size === 1 ? texts[0]! : texts.join(" / ");
-    };
-    return [name, formatCount(own.length), spread("sent"), spread("received"), spread("stagingBytes")];
+      const sum = values.reduce((a, b) => a + b, 0);
+      if (sum === 0) return [];
+      const most = values.reduce((a, b) => Math.max(a, b));
+      const least = values.reduce((a, b) => Math.min(a, b));
+      const spread = [least, Math.round(sum / values.length), most].map(formatBytes);
+      return [[name, formatCount(own.length), head, ...spread]];
+    });
   });
-  return { columns: [{ head: "side" }, ...numbers("ranks", "sent", "received", "staging")], rows };
+  const columns: Column[] = [
+    { head: "side" },
+    ...numbers("ranks"),
+    { head: "" },
+    ...numbers("least", "mean", "most"),
+  ];
+  return { columns, rows };
 }
 
 /** All ranks of a small world; of a large one those that send and those that receive most. */
@@ -97,7 +102,7 @@ export function rankTable(ranks: readonly RankStats[], sides: readonly SpecSide[
   ]);
   const columns: Column[] = [
     { head: "rank", align: "right" },
-    { head: "side" },
+    { head: "side", wraps: true },
     ...numbers(...shown.map(({ head }) => head), "chunks"),
   ];
   return { columns, rows };

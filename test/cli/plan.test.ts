@@ -42,10 +42,12 @@ describe("plan", () => {
     const { code, stdout, stderr } = await runCli("plan", path);
     expect([code, stderr]).toEqual([0, ""]);
     const { digest } = await planTransfer((await loadSpec(path)).input);
-    expect(stdout).toContain(`${path}  trainer (mesh 4, ranks 0..3) -> engine (mesh 2, ranks 4..5)`);
+    expect(stdout.split("\n")[0]).toBe(path);
+    expect(row(stdout, "source")[1]).toBe("trainer (mesh 4, ranks 0..3)");
+    expect(row(stdout, "target")[1]).toBe("engine (mesh 2, ranks 4..5)");
     expect(row(stdout, "digest")).toEqual(["digest", digest]);
     expect(row(stdout, "tensors")[1]).toBe("1, 4.00 MiB at the source, 4.00 MiB at the target");
-    expect(row(stdout, "between ranks")[1]).toBe("4.00 MiB");
+    expect(row(stdout, "sends")[1]).toBe("4.00 MiB from rank to rank");
     expect(row(stdout, "chunks")[1]).toBe("4 in 4 buckets, 1 wave");
     expect(row(stdout, "balance")[1]).toBe("rank 0 sends most, 1.00 MiB, 1.000 times the mean");
     expect(row(stdout, "1", "1024 x 1024").slice(1, 5)).toEqual([
@@ -54,18 +56,27 @@ describe("plan", () => {
       "[S(0)] -> [S(0)]",
       "4.00 MiB",
     ]);
-    expect(row(stdout, "trainer").slice(0, 4)).toEqual(["trainer", "4", "1.00 MiB", "0 B"]);
+    const spread = ["1.00 MiB", "1.00 MiB", "1.00 MiB"];
+    expect(row(stdout, "trainer", "4", "sent")).toEqual(["trainer", "4", "sent", ...spread]);
     expect(row(stdout, "5", "engine").slice(0, 4)).toEqual(["5", "engine", "0 B", "2.00 MiB"]);
     expect(stdout).not.toMatch(/predicted|verified|Budgets|copied$/m);
     expect(stdout.split("\n").every((line) => line === line.trimEnd())).toBe(true);
     expect(stdout).not.toContain("\u001B");
   });
 
+  test("fits 80 columns, wide patterns too", async () => {
+    for (const name of ["deepseek-v3.yaml", "fsdp2-tp.json"]) {
+      const { code, stdout } = await runCli("plan", join("examples", "specs", name));
+      expect(code).toBe(0);
+      expect(stdout.split("\n").filter((line) => line.length > 80)).toEqual([]);
+    }
+  });
+
   test("predicts a time only where it knows the links", async () => {
     const topology = "topology: { ranksPerHost: 4, hostMBps: 1000, networkMBps: 100, latencyUs: 50 }\n";
     const { stdout } = await runCli("plan", specFile(small + topology));
     // Ranks 4 and 5 are on another host and receive 2 MiB each, at 100 MB/s.
-    expect(row(stdout, "predicted")[1]).toBe(
+    expect(stdout.replaceAll(/\n {8,}/g, " ")).toContain(
       "21.0 ms, 1.000 times the least, all that rank 4 receives across hosts; in waves 21.0 ms; 4.00 MiB across hosts and 0 B within them",
     );
     const near = topology.replace("ranksPerHost: 4", "hosts: [0, 0, 0, 0, 0, 1]");

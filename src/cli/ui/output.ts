@@ -35,6 +35,11 @@ export class Output {
     return this.isTerminal ? this.stream.columns : undefined;
   }
 
+  /** What tables and fields are to fit into: the terminal, or the 80 columns that a log shows. */
+  get width(): number {
+    return Math.max(this.columns ?? 80, 60);
+  }
+
   /** Writes a text; the promise ends when the stream takes more. `OutputClosed` once the reader is gone. */
   async write(text: string): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure;
