@@ -43,6 +43,8 @@ interface Gathered {
   readonly wave: Uint32Array;
   readonly dependencyFirst: Uint32Array;
   readonly dependencies: Uint32Array;
+  /** The ids of buckets, as far as they were asked for: chunks and buckets that wait name them again. */
+  readonly ids: string[];
 }
 
 function gather(
@@ -96,6 +98,7 @@ function readAnswers(question: Question, subject: Subject, forBuckets: boolean):
     wave: words(answers.usedWave, at[answers.usedCount]!),
     dependencyFirst,
     dependencies: words(answers.dependencies, dependencyFirst[bucketCount]!),
+    ids: [],
   };
 }
 
@@ -106,9 +109,13 @@ function tooLarge(count: bigint, most: number): TensorBusError {
 }
 
 function bucketId(gathered: Gathered, bucket: number): string {
+  const known = gathered.ids[bucket];
+  if (known !== undefined) return known;
   const at = gathered.order[gathered.bucketFirst[bucket]!]! * gathered.wordsPerRecord;
   const words = gathered.recordWords;
-  return `${words[at + 3]! & 0xff}:${words[at]}:${words[at + 1]}:${gathered.bucketSequence[bucket]}`;
+  const id = `${words[at + 3]! & 0xff}:${words[at]}:${words[at + 1]}:${gathered.bucketSequence[bucket]}`;
+  gathered.ids[bucket] = id;
+  return id;
 }
 
 export function* listChunks(subject: Subject, rank: number | undefined): Generator<Chunk, void, undefined> {

@@ -4,6 +4,12 @@ import type { Bucket, Chunk } from "./types.ts";
 const defaultBucketBytes = 8 * 2 ** 20;
 const defaultPeersInFlight = 4;
 const alignment = 16;
+/** A list that is looked through sooner than a set of it is made. */
+const fewWaits = 8;
+/** Ranks are below. */
+const worldMost = 2 ** 20;
+const zero = "0".charCodeAt(0);
+const colon = ":".charCodeAt(0);
 
 /** A broken rule of a plan, as the error that says where. */
 export function invalid(message: string, details: Readonly<Record<string, unknown>>): TensorBusError {
@@ -20,8 +26,11 @@ export class BucketTable {
   readonly buckets: readonly Bucket[];
   readonly #numbers = new Map<string, number>();
   readonly #waits: (ReadonlySet<number> | undefined)[] = [];
-  /** For each bucket, the bytes of its chunks by index. */
-  readonly #chunkBytes: number[][] = [];
+  /** For each bucket, how many chunks came without a gap among their indexes, and where the last of them ends. */
+  readonly #chunks: Uint32Array;
+  readonly #ends: Float64Array;
+  /** The bytes of chunks that came ahead of others, by bucket and index. */
+  readonly #ahead = new Map<number, Map<number, number>>();
   readonly #limits: Limits;
 
   /** `rank`: the list is of that rank alone, and what others wait for is not in it. */
@@ -31,8 +40,9 @@ export class BucketTable {
     this.buckets.forEach((bucket, number) => {
       if (this.#numbers.has(bucket.id)) throw invalid("a bucket is listed twice", { bucket: bucket.id });
       this.#numbers.set(bucket.id, number);
-      this.#chunkBytes.push([]);
     });
+    this.#chunks = new Uint32Array(this.buckets.length);
+    this.#ends = new Float64Array(this.buckets.length);
     this.#checkChannels();
     for (const bucket of this.buckets) {
       if (rank !== undefined && bucket.srcRank !== rank && bucket.dstRank !== rank)
@@ -56,23 +66,24 @@ export class BucketTable {
         });
       }
     }
-    const index = this.#indexOf(chunk);
-    const bytes = this.#chunkBytes[number]!;
-    if (bytes[index] !== undefined)
-      throw invalid("a chunk is listed twice", { ...placeOf(chunk), rank: chunk.dstRank });
+    const index = chunkIndex(chunk);
+    if (index < 0) throw invalid("the id of a chunk is not its bucket's and an index", placeOf(chunk));
     // Too large a number is not exact, and too large for any bucket.
-    bytes[index] = Number(chunk.bytes);
+    if (!this.#take(number, index, Number(chunk.bytes)))
+      throw invalid("a chunk is listed twice", { ...placeOf(chunk), rank: chunk.dstRank });
     return number;
   }
 
   /** Chunks of a bucket; right once all were admitted. */
   chunkCount(number: number): number {
-    return this.#chunkBytes[number]!.length;
+    return this.#chunks[number]!;
   }
 
   /** Whether bucket `reader` starts only after bucket `writer` is complete, by way of others where needed. */
   waitsFor(reader: number, writer: number): boolean {
-    const wave = this.buckets[writer]!.wave;
+    const { id, wave } = this.buckets[writer]!;
+    const direct = this.buckets[reader]!.waitsFor;
+    if (direct.length <= fewWaits && direct.includes(id)) return true;
     const seen = new Set<number>();
     const open = [reader];
     for (let next = open.pop(); next !== undefined; next = open.pop()) {
@@ -92,20 +103,15 @@ export class BucketTable {
   finish(): void {
     const most = this.#limits.bucketBytes ?? defaultBucketBytes;
     this.buckets.forEach((bucket, number) => {
-      const chunks = this.#chunkBytes[number]!;
-      if (chunks.length === 0) throw invalid("a bucket without a chunk", { bucket: bucket.id });
-      let end = 0;
-      for (let index = 0; index < chunks.length; index++) {
-        const bytes = chunks[index];
-        if (bytes === undefined) {
-          throw invalid("a chunk of a bucket is missing", {
-            bucket: bucket.id,
-            chunk: `${bucket.id}:${index}`,
-            rank: bucket.dstRank,
-          });
-        }
-        end = Math.ceil(end / alignment) * alignment + bytes;
+      const end = this.#ends[number]!;
+      if (this.#ahead.has(number)) {
+        throw invalid("a chunk of a bucket is missing", {
+          bucket: bucket.id,
+          chunk: `${bucket.id}:${this.#chunks[number]}`,
+          rank: bucket.dstRank,
+        });
       }
+      if (this.#chunks[number] === 0) throw invalid("a bucket without a chunk", { bucket: bucket.id });
       if (end !== Number(bucket.bytes)) {
         throw invalid("the bytes of a bucket are not those of its chunks", {
           bucket: bucket.id,
@@ -120,41 +126,57 @@ export class BucketTable {
     });
   }
 
-  #indexOf(chunk: Chunk): number {
-    const index = numberAfter(chunk.id, chunk.bucket);
-    if (index < 0) throw invalid("the id of a chunk is not its bucket's and an index", placeOf(chunk));
-    return index;
+  /** False where the bucket has a chunk of that index. */
+  #take(number: number, index: number, bytes: number): boolean {
+    const next = this.#chunks[number]!;
+    if (index < next) return false;
+    const ahead = this.#ahead.get(number);
+    if (index > next) {
+      if (ahead?.has(index)) return false;
+      if (ahead === undefined) this.#ahead.set(number, new Map([[index, bytes]]));
+      else ahead.set(index, bytes);
+      return true;
+    }
+    for (let own: number | undefined = bytes; own !== undefined; own = ahead?.get(this.#chunks[number]!)) {
+      ahead?.delete(this.#chunks[number]!);
+      this.#ends[number] = Math.ceil(this.#ends[number]! / alignment) * alignment + own;
+      this.#chunks[number]!++;
+    }
+    if (ahead?.size === 0) this.#ahead.delete(number);
+    return true;
   }
 
   /** Sequence numbers, one wave a channel, and the most channels of a wave at a receiver. */
   #checkChannels(): void {
-    const channels = new Map<string, { readonly wave: number; count: number; last: number }>();
-    const arrivals = new Map<string, number>();
+    const channels = new Map<number, { readonly first: Bucket; count: number; last: number }>();
+    const arrivals = new Map<number, Map<number, number>>();
     const most = this.#limits.peersInFlight ?? defaultPeersInFlight;
     for (const bucket of this.buckets) {
       const { id, stage, srcRank, dstRank, wave } = bucket;
-      const name = `${stage}:${srcRank}:${dstRank}`;
       const no = (message: string) => invalid(message, { bucket: id, rank: dstRank, wave });
       if (stage !== 0 && stage !== 1 && stage !== 2) throw no(`a bucket of stage ${stage}`);
       if (!Number.isSafeInteger(wave) || wave < 0) throw no("a wave is malformed");
-      const sequence = numberAfter(id, name);
+      const sequence = sequenceOf(bucket);
       if (sequence < 0) throw no("the id of a bucket is not that of its ends");
+      const name = (stage * worldMost + srcRank) * worldMost + dstRank;
       const channel = channels.get(name);
       if (channel !== undefined) {
-        if (channel.wave !== wave) throw no("a channel has more than one wave");
+        if (channel.first.wave !== wave) throw no("a channel has more than one wave");
         channel.count++;
         channel.last = Math.max(channel.last, sequence);
         continue;
       }
-      channels.set(name, { wave, count: 1, last: sequence });
-      const receiver = `${wave}:${dstRank}`;
-      const arriving = (arrivals.get(receiver) ?? 0) + 1;
+      channels.set(name, { first: bucket, count: 1, last: sequence });
+      const receivers = arrivals.get(wave) ?? new Map<number, number>();
+      if (receivers.size === 0) arrivals.set(wave, receivers);
+      const arriving = (receivers.get(dstRank) ?? 0) + 1;
       if (arriving > most) throw no(`a receiver has more than ${most} channels in a wave`);
-      arrivals.set(receiver, arriving);
+      receivers.set(dstRank, arriving);
     }
-    for (const [name, { count, last }] of channels) {
+    for (const { first, count, last } of channels.values()) {
       // Ids are unique, so that `count` numbers up to `count - 1` are all of them.
       if (last === count - 1) continue;
+      const name = `${first.stage}:${first.srcRank}:${first.dstRank}`;
       let missing = 0;
       while (this.#numbers.has(`${name}:${missing}`)) missing++;
       throw invalid("a bucket of a channel is missing", { bucket: `${name}:${missing}` });
@@ -193,16 +215,43 @@ function placeOf({ id, tensor, bucket }: Chunk) {
   return { chunk: id, tensor, bucket };
 }
 
-/** The number that an id ends with, after what it begins with and a colon; -1 where it is not of that form. */
-function numberAfter(id: string, beginning: string): number {
-  const start = beginning.length + 1;
-  const digits = id.length - start;
-  if (digits < 1 || digits > 9 || id.charCodeAt(start - 1) !== 58 || !id.startsWith(beginning)) return -1;
-  if (digits > 1 && id.charCodeAt(start) === 48) return -1;
+/** The index of a chunk in its bucket; -1 where its id is not the bucket's and a number. */
+export function chunkIndex({ id, bucket }: Pick<Chunk, "id" | "bucket">): number {
+  return id.startsWith(bucket) ? numberAfter(id, bucket.length) : -1;
+}
+
+/** The place of a bucket in its channel; -1 where its id is not `stage:source:destination:` and a number. */
+function sequenceOf({ id, stage, srcRank, dstRank }: Bucket): number {
+  let at = 0;
+  for (const expected of [stage, srcRank, dstRank]) {
+    const digits = decimalLength(expected);
+    if (numberBetween(id, at, at + digits) !== expected) return -1;
+    at += digits;
+    if (id.charCodeAt(at++) !== colon) return -1;
+  }
+  return numberBetween(id, at, id.length);
+}
+
+/** The number that an id ends with, after a beginning of so many characters and a colon; -1 if it does not. */
+function numberAfter(id: string, beginning: number): number {
+  return id.charCodeAt(beginning) === colon ? numberBetween(id, beginning + 1, id.length) : -1;
+}
+
+function decimalLength(value: number): number {
+  let digits = 1;
+  for (let most = 10; digits < 10 && value >= most; most *= 10) digits++;
+  return digits;
+}
+
+/** Up to nine digits without a zero before them as a number, else -1. */
+function numberBetween(id: string, start: number, end: number): number {
+  const digits = end - start;
+  if (digits < 1 || digits > 9 || (digits > 1 && id.charCodeAt(start) === zero)) return -1;
   let value = 0;
-  for (let at = start; at < id.length; at++) {
-    const digit = id.charCodeAt(at) - 48;
-    if (digit < 0 || digit > 9) return -1;
+  for (let at = start; at < end; at++) {
+    const digit = id.charCodeAt(at) - zero;
+    // Beyond the end there is no character, which is not a number.
+    if (!(digit >= 0 && digit <= 9)) return -1;
     value = value * 10 + digit;
   }
   return value;

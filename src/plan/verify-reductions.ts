@@ -1,8 +1,8 @@
 import type { Chunk } from "./types.ts";
-import { type BucketTable, invalid } from "./verify-buckets.ts";
+import { type BucketTable, chunkIndex, invalid } from "./verify-buckets.ts";
 import type { ChunkBox, TensorView } from "./verify-chunks.ts";
 import { findUneven } from "./verify-tiling.ts";
-import { BoxList, chunkIndex, chunksAt } from "./verify-writes.ts";
+import { BoxList, chunksAt } from "./verify-writes.ts";
 
 /** One piece of a Partial source at the owner that reduces it. */
 interface Piece {

@@ -1,5 +1,5 @@
 import type { Chunk } from "./types.ts";
-import { type BucketTable, invalid } from "./verify-buckets.ts";
+import { type BucketTable, chunkIndex, invalid } from "./verify-buckets.ts";
 import type { ChunkBox, TensorView } from "./verify-chunks.ts";
 import { type Boxes, findUneven } from "./verify-tiling.ts";
 
@@ -18,7 +18,9 @@ export class BoxList implements Boxes {
   }
 
   add(bucket: number, index: number, offsets: readonly number[], lengths: readonly number[]): void {
-    this.#numbers.push(bucket, index, ...offsets, ...lengths);
+    this.#numbers.push(bucket, index);
+    for (let dim = 0; dim < this.#ndim; dim++) this.#numbers.push(offsets[dim]!);
+    for (let dim = 0; dim < this.#ndim; dim++) this.#numbers.push(lengths[dim]!);
   }
 
   bucket(box: number): number {
@@ -43,11 +45,6 @@ export class BoxList implements Boxes {
       return offset <= place && place < offset + this.length(box, dim);
     });
   }
-}
-
-/** The index of a chunk in its bucket, once the bucket has taken it. */
-export function chunkIndex(chunk: Chunk): number {
-  return Number(chunk.id.slice(chunk.bucket.length + 1));
 }
 
 /** Ids of the chunks whose boxes hold a place. */
