@@ -22,6 +22,7 @@ export { fromFloat32, type TensorArray, toFloat32 } from "./bus/float-bits.ts";
 export { logger, setLogger } from "./bus/logger.ts";
 export { agentMetrics, type MetricsOptions, type MetricsServer, serveMetrics } from "./bus/metrics.ts";
 export { type BusPaths, defaultPaths } from "./bus/paths.ts";
+export type { BatchPlans } from "./bus/registration.ts";
 export type { RoundEvent, TransferResult } from "./bus/round-events.ts";
 export { generateSemaphoreName, type Semaphore } from "./bus/semaphore.ts";
 export { SharedTensor } from "./bus/shared-tensor.ts";

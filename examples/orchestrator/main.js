@@ -95,6 +95,11 @@ try {
     ),
   );
 
+  // What the agents are about to run is what was looked at above.
+  for (const { plans } of handlers.slice(0, 2)) {
+    if (plans.send.digest !== plan.digest) throw new Error(`the agents plan ${plans.send.digest}`);
+  }
+
   for (const weight of weights) fill(weight);
   const transfers = await Promise.all([
     ...handlers.slice(0, 2).map((handler) => handler.transfer("send")),

@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { type Deadline, Deadline as Deadlines, waitUntil } from "../deadline.ts";
 import { type ErrorCode, TensorBusError } from "../errors.ts";
+import type { PlanOptions } from "../plan/index.ts";
 import type { AgentEvent } from "./agent-events.ts";
 import type { AgentMemory, HeldRegions } from "./agent-memory.ts";
 import type { PairSide, Pairs } from "./agent-pair.ts";
@@ -34,6 +35,7 @@ export interface BatchesOptions {
   /** For who names none. */
   readonly commit: "direct" | "staged";
   readonly checksum: boolean;
+  readonly planning: PlanOptions;
   readonly tell: (event: AgentEvent) => void;
   readonly onFault: (error: unknown) => void;
 }
@@ -105,7 +107,15 @@ export class Batches {
       const registration = makeRegistration(this.#options, side, sides, mets, command);
       const met = await meetBatch(connection.rendezvous, registration, bounded);
       await requireSameNames(connection.rendezvous, registration, met, bounded);
-      const subject = joinSides(registration.batch, met.local, met.remote, mets, registration.names);
+      const { planning } = this.#options;
+      const subject = joinSides(
+        registration.batch,
+        met.local,
+        met.remote,
+        mets,
+        registration.names,
+        planning,
+      );
       const meet = (performance.now() - began) / 1000;
       const batch = await this.#join(entry, { side, met, subject }, registration, connection, bounded, meet);
       return this.#result(batch, side, subject);

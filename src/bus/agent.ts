@@ -5,6 +5,7 @@
 import { BehaviorSubject, merge, type Observable, Subject, switchMap } from "rxjs";
 import { Deadline, type DeadlineOptions } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
+import type { PlanOptions } from "../plan/index.ts";
 import type { Store } from "../store/store.ts";
 import type { Transport } from "../transport/transport.ts";
 import { Batches } from "./agent-batch.ts";
@@ -16,6 +17,7 @@ import { CommandAborts } from "./command-aborts.ts";
 import type { ClientIdentity, Command, CommandOf, CommandResult } from "./commands.ts";
 import { hostRegions } from "./host-regions.ts";
 import { bootId, monotonicNs } from "./identity.ts";
+import { recordPlanning } from "./planning.ts";
 import type { Distrust } from "./rendezvous.ts";
 import { type Connection, type StoreFactory, Uplink } from "./uplink.ts";
 
@@ -34,6 +36,8 @@ export interface AgentOptions {
   readonly commit?: "direct" | "staged";
   /** Checks each bucket by CRC-32C; default false. The same for all agents. */
   readonly checksum?: boolean;
+  /** How batches are planned: the same for all agents of a batch; default: the planner's defaults, and no topology. */
+  readonly planning?: PlanOptions;
   /** Commands that wait to be started, at most; default 1,024. */
   readonly queueCapacity?: number;
   /** Milliseconds that another process may hold up a write of the queue: default 1,000. */
@@ -66,7 +70,7 @@ export class Agent implements AsyncDisposable {
   #closing: Promise<void> | undefined;
 
   private constructor(options: AgentOptions, post: AgentPost, uplink: Uplink, events: Subject<AgentEvent>) {
-    const { rank, world = defaultWorld, commit = "direct", checksum = false } = options;
+    const { rank, world = defaultWorld, commit = "direct", checksum = false, planning = {} } = options;
     const { generation } = post;
     this.rank = rank;
     this.generation = generation;
@@ -88,6 +92,7 @@ export class Agent implements AsyncDisposable {
       memory: new AgentMemory(hostRegions),
       commit,
       checksum,
+      planning,
       tell,
       onFault: (error) => this.#onFault(error),
     });
@@ -105,6 +110,7 @@ export class Agent implements AsyncDisposable {
    */
   static async start(options: AgentOptions, wait: DeadlineOptions = {}): Promise<Agent> {
     const deadline = new Deadline(wait);
+    recordPlanning(options.planning ?? {});
     const events = new Subject<AgentEvent>();
     let agent: Agent | undefined;
     const post = await AgentPost.open(options, deadline);

@@ -4,7 +4,7 @@ import { TensorBusError } from "../errors.ts";
 import type { RoundProgress } from "../transport/transport.ts";
 import type { CallOptions, TensorBusClient, TransferOptions } from "./client.ts";
 import type { BatchId } from "./commands.ts";
-import type { Registration } from "./registration.ts";
+import type { BatchPlans, Registration } from "./registration.ts";
 import type { RoundEvent, TransferResult } from "./round-events.ts";
 import type { Semaphore } from "./semaphore.ts";
 
@@ -34,6 +34,14 @@ export class BatchHandler implements AsyncDisposable {
     throw new TensorBusError("TB_CLOSED", `the client of batch ${String(this.batchId)} was collected`, {
       details: { batchId: this.batchId },
     });
+  }
+
+  /**
+   * The digest of the plan that all ranks hold, in each direction of this side: that of a dry run of the same layouts and
+   * tensors, in the order of pairs, then of the lengths of names, then of names. Or why a direction can not be used.
+   */
+  get plans(): BatchPlans {
+    return this.#registration.plans;
   }
 
   /** True until it was closed, or its agent ended. */

@@ -18,6 +18,7 @@ import {
 import { solveSide } from "./global-shape.ts";
 import { led, type MetPair } from "./pair-meeting.ts";
 import { agentKey, agentSchema, layoutOf } from "./pair-records.ts";
+import { differingOption, showOption } from "./planning.ts";
 import type { Rendezvous } from "./rendezvous.ts";
 
 /** What one rank brings. */
@@ -201,6 +202,12 @@ function requireAlike(batch: string, side: string, records: readonly RankRecord[
     ["TB_BUCKET_SIZE", "bucketSize", ({ bucketBytes }) => bucketBytes],
     ["TB_PAIR_MISMATCH", "layouts", ({ pairs }) => JSON.stringify(pairs)],
   ];
+  for (const record of records) {
+    const option = differingOption(record.planning, records[0]!.planning);
+    if (option === undefined) continue;
+    fields.push(["TB_BATCH_MISMATCH", option, ({ planning }) => showOption(planning, option)]);
+    break;
+  }
   for (const [code, field, value] of fields) {
     const expected = value(records[0]!);
     const odd = records.find((record) => value(record) !== expected);
@@ -243,9 +250,9 @@ function putTogether(registration: Registration, records: readonly RankRecord[])
 }
 
 function sideHead({ record }: Registration, records: readonly RankRecord[]) {
-  const { version, generation, pairs, bucketBytes, commit, names } = record;
+  const { version, generation, pairs, bucketBytes, commit, planning, names } = record;
   const members = records.map(({ rank, nonce }) => ({ rank, nonce }));
-  return { version, generation, pairs, bucketBytes, commit, names, leader: record.rank, members };
+  return { version, generation, pairs, bucketBytes, commit, planning, names, leader: record.rank, members };
 }
 
 function failedSide(

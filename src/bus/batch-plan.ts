@@ -1,12 +1,13 @@
 /** From what both sides registered to a plan for each direction, the same on every rank. */
 import { TensorBusError } from "../errors.ts";
 import { DeviceMesh, type Layout, Replicate } from "../layout/index.ts";
-import { type PairInput, Plan, type PlanInput, type TensorInput } from "../plan/index.ts";
+import { type PairInput, Plan, type PlanInput, type PlanOptions, type TensorInput } from "../plan/index.ts";
 import type { BatchPair, BatchSideRecord } from "./batch-records.ts";
 import { decodeTable } from "./batch-records.ts";
 import type { TensorKind, TensorTable } from "./global-shape.ts";
 import type { MetPair } from "./pair-meeting.ts";
 import { layoutOf } from "./pair-records.ts";
+import { differingOption, showOption } from "./planning.ts";
 
 /** One side of a batch, as it is planned. */
 export interface PlanSide {
@@ -31,6 +32,7 @@ export interface BatchSubject {
   /** Pair and name of each tensor. */
   readonly tensors: readonly { readonly pair: number; readonly name: string }[];
   readonly bucketBytes: number;
+  readonly planning: PlanOptions;
 }
 
 /** What was planned for a direction, or why it can not be. */
@@ -52,6 +54,7 @@ export function joinSides(
   remote: BatchSideRecord,
   mets: readonly MetPair[],
   tensors: BatchSubject["tensors"],
+  planning: PlanOptions,
 ): BatchSubject {
   requireMirrored(batch, local, remote);
   const subject: BatchSubject = {
@@ -60,6 +63,7 @@ export function joinSides(
     pairs: mets.map((met, index) => planPair(local.pairs[index]!, met)),
     tensors,
     bucketBytes: local.bucketBytes,
+    planning,
   };
   requireSameRanks(subject);
   requireSameShapes(subject);
@@ -133,6 +137,11 @@ function requireMirrored(batch: string, local: BatchSideRecord, remote: BatchSid
   });
   if (local.commit !== remote.commit)
     throw mismatch("TB_BATCH_MISMATCH", "commit", local.commit, remote.commit);
+  const option = differingOption(local.planning, remote.planning);
+  if (option !== undefined) {
+    const [is, expected] = [local, remote].map((side) => showOption(side.planning, option));
+    throw mismatch("TB_BATCH_MISMATCH", option, is, expected);
+  }
   if (local.bucketBytes !== remote.bucketBytes) {
     throw mismatch("TB_BUCKET_SIZE", "bucketSize", local.bucketBytes, remote.bucketBytes);
   }
@@ -223,7 +232,7 @@ export function planDirection(subject: BatchSubject, source: 0 | 1): PlannedDire
 }
 
 function planInput(subject: BatchSubject, source: 0 | 1, target: 0 | 1, firstOf: Uint32Array): PlanInput {
-  const { pairs, sides, tensors, bucketBytes } = subject;
+  const { pairs, sides, tensors, bucketBytes, planning } = subject;
   const inputs: Record<string, PairInput> = {};
   for (const { pair, layouts, ranks } of pairs) {
     if (layouts[0] !== undefined) {
@@ -263,7 +272,7 @@ function planInput(subject: BatchSubject, source: 0 | 1, target: 0 | 1, firstOf:
       );
     }
   });
-  return { pairs: inputs, tensors: planned, bucketBytes };
+  return { pairs: inputs, tensors: planned, bucketBytes, ...planning };
 }
 
 function whole(rank: number): Layout {

@@ -48,6 +48,8 @@ const common = {
   pairs: z.array(pairSchema).min(1),
   bucketBytes: z.int().min(1),
   commit: z.enum(["direct", "staged"]),
+  /** `PlanningRecord`. */
+  planning: z.record(z.string(), z.string()),
   names: namesSchema,
 };
 

@@ -2,6 +2,7 @@
 import { randomBytes } from "node:crypto";
 import type { Deadline } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
+import type { PlanOptions } from "../plan/index.ts";
 import type { PairSide } from "./agent-pair.ts";
 import type { BatchSide } from "./batch.ts";
 import { type MetBatch, type Registration, readNames } from "./batch-meeting.ts";
@@ -10,6 +11,7 @@ import { type CommandOf, normalizeBatchId } from "./commands.ts";
 import { refuseTargets, tableOf } from "./local-tensors.ts";
 import type { MetPair } from "./pair-meeting.ts";
 import { layoutDigest } from "./pair-records.ts";
+import { recordPlanning } from "./planning.ts";
 import { type Rendezvous, recordVersion } from "./rendezvous.ts";
 
 /** Of a batch whose client names none: the planner's default. */
@@ -20,6 +22,7 @@ export interface RegistrationSelf {
   readonly generation: bigint;
   /** For who names none. */
   readonly commit: "direct" | "staged";
+  readonly planning: PlanOptions;
 }
 
 /** What this rank says of its tensors. */
@@ -47,6 +50,7 @@ export function makeRegistration(
     })),
     bucketBytes,
     commit,
+    planning: recordPlanning(self.planning),
     names: {
       count: tensors.length,
       digest: namesDigest(tensors.map(({ pair, name }) => ({ pair: sides[pair]!.spec.pair, name }))),

@@ -16,6 +16,7 @@ import type { BatchKeys } from "./batch-records.ts";
 import type { BatchId, ClientIdentity } from "./commands.ts";
 import { Direction, type Role } from "./direction.ts";
 import type { LocalTensor } from "./local-tensors.ts";
+import { predictSeconds } from "./planning.ts";
 import type { Rendezvous } from "./rendezvous.ts";
 import { RoundEpochs } from "./round-epoch.ts";
 import { type ShadowedTensor, StagedCommit } from "./staged-commit.ts";
@@ -296,6 +297,7 @@ async function prepareDirection(
     execution,
     epochs: new RoundEpochs(rendezvous, prefix),
     staged,
+    predictedSeconds: predictSeconds(planned.plan),
     signal: new TransferSignal({
       rendezvous,
       prefix,

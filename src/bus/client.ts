@@ -217,8 +217,16 @@ export class TensorBusClient implements AsyncDisposable {
         { ...deadline.rest, keep: this, onLate: ({ instance }) => freeUnclaimed(link, batch, instance) },
       );
       await queued;
-      const { instance } = await outcome;
-      const registration = this.#registrations.add({ link, batchId: batch, pairNames, instance, hold });
+      const { instance, send, recv } = await outcome;
+      const plans = { send, recv };
+      const registration = this.#registrations.add({
+        link,
+        batchId: batch,
+        pairNames,
+        instance,
+        plans,
+        hold,
+      });
       return new BatchHandler(this, registration);
     } catch (error) {
       hold.release();

@@ -275,7 +275,7 @@ export const resultSchemas = {
     bytesReceived: bytesMoved,
     bytesCopied: bytesMoved,
     seconds: z.number(),
-    /** From the rate of earlier rounds; absent for the first. */
+    /** From the rate of earlier rounds; for the first from the plan's topology, where it has one. */
     predictedSeconds: z.number().optional(),
     /** A round that this rank had completed, or took no part in, has failed elsewhere since its last one. */
     failedBefore: z.strictObject({ round: z.int(), rank: z.int(), code: z.string() }).optional(),

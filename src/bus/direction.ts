@@ -32,6 +32,8 @@ export interface DirectionOptions {
   readonly epochs: RoundEpochs;
   /** Absent where targets change as bytes arrive. */
   readonly staged?: StagedCommit | undefined;
+  /** What the plan promises of a round, where it knows the links: until earlier rounds promise better. */
+  readonly predictedSeconds?: number | undefined;
   readonly tell: (event: AgentEvent) => void;
 }
 
@@ -338,7 +340,8 @@ export class Direction {
   }
 
   #predict(): number | undefined {
-    return this.#secondsPerByte === undefined ? undefined : this.#secondsPerByte * this.#bytes();
+    if (this.#secondsPerByte === undefined) return this.#options.predictedSeconds;
+    return this.#secondsPerByte * this.#bytes();
   }
 
   #learn({ seconds }: RoundReport): void {

@@ -5,16 +5,20 @@ import { TensorBusError } from "../errors.ts";
 import type { RoundProgress } from "../transport/transport.ts";
 import type { AgentLink } from "./agent-link.ts";
 import type { RegionHold } from "./client-memory.ts";
-import { type BatchId, batchKey } from "./commands.ts";
+import { type BatchId, batchKey, type CommandResult } from "./commands.ts";
 import { logger } from "./logger.ts";
 import type { RoundEvent } from "./round-events.ts";
 import { followRounds } from "./round-progress.ts";
+
+/** The plan of each direction as all ranks hold it, or why there is none. */
+export type BatchPlans = Readonly<Pick<CommandResult<"RegisterTensors">, "send" | "recv">>;
 
 export interface RegistrationOptions {
   readonly link: AgentLink;
   readonly batchId: BatchId;
   readonly pairNames: readonly string[];
   readonly instance: bigint;
+  readonly plans: BatchPlans;
   readonly hold: RegionHold;
 }
 
@@ -23,6 +27,7 @@ export class Registration {
   readonly batchId: BatchId;
   readonly pairNames: readonly string[];
   readonly instance: bigint;
+  readonly plans: BatchPlans;
   readonly #link: AgentLink;
   readonly #hold: RegionHold;
   readonly #events = new Subject<RoundEvent>();
@@ -35,6 +40,7 @@ export class Registration {
     this.batchId = options.batchId;
     this.pairNames = options.pairNames;
     this.instance = options.instance;
+    this.plans = options.plans;
     this.#link = options.link;
     this.#hold = options.hold;
     this.#onEnd = onEnd;

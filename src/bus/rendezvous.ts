@@ -11,7 +11,7 @@ import type { Store } from "../store/store.ts";
 import { pack, unpack } from "./commands.ts";
 
 /** Of what stands in the store: ranks of another one do not understand each other. */
-export const recordVersion = 1;
+export const recordVersion = 2;
 
 /** A part of a record that is split; below the largest value of any store. */
 const partBytes = 512 * 1024;

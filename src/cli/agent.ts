@@ -6,6 +6,8 @@ import { logger } from "../bus/logger.ts";
 import { type MetricsServer, serveMetrics } from "../bus/metrics.ts";
 import { defaultPaths } from "../bus/paths.ts";
 import { TensorBusError } from "../errors.ts";
+import { loadSpec, type Spec } from "../model/spec.ts";
+import type { PlanOptions } from "../plan/index.ts";
 import { type IgnoredRecord, openStore } from "../store/index.ts";
 import type { CommandContext } from "./context.ts";
 import { chooseTransport, type TransportName, transportOption } from "./transports.ts";
@@ -25,6 +27,7 @@ interface AgentFlags {
   readonly connections?: string;
   readonly device?: string;
   readonly threads?: string;
+  readonly spec?: string;
   readonly commit: "direct" | "staged";
   readonly checksum?: boolean;
   readonly metricsPort?: string;
@@ -50,6 +53,7 @@ export function agentCommand(context: CommandContext): Command {
     .option("--connections <n>", "sockets per pair of ranks")
     .option("--device <uuid>", "the GPU whose memory clients may register (TENSOR_BUS_DEVICE; nvidia-smi -L)")
     .option("--threads <n>", "threads that move data")
+    .option("--spec <file>", "plan with this spec's topology, strategy and limits (TENSOR_BUS_SPEC)")
     .addOption(
       new Option("--commit <how>", "when targets change").choices(["direct", "staged"]).default("direct"),
     )
@@ -81,6 +85,8 @@ async function runAgent(context: CommandContext, flags: AgentFlags): Promise<voi
     ...environment,
     ...(flags.namespace === undefined ? {} : { TENSOR_BUS_NAMESPACE: flags.namespace }),
   });
+  const spec = flags.spec ?? environment["TENSOR_BUS_SPEC"];
+  const planning = spec ? planningOf(await loadSpec(spec)) : {};
   const log = logger;
   log.level = flags.log;
   const ignored = new Map<string, IgnoredRecord["reason"]>();
@@ -97,6 +103,7 @@ async function runAgent(context: CommandContext, flags: AgentFlags): Promise<voi
       agentStatePath: flags.state ?? environment["TENSOR_BUS_STATE_PATH"] ?? paths.agentStatePath,
       commit: flags.commit,
       checksum: flags.checksum ?? false,
+      planning,
       drainMs: Number(flags.drain) * 1000,
       distrust: (key) => ignored.get(key),
       store: (options) =>
@@ -140,6 +147,16 @@ async function runAgent(context: CommandContext, flags: AgentFlags): Promise<voi
     await agent.close();
     await metrics?.close();
   }
+}
+
+/** What of a spec is for all batches: tensors, layouts and the size of buckets are their clients'. */
+function planningOf({ input: { strategy, topology, bucketsInFlight, peersInFlight } }: Spec): PlanOptions {
+  return {
+    ...(strategy !== undefined && { strategy }),
+    ...(topology !== undefined && { topology }),
+    ...(bucketsInFlight !== undefined && { bucketsInFlight }),
+    ...(peersInFlight !== undefined && { peersInFlight }),
+  };
 }
 
 /** Resolves when the agent has drained: a first signal begins that, a second one hurries it. */

@@ -9,7 +9,7 @@ import {
 import { checkKeys, fail, integerIn } from "./check.ts";
 import { type NormalSide, normalSide, type SideLayout, sideLayout } from "./sides.ts";
 import { type NormalTopology, normalTopology } from "./topology.ts";
-import type { PairInput, PlanInput, Strategy, TensorInput, TensorSideInput } from "./types.ts";
+import type { PairInput, PlanInput, PlanOptions, Strategy, TensorInput, TensorSideInput } from "./types.ts";
 
 /** The most chunks that a plan lists unless it is told. */
 export const defaultMaxChunks = 2 ** 22;
@@ -90,19 +90,29 @@ export function normalize(input: PlanInput): NormalInput {
     0,
   );
   if (!Array.isArray(input.tensors)) throw fail("TB_PLAN_INPUT", "tensors must be an array", {});
-  const topology = normalTopology(input.topology, world);
   return {
     meshes,
     pairs,
     ...normalTensors(input.tensors, pairs),
     bucketBytes: integerIn(input.bucketBytes, "bucketBytes", 4096, 2 ** 30, 8 * 2 ** 20),
-    bucketsInFlight: integerIn(input.bucketsInFlight, "bucketsInFlight", 1, 65535, 2),
-    peersInFlight: integerIn(input.peersInFlight, "peersInFlight", 1, 65535, 4),
-    strategy: normalStrategy(input.strategy),
-    topology,
+    ...normalOptions(input, world),
     maxChunks: integerIn(input.maxChunks, "maxChunks", 0, 2 ** 32 - 2, defaultMaxChunks),
     world,
   };
+}
+
+function normalOptions({ bucketsInFlight, peersInFlight, strategy, topology }: PlanOptions, world: number) {
+  return {
+    bucketsInFlight: integerIn(bucketsInFlight, "bucketsInFlight", 1, 65535, 2),
+    peersInFlight: integerIn(peersInFlight, "peersInFlight", 1, 65535, 4),
+    strategy: normalStrategy(strategy),
+    topology: normalTopology(topology, world),
+  };
+}
+
+/** Options as a plan takes them, defaults filled in: for who plans later, of a world that is not known yet. */
+export function planDefaults(options: PlanOptions): ReturnType<typeof normalOptions> {
+  return normalOptions(options, 0);
 }
 
 function normalStrategy(strategy: Strategy | undefined): Strategy {

@@ -109,6 +109,16 @@ export class Plan {
     return lowerProgram(this.#subject, fromHex(this.digest), rank, options.strides);
   }
 
+  /** How many chunks there are, counted without making any. */
+  chunkCount(): bigint {
+    const question = new Question(this.#subject);
+    try {
+      return question.ask((planner) => planner.countAll());
+    } finally {
+      question.end();
+    }
+  }
+
   /** Sums over all chunks, exact, with none of them kept; made once, when they are first asked for. */
   stats(): PlanStats {
     return this.#sums().stats;

@@ -71,6 +71,9 @@ export interface PlanInput {
   readonly maxChunks?: number;
 }
 
+/** What a plan depends on beside what travels: how much at once, by which way, over which links. */
+export type PlanOptions = Pick<PlanInput, "strategy" | "topology" | "bucketsInFlight" | "peersInFlight">;
+
 export type ChunkKind = "copy" | "send" | "reduce";
 export type LogicalBuffer = "source" | "target" | "reduced";
 

@@ -110,6 +110,19 @@ async function register(clients: [TensorBusClient[], TensorBusClient[]], rows: n
 }
 
 describe("agents in processes of their own", () => {
+  it("plan with the links of a spec, and refuse a batch with one that knows none", async () => {
+    const cluster = new Cluster(await freePort());
+    const spec = ["--spec", join("examples", "specs", "llama-3-8b.yaml")];
+    await Promise.all([0, 1, 2].map((rank) => cluster.start(rank, rank === 2 ? [] : spec)));
+    const [zero, one, two] = await Promise.all([0, 1, 2].map((rank) => cluster.client(rank)));
+    const clients: [TensorBusClient[], TensorBusClient[]] = [[zero!, one!], [two!]];
+    await initPair(clients, sides);
+    expect(await failureOf(register(clients, 32))).toMatchObject({
+      code: "TB_BATCH_MISMATCH",
+      details: { batch: "model", pair: "weights", field: expect.stringMatching(/^(strategy|topology\.)/) },
+    });
+  });
+
   it("move tensors, outlive one of them, find its successor, and drain at SIGTERM", async () => {
     const { cluster, clients } = await startCluster();
     await initPair(clients, sides);
