@@ -256,6 +256,13 @@ describe("files", () => {
     ).toEqual([]);
   });
 
+  it("read the wall clock only to say when something was, never to wait", () => {
+    const readers = source.filter(
+      ({ path, code }) => !path.startsWith("test/") && /\bDate\b\s*[.(]/.test(code),
+    );
+    expect(readers.map(({ path }) => path)).toEqual(["src/bus/agent-link.ts", "src/bus/state.ts"]);
+  });
+
   it("can be read in one sitting", () => {
     const more = [
       ...filesOf("test", [".ts"]),
