@@ -53,7 +53,7 @@ export async function runRounds(context: CommandContext, demo: DemoRounds): Prom
     const moved = await run("move");
     const compared = sumOf(await run("verify"));
     const seconds = Math.max(...moved.map((report) => report.seconds));
-    await say(stdout, `round ${round}`, `${describeMove(moved, seconds)}; every byte as it must be`);
+    await say(stdout, `round ${round}`, `${describeMove(moved, seconds)}, verified`);
     best = Math.max(best, sumOf(moved) / seconds);
     verified += compared;
   }
@@ -82,7 +82,7 @@ function describeMove(reports: readonly StepReport[], seconds: number): string {
   const bytes = sumOf(reports);
   const predicted = Math.max(...reports.map(({ predictedSeconds = 0 }) => predictedSeconds));
   const beside =
-    predicted > 0 ? `predicted ${formatDuration(predicted)}` : "memory touched for the first time";
+    predicted > 0 ? `predicted ${formatDuration(predicted)}` : "memory is new";
   return `${formatBytes(bytes)} in ${formatDuration(seconds)}, ${formatBytes(bytes / seconds)}/s (${beside})`;
 }
 
