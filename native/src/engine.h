@@ -302,9 +302,12 @@ struct tb_graph {
     uint64_t aborted_round; /* the latest one that a peer spoiled, and why */
     tb_error aborted;
     uint32_t receives_left, sends_left, locals_left;
-    uint32_t next_window; /* channel from which the search for one to grant begins */
-    uint32_t window;      /* granted channels that count for peersInFlight */
-    uint32_t next_fold;   /* position in the fold order up to which contributions are allowed */
+    /* Stages 1 and 2: the next turn, and what was granted in turns and has not come. */
+    struct {
+        uint32_t next, buckets;
+        uint64_t bytes;
+    } turns[TB_STAGES];
+    uint32_t next_fold; /* position in the fold order up to which contributions are allowed */
     uint32_t folds_in_flight;
     tb_channel_state *channels;
     uint8_t *buckets; /* tb_bucket_state */

@@ -275,7 +275,8 @@ static int32_t check(tb_program *program, const tb_binding *bindings, uint32_t b
         || (code = check_buffers(program, bindings, binding_count, err))
         || (code = check_channels(program, world, err))
         || (code = tb_program_check_chunks(program, bindings, err)) || (code = check_staging(program, err))
-        || (code = tb_program_order_folds(program, err)) || (code = tb_program_order_buckets(program, err))) {
+        || (code = tb_program_order_folds(program, err)) || (code = tb_program_order_buckets(program, err))
+        || (code = tb_program_order_turns(program, err))) {
         return code;
     }
     return TB_OK;
@@ -307,6 +308,9 @@ int32_t tb_program_load(tb_program *program, const void *bytes, uint64_t byte_co
 void tb_program_free(tb_program *program) {
     free(program->fold_next);
     free(program->fold_order);
+    for (int stage = 0; stage < TB_STAGES; stage++) {
+        free(program->turns[stage]);
+    }
     free(program->dependents);
     free(program->first_dependent);
     free(program->bytes);

@@ -88,6 +88,9 @@ typedef struct tb_program {
     uint32_t *fold_order;
     uint32_t fold_count;
     uint32_t *fold_next;
+    /* Of stages 1 and 2: the channels that are received from, once for each bucket, in the order of the grants. */
+    uint32_t *turns[TB_STAGES];
+    uint32_t turn_count[TB_STAGES];
     uint32_t local_buckets;
     uint32_t receive_channels;
     uint32_t send_channels;
@@ -121,6 +124,7 @@ uint64_t tb_chunk_wire_bytes(const tb_chunk *chunk);
 int32_t tb_program_check_chunks(const tb_program *program, const tb_binding *bindings, tb_error *err);
 int32_t tb_program_order_folds(tb_program *program, tb_error *err);
 int32_t tb_program_order_buckets(tb_program *program, tb_error *err);
+int32_t tb_program_order_turns(tb_program *program, tb_error *err);
 int32_t tb_program_check_pool(const tb_program *program, tb_error *err);
 int32_t tb_program_check_reads(const tb_program *program, tb_error *err);
 

@@ -44,8 +44,7 @@ static void reset(tb_graph *graph) {
     graph->receives_left = program->receive_channels;
     graph->sends_left = program->send_channels;
     graph->locals_left = program->local_buckets;
-    graph->next_window = 0;
-    graph->window = 0;
+    memset(graph->turns, 0, sizeof graph->turns);
     tb_folds_reset(graph);
     graph->staging.high = 0;
     atomic_store(&graph->bytes_sent, 0);
@@ -105,7 +104,8 @@ void tb_round_start(tb_graph *graph, uint64_t round, uint64_t deadline) {
     tb_pulls_grant(graph);
     tb_folds_allow(graph);
     tb_round_grant_pooled(graph);
-    tb_round_open_window(graph);
+    tb_round_grant_turns(graph, 1);
+    tb_round_grant_turns(graph, 2);
     tb_round_check(graph);
 }
 

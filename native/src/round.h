@@ -38,12 +38,12 @@ void tb_round_sent(tb_graph *graph, uint32_t bucket);
 /* ---- round_receive.c ----------------------------------------------------------------------------------- */
 
 /*
- * Stages 1 and 2 are granted a channel at a time: a window of peersInFlight of them, in the order of the
- * waves. What comes from an owner of reduced pieces stays out of it: such an owner's pool must drain, or the
- * folds that others wait for stop (docs/adr/0001-streaming.md).
+ * Stages 1 and 2 are granted bucket by bucket, channels in turns: peersInFlight times bucketsInFlight buckets of
+ * each stage at a time. What comes from an owner of reduced pieces stays out of it: such an owner's pool must
+ * drain, or the folds that others wait for stop (docs/adr/0001-streaming.md).
  */
 void tb_round_grant_pooled(tb_graph *graph);
-void tb_round_open_window(tb_graph *graph);
+void tb_round_grant_turns(tb_graph *graph, uint8_t stage);
 void tb_round_announce(tb_graph *graph, uint32_t channel); /* sends a GRANT */
 /*
  * A bucket begins to come. arrival->graph is NULL where it is to be dropped. A code where the peer broke the

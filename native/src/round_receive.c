@@ -3,6 +3,9 @@
 #include "error.h"
 #include "round.h"
 
+/* Of buckets below this size more may be under way: they take less of a link than it takes to ask for one. */
+enum { SMALL_BUCKET = 1024 * 1024 };
+
 void tb_round_announce(tb_graph *graph, uint32_t channel) {
     tb_channel_state *state = &graph->channels[channel];
     tb_wire_header header = {
@@ -33,13 +36,29 @@ void tb_round_grant_pooled(tb_graph *graph) {
     }
 }
 
-void tb_round_open_window(tb_graph *graph) {
-    const tb_program_header *header = graph->program.header;
-    while (graph->window < header->peers_in_flight && graph->next_window < header->channel_count) {
-        uint32_t channel = graph->next_window++;
-        if (streams_in(&graph->program.channels[channel]) && !graph->channels[channel].side->pooled) {
-            graph->window++;
-            grant_all(graph, channel);
+void tb_round_grant_turns(tb_graph *graph, uint8_t stage) {
+    const tb_program *program = &graph->program;
+    uint64_t most = (uint64_t)program->header->peers_in_flight * program->header->buckets_in_flight;
+    uint64_t most_bytes = most * SMALL_BUCKET;
+    if (graph->turns[stage].buckets >= most && graph->turns[stage].bytes > most_bytes / 2) {
+        return;
+    }
+    uint32_t first = graph->turns[stage].next;
+    while (graph->turns[stage].next < program->turn_count[stage]
+           && (graph->turns[stage].buckets < most || graph->turns[stage].bytes < most_bytes)) {
+        uint32_t channel = program->turns[stage][graph->turns[stage].next++];
+        tb_channel_state *state = &graph->channels[channel];
+        if (state->side->pooled) {
+            continue;
+        }
+        uint32_t bucket = program->channels[channel].first_bucket + state->granted++;
+        graph->turns[stage].buckets++;
+        graph->turns[stage].bytes += program->buckets[bucket].bytes;
+        state->announce = true;
+    }
+    for (uint32_t i = first; i < graph->turns[stage].next; i++) {
+        if (graph->channels[program->turns[stage][i]].announce) {
+            tb_round_announce(graph, program->turns[stage][i]);
         }
     }
 }
@@ -113,16 +132,18 @@ static void finish_channel(tb_graph *graph, uint32_t channel) {
     state->side->unfinished--;
     graph->receives_left--;
     tb_peer_say(state->side->peer, &taken, NULL);
-    if (graph->program.channels[channel].stage > 0 && !state->side->pooled && graph->waves == NULL) {
-        graph->window--;
-        tb_round_open_window(graph);
-    }
 }
 
 void tb_round_consumed(tb_graph *graph, uint32_t bucket) {
     uint32_t channel = graph->program.buckets[bucket].channel;
     if (++graph->channels[channel].done == graph->program.channels[channel].bucket_count) {
         finish_channel(graph, channel);
+    }
+    uint8_t stage = graph->program.channels[channel].stage;
+    if (stage > 0 && !graph->channels[channel].side->pooled && graph->waves == NULL) {
+        graph->turns[stage].buckets--;
+        graph->turns[stage].bytes -= graph->program.buckets[bucket].bytes;
+        tb_round_grant_turns(graph, stage);
     }
 }
 

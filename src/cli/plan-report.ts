@@ -76,8 +76,7 @@ export function summaryOf({ spec, plan, verified }: Report, stats: PlanStats): [
     ["staging", `at most ${formatBytes(staging)} a rank`],
   );
   const schedule = plan.schedule();
-  const inWaves = plan.schedule({ order: "waves" });
-  if (schedule !== undefined) fields.push(["predicted", describeSchedule(schedule, inWaves!.makespan)]);
+  if (schedule !== undefined) fields.push(["predicted", describeSchedule(schedule)]);
   if (verified)
     fields.push(["verified", "every target element is written exactly once, from the right source"]);
   return fields;
@@ -96,7 +95,7 @@ function describeBalance({ busiest: rank, imbalance, ranks }: PlanStats): string
   return `rank ${rank} sends most, ${formatBytes(sent)}, ${imbalance.toFixed(3)} times the mean`;
 }
 
-function describeSchedule(schedule: Schedule, inWaves: number): string {
+function describeSchedule(schedule: Schedule): string {
   const { makespan, ratio, boundBy, busiest, hostBytes, networkBytes } = schedule;
   if (busiest === undefined) return "nothing is sent";
   const does = busiest.direction === "out" ? "sends" : "receives";
@@ -104,8 +103,7 @@ function describeSchedule(schedule: Schedule, inWaves: number): string {
   const bound =
     boundBy === "chain" ? "the longest chain of buckets" : `all that rank ${busiest.rank} ${does} ${where}`;
   const bytes = `${formatBytes(networkBytes)} across hosts and ${formatBytes(hostBytes)} within them`;
-  const [time, waves] = [makespan, inWaves].map((nanoseconds) => formatDuration(nanoseconds / 1e9));
-  return `${time}, ${ratio.toFixed(3)} times the least, ${bound}; in waves ${waves}; ${bytes}`;
+  return `${formatDuration(makespan / 1e9)}, ${ratio.toFixed(3)} times the least, ${bound}; ${bytes}`;
 }
 
 function remaining(output: Output, count: number, what: string): string {

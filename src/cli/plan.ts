@@ -148,5 +148,5 @@ function scheduleReport(plan: Plan) {
   const schedule = plan.schedule();
   if (schedule === undefined) return null;
   const { channels: _, start: __, end: ___, ...rest } = schedule;
-  return { ...rest, makespanInWaves: plan.schedule({ order: "waves" })!.makespan };
+  return rest;
 }

@@ -32,11 +32,10 @@ export {
   type ProgramOptions,
   planTransfer,
   type RankOption,
-  type ScheduleOptions,
   type VerifyOptions,
 } from "./plan.ts";
 export { Program, type ProgramBuffer } from "./program.ts";
-export type { LinkEnd, Schedule, ScheduleOrder } from "./schedule.ts";
+export type { LinkEnd, Schedule } from "./schedule.ts";
 export type { PatternStats, PlanStats, RankStats, StageStats } from "./stats.ts";
 export type * from "./types.ts";
 export { type RankLists, verifyChunks, verifyRanks } from "./verify.ts";

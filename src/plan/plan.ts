@@ -11,7 +11,7 @@ import { normalize } from "./normalize.ts";
 import type { Program } from "./program.ts";
 import { Question, type Subject } from "./question.ts";
 import { type Routing, route } from "./routing.ts";
-import { makeSchedule, type Schedule, type ScheduleOrder } from "./schedule.ts";
+import { makeSchedule, type Schedule } from "./schedule.ts";
 import { type PlanStats, type Summary, sumUp } from "./stats.ts";
 import type { Bucket, Chunk, PlanInput } from "./types.ts";
 import { verifyChunks, verifyRanks } from "./verify.ts";
@@ -31,10 +31,6 @@ export interface ProgramOptions {
   readonly strides?: StridesByTensor;
 }
 
-export interface ScheduleOptions {
-  readonly order?: ScheduleOrder;
-}
-
 /** Every chunk, bucket, stage and dependency of a batch and direction, for all ranks; as plain bytes. */
 export class Plan {
   /** SHA-256 of `bytes`, as hexadecimal text: equal on every rank that plans the same. */
@@ -44,7 +40,7 @@ export class Plan {
   readonly #subject: Subject;
   readonly #routing: readonly Routing[];
   #summary: Summary | undefined;
-  readonly #schedules = new Map<ScheduleOrder, Schedule>();
+  #schedule: Schedule | undefined;
 
   private constructor(subject: Subject, routing: readonly Routing[], bytes: Uint8Array, digest: string) {
     this.#subject = subject;
@@ -141,16 +137,13 @@ export class Plan {
 
   /**
    * When each channel is expected to begin and end on the links of the plan's topology, and what no schedule can beat;
-   * `undefined` without a topology. Made once for each order.
+   * `undefined` without a topology. Made once.
    */
-  schedule({ order = "turns" }: ScheduleOptions = {}): Schedule | undefined {
+  schedule(): Schedule | undefined {
     const { topology } = this.#subject.input;
     if (topology === undefined) return undefined;
-    const known = this.#schedules.get(order);
-    if (known !== undefined) return known;
-    const schedule = makeSchedule(this.#subject, this.channels(), topology, order);
-    this.#schedules.set(order, schedule);
-    return schedule;
+    this.#schedule ??= makeSchedule(this.#subject, this.channels(), topology);
+    return this.#schedule;
   }
 
   #sums(): Summary {

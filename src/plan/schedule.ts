@@ -15,12 +15,6 @@ export interface LinkEnd {
   readonly busy: number;
 }
 
-/**
- * In which order a receiver takes its channels: `turns` takes buckets of all in turns, which is what a plan allows; `waves`
- * takes `peersInFlight` channels at a time in the order of the waves, each to its end, as an executor may.
- */
-export type ScheduleOrder = "turns" | "waves";
-
 /** When everything is expected to happen, from a plan's topology. Times are in nanoseconds, integers. */
 export interface Schedule {
   readonly channels: Channels;
@@ -48,27 +42,16 @@ export interface Schedule {
 const chunksByBucket = 2 ** 18;
 const slicesInAll = 2 ** 19;
 
-/** How many channels a receiver serves in turns: of buckets, and of slices, where more take long and change little. */
-const bucketTurns = 64;
-const sliceTurns = 16;
-
 /** Ends of each rank, by number: out and in, within the host, then across. */
 const endsPerRank = 4;
 
 /** Predicts when each channel of a plan begins and ends. */
-export function makeSchedule(
-  subject: Subject,
-  channels: Channels,
-  topology: NormalTopology,
-  order: ScheduleOrder,
-): Schedule {
+export function makeSchedule(subject: Subject, channels: Channels, topology: NormalTopology): Schedule {
   const chunks = channels.chunks.reduce((sum, count) => sum + count, 0);
   const isByBucket = chunks <= chunksByBucket;
   const jobs = isByBucket ? bucketJobs(channels, bucketGraph(subject)) : sliceJobs(channels, slicesInAll);
   const speeds = speedsOf(channels, topology);
-  const most = isByBucket ? bucketTurns : sliceTurns;
-  const turns = order === "waves" ? Math.min(subject.input.peersInFlight, most) : most;
-  const wiring = wire(subject, channels, topology, jobs, speeds, turns);
+  const wiring = wire(subject, channels, topology, jobs, speeds);
   const { start, end } = simulate(channels, jobs, wiring);
   const makespan = end.reduce((last, time) => Math.max(last, time), 0);
   const busiest = busiestEnd(channels, wiring, speeds);
@@ -103,7 +86,6 @@ function wire(
   topology: NormalTopology,
   jobs: Jobs,
   speeds: Float64Array,
-  turns: number,
 ): Wiring {
   const outEnd = new Int32Array(count).fill(-1);
   const inEnd = new Int32Array(count).fill(-1);
@@ -124,7 +106,7 @@ function wire(
     ends: input.world * endsPerRank,
     duration,
     latency,
-    turns,
+    inFlight: input.peersInFlight * input.bucketsInFlight,
   };
 }
 

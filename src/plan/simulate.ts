@@ -1,6 +1,7 @@
 import type { Channels } from "./channels.ts";
 import { EventQueue } from "./event-queue.ts";
 import type { Jobs } from "./jobs.ts";
+import { Turns } from "./turns.ts";
 
 /** What carries the channels: each of its ends carries one job at a time. */
 export interface Wiring {
@@ -12,8 +13,8 @@ export interface Wiring {
   readonly duration: Float64Array;
   /** Nanoseconds from the last byte of a job on the way to its arrival. */
   readonly latency: number;
-  /** How many channels a receiver serves in turns, in the order of the waves. */
-  readonly turns: number;
+  /** How many jobs of each stage a receiver asks for at a time. */
+  readonly inFlight: number;
 }
 
 /** When the first job of each channel begins and its last one has arrived, in nanoseconds. */
@@ -24,7 +25,7 @@ export interface Timeline {
 
 const nobody = -1;
 
-/** Runs all jobs, each as soon as what it waits for, its turn and both ends of its link allow. */
+/** Runs all jobs, each as soon as what it waits for, its receiver's turns and both ends of its link allow. */
 export function simulate(channels: Channels, jobs: Jobs, wiring: Wiring): Timeline {
   return new Simulation(channels, jobs, wiring).run();
 }
@@ -45,9 +46,11 @@ class Simulation {
   /** When a channel was served last, as a number that grows. */
   readonly #served: Uint32Array;
   #turn = 0;
-  /** For each end the channels that were granted and are not done. */
+  /** How many jobs of each channel were granted so far. */
+  readonly #granted: Uint32Array;
+  /** For each end the channels that have granted jobs which have not left. */
   readonly #open: number[][];
-  readonly #windows: Windows;
+  readonly #turns: Turns;
   readonly #events = new EventQueue();
   #now = 0;
   /** Ends that may have something to do. */
@@ -67,14 +70,15 @@ class Simulation {
     this.#isBusy = new Uint8Array(wiring.ends);
     this.#progress = new Float64Array(count);
     this.#served = new Uint32Array(count);
+    this.#granted = jobs.first.slice(0, count);
     this.#open = Array.from({ length: wiring.ends }, () => []);
-    this.#windows = new Windows(channels, wiring);
+    this.#turns = new Turns(channels, jobs, wiring);
   }
 
   run(): Timeline {
     const { count, waits } = this.#jobs;
     for (let job = 0; job < count; job++) if (waits[job] === 0) this.#becomeReady(job);
-    for (const row of this.#windows.first()) this.#grant(row);
+    this.#turns.begin((row, jobs) => this.#grant(row, jobs));
     this.#startAll();
     while (this.#events.size > 0) {
       this.#now = this.#events.time;
@@ -88,10 +92,13 @@ class Simulation {
     return { start: this.#start, end: this.#end };
   }
 
-  #grant(row: number): void {
+  #grant(row: number, jobs: number): void {
     const [out, into] = [this.#wiring.outEnd[row]!, this.#wiring.inEnd[row]!];
-    this.#open[out]!.push(row);
-    this.#open[into]!.push(row);
+    if (this.#granted[row] === this.#next[row]) {
+      this.#open[out]!.push(row);
+      this.#open[into]!.push(row);
+    }
+    this.#granted[row]! += jobs;
     this.#touched.push(out);
   }
 
@@ -117,14 +124,14 @@ class Simulation {
   }
 
   /**
-   * The channel that has come least far goes first, so that later stages have what they wait for as early as can be; then
-   * that of the earlier stage; then the one that was served longest ago.
+   * The earlier stage goes first, so that later ones have what they wait for as early as can be; then the channel that has
+   * come least far; then the one that was served longest ago.
    */
   #isFirst(row: number, other: number): boolean {
-    const progress = this.#progress[row]! - this.#progress[other]!;
-    if (progress !== 0) return progress < 0;
     const stage = this.#channels.stage[row]! - this.#channels.stage[other]!;
-    return stage === 0 ? this.#served[row]! < this.#served[other]! : stage < 0;
+    if (stage !== 0) return stage < 0;
+    const progress = this.#progress[row]! - this.#progress[other]!;
+    return progress === 0 ? this.#served[row]! < this.#served[other]! : progress < 0;
   }
 
   #canStart(row: number): boolean {
@@ -144,12 +151,11 @@ class Simulation {
     this.#touched.push(out, into);
     const [first, end] = [this.#jobs.first[row]!, this.#jobs.first[row + 1]!];
     this.#progress[row] = (++this.#next[row]! - first) / (end - first);
-    if (this.#next[row] === end) {
+    if (this.#next[row] === this.#granted[row]) {
       remove(this.#open[out]!, row);
       remove(this.#open[into]!, row);
-      const granted = this.#windows.next(this.#channels.dstRank[row]!);
-      if (granted !== undefined) this.#grant(granted);
     }
+    this.#turns.took(row, job, (next, jobs) => this.#grant(next, jobs));
     if (this.#wiring.latency === 0) this.#arrive(job);
     else this.#events.push(this.#now + this.#wiring.latency, job * 2 + 1);
   }
@@ -178,38 +184,4 @@ class Simulation {
 
 function remove(rows: number[], row: number): void {
   rows.splice(rows.indexOf(row), 1);
-}
-
-/** Each receiver takes its channels in the order of the waves, a few at a time. */
-class Windows {
-  readonly #waiting: readonly number[][];
-  readonly #taken: Uint32Array;
-  readonly #most: number;
-
-  constructor(channels: Channels, { outEnd, turns }: Wiring) {
-    const waiting: number[][] = [];
-    for (let row = 0; row < channels.count; row++) {
-      if (outEnd[row] === nobody) continue;
-      const rank = channels.dstRank[row]!;
-      waiting[rank] ??= [];
-      waiting[rank]!.push(row);
-    }
-    for (const rows of waiting) rows?.sort((a, b) => channels.wave[a]! - channels.wave[b]! || a - b);
-    this.#waiting = waiting;
-    this.#taken = new Uint32Array(waiting.length);
-    this.#most = turns;
-  }
-
-  /** What all receivers take at the beginning. */
-  first(): number[] {
-    return this.#waiting.flatMap((rows, rank) => {
-      this.#taken[rank] = Math.min(rows.length, this.#most);
-      return rows.slice(0, this.#most);
-    });
-  }
-
-  /** What a receiver takes when one of its channels is done. */
-  next(rank: number): number | undefined {
-    return this.#waiting[rank]![this.#taken[rank]!++];
-  }
 }

@@ -4,7 +4,6 @@ import {
   type Channels,
   DeviceMesh,
   type Placement,
-  type Plan,
   type PlanInput,
   planTransfer,
   Replicate,
@@ -48,7 +47,7 @@ function rowsOf({ channels, start, end }: Schedule): Row[] {
 }
 
 /** What any schedule has to keep to, worked out from its channels. */
-function checkSchedule(plan: Plan, schedule: Schedule, topology: TopologyInput, waves: boolean): void {
+function checkSchedule(schedule: Schedule, topology: TopologyInput): void {
   const latency = topology.latencyUs * 1000;
   const rows = rowsOf(schedule);
   const moved = rows.filter(({ from, to }) => from !== to);
@@ -83,21 +82,12 @@ function checkSchedule(plan: Plan, schedule: Schedule, topology: TopologyInput, 
     const brought = rows.filter(({ stage, to }) => stage === 1 && to === row.from);
     expect(row.start).toBeGreaterThanOrEqual(Math.min(...brought.map(({ start }) => start)) + latency);
   }
-  if (waves) checkWindows(moved, latency, plan.input.peersInFlight!);
   const bytes = moved.reduce((sum, row) => sum + row.bytes, 0);
   expect(schedule.hostBytes + schedule.networkBytes).toBeLessThanOrEqual(BigInt(bytes));
 }
 
-/** No receiver has more than a few channels between their first byte and their last. */
-function checkWindows(rows: readonly Row[], latency: number, most: number): void {
-  for (const { to, start } of rows) {
-    const open = rows.filter((row) => row.to === to && row.start <= start && row.end - latency > start);
-    expect(open.length).toBeLessThanOrEqual(most);
-  }
-}
-
 describe("the schedule of random plans", () => {
-  it("keeps to links, latency, order and windows, and never beats the bound", {
+  it("keeps to links, latency and order, and never beats the bound", {
     timeout: 60_000,
   }, async () => {
     let found = 0;
@@ -115,14 +105,12 @@ describe("the schedule of random plans", () => {
     });
     const property = fc.asyncProperty(inputs, topologies, async (input, topology) => {
       const plan = await planTransfer({ ...input, topology });
-      for (const order of ["turns", "waves"] as const) {
-        const schedule = plan.schedule({ order })!;
-        checkSchedule(plan, schedule, topology, order === "waves");
-        found += schedule.makespan > 0 ? 1 : 0;
-      }
+      const schedule = plan.schedule()!;
+      checkSchedule(schedule, topology);
+      found += schedule.makespan > 0 ? 1 : 0;
     });
-    await fc.assert(property, { seed: 11, numRuns: 400 });
-    expect(found).toBeGreaterThan(600);
+    await fc.assert(property, { seed: 11, numRuns: 1000 });
+    expect(found).toBeGreaterThan(750);
   });
 
   it("is none without a topology, and nothing where nothing moves", async () => {

@@ -81,8 +81,7 @@ function describeBatch({ input }: Plan): string {
 function describeMove(reports: readonly StepReport[], seconds: number): string {
   const bytes = sumOf(reports);
   const predicted = Math.max(...reports.map(({ predictedSeconds = 0 }) => predictedSeconds));
-  const beside =
-    predicted > 0 ? `predicted ${formatDuration(predicted)}` : "memory is new";
+  const beside = predicted > 0 ? `predicted ${formatDuration(predicted)}` : "memory is new";
   return `${formatBytes(bytes)} in ${formatDuration(seconds)}, ${formatBytes(bytes / seconds)}/s (${beside})`;
 }
 
