@@ -246,6 +246,8 @@ TB_API int32_t tb_graph_attach(uint64_t session, uint64_t graph, uint64_t commun
 TB_API int32_t tb_graph_attached(uint64_t session, uint64_t graph, uint32_t *attached, tb_error *err);
 /* Starts a round, at least 1 and larger than the last one. Ends with TB_EVENT_ROUND. TB_EBUSY while one is under way. */
 TB_API int32_t tb_graph_post(uint64_t session, uint64_t graph, uint64_t round, uint64_t timeout_ns, tb_error *err);
+/* Begins a round and cancels it before a byte of it moves, so that its end is told to all others. */
+TB_API int32_t tb_graph_post_cancelled(uint64_t session, uint64_t graph, uint64_t round, tb_error *err);
 /* Ends the prepare or round under way with that code; its event still comes. Nothing under way: does nothing. */
 TB_API int32_t tb_graph_cancel(uint64_t session, uint64_t graph, int32_t code, tb_error *err);
 /* Bytes of the round under way or the last one; staging is what the graph can take at most. */

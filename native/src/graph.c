@@ -344,6 +344,19 @@ int32_t tb_graph_post(uint64_t session, uint64_t graph, uint64_t round, uint64_t
     return code;
 }
 
+int32_t tb_graph_post_cancelled(uint64_t session, uint64_t graph, uint64_t round, tb_error *err) {
+    graph_use use;
+    if (!begin_use(&use, session, graph, err)) {
+        return TB_ECLOSED;
+    }
+    int32_t code = post(use.graph, round, UINT64_MAX, err);
+    if (code == TB_OK) {
+        tb_graph_give_up(use.graph, TB_ECANCELLED); /* in the same breath: nobody has had the lock between */
+    }
+    end_use(&use);
+    return code;
+}
+
 int32_t tb_graph_cancel(uint64_t session, uint64_t graph, int32_t code, tb_error *err) {
     graph_use use;
     if (code < 100 || code > 999) {

@@ -25,6 +25,7 @@ const native = declareNative({
   tb_graph_attach: ["u64", "u64", "u64"],
   tb_graph_attached: ["u64", "u64", "out u32"],
   tb_graph_post: ["u64", "u64", "u64", "u64"],
+  tb_graph_post_cancelled: ["u64", "u64", "u64"],
   tb_graph_cancel: ["u64", "u64", "i32"],
   tb_graph_carrier: ["u64", "u64", "i32", "out u32"],
   tb_graph_progress: ["u64", "u64", "out u64", "out u64", "out u64", "out u64"],
@@ -264,6 +265,11 @@ export function isAttached(session: bigint, graph: bigint): boolean {
 /** Starts it; the end is a `round` event. */
 export function postGraph(session: bigint, graph: bigint, round: bigint, timeoutNs: bigint): void {
   native.tb_graph_post(session, graph, round, timeoutNs);
+}
+
+/** Begins a round and cancels it before a byte of it moves. */
+export function postCancelledGraph(session: bigint, graph: bigint, round: bigint): void {
+  native.tb_graph_post_cancelled(session, graph, round);
 }
 
 /** Asks for the end of what is under way; its event still comes. */

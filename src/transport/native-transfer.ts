@@ -79,7 +79,9 @@ export class NativeTransfer implements PreparedTransfer {
       });
     }
     // A round that is cancelled before it began is begun all the same, so that its end is told to all others.
-    native.postGraph(this.#setup.session, this.#setup.graph, BigInt(round), deadline.remainingNs);
+    const { session, graph } = this.#setup;
+    if (deadline.signal?.aborted) native.postCancelledGraph(session, graph, BigInt(round));
+    else native.postGraph(session, graph, BigInt(round), deadline.remainingNs);
     this.#lastRound = round;
     const event = await this.#outcome(`round ${round} of ${this.key}`, deadline.signal);
     return {
