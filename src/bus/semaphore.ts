@@ -102,10 +102,18 @@ export function privateName(): string {
   return `/tensorbus-${process.geteuid!()}-${randomBytes(16).toString("hex")}`;
 }
 
+let ownUid = -1;
+
+/** Asks the system only for a user that it has not named before: every command has such a name. */
+function isOwnUid(uid: number): boolean {
+  if (uid !== ownUid) ownUid = process.geteuid!();
+  return uid === ownUid;
+}
+
 /** True for a name that `privateName` of a process of this user could have made. */
 export function isPrivateName(name: string): boolean {
   const uid = wakeNamePattern.exec(name)?.[1];
-  return uid !== undefined && Number(uid) === process.geteuid!();
+  return uid !== undefined && isOwnUid(Number(uid));
 }
 
 /** Another process's wake semaphore. */
