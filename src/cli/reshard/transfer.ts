@@ -65,7 +65,7 @@ export async function transferCheckpoint(
     await stdout.line(
       formatFields(stdout, [
         [
-          "moved",
+          "moved".padEnd("checkpoint".length),
           `${formatBytes(movedBytes)} between processes in ${formatDuration(seconds)} (${formatBytes(movedBytes / seconds)}/s)`,
         ],
         ["by way of", transports.length === 0 ? "nothing" : transports.join(", ")],
