@@ -39,7 +39,8 @@ void tb_round_grant_pooled(tb_graph *graph) {
 void tb_round_grant_turns(tb_graph *graph, uint8_t stage) {
     const tb_program *program = &graph->program;
     uint64_t most = (uint64_t)program->header->peers_in_flight * program->header->buckets_in_flight;
-    uint64_t most_bytes = most * SMALL_BUCKET;
+    uint64_t largest = program->header->bucket_bytes;
+    uint64_t most_bytes = most * (largest < SMALL_BUCKET ? largest : SMALL_BUCKET);
     if (graph->turns[stage].buckets >= most && graph->turns[stage].bytes > most_bytes / 2) {
         return;
     }

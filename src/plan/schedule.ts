@@ -107,6 +107,7 @@ function wire(
     duration,
     latency,
     inFlight: input.peersInFlight * input.bucketsInFlight,
+    bucketBytes: input.bucketBytes,
   };
 }
 

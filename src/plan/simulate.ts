@@ -15,6 +15,8 @@ export interface Wiring {
   readonly latency: number;
   /** How many jobs of each stage a receiver asks for at a time. */
   readonly inFlight: number;
+  /** The most bytes of a bucket. */
+  readonly bucketBytes: number;
 }
 
 /** When the first job of each channel begins and its last one has arrived, in nanoseconds. */

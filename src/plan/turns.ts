@@ -23,6 +23,7 @@ type Grant = (row: number, jobs: number) => void;
 export class Turns {
   readonly #jobs: Jobs;
   readonly #most: number;
+  readonly #smallBytes: number;
   /** Of each channel the order that it is in; none of what is asked for at once. */
   readonly #orderOf: (Order | undefined)[] = [];
   readonly #atOnce: number[] = [];
@@ -30,9 +31,10 @@ export class Turns {
   /** How many jobs of each channel were asked for. */
   readonly #asked: Uint32Array;
 
-  constructor(channels: Channels, jobs: Jobs, { outEnd, inFlight }: Wiring) {
+  constructor(channels: Channels, jobs: Jobs, { outEnd, inFlight, bucketBytes }: Wiring) {
     this.#jobs = jobs;
     this.#most = inFlight;
+    this.#smallBytes = Math.min(smallBytes, bucketBytes);
     this.#asked = jobs.first.slice(0, channels.count);
     const owners = new Set<number>();
     for (let row = 0; row < channels.count; row++) {
@@ -75,7 +77,7 @@ export class Turns {
   }
 
   #ask(order: Order, grant: Grant): void {
-    const mostBytes = this.#most * smallBytes;
+    const mostBytes = this.#most * this.#smallBytes;
     if (order.jobs >= this.#most && order.bytes > mostBytes / 2) return;
     while (order.next < order.rows.length && (order.jobs < this.#most || order.bytes < mostBytes)) {
       const row = order.rows[order.next++]!;
