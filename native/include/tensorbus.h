@@ -122,7 +122,9 @@ enum tb_carrier_bits {
     TB_CARRY_STREAM = 1,
     TB_CARRY_SHM = 2,
     TB_CARRY_CUDA_IPC = 4,
-    TB_CARRY_NCCL = 8,
+    TB_CARRY_NCCL = 8, /* kernels of both GPUs, which meet: tb_session_use_nccl */
+    /* NCCL may be asked to stand on one GPU with another rank that says so, too. */
+    TB_CARRY_SHARED_GPU = 0x40000000,
     /* For tests: memory of this process is reached as if it were another's. */
     TB_CARRY_APART = 0x80000000,
 };
@@ -233,17 +235,47 @@ enum tb_graph_flags { TB_GRAPH_CHECKSUM = 1 };
 TB_API int32_t tb_graph_prepare(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
                                 const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
                                 uint64_t timeout_ns, uint64_t *graph, tb_error *err);
+
+/* What a rank is to a graph some of whose buckets go by NCCL. */
+enum tb_member_roles {
+    TB_MEMBER_JOINS = 1, /* it is of the communicator; others only begin their rounds with those who are */
+    TB_MEMBER_PEER = 2,  /* what it and this rank exchange goes by NCCL; both join then */
+};
+typedef struct tb_member {
+    int32_t rank;
+    uint32_t roles;
+} tb_member;
+
 /*
- * NCCL: the same for a plan of these ranks, ascending. The lowest of them leads its rounds, and is connected with all.
- * Once it is prepared, tb_graph_attach binds it to the communicator of just these ranks, and takes what memory it needs of
- * the device; *attached is 0 until that is there. A round that begins before is TB_EINVALIDATED.
+ * The same where some buckets of the plan go by NCCL. members, by ascending rank, this one among them, are all who begin
+ * rounds of it together: the lowest that joins leads them, and is connected with all. Which those are is the same for all;
+ * a peer that counts others in, or of which another carrier than was said comes out, is TB_EINVALIDATED with ESTALE:
+ * one of the two knew what is not so any more.
+ * Where this rank joins, and once it is prepared, tb_graph_attach binds it to the communicator of those who do, and takes
+ * what memory it needs of the device; *attached is 0 until that is there. A round that begins before is TB_EINVALIDATED.
  */
 TB_API int32_t tb_graph_prepare_among(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
                                       const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
-                                      uint64_t timeout_ns, const int32_t *members, uint32_t member_count,
+                                      uint64_t timeout_ns, const tb_member *members, uint32_t member_count,
                                       uint64_t *graph, tb_error *err);
 TB_API int32_t tb_graph_attach(uint64_t session, uint64_t graph, uint64_t communicator, tb_error *err);
+/* TB_EINVALIDATED with ESTALE where a peer prepares anew what is prepared here: so must this rank. */
+TB_API int32_t tb_graph_check_peers(uint64_t session, uint64_t graph, tb_error *err);
 TB_API int32_t tb_graph_attached(uint64_t session, uint64_t graph, uint32_t *attached, tb_error *err);
+/*
+ * Who this session is to carriers, as it may be told to anybody: for tb_carrier_between, of this version of the library.
+ */
+enum { TB_PLACE_BYTES = 96 };
+TB_API int32_t tb_session_place(uint64_t session, uint8_t place[TB_PLACE_BYTES], tb_error *err);
+/* Of a place: the bits of its carriers, and which GPU of which host it is. */
+TB_API int32_t tb_place_read(const uint8_t place[TB_PLACE_BYTES], uint32_t *carriers, uint8_t gpu[32], tb_error *err);
+/*
+ * What would carry the buckets of two sessions between tensors in these kinds of memory (1 host, 2 shared, 4 CUDA), with
+ * these flags of a graph: as of tb_graph_carrier. TB_EUNSUPPORTED where nothing would; the message names what lacks.
+ * TB_EDEVICE_SHARED where all that lacks for NCCL is a GPU for each of the two.
+ */
+TB_API int32_t tb_carrier_between(const uint8_t one[TB_PLACE_BYTES], const uint8_t other[TB_PLACE_BYTES],
+                                  uint32_t memory, uint32_t flags, uint32_t *carrier, tb_error *err);
 /* Starts a round, at least 1 and larger than the last one. Ends with TB_EVENT_ROUND. TB_EBUSY while one is under way. */
 TB_API int32_t tb_graph_post(uint64_t session, uint64_t graph, uint64_t round, uint64_t timeout_ns, tb_error *err);
 /* Begins a round and cancels it before a byte of it moves, so that its end is told to all others. */
@@ -307,12 +339,10 @@ TB_API int32_t tb_nccl_describe(const char *path, int32_t result, void *text, ui
 TB_API int32_t tb_nccl_unique_id(const char *path, uint8_t id[128], tb_error *err);
 
 /*
- * Lets a session of TB_TRANSPORT_TCP move its buckets by NCCL from here on, between the GPU of that UUID and those of its
- * peers; control frames go over TCP. library: as above; kernels: the file of their PTX. Blocks while the device's thread
- * begins. TB_ELIBRARY, TB_EDEVICE.
+ * What a session of TB_TRANSPORT_TCP with TB_CARRY_NCCL needs before it is used: the library. path: as above; control
+ * frames go over TCP. Blocks while the device's thread begins. TB_ELIBRARY, TB_EDEVICE.
  */
-TB_API int32_t tb_session_use_nccl(uint64_t session, const uint8_t device[16], const char *library, const char *kernels,
-                                   tb_error *err);
+TB_API int32_t tb_session_use_nccl(uint64_t session, const char *library, tb_error *err);
 /*
  * Begins to join the communicator of these ranks of the session, ascending, by an id that one of them made: see
  * tb_nccl_state. It is there until the session is closed, or until one of its ranks is lost. epoch: tells it from others of

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "error.h"
+#include "handle.h"
 
 const tb_carrier *const tb_carriers[TB_CARRIERS] = {
     [TB_CARRIER_SHM] = &tb_carrier_shm,
@@ -25,7 +26,7 @@ typedef struct rule {
     const char *name;
     uint32_t memory;
     bool same_host, checksums;
-    bool other_device; /* only between different GPUs */
+    bool library; /* NCCL's: of one version at both, and for different GPUs */
 } rule;
 
 /* The first that can. */
@@ -49,8 +50,25 @@ static const char *unreached(uint32_t memory) {
                         : "tensors lie in memory of the host, which it does not reach";
 }
 
+static const char shares[] = "the two share a GPU";
+
+/* Of the library that both must have; words: room for what it says. */
+static const char *library_lacks(const tb_wire_host *a, const tb_wire_host *b, char *words, size_t size) {
+    if (a->nccl == 0 || b->nccl == 0) {
+        return "one of the two has not loaded the library";
+    }
+    if (a->nccl != b->nccl) {
+        snprintf(words, size, "one has version %u.%u.%u and the other %u.%u.%u", a->nccl / 10000, a->nccl / 100 % 100,
+                 a->nccl % 100, b->nccl / 10000, b->nccl / 100 % 100, b->nccl % 100);
+        return words;
+    }
+    bool may_share = (a->carriers & b->carriers & TB_CARRY_SHARED_GPU) != 0;
+    return !may_share && memcmp(a->device, b->device, sizeof a->device) == 0 ? shares : NULL;
+}
+
 /* What keeps the two from using it; NULL where nothing does. */
-static const char *lacks(const rule *rule, const tb_wire_host *a, const tb_wire_host *b, uint32_t flags) {
+static const char *lacks(const rule *rule, const tb_wire_host *a, const tb_wire_host *b, uint32_t flags, char *words,
+                         size_t size) {
     uint32_t bit = 1u << rule->number;
     if ((allowed(a) & bit) == 0 || (allowed(b) & bit) == 0) {
         return "one of the two does not use it";
@@ -70,22 +88,22 @@ static const char *lacks(const rule *rule, const tb_wire_host *a, const tb_wire_
     if (rule->same_host && a->user != b->user) {
         return "the two belong to different users";
     }
-    if (rule->other_device && memcmp(a->device, b->device, sizeof a->device) == 0) {
-        return "the two share a GPU";
-    }
-    return NULL;
+    return rule->library ? library_lacks(a, b, words, size) : NULL;
 }
 
 int32_t tb_carrier_select(const tb_wire_host *lower, const tb_wire_host *higher, uint32_t flags,
                           enum tb_carrier_number *carrier, tb_error *err) {
     char why[240] = "";
+    char words[80];
     size_t length = 0;
+    int32_t code = TB_EUNSUPPORTED;
     for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
-        const char *lack = lacks(&rules[i], lower, higher, flags);
+        const char *lack = lacks(&rules[i], lower, higher, flags, words, sizeof words);
         if (lack == NULL) {
             *carrier = rules[i].number;
             return TB_OK;
         }
+        code = lack == shares ? TB_EDEVICE_SHARED : code;
         /* A carrier that neither of them speaks of is nothing that lacks. */
         if (((allowed(lower) | allowed(higher)) >> rules[i].number & 1) != 0 && length < sizeof why) {
             int more = snprintf(why + length, sizeof why - length, "%s%s: %s", length == 0 ? "" : "; ",
@@ -93,7 +111,7 @@ int32_t tb_carrier_select(const tb_wire_host *lower, const tb_wire_host *higher,
             length += more > 0 ? (size_t)more : 0;
         }
     }
-    return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "no way between the two: %s", why);
+    return tb_fail(err, code, -1, 0, "no way between the two: %s", why);
 }
 
 /* ---- who we are ---------------------------------------------------------------------------------------- */
@@ -154,15 +172,16 @@ static bool read_start(int32_t pid, uint64_t *start, char *state) {
 
 int32_t tb_host_identify(tb_session *session, tb_error *err) {
     tb_wire_host *host = &session->host;
-    uint32_t asked = session->options.carriers & ~(uint32_t)TB_CARRY_APART;
-    uint32_t built = TB_CARRY_STREAM;
+    uint32_t shared = session->options.carriers & TB_CARRY_SHARED_GPU;
+    uint32_t asked = session->options.carriers & ~(uint32_t)(TB_CARRY_APART | TB_CARRY_SHARED_GPU);
+    uint32_t built = TB_CARRY_STREAM | TB_CARRY_NCCL;
     for (int i = 1; i < TB_CARRIERS; i++) {
         built |= tb_carriers[i] != NULL ? 1u << i : 0;
     }
     if ((asked & ~built) != 0) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "carriers %x, of which this build has %x", asked, built);
     }
-    host->carriers = asked == 0 ? TB_CARRY_STREAM : asked;
+    host->carriers = (asked == 0 ? TB_CARRY_STREAM : asked) | shared;
     host->pid = getpid();
     host->user = geteuid();
     memcpy(host->device, session->options.device, sizeof host->device);
@@ -182,6 +201,43 @@ int32_t tb_host_identify(tb_session *session, tb_error *err) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "getrandom");
     }
     return TB_OK;
+}
+
+int32_t tb_session_place(uint64_t handle, uint8_t place[TB_PLACE_BYTES], tb_error *err) {
+    _Static_assert(sizeof(tb_wire_host) == TB_PLACE_BYTES, "place");
+    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
+    if (session == NULL) {
+        return TB_ECLOSED;
+    }
+    tb_wire_host host = session->host;
+    host.token_at = 0; /* who knows it could say that it were this process */
+    memset(host.token, 0, sizeof host.token);
+    memcpy(place, &host, sizeof host);
+    tb_handle_put(handle);
+    return TB_OK;
+}
+
+int32_t tb_place_read(const uint8_t place[TB_PLACE_BYTES], uint32_t *carriers, uint8_t gpu[32], tb_error *err) {
+    tb_wire_host host;
+    (void)err;
+    memcpy(&host, place, sizeof host);
+    *carriers = host.carriers;
+    memcpy(gpu, host.boot, sizeof host.boot);
+    memcpy(gpu + sizeof host.boot, host.device, sizeof host.device);
+    return TB_OK;
+}
+
+int32_t tb_carrier_between(const uint8_t one[TB_PLACE_BYTES], const uint8_t other[TB_PLACE_BYTES], uint32_t memory,
+                           uint32_t flags, uint32_t *carrier, tb_error *err) {
+    tb_wire_host hosts[2];
+    enum tb_carrier_number number = TB_CARRIER_STREAM;
+    memcpy(&hosts[0], one, sizeof hosts[0]);
+    memcpy(&hosts[1], other, sizeof hosts[1]);
+    hosts[0].memory = memory;
+    hosts[1].memory = memory;
+    int32_t code = tb_carrier_select(&hosts[0], &hosts[1], flags, &number, err);
+    *carrier = number;
+    return code;
 }
 
 bool tb_host_lives(const tb_wire_host *host) {

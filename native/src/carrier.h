@@ -2,7 +2,8 @@
  * The seam for carriers: who brings the buckets of a peer into this rank's memory.
  *
  * A stream carries them over the connections of the two ranks (conn_read.c, conn_write.c) and is no carrier
- * of this table. All others are pulled: the source says READY once a bucket was granted and all it waits for
+ * of this table. Nor is NCCL, whose sends and receives meet in steps that are known beforehand
+ * (nccl_rounds.h); what it brings or takes is counted in the same graph. All others are pulled: the source says READY once a bucket was granted and all it waits for
  * is done, the target moves its elements from the source's memory into its own, with cast and fold, and says
  * READ. Not a byte of a tensor passes a socket. Grants, waves, folds, pools, receipts and failures are those
  * of every round: a carrier decides nothing, it moves.
@@ -152,7 +153,7 @@ bool tb_host_lives(const tb_wire_host *host);
 
 /*
  * The carrier of a pair: a pure function of what both have said, the same whichever end asks. TB_EUNSUPPORTED
- * where there is none; the message names what lacks.
+ * where there is none, or TB_EDEVICE_SHARED where NCCL lacks but a GPU for each; the message names what lacks.
  */
 int32_t tb_carrier_select(const tb_wire_host *lower, const tb_wire_host *higher, uint32_t flags,
                           enum tb_carrier_number *carrier, tb_error *err);
@@ -197,5 +198,18 @@ void tb_pull_begin(tb_graph *graph, tb_side *side);
 void tb_pull_over(tb_graph *graph, tb_side *side);
 void tb_pull_finish(tb_graph *graph, tb_side *side, uint32_t bucket);
 bool tb_is_pulled(const tb_graph *graph, uint32_t channel);
+/* A contribution is here, or can be read: it is folded in its turn. */
+void tb_pulls_came(tb_graph *graph, uint32_t bucket);
+
+/* True where what a channel brings comes when it was granted, over the stream. */
+static inline bool tb_is_streamed(const tb_graph *graph, uint32_t channel) {
+    const tb_side *side = graph->channels[channel].side;
+    return side != NULL && side->carrier == TB_CARRIER_STREAM;
+}
+
+static inline bool tb_is_by_nccl(const tb_graph *graph, uint32_t channel) {
+    const tb_side *side = graph->channels[channel].side;
+    return side != NULL && side->carrier == TB_CARRIER_NCCL;
+}
 
 #endif

@@ -53,8 +53,7 @@ int32_t tb_cuda_worker_close_memory(tb_cuda_worker *worker, tb_cu_pointer addres
     }
     *at = one->next;
     free(one);
-    TB_CUDA_TRY(worker->api, cuIpcCloseMemHandle(address), err);
-    return TB_OK;
+    return tb_cuda_worker_unmap(worker, address, err);
 }
 
 static int32_t no_handle(tb_error *err) {

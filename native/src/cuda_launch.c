@@ -138,7 +138,7 @@ int32_t tb_cuda_moves_upload(tb_cuda_moves *moves, tb_cuda_worker *worker, tb_er
 
 void tb_cuda_moves_unload(tb_cuda_moves *moves, tb_cuda_worker *worker) {
     if (moves->device_moves != 0) {
-        worker->api->cuMemFree_v2(moves->device_moves);
+        tb_cuda_worker_free(worker, moves->device_moves, NULL);
     }
     moves->device_moves = 0;
 }

@@ -57,8 +57,7 @@ static int32_t do_allocate(tb_cuda_worker *worker, void *argument, tb_error *err
 }
 
 static int32_t do_free(tb_cuda_worker *worker, void *argument, tb_error *err) {
-    TB_CUDA_TRY(worker->api, cuMemFree_v2(((asking *)argument)->address), err);
-    return TB_OK;
+    return tb_cuda_worker_free(worker, ((asking *)argument)->address, err);
 }
 
 static int32_t do_write(tb_cuda_worker *worker, void *argument, tb_error *err) {

@@ -114,6 +114,7 @@ static int32_t begin(tb_cuda_worker *worker, const char *path, tb_error *err) {
 
 static void end(tb_cuda_worker *worker) {
     const tb_cuda_api *api = worker->api;
+    tb_cuda_worker_give_all(worker);
     while (worker->opened != NULL) {
         tb_cuda_opened *one = worker->opened;
         worker->opened = one->next;

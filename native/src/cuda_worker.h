@@ -18,6 +18,7 @@ enum { TB_CUDA_STREAMS = 4 };
 
 typedef struct tb_cuda_worker tb_cuda_worker;
 typedef struct tb_cuda_task tb_cuda_task;
+typedef struct tb_cuda_given tb_cuda_given;
 
 enum tb_cuda_step { TB_CUDA_AGAIN, TB_CUDA_DONE };
 
@@ -59,6 +60,9 @@ struct tb_cuda_worker {
     uint32_t free_event_count, free_event_room;
     tb_cuda_opened *opened;
     tb_cuda_task *active;
+    tb_cuda_given *given; /* memory that is still to be given back, by a task that is there meanwhile */
+    tb_cuda_task give;
+    bool giving;
 
     /* Behind the lock. */
     pthread_mutex_t lock;
@@ -91,6 +95,13 @@ void tb_cuda_worker_submit(tb_cuda_worker *worker, tb_cuda_task *task);
 typedef int32_t (*tb_cuda_function)(tb_cuda_worker *worker, void *argument, tb_error *err);
 int32_t tb_cuda_worker_call(tb_cuda_worker *worker, tb_cuda_function function, void *argument, tb_error *err);
 
+/*
+ * A round of this process has kernels that wait for other ranks, until unhold; needs_worker: those may wait in turn
+ * for what workers of this process are still to do. From any thread.
+ */
+void tb_cuda_hold(bool needs_worker);
+void tb_cuda_unhold(bool needs_worker);
+
 /* ---- in the worker's thread
  * ------------------------------------------------------------------------------------ */
 
@@ -103,6 +114,10 @@ void tb_cuda_worker_give_event(tb_cuda_worker *worker, tb_cu_event event);
  * sense. */
 int32_t tb_cuda_worker_launch(tb_cuda_worker *worker, uint32_t kernel, uint32_t tiles, const void *parameter,
                               size_t parameter_bytes, tb_cu_stream stream, tb_error *err);
+/* Memory of the device back, and an allocation of another process: at once, or when no round is under way. */
+int32_t tb_cuda_worker_free(tb_cuda_worker *worker, tb_cu_pointer address, tb_error *err);
+int32_t tb_cuda_worker_unmap(tb_cuda_worker *worker, tb_cu_pointer address, tb_error *err);
+void tb_cuda_worker_give_all(tb_cuda_worker *worker);
 /*
  * Maps an allocation of another process by its handle, once, however often it is asked for; close for every
  * open. The handle stands for the beginning of the allocation.

@@ -260,9 +260,7 @@ int32_t tb_device_allocate(tb_device *device, uint64_t bytes, uint64_t *address,
 }
 
 static int32_t do_free(tb_cuda_worker *worker, void *argument, tb_error *err) {
-    memory_call *ask = argument;
-    TB_CUDA_TRY(worker->api, cuMemFree_v2(ask->address), err);
-    return TB_OK;
+    return tb_cuda_worker_free(worker, ((memory_call *)argument)->address, err);
 }
 
 void tb_device_free(tb_device *device, uint64_t address) {

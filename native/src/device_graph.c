@@ -5,6 +5,7 @@
 #include "device.h"
 #include "error.h"
 #include "round.h"
+#include "waves.h"
 
 void tb_device_piece_words(const tb_piece *piece, int64_t words[TB_PIECE_WORDS]) {
     int64_t item = tb_dtype_size(piece->dtype);
@@ -79,8 +80,14 @@ static int32_t add_local_buckets(tb_graph *graph, tb_error *err) {
     return code;
 }
 
+/* A contribution that NCCL brought lies in memory that its own moves know. */
 static void submit(tb_pull *pull) {
-    tb_device_submit(pull->graph->device, pull, pull->graph->local_moves, pull->bucket);
+    tb_graph *graph = pull->graph;
+    if (tb_is_by_nccl(graph, graph->program.buckets[pull->bucket].channel)) {
+        tb_device_submit(graph->device, pull, &graph->waves->moves, graph->waves->fold_of[pull->bucket]);
+    } else {
+        tb_device_submit(graph->device, pull, graph->local_moves, pull->bucket);
+    }
 }
 
 static const tb_carrier mover = {.name = "device", .memory = TB_MEMORY_CUDA, .submit = submit};
@@ -89,7 +96,7 @@ static int32_t allocate_pool(tb_graph *graph, tb_error *err) {
     tb_device *device = graph->device;
     tb_pool *pool = &graph->pool;
     uint64_t address;
-    pool->bytes = graph->program.header->pool_bytes;
+    pool->bytes = pool->ring;
     pool->fixed_at = calloc((size_t)graph->program.header->piece_count + 1, sizeof *pool->fixed_at);
     if (pool->fixed_at == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the places of %u pieces",

@@ -191,8 +191,12 @@ struct tb_side {
     bool awaits_quiet;   /* send: a round failed, and the peer may still read */
     uint32_t pulling;    /* receive: buckets that are being read */
     uint64_t owes_quiet; /* receive: the round in which the peer waits for that; 0: none */
-    uint64_t begun;      /* NCCL: the round that the peer has told its leader of, and on which communicator */
+    /* NCCL: what the two exchange goes by it; the peer is of the communicator; it begins rounds with this rank. */
+    bool by_nccl, joins, together;
+    uint64_t joined;     /* what its PREPARE said: as of the graph */
+    uint64_t begun;      /* the round that the peer has told its leader of, and on which communicator */
     uint32_t begun_epoch;
+    uint64_t gave_up;    /* the last round that the peer said ABORT of */
 };
 
 typedef struct tb_channel_state {
@@ -244,6 +248,7 @@ typedef struct tb_device_memory {
 
 typedef struct tb_pool {
     uint8_t *memory;
+    uint64_t ring;       /* bytes for pieces */
     uint64_t bytes;      /* mapped, with what is shared of piece_at behind the pieces, or 0 of that */
     uint64_t *shared_at; /* a copy of piece_at for those who pull; NULL: nobody */
     uint64_t *piece_at;  /* offset in memory */
@@ -271,11 +276,14 @@ struct tb_graph {
     bool holds_regions;
     tb_places places;
     const struct tb_carrier *mover; /* of what goes from this rank to itself; NULL: the session's threads */
-    /* Where its buckets travel by NCCL (nccl_rounds.h), else NULL; and the ranks of its plan, of which the first leads. */
+    /* Where some of its buckets travel by NCCL (nccl_rounds.h), else NULL. */
     struct tb_waves *waves;
     struct tb_nccl_run *run;
-    int32_t *members;
+    /* Who begins its rounds together, and who leads them: NULL and -1 where nobody waits for others. */
+    tb_member *members;
     uint32_t member_count;
+    int32_t leader;
+    uint64_t joined; /* a fingerprint of those who join; 0: this rank does not */
     tb_side *sides;
     uint32_t side_count;
     /* For the event that ends the prepare or round under way: it must not fail for want of memory. */
@@ -293,6 +301,7 @@ struct tb_graph {
     uint64_t quiet_deadline; /* of targets of a failed round; 0: none is waited for */
     bool quarantined;
     bool refused; /* its prepare failed for a reason that another attempt would meet as well */
+    bool moved;   /* a peer has begun it anew, since something was not where it was said to be */
     /* Buckets for which READY is to be said: of one side, stage, and in a row. */
     struct {
         tb_side *side;

@@ -92,6 +92,28 @@ static tb_side *side_of(tb_graph *graph, tb_peer *peer) {
     return side;
 }
 
+/* Who leads knows all members, and they know it, whether they exchange anything or not. */
+static int32_t make_member_sides(tb_graph *graph, tb_error *err) {
+    int32_t own = graph->session->options.rank;
+    for (uint32_t i = 0; i < graph->member_count; i++) {
+        const tb_member *member = &graph->members[i];
+        bool together = graph->leader == own || member->rank == graph->leader;
+        bool exchanges = (member->roles & TB_MEMBER_PEER) != 0;
+        if (member->rank == own || (!together && !exchanges)) {
+            continue;
+        }
+        tb_peer *peer = tb_session_peer(graph->session, member->rank);
+        if (peer == NULL) {
+            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "peer %d", member->rank);
+        }
+        tb_side *side = side_of(graph, peer);
+        side->together = together;
+        side->joins = (member->roles & TB_MEMBER_JOINS) != 0;
+        side->by_nccl = exchanges;
+    }
+    return TB_OK;
+}
+
 /* One side for each peer, with room for all its buckets. */
 static int32_t make_sides(tb_graph *graph, tb_error *err) {
     const tb_program *program = &graph->program;
@@ -109,14 +131,9 @@ static int32_t make_sides(tb_graph *graph, tb_error *err) {
         graph->channels[i].side = side;
         side->ready.count += channel->direction == TB_SEND ? channel->bucket_count : 0;
     }
-    /* Who leads knows all others of its set, and they know it, whether they exchange anything or not. */
-    bool leads = graph->member_count > 0 && graph->members[0] == graph->session->options.rank;
-    for (uint32_t i = 0; i < graph->member_count; i++) {
-        bool other = graph->members[i] != graph->session->options.rank;
-        tb_peer *peer = other && (leads || i == 0) ? tb_session_peer(graph->session, graph->members[i]) : NULL;
-        if (peer != NULL) {
-            side_of(graph, peer);
-        }
+    int32_t code = make_member_sides(graph, err);
+    if (code != TB_OK) {
+        return code;
     }
     for (uint32_t i = 0; i < graph->side_count; i++) {
         tb_heap *ready = &graph->sides[i].ready;
@@ -200,9 +217,39 @@ static int32_t copy_arguments(tb_graph *graph, const char *key, const tb_binding
     return TB_OK;
 }
 
+/* Members, whom they follow, and what they have in common with those of other ranks. */
+static int32_t copy_members(tb_graph *graph, const tb_member *members, uint32_t count, tb_error *err) {
+    const tb_session *session = graph->session;
+    bool among = count == 0;
+    graph->members = malloc(((size_t)count + 1) * sizeof *members);
+    if (graph->members == NULL) {
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u members", count);
+    }
+    uint64_t print = 0xcbf29ce484222325u; /* FNV-1a, of ranks */
+    bool joins = false;
+    for (uint32_t i = 0; i < count; i++) {
+        const tb_member *member = &members[i];
+        bool own = member->rank == session->options.rank;
+        if (member->rank < 0 || member->rank >= session->options.world
+            || (i > 0 && member->rank <= members[i - 1].rank)) {
+            return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "members ascend within the world");
+        }
+        graph->members[i] = *member;
+        among |= own;
+        if ((member->roles & TB_MEMBER_JOINS) != 0) {
+            graph->leader = graph->leader < 0 ? member->rank : graph->leader;
+            print = (print ^ (uint32_t)member->rank) * 0x100000001b3u;
+            joins |= own;
+        }
+    }
+    graph->member_count = count;
+    graph->joined = joins ? print : 0;
+    return among ? TB_OK : tb_fail(err, TB_EUNSUPPORTED, -1, 0, "members without this rank");
+}
+
 static int32_t prepare(tb_session *session, const char *key, const void *program, uint64_t program_bytes,
                        const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
-                       uint64_t timeout_ns, const int32_t *members, uint32_t member_count, uint64_t *handle,
+                       uint64_t timeout_ns, const tb_member *members, uint32_t member_count, uint64_t *handle,
                        tb_error *err) {
     if ((flags & ~(uint32_t)TB_GRAPH_CHECKSUM) != 0) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "unknown flags %x", flags);
@@ -214,17 +261,21 @@ static int32_t prepare(tb_session *session, const char *key, const void *program
     }
     graph->session = session;
     graph->flags = flags;
+    graph->leader = -1;
     graph->deadline = tb_deadline(timeout_ns);
     int32_t code = copy_arguments(graph, key, bindings, binding_count, err);
     if (code == TB_OK) {
         code = tb_program_load(&graph->program, program, program_bytes, graph->bindings, binding_count,
                                session->options.rank, session->options.world, err);
     }
-    if (code == TB_OK && session->nccl != NULL) {
-        code = tb_nccl_graph_plan(graph, members, member_count, err);
+    if (code == TB_OK) {
+        code = copy_members(graph, members, member_count, err);
     }
     if (code == TB_OK) {
         code = find_device(graph, err);
+    }
+    if (code == TB_OK && graph->joined != 0) {
+        code = tb_nccl_graph_plan(graph, err);
     }
     if (code == TB_OK) {
         code = tb_graph_allocate(graph, err);
@@ -247,7 +298,7 @@ int32_t tb_graph_prepare(uint64_t session, const char *key, const void *program,
 
 int32_t tb_graph_prepare_among(uint64_t session_handle, const char *key, const void *program,
                                uint64_t program_bytes, const tb_binding *bindings, uint32_t binding_count,
-                               uint32_t flags, uint64_t timeout_ns, const int32_t *members,
+                               uint32_t flags, uint64_t timeout_ns, const tb_member *members,
                                uint32_t member_count, uint64_t *graph, tb_error *err) {
     tb_session *session = tb_handle_get(TB_HANDLE_SESSION, session_handle, err);
     if (session == NULL) {
@@ -300,11 +351,12 @@ static void progress(tb_graph *graph, uint64_t *round, uint64_t *done, uint64_t 
           + atomic_load(&graph->bytes_copied);
     *total = graph->program.bytes_total;
     *done = *done < *total ? *done : *total;
-    if (graph->waves != NULL) {
-        *staging = graph->waves->device_bytes;
+    uint64_t steps = graph->waves == NULL ? 0 : graph->waves->device_bytes;
+    if (graph->waves != NULL && !graph->waves->mixed) {
+        *staging = steps;
         return;
     }
-    *staging = header->send_staging_bytes + header->recv_staging_bytes + header->pool_bytes;
+    *staging = header->send_staging_bytes + header->recv_staging_bytes + graph->pool.ring + steps;
 }
 
 /* A graph of a session, found and used under its lock. */

@@ -1,4 +1,5 @@
 /* How the ends of a graph find each other at prepare. The session's lock is held in all of this. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,7 @@ void tb_graph_say_prepare(tb_side *side) {
         .flags = graph->flags,
         .key_bytes = (uint32_t)strlen(graph->key),
         .has_pool = program->header->piece_count > 0,
+        .joined = graph->joined,
         .host = host_of(graph),
     };
     memcpy(prepare.digest, program->header->digest, sizeof prepare.digest);
@@ -166,24 +168,40 @@ static bool receives(const tb_side *side) {
     return side->receive[0] != TB_NONE || side->receive[1] != TB_NONE || side->receive[2] != TB_NONE;
 }
 
+static bool exchanges(const tb_side *side) {
+    return sends(side) || receives(side);
+}
+
+/* What was known of the peer before is not so any more, at one of the two: to be asked for and prepared again. */
+static void say_moved(tb_side *side) {
+    char message[128];
+    snprintf(message, sizeof message, "rank %d is not where it was said to be, or takes others to be elsewhere",
+             side->peer->rank);
+    tb_graph_fail_prepare(side->graph, TB_EINVALIDATED, side->peer->rank, ESTALE, message);
+}
+
 /* The two agree on it without a word. Who is to be read from exports, who is to read says MATCH once it can.
  */
 static void choose_carrier(tb_side *side) {
     tb_graph *graph = side->graph;
     tb_error error;
     enum tb_carrier_number carrier;
-    if (graph->waves != NULL) {
-        side->carrier = TB_CARRIER_NCCL; /* both ends are of a session that has no other */
-        tb_graph_say_match(side);
+    bool moved = (side->joins || side->by_nccl) && graph->joined != 0 && side->joined != graph->joined;
+    if (!exchanges(side)) {
+        moved ? say_moved(side) : tb_graph_say_match(side);
         return;
     }
     tb_wire_host own = host_of(graph);
     bool lower = graph->session->options.rank < side->peer->rank;
     int32_t code = tb_carrier_select(lower ? &own : &side->host, lower ? &side->host : &own, graph->flags,
                                      &carrier, &error);
+    if (code == TB_OK && (moved || (carrier == TB_CARRIER_NCCL) != side->by_nccl)) {
+        say_moved(side);
+        return;
+    }
     if (code == TB_OK) {
         side->carrier = carrier;
-        bool pulled = carrier != TB_CARRIER_STREAM;
+        bool pulled = carrier != TB_CARRIER_STREAM && carrier != TB_CARRIER_NCCL;
         if (pulled && sends(side)) {
             code = tb_export_say(side, &error);
         }
@@ -221,6 +239,7 @@ static void meet(tb_side *side, const tb_wire_prepare *prepare, const tb_wire_ch
     side->remote = prepare->graph;
     side->pooled = prepare->has_pool != 0;
     side->host = prepare->host;
+    side->joined = prepare->joined;
     choose_carrier(side);
 }
 

@@ -36,6 +36,19 @@ static uint64_t slot_bytes(const tb_program *program) {
     return program->slot_count * program->slot_bytes;
 }
 
+/* round_fold.c says why a ring does not do where NCCL reads of it. */
+static uint64_t ring_bytes(const tb_graph *graph) {
+    const tb_program *program = &graph->program;
+    if (graph->waves == NULL || !graph->waves->mixed) {
+        return program->header->pool_bytes;
+    }
+    uint64_t all = 0;
+    for (uint32_t piece = 0; piece < program->header->piece_count; piece++) {
+        all += program->pieces[piece].pool_bytes;
+    }
+    return all;
+}
+
 static int32_t allocate_tables(tb_graph *graph, tb_error *err) {
     const tb_program_header *header = graph->program.header;
     tb_pool *pool = &graph->pool;
@@ -47,6 +60,7 @@ static int32_t allocate_tables(tb_graph *graph, tb_error *err) {
     graph->free_slots = table(graph->program.slot_count, sizeof *graph->free_slots);
     graph->jobs.items = table(header->bucket_count, sizeof(uint32_t));
     graph->sides = table((uint64_t)header->channel_count + graph->member_count, sizeof *graph->sides);
+    pool->ring = ring_bytes(graph);
     graph->regions = table(header->buffer_count, sizeof *graph->regions);
     pool->piece_at = table(header->piece_count, sizeof *pool->piece_at);
     pool->piece_end = table(header->piece_count, sizeof *pool->piece_end);
@@ -103,7 +117,10 @@ int32_t tb_graph_allocate(tb_graph *graph, tb_error *err) {
         code = map(slot_bytes(program), &graph->slots, err);
     }
     if (code == TB_OK) {
-        code = graph->device != NULL ? tb_device_graph_allocate(graph, err) : map_pool(graph, err);
+        bool steps_alone = graph->waves != NULL && !graph->waves->mixed;
+        code = steps_alone             ? TB_OK
+               : graph->device != NULL ? tb_device_graph_allocate(graph, err)
+                                       : map_pool(graph, err);
     }
     if (code != TB_OK) {
         return code;
@@ -145,6 +162,7 @@ void tb_graph_free(tb_graph *graph) {
     free(graph->buckets);
     free(graph->channels);
     tb_program_free(&graph->program);
+    free(graph->members);
     free(graph->bindings);
     free(graph->key);
     free(graph);

@@ -1,5 +1,6 @@
 /* What the ends of a graph say to each other once they are paired. The session's lock is held in all of this.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -15,14 +16,16 @@ void tb_graph_say_failure(tb_side *side, uint8_t kind, uint64_t number, const tb
         return;
     }
     uint8_t body[sizeof(tb_wire_failure) + TB_REASON_BYTES];
-    bool for_good = kind == TB_FRAME_RELEASE && side->graph->refused;
+    uint32_t release = side->graph->refused       ? TB_RELEASE_FOR_GOOD
+                       : error->os_errno == ESTALE || side->graph->moved ? TB_RELEASE_MOVED
+                                                                       : TB_RELEASE_ONCE;
     /* The deadline that passed was ours; for the others, this rank gave up. */
     tb_wire_failure failure = {error->code == TB_ETIMEOUT ? TB_ECANCELLED : error->code, error->rank};
     size_t length = strnlen(error->message, TB_REASON_BYTES);
     memcpy(body, &failure, sizeof failure);
     memcpy(body + sizeof failure, error->message, length);
     tb_wire_header header = {.kind = kind,
-                             .count = for_good,
+                             .count = kind == TB_FRAME_RELEASE ? release : 0,
                              .graph = side->remote,
                              .round = number,
                              .body_bytes = sizeof failure + length};
@@ -66,7 +69,7 @@ static int32_t on_release(tb_peer *peer, const tb_wire_header *header, const uin
         return code;
     }
     tb_graph_drop_early(peer, header->round);
-    bool for_good = header->count != 0;
+    bool for_good = header->count == TB_RELEASE_FOR_GOOD;
     for (tb_side *side = peer->sides; side != NULL; side = side->next) {
         if (side->remote != header->round || side->gone) {
             continue;
@@ -76,9 +79,11 @@ static int32_t on_release(tb_peer *peer, const tb_wire_header *header, const uin
             return TB_OK;
         }
         side->gone = true;
+        side->graph->moved |= header->count == TB_RELEASE_MOVED;
         tb_pulls_are_quiet(side); /* it has nothing under way */
         if (side->graph->state == TB_GRAPH_PREPARING) {
-            tb_graph_fail_prepare(side->graph, why.code, why.rank, 0, why.message);
+            int moved = header->count == TB_RELEASE_MOVED ? ESTALE : 0;
+            tb_graph_fail_prepare(side->graph, why.code, why.rank, moved, why.message);
         } else if (side->unfinished > 0) {
             tb_round_fail(side->graph, why.code, why.rank, 0, why.message);
         }
@@ -91,7 +96,8 @@ static int32_t on_release(tb_peer *peer, const tb_wire_header *header, const uin
 static int32_t on_grant(tb_side *side, const tb_wire_header *header, tb_error *err) {
     tb_graph *graph = side->graph;
     uint32_t channel = header->stage < TB_STAGES ? side->send[header->stage] : TB_NONE;
-    if (channel == TB_NONE || header->count > graph->program.channels[channel].bucket_count) {
+    if (channel == TB_NONE || tb_is_by_nccl(graph, channel)
+        || header->count > graph->program.channels[channel].bucket_count) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant of %u buckets that there are not", header->count);
     }
     tb_channel_state *state = &graph->channels[channel];
@@ -209,6 +215,11 @@ int32_t tb_graph_on_frame(tb_peer *peer, const tb_wire_header *header, const uin
         return TB_OK;
     case TB_FRAME_TURN:
         return side->graph->waves != NULL ? tb_nccl_on_turn(side, header, err) : TB_OK;
+    case TB_FRAME_DRAIN:
+        if (side->graph->waves != NULL) {
+            tb_nccl_on_drain(side, header);
+        }
+        return TB_OK;
     case TB_FRAME_GRANT:
         return on_grant(side, header, err);
     case TB_FRAME_TAKEN:

@@ -1,14 +1,19 @@
 /*
  * Rounds over NCCL: the communicators of a session's device, and who runs on them when.
  *
- * A set of ranks has one communicator, shared by all graphs of plans that name just these ranks. Its lowest rank leads:
- * the others tell it by BEGIN that they have begun a round, and once all have it says TURN. Rounds of a set run one after
- * another, in the order of the TURNs, which is the same on all ranks: whoever posts to a communicator posts in that order,
- * and no kernel waits for a rank that has not come.
+ * A set of ranks has one communicator, shared by all graphs of plans in which just these ranks need it. Its lowest rank
+ * leads: the others tell it by BEGIN that they have begun a round, and once all have it says TURN. Rounds of a set run one
+ * after another, in the order of the TURNs, which is the same on all ranks: whoever posts to a communicator posts in that
+ * order, and no kernel waits for a rank that has not come. Ranks that exchange nothing by NCCL, but something with ranks
+ * that do, say BEGIN as well: a round that has its turn then waits for nobody who is still to begin it.
  *
  * From TURN on a round goes to its end on all ranks, also where it failed meanwhile: its memory is quiet then, and the
  * communicator as good as before. Only where that can not be, since a rank is gone, CUDA or NCCL failed, or the end does
  * not come within quiesce_ms, it is aborted, on every rank that hears of it. Prepares after that make another.
+ *
+ * A graph may be mixed (waves.h). What a step of it sends may then be the outcome of what others move, and will never be
+ * there where the round has failed. It is sent as it is once nobody counts it any more: every rank answers ABORT by its
+ * own, to the leader too, and when the leader has it of all it says DRAIN.
  *
  * All calls of CUDA and NCCL are made in the thread of the device, in steps of one task, which is there as long as there
  * is something to do. What it has to decide it decides with the session's lock.
@@ -65,6 +70,7 @@ struct tb_nccl_run {
     bool active;      /* a round is under way */
     bool turned;      /* it has its turn, or has had it */
     bool refused;     /* the leader gave the round up: there will be no turn */
+    bool drains;      /* all have given it up: what is sent is of no use to anybody */
     uint64_t quiet_by;
 
     /* Of the device's thread. */
@@ -92,19 +98,22 @@ struct tb_nccl {
 
 /* ---- nccl_graph.c: what the engine calls; the session's lock is held ------------------------------------ */
 
-/* At prepare, without the lock: the steps of a graph. members: the ranks of its plan, ascending. */
-int32_t tb_nccl_graph_plan(tb_graph *graph, const int32_t *members, uint32_t count, tb_error *err);
+/* At prepare, without the lock: the steps of a graph whose members are known and count this rank in. */
+int32_t tb_nccl_graph_plan(tb_graph *graph, tb_error *err);
 /* Frees what the device has of it, in its thread. Without the lock. */
 void tb_nccl_graph_free(tb_graph *graph);
 void tb_nccl_round_start(tb_graph *graph);
+/* Tells the leader that this rank has begun the round. */
+void tb_nccl_say_begin(tb_graph *graph);
 /* The round has failed, or the session ends. */
 void tb_nccl_round_failed(tb_graph *graph);
-/* A peer gave the round up, with that code. */
+/* A peer gave the round up, with that code; also where it is not under way here. */
 void tb_nccl_on_abort(tb_side *side, uint64_t round, int32_t code);
 /* A peer of the graph is gone. */
 void tb_nccl_peer_gone(tb_side *side, const char *why);
 void tb_nccl_on_begin(tb_side *side, const tb_wire_header *header);
 int32_t tb_nccl_on_turn(tb_side *side, const tb_wire_header *header, tb_error *err);
+void tb_nccl_on_drain(tb_side *side, const tb_wire_header *header);
 /* A run is over: memory is quiet. Or it is not, and is never touched again. */
 void tb_nccl_run_over(tb_nccl_run *run);
 void tb_nccl_quarantine(tb_graph *graph);
@@ -122,8 +131,6 @@ void tb_nccl_stop(tb_session *session);
 /* Waits for that; false where it takes too long. Without the lock, as the next two. */
 bool tb_nccl_rest(tb_session *session, uint64_t until);
 void tb_nccl_free(tb_session *session);
-/* TB_EREGION unless it is memory of the device; the driver would end all rounds that met other memory. */
-int32_t tb_nccl_check_memory(tb_nccl *nccl, uint64_t address, uint64_t bytes, tb_error *err);
 void tb_nccl_give_event(tb_nccl *nccl, tb_cu_event event);
 
 /* ---- nccl_run.c: in the device's thread, without the lock ----------------------------------------------- */

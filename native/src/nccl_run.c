@@ -1,4 +1,5 @@
 /* One round on a communicator, step by step: in the device's thread, without the session's lock. */
+#include "carrier.h"
 #include "error.h"
 #include "nccl_rounds.h"
 #include "round.h"
@@ -26,7 +27,7 @@ static int32_t pack(tb_nccl_run *run, uint32_t index, tb_error *err) {
     const tb_wave_step *step = &waves->steps[index];
     tb_nccl_slot *slot = slot_of(run, index);
     int32_t code = TB_OK;
-    if (step->waits) {
+    if (step->waits && !waves->mixed) {
         code = wait_for(set, set->side, slot_of(run, index - 1)->unpacked, err);
     }
     if (code == TB_OK && step->pack_count > 0) {
@@ -117,11 +118,20 @@ static int32_t unpack(tb_nccl_run *run, uint32_t index, tb_error *err) {
 /* ---- what became of it ---------------------------------------------------------------------------------- */
 
 static void count_op(tb_graph *graph, const tb_wave_op *op) {
-    graph->buckets[op->bucket] = TB_BUCKET_DONE;
-    if (op->sends) {
-        atomic_fetch_add_explicit(&graph->bytes_sent, op->bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(op->sends ? &graph->bytes_sent : &graph->bytes_received, op->bytes,
+                              memory_order_relaxed);
+    if (!graph->waves->mixed) {
+        graph->buckets[op->bucket] = TB_BUCKET_DONE;
+    } else if (op->sends) {
+        tb_folds_read(graph, op->bucket);
+        tb_round_bucket_done(graph, op->bucket);
+    } else if (tb_bucket_channel(&graph->program, op->bucket)->stage == 0) {
+        tb_pulls_came(graph, op->bucket); /* and is consumed by its fold */
+        return;
     } else {
-        atomic_fetch_add_explicit(&graph->bytes_received, op->bytes, memory_order_relaxed);
+        tb_round_bucket_done(graph, op->bucket);
+    }
+    if (!op->sends) {
         tb_round_consumed(graph, op->bucket);
     }
 }
@@ -190,13 +200,34 @@ static int32_t finish_step(tb_nccl_run *run, tb_error *err) {
     return code == TB_EBUSY ? TB_OK : code;
 }
 
+/*
+ * All that a step of a mixed graph sends is there; or the round has failed everywhere. A rank where it has not might
+ * otherwise take for good what is none.
+ */
+static bool is_there(const tb_nccl_run *run, const tb_wave_step *step) {
+    tb_graph *graph = run->graph;
+    bool there = true;
+    pthread_mutex_lock(&graph->session->lock);
+    for (uint32_t i = step->first_op; i < step->first_op + step->op_count && there; i++) {
+        const tb_wave_op *op = &graph->waves->ops[i];
+        there = !op->sends || graph->waits[op->bucket] == 0;
+    }
+    there |= run->drains;
+    pthread_mutex_unlock(&graph->session->lock);
+    return there;
+}
+
 static bool may_pack(const tb_nccl_run *run) {
     const tb_waves *waves = run->graph->waves;
     if (run->packed == waves->step_count || run->packed - run->over >= waves->depth) {
         return false;
     }
+    const tb_wave_step *step = &waves->steps[run->packed];
+    if (!step->waits) {
+        return true;
+    }
     /* Its slot is free; and what it reads has been put into its stream. */
-    return !waves->steps[run->packed].waits || run->launched == run->packed;
+    return waves->mixed ? is_there(run, step) : run->launched == run->packed;
 }
 
 static int32_t go_on(tb_nccl_run *run, tb_error *err) {

@@ -11,22 +11,24 @@ enum { MOST_IN_SET = 1 << 16 };
 
 /* ---- the interface -------------------------------------------------------------------------------------- */
 
-int32_t tb_session_use_nccl(uint64_t handle, const uint8_t device[16], const char *library, const char *kernels,
-                            tb_error *err) {
+static int32_t load(const tb_session *session, const char *library, tb_nccl *nccl, tb_error *err) {
+    if ((session->host.carriers & TB_CARRY_NCCL) == 0 || session->nccl != NULL) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a session whose carrier is not nccl, or that has its library");
+    }
+    int32_t code = tb_nccl_load(library, &nccl->api, err);
+    return code == TB_OK ? tb_cuda_worker_open(session->options.device, &nccl->worker, err) : code;
+}
+
+int32_t tb_session_use_nccl(uint64_t handle, const char *library, tb_error *err) {
+    uint32_t version;
     tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
     if (session == NULL) {
         return TB_ECLOSED;
     }
     tb_nccl *nccl = calloc(1, sizeof *nccl);
-    int32_t code = nccl == NULL ? tb_fail(err, TB_ENO_MEMORY, -1, 0, "NCCL") : TB_OK;
+    int32_t code = nccl == NULL ? tb_fail(err, TB_ENO_MEMORY, -1, 0, "NCCL") : tb_nccl_version(library, &version, err);
     if (code == TB_OK) {
-        code = tb_nccl_load(library, &nccl->api, err);
-    }
-    if (code == TB_OK && kernels != NULL) {
-        code = tb_cuda_worker_kernels(kernels, err);
-    }
-    if (code == TB_OK) {
-        code = tb_cuda_worker_open(device, &nccl->worker, err);
+        code = load(session, library, nccl, err);
     }
     if (code != TB_OK) {
         free(nccl);
@@ -42,6 +44,7 @@ int32_t tb_session_use_nccl(uint64_t handle, const uint8_t device[16], const cha
     nccl->task.step = tb_nccl_step;
     pthread_mutex_lock(&session->lock);
     session->nccl = nccl;
+    session->host.nccl = version;
     pthread_mutex_unlock(&session->lock);
     tb_handle_put(handle);
     return TB_OK;
@@ -139,29 +142,6 @@ int32_t tb_nccl_leave(uint64_t handle, uint64_t number, tb_error *err) {
     pthread_mutex_unlock(&session->lock);
     tb_handle_put(handle);
     return set == NULL ? TB_ECLOSED : TB_OK;
-}
-
-typedef struct range {
-    uint64_t address, bytes;
-} range;
-
-/* Of its first and last byte: an allocation may be made of several. */
-static int32_t check_range(tb_cuda_worker *worker, void *argument, tb_error *err) {
-    const range *given = argument;
-    uint64_t ends[2] = {given->address, given->address + (given->bytes > 0 ? given->bytes - 1 : 0)};
-    for (int i = 0; i < 2; i++) {
-        int ordinal = -1;
-        tb_cu_result result = worker->api->cuPointerGetAttribute(&ordinal, TB_CU_POINTER_ORDINAL, ends[i]);
-        if (result != TB_CU_SUCCESS || ordinal != worker->ordinal) {
-            return tb_fail(err, TB_EREGION, -1, 0, "no memory of the session's GPU lies at %s of these bytes",
-                           i == 0 ? "the beginning" : "the end");
-        }
-    }
-    return TB_OK;
-}
-
-int32_t tb_nccl_check_memory(tb_nccl *nccl, uint64_t address, uint64_t bytes, tb_error *err) {
-    return tb_cuda_worker_call(nccl->worker, check_range, &(range){address, bytes}, err);
 }
 
 /* ---- the end -------------------------------------------------------------------------------------------- */

@@ -5,7 +5,6 @@
 #include "device.h"
 #include "error.h"
 #include "handle.h"
-#include "nccl_rounds.h"
 #include "shared_table.h"
 
 static int32_t add_region(tb_session *session, uint64_t address, uint64_t bytes,
@@ -63,8 +62,6 @@ int32_t tb_session_register(uint64_t handle, uint64_t address, uint64_t bytes, t
     tb_device_memory device = {0};
     if (address == 0 || __builtin_add_overflow(address, bytes, &end)) {
         code = tb_fail(err, TB_EREGION, -1, 0, "no memory lies at this address");
-    } else if (session->nccl != NULL) {
-        code = tb_nccl_check_memory(session->nccl, address, bytes, err);
     } else if (session->device != NULL) {
         code = tb_device_describe(session->device, address, bytes, &device, err);
         bool may_be_host = (session->host.carriers & (TB_CARRY_STREAM | TB_CARRY_SHM)) != 0;

@@ -85,6 +85,10 @@ void tb_round_start(tb_graph *graph, uint64_t round, uint64_t deadline) {
     }
     if (graph->waves != NULL) {
         tb_nccl_round_start(graph);
+    } else if (graph->leader >= 0) {
+        tb_nccl_say_begin(graph);
+    }
+    if (graph->failing || (graph->waves != NULL && !graph->waves->mixed)) {
         return;
     }
     const tb_program *program = &graph->program;

@@ -8,7 +8,9 @@
  * order, but those are allowed later: a contradiction; or the pool is full, of pieces whose folds are
  * complete, and whose readers send to peers that granted them without a window and read without waiting, or
  * copy here. So they go, and the pool has room: tb_program_check_pool. A slot is kept for each contribution
- * that is allowed to come, so that none ever waits in a connection.
+ * that is allowed to come, so that none ever waits in a connection. Readers by NCCL send in their steps, which
+ * may be later than that of a piece with no room yet: where there are such, the pool has a place for each piece,
+ * and what NCCL brings has memory of its own.
  */
 #include <string.h>
 
@@ -42,7 +44,7 @@ void tb_folds_reset(tb_graph *graph) {
 
 /* Where a piece would lie that begins at `line` or later: it does not wrap around the end of the memory. */
 static uint64_t fit(const tb_graph *graph, uint64_t line, uint64_t bytes) {
-    uint64_t size = graph->program.header->pool_bytes;
+    uint64_t size = graph->pool.ring;
     uint64_t at = line % size;
     return at + bytes > size ? line + (size - at) : line;
 }
@@ -56,7 +58,7 @@ void tb_folds_fix_places(tb_graph *graph) {
         for (uint32_t i = 0; i < bucket->chunk_count && bucket->fold_after == TB_NONE; i++) {
             uint32_t piece = piece_of(program, bucket, i);
             uint64_t at = fit(graph, line, program->pieces[piece].pool_bytes);
-            graph->pool.fixed_at[piece] = at % program->header->pool_bytes;
+            graph->pool.fixed_at[piece] = at % graph->pool.ring;
             line = at + program->pieces[piece].pool_bytes;
         }
     }
@@ -71,14 +73,14 @@ static bool place_pieces(tb_graph *graph, const tb_bucket *bucket) {
         uint64_t bytes = program->pieces[piece_of(program, bucket, i)].pool_bytes;
         line = fit(graph, line, bytes) + bytes;
     }
-    if (line - pool->tail > program->header->pool_bytes) {
+    if (line - pool->tail > pool->ring) {
         return false;
     }
     for (uint32_t i = 0; i < bucket->chunk_count; i++) {
         uint32_t piece = piece_of(program, bucket, i);
         uint64_t bytes = program->pieces[piece].pool_bytes;
         uint64_t at = fit(graph, pool->head, bytes);
-        pool->piece_at[piece] = at % program->header->pool_bytes;
+        pool->piece_at[piece] = at % pool->ring;
         if (pool->shared_at != NULL) {
             __atomic_store_n(&pool->shared_at[piece], pool->piece_at[piece], __ATOMIC_RELAXED);
         }
@@ -110,7 +112,7 @@ static bool allow(tb_graph *graph, uint32_t bucket) {
     const tb_program *program = &graph->program;
     const tb_bucket *row = &program->buckets[bucket];
     bool local = program->channels[row->channel].direction == TB_LOCAL;
-    bool comes = !local && !tb_is_pulled(graph, row->channel); /* and may have to wait in a slot */
+    bool comes = tb_is_streamed(graph, row->channel); /* and may have to wait in a slot */
     tb_channel_state *state = &graph->channels[row->channel];
     bool full = state->in_flight == program->header->buckets_in_flight
                 || graph->folds_in_flight == program->slot_count;
@@ -163,7 +165,7 @@ void tb_folds_done(tb_graph *graph, uint32_t bucket) {
     if (program->channels[row->channel].direction == TB_LOCAL) {
         graph->locals_left--;
     } else {
-        bool came = !tb_is_pulled(graph, row->channel);
+        bool came = tb_is_streamed(graph, row->channel);
         graph->channels[row->channel].in_flight -= came;
         graph->folds_in_flight -= came;
         if (graph->slot_of[bucket] != TB_NONE) {

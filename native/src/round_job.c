@@ -11,6 +11,10 @@
 static void start(tb_graph *graph, tb_job *job) {
     const tb_channel *channel = tb_bucket_channel(&graph->program, job->bucket);
     job->side = NULL;
+    if (tb_is_by_nccl(graph, graph->program.buckets[job->bucket].channel)) {
+        graph->active++; /* it is in memory of the device, which folds it */
+        return;
+    }
     if (channel->direction == TB_RECEIVE && graph->slot_of[job->bucket] == TB_NONE) {
         job->side = graph->channels[graph->program.buckets[job->bucket].channel].side;
         job->started = false;
@@ -66,6 +70,11 @@ static bool pull(tb_job *job, uint64_t limit) {
     return moved == TB_MOVED_PART;
 }
 
+/* Its bytes were counted when they came. */
+static bool came_by_nccl(const tb_job *job) {
+    return tb_is_by_nccl(job->graph, job->graph->program.buckets[job->bucket].channel);
+}
+
 bool tb_job_submit(tb_job *job) {
     tb_graph *graph = job->graph;
     const tb_carrier *carrier = graph->mover;
@@ -90,7 +99,7 @@ bool tb_job_submit(tb_job *job) {
                       .import = job->side == NULL ? NULL : job->side->import,
                       .bucket = job->bucket,
                       .wave = tb_bucket_channel(&graph->program, job->bucket)->wave,
-                      .bytes = graph->program.buckets[job->bucket].bytes};
+                      .bytes = came_by_nccl(job) ? 0 : graph->program.buckets[job->bucket].bytes};
     job->graph = NULL;
     carrier->submit(pull);
     return true;

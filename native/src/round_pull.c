@@ -195,7 +195,7 @@ void tb_pulls_grant(tb_graph *graph) {
     }
 }
 
-static void is_ready(tb_graph *graph, uint32_t bucket) {
+void tb_pulls_came(tb_graph *graph, uint32_t bucket) {
     bool fold = tb_bucket_channel(&graph->program, bucket)->stage == 0;
     if (fold && graph->buckets[bucket] == TB_BUCKET_IDLE) {
         graph->buckets[bucket] = TB_BUCKET_READY;
@@ -230,7 +230,7 @@ int32_t tb_pulls_on_ready(tb_side *side, const tb_wire_header *header, tb_error 
             return tb_fail(err, TB_EPROTOCOL, -1, 0, "bucket %u of stage %u came twice",
                            b - row->first_bucket, header->stage);
         }
-        is_ready(graph, b);
+        tb_pulls_came(graph, b);
     }
     return TB_OK;
 }
@@ -242,7 +242,7 @@ static void say_quiet(tb_side *side) {
 }
 
 void tb_pulls_owe_quiet(tb_side *side, uint64_t round) {
-    if (side->carrier == TB_CARRIER_STREAM) {
+    if (side->carrier == TB_CARRIER_STREAM || side->carrier == TB_CARRIER_NCCL) {
         return;
     }
     side->owes_quiet = round;

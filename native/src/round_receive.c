@@ -24,16 +24,22 @@ static void grant_all(tb_graph *graph, uint32_t channel) {
     tb_round_announce(graph, channel);
 }
 
-static bool streams_in(const tb_channel *channel) {
-    return channel->direction == TB_RECEIVE && channel->stage > 0;
+/* What NCCL brings was granted when the ranks began the round together. */
+static bool is_granted(const tb_graph *graph, uint32_t index) {
+    const tb_channel *channel = &graph->program.channels[index];
+    return channel->direction == TB_RECEIVE && channel->stage > 0 && !tb_is_by_nccl(graph, index);
 }
 
 void tb_round_grant_pooled(tb_graph *graph) {
     for (uint32_t i = 0; i < graph->program.header->channel_count; i++) {
-        if (streams_in(&graph->program.channels[i]) && graph->channels[i].side->pooled) {
+        if (is_granted(graph, i) && graph->channels[i].side->pooled) {
             grant_all(graph, i);
         }
     }
+}
+
+static bool takes_turns(const tb_graph *graph, uint32_t channel) {
+    return is_granted(graph, channel) && !graph->channels[channel].side->pooled;
 }
 
 void tb_round_grant_turns(tb_graph *graph, uint8_t stage) {
@@ -49,7 +55,7 @@ void tb_round_grant_turns(tb_graph *graph, uint8_t stage) {
            && (graph->turns[stage].buckets < most || graph->turns[stage].bytes < most_bytes)) {
         uint32_t channel = program->turns[stage][graph->turns[stage].next++];
         tb_channel_state *state = &graph->channels[channel];
-        if (state->side->pooled) {
+        if (!takes_turns(graph, channel)) {
             continue;
         }
         uint32_t bucket = program->channels[channel].first_bucket + state->granted++;
@@ -140,8 +146,8 @@ void tb_round_consumed(tb_graph *graph, uint32_t bucket) {
     if (++graph->channels[channel].done == graph->program.channels[channel].bucket_count) {
         finish_channel(graph, channel);
     }
-    uint8_t stage = graph->program.channels[channel].stage;
-    if (stage > 0 && !graph->channels[channel].side->pooled && graph->waves == NULL) {
+    if (takes_turns(graph, channel)) {
+        uint8_t stage = graph->program.channels[channel].stage;
         graph->turns[stage].buckets--;
         graph->turns[stage].bytes -= graph->program.buckets[bucket].bytes;
         tb_round_grant_turns(graph, stage);

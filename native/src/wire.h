@@ -22,7 +22,7 @@ enum tb_frame_kind {
     TB_FRAME_PONG = 4,
     TB_FRAME_BYE = 5,
     TB_FRAME_PREPARE = 6, /* body: tb_wire_prepare, channels, key */
-    /* round: the sender's number of its graph, which is no more; count: 1, no other attempt would do; body:
+    /* round: the sender's number of its graph, which is no more; count: tb_release; body:
        as of ABORT */
     TB_FRAME_RELEASE = 7,
     TB_FRAME_GRANT = 8,  /* count: buckets of the channel that may be sent, from the first */
@@ -38,7 +38,11 @@ enum tb_frame_kind {
         16, /* in this round, which failed, the sender reads nothing of the receiver's any more */
     TB_FRAME_BEGIN = 17, /* NCCL: the sender has begun the round; sequence: the epoch; to the rank that leads */
     TB_FRAME_TURN = 18,  /* NCCL: all have, and it is next on their communicator; from the rank that leads */
+    TB_FRAME_DRAIN = 19, /* NCCL: all have given the round up: what it still sends is of no use to anybody; as TURN */
 };
+
+/* Of a RELEASE in a prepare: whether the receiver's may go on, or be tried again once the store was asked anew. */
+enum tb_release { TB_RELEASE_ONCE = 0, TB_RELEASE_FOR_GOOD = 1, TB_RELEASE_MOVED = 2 };
 
 /* Before every frame. Unused fields are 0. graph is the receiver's number of it. */
 typedef struct tb_wire_header {
@@ -70,6 +74,8 @@ typedef struct tb_wire_host {
     uint32_t carriers;  /* bits of tb_carrier_bits */
     uint32_t memory;    /* bits of the kinds that its tensors lie in */
     uint8_t device[16]; /* UUID of the GPU that its tensors lie on, or 0 */
+    uint32_t nccl;      /* version of its library, or 0 */
+    uint32_t reserved;
     uint64_t token_at; /* where in its memory the token stands: who reads it there knows whose memory it is */
     uint8_t token[16];
 } tb_wire_host;
@@ -81,6 +87,7 @@ typedef struct tb_wire_prepare {
     uint32_t channels;
     uint32_t key_bytes;
     uint32_t has_pool; /* the sender owns reduced pieces */
+    uint64_t joined;   /* NCCL: a fingerprint of the ranks of its communicator; 0: it joins none */
     tb_wire_host host;
 } tb_wire_prepare;
 

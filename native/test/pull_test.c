@@ -55,8 +55,8 @@ static void selects(tb_wire_host a, tb_wire_host b, uint32_t flags, int32_t code
 }
 
 static void test_select(void) {
-    enum { STREAM = TB_CARRY_STREAM, SHM = TB_CARRY_SHM, IPC = TB_CARRY_CUDA_IPC, NCCL = TB_CARRY_NCCL };
-    enum { ALL = STREAM | SHM | IPC | NCCL, HOST = TB_MEMORY_HOST, CUDA = TB_MEMORY_CUDA };
+    enum { STREAM = TB_CARRY_STREAM, SHM = TB_CARRY_SHM, IPC = TB_CARRY_CUDA_IPC };
+    enum { ALL = STREAM | SHM | IPC | TB_CARRY_NCCL, HOST = TB_MEMORY_HOST, CUDA = TB_MEMORY_CUDA };
     tb_wire_host far = host(ALL, HOST);
     far.boot[3] = 9;
     selects(host(ALL, HOST), host(ALL, HOST | TB_MEMORY_SHARED), 0, TB_OK, TB_CARRIER_SHM, NULL);
@@ -78,10 +78,34 @@ static void test_select(void) {
     other.pid_space = 5;
     selects(host(SHM, HOST), other, 0, TB_EUNSUPPORTED, 0, "different PID namespaces");
     selects(host(ALL, CUDA), host(ALL, CUDA), 0, TB_OK, TB_CARRIER_CUDA_IPC, NULL);
-    far = host(ALL, CUDA);
+}
+
+static void test_select_nccl(void) {
+    enum { IPC = TB_CARRY_CUDA_IPC, NCCL = TB_CARRY_NCCL, CUDA = TB_MEMORY_CUDA };
+    tb_wire_host near = host(IPC | NCCL, CUDA);
+    near.nccl = 23007;
+    tb_wire_host far = near;
     far.boot[3] = 9;
     far.device[0] = 7;
-    selects(host(ALL, CUDA), far, 0, TB_OK, TB_CARRIER_NCCL, NULL);
+    selects(near, far, 0, TB_OK, TB_CARRIER_NCCL, NULL);
+    tb_wire_host beside = far;
+    beside.boot[3] = near.boot[3];
+    selects(near, beside, 0, TB_OK, TB_CARRIER_CUDA_IPC, NULL);
+    beside.carriers = NCCL;
+    selects(near, beside, 0, TB_OK, TB_CARRIER_NCCL, NULL);
+    selects(near, far, TB_GRAPH_CHECKSUM, TB_EUNSUPPORTED, 0, "nccl: it makes no checksums");
+    far.nccl = 22809;
+    selects(near, far, 0, TB_EUNSUPPORTED, 0, "cuda-ipc: the two are on different hosts; nccl: one has version 2.");
+    far.nccl = 0;
+    selects(near, far, 0, TB_EUNSUPPORTED, 0, "nccl: one of the two has not loaded the library");
+    /* Two ranks of one GPU: never NCCL, unless both were told that it can. */
+    tb_wire_host twin = near;
+    selects(near, twin, 0, TB_OK, TB_CARRIER_CUDA_IPC, NULL);
+    twin.carriers = NCCL;
+    selects(near, twin, 0, TB_EDEVICE_SHARED, 0, "nccl: the two share a GPU");
+    twin.carriers = NCCL | TB_CARRY_SHARED_GPU;
+    selects(near, twin, 0, TB_EDEVICE_SHARED, 0, "nccl: the two share a GPU");
+    selects(twin, twin, 0, TB_OK, TB_CARRIER_NCCL, NULL);
 }
 
 /* ---- memory is free when the round says so ------------------------------------------------------------- */
@@ -390,6 +414,7 @@ int main(void) {
         {.kind = TB_TRANSPORT_MEMORY, .threads = 2, .connections = 1, .carriers = TB_CARRY_SHM},
     };
     test_select();
+    test_select_nccl();
     for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
         cancelled_source(&ways[i]);
     }

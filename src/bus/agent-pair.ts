@@ -196,7 +196,8 @@ export class Pairs {
     const { rank, generation, uplink, tell } = this.#options;
     const abort = new AbortController();
     const meeting = new PairMeeting(uplink.connection.rendezvous, { rank, generation }, spec);
-    const met = meeting.meet(new Deadline({ timeoutMs, signal: abort.signal })).catch((error: unknown) => {
+    const deadline = new Deadline({ timeoutMs, signal: abort.signal });
+    const met = this.#meet(meeting, spec, deadline).catch((error: unknown) => {
       const reason: unknown = abort.signal.reason;
       throw reason instanceof TensorBusError ? reason : error;
     });
@@ -217,6 +218,23 @@ export class Pairs {
       },
     );
     return side;
+  }
+
+  /** `TB_DEVICE_SHARED` where two of the pair's ranks stand on one GPU, and need NCCL, which wants one for each. */
+  async #meet(meeting: PairMeeting, { pair }: SideSpec, deadline: Deadline): Promise<MetPair> {
+    const met = await meeting.meet(deadline);
+    const ranks = [...new Set([...met.local.ranks, ...met.remote.ranks])].sort((a, b) => a - b);
+    try {
+      await this.#options.uplink.connection.session.checkRanks?.(ranks, deadline.rest);
+    } catch (error) {
+      await meeting.leave().catch(() => {});
+      if (!(error instanceof TensorBusError)) throw error;
+      throw new TensorBusError(error.code, `pair ${pair}: ${error.message}`, {
+        details: { ...error.details, pair },
+        cause: error,
+      });
+    }
+    return met;
   }
 
   async #remember(spec: SideSpec): Promise<void> {

@@ -1,13 +1,15 @@
 /** The transports that the command line composes, and the option that picks among them. */
 import { Option } from "commander";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
+import { nccl } from "../../transports/nccl/index.ts";
 import { shm } from "../../transports/shm/index.ts";
 import { type TcpTransportOptions, tcp } from "../../transports/tcp/index.ts";
 import { TensorBusError } from "../errors.ts";
+import { ncclVersion } from "../ffi/nccl.ts";
 import { select } from "../transport/selection.ts";
 import type { Transport } from "../transport/transport.ts";
 
-export const transportNames = ["auto", "tcp", "shm", "cuda-ipc"] as const;
+export const transportNames = ["auto", "tcp", "shm", "cuda-ipc", "nccl"] as const;
 export type TransportName = (typeof transportNames)[number];
 
 export function transportOption(): Option {
@@ -26,9 +28,26 @@ export function chooseTransport(
   meeting: TcpTransportOptions = {},
   device?: string,
 ): Transport {
-  if (name === "cuda-ipc" && device === undefined) {
-    throw new TensorBusError("TB_UNSUPPORTED", "the transport cuda-ipc needs a GPU: `agent --device UUID`");
+  if ((name === "cuda-ipc" || name === "nccl") && device === undefined) {
+    throw new TensorBusError("TB_UNSUPPORTED", `the transport ${name} needs a GPU: \`agent --device UUID\``);
   }
-  const ofDevice = device === undefined ? [] : [cudaIpc({ device })];
-  return select([...ofDevice, shm(), tcp(meeting)], name === "auto" ? {} : { force: name });
+  // Ranks meet as the first does that crosses hosts: by tcp.
+  return select(
+    [shm(), tcp(meeting), ...(device === undefined ? [] : ofDevice(device, name))],
+    name === "auto" ? {} : { force: name },
+  );
+}
+
+/** What a GPU has; NCCL only where its library is, unless it was asked for: then its absence is an error. */
+function ofDevice(device: string, name: TransportName): Transport[] {
+  return [cudaIpc({ device }), ...(name === "nccl" || hasNccl() ? [nccl({ device })] : [])];
+}
+
+function hasNccl(): boolean {
+  try {
+    ncclVersion();
+    return true;
+  } catch {
+    return false;
+  }
 }

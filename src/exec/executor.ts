@@ -3,6 +3,7 @@ import { TensorBusError } from "../errors.ts";
 import type { Program } from "../plan/program.ts";
 import type { LocalStrides, PlanInput } from "../plan/types.ts";
 import type {
+  PlanLinks,
   PostOptions,
   PreparedTransfer,
   PrepareOptions,
@@ -17,6 +18,7 @@ import { type PeerTraffic, type ProgramTraffic, trafficOf } from "./program-chun
 export interface ExecutablePlan {
   readonly input: Pick<PlanInput, "pairs" | "tensors">;
   program(rank: number, options?: { readonly strides?: ReadonlyMap<number, LocalStrides> }): Program;
+  channels(): PlanLinks;
 }
 
 export interface ExecutionOptions extends PrepareOptions {
@@ -50,8 +52,8 @@ export function createExecutor(session: TransportSession): Executor {
       const program = plan.program(session.rank, strides.size === 0 ? {} : { strides });
       const bindings = bindBatch(plan.input, program, options.tensors);
       requireKernels(session);
-      const ranks = ranksOf(plan.input);
-      const transfer = await session.prepare(program, bindings, { ...options, ranks });
+      const links = () => plan.channels();
+      const transfer = await session.prepare(program, bindings, { ...options, links });
       return new Execution(transfer, program, options.progressMs ?? 100);
     },
   };
@@ -119,15 +121,6 @@ function statsOf(program: Program, { stagingBytes, transports }: PreparedTransfe
     ([rank, bytes]) => [rank, { ...bytes, transport: transports.get(rank)! }] as const,
   );
   return { ...traffic, peers: new Map(peers), stagingBytes };
-}
-
-/** Every rank of every pair. */
-function ranksOf({ pairs }: ExecutablePlan["input"]): number[] {
-  const ranks = Object.values(pairs).flatMap(({ source, target }) => [
-    ...source.mesh.ranks,
-    ...target.mesh.ranks,
-  ]);
-  return [...new Set(ranks)].toSorted((a, b) => a - b);
 }
 
 function stridesOf(tensors: BatchTensors): Map<number, LocalStrides> {

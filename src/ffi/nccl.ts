@@ -1,14 +1,13 @@
 /** NCCL: where its library is, and what can be asked of it without a device. */
 import { existsSync, readdirSync } from "node:fs";
 import { basename, delimiter, dirname, join } from "node:path";
-import { kernelsPath } from "./cuda.ts";
 import { declareNative } from "./native.ts";
 
 const native = declareNative({
   tb_nccl_version: ["string", "out u32"],
   tb_nccl_describe: ["string", "i32", "pointer", "u32"],
   tb_nccl_unique_id: ["string", "pointer"],
-  tb_session_use_nccl: ["u64", "pointer", "string", "string"],
+  tb_session_use_nccl: ["u64", "string"],
   tb_nccl_join: ["u64", "pointer", "u32", "pointer", "u32", "out u64"],
   tb_nccl_state: ["u64", "u64", "out u32"],
   tb_nccl_leave: ["u64", "u64"],
@@ -108,9 +107,9 @@ export function ncclUniqueId(path: string = findNccl()): Uint8Array {
   return id;
 }
 
-/** Lets a session move its buckets by NCCL. `TB_LIBRARY` where a library or the kernels are missing, `TB_DEVICE`. */
-export function useNccl(session: bigint, device: Uint8Array, library: string): void {
-  native.tb_session_use_nccl(session, device, library, kernelsPath());
+/** What a session with the carrier `nccl` needs before it is used. `TB_LIBRARY` where it is missing or too old. */
+export function useNccl(session: bigint, library: string): void {
+  native.tb_session_use_nccl(session, library);
 }
 
 /** Begins to join a communicator; `ranks` ascend. */

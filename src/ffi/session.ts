@@ -4,6 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import type { TensorBusError } from "../errors.ts";
+import { type Carrier, carrierMask, encodeMembers, graphFlags, type Member } from "./carriers.ts";
 import { parseUuid, useKernels } from "./cuda.ts";
 import { readError } from "./error.ts";
 import { declareNative } from "./native.ts";
@@ -23,11 +24,11 @@ const native = declareNative({
   // biome-ignore format: one line a function
   tb_graph_prepare_among: ["u64", "string", "pointer", "u64", "pointer", "u32", "u32", "u64", "pointer", "u32", "out u64"],
   tb_graph_attach: ["u64", "u64", "u64"],
+  tb_graph_check_peers: ["u64", "u64"],
   tb_graph_attached: ["u64", "u64", "out u32"],
   tb_graph_post: ["u64", "u64", "u64", "u64"],
   tb_graph_post_cancelled: ["u64", "u64", "u64"],
   tb_graph_cancel: ["u64", "u64", "i32"],
-  tb_graph_carrier: ["u64", "u64", "i32", "out u32"],
   tb_graph_progress: ["u64", "u64", "out u64", "out u64", "out u64", "out u64"],
   tb_graph_release: ["u64", "u64"],
 });
@@ -79,12 +80,6 @@ const proofBytes = 32;
 const transportKinds = { memory: 0, tcp: 1 } as const;
 /** What means nothing within a process, but must be in range. */
 const withinProcess = { connections: 1, peerTimeoutMs: 10_000 } as const;
-/**
- * The bits of `tb_carrier_bits`. `apart` is for tests: memory of this process is then reached as if it were another's.
- */
-const carrierBits = { stream: 1, shm: 2, "cuda-ipc": 4, nccl: 8, apart: 0x8000_0000 } as const;
-export type Carrier = keyof typeof carrierBits;
-const graphFlags = { checksum: 1 } as const;
 
 interface CommonSessionOptions {
   readonly rank: number;
@@ -162,8 +157,8 @@ export interface GraphOptions {
   readonly bindings: readonly NativeBinding[];
   readonly checksum: boolean;
   readonly timeoutNs: bigint;
-  /** NCCL: the ranks of its plan, ascending. */
-  readonly members?: Int32Array;
+  /** Who begins its rounds together, by ascending rank, this one among them; none where no bucket goes by NCCL. */
+  readonly members?: readonly Member[];
 }
 
 export interface GraphProgress {
@@ -238,7 +233,7 @@ export function answerHandshake(
 
 /** Starts it; the end is a `prepared` event. */
 export function prepareGraph(session: bigint, options: GraphOptions): bigint {
-  const { key, program, bindings, checksum, timeoutNs, members = new Int32Array(0) } = options;
+  const { key, program, bindings, checksum, timeoutNs, members = [] } = options;
   return native.tb_graph_prepare_among(
     session,
     key,
@@ -248,14 +243,19 @@ export function prepareGraph(session: bigint, options: GraphOptions): bigint {
     bindings.length,
     checksum ? graphFlags.checksum : 0,
     timeoutNs,
-    members,
+    encodeMembers(members),
     members.length,
   );
 }
 
-/** NCCL: binds what is prepared to a communicator of its members; `true` of `isAttached` once it can run. */
+/** NCCL: binds what is prepared to a communicator of those who join; `true` of `isAttached` once it can run. */
 export function attachGraph(session: bigint, graph: bigint, communicator: bigint): void {
   native.tb_graph_attach(session, graph, communicator);
+}
+
+/** Throws where a peer prepares anew what is prepared here, as after it was found elsewhere than it was said to be. */
+export function checkGraphPeers(session: bigint, graph: bigint): void {
+  native.tb_graph_check_peers(session, graph);
 }
 
 export function isAttached(session: bigint, graph: bigint): boolean {
@@ -282,14 +282,6 @@ export function graphProgress(session: bigint, graph: bigint): GraphProgress {
   return { round, bytesDone, bytesTotal, stagingBytes };
 }
 
-/** What carries the buckets between this rank and a peer of a graph that is prepared. */
-export function graphCarrier(session: bigint, graph: bigint, rank: number): Carrier {
-  const number = native.tb_graph_carrier(session, graph, rank);
-  const found = Object.entries(carrierBits).find(([, bit]) => bit === 2 ** number);
-  if (found === undefined) throw new TypeError(`a carrier of the unknown number ${number}`);
-  return found[0] as Carrier;
-}
-
 export function releaseGraph(session: bigint, graph: bigint): void {
   native.tb_graph_release(session, graph);
 }
@@ -305,11 +297,7 @@ function encodeSessionOptions(options: NativeSessionOptions): Buffer {
   bytes.writeUInt32LE(options.ioThreads, at.io_threads);
   bytes.writeUInt32LE(options.quiesceMs, at.quiesce_ms);
   if (options.device !== undefined) bytes.set(parseUuid(options.device), at.device);
-  const carriers = options.carriers ?? [];
-  bytes.writeUInt32LE(
-    carriers.reduce((bits, carrier) => bits + carrierBits[carrier], 0),
-    at.carriers,
-  );
+  bytes.writeUInt32LE(carrierMask(options.carriers ?? []), at.carriers);
   const { connections, peerTimeoutMs } = options.kind === "tcp" ? options : withinProcess;
   bytes.writeUInt32LE(connections, at.connections);
   bytes.writeUInt32LE(peerTimeoutMs, at.peer_timeout_ms);

@@ -109,9 +109,9 @@ export class Communicators {
 
   /**
    * The communicator of just these ranks, once all have joined it. All of them must ask. `TB_TIMEOUT` names who did not,
-   * `TB_DEVICE_SHARED` the two that stand on one device.
+   * `TB_DEVICE_SHARED` the two that stand on one device. What `check` throws ends it.
    */
-  async of(ranks: Int32Array, ticket: number, deadline: Deadline): Promise<bigint> {
+  async of(ranks: Int32Array, ticket: number, deadline: Deadline, check = () => {}): Promise<bigint> {
     const set = this.#setOf(ranks);
     let pause = leastPauseMs;
     let missing: readonly number[] = [];
@@ -119,6 +119,7 @@ export class Communicators {
       const outcome = await this.#inTurn(set, () => this.#step(set, ticket, deadline));
       if (typeof outcome === "bigint") return outcome;
       missing = outcome;
+      check();
       if (deadline.signal?.aborted) throw cancelledError("making a communicator", deadline.signal);
       if (deadline.remainingMs === 0) throw lateError(ranks, missing);
       await sleep(Math.min(pause, deadline.remainingMs));

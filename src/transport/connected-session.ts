@@ -1,5 +1,5 @@
 /** What the transports have in common whose ranks meet over TCP connections, whatever then carries their buckets. */
-import type { Carrier } from "../ffi/session.ts";
+import type { Carrier } from "../ffi/carriers.ts";
 import { type Gather, NativeSession } from "./native-session.ts";
 import { checkMembership, integerOption } from "./open-options.ts";
 import { type DirectoryScope, PeerDirectory } from "./peer-directory.ts";
@@ -41,20 +41,32 @@ export interface Meeting {
   readonly secrets: readonly Uint8Array[];
 }
 
+/** What a transport that gathers ranks has to do it with. */
+export interface GatherContext {
+  readonly session: bigint;
+  readonly scope: DirectoryScope;
+  readonly directory: PeerDirectory;
+  readonly open: OpenOptions;
+}
+
 /** A transport that can be one of several in a session, where each pair of ranks gets the best of them: `select`. */
 export interface ConnectedTransport extends Transport {
   readonly carrier: Carrier;
   /** The UUID of the GPU whose memory it moves; absent where it moves none of a GPU. */
   readonly device?: string;
+  /** Carriers that change how those of others are used. */
+  readonly also?: readonly Carrier[];
+  /** Called with the native session before anything is prepared; absent where it prepares with each peer alone. */
+  readonly gather?: (context: GatherContext) => Gather;
   /** Resolves addresses and reads secrets. */
   meet(): Promise<Meeting>;
 }
 
 export function connectedTransport(transport: Omit<ConnectedTransport, "open">): ConnectedTransport {
-  const { name, capabilities, carrier, device, meet } = transport;
+  const { carrier, also = [], ...setup } = transport;
   return {
     ...transport,
-    open: (open) => openConnected({ name, capabilities, carriers: [carrier], device, meet }, open),
+    open: (open) => openConnected({ ...setup, carriers: [carrier, ...also] }, open),
   };
 }
 
@@ -65,8 +77,7 @@ interface ConnectedSetup {
   readonly carriers: readonly Carrier[];
   readonly device?: string | undefined;
   readonly meet: () => Promise<Meeting>;
-  /** Called with the native session before anything is prepared. */
-  readonly gather?: (session: bigint, scope: DirectoryScope) => Gather;
+  readonly gather?: ConnectedTransport["gather"] | undefined;
 }
 
 /** Opens a session that listens, and publishes where. */
@@ -93,11 +104,13 @@ export async function openConnected(setup: ConnectedSetup, open: OpenOptions): P
     },
     secrets,
     directory,
-    ...(gather === undefined ? {} : { gather: (handle: bigint) => gather(handle, scope) }),
+    ...(gather === undefined
+      ? {}
+      : { gather: (handle: bigint) => gather({ session: handle, scope, directory, open }) }),
   });
   try {
     const { host, port = session.port } = advertised;
-    await directory.publish(membership.rank, { host, port }, open);
+    await directory.publish(membership.rank, { host, port, place: session.place }, open);
   } catch (error) {
     await session.close();
     throw error;

@@ -2,9 +2,12 @@
  * The session that the memory and tcp transports share: everything but bytes. Native code moves the data and says what
  * happened through a pipe; this side keeps promises, secrets, addresses and what is registered.
  */
+import { constants } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
 import { type Observable, Subject } from "rxjs";
 import { Deadline } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
+import { type Member, sessionPlace } from "../ffi/carriers.ts";
 import type { HandshakeEvent, NativeBinding, NativeEvent, NativeSessionOptions } from "../ffi/session.ts";
 import * as native from "../ffi/session.ts";
 import type { Memory } from "../memory/memory.ts";
@@ -15,13 +18,18 @@ import { checkProof, type HandshakeRole, makeProof } from "./handshake.ts";
 import { NativeTransfer } from "./native-transfer.ts";
 import type { PeerDirectory } from "./peer-directory.ts";
 import type {
+  PlanLinks,
   PreparedTransfer,
   PrepareOptions,
   TensorBinding,
   TransportCapabilities,
   TransportEvent,
   TransportSession,
+  WaitOptions,
 } from "./transport.ts";
+
+/** Between two looks at what has moved. */
+const staleMs = 20;
 
 export interface NativeSessionSetup {
   readonly capabilities: TransportCapabilities;
@@ -40,10 +48,14 @@ export interface NativeSessionSetup {
 
 /** What a transport does beyond preparing a graph with each of its peers alone. */
 export interface Gather {
-  /** Called before it is prepared; what it gives is handed to `attach`. */
-  announce(members: Int32Array, deadline: Deadline): Promise<number>;
-  /** Called once the graph is prepared; `members` ascend, and this rank is among them. */
-  attach(graph: bigint, members: Int32Array, ticket: number, deadline: Deadline): Promise<void>;
+  /** Of a plan in GPU memory: who begins its rounds together, by ascending rank, this one among them; or nobody. */
+  choose(links: PlanLinks, checksum: boolean, deadline: Deadline): Promise<readonly Member[]>;
+  /** See `TransportSession.checkRanks`. */
+  check(ranks: readonly number[], deadline: Deadline): Promise<void>;
+  /** Called before it is prepared where this rank joins; what it gives is handed to `attach`. */
+  announce(joining: Int32Array, deadline: Deadline): Promise<number>;
+  /** Called once the graph is prepared; those who join ascend, and this rank is among them. */
+  attach(graph: bigint, joining: Int32Array, ticket: number, deadline: Deadline): Promise<void>;
   /** Takes back what it published. */
   withdraw(): Promise<void>;
 }
@@ -85,6 +97,11 @@ export class NativeSession implements TransportSession {
       this.#pipe.close();
       throw error;
     }
+  }
+
+  /** Who the session is to carriers, as it may be told to anybody. */
+  get place(): Uint8Array {
+    return sessionPlace(this.#handle);
   }
 
   /** The port that the session listens on. */
@@ -129,16 +146,23 @@ export class NativeSession implements TransportSession {
     this.#drain();
     const bind = () => bindProgram(program, bindings, { rank: this.rank, memories: this.#memories });
     bind(); // what is wrong with it is said before anyone is waited for
-    const members = this.#membersOf(program, options);
+    const onDevice = bindings.some(({ source, target }) => (source ?? target)?.memory.kind === "cuda");
     for (;;) {
+      const members = onDevice ? await this.#choose(program, options, deadline) : [];
       await this.#introduce(program, members, deadline);
       try {
         // Memory may have been unregistered meanwhile, and its address taken by other memory.
         return await this.#prepareOnce(program, bind(), { ...options, members }, deadline);
       } catch (error) {
-        if (!(await this.#hasMoved(error, deadline))) throw error;
+        if (isStale(error) && deadline.remainingMs > staleMs) await sleep(staleMs);
+        else if (!(await this.#hasMoved(error, deadline))) throw error;
       }
     }
+  }
+
+  async checkRanks(ranks: readonly number[], options: WaitOptions = {}): Promise<void> {
+    this.#checkOpen();
+    await this.#gather?.check(ranks, new Deadline(options));
   }
 
   close(): Promise<void> {
@@ -151,11 +175,13 @@ export class NativeSession implements TransportSession {
   }
 
   /** Tells native code where the peers of a program are. */
-  async #introduce(program: Program, members: Int32Array, deadline: Deadline): Promise<void> {
+  async #introduce(program: Program, members: readonly Member[], deadline: Deadline): Promise<void> {
     const { directory } = this.#setup;
     if (directory === undefined) return;
-    // The lowest of the members is connected with all others.
-    const more = members[0] === this.rank ? members : members.slice(0, 1);
+    // The lowest of those who join is connected with all others.
+    const leader = members.find(({ joins }) => joins)?.rank;
+    const more =
+      leader === this.rank ? members.map(({ rank }) => rank) : leader === undefined ? [] : [leader];
     const peers = [...new Set([...program.peers, ...more])].filter((rank) => rank !== this.rank);
     await directory.lookUp(peers, deadline, (rank, { host, port }) => {
       this.#checkOpen();
@@ -166,10 +192,11 @@ export class NativeSession implements TransportSession {
   async #prepareOnce(
     program: Program,
     bindings: readonly NativeBinding[],
-    { key, checksum = false, members }: PrepareOptions & { readonly members: Int32Array },
+    { key, checksum = false, members }: PrepareOptions & { readonly members: readonly Member[] },
     deadline: Deadline,
   ): Promise<PreparedTransfer> {
-    const ticket = (await this.#gather?.announce(members, deadline)) ?? 0;
+    const joining = joiningOf(members, this.rank);
+    const ticket = joining === undefined ? 0 : await this.#gather!.announce(joining, deadline);
     this.#checkOpen();
     const graph = native.prepareGraph(this.#handle, {
       key,
@@ -191,9 +218,9 @@ export class NativeSession implements TransportSession {
     });
     this.#transfers.set(graph, transfer);
     await transfer.prepared(deadline);
-    if (members.length === 0) return transfer;
+    if (joining === undefined) return transfer;
     try {
-      await this.#gather?.attach(graph, members, ticket, deadline);
+      await this.#gather!.attach(graph, joining, ticket, deadline);
     } catch (error) {
       await transfer.release();
       throw error;
@@ -201,12 +228,19 @@ export class NativeSession implements TransportSession {
     return transfer;
   }
 
-  /** The ranks to be gathered; none where the transport gathers none. */
-  #membersOf(program: Program, { ranks }: PrepareOptions): Int32Array {
-    if (this.#gather === undefined) return new Int32Array(0);
-    const named = ranks ?? [this.rank, ...program.peers];
-    // Whom a plan does not name is alone with it.
-    return new Int32Array(named.includes(this.rank) ? new Set(named) : [this.rank]).sort();
+  /** Who begins rounds together; nobody where the transport gathers no ranks. */
+  async #choose(
+    { peers }: Program,
+    { links, checksum = false }: PrepareOptions,
+    deadline: Deadline,
+  ): Promise<readonly Member[]> {
+    if (this.#gather === undefined || peers.length === 0) return [];
+    const own = {
+      count: peers.length,
+      srcRank: new Uint32Array(peers.length).fill(this.rank),
+      dstRank: Uint32Array.from(peers),
+    };
+    return this.#gather.choose(links?.() ?? own, checksum, deadline);
   }
 
   /** True if a peer was not where the store once said, and the store says something else by now. */
@@ -322,6 +356,17 @@ export class NativeSession implements TransportSession {
       details: { kind: memory.kind, supported: this.capabilities.memory },
     });
   }
+}
+
+/** Of those who join, their ranks; nothing where this one does not. */
+function joiningOf(members: readonly Member[], own: number): Int32Array | undefined {
+  const joining = members.filter(({ joins }) => joins).map(({ rank }) => rank);
+  return joining.includes(own) ? Int32Array.from(joining) : undefined;
+}
+
+/** One of two ranks took the other to be where it is no more: what is known of it is asked for anew. */
+function isStale(error: unknown): boolean {
+  return error instanceof TensorBusError && error.details["errno"] === constants.errno.ESTALE;
 }
 
 function closedError(): TensorBusError {

@@ -1,5 +1,6 @@
 import { Deadline } from "../deadline.ts";
 import { errorCodes, TensorBusError } from "../errors.ts";
+import { graphCarrier } from "../ffi/carriers.ts";
 import type { GraphEvent } from "../ffi/session.ts";
 import * as native from "../ffi/session.ts";
 import type { EventPipe } from "./event-pipe.ts";
@@ -60,7 +61,7 @@ export class NativeTransfer implements PreparedTransfer {
     this.#stagingBytes = native.graphProgress(session, graph).stagingBytes;
     this.#transports = new Map(
       peers.map((rank) => {
-        const carrier = native.graphCarrier(session, graph, rank);
+        const carrier = graphCarrier(session, graph, rank);
         return [rank, carrier === "stream" ? stream : carrier];
       }),
     );

@@ -11,6 +11,8 @@ export interface PeerAddress {
   /** A numeric address, or a name that the reader resolves. */
   readonly host: string;
   readonly port: number;
+  /** Who the rank is to carriers; absent where nobody has to know before it is met. */
+  readonly place?: Uint8Array | undefined;
 }
 
 /** What makes the records of one job: ranks of another read nothing of them. */
@@ -74,6 +76,20 @@ export class PeerDirectory {
     }
   }
 
+  /** Who these ranks are to carriers, as the store says it now, once all have said where they are. */
+  async places(ranks: readonly number[], deadline: Deadline): Promise<Map<number, Uint8Array | undefined>> {
+    await this.#waitFor(ranks, deadline);
+    const places = new Map<number, Uint8Array | undefined>();
+    for (let start = 0; start < ranks.length; start += lookupsAtOnce) {
+      const some = ranks.slice(start, start + lookupsAtOnce);
+      const records = await Promise.all(some.map((rank) => this.#record(rank, deadline)));
+      for (const [index, record] of records.entries()) {
+        places.set(some[index]!, decodeAddress(this.#scope, some[index]!, record).place);
+      }
+    }
+    return places;
+  }
+
   /** The next `lookUp` asks for this rank again: it was lost, or its address led nowhere. */
   forget(rank: number): void {
     this.#stale.add(rank);
@@ -131,11 +147,14 @@ export class PeerDirectory {
     return missing;
   }
 
-  async #read(rank: number, deadline: Deadline): Promise<{ address: PeerAddress; text: string }> {
+  async #record(rank: number, deadline: Deadline): Promise<Uint8Array> {
     const record = await this.#store.get(addressKey(this.#scope, rank), deadline.rest);
-    if (record === undefined) {
-      throw new TensorBusError("TB_PEER_LOST", `rank ${rank} withdrew its address`, { details: { rank } });
-    }
+    if (record !== undefined) return record;
+    throw new TensorBusError("TB_PEER_LOST", `rank ${rank} withdrew its address`, { details: { rank } });
+  }
+
+  async #read(rank: number, deadline: Deadline): Promise<{ address: PeerAddress; text: string }> {
+    const record = await this.#record(rank, deadline);
     const { host, port } = decodeAddress(this.#scope, rank, record);
     const address = { host: await resolve(host, rank, deadline), port };
     return { address, text: Buffer.from(record).toString("latin1") };
@@ -147,21 +166,24 @@ export function addressKey(scope: DirectoryScope, rank: number): string {
   return `${scope.transport}/${encodeURIComponent(scope.namespace)}/${scope.generation}/address/${rank}`;
 }
 
-/** A rank's record: JSON of host, port, a number that tells two incarnations apart, and the proof. */
-export function encodeAddress(scope: DirectoryScope, rank: number, { host, port }: PeerAddress): Buffer {
-  const instance = randomBytes(8).toString("hex");
-  const mac = recordMac(scope.secrets[0]!, addressKey(scope, rank), { host, port, instance }).toString("hex");
-  return Buffer.from(JSON.stringify({ host, port, instance, mac }));
+/** A rank's record: JSON of host, port, place, a number that tells two incarnations apart, and the proof. */
+export function encodeAddress(scope: DirectoryScope, rank: number, address: PeerAddress): Buffer {
+  const { host, port } = address;
+  const place = address.place === undefined ? "" : Buffer.from(address.place).toString("base64");
+  const signed = { host, port, place, instance: randomBytes(8).toString("hex") };
+  const mac = recordMac(scope.secrets[0]!, addressKey(scope, rank), signed).toString("hex");
+  return Buffer.from(JSON.stringify({ ...signed, mac }));
 }
 
 function decodeAddress(scope: DirectoryScope, rank: number, record: Uint8Array): PeerAddress {
-  const { host, port, instance, mac } = parse(record);
+  const { host, port, place, instance, mac } = parse(record);
   if (
     typeof host !== "string" ||
     typeof port !== "number" ||
     !Number.isInteger(port) ||
     port < 1 ||
     port > 65_535 ||
+    typeof place !== "string" ||
     typeof instance !== "string" ||
     typeof mac !== "string"
   ) {
@@ -170,13 +192,13 @@ function decodeAddress(scope: DirectoryScope, rank: number, record: Uint8Array):
     });
   }
   const key = addressKey(scope, rank);
-  const make = (secret: Uint8Array) => recordMac(secret, key, { host, port, instance });
+  const make = (secret: Uint8Array) => recordMac(secret, key, { host, port, place, instance });
   if (!anyOf(scope.secrets, make, Buffer.from(mac, "hex"))) {
     throw new TensorBusError("TB_AUTH", `the address of rank ${rank} was not written with our secret`, {
       details: { rank },
     });
   }
-  return { host, port };
+  return { host, port, ...(place === "" ? {} : { place: Buffer.from(place, "base64") }) };
 }
 
 function parse(record: Uint8Array): Record<string, unknown> {
@@ -188,8 +210,15 @@ function parse(record: Uint8Array): Record<string, unknown> {
   }
 }
 
-function recordMac(secret: Uint8Array, key: string, record: PeerAddress & { instance: string }): Buffer {
-  const text = JSON.stringify([key, record.host, record.port, record.instance]);
+interface SignedRecord {
+  readonly host: string;
+  readonly port: number;
+  readonly place: string;
+  readonly instance: string;
+}
+
+function recordMac(secret: Uint8Array, key: string, record: SignedRecord): Buffer {
+  const text = JSON.stringify([key, record.host, record.port, record.place, record.instance]);
   return createHmac("sha256", secret).update("tensorbus address\0").update(text).digest();
 }
 

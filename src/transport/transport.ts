@@ -9,6 +9,7 @@
 import type { Observable } from "rxjs";
 import type { TensorBusError } from "../errors.ts";
 import type { Memory, MemoryKind, TensorMemory } from "../memory/memory.ts";
+import type { Channels } from "../plan/channels.ts";
 import type { Program } from "../plan/program.ts";
 import type { Store } from "../store/store.ts";
 
@@ -60,9 +61,15 @@ export interface TensorBinding {
   readonly target?: TensorMemory;
 }
 
+/** Who sends to whom in a plan: an entry of each for every channel, in any order, those within a rank among them. */
+export type PlanLinks = Pick<Channels, "count" | "srcRank" | "dstRank">;
+
 export interface PrepareOptions extends WaitOptions {
-  /** All ranks that the plan names, for transports that gather them; unless given, this one and those of the program. */
-  readonly ranks?: readonly number[];
+  /**
+   * The links of the whole plan, for transports whose ranks have to come together; asked for by those alone. Unless given,
+   * those of this rank.
+   */
+  readonly links?: () => PlanLinks;
   /** Names the batch and direction: the same on all ranks, unique in the session. */
   readonly key: string;
   /** Send and check CRC-32C of every bucket; default false. Both ends must agree. */
@@ -96,6 +103,12 @@ export interface TransportSession extends AsyncDisposable {
     bindings: readonly TensorBinding[],
     options: PrepareOptions,
   ): Promise<PreparedTransfer>;
+  /**
+   * Refuses what no batch in GPU memory between any of these ranks could be, before there is one: `TB_DEVICE_SHARED` where
+   * two of them stand on one GPU, and each can reach another only by what wants a GPU for itself. Absent where it could
+   * refuse nothing.
+   */
+  checkRanks?(ranks: readonly number[], options?: WaitOptions): Promise<void>;
   /** Ends everything: rounds under way fail with `TB_CLOSED`, peers see an orderly end. A second call does nothing. */
   close(): Promise<void>;
 }

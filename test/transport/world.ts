@@ -15,7 +15,7 @@ import type {
 import type { TransferCase } from "./cases.ts";
 import type { Random } from "./random.ts";
 import { RankMemory } from "./rank-memory.ts";
-import { allocate, kindOf, testDevices } from "./test-memory.ts";
+import { allocate, kindOf, type TestMemoryKind, testDevices } from "./test-memory.ts";
 
 /** What the suite needs of an implementation. */
 export interface Subject {
@@ -46,11 +46,11 @@ let keys = 0;
 export async function prepareCase(
   sessions: readonly TransportSession[],
   transfer: TransferCase,
-  options: Partial<PrepareOptions> = {},
+  { memory, ...options }: Partial<PrepareOptions> & { readonly memory?: TestMemoryKind } = {},
 ): Promise<PreparedCase> {
   const plan = await planTransfer(transfer.input);
   const memories = sessions.map(
-    ({ capabilities }, rank) => new RankMemory(transfer, rank, kindOf(capabilities)),
+    ({ capabilities }, rank) => new RankMemory(transfer, rank, memory ?? kindOf(capabilities)),
   );
   for (const [rank, session] of sessions.entries()) session.register(memories[rank]!.memory);
   const key = `case ${keys++}`;

@@ -3,13 +3,21 @@ import { cancelledError, type Deadline } from "../../src/deadline.ts";
 import { TensorBusError } from "../../src/errors.ts";
 import { parseUuid } from "../../src/ffi/cuda.ts";
 import * as ffi from "../../src/ffi/nccl.ts";
-import { attachGraph, isAttached } from "../../src/ffi/session.ts";
+import { attachGraph, checkGraphPeers, isAttached } from "../../src/ffi/session.ts";
 import { Communicators } from "../../src/transport/communicators.ts";
-import { checkTuning, openConnected, type SessionTuning } from "../../src/transport/connected-session.ts";
+import {
+  type ConnectedTransport,
+  checkTuning,
+  connectedTransport,
+  type GatherContext,
+  type SessionTuning,
+} from "../../src/transport/connected-session.ts";
 import { type EndpointOptions, resolveEndpoint } from "../../src/transport/endpoint.ts";
+import { Gathering } from "../../src/transport/gathering.ts";
+import type { Gather } from "../../src/transport/native-session.ts";
 import { integerOption } from "../../src/transport/open-options.ts";
 import { loadSecrets, type SecretOptions } from "../../src/transport/secret.ts";
-import type { OpenOptions, Transport, TransportCapabilities } from "../../src/transport/transport.ts";
+import type { TransportCapabilities } from "../../src/transport/transport.ts";
 
 export interface NcclTransportOptions extends SecretOptions, SessionTuning, EndpointOptions {
   /** The GPU of this rank, as `nvidia-smi -L` names it: `GPU-…`. */
@@ -41,63 +49,73 @@ const sharedDeviceVersion = 23_000;
  * Moves tensors between GPUs of one or many hosts by NCCL. One rank is one GPU; plans, grants and failures travel over
  * authenticated TCP connections, tensors do not. See this folder's README for NCCL's own environment.
  */
-export function nccl(options: NcclTransportOptions): Transport {
+export function nccl(options: NcclTransportOptions): ConnectedTransport {
   const listenPort = integerOption("port", options.port, { min: 0, max: 65_535, preset: 0 });
   const tuning = checkTuning(options);
-  const { sharedDevices = false } = options;
-  return {
+  const { device, sharedDevices = false } = options;
+  return connectedTransport({
     name: "nccl",
     capabilities,
-    async open(open: OpenOptions) {
-      const device = parseUuid(options.device);
+    carrier: "nccl",
+    device,
+    ...(sharedDevices ? { also: ["shared-gpu"] } : {}),
+    async meet() {
+      const { listenHost, loopback, advertised } = await resolveEndpoint(options);
+      const secrets = await loadSecrets(options, loopback);
+      return {
+        tuning,
+        connections: 1,
+        namespace: options.namespace,
+        listenHost,
+        listenPort,
+        advertised,
+        secrets,
+      };
+    },
+    gather(context) {
       const library = options.library ?? ffi.findNccl();
       checkVersion(library, sharedDevices);
-      return openConnected(
-        {
-          name: "nccl",
-          capabilities,
-          carriers: [],
-          meet: async () => {
-            const { listenHost, loopback, advertised } = await resolveEndpoint(options);
-            const secrets = await loadSecrets(options, loopback);
-            return {
-              tuning,
-              connections: 1,
-              namespace: options.namespace,
-              listenHost,
-              listenPort,
-              advertised,
-              secrets,
-            };
-          },
-          gather: (session, scope) => {
-            ffi.useNccl(session, device, library);
-            const communicators = new Communicators({
-              store: open.store,
-              scope,
-              rank: open.rank,
-              device,
-              sharedDevices,
-              calls: {
-                uniqueId: () => ffi.ncclUniqueId(library),
-                join: (setup) => ffi.joinCommunicator(session, setup),
-                isJoined: (communicator) => ffi.isJoined(session, communicator),
-                leave: (communicator) => ffi.leaveCommunicator(session, communicator),
-              },
-            });
-            return {
-              announce: (members, deadline) => communicators.announce(members, deadline),
-              async attach(graph, members, ticket, deadline) {
-                attachGraph(session, graph, await communicators.of(members, ticket, deadline));
-                await attached(session, graph, deadline);
-              },
-              withdraw: () => communicators.withdraw(),
-            };
-          },
-        },
-        open,
-      );
+      ffi.useNccl(context.session, library);
+      return gatherBy(context, { device: parseUuid(device), library, sharedDevices });
     },
+  });
+}
+
+interface Library {
+  readonly device: Uint8Array;
+  readonly library: string;
+  readonly sharedDevices: boolean;
+}
+
+function gatherBy(
+  { session, scope, directory, open: { store, rank } }: GatherContext,
+  { device, library, sharedDevices }: Library,
+): Gather {
+  const gathering = new Gathering({ rank, directory });
+  const communicators = new Communicators({
+    store,
+    scope,
+    rank,
+    device,
+    sharedDevices,
+    calls: {
+      uniqueId: () => ffi.ncclUniqueId(library),
+      join: (setup) => ffi.joinCommunicator(session, setup),
+      isJoined: (communicator) => ffi.isJoined(session, communicator),
+      leave: (communicator) => ffi.leaveCommunicator(session, communicator),
+    },
+  });
+  return {
+    choose: (links, checksum, deadline) => gathering.choose(links, checksum, deadline),
+    check: (ranks, deadline) => gathering.check(ranks, deadline),
+    announce: (joining, deadline) => communicators.announce(joining, deadline),
+    async attach(graph, joining, ticket, deadline) {
+      const check = () => checkGraphPeers(session, graph);
+      attachGraph(session, graph, await communicators.of(joining, ticket, deadline, check));
+      await attached(session, graph, deadline);
+      check();
+    },
+    withdraw: () => communicators.withdraw(),
   };
 }
 

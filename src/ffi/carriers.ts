@@ -1,0 +1,95 @@
+/** What can carry buckets between two sessions, and between which of them. "sessions" of `native/include/tensorbus.h`. */
+import { declareNative } from "./native.ts";
+
+const native = declareNative({
+  tb_session_place: ["u64", "pointer"],
+  tb_place_read: ["pointer", "out u32", "pointer"],
+  tb_carrier_between: ["pointer", "pointer", "u32", "u32", "out u32"],
+  tb_graph_carrier: ["u64", "u64", "i32", "out u32"],
+});
+
+/**
+ * The bits of `tb_carrier_bits`. `apart` is for tests: memory of this process is then reached as if it were another's.
+ * `shared-gpu`: NCCL may be asked to stand on one GPU with another rank that says so, too.
+ */
+const carrierBits = {
+  stream: 1,
+  shm: 2,
+  "cuda-ipc": 4,
+  nccl: 8,
+  "shared-gpu": 0x4000_0000,
+  apart: 0x8000_0000,
+} as const;
+export type Carrier = keyof typeof carrierBits;
+const memoryBits = { host: 1, shared: 2, cuda: 4 } as const;
+const memberRoles = { joins: 1, peer: 2 } as const;
+export const graphFlags = { checksum: 1 } as const;
+/** `TB_PLACE_BYTES`. */
+export const placeBytes = 96;
+const gpuBytes = 32;
+
+/** What a rank is to a graph some of whose buckets go by NCCL. */
+export interface Member {
+  readonly rank: number;
+  /** It is of the communicator. */
+  readonly joins: boolean;
+  /** What it and this rank exchange goes by NCCL. */
+  readonly peer: boolean;
+}
+
+/** Who a session is to carriers, as it may be told to anybody. */
+export function sessionPlace(session: bigint): Uint8Array {
+  const place = new Uint8Array(placeBytes);
+  native.tb_session_place(session, place);
+  return place;
+}
+
+/** What a place says: whether a carrier is used there, and which GPU of which host it is. */
+export function readPlace(place: Uint8Array): {
+  readonly uses: (carrier: Carrier) => boolean;
+  readonly gpu: string;
+} {
+  const gpu = new Uint8Array(gpuBytes);
+  const carriers = native.tb_place_read(place, gpu);
+  return {
+    uses: (carrier) => Math.floor(carriers / carrierBits[carrier]) % 2 === 1,
+    gpu: Buffer.from(gpu).toString("hex"),
+  };
+}
+
+/**
+ * What would carry the buckets of two sessions between tensors in that kind of memory. `TB_UNSUPPORTED` where nothing
+ * would, with what lacks; `TB_DEVICE_SHARED` where for NCCL all that lacks is a GPU for each.
+ */
+export function carrierBetween(
+  one: Uint8Array,
+  other: Uint8Array,
+  { memory, checksum }: { readonly memory: keyof typeof memoryBits; readonly checksum: boolean },
+): Carrier {
+  const flags = checksum ? graphFlags.checksum : 0;
+  return carrierOf(native.tb_carrier_between(one, other, memoryBits[memory], flags));
+}
+
+/** What carries the buckets between this rank and a peer of a graph that is prepared. */
+export function graphCarrier(session: bigint, graph: bigint, rank: number): Carrier {
+  return carrierOf(native.tb_graph_carrier(session, graph, rank));
+}
+
+export function carrierMask(carriers: readonly Carrier[]): number {
+  return carriers.reduce((bits, carrier) => bits + carrierBits[carrier], 0);
+}
+
+export function encodeMembers(members: readonly Member[]): Int32Array {
+  return Int32Array.from(
+    members.flatMap(({ rank, joins, peer }) => [
+      rank,
+      (joins ? memberRoles.joins : 0) + (peer ? memberRoles.peer : 0),
+    ]),
+  );
+}
+
+function carrierOf(number: number): Carrier {
+  const found = Object.entries(carrierBits).find(([, bit]) => bit === 2 ** number);
+  if (found === undefined) throw new TypeError(`a carrier of the unknown number ${number}`);
+  return found[0] as Carrier;
+}

@@ -1,0 +1,167 @@
+/**
+ * Which ranks of a plan come together for NCCL: what pairs of ranks take is known of all of them before anything is
+ * prepared, from what each has said of itself in the store, so every rank comes to the same answer by itself.
+ */
+import type { Deadline } from "../deadline.ts";
+import { TensorBusError } from "../errors.ts";
+import { type Carrier, carrierBetween, type Member, placeBytes, readPlace } from "../ffi/carriers.ts";
+import type { PeerDirectory } from "./peer-directory.ts";
+import type { PlanLinks } from "./transport.ts";
+
+export interface GatheringSetup {
+  readonly rank: number;
+  readonly directory: PeerDirectory;
+}
+
+type Neighbours = ReadonlyMap<number, ReadonlySet<number>>;
+type Places = ReadonlyMap<number, Uint8Array>;
+
+export class Gathering {
+  readonly #setup: GatheringSetup;
+
+  constructor(setup: GatheringSetup) {
+    this.#setup = setup;
+  }
+
+  /**
+   * For a plan whose tensors lie in GPU memory: who begins its rounds together, by ascending rank; nobody where no bucket
+   * goes by NCCL. `TB_UNSUPPORTED` and `TB_DEVICE_SHARED` name two ranks that it can not serve.
+   */
+  async choose(links: PlanLinks, checksum: boolean, deadline: Deadline): Promise<readonly Member[]> {
+    const { rank } = this.#setup;
+    const neighbours = neighboursOf(rank, links);
+    if (neighbours.size === 1) return [];
+    const places = await this.#places([...neighbours.keys()], deadline);
+    return chooseMembers(rank, neighbours, {
+      wayOf: (one, other) => wayBetween(places, one, other, checksum),
+      gathers: (other) => readPlace(places.get(other)!).uses("nccl"),
+      gpuOf: (other) => readPlace(places.get(other)!).gpu,
+      mayShare: (other) => readPlace(places.get(other)!).uses("shared-gpu"),
+    });
+  }
+
+  /** See `TransportSession.checkRanks`. */
+  async check(ranks: readonly number[], deadline: Deadline): Promise<void> {
+    const places = await this.#places(ranks, deadline);
+    const needs = (rank: number) => ranks.some((other) => other !== rank && needsNccl(places, rank, other));
+    const read = (rank: number) => readPlace(places.get(rank)!);
+    const shared = findShared(
+      ranks.filter((rank) => read(rank).uses("nccl") && !read(rank).uses("shared-gpu")),
+      (rank) => read(rank).gpu,
+      needs,
+    );
+    if (shared !== undefined) throw sharedError(shared, read(shared[0]).gpu);
+  }
+
+  async #places(ranks: readonly number[], deadline: Deadline): Promise<Places> {
+    const places = await this.#setup.directory.places(ranks, deadline);
+    for (const [rank, place] of places) {
+      if (place?.length === placeBytes) continue;
+      const message = `rank ${rank} says of itself what this version does not know`;
+      throw new TensorBusError("TB_VERSION", message, { details: { rank } });
+    }
+    return places as Places;
+  }
+}
+
+export interface PairRules {
+  readonly wayOf: (one: number, other: number) => Carrier;
+  /** Whether a rank comes together with others at all. */
+  readonly gathers: (rank: number) => boolean;
+  readonly gpuOf: (rank: number) => string;
+  /** Whether NCCL may be asked to take it on one GPU with another. */
+  readonly mayShare: (rank: number) => boolean;
+}
+
+/** The members as one of the ranks sees them; for all of them the same ones join. */
+export function chooseMembers(
+  rank: number,
+  neighbours: Neighbours,
+  { wayOf, gathers, gpuOf, mayShare }: PairRules,
+): readonly Member[] {
+  const joining = new Set<number>();
+  const peers = new Set<number>();
+  for (const [one, others] of neighbours) {
+    for (const other of others) {
+      if (other < one || wayOf(one, other) !== "nccl") continue;
+      joining.add(one).add(other);
+      if (one === rank) peers.add(other);
+      if (other === rank) peers.add(one);
+    }
+  }
+  if (joining.size === 0) return [];
+  const ranks = [...neighbours.keys()].toSorted((a, b) => a - b);
+  const shared = findShared(ranks, gpuOf, (each) => joining.has(each) && !mayShare(each));
+  if (shared !== undefined) throw sharedError(shared, gpuOf(shared[0]));
+  return ranks
+    .filter((each) => joining.has(each) || gathers(each))
+    .map((each) => ({ rank: each, joins: joining.has(each), peer: peers.has(each) }));
+}
+
+/** Of each rank that a rank deals with, directly or by way of others, whom it deals with. */
+export function neighboursOf(rank: number, { count, srcRank, dstRank }: PlanLinks): Neighbours {
+  const all = new Map<number, Set<number>>([[rank, new Set()]]);
+  const add = (one: number, other: number) => {
+    const known = all.get(one);
+    if (known === undefined) all.set(one, new Set([other]));
+    else known.add(other);
+  };
+  for (let link = 0; link < count; link++) {
+    const [one, other] = [srcRank[link]!, dstRank[link]!];
+    if (one === other) continue;
+    add(one, other);
+    add(other, one);
+  }
+  const reached = new Map([[rank, all.get(rank)!]]);
+  for (const [, others] of reached) for (const other of others) reached.set(other, all.get(other)!);
+  return reached;
+}
+
+function wayBetween(places: Places, one: number, other: number, checksum: boolean): Carrier {
+  try {
+    return carrierBetween(places.get(one)!, places.get(other)!, { memory: "cuda", checksum });
+  } catch (error) {
+    if (!(error instanceof TensorBusError)) throw error;
+    if (error.code === "TB_DEVICE_SHARED") throw sharedError([one, other], readPlace(places.get(one)!).gpu);
+    throw new TensorBusError(error.code, `ranks ${one} and ${other}: ${error.message}`, {
+      details: { ranks: [one, other] },
+    });
+  }
+}
+
+/** True where two ranks could only meet by NCCL, were they on GPUs of their own. */
+function needsNccl(places: Places, one: number, other: number): boolean {
+  try {
+    return wayBetween(places, one, other, false) === "nccl";
+  } catch (error) {
+    return error instanceof TensorBusError && error.code === "TB_DEVICE_SHARED";
+  }
+}
+
+/** The first two ranks on one GPU that both concern. */
+function findShared(
+  ranks: readonly number[],
+  gpuOf: (rank: number) => string,
+  concerns: (rank: number) => boolean,
+): readonly [number, number] | undefined {
+  const byGpu = new Map<string, number[]>();
+  for (const rank of ranks) {
+    const gpu = gpuOf(rank);
+    byGpu.set(gpu, [...(byGpu.get(gpu) ?? []), rank]);
+  }
+  for (const together of byGpu.values()) {
+    const [one, other] = together.length < 2 ? [] : together.filter(concerns);
+    if (one !== undefined && other !== undefined) return [one, other];
+  }
+  return undefined;
+}
+
+/** gpu: as of `readPlace`, whose second half is the UUID. */
+function sharedError(ranks: readonly [number, number], gpu: string): TensorBusError {
+  const uuid = gpu.slice(32).replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "GPU-$1-$2-$3-$4-$5");
+  return new TensorBusError(
+    "TB_DEVICE_SHARED",
+    `ranks ${ranks[0]} and ${ranks[1]} stand on one GPU, ${uuid}, and need NCCL, which wants one for each`,
+    { details: { ranks, device: uuid } },
+  );
+}
