@@ -33,20 +33,37 @@ export function moved(box: Box, whole: Box, at: Box): Box {
   });
 }
 
-/** Where a box of a local tensor lies in the whole tensor. The box must be within one run of each dimension. */
-export function globalBox(local: Box, { runs }: Holding): Box {
-  return local.map(([start, end], dim) => {
-    let position = 0n;
-    for (const run of runs[dim]!) {
-      const next = position + BigInt(run.length);
-      if (start < next) {
-        const shift = BigInt(run.start) - position;
-        return [start + shift, end + shift];
-      }
-      position = next;
-    }
-    throw new RangeError(`index ${start} of dimension ${dim} is beyond what is held`);
-  });
+/**
+ * Where a box of a local tensor lies in the whole tensor: several boxes where it goes over the ends of runs, each with the
+ * part of the local box that it is of.
+ */
+export function globalBoxes(local: Box, { runs }: Holding): { readonly local: Box; readonly global: Box }[] {
+  let boxes: { readonly local: Box; readonly global: Box }[] = [{ local: [], global: [] }];
+  for (const [dim, range] of local.entries()) {
+    const pieces = piecesIn(range, runs[dim]!);
+    boxes = boxes.flatMap((box) =>
+      pieces.map((piece) => ({
+        local: [...box.local, piece.local],
+        global: [...box.global, piece.global],
+      })),
+    );
+  }
+  return boxes;
+}
+
+/** A range of local indices, cut where the runs that it goes over end. */
+function piecesIn([start, end]: Box[number], runs: Holding["runs"][number]) {
+  const pieces: { readonly local: Box[number]; readonly global: Box[number] }[] = [];
+  let position = 0n;
+  for (const run of runs) {
+    const next = position + BigInt(run.length);
+    const [low, high] = [start > position ? start : position, end < next ? end : next];
+    const shift = BigInt(run.start) - position;
+    if (low < high) pieces.push({ local: [low, high], global: [low + shift, high + shift] });
+    position = next;
+  }
+  if (end > position) throw new RangeError(`index ${end - 1n} is beyond what is held`);
+  return pieces;
 }
 
 /**

@@ -3,7 +3,7 @@ import {
   type Box,
   boxAt,
   compareBoxes,
-  globalBox,
+  globalBoxes,
   intersection,
   joinNeighbours,
   moved,
@@ -32,6 +32,7 @@ export interface Part {
   readonly to: Place;
   /** Payload bytes on the wire. */
   readonly bytes: bigint;
+  /** How many chunks these elements travel in; one that is in several parts counts in the first. */
   readonly chunks: number;
 }
 
@@ -118,7 +119,7 @@ function collect(chunks: Iterable<Chunk>, holdings: Holdings, rank: number): Par
     for (const chunk of chunks) {
       const direction = wanted.directionOf(chunk);
       if (direction === undefined) continue;
-      if (!wanted.wasTaken(chunk)) found.push(partOf(chunk, holdings));
+      if (!wanted.wasTaken(chunk)) found.push(...partsOf(chunk, holdings));
       if (direction !== "departing") wantBefore(wanted, chunk);
       if (direction !== "arriving") wantAfter(wanted, chunk);
     }
@@ -181,28 +182,24 @@ function keysOf({ stage, srcRank, dstRank }: Chunk): [arriving: string, departin
   return [`arriving ${stage} ${dstRank}`, `departing ${stage} ${srcRank}`];
 }
 
-function partOf(chunk: Chunk, holdings: Holdings): Part {
+/** A chunk lies in one piece at both of its ends, but not in the whole tensor where both hold the same runs of it. */
+function partsOf(chunk: Chunk, holdings: Holdings): Part[] {
   const { stage, kind, srcRank, dstRank, from, to, lengths, bytes } = chunk;
   // Reduced pieces are shaped like the source tensor of the rank that reduces.
   const [sender, receiver] = [
     holdings.of(stage === 2 ? "target" : "source", srcRank)!,
     holdings.of(stage === 0 ? "source" : "target", dstRank)!,
   ];
-  const there = boxAt(chunk.dstOffsets, lengths);
-  return {
+  const [here, there] = [boxAt(chunk.srcOffsets, lengths), boxAt(chunk.dstOffsets, lengths)];
+  return globalBoxes(there, receiver).map(({ local, global }, index) => ({
     stage,
     kind,
-    global: globalBox(there, receiver),
-    from: {
-      rank: srcRank,
-      buffer: from,
-      shape: sender.localShape,
-      box: boxAt(chunk.srcOffsets, lengths),
-    },
-    to: { rank: dstRank, buffer: to, shape: receiver.localShape, box: there },
-    bytes,
-    chunks: 1,
-  };
+    global,
+    from: { rank: srcRank, buffer: from, shape: sender.localShape, box: moved(local, there, here) },
+    to: { rank: dstRank, buffer: to, shape: receiver.localShape, box: local },
+    bytes: (bytes / volume(there)) * volume(local),
+    chunks: index === 0 ? 1 : 0,
+  }));
 }
 
 /** The parts that were found, by stage and either end; those of one channel that lie beside each other are one. */

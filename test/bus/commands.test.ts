@@ -16,6 +16,8 @@ import { generateSemaphoreName, privateName } from "../../src/bus/semaphore.ts";
 import { decodeTensorTable, encodeTensorTable, type TensorRecord } from "../../src/bus/tensor-table.ts";
 import { TensorBusError } from "../../src/errors.ts";
 
+fc.configureGlobal({ seed: 20_261 });
+
 const client = { ...ownIdentity(), id: randomClientId(), wake: privateName() };
 
 function header<T extends Command["type"]>(type: T) {

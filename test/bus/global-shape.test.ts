@@ -4,6 +4,8 @@ import { describe, expect, it } from "vitest";
 import { type SideContext, solveSide, type TensorTable } from "../../src/bus/global-shape.ts";
 import { DeviceMesh, holdingOf, type Layout, parsePlacement } from "../../src/layout/index.ts";
 
+fc.configureGlobal({ seed: 20_261 });
+
 function contextOf(layout: Layout | undefined, ranks: readonly number[]): SideContext {
   return { side: "trainer", pairs: ["weights"], layouts: [layout], ranks, nameOf: String };
 }

@@ -15,6 +15,8 @@ import {
 import { TensorBusError } from "../../src/errors.ts";
 import { nativeBus } from "../../src/ffi/bus.ts";
 
+fc.configureGlobal({ seed: 20_261 });
+
 const code = (expected: string) => expect.objectContaining({ code: expected });
 const fileOf = (name: string) => `/dev/shm/sem.${name.slice(1)}`;
 

@@ -13,6 +13,8 @@ import {
   StridedShard,
 } from "../../src/layout/index.ts";
 
+fc.configureGlobal({ seed: 20_261 });
+
 function codeOf(run: () => unknown): string | undefined {
   try {
     run();

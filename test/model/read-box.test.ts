@@ -10,6 +10,8 @@ import {
   type SafetensorsCheckpoint,
 } from "../../src/model/safetensors.ts";
 
+fc.configureGlobal({ seed: 20_261 });
+
 let folder: string;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), "tensorbus-box-"));

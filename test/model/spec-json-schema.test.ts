@@ -8,6 +8,8 @@ import { TensorBusError } from "../../src/errors.ts";
 import { parseSpec } from "../../src/model/spec.ts";
 import { specJsonSchema } from "../../src/model/spec-json-schema.ts";
 
+fc.configureGlobal({ seed: 20_261 });
+
 const root = join(import.meta.dirname, "../..");
 const file = join(root, "schema/spec.schema.json");
 const examples = join(root, "examples/specs");

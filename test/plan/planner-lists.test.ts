@@ -13,6 +13,8 @@ import {
 } from "../../src/plan/index.ts";
 import { planInputs } from "./arbitrary.ts";
 
+fc.configureGlobal({ seed: 20_261 });
+
 const touches = (rank: number) => (one: Chunk | Bucket) => one.srcRank === rank || one.dstRank === rank;
 const sum = (chunks: readonly Chunk[]) => chunks.reduce((total, { bytes }) => total + bytes, 0n);
 

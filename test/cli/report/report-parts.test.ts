@@ -11,6 +11,8 @@ import type { ChannelColumns } from "../../../src/cli/report/report.ts";
 import { loadSpec, parseSpec } from "../../../src/model/spec.ts";
 import { planTransfer } from "../../../src/plan/index.ts";
 
+fc.configureGlobal({ seed: 20_261 });
+
 test("what is packed is unpacked", () => {
   const columns = fc.dictionary(
     fc.string(),
