@@ -43,8 +43,8 @@ interface Gathered {
   readonly wave: Uint32Array;
   readonly dependencyFirst: Uint32Array;
   readonly dependencies: Uint32Array;
-  /** The ids of buckets, as far as they were asked for: chunks and buckets that wait name them again. */
-  readonly ids: string[];
+  /** The ids of buckets that were asked for, where chunks and buckets are listed together and name them again. */
+  readonly ids?: string[];
 }
 
 function gather(
@@ -98,7 +98,6 @@ function readAnswers(question: Question, subject: Subject, forBuckets: boolean):
     wave: words(answers.usedWave, at[answers.usedCount]!),
     dependencyFirst,
     dependencies: words(answers.dependencies, dependencyFirst[bucketCount]!),
-    ids: [],
   };
 }
 
@@ -109,12 +108,12 @@ function tooLarge(count: bigint, most: number): TensorBusError {
 }
 
 function bucketId(gathered: Gathered, bucket: number): string {
-  const known = gathered.ids[bucket];
+  const known = gathered.ids?.[bucket];
   if (known !== undefined) return known;
   const at = gathered.order[gathered.bucketFirst[bucket]!]! * gathered.wordsPerRecord;
   const words = gathered.recordWords;
   const id = `${words[at + 3]! & 0xff}:${words[at]}:${words[at + 1]}:${gathered.bucketSequence[bucket]}`;
-  gathered.ids[bucket] = id;
+  if (gathered.ids !== undefined) gathered.ids[bucket] = id;
   return id;
 }
 
@@ -232,7 +231,7 @@ export function withTensor(
   const question = new Question(subject).withChannels();
   try {
     question.ask((planner) => planner.gatherTensor(tensor, BigInt(2 ** 32 - 2)));
-    const gathered = readAnswers(question, subject, true);
+    const gathered = { ...readAnswers(question, subject, true), ids: [] };
     use(
       { [Symbol.iterator]: () => chunksOf(gathered, named) },
       { [Symbol.iterator]: () => bucketsOf(gathered) },
