@@ -297,7 +297,7 @@ async function prepareDirection(
     execution,
     epochs: new RoundEpochs(rendezvous, prefix),
     staged,
-    predictedSeconds: predictSeconds(planned.plan),
+    predictedSeconds: predictSeconds(planned.plan, subject.planning),
     signal: new TransferSignal({
       rendezvous,
       prefix,

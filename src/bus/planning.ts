@@ -33,8 +33,9 @@ export function showOption(record: PlanningRecord, name: string): string {
 /** Predicting a plan of more chunks would hold an agent up for longer than a tenth of a second. */
 const predictedChunks = 2n ** 18n;
 
-/** What the plan's topology promises of a round; `undefined` without one, and for plans that are too large. */
-export function predictSeconds(plan: Plan): number | undefined {
-  if (plan.input.topology === undefined || plan.chunkCount() > predictedChunks) return undefined;
+/** What a topology promises of a round; `undefined` without one, and for plans that are too large. */
+export function predictSeconds(plan: Plan, { topology }: PlanOptions): number | undefined {
+  // Of the plan itself it could be asked, too, but that would decode all of it.
+  if (topology === undefined || plan.chunkCount() > predictedChunks) return undefined;
   return plan.schedule()!.makespan / 1e9;
 }
