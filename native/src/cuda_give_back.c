@@ -5,9 +5,9 @@
  */
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "cuda_worker.h"
+#include "engine.h"
 #include "error.h"
 
 /* Where rounds follow each other without a gap, it is given back during one that needs nothing of this process. */
@@ -30,12 +30,6 @@ void tb_cuda_hold(bool needs_worker) {
 void tb_cuda_unhold(bool needs_worker) {
     rounds--;
     needy -= needs_worker;
-}
-
-static uint64_t now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
 static int32_t give(tb_cuda_worker *worker, tb_cu_pointer address, bool mapped, tb_error *err) {
@@ -65,7 +59,7 @@ static bool is_stopping(tb_cuda_worker *worker) {
 
 static enum tb_cuda_step step(tb_cuda_task *task, tb_cuda_worker *worker) {
     (void)task;
-    bool late = needy == 0 && worker->given != NULL && now() >= worker->given->until;
+    bool late = needy == 0 && worker->given != NULL && tb_now() >= worker->given->until;
     if (rounds > 0 && !late && !is_stopping(worker)) {
         return TB_CUDA_AGAIN;
     }
@@ -79,7 +73,7 @@ static int32_t give_back(tb_cuda_worker *worker, tb_cu_pointer address, bool map
     if (one == NULL) {
         return give(worker, address, mapped, err);
     }
-    *one = (tb_cuda_given){NULL, address, mapped, now() + LONGEST_NS};
+    *one = (tb_cuda_given){NULL, address, mapped, tb_now() + LONGEST_NS};
     tb_cuda_given **end = &worker->given;
     while (*end != NULL) {
         end = &(*end)->next;

@@ -117,6 +117,12 @@ static inline uint32_t tb_bucket_sequence(const tb_program *program, uint32_t bu
     return bucket - tb_bucket_channel(program, bucket)->first_bucket;
 }
 
+/* A contribution that comes here, or is this rank's own. */
+static inline bool tb_bucket_folds(const tb_program *program, uint32_t bucket) {
+    const tb_channel *channel = tb_bucket_channel(program, bucket);
+    return channel->stage == 0 && channel->direction != TB_SEND;
+}
+
 /* Bytes of a chunk on the wire, less the padding before it. */
 uint64_t tb_chunk_wire_bytes(const tb_chunk *chunk);
 

@@ -20,17 +20,12 @@ static void *table(uint64_t count, size_t row) {
     return calloc(count + 1, row);
 }
 
-static bool folds(const tb_program *program, uint32_t bucket) {
-    const tb_channel *channel = tb_bucket_channel(program, bucket);
-    return channel->stage == 0 && channel->direction != TB_SEND;
-}
-
 /* A bucket of the fold follows one with the same pieces, one position further; a first one has position 0. */
 static int32_t check_fold_link(const tb_program *program, uint32_t index, tb_error *err) {
     const tb_bucket *bucket = &program->buckets[index];
     const tb_bucket *before = NULL;
     if (bucket->fold_after != TB_NONE) {
-        if (bucket->fold_after >= program->header->bucket_count || !folds(program, bucket->fold_after)) {
+        if (bucket->fold_after >= program->header->bucket_count || !tb_bucket_folds(program, bucket->fold_after)) {
             return malformed(err, index, "is folded after one that is not folded");
         }
         before = &program->buckets[bucket->fold_after];
@@ -63,7 +58,7 @@ static int32_t link_folds(tb_program *program, uint32_t *heads, uint32_t *folded
     for (uint32_t b = 0; b < program->header->bucket_count; b++) {
         const tb_bucket *bucket = &program->buckets[b];
         program->fold_next[b] = TB_NONE;
-        if (!folds(program, b)) {
+        if (!tb_bucket_folds(program, b)) {
             if (bucket->fold_after != TB_NONE || bucket->flags != 0) {
                 return malformed(err, b, "is not folded, but says so");
             }
@@ -77,7 +72,7 @@ static int32_t link_folds(tb_program *program, uint32_t *heads, uint32_t *folded
     }
     for (uint32_t b = 0; b < program->header->bucket_count; b++) {
         const tb_bucket *bucket = &program->buckets[b];
-        if (!folds(program, b)) {
+        if (!tb_bucket_folds(program, b)) {
             continue;
         }
         if (bucket->fold_after != TB_NONE) {
@@ -168,7 +163,7 @@ static int32_t find_dependents(tb_program *program, tb_error *err) {
             return malformed(err, b, "has dependencies out of range");
         }
         bool waits = bucket->dependency_count > 0;
-        if (waits && (tb_bucket_channel(program, b)->direction == TB_RECEIVE || folds(program, b))) {
+        if (waits && (tb_bucket_channel(program, b)->direction == TB_RECEIVE || tb_bucket_folds(program, b))) {
             return malformed(err, b, "can not wait: its sender starts it, or the fold does");
         }
         for (uint32_t i = 0; i < bucket->dependency_count; i++) {

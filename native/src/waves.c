@@ -75,7 +75,7 @@ static void add_op(planner *at, tb_wave_step *step, uint32_t bucket, uint64_t st
                        .bytes = program->buckets[bucket].bytes,
                        .sends = sends};
     step->op_count++;
-    if (tb_is_contribution(program, bucket)) {
+    if (tb_bucket_folds(program, bucket)) {
         op->address = at->contributions;
         at->contributions += tb_aligned(op->bytes, TB_WAVES_ALIGNMENT);
         if (at->waves->mixed) {

@@ -19,11 +19,6 @@ static inline int32_t tb_waves_no_memory(tb_error *err) {
     return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the steps of a program");
 }
 
-static inline bool tb_is_contribution(const tb_program *program, uint32_t bucket) {
-    const tb_channel *channel = tb_bucket_channel(program, bucket);
-    return channel->stage == 0 && channel->direction != TB_SEND;
-}
-
 static inline const tb_chunk *tb_only_chunk(const tb_program *program, uint32_t bucket) {
     const tb_bucket *row = &program->buckets[bucket];
     return row->chunk_count == 1 ? &program->chunks[row->first_chunk] : NULL;

@@ -115,7 +115,7 @@ static int32_t place_step(const placer *at, uint32_t index) {
     int32_t code = TB_OK;
     for (uint32_t i = step->first_op; i < step->first_op + step->op_count && code == TB_OK; i++) {
         tb_wave_op *op = &waves->ops[i];
-        if (tb_is_contribution(at->program, op->bucket)) {
+        if (tb_bucket_folds(at->program, op->bucket)) {
             op->address += waves->memory + waves->contributions_at;
         } else if (tb_lies_ready(at->program, op->bucket, op->sends)) {
             op->address = direct_address(at, op->bucket, op->sends);
@@ -139,7 +139,7 @@ static int32_t place_folds(const placer *at) {
     int32_t code = TB_OK;
     for (uint32_t i = 0; i < waves->op_count && code == TB_OK; i++) {
         const tb_wave_op *op = &waves->ops[i];
-        if (!tb_is_contribution(at->program, op->bucket)) {
+        if (!tb_bucket_folds(at->program, op->bucket)) {
             continue;
         }
         uint32_t group = waves->mixed ? waves->fold_of[op->bucket] : waves->steps[waves->fold_step].unpack;

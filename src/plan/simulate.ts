@@ -74,13 +74,13 @@ class Simulation {
     this.#served = new Uint32Array(count);
     this.#granted = jobs.first.slice(0, count);
     this.#open = Array.from({ length: wiring.ends }, () => []);
-    this.#turns = new Turns(channels, jobs, wiring);
+    this.#turns = new Turns(channels, jobs, wiring, (row, jobs) => this.#grant(row, jobs));
   }
 
   run(): Timeline {
     const { count, waits } = this.#jobs;
     for (let job = 0; job < count; job++) if (waits[job] === 0) this.#becomeReady(job);
-    this.#turns.begin((row, jobs) => this.#grant(row, jobs));
+    this.#turns.begin();
     this.#startAll();
     while (this.#events.size > 0) {
       this.#now = this.#events.time;
@@ -157,7 +157,7 @@ class Simulation {
       remove(this.#open[out]!, row);
       remove(this.#open[into]!, row);
     }
-    this.#turns.took(row, job, (next, jobs) => this.#grant(next, jobs));
+    this.#turns.took(row, job);
     if (this.#wiring.latency === 0) this.#arrive(job);
     else this.#events.push(this.#now + this.#wiring.latency, job * 2 + 1);
   }

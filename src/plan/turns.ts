@@ -30,9 +30,12 @@ export class Turns {
   readonly #orders: readonly Order[];
   /** How many jobs of each channel were asked for. */
   readonly #asked: Uint32Array;
+  readonly #grant: Grant;
 
-  constructor(channels: Channels, jobs: Jobs, { outEnd, inFlight, bucketBytes }: Wiring) {
+  /** `grant` is called for what is asked for. */
+  constructor(channels: Channels, jobs: Jobs, { outEnd, inFlight, bucketBytes }: Wiring, grant: Grant) {
     this.#jobs = jobs;
+    this.#grant = grant;
     this.#most = inFlight;
     this.#smallBytes = Math.min(smallBytes, bucketBytes);
     this.#asked = jobs.first.slice(0, channels.count);
@@ -61,29 +64,29 @@ export class Turns {
   }
 
   /** Asks for what can be asked for at the beginning. */
-  begin(grant: Grant): void {
+  begin(): void {
     const { first } = this.#jobs;
-    for (const row of this.#atOnce) grant(row, first[row + 1]! - first[row]!);
-    for (const order of this.#orders) this.#ask(order, grant);
+    for (const row of this.#atOnce) this.#grant(row, first[row + 1]! - first[row]!);
+    for (const order of this.#orders) this.#ask(order);
   }
 
   /** A job has come: others may be asked for. */
-  took(row: number, job: number, grant: Grant): void {
+  took(row: number, job: number): void {
     const order = this.#orderOf[row];
     if (order === undefined) return;
     order.jobs--;
     order.bytes -= this.#jobs.bytes[job]!;
-    this.#ask(order, grant);
+    this.#ask(order);
   }
 
-  #ask(order: Order, grant: Grant): void {
+  #ask(order: Order): void {
     const mostBytes = this.#most * this.#smallBytes;
     if (order.jobs >= this.#most && order.bytes > mostBytes / 2) return;
     while (order.next < order.rows.length && (order.jobs < this.#most || order.bytes < mostBytes)) {
       const row = order.rows[order.next++]!;
       order.jobs++;
       order.bytes += this.#jobs.bytes[this.#asked[row]!++]!;
-      grant(row, 1);
+      this.#grant(row, 1);
     }
   }
 }
