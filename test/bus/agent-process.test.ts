@@ -1,10 +1,10 @@
 /** Agents as processes of their own: over TCP and a store that rank 0 serves, killed, stopped and started again. */
-import { createServer } from "node:net";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { TensorBusClient } from "../../src/bus/client.ts";
 import type { SharedTensor } from "../../src/bus/shared-tensor.ts";
 import { BundledCli, type RunningCommand } from "../cli/bundled-cli.ts";
+import { freePort } from "../free-ports.ts";
 import { arrayOf, failureOf, fill, initPair, type Side, tensor } from "./agent-kit.ts";
 import { temporaryFolder } from "./processes.ts";
 
@@ -22,14 +22,6 @@ afterEach(async () => {
 const trainer: Side = { name: "trainer", ranks: [0, 1], placements: ["S(0)"] };
 const inference: Side = { name: "inference", ranks: [2], placements: ["R"] };
 const sides = [trainer, inference] as const satisfies [Side, Side];
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as { port: number };
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
 
 class Cluster {
   readonly folder = temporaryFolder();

@@ -1,24 +1,16 @@
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { etcdStore } from "../../src/store/etcd-store.ts";
+import { freePorts } from "../free-ports.ts";
 import type { StoreFixture } from "./compliance.ts";
 
 const version = spawnSync("etcd", ["--version"], { encoding: "utf8" });
 /** Why tests of etcd are skipped, if they are. */
 export const etcdMissing =
   version.status === 0 ? undefined : "skipped: no etcd on this machine (Debian: apt install etcd-server)";
-
-async function freePorts(count: number): Promise<number[]> {
-  const servers = Array.from({ length: count }, () => createServer().listen(0, "127.0.0.1"));
-  await Promise.all(servers.map((server) => once(server, "listening")));
-  const ports = servers.map((server) => (server.address() as { port: number }).port);
-  await Promise.all(servers.map((server) => once(server.close(), "close")));
-  return ports;
-}
 
 /** A member of a real etcd cluster, in a process of its own, its data in a folder that goes with it. */
 export class EtcdMember implements AsyncDisposable {

@@ -2,12 +2,11 @@
  * Sessions in which some pairs of ranks take cuda-ipc and some nccl, on the doubles of libcuda and libnccl (test/doubles):
  * every third rank offers NCCL alone, as one on another host would. All else is the compliance of every transport.
  */
-import { memoryStores } from "../../src/store/memory-store.ts";
 import { select } from "../../src/transport/selection.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { nccl } from "../../transports/nccl/index.ts";
 import { testTransport } from "./compliance.ts";
-import { deviceOf, useDoubles } from "./nccl-doubles.ts";
+import { deviceOf, subjectOf, useDoubles } from "./nccl-doubles.ts";
 
 useDoubles(16);
 
@@ -16,20 +15,4 @@ const transportOf = (rank: number) => {
   return select(rank % 3 === 2 ? [nccl({ device })] : [cudaIpc({ device }), nccl({ device })]);
 };
 
-testTransport({
-  name: "cuda-ipc and nccl (doubles)",
-  capabilities: transportOf(0).capabilities,
-  async open(world) {
-    const stores = memoryStores();
-    const sessions = await Promise.all(
-      Array.from({ length: world }, (_, rank) => transportOf(rank).open({ rank, world, store: stores() })),
-    );
-    return {
-      sessions,
-      async [Symbol.asyncDispose]() {
-        await Promise.all(sessions.map((session) => session.close()));
-      },
-    };
-  },
-  openOne: (options) => transportOf(0).open({ ...options, store: memoryStores()() }),
-});
+testTransport(subjectOf("cuda-ipc and nccl (doubles)", transportOf));

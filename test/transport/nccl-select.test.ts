@@ -13,11 +13,11 @@ import type { TransportSession } from "../../src/transport/transport.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { type NcclTransportOptions, nccl } from "../../transports/nccl/index.ts";
 import { tcp } from "../../transports/tcp/index.ts";
+import { freePort } from "../free-ports.ts";
 import { randomCase, type TransferCase } from "./cases.ts";
 import { columnsToRows } from "./compliance-data.ts";
 import { deviceOf, useDoubles } from "./nccl-doubles.ts";
 import { Random } from "./random.ts";
-import { freePort } from "./tcp-world.ts";
 import { testDevices } from "./test-memory.ts";
 import { outcomeOf, type PreparedCase, prepareCase } from "./world.ts";
 

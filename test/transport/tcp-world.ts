@@ -1,4 +1,4 @@
-import { type AddressInfo, createServer, type Server, type Socket, connect as tcpConnect } from "node:net";
+import { createServer, type Server, type Socket, connect as tcpConnect } from "node:net";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { Store } from "../../src/store/store.ts";
 import type { NativeSession } from "../../src/transport/native-session.ts";
@@ -144,13 +144,4 @@ export function hello({ version = 1, from = 1, to = 0, world = 2 }: Record<strin
   bytes.writeInt32LE(world, 24);
   bytes.writeUInt32LE(1, 28);
   return bytes;
-}
-
-/** A port of loopback that nobody listens on. */
-export async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
