@@ -16,8 +16,9 @@ export {
   type TransferOptions,
 } from "./bus/client.ts";
 export type { ClientTensor, CudaMemory, TensorData, TensorDescription } from "./bus/client-memory.ts";
+export type { CommandType } from "./bus/command-header.ts";
 export type { CommandQueue, EnqueueOptions } from "./bus/command-queue.ts";
-export type { BatchId, Command, CommandType } from "./bus/commands.ts";
+export type { BatchId, Command } from "./bus/commands.ts";
 export { fromFloat32, type TensorArray, toFloat32 } from "./bus/float-bits.ts";
 export { logger, setLogger } from "./bus/logger.ts";
 export { agentMetrics, type MetricsOptions, type MetricsServer, serveMetrics } from "./bus/metrics.ts";

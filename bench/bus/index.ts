@@ -98,16 +98,16 @@ export async function bench(options: BusBenchOptions): Promise<BusResult[]> {
   }
 }
 
-/** In parts of half a second, in turn, so that both meet the same machine. */
+/** In short parts, in turn, so that both meet the same machine. */
 async function benchQuery(
   { name, pauseMs }: (typeof queries)[number],
   client: ChildProcess,
   hop: ChildProcess,
 ): Promise<BusResult> {
   const times: { ours: number[]; hop: number[] } = { ours: [], hop: [] };
-  const part = { pauseMs, seconds: 0.5 };
-  await ask(client, { kind: "query", ...part });
-  for (let i = 0; i < 6; i++) {
+  const part = { pauseMs, seconds: 0.2 };
+  await ask(client, { kind: "query", pauseMs: 0, seconds: 1 });
+  for (let i = 0; i < 20; i++) {
     times.hop = times.hop.concat((await ask(hop, part)) as number[]);
     times.ours = times.ours.concat((await ask(client, { kind: "query", ...part })) as number[]);
   }

@@ -32,8 +32,8 @@ export type QueueResult =
     } & Times)
   | { readonly name: string; readonly unit: "share of a core"; readonly value: number };
 
-const parts = 6;
-const partSeconds = 0.5;
+const parts = 20;
+const partSeconds = 0.2;
 
 function summarize(times: number[]): Times {
   const sorted = times.toSorted((a, b) => a - b);
@@ -132,7 +132,7 @@ async function openQueue(
   if (!("ready" in message)) throw new Error(`the agent failed: ${JSON.stringify(message)}`);
   const client = await EchoClient.connect(paths);
   const turn = async () => {
-    const command = client.makeCommand("batch");
+    const command = client.makeQuestion("batch");
     const result = client.expect(command.id);
     const start = process.hrtime.bigint();
     await client.queue.enqueue(command, client.waker);

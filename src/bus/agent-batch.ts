@@ -11,14 +11,8 @@ import { type MetBatch, meetBatch, type Registration } from "./batch-meeting.ts"
 import { type BatchSubject, joinSides } from "./batch-plan.ts";
 import { BatchKeys } from "./batch-records.ts";
 import { makeRegistration, requireSameNames } from "./batch-registration.ts";
-import {
-  type BatchId,
-  batchKey,
-  type ClientIdentity,
-  type CommandOf,
-  type CommandResult,
-  normalizeBatchId,
-} from "./commands.ts";
+import type { ClientIdentity } from "./command-header.ts";
+import { type BatchId, batchKey, type CommandOf, type CommandResult, normalizeBatchId } from "./commands.ts";
 import { asBusError, Direction, type TransferResult } from "./direction.ts";
 import { placeTensors, sortTensors } from "./local-tensors.ts";
 import type { State, Table } from "./state.ts";

@@ -5,8 +5,9 @@
  */
 import { Deadline, type DeadlineOptions } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
+import type { ClientIdentity, CommandType } from "./command-header.ts";
 import type { CommandQueue } from "./command-queue.ts";
-import type { ClientIdentity, Command, CommandOf, CommandResult, CommandType } from "./commands.ts";
+import type { Command, CommandBody, CommandResult } from "./commands.ts";
 import { ownIdentity, randomClientId } from "./identity.ts";
 import {
   clientOffset,
@@ -29,13 +30,6 @@ export interface LinkResources {
   readonly queue: CommandQueue;
   readonly state: State;
 }
-
-/** The fields of a command that are not the same for all. */
-export type CommandBody<T extends CommandType> = Omit<CommandOf<T>, keyof CommandFrame>;
-type CommandFrame = Pick<
-  Command,
-  "type" | "id" | "timestamp" | "semaphore" | "client" | "deadline" | "acknowledged"
->;
 
 export interface SubmitOptions<T extends CommandType> extends DeadlineOptions {
   /** Wait for room in the queue; else a full one is `TB_QUEUE_FULL` at once. Default true. */

@@ -9,7 +9,8 @@ import { DeviceMemory } from "../memory/cuda/index.ts";
 import type { Memory } from "../memory/memory.ts";
 import { SharedMemory } from "../memory/shared-memory.ts";
 import type { TransportSession } from "../transport/transport.ts";
-import type { ClientIdentity, RegionMessage } from "./commands.ts";
+import type { ClientIdentity } from "./command-header.ts";
+import type { RegionMessage } from "./commands.ts";
 import type { HostRegions } from "./host-regions.ts";
 import { isRunning } from "./identity.ts";
 

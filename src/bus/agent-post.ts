@@ -1,8 +1,9 @@
 /** Where an agent meets its clients: its claim on the folders, the queue, the state, and what tells others that it lives. */
 import type { Deadline } from "../deadline.ts";
 import { ClientKeeper } from "./clients.ts";
+import type { ClientIdentity } from "./command-header.ts";
 import { type CommandQueue, openCommandQueue } from "./command-queue.ts";
-import type { ClientIdentity, Command } from "./commands.ts";
+import type { Command } from "./commands.ts";
 import { ownIdentity } from "./identity.ts";
 import { type AgentClaim, claimFolder, type Heartbeat, startHeartbeat, unlinkHeartbeat } from "./liveness.ts";
 import { openPort, type Port } from "./port.ts";

@@ -2,8 +2,9 @@
  * The agent's view of its clients. Each has written itself into the queue and holds a lock; a native thread waits for that
  * lock, so that a client's death is known at once, and what it left behind goes with it.
  */
+
+import type { ClientIdentity } from "./command-header.ts";
 import type { CommandQueue } from "./command-queue.ts";
-import type { ClientIdentity } from "./commands.ts";
 import { clientOffset, type Watch, watchLock } from "./liveness.ts";
 import type { Port } from "./port.ts";
 import { unlinkSemaphore } from "./semaphore.ts";

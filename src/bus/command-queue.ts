@@ -5,18 +5,8 @@
  */
 import { Deadline, type DeadlineOptions } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
-import {
-  type ClientIdentity,
-  type Command,
-  type CommandHeader,
-  checkCommand,
-  clientSchema,
-  encodeCommand,
-  headerOf,
-  pack,
-  readHeader,
-  unpack,
-} from "./commands.ts";
+import { type ClientIdentity, type CommandHeader, isClient } from "./command-header.ts";
+import { type Command, checkCommand, encodeCommand, headerOf, pack, readHeader, unpack } from "./commands.ts";
 import { type BinaryDatabase, type Environment, keyOf, openEnvironment, rangeOf } from "./environment.ts";
 import { hasPassed } from "./identity.ts";
 import { Lane } from "./lane.ts";
@@ -72,6 +62,8 @@ interface Meta {
   clientsChanged: boolean;
 }
 
+/** A question is far smaller: what is larger is not decoded to find out. */
+const maxQuestionBytes = 4096;
 const defaultCapacity = 1024;
 const defaultMaxBytes = 256 * 2 ** 20;
 /** Freed pages of large messages lie scattered: room for several times what is queued. */
@@ -79,6 +71,11 @@ const mapBytes = 4 * 2 ** 30;
 /** First bytes of the keys. */
 const kinds = { meta: 1, waiting: 2, started: 3, room: 4, client: 5 } as const;
 const metaKey = keyOf(kinds.meta);
+
+/** The position of the first command that waits: no position between it and the next one is missing. */
+function headOf({ next, count }: Pick<Meta, "next" | "count">): bigint {
+  return next - BigInt(count);
+}
 
 export async function openCommandQueue(
   options: CommandQueueOptions,
@@ -159,6 +156,26 @@ export class CommandQueue implements AsyncDisposable {
   }
 
   /**
+   * What waits, where all of it are questions behind position `after`: they change nothing, so that they may be answered
+   * where they stand, and are removed as `finished` by the next `dequeue`. Empty where anything else is to be done first. An
+   * agent that dies between the two leaves them to the next one, whose answer comes second and is not kept.
+   */
+  questions(max: number, after: bigint): readonly StartedCommand[] {
+    return this.environment.read(() => {
+      const meta = this.#readMeta();
+      if (meta.count > max || meta.clientsChanged || headOf(meta) <= after) return [];
+      const questions: StartedCommand[] = [];
+      for (const { position, bytes } of this.#head(meta, max)) {
+        if (bytes.length > maxQuestionBytes) return [];
+        const verdict = this.#judge(position, bytes);
+        if (verdict instanceof TensorBusError || verdict.command?.type !== "QueryStatus") return [];
+        questions.push(verdict);
+      }
+      return questions;
+    });
+  }
+
+  /**
    * Takes up to `max` commands off the queue and marks them started, all in one transaction; `finished` are the positions
    * of earlier ones whose results stand, and are removed with it. One whose client has ended is dropped.
    */
@@ -170,10 +187,11 @@ export class CommandQueue implements AsyncDisposable {
     const { batch, waiters } = await this.environment.write(
       "taking commands off the queue",
       () => {
-        this.#removeStarted(finished);
         const meta = this.#readMeta();
+        const waited = meta.count;
+        this.#removeFinished(meta, finished);
         const batch = { ...this.#start(meta, max), clientsChanged: meta.clientsChanged };
-        const taken = batch.started.length + batch.dropped.length > 0;
+        const taken = meta.count < waited;
         const waiters = taken ? this.#waiters(meta) : [];
         if (taken || meta.clientsChanged) this.#writeMeta({ ...meta, clientsChanged: false });
         return { batch, waiters };
@@ -184,12 +202,16 @@ export class CommandQueue implements AsyncDisposable {
     return batch;
   }
 
-  /** Removes started commands whose results have been written. */
+  /** Removes commands whose results have been written. */
   async finish(positions: readonly bigint[], deadline?: DeadlineOptions): Promise<void> {
     if (positions.length === 0) return;
     await this.environment.write(
       "removing finished commands",
-      () => this.#removeStarted(positions),
+      () => {
+        const meta = this.#readMeta();
+        this.#removeFinished(meta, positions);
+        this.#writeMeta(meta);
+      },
       deadline,
     );
   }
@@ -215,7 +237,7 @@ export class CommandQueue implements AsyncDisposable {
 
   /** Writes a client down, so that the agent watches it; before its first command, once it holds its lock. */
   async register(client: ClientIdentity, deadline?: DeadlineOptions): Promise<void> {
-    const record = pack(clientSchema.parse(client));
+    const record = pack(client);
     await this.#changeClients("registering a client", deadline, () => {
       this.#commands.put(keyOf(kinds.client, client.id), record);
     });
@@ -233,8 +255,8 @@ export class CommandQueue implements AsyncDisposable {
   clients(): ClientIdentity[] {
     const entries = this.environment.read(() => [...this.#commands.getRange(rangeOf(kinds.client))]);
     return entries.flatMap(({ value }) => {
-      const client = clientSchema.safeParse(unpack(value));
-      return client.success ? [client.data] : [];
+      const client = unpack(value);
+      return isClient(client) ? [client] : [];
     });
   }
 
@@ -281,8 +303,11 @@ export class CommandQueue implements AsyncDisposable {
   }
 
   /** The first commands that wait: their positions have no gaps. Inside of a transaction. */
-  #head({ next, count }: Meta, max: number): { position: bigint; key: Buffer; bytes: Buffer }[] {
-    const first = next - BigInt(count);
+  #head(
+    { next, count }: Pick<Meta, "next" | "count">,
+    max: number,
+  ): { position: bigint; key: Buffer; bytes: Buffer }[] {
+    const first = headOf({ next, count });
     return Array.from({ length: Math.max(0, Math.min(count, max)) }, (_, i) => {
       const position = first + BigInt(i);
       const key = keyOf(kinds.waiting, position);
@@ -350,8 +375,18 @@ export class CommandQueue implements AsyncDisposable {
     return { position, header, ...(error === undefined ? { command: command! } : { error }) };
   }
 
-  #removeStarted(positions: readonly bigint[]): void {
-    for (const position of positions) this.#commands.remove(keyOf(kinds.started, position));
+  /** Removes commands that were started, and questions that were answered at the head of the queue. */
+  #removeFinished(meta: Meta, positions: readonly bigint[]): void {
+    for (const position of positions) {
+      if (meta.count === 0 || position !== headOf(meta)) {
+        this.#commands.remove(keyOf(kinds.started, position));
+        continue;
+      }
+      const key = keyOf(kinds.waiting, position);
+      meta.count -= 1;
+      meta.bytes -= this.#commands.get(key)!.length;
+      this.#commands.remove(key);
+    }
   }
 
   #readMeta(): Meta {

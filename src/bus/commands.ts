@@ -5,7 +5,7 @@
 import { Packr } from "msgpackr";
 import { z } from "zod";
 import { type ErrorCode, errorCodes, TensorBusError } from "../errors.ts";
-import { isPrivateName } from "./semaphore.ts";
+import { type CommandHeader, type CommandType, findWrongField, headerFields } from "./command-header.ts";
 import { tensorTableSchema } from "./tensor-table.ts";
 
 /** The most bytes of one command; 70,000 tensors with long names take about 7 MiB. */
@@ -45,36 +45,6 @@ export function normalizeBatchId(id: BatchId): BatchId {
 export function batchKey(id: BatchId): string {
   return typeof id === "string" ? `s:${id}` : `n:${id}`;
 }
-
-/** Who asks: a process, and one of its clients. */
-export const clientSchema = z.strictObject({
-  /** `randomClientId`: the client's byte in the lock file, and the first half of its commands' ids. */
-  id: u64.max(2n ** 62n - 1n),
-  pid: z.int().min(1),
-  startTime: u64,
-  boot: z.string().min(1).max(64),
-  uid: z.int().min(0),
-  /** Name of the wake semaphore that is posted when a result has been written. */
-  wake: z.string().max(255).refine(isPrivateName, "is no wake semaphore of this user"),
-});
-export type ClientIdentity = z.infer<typeof clientSchema>;
-
-const header = {
-  /** Of this client: rises by one with each of its commands. */
-  id: u64,
-  /** Milliseconds since 1970, for people only. */
-  timestamp: z.number(),
-  /** `generateSemaphoreName`: what the command is called in logs, and the client's semaphore for it. */
-  semaphore: z
-    .string()
-    .regex(/^\/[^/]+$/)
-    .max(255),
-  client: clientSchema,
-  /** `Moment`: it is not begun after this. */
-  deadline: z.strictObject({ boot: z.string().min(1).max(64), ns: u64 }),
-  /** Ids of this client's commands whose results it has read: the agent may forget them. */
-  acknowledged: z.array(u64).max(65_536),
-};
 
 export const layoutSchema = z.strictObject({
   mesh: z.strictObject({
@@ -147,33 +117,21 @@ const bodies = {
   Cancel: { command: u64 },
 } as const;
 
-export const commandTypes = [
-  "InitPair",
-  "RegisterTensors",
-  "Transfer",
-  "QueryStatus",
-  "CleanupBatch",
-  "Cancel",
-] as const;
-export type CommandType = (typeof commandTypes)[number];
+const bodySchemas = {
+  InitPair: z.object(bodies.InitPair),
+  RegisterTensors: z.object(bodies.RegisterTensors),
+  Transfer: z.object(bodies.Transfer),
+  QueryStatus: z.object(bodies.QueryStatus),
+  CleanupBatch: z.object(bodies.CleanupBatch),
+  Cancel: z.object(bodies.Cancel),
+} as const satisfies Record<CommandType, z.ZodType>;
 
-function schemaOf<T extends CommandType>(type: T) {
-  return z.strictObject({ type: z.literal(type), ...header, ...bodies[type] });
-}
-const commandSchema = z.discriminatedUnion("type", [
-  schemaOf("InitPair"),
-  schemaOf("RegisterTensors"),
-  schemaOf("Transfer"),
-  schemaOf("QueryStatus"),
-  schemaOf("CleanupBatch"),
-  schemaOf("Cancel"),
-]);
-const headerSchema = z.object({ type: z.enum(commandTypes), ...header });
-
-export type Command = z.infer<typeof commandSchema>;
+/** What a command of that type asks, beside its header. */
+export type CommandBody<T extends CommandType> = z.infer<(typeof bodySchemas)[T]>;
+export type Command = {
+  [T in CommandType]: CommandHeader & { readonly type: T } & CommandBody<T>;
+}[CommandType];
 export type CommandOf<T extends CommandType> = Extract<Command, { type: T }>;
-/** What every command says of itself. */
-export type CommandHeader = z.infer<typeof headerSchema>;
 
 // Plain maps that any MessagePack reader reads; integers of 64 bits come as bigint.
 const packer = new Packr({ useRecords: false, mapsAsObjects: true, int64AsType: "bigint" });
@@ -193,19 +151,13 @@ export function unpack(bytes: Uint8Array): unknown {
   }
 }
 
-function malformed(what: string, error: z.ZodError): TensorBusError {
-  const issue = error.issues[0];
-  const path = issue?.path.join(".") || "it";
-  return new TensorBusError("TB_COMMAND", `${what}: ${path}: ${issue?.message}`, {
-    details: { path, issues: error.issues.length },
-  });
+function malformed(what: string, path: string, message: string): TensorBusError {
+  return new TensorBusError("TB_COMMAND", `${what}: ${path}: ${message}`, { details: { path } });
 }
 
 /** Bytes of a checked command. `TB_COMMAND` for one that no agent would take. */
 export function encodeCommand(command: Command): Buffer {
-  const parsed = commandSchema.safeParse(command);
-  if (!parsed.success) throw malformed(`command ${command.type}`, parsed.error);
-  const bytes = pack(parsed.data);
+  const bytes = pack(check(command, `command ${command.type}`));
   if (bytes.length > maxCommandBytes) {
     const message = `command ${command.type} has ${bytes.length} bytes, more than ${maxCommandBytes}`;
     throw new TensorBusError("TB_COMMAND", message, {
@@ -222,9 +174,23 @@ export function decodeCommand(bytes: Uint8Array): Command {
 
 /** As `decodeCommand`, of what `unpack` gave. */
 export function checkCommand(message: unknown): Command {
-  const parsed = commandSchema.safeParse(message);
-  if (!parsed.success) throw malformed("a command", parsed.error);
-  return parsed.data;
+  return check(message, "a command");
+}
+
+function check(message: unknown, what: string): Command {
+  if (typeof message !== "object" || message === null) throw malformed(what, "it", "is no map");
+  const wrong = findWrongField(message);
+  if (wrong !== undefined) throw malformed(what, wrong, "is missing or wrong");
+  const { type } = message as CommandHeader;
+  const { success, data, error } = bodySchemas[type].safeParse(message);
+  if (!success) {
+    const issue = error.issues[0];
+    throw malformed(what, issue?.path.join(".") || "it", issue?.message ?? "is wrong");
+  }
+  if (Object.keys(message).length !== headerFields.length + Object.keys(data).length) {
+    throw malformed(what, "it", `has members that a ${type} has not`);
+  }
+  return message as Command;
 }
 
 /** The header of a checked command. */
@@ -236,14 +202,15 @@ export function headerOf({
   client,
   deadline,
   acknowledged,
-}: Command): CommandHeader {
+}: CommandHeader): CommandHeader {
   return { type, id, timestamp, semaphore, client, deadline, acknowledged };
 }
 
 /** Only what says whose command it is: enough to answer one whose body is malformed. `undefined` where that is too. */
 export function readHeader(message: unknown): CommandHeader | undefined {
-  const parsed = headerSchema.safeParse(message);
-  return parsed.success ? parsed.data : undefined;
+  if (typeof message !== "object" || message === null || findWrongField(message) !== undefined)
+    return undefined;
+  return headerOf(message as CommandHeader);
 }
 
 const failureSchema = z.strictObject({

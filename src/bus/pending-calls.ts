@@ -1,7 +1,8 @@
 /** Commands of a client that are under way, and how each of them ends: by its answer, its deadline, an abort, or the agent's end. */
 import { cancelledError, type Deadline } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
-import { type CommandResult, type CommandType, resultSchemas } from "./commands.ts";
+import type { CommandType } from "./command-header.ts";
+import { type CommandResult, resultSchemas } from "./commands.ts";
 import { beatMs, unresponsiveMs } from "./liveness.ts";
 import type { Port } from "./port.ts";
 import type { Outcome } from "./state.ts";

@@ -4,8 +4,9 @@
  * the queue.
  */
 import { TensorBusError } from "../errors.ts";
+import type { CommandHeader } from "./command-header.ts";
 import type { CommandQueue, StartedCommand } from "./command-queue.ts";
-import type { Command, CommandHeader } from "./commands.ts";
+import type { Command } from "./commands.ts";
 import { type Bell, openBell, type Waker } from "./semaphore.ts";
 import type { Outcome, State } from "./state.ts";
 
@@ -31,7 +32,7 @@ interface Ended {
  * Milliseconds that an answered command may stay in the queue: the next one's transaction removes it too, unless none comes
  * so soon. Nobody waits for that; an agent that dies meanwhile leaves a result that stands.
  */
-const lingerMs = 5;
+const lingerMs = 50;
 /** Commands started in one transaction. */
 const batchSize = 64;
 
@@ -49,6 +50,8 @@ export class CommandPump implements AsyncDisposable {
   readonly #running = new Set<Promise<void>>();
   #ended: Ended[] = [];
   #finished: bigint[] = [];
+  /** Up to this position, questions were begun where they stood. */
+  #asked = 0n;
   #working: Promise<void> | undefined;
   #linger: NodeJS.Timeout | undefined;
   #woken = false;
@@ -115,15 +118,28 @@ export class CommandPump implements AsyncDisposable {
     if (this.#finished.length > 0) this.#linger = setTimeout(() => this.wake(), lingerMs);
   }
 
+  /** Answers questions, which are marked in no queue first, so that their client waits for one write less. */
+  async #answerQuestions(): Promise<void> {
+    const questions = this.#options.queue.questions(batchSize, this.#asked);
+    if (questions.length === 0) return;
+    this.#asked = questions.at(-1)!.position;
+    for (const question of questions) this.#begin(question);
+    await this.#answer();
+  }
+
   /** Starts what the queue holds, removing in the same transaction what has been answered. */
   async #take(): Promise<void> {
     this.#woken = false;
+    if (!this.#stopped) await this.#answerQuestions();
     const finished = this.#finished;
     const batch = await this.#options.queue.dequeue(this.#stopped ? 0 : batchSize, finished);
     const { started, dropped } = batch;
     this.#finished = this.#finished.slice(finished.length);
     for (const { error } of dropped) this.#options.onFault(error);
-    for (const command of started) this.#begin(command);
+    for (const command of started) {
+      // A question that was not answered at once is under way already.
+      if (command.position > this.#asked) this.#begin(command);
+    }
     if (batch.clientsChanged) this.#options.onClients?.();
     // Others may wait behind a full batch without posting again.
     this.#woken ||= started.length + dropped.length === batchSize;

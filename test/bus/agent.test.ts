@@ -133,6 +133,28 @@ describe("an agent", () => {
     expect(client.queue.leftovers()).toEqual([]);
   });
 
+  it.each([
+    ["asked", "started"],
+    ["answered", "answered"],
+    ["removed", "removed"],
+  ] as const)("that is killed when a question was %s leaves an answer, and nothing else", async (_, die) => {
+    const paths = freshPaths();
+    const first = await startAgent({ ...paths, die });
+    const client = await connect(paths);
+    const gone = exitOf(first.child);
+    const outcome = client.request(client.makeQuestion("first"));
+    expect((await gone).signal).toBe("SIGKILL");
+    const second = await startAgent(paths);
+    // Both may have answered it: the first answer is the one that stands.
+    const pid = die === "started" ? second.child.pid : first.child.pid;
+    expect(await outcome).toEqual({ pid, count: 1, batch: "first" });
+    expect(await client.query("second")).toMatchObject({ pid: second.child.pid });
+    expect(client.queue.size()).toBe(0);
+    expect(client.state.results(client.identity.id)).toHaveLength(1);
+    await kill(second.child, "SIGTERM");
+    expect(client.queue.leftovers()).toEqual([]);
+  });
+
   it("that is killed is noticed within a second, by a call under way", async () => {
     const paths = freshPaths();
     const agent = await startAgent(paths);

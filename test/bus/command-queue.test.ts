@@ -44,7 +44,7 @@ describe("the command queue", () => {
     const other = await another();
     for (let i = 0; i < 4; i++) await fill(i, i, i % 2 === 0 ? client : other);
     expect(client.queue.size()).toBe(4);
-    expect(client.queue.peek().map(({ type }) => type)).toEqual(["QueryStatus"]);
+    expect(client.queue.peek().map(({ type }) => type)).toEqual(["CleanupBatch"]);
     expect(client.queue.peek(3).map((command) => "batch" in command && command.batch)).toEqual([0, 1, 2]);
     expect(client.queue.peek(0)).toEqual([]);
     const agent = await agentSide();
@@ -141,6 +141,46 @@ describe("the command queue", () => {
     expect(client.queue.peek(9).map((command) => "batch" in command && command.batch)).toEqual(["stays"]);
   });
 
+  it("shows questions to be answered where they stand, as long as nothing else is to be done first", async () => {
+    const agent = await agentSide();
+    const ask = (batch: number) => client.send(client.makeQuestion(batch));
+    const shown = (after = 0n) => agent.questions(10, after).map(({ position }) => position);
+    await ask(1);
+    // A client has come: that is taken from the queue first.
+    expect(shown()).toEqual([]);
+    await agent.dequeue(0);
+    await ask(2);
+    expect(shown()).toEqual([1n, 2n]);
+    expect(agent.questions(1, 0n)).toEqual([]);
+    expect(agent.size()).toBe(2);
+    // What was answered already is not answered again.
+    expect(shown(1n)).toEqual([]);
+    await agent.finish([1n]);
+    expect(shown(1n)).toEqual([2n]);
+    await fill(3, 3);
+    expect(shown(1n)).toEqual([]);
+    const { started } = await agent.dequeue(10, [2n]);
+    expect(started.map(({ position }) => position)).toEqual([3n]);
+    await agent.finish([3n]);
+    expect(agent.size()).toBe(0);
+    expect(agent.leftovers()).toEqual([]);
+  });
+
+  it("has room again once a question is answered, and says so", async () => {
+    const agent = await agentSide();
+    await agent.dequeue(0);
+    for (let batch = 1; batch <= 4; batch++) await client.send(client.makeQuestion(batch));
+    const blocked = client.send(client.makeCommand(5));
+    await sleep(20);
+    expect(agent.size()).toBe(4);
+    await agent.dequeue(
+      0,
+      agent.questions(10, 0n).map(({ position }) => position),
+    );
+    await blocked;
+    expect(agent.size()).toBe(1);
+  });
+
   it("runs no command whose client has ended", async () => {
     const other = await another();
     await fill(1, 1, other);
@@ -189,7 +229,7 @@ describe("the command queue", () => {
     const { started, dropped } = await agent.dequeue(10);
     expect(started.map(({ error, command }) => error?.code ?? command?.type)).toEqual([
       "TB_COMMAND",
-      "QueryStatus",
+      "CleanupBatch",
     ]);
     expect(dropped.map(({ error }) => error.code)).toEqual(["TB_COMMAND", "TB_COMMAND"]);
     expect(agent.size()).toBe(0);

@@ -1,6 +1,6 @@
 /**
  * A minimal agent process for the tests and the benchmark. It claims its paths, ends what its predecessor had started, and
- * answers QueryStatus with its own pid and how often that client's commands have run. `die` kills it at a step of the first
+ * answers CleanupBatch and QueryStatus with its own pid and how often that client's commands have run. `die` kills it at a step of the first
  * command that it meets. Every run of a command leaves a line in `log`.
  */
 import { appendFileSync } from "node:fs";
@@ -46,8 +46,8 @@ const hurry = () => {
 
 const runs = new Map<bigint, number>();
 function run(command: Command): unknown {
-  if (command.type !== "QueryStatus")
-    throw new TensorBusError("TB_UNSUPPORTED", "only QueryStatus is echoed");
+  if (command.type !== "CleanupBatch" && command.type !== "QueryStatus")
+    throw new TensorBusError("TB_UNSUPPORTED", `no ${command.type} is echoed`);
   dieAt("started");
   const { client, id, batch } = command;
   const count = (runs.get(client.id) ?? 0) + 1;

@@ -1,6 +1,8 @@
-/** A minimal client for the tests and the benchmark: QueryStatus commands, and their results in order. */
+/** A minimal client for the tests and the benchmark: commands that are echoed, and their results in order. */
+
+import type { ClientIdentity, CommandType } from "../../src/bus/command-header.ts";
 import { type CommandQueue, type EnqueueOptions, openCommandQueue } from "../../src/bus/command-queue.ts";
-import type { ClientIdentity, Command } from "../../src/bus/commands.ts";
+import type { Command } from "../../src/bus/commands.ts";
 import { momentIn, ownIdentity, randomClientId } from "../../src/bus/identity.ts";
 import {
   clientOffset,
@@ -82,17 +84,17 @@ export class EchoClient {
   }
 
   makeCommand(batch: string | number | bigint, timeoutMs = 30_000): Command {
-    this.#lastId += 1n;
     return {
-      type: "QueryStatus",
-      id: this.#lastId,
-      timestamp: Date.now(),
-      semaphore: generateSemaphoreName("QueryStatus", batch),
-      client: this.identity,
-      deadline: momentIn(timeoutMs),
-      acknowledged: this.#acknowledged.splice(0),
+      type: "CleanupBatch",
+      ...this.#makeHeader("CleanupBatch", batch, timeoutMs),
       batch,
+      instance: 0n,
     };
+  }
+
+  /** A command that changes nothing. */
+  makeQuestion(batch: string | number | bigint): Command {
+    return { type: "QueryStatus", ...this.#makeHeader("QueryStatus", batch, 30_000), batch };
   }
 
   /** Queues a command and wakes the agent, if there is one. */
@@ -113,7 +115,10 @@ export class EchoClient {
 
   /** Sends a command and waits for its result. */
   query(batch: string | number | bigint, options: EnqueueOptions = {}): Promise<unknown> {
-    const command = this.makeCommand(batch);
+    return this.request(this.makeCommand(batch), options);
+  }
+
+  request(command: Command, options: EnqueueOptions = {}): Promise<unknown> {
     const result = this.expect(command.id);
     this.send(command, options).catch((error) => {
       this.#pending.get(command.id)?.reject(error);
@@ -141,6 +146,18 @@ export class EchoClient {
     await this.state.close();
     await this.queue.close();
     await this.port.close();
+  }
+
+  #makeHeader(type: CommandType, batch: string | number | bigint, timeoutMs: number) {
+    this.#lastId += 1n;
+    return {
+      id: this.#lastId,
+      timestamp: Date.now(),
+      semaphore: generateSemaphoreName(type, batch),
+      client: this.identity,
+      deadline: momentIn(timeoutMs),
+      acknowledged: this.#acknowledged.splice(0),
+    };
   }
 
   #agentEnded(): void {

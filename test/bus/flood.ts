@@ -13,7 +13,8 @@ const client = await EchoClient.connect(paths, { capacity: 64 });
 let wrong = 0;
 let expected = 0;
 async function send(batch: number): Promise<void> {
-  const answer = (await client.query(batch)) as { count: number; batch: number };
+  const command = batch % 3 === 0 ? client.makeQuestion(batch) : client.makeCommand(batch);
+  const answer = (await client.request(command)) as { count: number; batch: number };
   expected += 1;
   // The agent counts this client's commands as they run: in order, each once.
   if (answer.count !== batch + 1 || answer.batch !== batch) wrong += 1;
