@@ -121,26 +121,34 @@ export function* listChunks(subject: Subject, rank: number | undefined): Generat
   if (rank !== undefined && rank >= subject.input.world) return;
   const question = new Question(subject);
   try {
-    yield* chunksOf(gather(question, subject, rank, false));
+    // Millions of them: handing each through a second generator would cost as much as its id does.
+    const gathered = gather(question, subject, rank, false);
+    const read = chunkReader(gathered);
+    for (let place = 0; place < gathered.count; place++) yield read(place);
   } finally {
     question.end();
   }
 }
 
-function* chunksOf(gathered: Gathered, tensor?: number): Generator<Chunk, void, undefined> {
-  const { recordWords, order } = gathered;
+/** Gives the chunk at a place of the order; in turn, so that a bucket's id is made once. */
+function chunkReader(gathered: Gathered, tensor?: number): (place: number) => Chunk {
+  const { recordWords, order, wordsPerRecord, wave, bucketChannel } = gathered;
   let last = -1;
   let id = "";
-  for (let place = 0; place < gathered.count; place++) {
-    const at = order[place]! * gathered.wordsPerRecord;
+  return (place) => {
+    const at = order[place]! * wordsPerRecord;
     const bucket = recordWords[at + 6]!;
     if (bucket !== last) {
       last = bucket;
       id = bucketId(gathered, bucket);
     }
-    const wave = gathered.wave[gathered.bucketChannel[bucket]!]!;
-    yield chunkAt(gathered, at, tensor ?? recordWords[at + 2]!, id, wave);
-  }
+    return chunkAt(gathered, at, tensor ?? recordWords[at + 2]!, id, wave[bucketChannel[bucket]!]!);
+  };
+}
+
+function* chunksOf(gathered: Gathered, tensor: number): Generator<Chunk, void, undefined> {
+  const read = chunkReader(gathered, tensor);
+  for (let place = 0; place < gathered.count; place++) yield read(place);
 }
 
 function chunkAt(gathered: Gathered, at: number, tensor: number, bucket: string, wave: number): Chunk {
