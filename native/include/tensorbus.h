@@ -318,6 +318,25 @@ TB_API int32_t tb_cuda_export(const uint8_t uuid[16], uint64_t address, uint64_t
 TB_API int32_t tb_cuda_open(const uint8_t uuid[16], const uint8_t handle[64], uint64_t *address, uint64_t *bytes,
                             tb_error *err);
 TB_API int32_t tb_cuda_close(const uint8_t uuid[16], uint64_t address, tb_error *err);
+
+/*
+ * Events between processes (cuIpcGetEventHandle): made here, or opened by the handle of another process. record puts it behind
+ * what this process's own calls have done. close for each create and open.
+ */
+TB_API int32_t tb_cuda_event_create(const uint8_t uuid[16], uint64_t *event, tb_error *err);
+TB_API int32_t tb_cuda_event_open(const uint8_t uuid[16], const uint8_t handle[64], uint64_t *event, tb_error *err);
+TB_API int32_t tb_cuda_event_export(const uint8_t uuid[16], uint64_t event, uint8_t handle[64], tb_error *err);
+TB_API int32_t tb_cuda_event_record(const uint8_t uuid[16], uint64_t event, tb_error *err);
+TB_API int32_t tb_cuda_event_close(const uint8_t uuid[16], uint64_t event, tb_error *err);
+/*
+ * Raises token at port (tb_port_open) once what was recorded last has happened, or can not be known any more. watched: *over is 1
+ * from then on; TB_ECUDA where it can not be known. unwatch before the event or the port is closed.
+ */
+TB_API int32_t tb_cuda_event_watch(uint64_t port, uint64_t token, const uint8_t uuid[16], uint64_t event,
+                                   uint64_t *watch, tb_error *err);
+TB_API int32_t tb_cuda_event_watched(uint64_t watch, uint32_t *over, tb_error *err);
+TB_API int32_t tb_cuda_event_unwatch(uint64_t watch, tb_error *err);
+
 /*
  * For benchmarks: nanoseconds of `times` copies by the driver from one place on the device to another, one after the other.
  */

@@ -24,6 +24,7 @@ enum tb_bus_kind {
     TB_BUS_GATE,
     TB_BUS_HEARTBEAT,
     TB_BUS_PULSE,
+    TB_BUS_EVENT,
 };
 
 /* Gives a handle to object; destroy is called once, after the close, when nobody uses it any more. */

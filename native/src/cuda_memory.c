@@ -5,9 +5,6 @@
 #include "cuda_worker.h"
 #include "error.h"
 
-/* A device rests for at most this long when its last user leaves. */
-enum { QUIESCE_MS = 5000 };
-
 int32_t tb_cuda_kernels(const char *path, tb_error *err) {
     return tb_cuda_worker_kernels(path, err);
 }
@@ -121,52 +118,33 @@ static int32_t do_time(tb_cuda_worker *worker, void *argument, tb_error *err) {
     return TB_OK;
 }
 
-/*
- * Calls in the worker of the device. keep: 1, what it made keeps the worker; -1, it took that away; 0,
- * neither.
- */
-static int32_t call(const uint8_t uuid[16], tb_cuda_function function, asking *ask, int keep, tb_error *err) {
-    tb_cuda_worker *worker;
-    int32_t code = tb_cuda_worker_open(uuid, &worker, err);
-    if (code != TB_OK) {
-        return code;
-    }
-    code = tb_cuda_worker_call(worker, function, ask, err);
-    int leaving = code != TB_OK ? 1 : 1 - keep;
-    for (int i = 0; i < leaving && code != TB_EQUARANTINED; i++) {
-        int32_t left = tb_cuda_worker_close(worker, QUIESCE_MS, code == TB_OK ? err : NULL);
-        code = code == TB_OK ? left : code;
-    }
-    return code;
-}
-
 int32_t tb_cuda_allocate(const uint8_t uuid[16], uint64_t bytes, uint64_t *address, tb_error *err) {
     asking ask = {.bytes = bytes};
-    int32_t code = call(uuid, do_allocate, &ask, 1, err);
+    int32_t code = tb_cuda_visit(uuid, do_allocate, &ask, 1, err);
     *address = ask.address;
     return code;
 }
 
 int32_t tb_cuda_free(const uint8_t uuid[16], uint64_t address, tb_error *err) {
     asking ask = {.address = address};
-    return call(uuid, do_free, &ask, -1, err);
+    return tb_cuda_visit(uuid, do_free, &ask, -1, err);
 }
 
 int32_t tb_cuda_write(const uint8_t uuid[16], uint64_t address, const void *from, uint64_t bytes,
                       tb_error *err) {
     asking ask = {.address = address, .bytes = bytes, .host = (void *)(uintptr_t)from};
-    return call(uuid, do_write, &ask, 0, err);
+    return tb_cuda_visit(uuid, do_write, &ask, 0, err);
 }
 
 int32_t tb_cuda_read(const uint8_t uuid[16], uint64_t address, void *to, uint64_t bytes, tb_error *err) {
     asking ask = {.address = address, .bytes = bytes, .host = to};
-    return call(uuid, do_read, &ask, 0, err);
+    return tb_cuda_visit(uuid, do_read, &ask, 0, err);
 }
 
 int32_t tb_cuda_export(const uint8_t uuid[16], uint64_t address, uint64_t bytes, uint8_t handle[64],
                        uint64_t *offset, tb_error *err) {
     asking ask = {.address = address, .bytes = bytes};
-    int32_t code = call(uuid, do_export, &ask, 0, err);
+    int32_t code = tb_cuda_visit(uuid, do_export, &ask, 0, err);
     memcpy(handle, &ask.handle, sizeof ask.handle);
     *offset = ask.second;
     return code;
@@ -176,7 +154,7 @@ int32_t tb_cuda_open(const uint8_t uuid[16], const uint8_t handle[64], uint64_t 
                      tb_error *err) {
     asking ask = {0};
     memcpy(&ask.handle, handle, sizeof ask.handle);
-    int32_t code = call(uuid, do_open, &ask, 1, err);
+    int32_t code = tb_cuda_visit(uuid, do_open, &ask, 1, err);
     *address = ask.address;
     *bytes = ask.second;
     return code;
@@ -184,12 +162,12 @@ int32_t tb_cuda_open(const uint8_t uuid[16], const uint8_t handle[64], uint64_t 
 
 int32_t tb_cuda_close(const uint8_t uuid[16], uint64_t address, tb_error *err) {
     asking ask = {.address = address};
-    return call(uuid, do_close, &ask, -1, err);
+    return tb_cuda_visit(uuid, do_close, &ask, -1, err);
 }
 
 int32_t tb_cuda_info(const uint8_t uuid[16], uint64_t *left, uint64_t *total, tb_error *err) {
     asking ask = {0};
-    int32_t code = call(uuid, do_info, &ask, 0, err);
+    int32_t code = tb_cuda_visit(uuid, do_info, &ask, 0, err);
     *left = ask.address;
     *total = ask.bytes;
     return code;
@@ -198,7 +176,7 @@ int32_t tb_cuda_info(const uint8_t uuid[16], uint64_t *left, uint64_t *total, tb
 int32_t tb_cuda_time_copies(const uint8_t uuid[16], uint64_t to, uint64_t from, uint64_t bytes, uint32_t times,
                             uint64_t *nanoseconds, tb_error *err) {
     asking ask = {.address = to, .second = from, .bytes = bytes, .times = times};
-    int32_t code = call(uuid, do_time, &ask, 0, err);
+    int32_t code = tb_cuda_visit(uuid, do_time, &ask, 0, err);
     *nanoseconds = ask.times;
     return code;
 }

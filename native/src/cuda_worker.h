@@ -96,6 +96,11 @@ typedef int32_t (*tb_cuda_function)(tb_cuda_worker *worker, void *argument, tb_e
 int32_t tb_cuda_worker_call(tb_cuda_worker *worker, tb_cuda_function function, void *argument, tb_error *err);
 
 /*
+ * Opens the worker for one such call. keep: 1, what the call made keeps the worker; -1, it took that away; 0, neither.
+ */
+int32_t tb_cuda_visit(const uint8_t uuid[16], tb_cuda_function function, void *argument, int keep, tb_error *err);
+
+/*
  * A round of this process has kernels that wait for other ranks, until unhold; needs_worker: those may wait in turn
  * for what workers of this process are still to do. From any thread.
  */

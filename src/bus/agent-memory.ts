@@ -13,6 +13,7 @@ import type { ClientIdentity } from "./command-header.ts";
 import type { RegionMessage } from "./commands.ts";
 import type { HostRegions } from "./host-regions.ts";
 import { isRunning } from "./identity.ts";
+import { RegionEvents, type RegionEventsOptions } from "./region-events.ts";
 
 interface Entry {
   readonly memory: Memory;
@@ -25,20 +26,24 @@ interface Entry {
 export interface HeldRegions {
   /** In the order of the command's regions. */
   readonly memories: readonly Memory[];
+  /** What orders rounds with the work of the memory's owners, where they gave events. */
+  readonly events: RegionEvents | undefined;
   /** Only once nothing can touch them any more: all that was prepared on them has been released. */
   release(): void;
 }
 
 export class AgentMemory {
   readonly #host: HostRegions;
-  /** Mapped memory by device and inode, so that batches share it; plain memory by its object. */
+  readonly #reporting: RegionEventsOptions;
+  /** Mapped memory by device and inode, so that batches share it; memory of this process by its object. */
   readonly #shared = new Map<string, Entry>();
   readonly #plain = new Map<Memory, Entry>();
   /** Opened memory of GPUs by device, size and handle. */
   readonly #cuda = new Map<string, Entry>();
 
-  constructor(host: HostRegions) {
+  constructor(host: HostRegions, reporting: RegionEventsOptions) {
     this.#host = host;
+    this.#reporting = reporting;
   }
 
   /** Regions that are mapped now. */
@@ -53,20 +58,23 @@ export class AgentMemory {
    */
   hold(client: ClientIdentity, regions: readonly RegionMessage[], session: TransportSession): HeldRegions {
     const entries: Entry[] = [];
+    let events: RegionEvents | undefined;
     let released = false;
     const release = () => {
       if (released) return;
       released = true;
+      events?.close();
       for (const entry of entries) this.#drop(entry);
     };
     try {
       requireAlive(client);
       for (const region of regions) entries.push(this.#hold(client, region, session));
+      events = RegionEvents.open(this.#reporting, regions);
     } catch (error) {
       release();
       throw error;
     }
-    return { memories: entries.map(({ memory }) => memory), release };
+    return { memories: entries.map(({ memory }) => memory), events, release };
   }
 
   #hold(client: ClientIdentity, region: RegionMessage, session: TransportSession): Entry {
@@ -76,7 +84,7 @@ export class AgentMemory {
       case "host":
         return this.#holdPlain(client, region, session);
       case "cuda":
-        return this.#holdCuda(region, session);
+        return this.#holdCuda(client, region, session);
     }
   }
 
@@ -106,7 +114,7 @@ export class AgentMemory {
     return entry;
   }
 
-  #holdCuda(region: Extract<RegionMessage, { kind: "cuda" }>, session: TransportSession): Entry {
+  #holdCuda(client: ClientIdentity, region: CudaRegion, session: TransportSession): Entry {
     if (!session.capabilities.memory.includes("cuda")) {
       throw new TensorBusError(
         "TB_UNSUPPORTED",
@@ -119,7 +127,7 @@ export class AgentMemory {
     const entry =
       known !== undefined && known.session === session
         ? known
-        : this.#add(this.#cuda, key, DeviceMemory.open({ ...region, offset: 0n }), session);
+        : this.#add(this.#cuda, key, openCuda(client, region), session);
     entry.users += 1;
     return entry;
   }
@@ -194,6 +202,23 @@ function look(path: string, fd: number): Stats {
   } catch (error) {
     if (error instanceof TensorBusError) throw error;
     throw missing(fd, error);
+  }
+}
+
+type CudaRegion = Extract<RegionMessage, { kind: "cuda" }>;
+
+function openCuda(client: ClientIdentity, region: CudaRegion): DeviceMemory {
+  try {
+    return DeviceMemory.open({ ...region, offset: 0n });
+  } catch (error) {
+    const refused = error instanceof TensorBusError && error.code === "TB_CUDA";
+    if (!refused || client.pid !== process.pid) throw error;
+    const hint =
+      "CUDA opens no handle in the process that made it: an agent of that process takes the address";
+    throw new TensorBusError("TB_CUDA", `${error.message}; ${hint}`, {
+      details: error.details,
+      cause: error,
+    });
   }
 }
 

@@ -111,6 +111,11 @@ export class AgentPost {
     return this.#record.generation;
   }
 
+  /** Where native threads report to this agent. */
+  get port(): Port {
+    return this.#port;
+  }
+
   get queueDepth(): number {
     return this.#queue.size();
   }

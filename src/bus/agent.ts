@@ -84,18 +84,19 @@ export class Agent implements AsyncDisposable {
     const tell = (event: AgentEvent) => this.#tell(event);
     const isAlive = (client: bigint) => post.isAlive(client);
     this.#pairs = new Pairs({ rank, world, generation, uplink, state, isAlive, tell });
+    const onFault = (error: unknown) => this.#onFault(error);
     this.#batches = new Batches({
       rank,
       generation,
       uplink,
       state,
       pairs: this.#pairs,
-      memory: new AgentMemory(hostRegions),
+      memory: new AgentMemory(hostRegions, { port: post.port, onFault }),
       commit,
       checksum,
       planning,
       tell,
-      onFault: (error) => this.#onFault(error),
+      onFault,
     });
     this.progress$ = this.#registered.pipe(
       switchMap(() =>

@@ -6,6 +6,7 @@ import { markAsUntransferable } from "node:worker_threads";
 import { TensorBusError } from "../errors.ts";
 import { type DType, dtypeNumber, itemSize } from "../layout/index.ts";
 import { contiguousStrides } from "../layout/strides.ts";
+import { DeviceMemory } from "../memory/cuda/index.ts";
 import { BufferMemory } from "../memory/host-memory.ts";
 import type { RegionMessage } from "./commands.ts";
 import { hostRegions } from "./host-regions.ts";
@@ -14,7 +15,7 @@ import { SharedTensor } from "./shared-tensor.ts";
 import { elementCount, elementSpan } from "./strided-shape.ts";
 import type { TensorRecord } from "./tensor-table.ts";
 
-/** Memory of a CUDA device, as its owner exports it. Events are not carried: the caller has synchronised. */
+/** Memory of a CUDA device, as its owner exports it. Without events the caller has synchronised. */
 export interface CudaMemory {
   readonly kind: "cuda";
   /** The 64 bytes of `cudaIpcGetMemHandle`. */
@@ -23,9 +24,26 @@ export interface CudaMemory {
   readonly device: string;
   /** Bytes of the allocation. */
   readonly bytes: number;
+  /**
+   * The 64 bytes of `cudaIpcGetEventHandle`, of an event of that device which its owner records before each round: the round
+   * begins once the GPU has come to it, so that nobody has to synchronise.
+   */
+  readonly ready?: Uint8Array;
+  /** The same of an event that the agent records when a round no longer touches the memory, however it ended. */
+  readonly free?: Uint8Array;
 }
 
-export type TensorData = SharedTensor | ArrayBufferView | CudaMemory;
+/** Memory of a CUDA device in the agent's own process, where CUDA opens no handle. The caller has synchronised. */
+export interface OwnCudaMemory {
+  readonly kind: "cuda";
+  /** Where it lies, as `cudaMalloc` gives it. */
+  readonly address: bigint;
+  readonly device: string;
+  /** Bytes from there. */
+  readonly bytes: number;
+}
+
+export type TensorData = SharedTensor | ArrayBufferView | CudaMemory | OwnCudaMemory;
 
 /** A tensor with what its memory does not say by itself. */
 export interface TensorDescription {
@@ -103,8 +121,29 @@ export class RegionList {
   addCuda(memory: CudaMemory): number {
     const { device, bytes } = memory;
     const handle = Uint8Array.from(memory.handle);
-    const identity = `${device} ${Buffer.from(handle).toString("base64")}`;
-    return this.#once(identity, () => ({ kind: "cuda", handle, device, bytes: BigInt(bytes) }));
+    const events = {
+      ...(memory.ready === undefined ? {} : { ready: Uint8Array.from(memory.ready) }),
+      ...(memory.free === undefined ? {} : { free: Uint8Array.from(memory.free) }),
+    };
+    const parts = [handle, events.ready ?? [], events.free ?? []];
+    const identity = `${device} ${parts.map((part) => Buffer.from(part).toString("base64")).join()}`;
+    return this.#once(identity, () => ({ kind: "cuda", handle, device, bytes: BigInt(bytes), ...events }));
+  }
+
+  /** `TB_UNSUPPORTED` for an agent of another process. */
+  addOwnCuda({ address, device, bytes }: OwnCudaMemory): number {
+    if (!this.#allowsPlain) {
+      throw new TensorBusError(
+        "TB_UNSUPPORTED",
+        "an address is memory of this process alone, and the agent lives in another: give the IPC handle",
+      );
+    }
+    return this.#once(`${device} ${address} ${bytes}`, () => {
+      const memory = DeviceMemory.over(device, address, bytes);
+      const region = { memory, key: hostRegions.add(memory), users: 1 };
+      this.#plain.push(region);
+      return { kind: "host", key: region.key, bytes: memory.bytes };
+    });
   }
 
   /** What keeps these regions for as long as the agent knows them. */
@@ -152,7 +191,7 @@ export class RegionHold {
 }
 
 interface PlainRegion {
-  readonly memory: BufferMemory;
+  readonly memory: BufferMemory | DeviceMemory;
   readonly key: bigint;
   users: number;
 }
@@ -264,7 +303,10 @@ function placeOfShared(tensor: SharedTensor, description: TensorDescription): Te
   };
 }
 
-function placeOf(data: ArrayBufferView | CudaMemory, description: TensorDescription): TensorPlace {
+function placeOf(
+  data: ArrayBufferView | CudaMemory | OwnCudaMemory,
+  description: TensorDescription,
+): TensorPlace {
   const dtype = description.dtype ?? dtypeOfArray[(data as object)?.constructor?.name ?? ""];
   if (dtype === undefined) {
     throw new TypeError(
@@ -323,13 +365,23 @@ function isDetached(buffer: ArrayBufferLike & { detached?: boolean }): boolean {
   }
 }
 
-function memoryOfCuda(data: CudaMemory): MemoryPlace {
-  if (data?.kind !== "cuda" || data.handle?.length !== 64 || !Number.isSafeInteger(data.bytes)) {
-    throw new TypeError(
-      "a tensor is a SharedTensor, a typed array, or memory of a CUDA device with its handle",
-    );
+function memoryOfCuda(data: CudaMemory | OwnCudaMemory): MemoryPlace {
+  const isHandle = (value: Uint8Array | undefined) => value instanceof Uint8Array && value.length === 64;
+  const { bytes } = data ?? {};
+  if (data?.kind !== "cuda" || typeof data.device !== "string" || !Number.isSafeInteger(bytes) || bytes < 0) {
+    throw new TypeError("a tensor is a SharedTensor, a typed array, or memory of a CUDA device");
   }
-  return { start: 0, bytes: data.bytes, region: (regions) => regions.addCuda(data) };
+  if ("address" in data) {
+    if (typeof data.address !== "bigint" || "handle" in data) {
+      throw new TypeError("memory of a CUDA device has its address as bigint, or its handle");
+    }
+    return { start: 0, bytes, region: (regions) => regions.addOwnCuda(data) };
+  }
+  for (const name of ["handle", "ready", "free"] as const) {
+    if (name !== "handle" && data[name] === undefined) continue;
+    if (!isHandle(data[name])) throw new TypeError(`the ${name} of CUDA memory is a handle of 64 bytes`);
+  }
+  return { start: 0, bytes, region: (regions) => regions.addCuda(data) };
 }
 
 function isDescription(tensor: ClientTensor): tensor is TensorDescription {

@@ -59,6 +59,7 @@ export const layoutSchema = z.strictObject({
 export type LayoutMessage = z.infer<typeof layoutSchema>;
 
 const sizeBytes = u64;
+const cudaHandle = z.instanceof(Uint8Array).refine((handle) => handle.length === 64, "has not 64 bytes");
 const regionSchema = z.discriminatedUnion("kind", [
   /** A sealed memfd of the client: its descriptor there, and what fstat says of it. */
   z.strictObject({
@@ -71,11 +72,14 @@ const regionSchema = z.discriminatedUnion("kind", [
   /** A CUDA IPC handle, the device by its UUID. */
   z.strictObject({
     kind: z.literal("cuda"),
-    handle: z.instanceof(Uint8Array).refine((handle) => handle.length === 64, "has not 64 bytes"),
+    handle: cudaHandle,
     device: z.string().min(1).max(64),
     bytes: sizeBytes,
+    /** IPC handles of events: a round begins after what `ready` stands for, and is recorded in `free` when it has ended. */
+    ready: cudaHandle.optional(),
+    free: cudaHandle.optional(),
   }),
-  /** Plain memory, known to the agent of the same process by this number. */
+  /** Memory of the agent's own process, known to the agent of the same process by this number. */
   z.strictObject({ kind: z.literal("host"), key: u64, bytes: sizeBytes }),
 ]);
 export type RegionMessage = z.infer<typeof regionSchema>;

@@ -16,6 +16,14 @@ const native = declareNative({
   tb_cuda_export: ["pointer", "u64", "u64", "pointer", "out u64"],
   tb_cuda_open: ["pointer", "pointer", "out u64", "out u64"],
   tb_cuda_close: ["pointer", "u64"],
+  tb_cuda_event_create: ["pointer", "out u64"],
+  tb_cuda_event_open: ["pointer", "pointer", "out u64"],
+  tb_cuda_event_export: ["pointer", "u64", "pointer"],
+  tb_cuda_event_record: ["pointer", "u64"],
+  tb_cuda_event_close: ["pointer", "u64"],
+  tb_cuda_event_watch: ["u64", "u64", "pointer", "u64", "out u64"],
+  tb_cuda_event_watched: ["u64", "out u32"],
+  tb_cuda_event_unwatch: ["u64"],
   tb_cuda_time_copies: ["pointer", "u64", "u64", "u64", "u32", "out u64"],
   tb_cuda_info: ["pointer", "out u64", "out u64"],
 });
@@ -116,6 +124,46 @@ export function cudaOpen(
 
 export function cudaClose(uuid: Uint8Array, address: bigint): void {
   native.tb_cuda_close(uuid, address);
+}
+
+/** An event that other processes may open. */
+export function cudaEventCreate(uuid: Uint8Array): bigint {
+  useKernels();
+  return native.tb_cuda_event_create(uuid);
+}
+
+/** Another process's event. CUDA refuses a handle in the process that made it. */
+export function cudaEventOpen(uuid: Uint8Array, handle: Uint8Array): bigint {
+  useKernels();
+  return native.tb_cuda_event_open(uuid, handle);
+}
+
+export function cudaEventExport(uuid: Uint8Array, event: bigint): Uint8Array {
+  const handle = new Uint8Array(ipcHandleBytes);
+  native.tb_cuda_event_export(uuid, event, handle);
+  return handle;
+}
+
+export function cudaEventRecord(uuid: Uint8Array, event: bigint): void {
+  native.tb_cuda_event_record(uuid, event);
+}
+
+export function cudaEventClose(uuid: Uint8Array, event: bigint): void {
+  native.tb_cuda_event_close(uuid, event);
+}
+
+/** Raises `token` at a port of the bus once `isOver` has an answer; for `cudaEventUnwatch`. */
+export function cudaEventWatch(port: bigint, token: bigint, uuid: Uint8Array, event: bigint): bigint {
+  return native.tb_cuda_event_watch(port, token, uuid, event);
+}
+
+/** True once what was recorded has happened. `TB_CUDA` where that can not be known any more. */
+export function cudaEventIsOver(watch: bigint): boolean {
+  return native.tb_cuda_event_watched(watch) === 1;
+}
+
+export function cudaEventUnwatch(watch: bigint): void {
+  native.tb_cuda_event_unwatch(watch);
 }
 
 /** For benchmarks: seconds of that many copies by the driver, one after the other. */

@@ -6,14 +6,25 @@ import { AgentMemory } from "../../src/bus/agent-memory.ts";
 import type { RegionMessage } from "../../src/bus/commands.ts";
 import { hostRegions } from "../../src/bus/host-regions.ts";
 import { ownIdentity } from "../../src/bus/identity.ts";
+import { openPort } from "../../src/bus/port.ts";
+import { DeviceMemory } from "../../src/memory/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { memory } from "../../transports/memory/index.ts";
 import { doubleDevice, useCudaDouble } from "../doubles/cuda/index.ts";
 import { bundleChild } from "../transport/children.ts";
+import { AgentWorld, joinPair, type Side } from "./agent-kit.ts";
 
 useCudaDouble();
 
+const sides: [Side, Side] = [
+  { name: "trainer", ranks: [0], placements: ["R"] },
+  { name: "engine", ranks: [1], placements: ["R"] },
+];
+const port = openPort();
+const onFault = (error: unknown) => {
+  throw error;
+};
 const client = { id: 1n, wake: "", ...ownIdentity() };
 const bytes = 8192;
 let bundle: Awaited<ReturnType<typeof bundleChild>>;
@@ -32,9 +43,10 @@ beforeAll(async () => {
     bytes: BigInt(bytes),
   };
 });
-afterAll(() => {
+afterAll(async () => {
   owner.kill("SIGKILL");
   bundle.remove();
+  await port.close();
 });
 
 test("a handle is opened once, registered, exported as its owner's, and closed with its last user", async () => {
@@ -43,7 +55,7 @@ test("a handle is opened once, registered, exported as its owner's, and closed w
     world: 1,
     store: memoryStores()(),
   });
-  const held = new AgentMemory(hostRegions);
+  const held = new AgentMemory(hostRegions, { port, onFault });
   const first = held.hold(client, [region], session);
   const second = held.hold(client, [region], session);
   const [opened] = first.memories;
@@ -67,7 +79,7 @@ test("more than the allocation has, a handle of nothing, an agent without a GPU:
     store: memoryStores()(),
   });
   await using plain = await memory().open({ rank: 0, world: 1, store: memoryStores()() });
-  const held = new AgentMemory(hostRegions);
+  const held = new AgentMemory(hostRegions, { port, onFault });
   const hold =
     (change: object, by = session) =>
     () =>
@@ -78,4 +90,53 @@ test("more than the allocation has, a handle of nothing, an agent without a GPU:
     expect.objectContaining({ code: "TB_UNSUPPORTED", message: expect.stringContaining("--device") }),
   );
   expect(held.size).toBe(0);
+});
+
+test("memory of the agent's own process is given by its address, and moved", async () => {
+  await using world = new AgentWorld();
+  for (const rank of [0, 1]) {
+    await world.startAgent(rank, { transport: cudaIpc({ device: doubleDevice }) });
+  }
+  const clients = (await joinPair(world, sides)).flat();
+  const memories = [0, 1].map(() => DeviceMemory.allocate(doubleDevice, bytes));
+  const handlers = await Promise.all(
+    memories.map(({ address }, rank) => {
+      // Its second half.
+      const data = { kind: "cuda", device: doubleDevice, address, bytes } as const;
+      const tensor = { data, shape: [bytes / 2], dtype: "uint8", byteOffset: bytes / 2 } as const;
+      return clients[rank]!.registerTensors("own", [[tensor, "weights"]]);
+    }),
+  );
+  const [source, target] = memories.map((memory) => ({ memory, held: new Uint8Array(bytes) }));
+  target!.memory.write(target!.held);
+  for (const value of [3, 250]) {
+    source!.memory.write(source!.held.fill(value));
+    const ends = await Promise.all(
+      handlers.map((handler, rank) => handler.transfer(rank === 0 ? "send" : "recv")),
+    );
+    await Promise.all(ends.map((end) => end.wait()));
+    target!.memory.read(target!.held);
+    const expected = (index: number) => (index < bytes / 2 ? 0 : value);
+    expect(target!.held.every((byte, index) => byte === expected(index))).toBe(true);
+  }
+  for (const handler of handlers) await handler.close();
+  // The caller's own stays its own.
+  for (const { memory } of [source!, target!]) memory.read(new Uint8Array(bytes));
+  for (const memory of memories) memory.close();
+});
+
+test("a handle of the agent's own process is refused with what to give instead", async () => {
+  await using session = await cudaIpc({ device: doubleDevice }).open({
+    rank: 0,
+    world: 1,
+    store: memoryStores()(),
+  });
+  const own = DeviceMemory.allocate(doubleDevice, bytes);
+  const { handle } = own.export();
+  const held = new AgentMemory(hostRegions, { port, onFault });
+  expect(() => held.hold(client, [{ ...region, handle: Uint8Array.from(handle) }], session)).toThrow(
+    expect.objectContaining({ code: "TB_CUDA", message: expect.stringContaining("takes the address") }),
+  );
+  expect(held.size).toBe(0);
+  own.close();
 });

@@ -1,72 +1,19 @@
 /** Rounds between tensors in GPU memory of other processes, by agents, on the doubles of libcuda and libnccl (test/doubles). */
-import { type ChildProcess, spawn } from "node:child_process";
-import { createInterface } from "node:readline";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { select } from "../../src/transport/selection.ts";
-import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
-import { nccl } from "../../transports/nccl/index.ts";
-import { tcp } from "../../transports/tcp/index.ts";
-import { bundleChild } from "../transport/children.ts";
 import { deviceOf, useDoubles } from "../transport/nccl-doubles.ts";
-import { AgentWorld, failureOf, joinPair, type Side } from "./agent-kit.ts";
+import { failureOf, joinPair, type Side } from "./agent-kit.ts";
+import { Owners, ownedBytes, startGpuAgents } from "./gpu-kit.ts";
 
 useDoubles(3);
 
-const bytes = 3 * 4096;
-let bundle: Awaited<ReturnType<typeof bundleChild>>;
+let owners: Owners;
 beforeAll(async () => {
-  bundle = await bundleChild("owner");
+  owners = await Owners.build();
 });
-afterAll(() => bundle.remove());
+afterEach(() => owners.end());
+afterAll(() => owners.remove());
 
-/** A process that owns memory of a GPU. */
-class Owner {
-  readonly process: ChildProcess;
-  readonly #lines: AsyncIterator<string>;
-
-  constructor(device: string) {
-    this.process = spawn(process.execPath, [bundle.file, device, String(bytes)], {
-      stdio: ["pipe", "pipe", "inherit"],
-    });
-    this.#lines = createInterface({ input: this.process.stdout! })[Symbol.asyncIterator]();
-  }
-
-  async says(): Promise<Record<string, unknown>> {
-    return JSON.parse((await this.#lines.next()).value as string);
-  }
-
-  ask(line: string): Promise<Record<string, unknown>> {
-    this.process.stdin!.write(`${line}\n`);
-    return this.says();
-  }
-}
-
-const owners: Owner[] = [];
-afterEach(() => {
-  for (const { process } of owners.splice(0)) process.kill("SIGKILL");
-});
-
-/** A tensor of bytes in memory that another process owns. */
-async function ownedTensor(device: string) {
-  const owner = new Owner(device);
-  owners.push(owner);
-  const { handle } = (await owner.says()) as { handle: string };
-  const data = { kind: "cuda", device, handle: Buffer.from(handle, "hex"), bytes } as const;
-  return { owner, tensor: { data, shape: [3, 4096], dtype: "uint8" } as const };
-}
-
-async function startAgents(
-  devices: readonly string[],
-  options: Parameters<typeof select>[1] = {},
-): Promise<AgentWorld> {
-  const world = new AgentWorld();
-  for (const [rank, device] of devices.entries()) {
-    await world.startAgent(rank, {
-      transport: select([tcp({}), cudaIpc({ device }), nccl({ device })], options),
-    });
-  }
-  return world;
-}
+const ownedTensor = (device: string) => owners.tensor(device);
 
 const trainer: Side = { name: "trainer", ranks: [0], placements: ["R"] };
 const engine: Side = { name: "engine", ranks: [1, 2], placements: ["R"] };
@@ -77,7 +24,7 @@ describe("tensors in GPU memory", () => {
     ["nccl", { force: "nccl" }],
   ])("go by %s, round after round", async (name, options) => {
     const devices = [0, 1, 2].map(deviceOf);
-    await using world = await startAgents(devices, options);
+    await using world = await startGpuAgents(devices, options);
     const clients = (await joinPair(world, [trainer, engine])).flat();
     const owned = await Promise.all(devices.map(ownedTensor));
     const handlers = await Promise.all(
@@ -89,7 +36,11 @@ describe("tensors in GPU memory", () => {
         handlers.map((handler, rank) => handler.transfer(rank === 0 ? "send" : "recv")),
       );
       const results = await Promise.all(ends.map((end) => end.wait()));
-      expect(results.map(({ bytesReceived }) => bytesReceived)).toEqual([0n, BigInt(bytes), BigInt(bytes)]);
+      expect(results.map(({ bytesReceived }) => bytesReceived)).toEqual([
+        0n,
+        BigInt(ownedBytes),
+        BigInt(ownedBytes),
+      ]);
       for (const { owner } of owned) expect(await owner.ask(String(value))).toEqual({ filled: true });
     }
     const registered = world.events[1]!.find(({ kind }) => kind === "batchRegistered");
@@ -97,7 +48,7 @@ describe("tensors in GPU memory", () => {
   });
 
   test("of two agents on one GPU that need NCCL: TB_DEVICE_SHARED when the pair meets, with pair, ranks and GPU", async () => {
-    await using world = await startAgents([deviceOf(0), deviceOf(0), deviceOf(1)], { force: "nccl" });
+    await using world = await startGpuAgents([deviceOf(0), deviceOf(0), deviceOf(1)], { force: "nccl" });
     const failed = await failureOf(joinPair(world, [trainer, engine]));
     expect(failed).toMatchObject({
       code: "TB_DEVICE_SHARED",
@@ -114,7 +65,7 @@ describe("tensors in GPU memory", () => {
 
   test("of an owner that is gone: the round fails, and the agents serve the next", async () => {
     const devices = [0, 1, 2].map(deviceOf);
-    await using world = await startAgents(devices);
+    await using world = await startGpuAgents(devices);
     const clients = (await joinPair(world, [trainer, engine])).flat();
     const gone = await ownedTensor(devices[0]!);
     gone.owner.process.kill("SIGKILL");

@@ -8,6 +8,7 @@ import type { ClientIdentity } from "../../src/bus/command-header.ts";
 import type { RegionMessage } from "../../src/bus/commands.ts";
 import { HostRegions } from "../../src/bus/host-regions.ts";
 import { ownIdentity, randomClientId } from "../../src/bus/identity.ts";
+import { openPort } from "../../src/bus/port.ts";
 import { storageOf } from "../../src/bus/shared-arena.ts";
 import { SharedMemory } from "../../src/memory/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
@@ -52,10 +53,20 @@ describe("memory of clients", () => {
   });
 
   const client: ClientIdentity = { ...ownIdentity(), id: randomClientId(), wake: "" };
+  function reporting() {
+    const port = openPort();
+    cleanUps.push(() => port.close());
+    return {
+      port,
+      onFault: (error: unknown) => {
+        throw error;
+      },
+    };
+  }
   async function open(): Promise<{ session: TransportSession; held: AgentMemory }> {
     const session = await memory().open({ rank: 0, world: 1, store: memoryStores()() });
     cleanUps.push(() => session.close());
-    return { session, held: new AgentMemory(new HostRegions()) };
+    return { session, held: new AgentMemory(new HostRegions(), reporting()) };
   }
   function region(over: Partial<Extract<RegionMessage, { kind: "shared" }>> = {}): RegionMessage {
     const storage = storageOf(tensor([8, 8]).data.buffer)!.storage;
@@ -131,7 +142,7 @@ describe("memory of clients", () => {
   it("that is plain is only for clients in this process", async () => {
     const { session } = await open();
     const plain = new HostRegions();
-    const held = new AgentMemory(plain);
+    const held = new AgentMemory(plain, reporting());
     const shared = SharedMemory.create(4096);
     cleanUps.push(() => shared.close());
     const key = plain.add(shared);

@@ -72,6 +72,31 @@ describe("a tensor's description", () => {
     expect(() => describe1({ ...half, shape: [2049] })).toThrow(code("TB_REGION"));
   });
 
+  it("takes the events of device memory, and its address where the agent lives in this process", () => {
+    const memory = { kind: "cuda", device: `GPU-${"0".repeat(32)}`, bytes: 4096 } as const;
+    const handle = new Uint8Array(64).fill(7);
+    const ready = new Uint8Array(64).fill(8);
+    const shaped = { dtype: "bfloat16", shape: [4, 8] } as const;
+    const regions = new RegionList(false);
+    describe1({ ...shaped, data: { ...memory, handle, ready } }, regions);
+    describe1({ ...shaped, data: { ...memory, handle } }, regions);
+    expect(regions.messages).toMatchObject([
+      { kind: "cuda", handle, ready },
+      { kind: "cuda", handle },
+    ]);
+    for (const name of ["handle", "ready", "free"]) {
+      const data = { ...memory, handle, [name]: new Uint8Array(63) };
+      expect(() => describe1({ ...shaped, data })).toThrow(TypeError);
+    }
+    const own = { ...shaped, data: { ...memory, address: 2n ** 40n } };
+    expect(() => describe1(own, regions)).toThrow(code("TB_UNSUPPORTED"));
+    const embedded = new RegionList(true);
+    expect(describe1({ ...own, byteOffset: 32 }, embedded)).toMatchObject({ offset: 32n, region: 0 });
+    expect(embedded.messages).toMatchObject([{ kind: "host", bytes: 4096n }]);
+    expect(() => describe1({ ...shaped, data: { ...own.data, handle } }, embedded)).toThrow(TypeError);
+    embedded.hold().release();
+  });
+
   it("gives tensors without elements any region", () => {
     const regions = new RegionList(false);
     expect(describe1(new Float32Array(0), regions)).toMatchObject({ shape: [0n], region: 0, offset: 0n });

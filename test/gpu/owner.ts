@@ -1,8 +1,11 @@
 /**
- * Another process that owns GPU memory: says its handle; at a line of input whether all of it has a value, or, after `set`,
- * gives all of it one.
+ * Another process that owns GPU memory: says its handle, and those of two events; at a line of input whether all of it has a
+ * value, or, after `set`, gives all of it one. `record NAME` puts an event behind what its GPU has to do, `wait NAME` answers
+ * once that has happened.
  */
 import { createInterface } from "node:readline";
+import { openPort } from "../../src/bus/port.ts";
+import { DeviceEvent } from "../../src/memory/cuda/index.ts";
 import { DeviceMemory } from "../../src/memory/index.ts";
 
 const [device, bytes] = process.argv.slice(2) as [string, string];
@@ -10,16 +13,41 @@ const memory = DeviceMemory.allocate(device, Number(bytes));
 const held = new Uint8Array(Number(bytes));
 memory.write(held);
 const { handle, offset } = memory.export();
-console.log(
-  JSON.stringify({ handle: Buffer.from(handle).toString("hex"), offset: Number(offset), uuid: device }),
-);
+const events = { ready: DeviceEvent.create(device), free: DeviceEvent.create(device) };
+const port = openPort();
+const say = (what: object) => console.log(JSON.stringify(what));
+const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString("hex");
+say({
+  handle: hex(handle),
+  offset: Number(offset),
+  uuid: device,
+  ready: hex(events.ready.export()),
+  free: hex(events.free.export()),
+});
 createInterface({ input: process.stdin }).on("line", (line) => {
+  const [, verb, name] = /^(record|wait) (ready|free)$/.exec(line) ?? [];
+  const event = events[name as keyof typeof events];
+  if (verb === "record") {
+    event.record();
+    say({ recorded: name });
+    return;
+  }
+  if (verb === "wait") {
+    const token = port.listen(() => {
+      if (!watch.isOver()) return;
+      port.unlisten(token);
+      watch.close();
+      say({ happened: name });
+    });
+    const watch = event.watch(port.handle, token);
+    return;
+  }
   const value = line.replace(/^set /, "");
   if (value !== line) {
     memory.write(held.fill(Number(value)));
-    console.log(JSON.stringify({ set: true }));
+    say({ set: true });
     return;
   }
   memory.read(held);
-  console.log(JSON.stringify({ filled: held.every((byte) => byte === Number(value)) }));
+  say({ filled: held.every((byte) => byte === Number(value)) });
 });
