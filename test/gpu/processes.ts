@@ -3,10 +3,11 @@ import { type ChildProcess, fork, spawn } from "node:child_process";
 import { once } from "node:events";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { openPort } from "../../src/bus/port.ts";
 import { TensorBusError } from "../../src/errors.ts";
 import { createExecutor } from "../../src/exec/executor.ts";
 import { DeviceMesh, Replicate } from "../../src/layout/index.ts";
-import { DeviceMemory } from "../../src/memory/index.ts";
+import { DeviceEvent, DeviceMemory } from "../../src/memory/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
 import { serveTcpStore } from "../../src/store/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
@@ -23,13 +24,16 @@ export function processCases(machine: Machine): GpuCase[] {
     { name: "between six processes, byte for byte", run: () => runRanks() },
     { name: "a killed process is a lost peer to the others", run: () => killRank() },
     {
-      name: "memory that another process owns is filled",
+      name: "memory that another process owns is filled, between its events",
       run: () =>
         fillOwners(machine, () =>
           spawn(process.execPath, [join(bundles, "owner.mjs"), machine.device, size]),
         ),
     },
-    { name: "a PyTorch tensor is filled, and compared in PyTorch", run: () => fillTorch(machine) },
+    {
+      name: "a PyTorch tensor is filled between events of PyTorch, and compared in PyTorch",
+      run: () => fillTorch(machine),
+    },
     { name: "a device that is not there is TB_DEVICE", run: () => missingDevice() },
   ];
 }
@@ -110,22 +114,51 @@ async function fillOwners(machine: Machine, start: () => ChildProcess): Promise<
     return JSON.parse(value);
   };
   try {
-    const { handle, offset, uuid } = await next();
+    const ask = (line: string) => {
+      owner.stdin!.write(`${line}\n`);
+      return next();
+    };
+    const { handle, offset, uuid, ready, free } = await next();
     if (uuid !== machine.device) throw new Skip(`its tensor lies on ${uuid}, not on ${machine.device}`);
     const bytes = BigInt(size);
-    const place = { device: machine.device, handle: Uint8Array.from(Buffer.from(handle, "hex")) };
+    const place = { device: machine.device, handle: bytesOf(handle) };
     const target = DeviceMemory.open({ ...place, offset: BigInt(offset), bytes });
     const source = DeviceMemory.allocate(machine.device, bytes);
     source.write(new Uint8Array(Number(bytes)).fill(77));
+    await awaitEvent(machine.device, ready, () => ask("record ready"));
     await copy(machine.device, source, target);
-    owner.stdin!.write("77\n");
-    const { filled } = await next();
+    const done = DeviceEvent.open(machine.device, bytesOf(free));
+    done.record();
+    await ask("wait free");
+    const { filled } = await ask("77");
+    done.close();
     target.close();
     source.close();
     if (!filled) throw new Error("the owner does not see what was moved into its memory");
   } finally {
     owner.kill("SIGKILL");
   }
+}
+
+const bytesOf = (hex: string) => Uint8Array.from(Buffer.from(hex, "hex"));
+
+/** Waits, as an agent does, for what another process records. */
+async function awaitEvent(device: string, handle: string, record: () => Promise<unknown>): Promise<void> {
+  await using port = openPort();
+  using event = DeviceEvent.open(device, bytesOf(handle));
+  await record();
+  const letGo = port.hold();
+  let told = () => {};
+  const over = new Promise<void>((resolve) => {
+    told = resolve;
+  });
+  const token = port.listen(() => told());
+  const watch = event.watch(port.handle, token);
+  await over;
+  const isOver = watch.isOver();
+  watch.close();
+  letGo();
+  if (!isOver) throw new Error("a port was told of an event that has not happened");
 }
 
 async function copy(device: string, source: DeviceMemory, target: DeviceMemory): Promise<void> {

@@ -31,7 +31,7 @@ export class EventWatch {
 }
 
 /** An event of a GPU that several processes share: one records it, others wait until what was before it has happened. */
-export class DeviceEvent implements AsyncDisposable {
+export class DeviceEvent implements Disposable {
   /** The UUID of the GPU. */
   readonly device: string;
   readonly #uuid: Uint8Array;
@@ -88,7 +88,7 @@ export class DeviceEvent implements AsyncDisposable {
     this.#event = undefined;
     if (event !== undefined) cudaEventClose(this.#uuid, event);
   }
-  async [Symbol.asyncDispose](): Promise<void> {
+  [Symbol.dispose](): void {
     this.close();
   }
 }
