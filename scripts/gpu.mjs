@@ -2,7 +2,8 @@
 //
 // What needs a GPU: `npm run test:gpu` and `npm run bench:gpu`. Needs Node.js and a built clone; where esbuild is not
 // installed, what was bundled before (build/gpu) is run. Ends with 3, and says what lacks, where there is no GPU. --double
-// runs the same on the double of libcuda, which proves the scripts and nothing else: its results are not kept.
+// runs the same on the doubles of libcuda and libnccl, which make builds first; that proves the scripts and nothing else: its
+// results are not kept.
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -24,6 +25,11 @@ if (what !== "test" && what !== "bench") {
   process.exit(2);
 }
 
+if (options.includes("--double")) {
+  // Where there is no make, what was built before is used.
+  const made = spawnSync("make", ["-s", "-C", join(root, "native"), "doubles"], { stdio: "inherit" });
+  if (made.status) process.exit(3);
+}
 const esbuild = await import("esbuild").catch(() => undefined);
 if (esbuild !== undefined) {
   await esbuild.build({

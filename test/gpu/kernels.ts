@@ -9,8 +9,7 @@ import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { castTypes, randomCase, sameTypes } from "../transport/cases.ts";
 import { Random } from "../transport/random.ts";
 import { RankMemory } from "../transport/rank-memory.ts";
-import type { Machine } from "./machine.ts";
-import type { GpuCase } from "./main.ts";
+import type { GpuCase, Machine } from "./machine.ts";
 
 /** Rows and columns of the tensors of a cast; an odd width has lanes of one element, an even one of eight. */
 const shapes = [

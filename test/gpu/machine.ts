@@ -10,6 +10,13 @@ import { libraryPath } from "../../src/ffi/library.ts";
 
 export const root = join(dirname(libraryPath()), "../..");
 
+/** Throws where it fails; a `Skip` where this machine lacks something that the case needs. */
+export interface GpuCase {
+  readonly name: string;
+  run(): Promise<void>;
+}
+export class Skip extends Error {}
+
 export interface Machine {
   readonly device: string;
   readonly name: string;
@@ -21,7 +28,7 @@ export interface Machine {
   readonly filter: string;
 }
 
-/** The device to be used; ends the process with 3, and says what lacks, where there is none. */
+/** The device to be used, which it says; ends the process with 3, and says what lacks, where there is none. */
 export function findMachine(what: "test" | "bench"): Machine {
   const { values } = parseArgs({
     options: {
@@ -47,6 +54,7 @@ export function findMachine(what: "test" | "bench"): Machine {
     const device = devices.find(({ uuid }) => values.device === undefined || uuid === values.device);
     if (device === undefined) throw new TensorBusError("TB_DEVICE", `no GPU ${values.device ?? ""} here`);
     process.env["TEST_CUDA_DEVICE"] = device.uuid;
+    console.log(`${device.name}, driver for CUDA ${driver}${values.double ? " (a double, no GPU)" : ""}`);
     const stamp = new Date().toISOString().slice(0, 19).replaceAll(":", "-");
     const preset = values.double
       ? join(root, `build/gpu/${what}-double.json`)

@@ -1,28 +1,14 @@
 /** `npm run test:gpu`: what can be said only with a GPU. A case that can not run here says why, and does not pass. */
 
 import { kernelCases } from "./kernels.ts";
-import { findMachine, outputOf, writeResults } from "./machine.ts";
+import { findMachine, outputOf, Skip, writeResults } from "./machine.ts";
 import { ncclCases } from "./nccl.ts";
 import { processCases } from "./processes.ts";
 
-/** Throws where it fails; a `Skip` where this machine lacks something that the case needs. */
-export interface GpuCase {
-  readonly name: string;
-  run(): Promise<void>;
-}
-export class Skip extends Error {}
-
 const machine = findMachine("test");
-console.log(
-  `${machine.name}, driver for CUDA ${machine.driver}${machine.double ? " (a double, no GPU)" : ""}`,
-);
 const results: { name: string; outcome: "passed" | "failed" | "skipped"; seconds: number; why?: string }[] =
   [];
-const cases = [
-  ...kernelCases(machine),
-  ...processCases(machine),
-  ...ncclCases(machine.device, (why) => new Skip(why)),
-];
+const cases = [...kernelCases(machine), ...processCases(machine), ...ncclCases(machine.device)];
 for (const { name, run } of cases.filter(({ name }) => name.includes(machine.filter))) {
   const begin = performance.now();
   let outcome: "passed" | "failed" | "skipped" = "passed";

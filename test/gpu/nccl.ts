@@ -2,27 +2,17 @@
 import { execFileSync, spawnSync } from "node:child_process";
 import { mkdirSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { TensorBusError } from "../../src/errors.ts";
 import { createExecutor } from "../../src/exec/executor.ts";
-import { libraryPath } from "../../src/ffi/library.ts";
 import { findNccl } from "../../src/ffi/nccl.ts";
 import { DeviceMesh, Partial, type Placement, Shard } from "../../src/layout/index.ts";
 import { DeviceMemory } from "../../src/memory/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
-import { memoryStores } from "../../src/store/memory-store.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
-import { nccl } from "../../transports/nccl/index.ts";
+import { type GpuCase, root, Skip } from "./machine.ts";
+import { betweenRanks, sharedNccl } from "./ranks.ts";
 
-export interface NcclCase {
-  readonly name: string;
-  run(): Promise<void>;
-}
-
-const root = join(dirname(libraryPath()), "../..");
-
-/** `skip` makes the error that says why a case can not run here. */
-export function ncclCases(device: string, skip: (why: string) => Error): NcclCase[] {
-  const program = async (what: string) => runProgram(what, skip);
+export function ncclCases(device: string): GpuCase[] {
+  const program = async (what: string) => runProgram(what);
   return [
     { name: "NCCL: one rank sends to itself", run: () => program("alone") },
     {
@@ -32,13 +22,13 @@ export function ncclCases(device: string, skip: (why: string) => Error): NcclCas
     { name: "NCCL: two processes on one GPU, where it allows that", run: () => program("shared") },
     {
       name: "nccl: two ranks on one GPU turn rows into columns, and sum",
-      run: () => runTransport(device, skip),
+      run: () => runTransport(device),
     },
   ];
 }
 
 /** Plain C, through the declarations of native/src: `test/gpu/nccl.c`. */
-function runProgram(what: string, skip: (why: string) => Error): void {
+function runProgram(what: string): void {
   const native = join(root, "native");
   const program = join(root, "build/gpu/nccl");
   mkdirSync(dirname(program), { recursive: true });
@@ -48,38 +38,25 @@ function runProgram(what: string, skip: (why: string) => Error): void {
   try {
     execFileSync("cc", [...flags, ...files, "-o", program, "-ldl", "-pthread"], { stdio: "pipe" });
   } catch (error) {
-    throw skip(`the C compiler did not build it: ${(error as Error).message}`);
+    throw new Skip(`the C compiler did not build it: ${(error as Error).message}`);
   }
   const { status, stderr } = spawnSync(program, [what], {
     encoding: "utf8",
     timeout: 180_000,
     env: { ...process.env, TENSOR_BUS_LIBNCCL: findNccl() },
   });
-  if (status === 3) throw skip(stderr.trim());
+  if (status === 3) throw new Skip(stderr.trim());
   if (status !== 0) throw new Error(stderr.trim() || `it ended with ${status}`);
 }
 
 const [rows, columns] = [768, 640];
 
 /** Rows of a matrix, one half on each rank, become columns, and two contributions to it become their sum. */
-async function runTransport(device: string, skip: (why: string) => Error): Promise<void> {
-  process.env["NCCL_MULTI_RANK_GPU_ENABLE"] = "1";
-  const stores = memoryStores();
-  const sessions: TransportSession[] = [];
-  try {
-    for (const rank of [0, 1]) {
-      const transport = nccl({ device, sharedDevices: true });
-      sessions.push(await transport.open({ rank, world: 2, store: stores() }));
-    }
+function runTransport(device: string): Promise<void> {
+  return betweenRanks(sharedNccl(device), async (sessions) => {
     await moveMatrix(device, sessions, Shard(0));
     await moveMatrix(device, sessions, Partial("sum"));
-  } catch (error) {
-    if (error instanceof TensorBusError && error.code === "TB_LIBRARY") throw skip(error.message);
-    throw error;
-  } finally {
-    await Promise.all(sessions.map((session) => session.close()));
-    delete process.env["NCCL_MULTI_RANK_GPU_ENABLE"];
-  }
+  });
 }
 
 async function moveMatrix(

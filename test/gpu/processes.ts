@@ -14,8 +14,7 @@ import { memoryStores } from "../../src/store/memory-store.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { castTypes } from "../transport/cases.ts";
 import type { ChildMessage, ParentMessage, SeededCase } from "../transport/children/rank.ts";
-import { type Machine, outputOf, root } from "./machine.ts";
-import { type GpuCase, Skip } from "./main.ts";
+import { type GpuCase, type Machine, outputOf, root, Skip } from "./machine.ts";
 
 const bundles = join(root, "build/gpu");
 
