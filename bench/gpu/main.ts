@@ -1,8 +1,8 @@
 /**
- * `npm run bench:gpu`: each transfer between two ranks on one GPU beside the driver's own copy of the same
- * bytes, device to device, in the same run. A cast's floor is the time that its bytes, read and written, take at
- * the speed of that copy. A case that can not run here says why, and has no figures; one that fails takes none
- * from the others.
+ * `npm run bench:gpu`: each transfer between two ranks on one GPU beside the driver's own copy of the
+ * same bytes, device to device, in the same run. A cast's floor is the time that its bytes, read and written,
+ * take at the speed of that copy. A case that can not run here says why, and has no figures; one that fails
+ * takes none from the others.
  */
 import { TensorBusError } from "../../src/errors.ts";
 import { ncclVersion } from "../../src/ffi/nccl.ts";

@@ -28,7 +28,7 @@ export interface Machine {
   readonly filter: string;
 }
 
-/** The device to be used, which it says; ends the process with 3, and says what lacks, where there is none. */
+/** The device to be used, which it says; ends the process with 3, and what lacks, where there is none. */
 export function findMachine(what: "test" | "bench"): Machine {
   const { values } = parseArgs({
     options: {
