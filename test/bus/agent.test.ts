@@ -1,6 +1,7 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it } from "vitest";
+import { keyOf } from "../../src/bus/environment.ts";
 import type { EchoAgentMessage, EchoAgentOptions } from "./echo-agent.ts";
 import { EchoClient } from "./echo-client.ts";
 import { exitOf, forkFixture, freshPaths, kill, messageOf, stopped } from "./processes.ts";
@@ -24,6 +25,13 @@ async function connect(paths: ReturnType<typeof freshPaths>, options = {}): Prom
   const client = await EchoClient.connect(paths, options);
   clients.push(client);
   return client;
+}
+
+/** Resolves once the agent has taken note of the client: from then on only its commands are to be taken. */
+async function untilNoted({ queue }: EchoClient): Promise<void> {
+  const { environment } = queue;
+  const flags = () => environment.read(() => environment.root.get(keyOf(1)))?.[20] ?? 0;
+  while ((flags() & 2) !== 0) await sleep(2);
 }
 
 /** How often each command of that client was run, by whichever agent. */
@@ -141,6 +149,7 @@ describe("an agent", () => {
     const paths = freshPaths();
     const first = await startAgent({ ...paths, die });
     const client = await connect(paths);
+    await untilNoted(client);
     const gone = exitOf(first.child);
     const outcome = client.request(client.makeQuestion("first"));
     expect((await gone).signal).toBe("SIGKILL");
