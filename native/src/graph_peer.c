@@ -87,6 +87,9 @@ static int32_t on_release(tb_peer *peer, const tb_wire_header *header, const uin
         } else if (side->unfinished > 0) {
             tb_round_fail(side->graph, why.code, why.rank, 0, why.message);
         }
+        if (side->graph->waves != NULL) {
+            tb_nccl_on_release(side, &why);
+        }
         return TB_OK;
     }
     return TB_OK;

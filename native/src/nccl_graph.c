@@ -338,6 +338,20 @@ void tb_nccl_on_abort(tb_side *side, uint64_t round, int32_t code) {
     tb_nccl_wake(run->set->nccl);
 }
 
+void tb_nccl_on_release(tb_side *side, const tb_error *why) {
+    tb_graph *graph = side->graph;
+    tb_nccl_run *run = graph->run;
+    if (!run->active) {
+        return;
+    }
+    if (side->peer->rank == graph->leader && !run->turned) {
+        run->refused = true;
+        tb_round_fail(graph, why->code, why->rank, 0, why->message);
+    }
+    check_drained(graph);
+    tb_nccl_wake(run->set->nccl);
+}
+
 void tb_nccl_peer_gone(tb_side *side, const char *why) {
     tb_nccl_run *run = side->graph->run;
     if (run->set != NULL && side->joins) {

@@ -109,6 +109,8 @@ void tb_nccl_say_begin(tb_graph *graph);
 void tb_nccl_round_failed(tb_graph *graph);
 /* A peer gave the round up, with that code; also where it is not under way here. */
 void tb_nccl_on_abort(tb_side *side, uint64_t round, int32_t code);
+/* A peer has released the graph, for that reason: it has nothing under way, and says nothing more of it. */
+void tb_nccl_on_release(tb_side *side, const tb_error *why);
 /* A peer of the graph is gone. */
 void tb_nccl_peer_gone(tb_side *side, const char *why);
 void tb_nccl_on_begin(tb_side *side, const tb_wire_header *header);

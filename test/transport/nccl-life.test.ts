@@ -87,6 +87,17 @@ describe("communicators", () => {
     expect(alive()).toBe(3);
   });
 
+  test("a round that is cancelled while the rank that gives turns releases its graph ends all the same", async () => {
+    await using world = await worldOf(3);
+    for (let attempt = 0; attempt < 20; attempt++) {
+      const { executions } = await prepareCase(world.sessions, columnsToRows(24, 24, {}, [0, 1, 2]));
+      const cancelled = [1, 2].map((rank) => executions[rank]!.run({ signal: AbortSignal.abort() }));
+      await executions[0]!.release();
+      for (const outcome of await Promise.all(cancelled.map(outcomeOf))) expect(outcome).not.toBe("done");
+      await Promise.all([1, 2].map((rank) => executions[rank]!.release()));
+    }
+  });
+
   test("two ranks on one device are TB_DEVICE_SHARED, and go on without NCCL", async () => {
     placeOn((rank) => (rank === 2 ? 1 : rank));
     const stores = memoryStores();
