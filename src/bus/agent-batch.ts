@@ -171,19 +171,22 @@ export class Batches {
       if (claims.length === 0) continue;
       ended += 1;
       for (const { abort } of claims) abort.abort(reason);
-      if (entry.batch !== undefined) await this.#end(entry, reason);
+      // A batch that can not be freed keeps no other from it.
+      if (entry.batch !== undefined) await this.#end(entry, reason).catch(this.#options.onFault);
     }
     return ended;
   }
 
   /** All of them have ended: the store was lost, or the agent is closed. */
   async end(reason: TensorBusError): Promise<void> {
-    await Promise.all(
+    const ends = await Promise.allSettled(
       [...this.#entries.values()].map(async (entry) => {
         for (const { abort } of entry.claims.values()) abort.abort(reason);
         await this.#end(entry, reason);
       }),
     );
+    const failed = ends.find((end) => end.status === "rejected");
+    if (failed !== undefined) throw failed.reason;
   }
 
   /** There is a store again: what the last one left in doubt is settled. */

@@ -275,9 +275,10 @@ export class Agent implements AsyncDisposable {
     this.#batches.abandon(closed);
     await this.#batches.idle(new Deadline({ timeoutMs: drainMs }));
     try {
-      await this.#batches.end(closed);
-      await drained;
-      await this.#pairs.leave();
+      await this.#batches.end(closed).finally(async () => {
+        await drained;
+        await this.#pairs.leave();
+      });
     } finally {
       await this.#uplink.close();
       await this.#post.close();

@@ -1,7 +1,7 @@
 /**
  * Another process that owns GPU memory: says its handle, and those of two events; at a line of input whether all of it has a
- * value, or, after `set`, gives all of it one. `record NAME` puts an event behind what its GPU has to do, `wait NAME` answers
- * once that has happened.
+ * value, or, after `set`, gives all of it one, or, at `free`, frees it though others may have it open. `record NAME` puts an
+ * event behind what its GPU has to do, `wait NAME` answers once that has happened.
  */
 import { createInterface } from "node:readline";
 import { openPort } from "../../src/bus/port.ts";
@@ -25,6 +25,11 @@ say({
   free: hex(events.free.export()),
 });
 createInterface({ input: process.stdin }).on("line", (line) => {
+  if (line === "free") {
+    memory.close();
+    say({ freed: true });
+    return;
+  }
   const [, verb, name] = /^(record|wait) (ready|free)$/.exec(line) ?? [];
   const event = events[name as keyof typeof events];
   if (verb === "record") {
