@@ -1,76 +1,15 @@
 /** Agents as processes of their own: over TCP and a store that rank 0 serves, killed, stopped and started again. */
 import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { TensorBusClient } from "../../src/bus/client.ts";
+import { describe, expect, it } from "vitest";
+import type { TensorBusClient } from "../../src/bus/client.ts";
 import type { SharedTensor } from "../../src/bus/shared-tensor.ts";
-import { BundledCli, type RunningCommand } from "../cli/bundled-cli.ts";
 import { freePort } from "../free-ports.ts";
+import { Cluster } from "./agent-cluster.ts";
 import { arrayOf, failureOf, fill, initPair, type Side, tensor } from "./agent-kit.ts";
-import { temporaryFolder } from "./processes.ts";
-
-let cli: BundledCli;
-beforeAll(async () => {
-  cli = await BundledCli.build();
-});
-afterAll(() => cli.remove());
-
-const cleanUps: (() => Promise<unknown> | unknown)[] = [];
-afterEach(async () => {
-  for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
-});
 
 const trainer: Side = { name: "trainer", ranks: [0, 1], placements: ["S(0)"] };
 const inference: Side = { name: "inference", ranks: [2], placements: ["R"] };
 const sides = [trainer, inference] as const satisfies [Side, Side];
-
-class Cluster {
-  readonly folder = temporaryFolder();
-  readonly agents: RunningCommand[] = [];
-  readonly #port: number;
-
-  constructor(port: number) {
-    this.#port = port;
-  }
-
-  paths(rank: number) {
-    return {
-      commandQueuePath: join(this.folder, `queue-${rank}`),
-      agentStatePath: join(this.folder, `state-${rank}`),
-    };
-  }
-
-  /** Starts an agent, and waits until it says that it is ready. */
-  async start(
-    rank: number,
-    more: readonly string[] = [],
-    secret = "a secret of enough bytes",
-  ): Promise<RunningCommand> {
-    const { commandQueuePath, agentStatePath } = this.paths(rank);
-    const running = cli.start(
-      ["agent", "--queue", commandQueuePath, "--state", agentStatePath, "--log", "error", ...more],
-      {
-        ...process.env,
-        RANK: String(rank),
-        TENSOR_BUS_STORE: `tcp://127.0.0.1:${this.#port}`,
-        TENSOR_BUS_SECRET: secret,
-      },
-    );
-    this.agents[rank] = running;
-    cleanUps.push(() => running.process.kill("SIGKILL"));
-    await running.printed("ready: rank");
-    return running;
-  }
-
-  async client(rank: number): Promise<TensorBusClient> {
-    const client = await TensorBusClient.connect({
-      agentRank: rank,
-      ...this.paths(rank),
-      connectionTimeoutMs: 10_000,
-    });
-    cleanUps.push(() => client.close());
-    return client;
-  }
-}
 
 async function startCluster(): Promise<{
   cluster: Cluster;
@@ -122,14 +61,7 @@ describe("agents in processes of their own", () => {
     await first.round(1);
     await first.round(2);
 
-    const second = cli.start(
-      ["agent", "--queue", cluster.paths(1).commandQueuePath, "--state", cluster.paths(1).agentStatePath],
-      {
-        ...process.env,
-        RANK: "1",
-        TENSOR_BUS_STORE: "tcp://127.0.0.1:1",
-      },
-    );
+    const second = cluster.run(1, { TENSOR_BUS_STORE: "tcp://127.0.0.1:1" });
     expect((await second.finished).code).toBe(2);
 
     const waiting = await first.handlers[2]!.transfer("recv");
