@@ -32,9 +32,10 @@ int32_t tb_cuda_fail(const tb_cuda_api *api, tb_cu_result result, tb_error *err,
     if (api->cuGetErrorString(result, &text) != TB_CU_SUCCESS || text == NULL) {
         text = "no description";
     }
-    int32_t code = result == TB_CU_OUT_OF_MEMORY   ? TB_ENO_MEMORY
-                 : result == TB_CU_UNSUPPORTED_PTX ? TB_ELIBRARY
-                                                   : TB_ECUDA;
+    int32_t code = result == TB_CU_OUT_OF_MEMORY           ? TB_ENO_MEMORY
+                 : result == TB_CU_UNSUPPORTED_PTX         ? TB_ELIBRARY
+                 : result == TB_CU_PEER_ACCESS_UNSUPPORTED ? TB_EUNSUPPORTED
+                                                           : TB_ECUDA;
     /* Of "cuMemAlloc_v2(&pointer, bytes)" the name is enough. */
     return tb_fail(err, code, -1, 0, "%.*s: %s (%d), %s", (int)strcspn(what, "("), what, name, (int)result,
                    text);

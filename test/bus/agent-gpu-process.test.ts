@@ -72,6 +72,14 @@ describe("agents of GPUs in processes of their own", () => {
     await round(await register(clients, owned, "next"), owned, 8);
   });
 
+  test("refuse a batch by cuda-ipc between GPUs that can not reach each other", async () => {
+    const { clients, owned } = await startCluster("cuda-ipc", ranks.map(deviceOf));
+    expect(await failureOf(register(clients, owned, "model"))).toMatchObject({
+      code: "TB_UNSUPPORTED",
+      message: expect.stringContaining("PEER_ACCESS_UNSUPPORTED"),
+    });
+  });
+
   test.each(
     transports,
   )("by %s: others end with what their GPU or driver lacks, and these go on", async (name, devices) => {

@@ -347,7 +347,7 @@ tb_cu_result cuIpcOpenMemHandle_v2(tb_cu_pointer *pointer, tb_cu_ipc_memory give
         return INVALID_CONTEXT; /* a process can not open its own */
     }
     if (handle.device != context->device) {
-        return PEER_UNSUPPORTED;
+        return TB_CU_PEER_ACCESS_UNSUPPORTED;
     }
     pthread_rwlock_wrlock(&lock);
     result = import(pointer, &handle);
