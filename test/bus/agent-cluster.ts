@@ -1,4 +1,4 @@
-/** Agents as processes of their own, by the bundled command line, that end with the test that started them. */
+/** Agents as processes of their own, by the bundled command line; they end with their test. */
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll } from "vitest";
 import { TensorBusClient } from "../../src/bus/client.ts";

@@ -1,4 +1,4 @@
-/** GPU memory that ends before its batch does, and an agent without a GPU, on the doubles of libcuda and libnccl. */
+/** GPU memory that ends before its batch does, and an agent without a GPU, on the doubles of test/doubles. */
 import { readFileSync } from "node:fs";
 import { afterEach, describe, expect, test } from "vitest";
 import { missingDevice } from "../doubles/cuda/index.ts";
@@ -102,7 +102,7 @@ describe("an owner that is killed after it has registered", () => {
     ["in a round", "cuda-ipc", {}],
     ["before a round", "nccl", { force: "nccl" }],
     ["in a round", "nccl", { force: "nccl" }],
-  ] as const)("%s by %s: it ends, nothing stays mapped, and the agents serve the next", async (when, _, options) => {
+  ] as const)("%s by %s: it ends, nothing stays mapped, and the next is served", async (when, _, options) => {
     // Each step of the round takes a while.
     if (when === "in a round") process.env["CUDA_DOUBLE_DELAY_US"] = "100000";
     await using world = await startAgents(devices, options);
@@ -127,7 +127,7 @@ describe("an owner that is killed after it has registered", () => {
   });
 });
 
-test("an agent of a GPU that is not there is TB_DEVICE, others go on, and it comes with one that is", async () => {
+test("an agent of a GPU that is not there is TB_DEVICE, others go on, and it comes with another", async () => {
   const devices = devicesFrom(12);
   await using world = new AgentWorld();
   for (const rank of [0, 1]) await startAgent(world, rank, devices[rank]!);

@@ -1,4 +1,4 @@
-/** What rounds of GPU tensors leave behind in the process of agents; alone in its process, so that all there is, is theirs. */
+/** What rounds of GPU tensors leave behind; alone in its process, so that all there is, is its agents'. */
 import { readdirSync } from "node:fs";
 import { expect, test } from "vitest";
 import { deviceOf, useDoubles } from "../transport/nccl-doubles.ts";
@@ -30,7 +30,7 @@ function held() {
 test.each([
   ["cuda-ipc", {}],
   ["nccl", { force: "nccl" }],
-])("a thousand rounds by %s take no more than the first hundred, and nothing once closed", async (_, options) => {
+])("a thousand rounds by %s take no more than the first hundred, and nothing after", async (_, options) => {
   const devices = ordinals.map(deviceOf);
   await using world = await startAgents(devices, options);
   const clients = (await joinPair(world, [trainer, engine])).flat();

@@ -1,4 +1,4 @@
-/** Agents of GPUs as processes of their own, on the doubles of libcuda and libnccl: one that finds none, and one that failed. */
+/** Agents of GPUs as processes of their own, on the doubles of libcuda and libnccl (test/doubles). */
 import { describe, expect, test } from "vitest";
 import { missingDevice } from "../doubles/cuda/index.ts";
 import { freePort } from "../free-ports.ts";
