@@ -1,23 +1,13 @@
 /** Events that order rounds with the work of those who own the memory, on the doubles of libcuda and libnccl (test/doubles). */
-import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { expect, test } from "vitest";
 import type { BatchHandler } from "../../src/bus/batch-handler.ts";
 import { deviceOf, useDoubles } from "../transport/nccl-doubles.ts";
 import { type AgentWorld, failureOf, joinPair, type Side } from "./agent-kit.ts";
-import { Owners, startGpuAgents } from "./gpu-kit.ts";
+import { type OwnedOptions, ownedTensor, register, startAgents, trainer } from "./gpu-kit.ts";
 
 useDoubles(2);
 
-let owners: Owners;
-beforeAll(async () => {
-  owners = await Owners.build();
-});
-afterEach(() => owners.end());
-afterAll(() => owners.remove());
-
-const sides: [Side, Side] = [
-  { name: "trainer", ranks: [0], placements: ["R"] },
-  { name: "engine", ranks: [1], placements: ["R"] },
-];
+const sides: [Side, Side] = [trainer, { name: "engine", ranks: [1], placements: ["R"] }];
 /** What a GPU does takes so long that all else is over before. */
 const slow = { events: true, delayUs: 2_000_000 };
 
@@ -29,22 +19,20 @@ async function run([source, target]: readonly BatchHandler[]): Promise<void> {
   ]);
 }
 
-async function register(world: AgentWorld, options: readonly Parameters<Owners["tensor"]>[1][], batch = "b") {
+/** A batch of a pair of its own, from the first device to the second. */
+async function prepare(world: AgentWorld, options: readonly OwnedOptions[], batch = "b") {
   const clients = (await joinPair(world, sides, batch)).flat();
-  const owned = await Promise.all(options.map((each, rank) => owners.tensor(deviceOf(rank), each)));
-  const handlers = await Promise.all(
-    owned.map(({ tensor }, rank) => clients[rank]!.registerTensors(batch, [[tensor, batch]])),
-  );
-  return { owned: owned.map(({ owner }) => owner), handlers };
+  const owned = await Promise.all(options.map((each, rank) => ownedTensor(deviceOf(rank), each)));
+  return { owned: owned.map(({ owner }) => owner), handlers: await register(clients, owned, batch, batch) };
 }
 
 test.each([
   "cuda-ipc",
   "nccl",
 ] as const)("%s: a round begins behind what `ready` stands for", async (force) => {
-  await using world = await startGpuAgents([0, 1].map(deviceOf), force === "nccl" ? { force } : {});
-  const other = await register(world, [{}, {}], "other");
-  const { owned, handlers } = await register(world, [slow, { events: true }]);
+  await using world = await startAgents([0, 1].map(deviceOf), force === "nccl" ? { force } : {});
+  const other = await prepare(world, [{}, {}], "other");
+  const { owned, handlers } = await prepare(world, [slow, { events: true }]);
   await owned[0]!.ask("record ready");
   const ends = await Promise.all([handlers[0]!.transfer("send"), handlers[1]!.transfer("recv")]);
   // A round that came later is over, and the source is still not ready: what is written now is what is sent.
@@ -55,18 +43,18 @@ test.each([
 });
 
 test("`free` is recorded when the round has ended, on both sides", async () => {
-  await using world = await startGpuAgents([0, 1].map(deviceOf));
+  await using world = await startAgents([0, 1].map(deviceOf));
   // What the owners record themselves takes an hour: only what the agents record can come before.
   const never = { events: true, delayUs: 3_600_000_000 };
-  const { owned, handlers } = await register(world, [never, never]);
+  const { owned, handlers } = await prepare(world, [never, never]);
   for (const owner of owned) await owner.ask("record free");
   await run(handlers);
   for (const owner of owned) expect(await owner.ask("wait free")).toEqual({ happened: "free" });
 });
 
 test("a GPU that does not come to `ready` in time: TB_TIMEOUT, or TB_CANCELLED, and the next round is as any", async () => {
-  await using world = await startGpuAgents([0, 1].map(deviceOf));
-  const { owned, handlers } = await register(world, [{ events: true, delayUs: 1_000_000 }, { events: true }]);
+  await using world = await startAgents([0, 1].map(deviceOf));
+  const { owned, handlers } = await prepare(world, [{ events: true, delayUs: 1_000_000 }, { events: true }]);
   await owned[0]!.ask("record ready");
   const send = (options: object) => handlers[0]!.transfer("send", { blocking: true, ...options });
   expect(await failureOf(send({ timeoutMs: 50 }))).toMatchObject({ code: "TB_TIMEOUT" });
@@ -77,8 +65,8 @@ test("a GPU that does not come to `ready` in time: TB_TIMEOUT, or TB_CANCELLED, 
 });
 
 test("a batch that is closed while its round waits for a GPU ends it, and the agents serve the next", async () => {
-  await using world = await startGpuAgents([0, 1].map(deviceOf));
-  const { owned, handlers } = await register(world, [
+  await using world = await startAgents([0, 1].map(deviceOf));
+  const { owned, handlers } = await prepare(world, [
     { events: true, delayUs: 3_600_000_000 },
     { events: true },
   ]);
@@ -87,16 +75,16 @@ test("a batch that is closed while its round waits for a GPU ends it, and the ag
   const ended = failureOf(end.wait());
   await handlers[0]!.close();
   expect((await ended).code).toMatch(/^TB_(CANCELLED|CLOSED|BATCH_UNKNOWN)$/);
-  const next = await register(world, [{}, {}], "next");
+  const next = await prepare(world, [{}, {}], "next");
   await next.owned[0]!.ask("set 9");
   await run(next.handlers);
   expect(await next.owned[1]!.ask("9")).toEqual({ filled: true });
 });
 
 test("a handle that stands for no event is refused when the batch is registered", async () => {
-  await using world = await startGpuAgents([0, 1].map(deviceOf));
+  await using world = await startAgents([0, 1].map(deviceOf));
   const clients = (await joinPair(world, sides)).flat();
-  const { tensor } = await owners.tensor(deviceOf(0));
+  const { tensor } = await ownedTensor(deviceOf(0));
   const bad = (ready: Uint8Array) =>
     failureOf(
       clients[0]!.registerTensors("bad", [[{ ...tensor, data: { ...tensor.data, ready } }, "weights"]], {

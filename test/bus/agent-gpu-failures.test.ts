@@ -50,7 +50,7 @@ describe("memory that its owner frees while it is registered", () => {
     const devices = devicesFrom(ordinal);
     await using world = await startAgents(devices, options);
     const clients = (await joinPair(world, [trainer, engine])).flat();
-    const owned = await Promise.all(devices.map(ownedTensor));
+    const owned = await Promise.all(devices.map((device) => ownedTensor(device)));
     const handlers = await register(clients, owned, "model");
     await round(handlers, owned, 3);
     expect(await owned[1]!.owner.ask("free")).toEqual({ freed: true });
@@ -73,7 +73,7 @@ describe("memory that its owner frees while it is registered", () => {
     const devices = devicesFrom(6);
     await using world = await startAgents(devices);
     const clients = (await joinPair(world, [trainer, engine])).flat();
-    const owned = await Promise.all(devices.map(ownedTensor));
+    const owned = await Promise.all(devices.map((device) => ownedTensor(device)));
     const host = clients.map(() => tensor([64]));
     const before = shared();
     const handlers = await register(clients, owned, "model");
@@ -107,7 +107,7 @@ describe("an owner that is killed after it has registered", () => {
     if (when === "in a round") process.env["CUDA_DOUBLE_DELAY_US"] = "100000";
     await using world = await startAgents(devices, options);
     const clients = (await joinPair(world, [trainer, engine])).flat();
-    const owned = await Promise.all(devices.map(ownedTensor));
+    const owned = await Promise.all(devices.map((device) => ownedTensor(device)));
     const before = held();
     const handlers = await register(clients, owned, "model");
     expect(mapped()).toBe(before.mapped + 3);
@@ -127,13 +127,13 @@ describe("an owner that is killed after it has registered", () => {
   });
 });
 
-test("an agent of a GPU that is not there is TB_DEVICE, others go on, and it comes with another", async () => {
+test("an agent of a GPU that is not there is TB_DEVICE, others go on; it comes with another", async () => {
   const devices = devicesFrom(12);
   await using world = new AgentWorld();
   for (const rank of [0, 1]) await startAgent(world, rank, devices[rank]!);
   const side: Side = { ...engine, ranks: [1] };
   const clients = (await joinPair(world, [trainer, side], "two")).flat();
-  const owned = await Promise.all(devices.map(ownedTensor));
+  const owned = await Promise.all(devices.map((device) => ownedTensor(device)));
   const handlers = await register(clients, owned.slice(0, 2), "two", "two");
   await expect(startAgent(world, 2, missingDevice)).rejects.toMatchObject({
     code: "TB_DEVICE",

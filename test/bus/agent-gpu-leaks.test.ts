@@ -34,7 +34,7 @@ test.each([
   const devices = ordinals.map(deviceOf);
   await using world = await startAgents(devices, options);
   const clients = (await joinPair(world, [trainer, engine])).flat();
-  const owned = await Promise.all(devices.map(ownedTensor));
+  const owned = await Promise.all(devices.map((device) => ownedTensor(device)));
   const batch = async (id: string, rounds: number) => {
     const handlers = await register(clients, owned, id);
     const run = async (count: number) => {

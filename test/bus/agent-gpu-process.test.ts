@@ -37,7 +37,7 @@ async function startCluster(transport: string, devices: readonly string[]) {
   await Promise.all(ranks.map((rank) => cluster.start(rank)));
   const clients = await Promise.all(ranks.map((rank) => cluster.client(rank)));
   await initPair([clients.slice(0, 1), clients.slice(1)], [trainer, engine]);
-  return { cluster, clients, owned: await Promise.all(devices.map(ownedTensor)) };
+  return { cluster, clients, owned: await Promise.all(devices.map((device) => ownedTensor(device))) };
 }
 
 describe("agents of GPUs in processes of their own", () => {

@@ -15,7 +15,7 @@ describe("tensors in GPU memory", () => {
     const devices = [0, 1, 2].map(deviceOf);
     await using world = await startAgents(devices, options);
     const clients = (await joinPair(world, [trainer, engine])).flat();
-    const owned = await Promise.all(devices.map(ownedTensor));
+    const owned = await Promise.all(devices.map((device) => ownedTensor(device)));
     const handlers = await register(clients, owned, "model");
     for (const value of [7, 200, 31]) {
       const results = await round(handlers, owned, value);
@@ -47,7 +47,7 @@ describe("tensors in GPU memory", () => {
     const clients = (await joinPair(world, [trainer, engine])).flat();
     const gone = await ownedTensor(devices[0]!);
     await kill(gone.owner.process);
-    const owned = await Promise.all(devices.map(ownedTensor));
+    const owned = await Promise.all(devices.map((device) => ownedTensor(device)));
     expect((await failureOf(register(clients, [gone, ...owned.slice(1)], "first"))).code).toBe("TB_CUDA");
     await round(await register(clients, owned, "second"), owned, 9);
   });

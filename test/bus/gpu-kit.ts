@@ -29,9 +29,10 @@ export class Owner {
   readonly process: ChildProcess;
   readonly #lines: AsyncIterator<string>;
 
-  constructor(device: string) {
+  constructor(device: string, delayUs: number) {
     this.process = spawn(process.execPath, [bundle.file, device, String(bytes)], {
       stdio: ["pipe", "pipe", "inherit"],
+      env: { ...process.env, CUDA_DOUBLE_DELAY_US: String(delayUs) },
     });
     this.#lines = createInterface({ input: this.process.stdout! })[Symbol.asyncIterator]();
   }
@@ -51,12 +52,26 @@ afterEach(async () => {
   await Promise.all(owners.splice(0).map(({ process }) => kill(process)));
 });
 
+export interface OwnedOptions {
+  /** Its tensor carries the owner's events. */
+  readonly events?: boolean;
+  /** Before everything that its GPU does. */
+  readonly delayUs?: number;
+}
+
 /** A tensor of bytes in memory that another process owns. */
-export async function ownedTensor(device: string) {
-  const owner = new Owner(device);
+export async function ownedTensor(device: string, { events = false, delayUs = 0 }: OwnedOptions = {}) {
+  const owner = new Owner(device, delayUs);
   owners.push(owner);
-  const { handle } = (await owner.says()) as { handle: string };
-  const data = { kind: "cuda", device, handle: Buffer.from(handle, "hex"), bytes } as const;
+  const said = (await owner.says()) as Record<"handle" | "ready" | "free", string>;
+  const handle = (name: keyof typeof said) => Uint8Array.from(Buffer.from(said[name], "hex"));
+  const data = {
+    kind: "cuda",
+    device,
+    handle: handle("handle"),
+    bytes,
+    ...(events ? { ready: handle("ready"), free: handle("free") } : {}),
+  } as const;
   return { owner, tensor: { data, shape: [3, 4096], dtype: "uint8" } as const };
 }
 
