@@ -278,6 +278,13 @@ static other start_other(world *w, const act *act, const kit *k) {
     return (other){pid, down[1], up[0]};
 }
 
+/* Waits for it: until the thread that takes the signal has run, the others go on. */
+static void stop_other(const other *one) {
+    int status;
+    kill(one->pid, SIGSTOP);
+    CHECK(waitpid(one->pid, &status, WUNTRACED) == one->pid && WIFSTOPPED(status));
+}
+
 static void end_other(const other *one) {
     close(one->to);
     close(one->from);
@@ -323,7 +330,7 @@ static void test_stopped_target(bool dies) {
     uint64_t memory = (uint64_t)(uintptr_t)w.memory[0][0][0];
     world_post(&w, 0, 1, 60 * SECOND);
     wait_for_bytes(&w, 0);
-    kill(target.pid, SIGSTOP);
+    stop_other(&target);
     CHECK(tb_graph_cancel(w.session[0], w.graph[0], TB_ECANCELLED, NULL) == TB_OK);
     if (dies) {
         kill(target.pid, SIGKILL);
