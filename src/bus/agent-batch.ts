@@ -130,14 +130,13 @@ export class Batches {
   transfer(command: CommandOf<"Transfer">, deadline: Deadline): Promise<TransferResult> {
     const { batch, side } = this.#find(command.batch, command.client, command.instance);
     const from = command.direction === "send" ? side.name : this.#otherSide(batch, side);
-    const post = () =>
-      batch.direction(from).post(command.direction === "send" ? "source" : "target", deadline);
-    const { events } = side.held;
-    const round = events === undefined ? post() : events.around(post, deadline);
-    return round.catch((error) => {
-      this.#noticeEnd(batch, error);
-      throw error;
-    });
+    return batch
+      .direction(from)
+      .post(command.direction === "send" ? "source" : "target", deadline, side.held.events)
+      .catch((error) => {
+        this.#noticeEnd(batch, error);
+        throw error;
+      });
   }
 
   /** Answers at once: the signal is watched. */

@@ -19,6 +19,8 @@ interface Entry {
   readonly memory: Memory;
   readonly session: TransportSession;
   readonly forget: () => void;
+  /** Absent for memory that stays its client's. */
+  readonly close: (() => void) | undefined;
   users: number;
 }
 
@@ -64,7 +66,16 @@ export class AgentMemory {
       if (released) return;
       released = true;
       events?.close();
-      for (const entry of entries) this.#drop(entry);
+      const failures = entries.flatMap((entry) => {
+        try {
+          this.#drop(entry);
+          return [];
+        } catch (error) {
+          return [error];
+        }
+      });
+      // One that can not be let go of keeps no other.
+      if (failures.length > 0) throw failures[0];
     };
     try {
       requireAlive(client);
@@ -143,22 +154,33 @@ export class AgentMemory {
       });
     }
     const memory = this.#host.get(region.key);
-    const entry = this.#plain.get(memory) ?? this.#add(this.#plain, memory, memory, session);
+    const entry = this.#plain.get(memory) ?? this.#register(this.#plain, memory, memory, session);
     entry.users += 1;
     return entry;
   }
 
-  #add<K>(map: Map<K, Entry>, key: K, memory: Memory, session: TransportSession): Entry {
+  /** `memory` was opened here, and is closed with its last user. */
+  #add<K>(map: Map<K, Entry>, key: K, memory: Memory & { close(): void }, session: TransportSession): Entry {
+    return this.#register(map, key, memory, session, () => memory.close());
+  }
+
+  #register<K>(
+    map: Map<K, Entry>,
+    key: K,
+    memory: Memory,
+    session: TransportSession,
+    close?: () => void,
+  ): Entry {
     try {
       session.register(memory);
     } catch (error) {
-      if (memory instanceof SharedMemory || memory instanceof DeviceMemory) memory.close();
+      close?.();
       throw error;
     }
     const forget = () => {
       if (map.get(key) === entry) map.delete(key);
     };
-    const entry: Entry = { memory, session, forget, users: 0 };
+    const entry: Entry = { memory, session, forget, close, users: 0 };
     map.set(key, entry);
     return entry;
   }
@@ -168,7 +190,7 @@ export class AgentMemory {
     if (entry.users === 0) this.#discard(entry);
   }
 
-  #discard({ memory, session, forget }: Entry): void {
+  #discard({ memory, session, forget, close }: Entry): void {
     forget();
     try {
       session.unregister(memory);
@@ -176,7 +198,7 @@ export class AgentMemory {
       // A session that was closed has let go of it. One that still uses it keeps it mapped: it is not closed here.
       if (!(error instanceof TensorBusError) || error.code !== "TB_CLOSED") throw error;
     }
-    if (memory instanceof SharedMemory || memory instanceof DeviceMemory) memory.close();
+    close?.();
   }
 }
 

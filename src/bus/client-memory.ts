@@ -138,11 +138,11 @@ export class RegionList {
         "an address is memory of this process alone, and the agent lives in another: give the IPC handle",
       );
     }
-    return this.#once(`${device} ${address} ${bytes}`, () => {
-      const memory = DeviceMemory.over(device, address, bytes);
-      const region = { memory, key: hostRegions.add(memory), users: 1 };
+    const place = `${device} ${address} ${bytes}`;
+    return this.#once(place, () => {
+      const region = lend(ownRegions, place, () => DeviceMemory.over(device, address, bytes));
       this.#plain.push(region);
-      return { kind: "host", key: region.key, bytes: memory.bytes };
+      return { kind: "host", key: region.key, bytes: region.memory.bytes };
     });
   }
 
@@ -193,26 +193,46 @@ export class RegionHold {
 interface PlainRegion {
   readonly memory: BufferMemory | DeviceMemory;
   readonly key: bigint;
+  /** Called when nobody uses it any more. */
+  readonly forget: () => void;
   users: number;
 }
 
-/** An ArrayBuffer of several batches is one region: transports take each memory once. */
+/** Memory of several batches is one region: transports take each memory once. */
 const plainRegions = new WeakMap<ArrayBufferLike, PlainRegion>();
+/** By device, address and bytes. */
+const ownRegions = new Map<string, PlainRegion>();
 
-function lendPlain(buffer: ArrayBufferLike): PlainRegion {
-  let region = plainRegions.get(buffer);
-  if (region === undefined || region.users === 0) {
-    const memory = new BufferMemory(buffer);
-    region = { memory, key: hostRegions.add(memory), users: 0 };
-    plainRegions.set(buffer, region);
-    pin(buffer);
+interface Regions<K> {
+  get(key: K): PlainRegion | undefined;
+  set(key: K, region: PlainRegion): unknown;
+  delete(key: K): unknown;
+}
+
+function lend<K>(regions: Regions<K>, key: K, make: () => PlainRegion["memory"]): PlainRegion {
+  let region = regions.get(key);
+  if (region === undefined) {
+    const memory = make();
+    region = { memory, key: hostRegions.add(memory), users: 0, forget: () => regions.delete(key) };
+    regions.set(key, region);
   }
   region.users++;
   return region;
 }
 
+function lendPlain(buffer: ArrayBufferLike): PlainRegion {
+  return lend(plainRegions, buffer, () => {
+    const memory = new BufferMemory(buffer);
+    pin(buffer);
+    return memory;
+  });
+}
+
 function returnPlain(region: PlainRegion): void {
-  if (--region.users === 0) hostRegions.remove(region.key);
+  region.users--;
+  if (region.users > 0) return;
+  hostRegions.remove(region.key);
+  region.forget();
 }
 
 /** What native code knows the address of stays where it is, from now on: detaching is refused, or copies. */

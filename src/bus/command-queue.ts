@@ -164,6 +164,8 @@ export class CommandQueue implements AsyncDisposable {
     return this.environment.read(() => {
       const meta = this.#readMeta();
       if (meta.count > max || meta.clientsChanged || headOf(meta) <= after) return [];
+      // They keep their places until they are removed: a queue that is half full needs those at once.
+      if (2 * meta.count > this.capacity || 2 * meta.bytes > this.maxBytes) return [];
       const questions: StartedCommand[] = [];
       for (const { position, bytes } of this.#head(meta, max)) {
         if (bytes.length > maxQuestionBytes) return [];

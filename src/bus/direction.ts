@@ -9,6 +9,7 @@ import type { Execution } from "../exec/executor.ts";
 import type { RoundProgress, RoundReport } from "../transport/transport.ts";
 import type { AgentEvent, AgentProgress, RoundIdentity } from "./agent-events.ts";
 import type { BatchId, CommandResult } from "./commands.ts";
+import type { RegionEvents } from "./region-events.ts";
 import { knownCode, type RoundEpochs } from "./round-epoch.ts";
 import type { StagedCommit } from "./staged-commit.ts";
 import { settlingDeadline, type TransferSignal } from "./transfer-signal.ts";
@@ -39,6 +40,9 @@ export interface DirectionOptions {
 
 interface Poster {
   readonly deadline: Deadline;
+  readonly events: RegionEvents | undefined;
+  /** The GPUs of this role's memory have come to the round. */
+  readonly ready: Promise<void>;
   readonly resolve: (result: TransferResult) => void;
   readonly reject: (error: TensorBusError) => void;
 }
@@ -48,6 +52,8 @@ interface Round {
   readonly abort: AbortController;
   readonly posters: Map<Role, Poster>;
   started: boolean;
+  /** Its memory is ready, and it is posted. */
+  isPosted: boolean;
 }
 
 const nothing = (): void => {};
@@ -103,9 +109,10 @@ export class Direction {
 
   /**
    * Takes part in the next round, as source or target. Settles when the memory of this rank is quiet: with what was moved, or
-   * with why it failed and where (`details.rank`); `details.torn` says that targets of this rank may be half written.
+   * with why it failed and where (`details.rank`); `details.torn` says that targets of this rank may be half written. `events`
+   * are those of this role's memory: where they do not come to the round in time, it fails on all ranks.
    */
-  post(role: Role, deadline: Deadline): Promise<TransferResult> {
+  post(role: Role, deadline: Deadline, events?: RegionEvents): Promise<TransferResult> {
     const round = this.#round ?? this.#begin();
     if (round.posters.has(role)) {
       throw new TensorBusError("TB_BUSY", `round ${round.number} of ${this.#name()} is under way`, {
@@ -113,10 +120,9 @@ export class Direction {
       });
     }
     return new Promise((resolve, reject) => {
-      round.posters.set(role, { deadline, resolve, reject });
+      const ready = this.#ready(round, role, deadline, events);
+      round.posters.set(role, { deadline, events, ready, resolve, reject });
       this.#cancelWith(round, deadline);
-      // The signal and the round go on side by side: a store that hangs fails the first one alone.
-      if (role === "source") this.#announce(round.number, deadline);
       if (round.posters.size === this.#options.roles.length) this.#start(round);
       else this.#awaitOther(round, deadline);
     });
@@ -148,7 +154,7 @@ export class Direction {
    * nobody waits for it.
    */
   abandon(reason: TensorBusError): void {
-    if (this.#round !== undefined && !this.#round.started) void this.cancel(reason);
+    if (this.#round !== undefined && !this.#round.isPosted) void this.cancel(reason);
     this.#idle = this.#idle.then(async () => {
       const round = this.#next++;
       const signal = AbortSignal.abort(reason);
@@ -176,6 +182,7 @@ export class Direction {
       abort: new AbortController(),
       posters: new Map(),
       started: false,
+      isPosted: false,
     };
     this.#round = round;
     return round;
@@ -209,6 +216,23 @@ export class Direction {
     signal.announce(number, deadline).catch((error: unknown) => {
       if (error instanceof TensorBusError && error.code !== "TB_CLOSED") tell({ kind: "fault", error });
     });
+  }
+
+  /** Waits for the GPUs of a role's memory; a source is announced then. */
+  #ready(round: Round, role: Role, deadline: Deadline, events: RegionEvents | undefined): Promise<void> {
+    // The signal and the round go on side by side: a store that hangs fails the first one alone.
+    const announce = () => {
+      if (role === "source") this.#announce(round.number, deadline);
+    };
+    if (events === undefined) {
+      announce();
+      return Promise.resolve();
+    }
+    const { remainingMs: timeoutMs } = deadline;
+    const ready = events.ready(new Deadline({ timeoutMs, signal: round.abort.signal })).then(announce);
+    // What becomes of it is asked when the round starts.
+    ready.catch(nothing);
+    return ready;
   }
 
   #start(round: Round): void {
@@ -269,6 +293,13 @@ export class Direction {
     const deadline = this.#deadlineOf(round);
     // What an earlier round left open is settled first: its outcome may change what targets hold.
     await staged?.resolve(deadline);
+    try {
+      await Promise.all([...round.posters.values()].map(({ ready }) => ready));
+    } catch (error) {
+      // It is posted all the same, as cancelled: others wait for it.
+      round.abort.abort(asBusError(error));
+    }
+    round.isPosted = true;
     const began = performance.now();
     let failure: TensorBusError | undefined;
     const stopWatching = staged?.watch(this.#identity(round.number), (error) => round.abort.abort(error));
@@ -279,6 +310,9 @@ export class Direction {
     stopWatching?.();
     const moved = performance.now();
     if (staged !== undefined) await staged.decide(this.#identity(round.number), failure, deadline);
+    if (failure?.code !== "TB_QUARANTINED") {
+      for (const { events } of round.posters.values()) events?.recordFree();
+    }
     if (report === undefined) throw failure;
     return { report, seconds: { move: (moved - began) / 1000, commit: (performance.now() - moved) / 1000 } };
   }
@@ -292,7 +326,8 @@ export class Direction {
   async #fail(round: Round, error: TensorBusError): Promise<TensorBusError> {
     const { epochs, signal, rank, tell, roles, staged } = this.#options;
     const { reason } = round.abort.signal;
-    const told = reason instanceof TensorBusError ? reason : error;
+    // That memory is still in use is for its owner to know, whatever the round was ended for.
+    const told = reason instanceof TensorBusError && error.code !== "TB_QUARANTINED" ? reason : error;
     this.#next = round.number + 1;
     this.#epoch += 1;
     try {

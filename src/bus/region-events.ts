@@ -3,8 +3,7 @@
  * recorded in `ready`; when it no longer touches the memory, `free` is recorded, which the owners' streams can wait for.
  */
 import { type Deadline, waitUntil } from "../deadline.ts";
-import { TensorBusError } from "../errors.ts";
-import { DeviceEvent } from "../memory/cuda/index.ts";
+import { DeviceEvent, type EventWatch } from "../memory/cuda/index.ts";
 import type { RegionMessage } from "./commands.ts";
 import type { Port } from "./port.ts";
 
@@ -17,12 +16,9 @@ export interface RegionEventsOptions {
 
 export class RegionEvents {
   readonly #port: Port;
+  readonly #onFault: (error: unknown) => void;
   readonly #ready: DeviceEvent[] = [];
   readonly #free: DeviceEvent[] = [];
-  readonly #waiting = new Set<(error: TensorBusError) => void>();
-  readonly #onFault: (error: unknown) => void;
-  /** A round is under way, or has ended without its end being recorded. */
-  #isRunning = false;
 
   private constructor({ port, onFault }: RegionEventsOptions) {
     this.#port = port;
@@ -45,40 +41,29 @@ export class RegionEvents {
     return events.#ready.length + events.#free.length === 0 ? undefined : events;
   }
 
-  /**
-   * Runs a round between what the owners recorded before it and what they wait for behind it. `TB_TIMEOUT`, `TB_CANCELLED`
-   * where the GPUs do not come to `ready` in time: the round was not begun.
-   */
-  async around<T>(run: () => Promise<T>, deadline: Deadline): Promise<T> {
+  /** Resolves once what was recorded last in every `ready` has happened. `TB_CUDA` where that can not be known any more. */
+  async ready(deadline: Deadline): Promise<void> {
     await Promise.all(this.#ready.map((event) => this.#happened(event, deadline)));
-    this.#isRunning = true;
-    try {
-      return await run();
-    } catch (error) {
-      // The GPU did not stop: the memory is not free.
-      if (error instanceof TensorBusError && error.code === "TB_QUARANTINED") this.#isRunning = false;
-      throw error;
-    } finally {
-      this.#endRound();
-    }
   }
 
-  /** Only once nothing touches the memory any more. Who waits for a GPU is refused. */
+  /** Records every `free`: nothing of a round touches the memory any more. The round has ended as it has, if one fails. */
+  recordFree(): void {
+    this.#each(this.#free, (event) => event.record());
+  }
+
+  /** Only when no round waits for them. */
   close(): void {
-    const ended = new TensorBusError("TB_CANCELLED", "the batch ended while its round waited for a GPU");
-    for (const reject of [...this.#waiting]) reject(ended);
-    this.#endRound();
-    for (const event of [...this.#ready, ...this.#free]) event.close();
+    this.#each([...this.#ready, ...this.#free], (event) => event.close());
   }
 
-  #endRound(): void {
-    if (!this.#isRunning) return;
-    this.#isRunning = false;
-    try {
-      for (const event of this.#free) event.record();
-    } catch (error) {
-      // The round has ended as it has: that its owner's event is gone is told beside.
-      this.#onFault(error);
+  /** One that fails keeps no other from it: its owner may have ended. */
+  #each(events: readonly DeviceEvent[], act: (event: DeviceEvent) => void): void {
+    for (const event of events) {
+      try {
+        act(event);
+      } catch (error) {
+        this.#onFault(error);
+      }
     }
   }
 
@@ -86,18 +71,21 @@ export class RegionEvents {
     return waitUntil<void>(`what comes before the round on ${event.device}`, deadline, (resolve, reject) => {
       const token = this.#port.listen(() => {
         try {
-          if (watch.isOver()) resolve();
+          if (watch?.isOver()) resolve();
         } catch (error) {
           reject(error);
         }
       });
-      const watch = event.watch(this.#port.handle, token);
+      let watch: EventWatch | undefined;
       const letGo = this.#port.hold();
-      this.#waiting.add(reject);
+      try {
+        watch = event.watch(this.#port.handle, token);
+      } catch (error) {
+        reject(error);
+      }
       return () => {
-        this.#waiting.delete(reject);
         letGo();
-        watch.close();
+        watch?.close();
         this.#port.unlisten(token);
       };
     });

@@ -119,7 +119,11 @@ test("memory of the agent's own process is given by its address, and moved", asy
     const expected = (index: number) => (index < bytes / 2 ? 0 : value);
     expect(target!.held.every((byte, index) => byte === expected(index))).toBe(true);
   }
-  for (const handler of handlers) await handler.close();
+  // The same memory in another batch is the same region.
+  const data = { kind: "cuda", device: doubleDevice, address: source!.memory.address, bytes } as const;
+  const tensor = { data, shape: [bytes / 2], dtype: "uint8" } as const;
+  const others = await Promise.all(clients.map((each) => each.registerTensors("two", [[tensor, "weights"]])));
+  for (const handler of [...handlers, ...others]) await handler.close();
   // The caller's own stays its own.
   for (const { memory } of [source!, target!]) memory.read(new Uint8Array(bytes));
   for (const memory of memories) memory.close();

@@ -52,16 +52,37 @@ test("`free` is recorded when the round has ended, on both sides", async () => {
   for (const owner of owned) expect(await owner.ask("wait free")).toEqual({ happened: "free" });
 });
 
-test("a GPU that does not come to `ready` in time: TB_TIMEOUT, or TB_CANCELLED, and the next round is as any", async () => {
+test("a GPU that does not come to `ready` in time fails the round on all ranks, and the next round is as any", async () => {
   await using world = await startAgents([0, 1].map(deviceOf));
   const { owned, handlers } = await prepare(world, [{ events: true, delayUs: 1_000_000 }, { events: true }]);
   await owned[0]!.ask("record ready");
-  const send = (options: object) => handlers[0]!.transfer("send", { blocking: true, ...options });
-  expect(await failureOf(send({ timeoutMs: 50 }))).toMatchObject({ code: "TB_TIMEOUT" });
-  expect(await failureOf(send({ signal: AbortSignal.timeout(50) }))).toMatchObject({ code: "TB_CANCELLED" });
+  const late = async (options: object) => {
+    const received = failureOf(handlers[1]!.transfer("recv", { blocking: true }));
+    const sent = await failureOf(handlers[0]!.transfer("send", { blocking: true, ...options }));
+    expect(await received).toMatchObject({ code: "TB_CANCELLED", details: { rank: 0 } });
+    return sent.code;
+  };
+  expect(await late({ timeoutMs: 50 })).toBe("TB_TIMEOUT");
+  expect(await late({ signal: AbortSignal.timeout(50) })).toBe("TB_CANCELLED");
   await owned[0]!.ask("set 77");
-  await Promise.all([send({}), handlers[1]!.transfer("recv", { blocking: true })]);
+  await run(handlers);
   expect(await owned[1]!.ask("77")).toEqual({ filled: true });
+});
+
+test("a second call is TB_BUSY while the first waits for a GPU, and a drained agent lets that one end", async () => {
+  await using world = await startAgents([0, 1].map(deviceOf));
+  const { owned, handlers } = await prepare(world, [slow, { events: true }]);
+  await owned[0]!.ask("record ready");
+  const ends = await Promise.all([handlers[0]!.transfer("send"), handlers[1]!.transfer("recv")]);
+  expect(await handlers[0]!.queryTransferSignal()).toBe(false);
+  expect(await failureOf(handlers[0]!.transfer("send", { blocking: true }))).toMatchObject({
+    code: "TB_BUSY",
+  });
+  await owned[0]!.ask("set 6");
+  const closing = world.agents[0]!.close({ drainMs: 30_000 });
+  await Promise.all(ends.map((end) => end.wait()));
+  await closing;
+  expect(await owned[1]!.ask("6")).toEqual({ filled: true });
 });
 
 test("a batch that is closed while its round waits for a GPU ends it, and the agents serve the next", async () => {

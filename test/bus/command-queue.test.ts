@@ -30,7 +30,7 @@ async function another(capacity = 4): Promise<EchoClient> {
 }
 
 async function agentSide() {
-  const queue = await openCommandQueue({ path: paths.queue, port: client.port });
+  const queue = await openCommandQueue({ path: paths.queue, port: client.port, capacity: 4 });
   others.push(queue);
   return queue;
 }
@@ -152,16 +152,22 @@ describe("the command queue", () => {
     await ask(2);
     expect(shown()).toEqual([1n, 2n]);
     expect(agent.questions(1, 0n)).toEqual([]);
+    // In a queue that is more than half full they are taken off first: their places are wanted.
+    await ask(3);
+    expect(shown()).toEqual([]);
+    await agent.dequeue(1);
+    await agent.finish([1n]);
+    expect(shown()).toEqual([2n, 3n]);
     expect(agent.size()).toBe(2);
     // What was answered already is not answered again.
-    expect(shown(1n)).toEqual([]);
-    await agent.finish([1n]);
-    expect(shown(1n)).toEqual([2n]);
-    await fill(3, 3);
-    expect(shown(1n)).toEqual([]);
-    const { started } = await agent.dequeue(10, [2n]);
-    expect(started.map(({ position }) => position)).toEqual([3n]);
-    await agent.finish([3n]);
+    expect(shown(2n)).toEqual([]);
+    await agent.finish([2n]);
+    expect(shown(2n)).toEqual([3n]);
+    await fill(4, 4);
+    expect(shown(2n)).toEqual([]);
+    const { started } = await agent.dequeue(10, [3n]);
+    expect(started.map(({ position }) => position)).toEqual([4n]);
+    await agent.finish([4n]);
     expect(agent.size()).toBe(0);
     expect(agent.leftovers()).toEqual([]);
   });
@@ -173,10 +179,7 @@ describe("the command queue", () => {
     const blocked = client.send(client.makeCommand(5));
     await sleep(20);
     expect(agent.size()).toBe(4);
-    await agent.dequeue(
-      0,
-      agent.questions(10, 0n).map(({ position }) => position),
-    );
+    await agent.dequeue(0, [1n, 2n, 3n, 4n]);
     await blocked;
     expect(agent.size()).toBe(1);
   });

@@ -1,3 +1,3 @@
 export { type CudaDevice, cudaDevices } from "../../ffi/cuda.ts";
-export { DeviceEvent } from "./device-event.ts";
+export { DeviceEvent, type EventWatch } from "./device-event.ts";
 export { type CudaIpcHandle, DeviceMemory } from "./device-memory.ts";
