@@ -13,7 +13,7 @@ import type { RankCommand, RankOptions } from "./rank.ts";
 
 export interface BusBenchOptions {
   readonly root: string;
-  /** Interleaved pairs of rounds; default 11. */
+  /** Interleaved pairs of rounds; default 31: a round varies by far more than what the bus adds. */
   readonly pairs?: number | undefined;
   /** Only cases whose name contains this. */
   readonly filter?: string | undefined;
@@ -50,7 +50,7 @@ function summarize(times: readonly number[]): { readonly median: number; readonl
 }
 
 export async function bench(options: BusBenchOptions): Promise<BusResult[]> {
-  const { root, filter = "", pairs = 11, log = () => {} } = options;
+  const { root, filter = "", pairs = 31, log = () => {} } = options;
   const workshop = mkdtempSync(join(makeFolder(root), "bench-bus-"));
   const folder = mkdtempSync(join(tmpdir(), "tensorbus-bench-"));
   const store = await serveTcpStore();
