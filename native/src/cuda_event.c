@@ -11,8 +11,6 @@
 #include "cuda_worker.h"
 #include "error.h"
 
-enum { QUIESCE_MS = 5000 };
-
 typedef struct asking {
     tb_cu_event event;
     tb_cu_ipc_event handle;
@@ -127,7 +125,7 @@ static void destroy_watch(void *object) {
     }
     pthread_mutex_unlock(&watch->lock);
     tb_source_detach(&watch->source);
-    tb_cuda_worker_close(watch->worker, QUIESCE_MS, NULL);
+    tb_cuda_worker_close(watch->worker, TB_CUDA_QUIESCE_MS, NULL);
     pthread_cond_destroy(&watch->changed);
     pthread_mutex_destroy(&watch->lock);
     free(watch);
@@ -148,7 +146,7 @@ int32_t tb_cuda_event_watch(uint64_t port, uint64_t token, const uint8_t uuid[16
     }
     code = tb_source_attach(&watch->source, port, token, err);
     if (code != TB_OK) {
-        tb_cuda_worker_close(watch->worker, QUIESCE_MS, NULL);
+        tb_cuda_worker_close(watch->worker, TB_CUDA_QUIESCE_MS, NULL);
         free(watch);
         return code;
     }

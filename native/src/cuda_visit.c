@@ -2,9 +2,6 @@
 #include "cuda_worker.h"
 #include "error.h"
 
-/* A device rests for at most this long when its last user leaves. */
-enum { QUIESCE_MS = 5000 };
-
 int32_t tb_cuda_visit(const uint8_t uuid[16], tb_cuda_function function, void *argument, int keep, tb_error *err) {
     tb_cuda_worker *worker;
     int32_t code = tb_cuda_worker_open(uuid, &worker, err);
@@ -14,7 +11,7 @@ int32_t tb_cuda_visit(const uint8_t uuid[16], tb_cuda_function function, void *a
     code = tb_cuda_worker_call(worker, function, argument, err);
     int leaving = code != TB_OK ? 1 : 1 - keep;
     for (int i = 0; i < leaving && code != TB_EQUARANTINED; i++) {
-        int32_t left = tb_cuda_worker_close(worker, QUIESCE_MS, code == TB_OK ? err : NULL);
+        int32_t left = tb_cuda_worker_close(worker, TB_CUDA_QUIESCE_MS, code == TB_OK ? err : NULL);
         code = code == TB_OK ? left : code;
     }
     return code;

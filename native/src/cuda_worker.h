@@ -86,6 +86,8 @@ int32_t tb_cuda_worker_kernels(const char *path, tb_error *err);
  * kernels. TB_EDEVICE: this machine has no such device.
  */
 int32_t tb_cuda_worker_open(const uint8_t uuid[16], tb_cuda_worker **worker, tb_error *err);
+/* What those give who have no deadline of their own. */
+enum { TB_CUDA_QUIESCE_MS = 5000 };
 /* The last user's ends the thread, once its tasks are done. TB_EQUARANTINED where one does not end in time.
  */
 int32_t tb_cuda_worker_close(tb_cuda_worker *worker, uint32_t quiesce_ms, tb_error *err);

@@ -5,7 +5,7 @@
  */
 import { Deadline, type DeadlineOptions } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
-import type { ClientIdentity, CommandType } from "./command-header.ts";
+import { type ClientIdentity, type CommandType, maxAcknowledged } from "./command-header.ts";
 import type { CommandQueue } from "./command-queue.ts";
 import type { Command, CommandBody, CommandResult } from "./commands.ts";
 import { ownIdentity, randomClientId } from "./identity.ts";
@@ -52,9 +52,6 @@ export interface Submitted<T extends CommandType> {
   /** The agent's answer. Handled: a rejection that nobody looks at is no unhandled one. */
   readonly outcome: Promise<CommandResult<T>>;
 }
-
-/** Acknowledgements that one command carries at most. */
-const maxAcknowledged = 65_536;
 
 function isMissing(error: unknown): boolean {
   return error instanceof TensorBusError && error.code === "TB_SYSTEM" && error.details["errno"] === 2;

@@ -47,7 +47,8 @@ const isU64 = (value: unknown) => typeof value === "bigint" && value >= 0n && va
 const isCount = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0;
 const isBoot = (value: unknown) => typeof value === "string" && value.length >= 1 && value.length <= 64;
 const maxNameLength = 255;
-const maxAcknowledged = 65_536;
+/** Acknowledgements that one command carries at most. */
+export const maxAcknowledged = 65_536;
 
 const clientChecks: Checks<ClientIdentity> = {
   id: (id) => isU64(id) && (id as bigint) < 2n ** 62n,

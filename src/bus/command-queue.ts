@@ -73,7 +73,7 @@ const kinds = { meta: 1, waiting: 2, started: 3, room: 4, client: 5 } as const;
 const metaKey = keyOf(kinds.meta);
 
 /** The position of the first command that waits: no position between it and the next one is missing. */
-function headOf({ next, count }: Pick<Meta, "next" | "count">): bigint {
+function headOf({ next, count }: Meta): bigint {
   return next - BigInt(count);
 }
 
@@ -305,12 +305,9 @@ export class CommandQueue implements AsyncDisposable {
   }
 
   /** The first commands that wait: their positions have no gaps. Inside of a transaction. */
-  #head(
-    { next, count }: Pick<Meta, "next" | "count">,
-    max: number,
-  ): { position: bigint; key: Buffer; bytes: Buffer }[] {
-    const first = headOf({ next, count });
-    return Array.from({ length: Math.max(0, Math.min(count, max)) }, (_, i) => {
+  #head(meta: Meta, max: number): { position: bigint; key: Buffer; bytes: Buffer }[] {
+    const first = headOf(meta);
+    return Array.from({ length: Math.max(0, Math.min(meta.count, max)) }, (_, i) => {
       const position = first + BigInt(i);
       const key = keyOf(kinds.waiting, position);
       return { position, key, bytes: this.#commands.get(key)! };

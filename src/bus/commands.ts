@@ -161,7 +161,7 @@ function malformed(what: string, path: string, message: string): TensorBusError 
 
 /** Bytes of a checked command. `TB_COMMAND` for one that no agent would take. */
 export function encodeCommand(command: Command): Buffer {
-  const bytes = pack(check(command, `command ${command.type}`));
+  const bytes = pack(checkCommand(command, `command ${command.type}`));
   if (bytes.length > maxCommandBytes) {
     const message = `command ${command.type} has ${bytes.length} bytes, more than ${maxCommandBytes}`;
     throw new TensorBusError("TB_COMMAND", message, {
@@ -177,11 +177,7 @@ export function decodeCommand(bytes: Uint8Array): Command {
 }
 
 /** As `decodeCommand`, of what `unpack` gave. */
-export function checkCommand(message: unknown): Command {
-  return check(message, "a command");
-}
-
-function check(message: unknown, what: string): Command {
+export function checkCommand(message: unknown, what = "a command"): Command {
   if (typeof message !== "object" || message === null) throw malformed(what, "it", "is no map");
   const wrong = findWrongField(message);
   if (wrong !== undefined) throw malformed(what, wrong, "is missing or wrong");

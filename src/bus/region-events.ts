@@ -43,7 +43,7 @@ export class RegionEvents {
 
   /** Resolves once what was recorded last in every `ready` has happened. `TB_CUDA` where that can not be known any more. */
   async ready(deadline: Deadline): Promise<void> {
-    await Promise.all(this.#ready.map((event) => this.#happened(event, deadline)));
+    await Promise.all(this.#ready.map((event) => eventHappened(this.#port, event, deadline)));
   }
 
   /** Records every `free`: nothing of a round touches the memory any more. The round has ended as it has, if one fails. */
@@ -66,28 +66,29 @@ export class RegionEvents {
       }
     }
   }
+}
 
-  #happened(event: DeviceEvent, deadline: Deadline): Promise<void> {
-    return waitUntil<void>(`what comes before the round on ${event.device}`, deadline, (resolve, reject) => {
-      const token = this.#port.listen(() => {
-        try {
-          if (watch?.isOver()) resolve();
-        } catch (error) {
-          reject(error);
-        }
-      });
-      let watch: EventWatch | undefined;
-      const letGo = this.#port.hold();
+/** Resolves once what was recorded last in an event has happened; `port` is told of it by a native thread. */
+export function eventHappened(port: Port, event: DeviceEvent, deadline: Deadline): Promise<void> {
+  return waitUntil<void>(`what comes before the round on ${event.device}`, deadline, (resolve, reject) => {
+    const token = port.listen(() => {
       try {
-        watch = event.watch(this.#port.handle, token);
+        if (watch?.isOver()) resolve();
       } catch (error) {
         reject(error);
       }
-      return () => {
-        letGo();
-        watch?.close();
-        this.#port.unlisten(token);
-      };
     });
-  }
+    let watch: EventWatch | undefined;
+    const letGo = port.hold();
+    try {
+      watch = event.watch(port.handle, token);
+    } catch (error) {
+      reject(error);
+    }
+    return () => {
+      letGo();
+      watch?.close();
+      port.unlisten(token);
+    };
+  });
 }

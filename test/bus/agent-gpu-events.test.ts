@@ -1,23 +1,14 @@
 /** Events that order rounds with the work of those who own the memory, on the doubles of libcuda and libnccl (test/doubles). */
 import { expect, test } from "vitest";
-import type { BatchHandler } from "../../src/bus/batch-handler.ts";
 import { deviceOf, useDoubles } from "../transport/nccl-doubles.ts";
 import { type AgentWorld, failureOf, joinPair, type Side } from "./agent-kit.ts";
-import { type OwnedOptions, ownedTensor, register, startAgents, trainer } from "./gpu-kit.ts";
+import { type OwnedOptions, ownedTensor, register, run, startAgents, trainer } from "./gpu-kit.ts";
 
 useDoubles(2);
 
 const sides: [Side, Side] = [trainer, { name: "engine", ranks: [1], placements: ["R"] }];
 /** What a GPU does takes so long that all else is over before. */
 const slow = { events: true, delayUs: 2_000_000 };
-
-/** A whole round. */
-async function run([source, target]: readonly BatchHandler[]): Promise<void> {
-  await Promise.all([
-    source!.transfer("send", { blocking: true }),
-    target!.transfer("recv", { blocking: true }),
-  ]);
-}
 
 /** A batch of a pair of its own, from the first device to the second. */
 async function prepare(world: AgentWorld, options: readonly OwnedOptions[], batch = "b") {

@@ -116,10 +116,15 @@ export function post(handlers: readonly BatchHandler[]) {
   return Promise.all(handlers.map((handler, at) => handler.transfer(at === 0 ? "send" : "recv")));
 }
 
+/** A whole round: what each call gave. */
+export async function run(handlers: readonly BatchHandler[]) {
+  return Promise.all((await post(handlers)).map((end) => end.wait()));
+}
+
 /** A round of that value, which all owners see. */
 export async function round(handlers: readonly BatchHandler[], owned: readonly OwnedTensor[], value: number) {
   await owned[0]!.owner.ask(`set ${value}`);
-  const results = await Promise.all((await post(handlers)).map((end) => end.wait()));
+  const results = await run(handlers);
   for (const { owner } of owned) expect(await owner.ask(String(value))).toEqual({ filled: true });
   return results;
 }

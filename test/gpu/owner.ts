@@ -5,6 +5,8 @@
  */
 import { createInterface } from "node:readline";
 import { openPort } from "../../src/bus/port.ts";
+import { eventHappened } from "../../src/bus/region-events.ts";
+import { Deadline } from "../../src/deadline.ts";
 import { DeviceEvent } from "../../src/memory/cuda/index.ts";
 import { DeviceMemory } from "../../src/memory/index.ts";
 
@@ -38,13 +40,7 @@ createInterface({ input: process.stdin }).on("line", (line) => {
     return;
   }
   if (verb === "wait") {
-    const token = port.listen(() => {
-      if (!watch.isOver()) return;
-      port.unlisten(token);
-      watch.close();
-      say({ happened: name });
-    });
-    const watch = event.watch(port.handle, token);
+    void eventHappened(port, event, new Deadline()).then(() => say({ happened: name }));
     return;
   }
   const value = line.replace(/^set /, "");

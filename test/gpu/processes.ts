@@ -4,6 +4,8 @@ import { once } from "node:events";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { openPort } from "../../src/bus/port.ts";
+import { eventHappened } from "../../src/bus/region-events.ts";
+import { Deadline } from "../../src/deadline.ts";
 import { TensorBusError } from "../../src/errors.ts";
 import { createExecutor } from "../../src/exec/executor.ts";
 import { DeviceMesh, Replicate } from "../../src/layout/index.ts";
@@ -146,18 +148,7 @@ async function awaitEvent(device: string, handle: string, record: () => Promise<
   await using port = openPort();
   using event = DeviceEvent.open(device, bytesOf(handle));
   await record();
-  const letGo = port.hold();
-  let told = () => {};
-  const over = new Promise<void>((resolve) => {
-    told = resolve;
-  });
-  const token = port.listen(() => told());
-  const watch = event.watch(port.handle, token);
-  await over;
-  const isOver = watch.isOver();
-  watch.close();
-  letGo();
-  if (!isOver) throw new Error("a port was told of an event that has not happened");
+  await eventHappened(port, event, new Deadline());
 }
 
 async function copy(device: string, source: DeviceMemory, target: DeviceMemory): Promise<void> {
