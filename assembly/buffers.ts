@@ -104,7 +104,7 @@ export function writeBuffers(rank: u32, at: usize): void {
       const steps = i64At(lengths, dim) - 1;
       const stride = i64At(own, dim);
       elements *= steps + 1;
-      // A source may be expanded; a target whose elements share memory can not hold what it is sent.
+      // A source may be expanded; a target whose elements share memory cannot hold what it is sent.
       if (steps > 0 && stride == 0 && kind == TARGET) fail(TB_STRIDES, tensor, kind, dim, stride);
       if (steps > 0 && stride > (MOST / item - last - 1) / steps) fail(TB_STRIDES, tensor, kind, dim, stride);
       last += steps * stride;

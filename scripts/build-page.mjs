@@ -49,7 +49,7 @@ assets.pageNotices = [...packages].sort().map(noticeOf).join("\n\n\n");
 // Either would end the element that holds the text.
 for (const [name, text] of Object.entries(assets)) {
   if (/<\/(script|style)|<!--/i.test(text))
-    throw new Error(`${name} can not stand in a page: it holds an end tag`);
+    throw new Error(`${name} cannot stand in a page: it holds an end tag`);
 }
 const lines = Object.entries(assets).map(
   ([name, text]) => `export const ${name}: string =\n  ${JSON.stringify(text)};\n`,

@@ -1,4 +1,4 @@
-// Compiles assembly/ to build/planner.wasm and embeds it in src/plan/wasm-module.ts, so that the planner
+// Compiles assembly/ to build/planner.wasm and embeds it in src/plan/planner/wasm-module.ts, so that the planner
 // loads the same way in Node.js, in a bundle and in a browser page without a network. Does nothing where it was made of
 // the same sources before: every run of the tests comes by here.
 import { execFileSync } from "node:child_process";
@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const require = createRequire(import.meta.url);
-const target = join(root, "src", "plan", "wasm-module.ts");
+const target = join(root, "src", "plan", "planner", "wasm-module.ts");
 const stamp = join(root, "build", "planner.sources");
 
 /** The SHA-256 of everything that the module depends on: sources, options, the compiler, and this script. */

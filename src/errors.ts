@@ -58,7 +58,7 @@ export const errorCodes = {
   // 2xx: memory and executor
   TB_ALIAS: { number: 200, exit: 2, meaning: "Target memory overlaps other memory of the same batch." },
   TB_REGION: { number: 201, exit: 2, meaning: "An access lies outside of a registered region." },
-  TB_UNSUPPORTED: { number: 202, exit: 2, meaning: "The transport can not do what was asked." },
+  TB_UNSUPPORTED: { number: 202, exit: 2, meaning: "The transport cannot do what was asked." },
   TB_TENSOR_MISSING: { number: 203, exit: 2, meaning: "A tensor of the plan has no memory on this rank." },
   TB_NO_SPACE: { number: 204, exit: 4, meaning: "A file system or shared memory is full." },
   TB_NO_MEMORY: { number: 205, exit: 4, meaning: "Memory could not be allocated." },
@@ -87,7 +87,7 @@ export const errorCodes = {
   TB_DEVICE_SHARED: {
     number: 315,
     exit: 2,
-    meaning: "Two ranks that need NCCL stand on one GPU, and NCCL can not tell them apart.",
+    meaning: "Two ranks that need NCCL stand on one GPU, and NCCL cannot tell them apart.",
   },
   TB_CUDA: { number: 316, exit: 4, meaning: "A call of the CUDA driver failed." },
   // 4xx: environment
@@ -102,7 +102,7 @@ export const errorCodes = {
     exit: 2,
     meaning: "A safetensors file is damaged or lies about its contents.",
   },
-  TB_FILE: { number: 503, exit: 2, meaning: "A file is missing or can not be read or written." },
+  TB_FILE: { number: 503, exit: 2, meaning: "A file is missing or cannot be read or written." },
   TB_BUDGET: { number: 504, exit: 1, meaning: "A plan exceeds a budget." },
   TB_VERIFY: { number: 505, exit: 1, meaning: "Moved data differ from what they should be." },
   TB_TENSOR_UNKNOWN: { number: 506, exit: 2, meaning: "No tensor of the plan has this name." },

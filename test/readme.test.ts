@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { build } from "esbuild";
 import { describe, expect, it } from "vitest";
 import { errorCodes } from "../src/errors.ts";
-import { runCli } from "./cli/command-line.ts";
+import { runCli } from "./cli/kit/command-line.ts";
 
 const root = join(import.meta.dirname, "..");
 const readme = readFileSync(join(root, "README.md"), "utf8");

@@ -2,10 +2,10 @@
  * The processes of the bus's benchmark: an agent, a client of one, and a rank of the transport alone. All memory of tensors
  * is shared memory, and both ways run the same plan.
  */
-import { Agent } from "../../src/bus/agent.ts";
-import type { BatchHandler } from "../../src/bus/batch-handler.ts";
-import { TensorBusClient } from "../../src/bus/client.ts";
-import { SharedTensor } from "../../src/bus/shared-tensor.ts";
+import { Agent } from "../../src/bus/agent/agent.ts";
+import type { BatchHandler } from "../../src/bus/client/batch-handler.ts";
+import { TensorBusClient } from "../../src/bus/client/client.ts";
+import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
 import { createExecutor, type Execution } from "../../src/exec/executor.ts";
 import { DeviceMesh, Shard } from "../../src/layout/index.ts";
 import type { Memory } from "../../src/memory/memory.ts";

@@ -1,7 +1,7 @@
 /**
  * `npm run bench:gpu`: each transfer between two ranks on one GPU beside the driver's own copy of the
  * same bytes, device to device, in the same run. A cast's floor is the time that its bytes, read and written,
- * take at the speed of that copy. A case that can not run here says why, and has no figures; one that fails
+ * take at the speed of that copy. A case that cannot run here says why, and has no figures; one that fails
  * takes none from the others.
  */
 import { TensorBusError } from "../../src/errors.ts";

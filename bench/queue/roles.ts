@@ -11,9 +11,9 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
-import { openBell, privateName, unlinkSemaphore } from "../../src/bus/semaphore.ts";
+import { openBell, privateName, unlinkSemaphore } from "../../src/bus/process/semaphore.ts";
 import { nativeBus } from "../../src/ffi/bus.ts";
-import { EchoClient } from "../../test/bus/echo-client.ts";
+import { EchoClient } from "../../test/bus/children/echo-client.ts";
 
 const self = fileURLToPath(import.meta.url);
 
@@ -88,7 +88,7 @@ interface RoundTrip {
   readonly close: () => Promise<void>;
 }
 
-/** The near end of the bare hop, in a process of its own, since its Worker can not be ended otherwise. */
+/** The near end of the bare hop, in a process of its own, since its Worker cannot be ended otherwise. */
 async function measureHops(): Promise<void> {
   let answered = () => {};
   const hop = new BareHop(() => answered());
@@ -197,7 +197,7 @@ async function measureAll(): Promise<void> {
 }
 
 if (!isMainThread) waitForPosts(workerData.wait);
-else if (process.argv[2] === "agent") await import("../../test/bus/echo-agent.ts");
+else if (process.argv[2] === "agent") await import("../../test/bus/children/echo-agent.ts");
 else if (process.argv[2] === "hop-peer") await answerHops();
 else if (process.argv[2] === "hop") await measureHops();
 else await measureAll();

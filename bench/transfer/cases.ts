@@ -1,6 +1,6 @@
 /** The cases of the benchmarks of transports: their names are fixed, results of years can be compared. */
 import { DeviceMesh, Partial, Replicate, Shard } from "../../src/layout/index.ts";
-import type { PlanInput } from "../../src/plan/types.ts";
+import type { PlanInput } from "../../src/plan/input/types.ts";
 
 export const matrix = { rows: 4096, columns: 1024, bytes: 4096 * 1024 * 4 } as const;
 

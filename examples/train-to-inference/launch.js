@@ -37,7 +37,7 @@ await Promise.all(
     const [code] = await once(job, "exit");
     if (code === 0) return;
     failed.push(job.spawnargs.at(-1));
-    // What one rank can not do, the others wait for in vain.
+    // What one rank cannot do, the others wait for in vain.
     for (const other of jobs) other.kill();
   }),
 );

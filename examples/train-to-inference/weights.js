@@ -11,7 +11,7 @@ export const pairs = {
   norms: { trainer: [Shard(0)], engine: [Replicate()] },
 };
 
-/** Sizes that two ranks can not share evenly are as good as any. */
+/** Sizes that two ranks cannot share evenly are as good as any. */
 export const weights = [
   { name: "embed", pair: "matrices", shape: [101, 64] },
   { name: "up", pair: "matrices", shape: [64, 33] },

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-import { runCommandLine } from "./program.ts";
+import { runCommandLine } from "./command-line.ts";
 
 process.exitCode = await runCommandLine(process.argv.slice(2), {
   stdout: process.stdout,

@@ -1,7 +1,7 @@
 import { BehaviorSubject, EMPTY, map, type Observable, of, Subject, switchMap, takeUntil, timer } from "rxjs";
 import { TensorBusError } from "../errors.ts";
-import type { Program } from "../plan/program.ts";
-import type { LocalStrides, PlanInput } from "../plan/types.ts";
+import type { LocalStrides, PlanInput } from "../plan/input/types.ts";
+import type { Program } from "../plan/planner/program.ts";
 import type {
   PlanLinks,
   PostOptions,
@@ -11,7 +11,7 @@ import type {
   RoundReport,
   TransportSession,
 } from "../transport/transport.ts";
-import { type BatchTensors, bindBatch } from "./batch.ts";
+import { type BatchTensors, bindBatch } from "./bind-batch.ts";
 import { type PeerTraffic, type ProgramTraffic, trafficOf } from "./program-chunks.ts";
 
 /** What the executor needs of a `Plan`. */
@@ -130,7 +130,7 @@ function stridesOf(tensors: BatchTensors): Map<number, LocalStrides> {
   return strides;
 }
 
-/** Packing and unpacking beside a transport that can not do it itself is not offered yet, so it is refused. */
+/** Packing and unpacking beside a transport that cannot do it itself is not offered yet, so it is refused. */
 function requireKernels({ capabilities }: TransportSession): void {
   if (capabilities.fuses === "kernel") return;
   throw new TensorBusError("TB_UNSUPPORTED", `the transport fuses ${capabilities.fuses}, not kernels`, {

@@ -1,4 +1,4 @@
-import type { Program } from "../plan/program.ts";
+import type { Program } from "../plan/planner/program.ts";
 
 /** One chunk of a program: `docs/program-format.md`, "Chunk". Its ends are indices of buffers; the source may be none. */
 export interface ProgramChunk {

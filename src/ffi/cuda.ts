@@ -157,7 +157,7 @@ export function cudaEventWatch(port: bigint, token: bigint, uuid: Uint8Array, ev
   return native.tb_cuda_event_watch(port, token, uuid, event);
 }
 
-/** True once what was recorded has happened. `TB_CUDA` where that can not be known any more. */
+/** True once what was recorded has happened. `TB_CUDA` where that cannot be known any more. */
 export function cudaEventIsOver(watch: bigint): boolean {
   return native.tb_cuda_event_watched(watch) === 1;
 }

@@ -40,7 +40,7 @@ export type Parameter = keyof InputTypes | keyof OutputTypes;
 
 /** A function that ends with `tb_error *err` and returns a code. The parameter `err` is not listed. */
 export type Fallible = readonly Parameter[];
-/** A function that can not fail. */
+/** A function that cannot fail. */
 export interface Plain {
   readonly returns: keyof PlainTypes;
   readonly parameters: readonly (keyof InputTypes)[];

@@ -1,5 +1,5 @@
 /**
- * Reserving the space of a file, which Node.js can not do: `fallocate` of the C library that this process runs on, so
+ * Reserving the space of a file, which Node.js cannot do: `fallocate` of the C library that this process runs on, so
  * that it works without the native library of tensorbus.
  */
 import { constants } from "node:os";
@@ -15,7 +15,7 @@ const { ENOSYS, EOPNOTSUPP, EINTR } = constants.errno;
 let libc: Libc | null | undefined;
 
 /**
- * Grows a file to `bytes` and reserves their space. `false` where the system or the file system can not reserve; a
+ * Grows a file to `bytes` and reserves their space. `false` where the system or the file system cannot reserve; a
  * failure is an error with the system's `code`, as those of `node:fs`.
  */
 export function reserveFile(fd: number, bytes: number): boolean {

@@ -26,7 +26,7 @@ export interface Selection {
 /**
  * The holding of the rank at a coordinate of a mesh, by PyTorch's rules for uneven, nested and strided shards
  * (`distribute_tensor` for the reading `split`, FSDP2 for `order`). The layout must be valid for the shape.
- * `TB_STRIDED_SHARD` where the reading `order` can not decode the placements.
+ * `TB_STRIDED_SHARD` where the reading `order` cannot decode the placements.
  */
 export function holdingAt(
   meshShape: readonly number[],

@@ -109,7 +109,7 @@ export function viewRange(
   const item = type.BYTES_PER_ELEMENT;
   const start = BigInt(offset);
   if (start < 0n || start > total || start % BigInt(item) !== 0n) {
-    throw new RangeError(`a ${type.name} can not begin at byte ${start} of ${total}`);
+    throw new RangeError(`a ${type.name} cannot begin at byte ${start} of ${total}`);
   }
   const rest = (total - start) / BigInt(item);
   const elements = length ?? Number(rest);

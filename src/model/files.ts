@@ -18,19 +18,19 @@ const reasons: Readonly<Record<string, string>> = {
 export function fileError(cause: unknown, action: string, path: string): TensorBusError {
   const code = systemCode(cause);
   if (code === "ENOSPC" || code === "EDQUOT") {
-    return new TensorBusError("TB_NO_SPACE", `can not ${action} ${path}: the disk or the quota is full`, {
+    return new TensorBusError("TB_NO_SPACE", `cannot ${action} ${path}: the disk or the quota is full`, {
       details: { path, errno: code },
       cause,
     });
   }
   const reason = (code === undefined ? undefined : reasons[code]) ?? code ?? String(cause);
-  return new TensorBusError("TB_FILE", `can not ${action} ${path}: ${reason}`, {
+  return new TensorBusError("TB_FILE", `cannot ${action} ${path}: ${reason}`, {
     details: { path, errno: code },
     cause,
   });
 }
 
-/** A file as bytes. `TB_FILE` where it can not be read or is longer than `maxBytes`. */
+/** A file as bytes. `TB_FILE` where it cannot be read or is longer than `maxBytes`. */
 export async function readBytes(path: string, maxBytes: number): Promise<Buffer> {
   let bytes: Buffer;
   try {
@@ -46,7 +46,7 @@ export async function readBytes(path: string, maxBytes: number): Promise<Buffer>
   return bytes;
 }
 
-/** A text file as text. `TB_FILE` where it can not be read, is longer than `maxBytes`, or is no text. */
+/** A text file as text. `TB_FILE` where it cannot be read, is longer than `maxBytes`, or is no text. */
 export async function readTextFile(path: string, maxBytes: number): Promise<string> {
   return decodeText(await readBytes(path, maxBytes), path);
 }
@@ -62,7 +62,7 @@ export function decodeText(bytes: Uint8Array, path: string): string {
 
 /**
  * Writes a file as a whole: under another name first, so that its own name is that of the old contents or of all of the
- * new ones, whatever fails. `TB_NO_SPACE` where the disk is full, `TB_FILE` where it can not be written.
+ * new ones, whatever fails. `TB_NO_SPACE` where the disk is full, `TB_FILE` where it cannot be written.
  */
 export async function writeWholeFile(path: string, contents: Uint8Array | string): Promise<void> {
   const place = await placeOf(path);
@@ -94,7 +94,7 @@ async function placeOf(path: string): Promise<string> {
     if (systemCode(error) === "ENOENT") return path;
     throw fileError(error, "write", path);
   }
-  throw new TensorBusError("TB_FILE", `can not write ${path}: it is no regular file`, { details: { path } });
+  throw new TensorBusError("TB_FILE", `cannot write ${path}: it is no regular file`, { details: { path } });
 }
 
 function systemCode(error: unknown): string | undefined {

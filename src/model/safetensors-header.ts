@@ -40,7 +40,7 @@ const dtypesInFile = new Map<unknown, DType>(
   Object.entries(namesInFile).map(([dtype, name]) => [name, dtype as DType]),
 );
 
-/** The length of the header from the first 8 bytes of a file. `TB_SAFETENSORS` where the file can not hold it. */
+/** The length of the header from the first 8 bytes of a file. `TB_SAFETENSORS` where the file cannot hold it. */
 export function headerLength(prefix: Uint8Array, fileBytes: number, file: string): number {
   if (prefix.length < prefixBytes) {
     throw damaged(
@@ -222,7 +222,7 @@ function placeTensors(tensors: readonly ModelTensor[], file: string): Safetensor
       if (name === metadataKey || names.has(name)) {
         throw damaged(
           file,
-          `a tensor can not be named ${JSON.stringify(name)}${names.has(name) ? " twice" : ""}`,
+          `a tensor cannot be named ${JSON.stringify(name)}${names.has(name) ? " twice" : ""}`,
           {
             tensor: name,
           },

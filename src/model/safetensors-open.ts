@@ -23,7 +23,7 @@ interface OpenFile extends SafetensorsHeader {
 
 /**
  * Opens a checkpoint: a `.safetensors` file, a `.safetensors.index.json`, or a folder that holds
- * `model.safetensors.index.json` or `model.safetensors`. Every header is checked. `TB_FILE` where a file can not be
+ * `model.safetensors.index.json` or `model.safetensors`. Every header is checked. `TB_FILE` where a file cannot be
  * read, `TB_SAFETENSORS` where one is damaged or an index and its files disagree, `TB_DTYPE` for an element type that
  * is unknown here.
  */
@@ -160,7 +160,7 @@ async function readHeader(handle: FileHandle, path: string): Promise<Safetensors
     throw fileError(error, "read", path);
   });
   if (!stats.isFile()) {
-    throw new TensorBusError("TB_FILE", `can not read ${path}: it is no regular file`, { details: { path } });
+    throw new TensorBusError("TB_FILE", `cannot read ${path}: it is no regular file`, { details: { path } });
   }
   const length = headerLength(await readStart(handle, path, 0, prefixBytes), stats.size, path);
   const header = await readStart(handle, path, prefixBytes, length);

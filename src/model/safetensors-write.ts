@@ -161,8 +161,8 @@ class Coverage {
 
 /**
  * Begins a safetensors file: lays the tensors out, reserves the space of the whole file, writes the header.
- * `TB_NO_SPACE` where it does not fit, before anything is transferred; `TB_FILE` where it can not be written;
- * `TB_SAFETENSORS` for a tensor that can not be named or sized so.
+ * `TB_NO_SPACE` where it does not fit, before anything is transferred; `TB_FILE` where it cannot be written;
+ * `TB_SAFETENSORS` for a tensor that cannot be named or sized so.
  */
 export async function createSafetensors(
   path: string,
@@ -192,7 +192,7 @@ export async function createSafetensors(
   }
 }
 
-/** Gives a sealed file its final name, durably, over a file that had it. `TB_FILE` where that can not be. */
+/** Gives a sealed file its final name, durably, over a file that had it. `TB_FILE` where that cannot be. */
 export async function publish(temporaryPath: string, path: string): Promise<void> {
   try {
     await rename(temporaryPath, path);
@@ -218,7 +218,7 @@ function temporaryPrefix(path: string, pid: number): string {
   return `.${basename(path)}.${pid}.`;
 }
 
-/** Refuses early, with numbers, what can not fit; the reservation itself decides. */
+/** Refuses early, with numbers, what cannot fit; the reservation itself decides. */
 async function checkFreeSpace(path: string, needed: number): Promise<void> {
   const folder = dirname(path);
   let available: number;

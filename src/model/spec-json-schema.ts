@@ -3,7 +3,7 @@ import { forms, specSchema } from "./spec-schema.ts";
 
 /**
  * The JSON Schema (draft 7, which editors know) of a spec: what stands in its file, before it is read. Whatever
- * `specSchema` takes keeps to it; it can not say all that a spec has to be.
+ * `specSchema` takes keeps to it; it cannot say all that a spec has to be.
  */
 export function specJsonSchema(): z.core.JSONSchema.JSONSchema {
   const { $schema, ...schema } = toJsonSchema(specSchema);

@@ -1,5 +1,5 @@
 import { DeviceMesh, type StridedShardReading } from "../layout/index.ts";
-import type { PlanInput, TopologyInput } from "../plan/types.ts";
+import type { PlanInput, TopologyInput } from "../plan/input/types.ts";
 import { describeIssue } from "./issues.ts";
 import type { SpecPlaces } from "./spec-places.ts";
 import { applyRules } from "./spec-rules.ts";

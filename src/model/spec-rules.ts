@@ -1,6 +1,6 @@
 import type { DType, Placement } from "../layout/index.ts";
 import { formatPlacement } from "../layout/index.ts";
-import type { PairInput, SelectInput, TensorInput, TensorSideInput } from "../plan/types.ts";
+import type { PairInput, SelectInput, TensorInput, TensorSideInput } from "../plan/input/types.ts";
 import type { SpecPath, SpecPlaces } from "./spec-places.ts";
 import type { SpecSide } from "./spec-resolve.ts";
 import type { DtypeRule, RuleSide, SpecInput } from "./spec-schema.ts";

@@ -18,15 +18,19 @@ export {
   StridedShard,
   type StridedShardReading,
 } from "../layout/index.ts";
-export type { Box } from "./boxes.ts";
-export type { ChannelStats, Channels, HostLinkStats, LinkMatrix } from "./channels.ts";
-
-export { formatVersion, isSavedPlan, plannerVersion } from "./codec.ts";
-export { diffPlans, type LinkChange, type OptionChange, type PlanDiff, type RankChange } from "./diff.ts";
-export type { Change, SideForm, TensorField, TensorForm, TensorGroup } from "./diff-tensors.ts";
-export type { Arrival, Departure, Explanation, Part, Place } from "./explain.ts";
+export type { Box } from "./explain/boxes.ts";
+export {
+  diffPlans,
+  type LinkChange,
+  type OptionChange,
+  type PlanDiff,
+  type RankChange,
+} from "./explain/diff.ts";
+export type { Change, SideForm, TensorField, TensorForm, TensorGroup } from "./explain/diff-tensors.ts";
+export type { Arrival, Departure, Explanation, Part, Place } from "./explain/explain.ts";
+export { formatVersion, isSavedPlan, plannerVersion } from "./input/codec.ts";
+export type * from "./input/types.ts";
 export { chunkToJSON, planToJSON, toJSON } from "./json.ts";
-export type { StridesByTensor } from "./lower.ts";
 export {
   Plan,
   type ProgramOptions,
@@ -34,8 +38,9 @@ export {
   type RankOption,
   type VerifyOptions,
 } from "./plan.ts";
-export { Program, type ProgramBuffer } from "./program.ts";
-export type { LinkEnd, Schedule } from "./schedule.ts";
-export type { PatternStats, PlanStats, RankStats, StageStats } from "./stats.ts";
-export type * from "./types.ts";
-export { type RankLists, verifyChunks, verifyRanks } from "./verify.ts";
+export type { ChannelStats, Channels, HostLinkStats, LinkMatrix } from "./planner/channels.ts";
+export type { StridesByTensor } from "./planner/lower.ts";
+export { Program, type ProgramBuffer } from "./planner/program.ts";
+export type { PatternStats, PlanStats, RankStats, StageStats } from "./planner/stats.ts";
+export type { LinkEnd, Schedule } from "./schedule/schedule.ts";
+export { type RankLists, verifyChunks, verifyRanks } from "./verify/verify.ts";

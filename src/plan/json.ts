@@ -1,5 +1,5 @@
+import type { Bucket, Chunk } from "./input/types.ts";
 import type { Plan } from "./plan.ts";
-import type { Bucket, Chunk } from "./types.ts";
 
 /** A value as JSON has it: bigint become decimal text. */
 export type Json<T> = T extends bigint

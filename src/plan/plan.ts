@@ -1,21 +1,27 @@
 import { TensorBusError } from "../errors.ts";
 import { maxRanks } from "../layout/index.ts";
-import { type ChannelStats, type Channels, eachChannel, type LinkMatrix, linkMatrix } from "./channels.ts";
-import { fail } from "./check.ts";
-import { decodeInput, encodePlan } from "./codec.ts";
-import { type Explanation, explainTensor } from "./explain.ts";
-import { makeImage } from "./image.ts";
-import { listBuckets, listChunks } from "./listing.ts";
-import { lowerProgram, type StridesByTensor } from "./lower.ts";
-import { normalize } from "./normalize.ts";
-import type { Program } from "./program.ts";
-import { Question, type Subject } from "./question.ts";
-import { type Routing, route } from "./routing.ts";
-import { makeSchedule, type Schedule } from "./schedule.ts";
-import { type PlanStats, type Summary, sumUp } from "./stats.ts";
-import type { Bucket, Chunk, PlanInput } from "./types.ts";
-import { verifyChunks, verifyRanks } from "./verify.ts";
-import { representatives, verifyTensors } from "./verify-patterns.ts";
+import { type Explanation, explainTensor } from "./explain/explain.ts";
+import { fail } from "./input/check.ts";
+import { decodeInput, encodePlan } from "./input/codec.ts";
+import { normalize } from "./input/normalize.ts";
+import { type Routing, route } from "./input/routing.ts";
+import type { Bucket, Chunk, PlanInput } from "./input/types.ts";
+import {
+  type ChannelStats,
+  type Channels,
+  eachChannel,
+  type LinkMatrix,
+  linkMatrix,
+} from "./planner/channels.ts";
+import { makeImage } from "./planner/image.ts";
+import { listBuckets, listChunks } from "./planner/listing.ts";
+import { lowerProgram, type StridesByTensor } from "./planner/lower.ts";
+import type { Program } from "./planner/program.ts";
+import { Question, type Subject } from "./planner/question.ts";
+import { type PlanStats, type Summary, sumUp } from "./planner/stats.ts";
+import { makeSchedule, type Schedule } from "./schedule/schedule.ts";
+import { representatives, verifyTensors } from "./verify/patterns.ts";
+import { verifyChunks, verifyRanks } from "./verify/verify.ts";
 
 export interface RankOption {
   /** Only what begins or ends at this rank. */
@@ -96,7 +102,7 @@ export class Plan {
 
   /**
    * What the executor of `rank` runs. Local tensors are contiguous unless `strides` says how they lie; they are not in
-   * the digest. A rank with nothing to do has an empty program. `TB_STRIDES` for strides that can not be.
+   * the digest. A rank with nothing to do has an empty program. `TB_STRIDES` for strides that cannot be.
    */
   program(rank: number, options: ProgramOptions = {}): Program {
     if (!Number.isSafeInteger(rank) || rank < 0 || rank >= maxRanks) {

@@ -15,7 +15,7 @@ const loneSurrogate = /\p{Surrogate}/u;
 export function keyPrefix(namespace: string): string {
   const bytes = Buffer.byteLength(namespace);
   if (namespace.includes("/") || bytes > maxNamespaceBytes || loneSurrogate.test(namespace)) {
-    throw new TensorBusError("TB_STORE_OPTIONS", `a namespace can not be ${JSON.stringify(namespace)}`, {
+    throw new TensorBusError("TB_STORE_OPTIONS", `a namespace cannot be ${JSON.stringify(namespace)}`, {
       details: { namespace, maxNamespaceBytes },
     });
   }

@@ -44,7 +44,7 @@ export class StoreLife {
   }
 
   /**
-   * The server is gone, no longer knows this client (`TB_STORE_LOST`), or can not be understood (`TB_STORE_PROTOCOL`).
+   * The server is gone, no longer knows this client (`TB_STORE_LOST`), or cannot be understood (`TB_STORE_PROTOCOL`).
    * Only the first end counts.
    */
   lose(cause: unknown, code: "TB_STORE_LOST" | "TB_STORE_PROTOCOL" = "TB_STORE_LOST"): void {

@@ -154,7 +154,7 @@ function readSecretFile(file: string): string {
   try {
     return readFileSync(file, "utf8");
   } catch (cause) {
-    throw new TensorBusError("TB_FILE", `the secret's file can not be read: ${(cause as Error).message}`, {
+    throw new TensorBusError("TB_FILE", `the secret's file cannot be read: ${(cause as Error).message}`, {
       cause,
       details: { file },
     });

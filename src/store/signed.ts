@@ -60,7 +60,7 @@ export function signedStore(store: Store, options: SignedStoreOptions): Store {
     throw new TensorBusError("TB_STORE_OPTIONS", "a signed store needs a secret");
   const generation = options.generation ?? 0n;
   if (BigInt.asUintN(64, generation) !== generation) {
-    throw new TensorBusError("TB_STORE_OPTIONS", `a generation can not be ${generation}`);
+    throw new TensorBusError("TB_STORE_OPTIONS", `a generation cannot be ${generation}`);
   }
   return new SignedStore(store, { ...options, generation });
 }

@@ -1,6 +1,6 @@
 /**
  * The seam between tensorbus and a key-value store that two jobs share: the place where ranks that were launched apart
- * find each other. One compliance suite (`test/store/compliance.ts`) holds every implementation to this file.
+ * find each other. One compliance suite (`test/store/kit/compliance.ts`) holds every implementation to this file.
  */
 
 /** What a store can do beyond the members of `Store`. */

@@ -40,7 +40,7 @@ const keepAliveMs = 10_000;
 
 /**
  * Serves a TCPStore: tensorbus's clients and torch's (`torch.distributed.TCPStore`) meet in it. It lives until it is
- * closed; its contents live as long. `TB_ADDRESS_IN_USE` if the port is taken, `TB_SYSTEM` if it can not listen there.
+ * closed; its contents live as long. `TB_ADDRESS_IN_USE` if the port is taken, `TB_SYSTEM` if it cannot listen there.
  */
 export async function serveTcpStore(options: TcpStoreServerOptions = {}): Promise<TcpStoreServer> {
   const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
@@ -106,7 +106,7 @@ export class TcpStoreServer implements AsyncDisposable {
     await new Promise<void>((resolve, reject) => {
       this.#server.once("error", (cause: NodeJS.ErrnoException) => {
         const code = cause.code === "EADDRINUSE" ? "TB_ADDRESS_IN_USE" : "TB_SYSTEM";
-        const message = `the store can not listen on ${host}:${port}: ${cause.message}`;
+        const message = `the store cannot listen on ${host}:${port}: ${cause.message}`;
         reject(new TensorBusError(code, message, { cause, details: { host, port } }));
       });
       this.#server.listen({ host, port, backlog: 1024 }, resolve);

@@ -1,7 +1,7 @@
 import { TensorBusError } from "../errors.ts";
 import type { NativeBinding } from "../ffi/session.ts";
 import type { Memory, TensorMemory } from "../memory/memory.ts";
-import type { Program, ProgramBuffer } from "../plan/program.ts";
+import type { Program, ProgramBuffer } from "../plan/planner/program.ts";
 import type { TensorBinding } from "./transport.ts";
 
 /**

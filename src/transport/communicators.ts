@@ -43,7 +43,7 @@ interface Member {
   readonly incarnation: string;
   readonly host: string;
   readonly device: string;
-  /** The last epoch of which it knows that it can not be used (any more). */
+  /** The last epoch of which it knows that it cannot be used (any more). */
   readonly dead: number;
   /** How often it has announced itself. */
   readonly tickets: number;

@@ -56,7 +56,7 @@ async function lookUp(host: string): Promise<string> {
   try {
     return (await lookup(host)).address;
   } catch (cause) {
-    throw new TensorBusError("TB_CONNECT", `${host}, where to listen, can not be looked up`, {
+    throw new TensorBusError("TB_CONNECT", `${host}, where to listen, cannot be looked up`, {
       details: { host },
       cause,
     });

@@ -25,7 +25,7 @@ export class Gathering {
 
   /**
    * For a plan whose tensors lie in GPU memory: who begins its rounds together, by ascending rank; nobody where no bucket
-   * goes by NCCL. `TB_UNSUPPORTED` and `TB_DEVICE_SHARED` name two ranks that it can not serve.
+   * goes by NCCL. `TB_UNSUPPORTED` and `TB_DEVICE_SHARED` name two ranks that it cannot serve.
    */
   async choose(links: PlanLinks, checksum: boolean, deadline: Deadline): Promise<readonly Member[]> {
     const { rank } = this.#setup;

@@ -11,7 +11,7 @@ import { type Member, sessionPlace } from "../ffi/carriers.ts";
 import type { HandshakeEvent, NativeBinding, NativeEvent, NativeSessionOptions } from "../ffi/session.ts";
 import * as native from "../ffi/session.ts";
 import type { Memory } from "../memory/memory.ts";
-import type { Program } from "../plan/program.ts";
+import type { Program } from "../plan/planner/program.ts";
 import { bindProgram } from "./binding.ts";
 import { EventPipe } from "./event-pipe.ts";
 import { checkProof, type HandshakeRole, makeProof } from "./handshake.ts";
@@ -352,7 +352,7 @@ export class NativeSession implements TransportSession {
 
   #checkKind(memory: Memory): void {
     if (this.capabilities.memory.includes(memory.kind)) return;
-    throw new TensorBusError("TB_UNSUPPORTED", `this transport can not address ${memory.kind} memory`, {
+    throw new TensorBusError("TB_UNSUPPORTED", `this transport cannot address ${memory.kind} memory`, {
       details: { kind: memory.kind, supported: this.capabilities.memory },
     });
   }

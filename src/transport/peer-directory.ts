@@ -231,7 +231,7 @@ async function resolve(host: string, rank: number, deadline: Deadline): Promise<
     });
   } catch (error) {
     if (error instanceof TensorBusError) throw error;
-    throw new TensorBusError("TB_CONNECT", `rank ${rank} is at ${host}, which can not be looked up`, {
+    throw new TensorBusError("TB_CONNECT", `rank ${rank} is at ${host}, which cannot be looked up`, {
       details: { rank, host },
       cause: error,
     });

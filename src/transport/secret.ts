@@ -53,7 +53,7 @@ async function readSecrets(file: string): Promise<readonly Uint8Array[]> {
   try {
     text = await readFile(file, "utf8");
   } catch (cause) {
-    throw new TensorBusError("TB_FILE", `the secret file ${file} can not be read`, {
+    throw new TensorBusError("TB_FILE", `the secret file ${file} cannot be read`, {
       details: { file },
       cause,
     });

@@ -5,7 +5,7 @@ import type { Transport, TransportCapabilities } from "./transport.ts";
 
 export interface SelectOptions {
   /**
-   * Use the one of this name for all peers, whatever else could. Where it can not serve a pair, `prepare` fails with
+   * Use the one of this name for all peers, whatever else could. Where it cannot serve a pair, `prepare` fails with
    * `TB_UNSUPPORTED`, which says what lacks. Default: the best for each pair.
    */
   readonly force?: string;
@@ -21,7 +21,7 @@ export interface SelectOptions {
  * const transport = select([shm(), tcp({ host: "10.0.0.7", secretFile: "/run/secrets/tensorbus" })]);
  * ```
  *
- * A `TypeError` where one of them can not share a session, none has the name of `force`, or they name several GPUs.
+ * A `TypeError` where one of them cannot share a session, none has the name of `force`, or they name several GPUs.
  */
 export function select(transports: readonly Transport[], { force }: SelectOptions = {}): Transport {
   const all = transports.map(requireConnected);
@@ -48,7 +48,7 @@ export function select(transports: readonly Transport[], { force }: SelectOption
 
 function requireConnected(transport: Transport): ConnectedTransport {
   if ("carrier" in transport && "meet" in transport) return transport as ConnectedTransport;
-  throw new TypeError(`the ${transport.name} transport can not share a session with others`);
+  throw new TypeError(`the ${transport.name} transport cannot share a session with others`);
 }
 
 /** What at least one of them can. What a pair can is less, and known at `prepare`. */

@@ -1,6 +1,6 @@
 /**
  * The seam between the executor and whatever moves buckets between ranks. One file, and one compliance suite
- * (`test/transport/compliance.ts`) that every implementation passes as far as its capabilities go, and whose refusals
+ * (`test/transport/compliance/suite.ts`) that every implementation passes as far as its capabilities go, and whose refusals
  * are tested where they do not.
  *
  * The life of it: a factory makes a `Transport`; `open` joins a session; the session registers memory and prepares
@@ -9,8 +9,8 @@
 import type { Observable } from "rxjs";
 import type { TensorBusError } from "../errors.ts";
 import type { Memory, MemoryKind, TensorMemory } from "../memory/memory.ts";
-import type { Channels } from "../plan/channels.ts";
-import type { Program } from "../plan/program.ts";
+import type { Channels } from "../plan/planner/channels.ts";
+import type { Program } from "../plan/planner/program.ts";
 import type { Store } from "../store/store.ts";
 
 export interface TransportCapabilities {

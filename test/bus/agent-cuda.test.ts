@@ -2,18 +2,18 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { AgentMemory } from "../../src/bus/agent-memory.ts";
-import type { RegionMessage } from "../../src/bus/commands.ts";
-import { hostRegions } from "../../src/bus/host-regions.ts";
-import { ownIdentity } from "../../src/bus/identity.ts";
-import { openPort } from "../../src/bus/port.ts";
+import { AgentMemory } from "../../src/bus/batch/memory.ts";
+import { openEventPort } from "../../src/bus/process/event-port.ts";
+import { ownIdentity } from "../../src/bus/process/identity.ts";
+import type { RegionMessage } from "../../src/bus/queue/commands.ts";
+import { hostRegions } from "../../src/bus/tensor/host-regions.ts";
 import { DeviceMemory } from "../../src/memory/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { memory } from "../../transports/memory/index.ts";
 import { doubleDevice, useCudaDouble } from "../doubles/cuda/index.ts";
-import { bundleChild } from "../transport/children.ts";
-import { AgentWorld, joinPair, type Side } from "./agent-kit.ts";
+import { bundleChild } from "../transport/kit/children.ts";
+import { AgentWorld, joinPair, type Side } from "./kit/agent-kit.ts";
 
 useCudaDouble();
 
@@ -21,7 +21,7 @@ const sides: [Side, Side] = [
   { name: "trainer", ranks: [0], placements: ["R"] },
   { name: "engine", ranks: [1], placements: ["R"] },
 ];
-const port = openPort();
+const port = openEventPort();
 const onFault = (error: unknown) => {
   throw error;
 };

@@ -1,8 +1,8 @@
 /** What goes wrong in agents that live in this process: each failure is told to its client, and the agents go on. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
-import type { BatchHandler } from "../../src/bus/batch-handler.ts";
-import type { SharedTensor } from "../../src/bus/shared-tensor.ts";
+import type { BatchHandler } from "../../src/bus/client/batch-handler.ts";
+import type { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
 import { TensorBusError } from "../../src/errors.ts";
 import {
   AgentWorld,
@@ -14,7 +14,7 @@ import {
   pairOptions,
   type Side,
   tensor,
-} from "./agent-kit.ts";
+} from "./kit/agent-kit.ts";
 
 const trainer: Side = { name: "trainer", ranks: [0, 1], placements: ["S(0)"] };
 const inference: Side = { name: "inference", ranks: [2], placements: ["R"] };
@@ -299,7 +299,7 @@ describe("a staged round", () => {
     await model.round(20);
   });
 
-  it("that a rank can not learn the end of is in doubt there, unchanged, and settled by the next one", async () => {
+  it("that a rank cannot learn the end of is in doubt there, unchanged, and settled by the next one", async () => {
     await using world = new AgentWorld();
     let silent = false;
     for (const rank of [0, 1, 2]) {

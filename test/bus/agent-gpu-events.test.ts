@@ -1,8 +1,8 @@
 /** Events that order rounds with the work of those who own the memory, on the doubles of libcuda and libnccl (test/doubles). */
 import { expect, test } from "vitest";
-import { deviceOf, useDoubles } from "../transport/nccl-doubles.ts";
-import { type AgentWorld, failureOf, joinPair, type Side } from "./agent-kit.ts";
-import { type OwnedOptions, ownedTensor, register, run, startAgents, trainer } from "./gpu-kit.ts";
+import { deviceOf, useDoubles } from "../transport/kit/nccl-doubles.ts";
+import { type AgentWorld, failureOf, joinPair, type Side } from "./kit/agent-kit.ts";
+import { type OwnedOptions, ownedTensor, register, run, startAgents, trainer } from "./kit/gpu-kit.ts";
 
 useDoubles(2);
 

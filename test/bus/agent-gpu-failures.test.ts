@@ -2,8 +2,8 @@
 import { readFileSync } from "node:fs";
 import { afterEach, describe, expect, test } from "vitest";
 import { missingDevice } from "../doubles/cuda/index.ts";
-import { deviceOf, useDoubles } from "../transport/nccl-doubles.ts";
-import { AgentWorld, failureOf, initPair, joinPair, type Side, tensor } from "./agent-kit.ts";
+import { deviceOf, useDoubles } from "../transport/kit/nccl-doubles.ts";
+import { AgentWorld, failureOf, initPair, joinPair, type Side, tensor } from "./kit/agent-kit.ts";
 import {
   allocated,
   engine,
@@ -15,8 +15,8 @@ import {
   startAgent,
   startAgents,
   trainer,
-} from "./gpu-kit.ts";
-import { kill } from "./processes.ts";
+} from "./kit/gpu-kit.ts";
+import { kill } from "./kit/processes.ts";
 
 // A GPU that has failed stays failed for this process: each test that has one fail takes three of its own.
 useDoubles(15);
@@ -36,7 +36,7 @@ function outcomesOf(ends: Awaited<ReturnType<typeof post>>): Promise<string[]> {
   );
 }
 
-/** An agent whose GPU has failed can not let go of memory there, and says so; all else is closed. */
+/** An agent whose GPU has failed cannot let go of memory there, and says so; all else is closed. */
 async function closeFailed(world: AgentWorld, rank: number): Promise<void> {
   await expect(world.agents[rank]!.close({ drainMs: 0 })).rejects.toMatchObject({ code: "TB_CUDA" });
   delete world.agents[rank];

@@ -1,8 +1,8 @@
 /** What rounds of GPU tensors leave behind; alone in its process, so that all there is, is its agents'. */
 import { readdirSync } from "node:fs";
 import { expect, test } from "vitest";
-import { deviceOf, useDoubles } from "../transport/nccl-doubles.ts";
-import { joinPair } from "./agent-kit.ts";
+import { deviceOf, useDoubles } from "../transport/kit/nccl-doubles.ts";
+import { joinPair } from "./kit/agent-kit.ts";
 import {
   allocated,
   engine,
@@ -13,7 +13,7 @@ import {
   round,
   startAgents,
   trainer,
-} from "./gpu-kit.ts";
+} from "./kit/gpu-kit.ts";
 
 useDoubles(3);
 

@@ -1,12 +1,12 @@
 /** Agents of GPUs as processes of their own, on the doubles of libcuda and libnccl (test/doubles). */
 import { describe, expect, test } from "vitest";
 import { missingDevice } from "../doubles/cuda/index.ts";
-import { freePort } from "../free-ports.ts";
-import { deviceOf, useDoubles } from "../transport/nccl-doubles.ts";
-import { Cluster } from "./agent-cluster.ts";
-import { failureOf, initPair } from "./agent-kit.ts";
-import { engine, ownedTensor, post, register, round, trainer } from "./gpu-kit.ts";
-import { kill } from "./processes.ts";
+import { freePort } from "../kit/free-ports.ts";
+import { deviceOf, useDoubles } from "../transport/kit/nccl-doubles.ts";
+import { Cluster } from "./kit/agent-cluster.ts";
+import { failureOf, initPair } from "./kit/agent-kit.ts";
+import { engine, ownedTensor, post, register, round, trainer } from "./kit/gpu-kit.ts";
+import { kill } from "./kit/processes.ts";
 
 useDoubles(3);
 
@@ -72,7 +72,7 @@ describe("agents of GPUs in processes of their own", () => {
     await round(await register(clients, owned, "next"), owned, 8);
   });
 
-  test("refuse a batch by cuda-ipc between GPUs that can not reach each other", async () => {
+  test("refuse a batch by cuda-ipc between GPUs that cannot reach each other", async () => {
     const { clients, owned } = await startCluster("cuda-ipc", ranks.map(deviceOf));
     expect(await failureOf(register(clients, owned, "model"))).toMatchObject({
       code: "TB_UNSUPPORTED",

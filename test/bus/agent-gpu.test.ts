@@ -1,9 +1,9 @@
 /** Rounds between tensors in GPU memory of other processes, by agents, on the doubles of libcuda and libnccl (test/doubles). */
 import { describe, expect, test } from "vitest";
-import { deviceOf, useDoubles } from "../transport/nccl-doubles.ts";
-import { failureOf, joinPair, type Side } from "./agent-kit.ts";
-import { bytes, engine, ownedTensor, register, round, startAgents, trainer } from "./gpu-kit.ts";
-import { kill } from "./processes.ts";
+import { deviceOf, useDoubles } from "../transport/kit/nccl-doubles.ts";
+import { failureOf, joinPair, type Side } from "./kit/agent-kit.ts";
+import { bytes, engine, ownedTensor, register, round, startAgents, trainer } from "./kit/gpu-kit.ts";
+import { kill } from "./kit/processes.ts";
 
 useDoubles(3);
 

@@ -1,8 +1,8 @@
 /** A client process that is killed in the middle of a round: its round ends, its memory goes, the next one takes over. */
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import { AgentWorld, arrayOf, failureOf, pairOptions, type Side, tensor } from "./agent-kit.ts";
-import { forkFixture, kill, messageOf } from "./processes.ts";
+import { AgentWorld, arrayOf, failureOf, pairOptions, type Side, tensor } from "./kit/agent-kit.ts";
+import { forkFixture, kill, messageOf } from "./kit/processes.ts";
 
 const trainer: Side = { name: "trainer", ranks: [0, 1], placements: ["S(0)"] };
 const inference: Side = { name: "inference", ranks: [2], placements: ["R"] };

@@ -2,7 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { DeviceMesh, type Layout, parsePlacement } from "../../src/layout/index.ts";
 import { type PlanOptions, planTransfer } from "../../src/plan/index.ts";
-import { AgentWorld, arrayOf, failureOf, joinPair, type Side, tensor } from "./agent-kit.ts";
+import { AgentWorld, arrayOf, failureOf, joinPair, type Side, tensor } from "./kit/agent-kit.ts";
 
 const trainer: Side = { name: "trainer", ranks: [0, 1], placements: ["S(0)"] };
 const inference: Side = { name: "inference", ranks: [2, 3], placements: ["R"] };

@@ -1,11 +1,11 @@
 /** Agents as processes of their own: over TCP and a store that rank 0 serves, killed, stopped and started again. */
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { TensorBusClient } from "../../src/bus/client.ts";
-import type { SharedTensor } from "../../src/bus/shared-tensor.ts";
-import { freePort } from "../free-ports.ts";
-import { Cluster } from "./agent-cluster.ts";
-import { arrayOf, failureOf, fill, initPair, type Side, tensor } from "./agent-kit.ts";
+import type { TensorBusClient } from "../../src/bus/client/client.ts";
+import type { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
+import { freePort } from "../kit/free-ports.ts";
+import { Cluster } from "./kit/agent-cluster.ts";
+import { arrayOf, failureOf, fill, initPair, type Side, tensor } from "./kit/agent-kit.ts";
 
 const trainer: Side = { name: "trainer", ranks: [0, 1], placements: ["S(0)"] };
 const inference: Side = { name: "inference", ranks: [2], placements: ["R"] };

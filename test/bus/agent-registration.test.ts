@@ -1,8 +1,8 @@
 /** Registrations that fail, or lose their client, when they were all but done. */
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { State } from "../../src/bus/state.ts";
+import { State } from "../../src/bus/queue/state.ts";
 import { TensorBusError } from "../../src/errors.ts";
-import { AgentWorld, arrayOf, failureOf, joinPair, type Side, tensor } from "./agent-kit.ts";
+import { AgentWorld, arrayOf, failureOf, joinPair, type Side, tensor } from "./kit/agent-kit.ts";
 
 const trainer: Side = { name: "trainer", ranks: [0], placements: ["R"] };
 const inference: Side = { name: "inference", ranks: [1], placements: ["R"] };
@@ -25,7 +25,7 @@ function beforeRemembering(act: () => Promise<void>): void {
 }
 
 describe("a registration", () => {
-  it("that can not be written down fails with why, lets go of its memory, and tells the other side", async () => {
+  it("that cannot be written down fails with why, lets go of its memory, and tells the other side", async () => {
     await using world = await AgentWorld.start(2);
     const [[sender], [receiver]] = await joinPair(world, [trainer, inference]);
     const [from, to] = [tensor([8], (i) => i), tensor([8])];

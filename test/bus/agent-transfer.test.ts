@@ -1,6 +1,15 @@
 /** Whole rounds through agents that live in this process: layouts, directions, types, colocated sides. */
 import { describe, expect, it } from "vitest";
-import { AgentWorld, arrayOf, failureOf, fill, initPair, joinPair, type Side, tensor } from "./agent-kit.ts";
+import {
+  AgentWorld,
+  arrayOf,
+  failureOf,
+  fill,
+  initPair,
+  joinPair,
+  type Side,
+  tensor,
+} from "./kit/agent-kit.ts";
 
 const trainer: Side = { name: "trainer", ranks: [0, 1], placements: ["S(0)"] };
 const inference: Side = { name: "inference", ranks: [2, 3], placements: ["S(1)"] };

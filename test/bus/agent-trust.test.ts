@@ -3,19 +3,19 @@ import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
-import { AgentMemory } from "../../src/bus/agent-memory.ts";
-import type { ClientIdentity } from "../../src/bus/command-header.ts";
-import type { RegionMessage } from "../../src/bus/commands.ts";
-import { HostRegions } from "../../src/bus/host-regions.ts";
-import { ownIdentity, randomClientId } from "../../src/bus/identity.ts";
-import { openPort } from "../../src/bus/port.ts";
-import { storageOf } from "../../src/bus/shared-arena.ts";
+import { AgentMemory } from "../../src/bus/batch/memory.ts";
+import { openEventPort } from "../../src/bus/process/event-port.ts";
+import { ownIdentity, randomClientId } from "../../src/bus/process/identity.ts";
+import type { ClientIdentity } from "../../src/bus/queue/command-header.ts";
+import type { RegionMessage } from "../../src/bus/queue/commands.ts";
+import { HostRegions } from "../../src/bus/tensor/host-regions.ts";
+import { storageOf } from "../../src/bus/tensor/shared-arena.ts";
 import { SharedMemory } from "../../src/memory/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import { signedStore } from "../../src/store/signed.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
 import { memory } from "../../transports/memory/index.ts";
-import { AgentWorld, failureOf, initPair, type Side, tensor } from "./agent-kit.ts";
+import { AgentWorld, failureOf, initPair, type Side, tensor } from "./kit/agent-kit.ts";
 
 const trainer: Side = { name: "trainer", ranks: [0], placements: ["R"] };
 const inference: Side = { name: "inference", ranks: [1], placements: ["R"] };
@@ -54,7 +54,7 @@ describe("memory of clients", () => {
 
   const client: ClientIdentity = { ...ownIdentity(), id: randomClientId(), wake: "" };
   function reporting() {
-    const port = openPort();
+    const port = openEventPort();
     cleanUps.push(() => port.close());
     return {
       port,

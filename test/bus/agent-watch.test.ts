@@ -3,11 +3,11 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { pino } from "pino";
 import { firstValueFrom } from "rxjs";
 import { describe, expect, it } from "vitest";
-import type { AgentProgress } from "../../src/bus/agent-events.ts";
-import { logAgent } from "../../src/bus/agent-log.ts";
-import { agentMetrics, serveMetrics } from "../../src/bus/metrics.ts";
+import { logAgent } from "../../src/bus/agent/log.ts";
+import { agentMetrics, serveMetrics } from "../../src/bus/agent/metrics.ts";
+import type { AgentProgress } from "../../src/bus/pair/events.ts";
 import type { RoundProgress } from "../../src/transport/transport.ts";
-import { AgentWorld, failureOf, joinPair, type Side, tensor } from "./agent-kit.ts";
+import { AgentWorld, failureOf, joinPair, type Side, tensor } from "./kit/agent-kit.ts";
 
 const trainer: Side = { name: "trainer", ranks: [0], placements: ["R"] };
 const inference: Side = { name: "inference", ranks: [1], placements: ["R"] };

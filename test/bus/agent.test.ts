@@ -1,10 +1,10 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it } from "vitest";
-import { keyOf } from "../../src/bus/environment.ts";
-import type { EchoAgentMessage, EchoAgentOptions } from "./echo-agent.ts";
-import { EchoClient } from "./echo-client.ts";
-import { exitOf, forkFixture, freshPaths, kill, messageOf, stopped } from "./processes.ts";
+import { keyOf } from "../../src/bus/queue/environment.ts";
+import type { EchoAgentMessage, EchoAgentOptions } from "./children/echo-agent.ts";
+import { EchoClient } from "./children/echo-client.ts";
+import { exitOf, forkFixture, freshPaths, kill, messageOf, stopped } from "./kit/processes.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 type Ready = Extract<EchoAgentMessage, { ready: true }>;

@@ -1,11 +1,11 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it } from "vitest";
-import type { BatchHandler } from "../../src/bus/batch-handler.ts";
-import type { TensorBusClient } from "../../src/bus/client.ts";
-import type { ClientTensor } from "../../src/bus/client-memory.ts";
-import { SharedTensor } from "../../src/bus/shared-tensor.ts";
+import type { BatchHandler } from "../../src/bus/client/batch-handler.ts";
+import type { TensorBusClient } from "../../src/bus/client/client.ts";
+import type { ClientTensor } from "../../src/bus/client/memory.ts";
+import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
 import { DeviceMesh } from "../../src/layout/index.ts";
-import { type BusWorld, connectTo, startWorld } from "./bus-world.ts";
+import { type BusWorld, connectTo, startWorld } from "./kit/bus-world.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 
@@ -147,7 +147,7 @@ describe("clients and agents", () => {
     ]);
     expect([...plain[1]!]).toEqual([1, 2, 3, 4]);
     expect([...bits[1]!.toFloat32()]).toEqual([1, 1, -2, 3, 4, 5, 6, 0.333984375]);
-    // Memory that a batch holds can not be detached.
+    // Memory that a batch holds cannot be detached.
     structuredClone(plain[0]!.buffer, { transfer: [] });
     const { transfer } = plain[0]!.buffer as unknown as { transfer: () => void };
     expect(() => transfer.call(plain[0]!.buffer)).toThrow(TypeError);

@@ -1,12 +1,12 @@
 import { Writable } from "node:stream";
 import { pino } from "pino";
 import { describe, expect, it } from "vitest";
-import { bootstrapClient } from "../../src/bus/bootstrap.ts";
-import { userFolder } from "../../src/bus/folder.ts";
-import * as logging from "../../src/bus/logger.ts";
-import { defaultPaths } from "../../src/bus/paths.ts";
-import { forkFixture, freshPaths, messageOf } from "./processes.ts";
-import type { ScriptedMessage } from "./scripted-agent.ts";
+import { bootstrapClient } from "../../src/bus/client/bootstrap.ts";
+import { userFolder } from "../../src/bus/process/folder.ts";
+import * as logging from "../../src/bus/process/logger.ts";
+import { defaultPaths } from "../../src/bus/process/paths.ts";
+import { forkFixture, freshPaths, messageOf } from "./kit/processes.ts";
+import type { ScriptedMessage } from "./kit/scripted-agent.ts";
 
 async function startAgent(paths: { queue: string; state: string }, rank: number): Promise<void> {
   const agent = forkFixture("scripted-agent", { ...paths, rank });

@@ -2,14 +2,14 @@ import type { ChildProcess } from "node:child_process";
 import { existsSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { type ConnectOptions, TensorBusClient } from "../../src/bus/client.ts";
-import type { CommandType } from "../../src/bus/command-header.ts";
-import type { Command, CommandOf } from "../../src/bus/commands.ts";
-import { SharedTensor } from "../../src/bus/shared-tensor.ts";
-import { decodeTensorTable } from "../../src/bus/tensor-table.ts";
+import { type ConnectOptions, TensorBusClient } from "../../src/bus/client/client.ts";
+import type { CommandType } from "../../src/bus/queue/command-header.ts";
+import type { Command, CommandOf } from "../../src/bus/queue/commands.ts";
+import { decodeTensorTable } from "../../src/bus/queue/tensor-table.ts";
+import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
 import { DeviceMesh, Replicate, Shard } from "../../src/layout/index.ts";
-import { exitOf, forkFixture, freshPaths, kill, messageOf, stopped } from "./processes.ts";
-import type { ScriptedAgentOptions, ScriptedMessage } from "./scripted-agent.ts";
+import { exitOf, forkFixture, freshPaths, kill, messageOf, stopped } from "./kit/processes.ts";
+import type { ScriptedAgentOptions, ScriptedMessage } from "./kit/scripted-agent.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 

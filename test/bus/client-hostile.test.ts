@@ -1,13 +1,13 @@
 import { closeSync, ftruncateSync, openSync } from "node:fs";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import type { AgentLink } from "../../src/bus/agent-link.ts";
-import type { BatchHandler } from "../../src/bus/batch-handler.ts";
-import { ClientConnection } from "../../src/bus/client-connection.ts";
-import type { RegionMessage } from "../../src/bus/commands.ts";
-import { SharedTensor } from "../../src/bus/shared-tensor.ts";
-import { encodeTensorTable, type TensorRecord } from "../../src/bus/tensor-table.ts";
-import { type BusWorld, pathsOf, startWorld } from "./bus-world.ts";
-import { forkFixture, kill, messageOf } from "./processes.ts";
+import type { AgentLink } from "../../src/bus/client/agent-link.ts";
+import type { BatchHandler } from "../../src/bus/client/batch-handler.ts";
+import { ClientConnection } from "../../src/bus/client/connection.ts";
+import type { RegionMessage } from "../../src/bus/queue/commands.ts";
+import { encodeTensorTable, type TensorRecord } from "../../src/bus/queue/tensor-table.ts";
+import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
+import { type BusWorld, pathsOf, startWorld } from "./kit/bus-world.ts";
+import { forkFixture, kill, messageOf } from "./kit/processes.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 const sides = [
@@ -117,7 +117,7 @@ describe("a client that lies", () => {
     await expectHonestRound(3);
   });
 
-  it("can not take back memory that an agent uses", async () => {
+  it("cannot take back memory that an agent uses", async () => {
     tensors = [SharedTensor.allocate([2 ** 24], "float32"), SharedTensor.allocate([2 ** 24], "float32")];
     await Promise.all(honest.map((handler) => handler.close()));
     honest = await Promise.all(

@@ -2,11 +2,11 @@ import { existsSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { MessageChannel } from "node:worker_threads";
 import { describe, expect, it } from "vitest";
-import { type ClientTensor, describeTensor, RegionList } from "../../src/bus/client-memory.ts";
-import { hostRegions } from "../../src/bus/host-regions.ts";
-import { SharedTensor } from "../../src/bus/shared-tensor.ts";
-import { exitOf, forkFixture, freshPaths, messageOf } from "./processes.ts";
-import type { ScriptedMessage } from "./scripted-agent.ts";
+import { type ClientTensor, describeTensor, RegionList } from "../../src/bus/client/memory.ts";
+import { hostRegions } from "../../src/bus/tensor/host-regions.ts";
+import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
+import { exitOf, forkFixture, freshPaths, messageOf } from "./kit/processes.ts";
+import type { ScriptedMessage } from "./kit/scripted-agent.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 const describe1 = (tensor: ClientTensor, regions = new RegionList(true)) =>

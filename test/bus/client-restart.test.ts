@@ -1,11 +1,11 @@
 import type { ChildProcess } from "node:child_process";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import type { BatchHandler } from "../../src/bus/batch-handler.ts";
-import type { TensorBusClient } from "../../src/bus/client.ts";
-import { SharedTensor } from "../../src/bus/shared-tensor.ts";
+import type { BatchHandler } from "../../src/bus/client/batch-handler.ts";
+import type { TensorBusClient } from "../../src/bus/client/client.ts";
+import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
 import { serveTcpStore, type TcpStoreServer } from "../../src/store/index.ts";
-import { connectTo, pathsOf } from "./bus-world.ts";
-import { exitOf, forkFixture, kill, messageOf, stopped, temporaryFolder } from "./processes.ts";
+import { connectTo, pathsOf } from "./kit/bus-world.ts";
+import { exitOf, forkFixture, kill, messageOf, stopped, temporaryFolder } from "./kit/processes.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 
@@ -74,7 +74,7 @@ describe("clients of agents in processes of their own", () => {
     agents[0]!.kill("SIGKILL");
     await expect(waiting.wait()).rejects.toEqual(code("TB_AGENT_LOST"));
     expect(performance.now() - killed).toBeLessThan(1000);
-    // The other side's round can not be: it ends with a typed error, at the latest at its deadline.
+    // The other side's round cannot be: it ends with a typed error, at the latest at its deadline.
     const orphan = handlers[1]!.transfer("recv", { blocking: true, timeoutMs: 5000 });
     await expect(orphan).rejects.toMatchObject({ name: "TensorBusError" });
     const returned = clients[0]!.awaitAgent();

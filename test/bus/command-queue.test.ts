@@ -1,11 +1,11 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { openCommandQueue } from "../../src/bus/command-queue.ts";
-import { pack } from "../../src/bus/commands.ts";
-import { keyOf } from "../../src/bus/environment.ts";
-import { bootId, monotonicNs } from "../../src/bus/identity.ts";
-import { EchoClient } from "./echo-client.ts";
-import { freshPaths } from "./processes.ts";
+import { bootId, monotonicNs } from "../../src/bus/process/identity.ts";
+import { openCommandQueue } from "../../src/bus/queue/command-queue.ts";
+import { pack } from "../../src/bus/queue/commands.ts";
+import { keyOf } from "../../src/bus/queue/environment.ts";
+import { EchoClient } from "./children/echo-client.ts";
+import { freshPaths } from "./kit/processes.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 

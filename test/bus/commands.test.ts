@@ -1,6 +1,8 @@
 import fc from "fast-check";
 import { Packr } from "msgpackr";
 import { describe, expect, it } from "vitest";
+import { momentIn, ownIdentity, randomClientId } from "../../src/bus/process/identity.ts";
+import { generateSemaphoreName, privateName } from "../../src/bus/process/semaphore.ts";
 import {
   batchKey,
   type Command,
@@ -10,10 +12,8 @@ import {
   pack,
   readHeader,
   unpack,
-} from "../../src/bus/commands.ts";
-import { momentIn, ownIdentity, randomClientId } from "../../src/bus/identity.ts";
-import { generateSemaphoreName, privateName } from "../../src/bus/semaphore.ts";
-import { decodeTensorTable, encodeTensorTable, type TensorRecord } from "../../src/bus/tensor-table.ts";
+} from "../../src/bus/queue/commands.ts";
+import { decodeTensorTable, encodeTensorTable, type TensorRecord } from "../../src/bus/queue/tensor-table.ts";
 import { TensorBusError } from "../../src/errors.ts";
 
 fc.configureGlobal({ seed: 20_261 });

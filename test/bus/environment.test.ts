@@ -2,20 +2,20 @@ import { chmodSync, chownSync, mkdirSync, readFileSync, statSync, writeFileSync 
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { type Environment, openEnvironment } from "../../src/bus/environment.ts";
-import { openPort, type Port } from "../../src/bus/port.ts";
+import { type EventPort, openEventPort } from "../../src/bus/process/event-port.ts";
+import { type Environment, openEnvironment } from "../../src/bus/queue/environment.ts";
 import { TensorBusError } from "../../src/errors.ts";
-import { forkFixture, kill, messageOf, stopped, temporaryFolder } from "./processes.ts";
+import { forkFixture, kill, messageOf, stopped, temporaryFolder } from "./kit/processes.ts";
 
 const key = Buffer.from("key");
 const bytes = (text: string) => Buffer.from(text);
 
-let port: Port;
+let port: EventPort;
 let path: string;
 const environments: Environment[] = [];
 
 beforeEach(() => {
-  port = openPort();
+  port = openEventPort();
   path = join(temporaryFolder(), "queue");
 });
 afterEach(async () => {

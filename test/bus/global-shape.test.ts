@@ -1,7 +1,7 @@
 /** Global shapes from local ones: for any layout, what its holdings were made from. */
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type SideContext, solveSide, type TensorTable } from "../../src/bus/global-shape.ts";
+import { type SideContext, solveSide, type TensorTable } from "../../src/bus/batch/global-shape.ts";
 import { DeviceMesh, holdingOf, type Layout, parsePlacement } from "../../src/layout/index.ts";
 
 fc.configureGlobal({ seed: 20_261 });

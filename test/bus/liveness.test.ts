@@ -2,7 +2,8 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { hasPassed, isRunning, momentIn, ownIdentity, startTimeOf } from "../../src/bus/identity.ts";
+import { type EventPort, openEventPort } from "../../src/bus/process/event-port.ts";
+import { hasPassed, isRunning, momentIn, ownIdentity, startTimeOf } from "../../src/bus/process/identity.ts";
 import {
   claimFolder,
   clientOffset,
@@ -15,16 +16,15 @@ import {
   unlinkHeartbeat,
   unresponsiveMs,
   watchLock,
-} from "../../src/bus/liveness.ts";
-import { openPort, type Port } from "../../src/bus/port.ts";
-import { forkFixture, kill, messageOf, temporaryFolder } from "./processes.ts";
+} from "../../src/bus/process/liveness.ts";
+import { forkFixture, kill, messageOf, temporaryFolder } from "./kit/processes.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 
-let port: Port;
+let port: EventPort;
 let locks: string;
 beforeEach(() => {
-  port = openPort();
+  port = openEventPort();
   locks = join(temporaryFolder(), "locks");
 });
 afterEach(() => port.close());

@@ -2,7 +2,7 @@ import { chmodSync, chownSync, existsSync, statSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { openPort, type Port } from "../../src/bus/port.ts";
+import { type EventPort, openEventPort } from "../../src/bus/process/event-port.ts";
 import {
   generateSemaphoreName,
   isPrivateName,
@@ -11,7 +11,7 @@ import {
   privateName,
   Semaphore,
   unlinkSemaphore,
-} from "../../src/bus/semaphore.ts";
+} from "../../src/bus/process/semaphore.ts";
 import { TensorBusError } from "../../src/errors.ts";
 import { nativeBus } from "../../src/ffi/bus.ts";
 
@@ -88,9 +88,9 @@ describe("a semaphore", () => {
 });
 
 describe("a wake semaphore", () => {
-  let port: Port;
+  let port: EventPort;
   beforeEach(() => {
-    port = openPort();
+    port = openEventPort();
   });
   afterEach(() => port.close());
 

@@ -1,8 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { fromFloat32, toFloat32 } from "../../src/bus/float-bits.ts";
-import { storageOf } from "../../src/bus/shared-arena.ts";
-import { SharedTensor } from "../../src/bus/shared-tensor.ts";
+import { fromFloat32, toFloat32 } from "../../src/bus/tensor/float-bits.ts";
+import { storageOf } from "../../src/bus/tensor/shared-arena.ts";
+import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
 import { dtypes, itemSize } from "../../src/layout/index.ts";
 
 function counted(shape: readonly number[]): SharedTensor<"float32"> {

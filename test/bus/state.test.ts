@@ -1,17 +1,17 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { z } from "zod";
-import { ownIdentity } from "../../src/bus/identity.ts";
-import { openPort, type Port } from "../../src/bus/port.ts";
-import { openState, type State } from "../../src/bus/state.ts";
+import { type EventPort, openEventPort } from "../../src/bus/process/event-port.ts";
+import { ownIdentity } from "../../src/bus/process/identity.ts";
+import { openState, type State } from "../../src/bus/queue/state.ts";
 import { TensorBusError } from "../../src/errors.ts";
-import { freshPaths } from "./processes.ts";
+import { freshPaths } from "./kit/processes.ts";
 
-let port: Port;
+let port: EventPort;
 let state: State;
 let path: string;
 
 beforeEach(async () => {
-  port = openPort();
+  port = openEventPort();
   path = freshPaths().state;
   state = await openState({ path, port });
 });

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { loadSpec } from "../../src/model/spec.ts";
 import { type Plan, planTransfer } from "../../src/plan/index.ts";
-import { runCli } from "./command-line.ts";
+import { runCli } from "./kit/command-line.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "tensorbus-budgets-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -71,7 +71,7 @@ describe("a budget", () => {
     for (const [name, found] of Object.entries(expected)) {
       const least = name === "imbalance" || name === "lowerBoundRatio" ? 1 : 0;
       const less = typeof found === "string" ? found.replace(/./g, "0") : Math.max(least, found * 0.99);
-      if (less === found) continue; // what is perfect can not be less
+      if (less === found) continue; // what is perfect cannot be less
       const limit = name.endsWith("Bytes") ? Math.floor(less as number) : less;
       const { code, stderr, checked } = await run({ ...expected, [name]: limit });
       expect(code, name).toBe(1);

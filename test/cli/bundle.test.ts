@@ -66,7 +66,7 @@ describe("the shipped command line", () => {
     expect(run("plan", "none.yaml")).toEqual({
       code: 2,
       stdout: "",
-      stderr: "error: can not read none.yaml: no such file or folder (TB_FILE)\n",
+      stderr: "error: cannot read none.yaml: no such file or folder (TB_FILE)\n",
     });
   });
 

@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { runCli } from "./command-line.ts";
+import { runCli } from "./kit/command-line.ts";
 
 const root = join(import.meta.dirname, "../..");
 
@@ -58,7 +58,7 @@ describe("the command line", () => {
     expect(short).toEqual({
       code: 2,
       stdout: "",
-      stderr: "error: can not read /none/spec.yaml: no such file or folder (TB_FILE)\n",
+      stderr: "error: cannot read /none/spec.yaml: no such file or folder (TB_FILE)\n",
     });
     for (const argv of [
       ["--debug", "plan", "/none/spec.yaml"],

@@ -6,7 +6,7 @@ import { demoCheckpoint, demoConfig, demoRules } from "../../src/cli/demo/checkp
 import { DemoWorld } from "../../src/cli/demo/supervisor.ts";
 import { parseSpec } from "../../src/model/spec.ts";
 import { planTransfer } from "../../src/plan/index.ts";
-import { BundledCli } from "./bundled-cli.ts";
+import { BundledCli } from "./kit/bundled-cli.ts";
 
 let cli: BundledCli;
 let folder: string;

@@ -2,7 +2,7 @@ import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { runCli } from "./command-line.ts";
+import { runCli } from "./kit/command-line.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "tensorbus-diff-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -99,7 +99,7 @@ describe("diff", () => {
     expect(both.code).toBe(2);
   });
 
-  test("names the file that it can not read", async () => {
+  test("names the file that it cannot read", async () => {
     const { code, stderr } = await runCli("diff", llama, join(folder, "none.tbplan"));
     expect([code, stderr]).toEqual([
       2,

@@ -2,9 +2,9 @@ import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
-import { type Check, checkMachine } from "../../src/cli/doctor-checks.ts";
-import { findLibrary, limitOf, outputOf } from "../../src/cli/doctor-probes.ts";
-import { runCli } from "./command-line.ts";
+import { type Check, checkMachine } from "../../src/cli/doctor/checks.ts";
+import { findLibrary, limitOf, outputOf } from "../../src/cli/doctor/probes.ts";
+import { runCli } from "./kit/command-line.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "tensorbus-doctor-"));
 afterAll(() => rmSync(folder, { recursive: true }));

@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
-import { runCli } from "./command-line.ts";
+import { runCli } from "./kit/command-line.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "tensorbus-explain-"));
 afterAll(() => rmSync(folder, { recursive: true }));

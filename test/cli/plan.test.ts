@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { loadSpec } from "../../src/model/spec.ts";
 import { type Chunk, planTransfer } from "../../src/plan/index.ts";
-import { runCli } from "./command-line.ts";
+import { runCli } from "./kit/command-line.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "tensorbus-plan-"));
 afterAll(() => rmSync(folder, { recursive: true }));

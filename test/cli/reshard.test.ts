@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { DeviceMesh, type DType, holdingOf, itemSize, parsePlacement } from "../../src/layout/index.ts";
 import { createSafetensors, openSafetensors } from "../../src/model/safetensors.ts";
-import { BundledCli } from "./bundled-cli.ts";
+import { BundledCli } from "./kit/bundled-cli.ts";
 
 const tensors: readonly { name: string; shape: number[]; dtype: DType }[] = [
   { name: "embed.weight", shape: [101, 64], dtype: "float32" },
@@ -157,7 +157,7 @@ describe("tensorbus reshard", () => {
     expect(readdirSync(out)).toEqual([]);
   });
 
-  it("gives no file its final name where one can not have it", async () => {
+  it("gives no file its final name where one cannot have it", async () => {
     mkdirSync(join(out, "rank-3.safetensors", "in the way"), { recursive: true });
     const layouts = ["--source", "2:S(0)", "--target", "2:S(0)", ...rules];
     const { code, stderr } = await cli.run("reshard", checkpoint, ...layouts, "--out", out);

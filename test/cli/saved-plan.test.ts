@@ -14,8 +14,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { DeviceMesh, Plan, planTransfer, Replicate, Shard } from "../../src/plan/index.ts";
-import { BundledCli } from "./bundled-cli.ts";
-import { runCli } from "./command-line.ts";
+import { BundledCli } from "./kit/bundled-cli.ts";
+import { runCli } from "./kit/command-line.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "tensorbus-saved-"));
 const spec = join(import.meta.dirname, "../../examples/specs/fsdp2-tp.json");
@@ -153,14 +153,14 @@ describe("--save", () => {
     expect(readFileSync(target).equals(readFileSync(saved))).toBe(true);
     for (const path of [folder, "/dev/null"]) {
       const { code, stderr } = await runCli("plan", spec, "--save", path);
-      expect([code, stderr]).toEqual([2, `error: can not write ${path}: it is no regular file (TB_FILE)\n`]);
+      expect([code, stderr]).toEqual([2, `error: cannot write ${path}: it is no regular file (TB_FILE)\n`]);
     }
     expect(lstatSync("/dev/null").isCharacterDevice()).toBe(true);
   });
 
   test("says what is wrong with the place", async () => {
     const { code, stderr } = await runCli("plan", spec, "--save", join(folder, "none/p.tbplan"));
-    expect([code, stderr]).toEqual([2, expect.stringMatching(/^error: can not write .* \(TB_FILE\)\n$/)]);
+    expect([code, stderr]).toEqual([2, expect.stringMatching(/^error: cannot write .* \(TB_FILE\)\n$/)]);
   });
 
   test.skipIf(process.getuid?.() !== 0)("keeps the old file where the disk is full (needs root)", () => {
@@ -177,7 +177,7 @@ describe("--save", () => {
     );
     expect([status, stdout]).toEqual([4, "old\nfiller\np.tbplan\n"]);
     expect(stderr).toMatch(
-      /^error: can not write p\.tbplan: the disk or the quota is full \(TB_NO_SPACE\)\n$/,
+      /^error: cannot write p\.tbplan: the disk or the quota is full \(TB_NO_SPACE\)\n$/,
     );
   });
 });

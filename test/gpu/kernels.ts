@@ -6,9 +6,9 @@ import { planTransfer } from "../../src/plan/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
-import { castTypes, randomCase, sameTypes } from "../transport/cases.ts";
-import { Random } from "../transport/random.ts";
-import { RankMemory } from "../transport/rank-memory.ts";
+import { castTypes, randomCase, sameTypes } from "../transport/compliance/cases.ts";
+import { Random } from "../transport/kit/random.ts";
+import { RankMemory } from "../transport/kit/rank-memory.ts";
 import type { GpuCase, Machine } from "./machine.ts";
 
 /** Rows and columns of the tensors of a cast; an odd width has lanes of one element, an even one of eight. */

@@ -1,4 +1,4 @@
-/** `npm run test:gpu`: what can be said only with a GPU. A case that can not run here says why, and does not pass. */
+/** `npm run test:gpu`: what can be said only with a GPU. A case that cannot run here says why, and does not pass. */
 
 import { kernelCases } from "./kernels.ts";
 import { findMachine, outputOf, Skip, writeResults } from "./machine.ts";

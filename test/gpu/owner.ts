@@ -4,8 +4,8 @@
  * event behind what its GPU has to do, `wait NAME` answers once that has happened.
  */
 import { createInterface } from "node:readline";
-import { openPort } from "../../src/bus/port.ts";
-import { eventHappened } from "../../src/bus/region-events.ts";
+import { eventHappened } from "../../src/bus/batch/region-events.ts";
+import { openEventPort } from "../../src/bus/process/event-port.ts";
 import { Deadline } from "../../src/deadline.ts";
 import { DeviceEvent } from "../../src/memory/cuda/index.ts";
 import { DeviceMemory } from "../../src/memory/index.ts";
@@ -16,7 +16,7 @@ const held = new Uint8Array(Number(bytes));
 memory.write(held);
 const { handle, offset } = memory.export();
 const events = { ready: DeviceEvent.create(device), free: DeviceEvent.create(device) };
-const port = openPort();
+const port = openEventPort();
 const say = (what: object) => console.log(JSON.stringify(what));
 const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString("hex");
 say({

@@ -3,8 +3,8 @@ import { type ChildProcess, fork, spawn } from "node:child_process";
 import { once } from "node:events";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { openPort } from "../../src/bus/port.ts";
-import { eventHappened } from "../../src/bus/region-events.ts";
+import { eventHappened } from "../../src/bus/batch/region-events.ts";
+import { openEventPort } from "../../src/bus/process/event-port.ts";
 import { Deadline } from "../../src/deadline.ts";
 import { TensorBusError } from "../../src/errors.ts";
 import { createExecutor } from "../../src/exec/executor.ts";
@@ -14,8 +14,8 @@ import { planTransfer } from "../../src/plan/index.ts";
 import { serveTcpStore } from "../../src/store/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
-import { castTypes } from "../transport/cases.ts";
 import type { ChildMessage, ParentMessage, SeededCase } from "../transport/children/rank.ts";
+import { castTypes } from "../transport/compliance/cases.ts";
 import { type GpuCase, type Machine, outputOf, root, Skip } from "./machine.ts";
 
 const bundles = join(root, "build/gpu");
@@ -145,7 +145,7 @@ const bytesOf = (hex: string) => Uint8Array.from(Buffer.from(hex, "hex"));
 
 /** Waits, as an agent does, for what another process records. */
 async function awaitEvent(device: string, handle: string, record: () => Promise<unknown>): Promise<void> {
-  await using port = openPort();
+  await using port = openEventPort();
   using event = DeviceEvent.open(device, bytesOf(handle));
   await record();
   await eventHappened(port, event, new Deadline());

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { inflateSync } from "node:zlib";
 import { describe, expect, it } from "vitest";
 import { type DType, dtypes } from "../../src/layout/index.ts";
-import { castBytes, everyPattern, firstDifference } from "./casts.ts";
+import { castBytes, everyPattern, firstDifference } from "./kit/casts.ts";
 
 interface Recorded {
   readonly input?: string;

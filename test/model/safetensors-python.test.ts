@@ -7,7 +7,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { dtypes, itemSize } from "../../src/layout/index.ts";
 import { createSafetensors, openSafetensors } from "../../src/model/safetensors.ts";
 
-/** Why the reference implementation can not be asked; nothing where it can. */
+/** Why the reference implementation cannot be asked; nothing where it can. */
 function missing(): string | undefined {
   try {
     execFileSync("python3", ["-c", "import safetensors.torch, torch"], { stdio: "pipe", timeout: 120_000 });

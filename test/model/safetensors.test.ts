@@ -90,7 +90,7 @@ describe("a single file", () => {
   test("says so where it is no file of tensors", async () => {
     await expect(openSafetensors(at("none"))).rejects.toMatchObject({
       code: "TB_FILE",
-      message: `can not open ${at("none")}: no such file or folder`,
+      message: `cannot open ${at("none")}: no such file or folder`,
     });
     await expect(openSafetensors(folder)).rejects.toMatchObject({ code: "TB_FILE" });
     await expect(openSafetensors("/dev/zero")).rejects.toMatchObject({ code: "TB_FILE" });
@@ -305,7 +305,7 @@ describe("writing", () => {
     expect(readdirSync(folder)).toEqual(["b.safetensors"]);
   });
 
-  test("refuses at the start what the disk can not hold", async () => {
+  test("refuses at the start what the disk cannot hold", async () => {
     const large: ModelTensor = { name: "w", shape: [2 ** 50], dtype: "uint8" };
     const error = await createSafetensors(at("w.safetensors"), [large]).catch((reason: unknown) => reason);
     expect(error).toMatchObject({ code: "TB_NO_SPACE", exitCode: 4 });

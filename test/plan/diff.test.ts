@@ -9,7 +9,7 @@ import {
   Shard,
   TensorBusError,
 } from "../../src/plan/index.ts";
-import { planInputs } from "./arbitrary.ts";
+import { planInputs } from "./kit/arbitrary.ts";
 
 fc.configureGlobal({ seed: 20_261 });
 

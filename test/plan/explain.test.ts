@@ -15,9 +15,9 @@ import {
   StridedShard,
   TensorBusError,
 } from "../../src/plan/index.ts";
-import { planInputs } from "./arbitrary.ts";
-import { outerIds } from "./naive-holdings.ts";
-import { type NaiveTensor, naiveTensors } from "./naive-planner.ts";
+import { planInputs } from "./kit/arbitrary.ts";
+import { outerIds } from "./kit/naive-holdings.ts";
+import { type NaiveTensor, naiveTensors } from "./kit/naive-planner.ts";
 
 fc.configureGlobal({ seed: 20_261 });
 

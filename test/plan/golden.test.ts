@@ -8,8 +8,8 @@ import {
   type StridedShardReading,
 } from "../../src/layout/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
-import type { PlanInput, TensorInput } from "../../src/plan/types.ts";
-import { verifyChunks } from "../../src/plan/verify.ts";
+import type { PlanInput, TensorInput } from "../../src/plan/input/types.ts";
+import { verifyChunks } from "../../src/plan/verify/verify.ts";
 import {
   describeIds,
   dtensorCases,
@@ -17,10 +17,10 @@ import {
   type GoldenLocal,
   type GoldenSide,
   goldenLayout,
-} from "./golden.ts";
-import { naiveTensors } from "./naive-planner.ts";
-import { Random } from "./random.ts";
-import { plainValue, simulate } from "./simulator.ts";
+} from "./kit/golden.ts";
+import { naiveTensors } from "./kit/naive-planner.ts";
+import { Random } from "./kit/random.ts";
+import { plainValue, simulate } from "./kit/simulator.ts";
 
 async function codeOf(input: () => PlanInput): Promise<string | undefined> {
   try {
@@ -143,7 +143,7 @@ describe("recorded pairs", () => {
 
 describe("recorded rejections", () => {
   const expected: Readonly<Record<string, string | undefined>> = {
-    // Valid as a source: PyTorch only can not make one.
+    // Valid as a source: PyTorch only cannot make one.
     reject_product: undefined,
     reject_mixed: "TB_PARTIAL_OP",
     reject_op: "TB_PARTIAL_OP",

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { TensorBusError } from "../../src/errors.ts";
 import { DeviceMesh, Partial, Replicate, Shard, StridedShard } from "../../src/layout/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
-import type { PlanInput } from "../../src/plan/types.ts";
+import type { PlanInput } from "../../src/plan/input/types.ts";
 
 async function failureOf(input: unknown): Promise<unknown> {
   try {

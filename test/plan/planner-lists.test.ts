@@ -11,7 +11,7 @@ import {
   Shard,
   toJSON,
 } from "../../src/plan/index.ts";
-import { planInputs } from "./arbitrary.ts";
+import { planInputs } from "./kit/arbitrary.ts";
 
 fc.configureGlobal({ seed: 20_261 });
 

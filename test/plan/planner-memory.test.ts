@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { DeviceMesh, Partial, type Plan, planTransfer, Replicate, Shard } from "../../src/plan/index.ts";
-import { idleBytes } from "../../src/plan/wasm.ts";
+import { idleBytes } from "../../src/plan/planner/wasm.ts";
 
 const input = (size: number) => ({
   pairs: {

@@ -13,10 +13,10 @@ import {
   StridedShard,
 } from "../../src/layout/index.ts";
 import { type Plan, planTransfer } from "../../src/plan/index.ts";
-import type { Chunk, PlanInput, TensorInput } from "../../src/plan/types.ts";
-import { verifyChunks } from "../../src/plan/verify.ts";
-import { planInputs } from "./arbitrary.ts";
-import { dtensorCases, goldenLayout } from "./golden.ts";
+import type { Chunk, PlanInput, TensorInput } from "../../src/plan/input/types.ts";
+import { verifyChunks } from "../../src/plan/verify/verify.ts";
+import { planInputs } from "./kit/arbitrary.ts";
+import { dtensorCases, goldenLayout } from "./kit/golden.ts";
 
 const KiB = 1024;
 

@@ -2,20 +2,20 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { TensorBusError } from "../../src/errors.ts";
 import { type Plan, planTransfer } from "../../src/plan/index.ts";
-import type { Bucket, Chunk, PlanInput } from "../../src/plan/types.ts";
-import { verifyChunks, verifyRanks } from "../../src/plan/verify.ts";
-import { planInputs } from "./arbitrary.ts";
-import { mutations } from "./mutations.ts";
-import { UnreadableShard } from "./naive-holdings.ts";
+import type { Bucket, Chunk, PlanInput } from "../../src/plan/input/types.ts";
+import { verifyChunks, verifyRanks } from "../../src/plan/verify/verify.ts";
+import { planInputs } from "./kit/arbitrary.ts";
+import { mutations } from "./kit/mutations.ts";
+import { UnreadableShard } from "./kit/naive-holdings.ts";
 import {
   type NaiveTensor,
   type NaiveTotals,
   naiveCrossings,
   naiveTensors,
   naiveTotals,
-} from "./naive-planner.ts";
-import { Random } from "./random.ts";
-import { simulate } from "./simulator.ts";
+} from "./kit/naive-planner.ts";
+import { Random } from "./kit/random.ts";
+import { simulate } from "./kit/simulator.ts";
 
 /** Both planners agree whether the input has a meaning; `undefined` where it has none. */
 async function planBoth(

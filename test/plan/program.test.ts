@@ -2,20 +2,20 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { DeviceMesh, itemSize, Partial, Replicate, Shard } from "../../src/layout/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
-import type { Bucket, Chunk, PlanInput } from "../../src/plan/types.ts";
-import { planInputs } from "./arbitrary.ts";
-import { type NaiveTensor, naiveTensors } from "./naive-planner.ts";
-import { LocalMemory, wireType } from "./program-memory.ts";
+import type { Bucket, Chunk, PlanInput } from "../../src/plan/input/types.ts";
+import { planInputs } from "./kit/arbitrary.ts";
+import { type NaiveTensor, naiveTensors } from "./kit/naive-planner.ts";
+import { LocalMemory, wireType } from "./kit/program-memory.ts";
 import {
   type Descriptor,
   type ProgramChannel,
   type ProgramEnd,
   type ReadProgram,
   readProgram,
-} from "./program-reader.ts";
-import { checkProgram } from "./program-rules.ts";
-import { runPrograms } from "./program-runner.ts";
-import { Random } from "./random.ts";
+} from "./kit/program-reader.ts";
+import { checkProgram } from "./kit/program-rules.ts";
+import { runPrograms } from "./kit/program-runner.ts";
+import { Random } from "./kit/random.ts";
 
 /** The fewest loops over the longest runs that visit a box in row-major order. */
 function flatten(

@@ -12,8 +12,8 @@ import {
   type Strategy,
   type TopologyInput,
 } from "../../src/plan/index.ts";
-import { planInputs } from "./arbitrary.ts";
-import { dtensorCases, type GoldenPair, goldenLayout } from "./golden.ts";
+import { planInputs } from "./kit/arbitrary.ts";
+import { dtensorCases, type GoldenPair, goldenLayout } from "./kit/golden.ts";
 
 const range = (first: number, count: number) => Array.from({ length: count }, (_, index) => first + index);
 const hostIn = ({ ranksPerHost, hosts }: TopologyInput, rank: number) =>

@@ -9,11 +9,11 @@ import {
   type StridedShardReading,
 } from "../../src/layout/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
-import type { PlanInput } from "../../src/plan/types.ts";
-import { verifyChunks } from "../../src/plan/verify.ts";
-import { naiveSide } from "./naive-holdings.ts";
-import { Random } from "./random.ts";
-import { plainValue, simulate } from "./simulator.ts";
+import type { PlanInput } from "../../src/plan/input/types.ts";
+import { verifyChunks } from "../../src/plan/verify/verify.ts";
+import { naiveSide } from "./kit/naive-holdings.ts";
+import { Random } from "./kit/random.ts";
+import { plainValue, simulate } from "./kit/simulator.ts";
 
 interface TorchLocal {
   readonly local_shape: readonly number[];
@@ -38,7 +38,7 @@ function python(args: readonly string[], input = ""): string {
   });
 }
 
-/** PyTorch's version, or why it can not be asked. */
+/** PyTorch's version, or why it cannot be asked. */
 function torchVersion(): { readonly version?: string; readonly reason?: string } {
   try {
     return { version: python(["-c", "import torch; print(torch.__version__)"]).trim() };

@@ -1,15 +1,15 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { makeImage } from "../../src/plan/image.ts";
 import { DeviceMesh, type Plan, planTransfer, Replicate, Shard } from "../../src/plan/index.ts";
-import { withTensor } from "../../src/plan/listing.ts";
-import { normalize } from "../../src/plan/normalize.ts";
-import type { Subject } from "../../src/plan/question.ts";
-import { route } from "../../src/plan/routing.ts";
-import type { Chunk, PlanInput } from "../../src/plan/types.ts";
-import { verifyChunks } from "../../src/plan/verify.ts";
-import { representatives, verifyTensors } from "../../src/plan/verify-patterns.ts";
-import { planInputs } from "./arbitrary.ts";
+import { normalize } from "../../src/plan/input/normalize.ts";
+import { route } from "../../src/plan/input/routing.ts";
+import type { Chunk, PlanInput } from "../../src/plan/input/types.ts";
+import { makeImage } from "../../src/plan/planner/image.ts";
+import { withTensor } from "../../src/plan/planner/listing.ts";
+import type { Subject } from "../../src/plan/planner/question.ts";
+import { representatives, verifyTensors } from "../../src/plan/verify/patterns.ts";
+import { verifyChunks } from "../../src/plan/verify/verify.ts";
+import { planInputs } from "./kit/arbitrary.ts";
 
 function subjectOf(input: PlanInput): Subject {
   const normal = normalize(input);

@@ -2,14 +2,14 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { TensorBusError } from "../../src/errors.ts";
 import { DeviceMesh, Partial, Replicate, Shard } from "../../src/layout/index.ts";
-import type { Chunk, PlanInput } from "../../src/plan/types.ts";
-import { verifyChunks, verifyRanks } from "../../src/plan/verify.ts";
-import { planInputs } from "./arbitrary.ts";
-import { mutations, type PlanLists } from "./mutations.ts";
-import { UnreadableShard } from "./naive-holdings.ts";
-import { type NaivePlan, naivePlan } from "./naive-planner.ts";
-import { Random } from "./random.ts";
-import { simulate } from "./simulator.ts";
+import type { Chunk, PlanInput } from "../../src/plan/input/types.ts";
+import { verifyChunks, verifyRanks } from "../../src/plan/verify/verify.ts";
+import { planInputs } from "./kit/arbitrary.ts";
+import { mutations, type PlanLists } from "./kit/mutations.ts";
+import { UnreadableShard } from "./kit/naive-holdings.ts";
+import { type NaivePlan, naivePlan } from "./kit/naive-planner.ts";
+import { Random } from "./kit/random.ts";
+import { simulate } from "./kit/simulator.ts";
 
 function verifyWhole(input: PlanInput, { chunks, buckets }: PlanLists): void {
   verifyChunks(input, chunks, buckets);

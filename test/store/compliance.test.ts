@@ -5,8 +5,8 @@ import { signedStore } from "../../src/store/signed.ts";
 import type { Store } from "../../src/store/store.ts";
 import { serveTcpStore } from "../../src/store/tcp-server.ts";
 import { tcpStore } from "../../src/store/tcp-store.ts";
-import { type StoreFixture, storeCompliance } from "./compliance.ts";
-import { etcdFixture, etcdMissing } from "./etcd-server.ts";
+import { type StoreFixture, storeCompliance } from "./kit/compliance.ts";
+import { etcdFixture, etcdMissing } from "./kit/etcd-server.ts";
 
 const secrets = [createHash("sha256").update("a secret of the tests").digest()];
 

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { build } from "esbuild";
 import { afterEach, describe, expect, it } from "vitest";
 import { type EtcdStoreOptions, etcdStore } from "../../src/store/etcd-store.ts";
-import { EtcdMember, etcdMissing } from "./etcd-server.ts";
+import { EtcdMember, etcdMissing } from "./kit/etcd-server.ts";
 
 const one = Buffer.from("1");
 const lost = { code: "TB_STORE_LOST" };
@@ -50,7 +50,7 @@ describe.skipIf(etcdMissing !== undefined)(
       const folder = await mkdtemp(join(tmpdir(), "tensorbus-holder-"));
       cleanUps.push(() => rm(folder, { recursive: true }));
       const outfile = join(folder, "holder.mjs");
-      const entry = join(import.meta.dirname, "etcd-holder.ts");
+      const entry = join(import.meta.dirname, "children/etcd-holder.ts");
       await build({
         entryPoints: [entry],
         outfile,

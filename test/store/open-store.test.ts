@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openStore } from "../../src/store/open-store.ts";
 import { serveTcpStore, type TcpStoreServer } from "../../src/store/tcp-server.ts";
 import { tcpStore } from "../../src/store/tcp-store.ts";
-import { EtcdMember, etcdMissing } from "./etcd-server.ts";
+import { EtcdMember, etcdMissing } from "./kit/etcd-server.ts";
 
 const value = Buffer.from("value");
 const oneSecret = "a secret of the tests, one";

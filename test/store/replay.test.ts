@@ -3,8 +3,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { serveTcpStore } from "../../src/store/tcp-server.ts";
-import { type Exchange, playClients, ReplayServer } from "./exchange.ts";
-import { everyOperation } from "./scenario.ts";
+import { type Exchange, playClients, ReplayServer } from "./kit/exchange.ts";
+import { everyOperation } from "./kit/scenario.ts";
 
 const golden = (name: string) =>
   JSON.parse(readFileSync(join(import.meta.dirname, "../golden/tcpstore", name), "utf8")) as Exchange;

@@ -8,7 +8,7 @@ import {
   type TcpStoreServerOptions,
 } from "../../src/store/tcp-server.ts";
 import { type TcpStoreOptions, tcpStore } from "../../src/store/tcp-store.ts";
-import { converse, counted, dial, gone, list, number, ping, request } from "./wire.ts";
+import { converse, counted, dial, gone, list, number, ping, request } from "./kit/wire.ts";
 
 const host = "127.0.0.1";
 const one = Buffer.from("1");

@@ -5,11 +5,11 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Store } from "../../src/store/store.ts";
 import { serveTcpStore, type TcpStoreServer } from "../../src/store/tcp-server.ts";
 import { tcpStore } from "../../src/store/tcp-store.ts";
-import { storeCompliance } from "./compliance.ts";
-import { type Exchange, RecordingProxy } from "./exchange.ts";
-import { everyOperation } from "./scenario.ts";
-import { TorchServer, torchMissing, torchStartMs, torchVersion } from "./torch.ts";
-import { converse, counted, list, number, request } from "./wire.ts";
+import { storeCompliance } from "./kit/compliance.ts";
+import { type Exchange, RecordingProxy } from "./kit/exchange.ts";
+import { everyOperation } from "./kit/scenario.ts";
+import { TorchServer, torchMissing, torchStartMs, torchVersion } from "./kit/torch.ts";
+import { converse, counted, list, number, request } from "./kit/wire.ts";
 
 const folder = join(import.meta.dirname, "../golden/tcpstore");
 /** Writes the recordings anew, from the torch that is installed. */

@@ -1,4 +1,4 @@
-/** What lacks on a machine, and memory that others can not open, on the double of libcuda (test/doubles/cuda). */
+/** What lacks on a machine, and memory that others cannot open, on the double of libcuda (test/doubles/cuda). */
 import koffi from "koffi";
 import { expect, test } from "vitest";
 import { createExecutor } from "../../src/exec/executor.ts";
@@ -9,7 +9,7 @@ import { planTransfer } from "../../src/plan/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { doubleDevice, doubleLibrary, useCudaDouble } from "../doubles/cuda/index.ts";
-import { columnsToRows } from "./compliance-data.ts";
+import { columnsToRows } from "./compliance/data.ts";
 
 const open = (rank = 0, world = 1, store = memoryStores()()) =>
   cudaIpc({ device: doubleDevice }).open({ rank, world, store });

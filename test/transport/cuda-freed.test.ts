@@ -7,8 +7,8 @@ import { planTransfer } from "../../src/plan/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { doubleDevice, useCudaDouble } from "../doubles/cuda/index.ts";
-import { columnsToRows } from "./compliance-data.ts";
-import { outcomeOf } from "./world.ts";
+import { columnsToRows } from "./compliance/data.ts";
+import { outcomeOf } from "./compliance/world.ts";
 
 test("a round on memory that was freed is TB_CUDA, and sessions end in order", async () => {
   useCudaDouble();

@@ -5,8 +5,8 @@ import { memoryStores } from "../../src/store/memory-store.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
 import { type CudaIpcTransportOptions, cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { doubleDevice, missingDevice, useCudaDouble } from "../doubles/cuda/index.ts";
-import { testTransport } from "./compliance.ts";
-import type { World } from "./world.ts";
+import { testTransport } from "./compliance/suite.ts";
+import type { World } from "./compliance/world.ts";
 
 useCudaDouble();
 

@@ -6,8 +6,8 @@ import { DeviceMemory } from "../../src/memory/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { doubleDevice, useCudaDouble } from "../doubles/cuda/index.ts";
-import { columnsToRows } from "./compliance-data.ts";
-import { prepareCase } from "./world.ts";
+import { columnsToRows } from "./compliance/data.ts";
+import { prepareCase } from "./compliance/world.ts";
 
 useCudaDouble();
 

@@ -8,9 +8,9 @@ import type { TransportSession } from "../../src/transport/transport.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { shm } from "../../transports/shm/index.ts";
 import { doubleDevice, missingDevice, useCudaDouble } from "../doubles/cuda/index.ts";
-import { columnsToRows } from "./compliance-data.ts";
-import { allocate, type TestMemory, type TestMemoryKind } from "./test-memory.ts";
-import { outcomeOf } from "./world.ts";
+import { columnsToRows } from "./compliance/data.ts";
+import { outcomeOf } from "./compliance/world.ts";
+import { allocate, type TestMemory, type TestMemoryKind } from "./kit/test-memory.ts";
 
 useCudaDouble();
 

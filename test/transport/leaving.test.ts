@@ -2,9 +2,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { createExecutor } from "../../src/exec/executor.ts";
 import { planTransfer } from "../../src/plan/index.ts";
-import { columnsToRows } from "./compliance-data.ts";
-import { openTcp } from "./tcp-world.ts";
-import { prepareCase } from "./world.ts";
+import { columnsToRows } from "./compliance/data.ts";
+import { prepareCase } from "./compliance/world.ts";
+import { openTcp } from "./kit/tcp-world.ts";
 
 describe("tcp: a peer that ends while it is prepared with", () => {
   for (const rank of [0, 1]) {

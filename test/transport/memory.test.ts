@@ -1,7 +1,7 @@
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
 import { memory } from "../../transports/memory/index.ts";
-import { testTransport } from "./compliance.ts";
+import { testTransport } from "./compliance/suite.ts";
 
 testTransport({
   name: "memory",

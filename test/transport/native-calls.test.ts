@@ -1,8 +1,8 @@
 import { expect, test, vi } from "vitest";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import { memory } from "../../transports/memory/index.ts";
-import { columnsToRows } from "./compliance-data.ts";
-import { prepareCase } from "./world.ts";
+import { columnsToRows } from "./compliance/data.ts";
+import { prepareCase } from "./compliance/world.ts";
 
 const calls = vi.hoisted(() => ({ count: 0 }));
 vi.mock("../../src/ffi/session.ts", async (importOriginal) => {

@@ -10,11 +10,11 @@ import { DeviceMemory, HostMemory } from "../../src/memory/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
 import { type NcclTransportOptions, nccl } from "../../transports/nccl/index.ts";
-import { randomCase } from "./cases.ts";
-import { columnsToRows } from "./compliance-data.ts";
-import { deviceOf, useDoubles } from "./nccl-doubles.ts";
-import { testDevices } from "./test-memory.ts";
-import { outcomeOf, prepareCase } from "./world.ts";
+import { randomCase } from "./compliance/cases.ts";
+import { columnsToRows } from "./compliance/data.ts";
+import { outcomeOf, prepareCase } from "./compliance/world.ts";
+import { deviceOf, useDoubles } from "./kit/nccl-doubles.ts";
+import { testDevices } from "./kit/test-memory.ts";
 
 useDoubles(4);
 

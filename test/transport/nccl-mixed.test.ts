@@ -5,8 +5,8 @@
 import { select } from "../../src/transport/selection.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { nccl } from "../../transports/nccl/index.ts";
-import { testTransport } from "./compliance.ts";
-import { deviceOf, subjectOf, useDoubles } from "./nccl-doubles.ts";
+import { testTransport } from "./compliance/suite.ts";
+import { deviceOf, subjectOf, useDoubles } from "./kit/nccl-doubles.ts";
 
 useDoubles(16);
 

@@ -4,8 +4,8 @@ import { once } from "node:events";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { serveTcpStore } from "../../src/store/index.ts";
 import type { Answer, Task } from "./children/nccl-rank.ts";
-import { bundleChild } from "./children.ts";
-import { useDoubles } from "./nccl-doubles.ts";
+import { bundleChild } from "./kit/children.ts";
+import { useDoubles } from "./kit/nccl-doubles.ts";
 
 useDoubles(3);
 

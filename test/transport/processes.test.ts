@@ -3,9 +3,9 @@ import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { serveTcpStore } from "../../src/store/index.ts";
 import { useCudaDouble } from "../doubles/cuda/index.ts";
-import { castTypes } from "./cases.ts";
 import type { SeededCase } from "./children/rank.ts";
-import { bundleChild, ChildRank, startRanks } from "./children.ts";
+import { castTypes } from "./compliance/cases.ts";
+import { bundleChild, ChildRank, startRanks } from "./kit/children.ts";
 
 useCudaDouble(); // cuda-ipc runs on a test double of libcuda
 

@@ -45,7 +45,7 @@ describe("secrets", () => {
     }
   });
 
-  test("a file that can not be read is TB_FILE with its name", async () => {
+  test("a file that cannot be read is TB_FILE with its name", async () => {
     const secretFile = join(folder, "missing");
     await expect(loadSecrets({ secretFile }, true)).rejects.toMatchObject({
       code: "TB_FILE",
@@ -93,7 +93,7 @@ describe("endpoints", () => {
     "node7:",
     "a:b:c",
     "[fd00::7",
-  ])("%j can not be advertised", async (advertise) => {
+  ])("%j cannot be advertised", async (advertise) => {
     await expect(resolveEndpoint({ advertise })).rejects.toThrow(TypeError);
   });
 });

@@ -8,8 +8,8 @@ import type { Transport, TransportSession } from "../../src/transport/transport.
 import { memory } from "../../transports/memory/index.ts";
 import { shm } from "../../transports/shm/index.ts";
 import { tcp } from "../../transports/tcp/index.ts";
-import { castTypes, randomCase } from "./cases.ts";
-import { prepareCase } from "./world.ts";
+import { castTypes, randomCase } from "./compliance/cases.ts";
+import { prepareCase } from "./compliance/world.ts";
 
 /** Sessions of ranks that each have a transport of their own. */
 async function openEach(transports: readonly Transport[]) {
@@ -99,7 +99,7 @@ describe("select", () => {
     await prepared[Symbol.asyncDispose]();
   });
 
-  test("a forced one that can not is an error at both ends, which names what lacks", async () => {
+  test("a forced one that cannot is an error at both ends, which names what lacks", async () => {
     const forced = select([shm(), tcp()], { force: "shm" });
     for (const error of await meet([forced, tcp()])) {
       expect(error).toMatch(/^TensorBusError: .*no way between the two: shm: one of the two does not use it/);
@@ -109,8 +109,8 @@ describe("select", () => {
     }
   });
 
-  test("says what it can not compose", () => {
-    expect(() => select([memory(), tcp()])).toThrow("the memory transport can not share a session");
+  test("says what it cannot compose", () => {
+    expect(() => select([memory(), tcp()])).toThrow("the memory transport cannot share a session");
     expect(() => select([])).toThrow("select needs a transport");
     expect(() => select([shm(), tcp()], { force: "nccl" })).toThrow("there is no nccl among shm, tcp");
   });

@@ -2,9 +2,9 @@ import { memoryStores } from "../../src/store/memory-store.ts";
 import { checkTuning, openConnected } from "../../src/transport/connected-session.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
 import { type ShmTransportOptions, shm } from "../../transports/shm/index.ts";
-import { testTransport } from "./compliance.ts";
-import { testData } from "./compliance-data.ts";
-import type { Subject, World } from "./world.ts";
+import { testData } from "./compliance/data.ts";
+import { testTransport } from "./compliance/suite.ts";
+import type { Subject, World } from "./compliance/world.ts";
 
 async function openShm(world: number, options: ShmTransportOptions = {}): Promise<World> {
   const stores = memoryStores();

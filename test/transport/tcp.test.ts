@@ -2,9 +2,10 @@ import { describe, expect, test } from "vitest";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { TransportEvent, TransportSession } from "../../src/transport/transport.ts";
 import { type TcpTransportOptions, tcp } from "../../transports/tcp/index.ts";
-import { randomCase } from "./cases.ts";
-import { testTransport } from "./compliance.ts";
-import { columnsToRows } from "./compliance-data.ts";
+import { randomCase } from "./compliance/cases.ts";
+import { columnsToRows } from "./compliance/data.ts";
+import { testTransport } from "./compliance/suite.ts";
+import { outcomeOf, prepareCase, prepareEach, runCase, until } from "./compliance/world.ts";
 import {
   corruptingProxy,
   hello,
@@ -14,8 +15,7 @@ import {
   sendTo,
   storeSaying,
   watchReads,
-} from "./tcp-world.ts";
-import { outcomeOf, prepareCase, prepareEach, runCase, until } from "./world.ts";
+} from "./kit/tcp-world.ts";
 
 testTransport({
   name: "tcp",
@@ -103,7 +103,7 @@ describe("tcp: secrets", () => {
     for (const session of sessions) await session.close();
   });
 
-  test("a peer that can not prove the secret is TB_AUTH, at both ends", async () => {
+  test("a peer that cannot prove the secret is TB_AUTH, at both ends", async () => {
     const [zero, one, ...believing] = await open([{ secret: "one" }, { secret: "two" }], true);
     const faults = [faultsOf(zero!), faultsOf(one!)];
     const outcomes = await prepareEach(believing, apart);

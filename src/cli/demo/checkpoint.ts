@@ -20,7 +20,7 @@ export const demoConfig = {
   tie_word_embeddings: false,
 };
 
-/** Rows that four ranks can not share evenly, and types that are not the weights'. */
+/** Rows that four ranks cannot share evenly, and types that are not the weights'. */
 const extras: readonly ModelTensor[] = [
   { name: "model.rotary_emb.inv_freq", shape: [33], dtype: "float64" },
   { name: "model.position_ids", shape: [4099], dtype: "int64" },

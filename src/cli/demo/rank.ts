@@ -1,9 +1,9 @@
 /** One rank of the demo's jobs: a client of its agent, whose tensors lie in shared memory. It does what its supervisor says. */
 import { readFile } from "node:fs/promises";
-import type { BatchHandler } from "../../bus/batch-handler.ts";
-import { bootstrapClient } from "../../bus/bootstrap.ts";
-import type { TensorBusClient } from "../../bus/client.ts";
-import { SharedTensor } from "../../bus/shared-tensor.ts";
+import type { BatchHandler } from "../../bus/client/batch-handler.ts";
+import { bootstrapClient } from "../../bus/client/bootstrap.ts";
+import type { TensorBusClient } from "../../bus/client/client.ts";
+import { SharedTensor } from "../../bus/tensor/shared-tensor.ts";
 import { TensorBusError } from "../../errors.ts";
 import { itemSize } from "../../layout/index.ts";
 import { openSafetensors, type SafetensorsCheckpoint } from "../../model/safetensors.ts";

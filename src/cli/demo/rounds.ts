@@ -1,6 +1,6 @@
 import type { Plan } from "../../plan/index.ts";
-import type { CommandContext } from "../context.ts";
 import { entryScript, ranksOf } from "../reshard/transfer.ts";
+import type { CommandContext } from "../ui/context.ts";
 import { formatBytes, formatCount, formatDuration, formatRanks } from "../ui/format.ts";
 import type { Output } from "../ui/output.ts";
 import { type Progress, startProgress } from "../ui/progress.ts";

@@ -1,4 +1,4 @@
-import { arrayTypeOf } from "../../bus/float-bits.ts";
+import { arrayTypeOf } from "../../bus/tensor/float-bits.ts";
 import { type DType, itemSize } from "../../layout/index.ts";
 
 /**

@@ -1,7 +1,7 @@
 import { type DType, type Holding, holdingOf, itemSize } from "../../layout/index.ts";
 import { HostMemory, type TensorMemory } from "../../memory/index.ts";
 import type { Box } from "../../model/safetensors.ts";
-import type { PlanInput, TensorInput } from "../../plan/types.ts";
+import type { PlanInput, TensorInput } from "../../plan/input/types.ts";
 
 export type Side = "source" | "target";
 

@@ -2,7 +2,7 @@ import { resolve } from "node:path";
 import { TensorBusError } from "../../errors.ts";
 import { type DType, formatPlacement, isDType } from "../../layout/index.ts";
 import { parseSpec, type Spec } from "../../model/spec.ts";
-import type { PlanInput } from "../../plan/types.ts";
+import type { PlanInput } from "../../plan/input/types.ts";
 
 /** What the command line says of a layout: `4:S(0)`, `2x4:R,S(0)`, with `@order` or `@split` for strided shards. */
 interface LayoutText {

@@ -1,8 +1,8 @@
 import { TensorBusError } from "../../errors.ts";
 import { nativeLibrary } from "../../ffi/native.ts";
 import type { Plan } from "../../plan/index.ts";
-import type { CommandContext } from "../context.ts";
 import type { TransportName } from "../transports.ts";
+import type { CommandContext } from "../ui/context.ts";
 import { formatBytes, formatCount, formatDuration, formatRanks } from "../ui/format.ts";
 import { type Progress, startProgress } from "../ui/progress.ts";
 import { formatFields } from "../ui/table.ts";

@@ -62,7 +62,7 @@ class Holding {
   }
 }
 
-/** Memory of a GPU. The processor can not address it: `read` and `write` copy. */
+/** Memory of a GPU. The processor cannot address it: `read` and `write` copy. */
 export class DeviceMemory implements Memory, AsyncDisposable {
   readonly kind = "cuda";
   readonly bytes: bigint;

@@ -5,7 +5,7 @@ import type { Browser, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
 import { loadSpec } from "../../../src/model/spec.ts";
 import { Plan, planTransfer } from "../../../src/plan/index.ts";
-import { runCli } from "../command-line.ts";
+import { runCli } from "../kit/command-line.ts";
 import { chromiumMissing, hangs, launchBrowser, openPage } from "./browser.ts";
 
 vi.setConfig({ testTimeout: 2 * hangs, hookTimeout: hangs });
@@ -156,7 +156,7 @@ describe.skipIf(chromiumMissing !== undefined)(
       expect(await wrong("1.match", "nothing")).toContain("match no rule");
       expect(await wrong("0.target.placements", "S(0)")).toContain("1 placements");
       expect(await wrong("0.target.placements", "R, S(7)")).toContain("S(7)");
-      expect(await wrong("0.target.placements", "R, P(sum)")).toContain("can not be Partial");
+      expect(await wrong("0.target.placements", "R, P(sum)")).toContain("cannot be Partial");
       expect(await wrong("bucketBytes", "8 potatoes")).toContain("size");
       expect(await wrong("topology.latencyUs", "")).toContain("missing");
       expect(await page.locator("#plan-status").innerText()).toContain("TB_SPEC");

@@ -10,7 +10,7 @@ import { planTransfer } from "../../../src/plan/index.ts";
 import { tcpStore } from "../../../src/store/tcp-store.ts";
 import type { TransportSession } from "../../../src/transport/transport.ts";
 import { nccl } from "../../../transports/nccl/index.ts";
-import { deviceOf } from "../nccl-doubles.ts";
+import { deviceOf } from "../kit/nccl-doubles.ts";
 
 export type Task =
   | { readonly kind: "open"; readonly rank: number; readonly world: number; readonly storePort: number }

@@ -12,10 +12,10 @@ import { cudaIpc } from "../../../transports/cuda-ipc/index.ts";
 import { shm } from "../../../transports/shm/index.ts";
 import { tcp } from "../../../transports/tcp/index.ts";
 import { doubleDevice } from "../../doubles/cuda/index.ts";
-import type { CaseOptions } from "../cases.ts";
-import { randomCase } from "../cases.ts";
-import { RankMemory } from "../rank-memory.ts";
-import { allocate, type TestMemoryKind } from "../test-memory.ts";
+import type { CaseOptions } from "../compliance/cases.ts";
+import { randomCase } from "../compliance/cases.ts";
+import { RankMemory } from "../kit/rank-memory.ts";
+import { allocate, type TestMemoryKind } from "../kit/test-memory.ts";
 
 export interface RankSetup {
   readonly rank: number;

@@ -11,6 +11,6 @@ async function start(): Promise<void> {
 }
 
 start().catch((error: unknown) => {
-  document.getElementById("app")!.textContent = `This report can not be shown: ${String(error)}`;
+  document.getElementById("app")!.textContent = `This report cannot be shown: ${String(error)}`;
   throw error;
 });

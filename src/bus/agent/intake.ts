@@ -1,0 +1,182 @@
+/** Where an agent meets its clients: its claim on the folders, the queue, the state, and what tells others that it lives. */
+import type { Deadline } from "../../deadline.ts";
+import { type EventPort, openEventPort } from "../process/event-port.ts";
+import { ownIdentity } from "../process/identity.ts";
+import {
+  type AgentClaim,
+  claimFolder,
+  type Heartbeat,
+  startHeartbeat,
+  unlinkHeartbeat,
+} from "../process/liveness.ts";
+import { openWaker, unlinkSemaphore, type Waker } from "../process/semaphore.ts";
+import type { ClientIdentity } from "../queue/command-header.ts";
+import { type CommandQueue, openCommandQueue } from "../queue/command-queue.ts";
+import type { Command } from "../queue/commands.ts";
+import { type AgentRecord, openState, type State } from "../queue/state.ts";
+import { ClientKeeper } from "./clients.ts";
+import { CommandPump, settleLeftovers } from "./pump.ts";
+
+export interface AgentPostOptions {
+  readonly rank: number;
+  readonly commandQueuePath: string;
+  readonly agentStatePath: string;
+  readonly queueCapacity?: number;
+  readonly stuckMs?: number;
+}
+
+export interface PostHandlers {
+  readonly run: (command: Command) => unknown;
+  readonly onGone: (client: ClientIdentity) => void;
+  readonly onFault: (error: unknown) => void;
+}
+
+export class AgentIntake {
+  readonly state: State;
+  readonly #record: AgentRecord;
+  readonly #port: EventPort;
+  readonly #queue: CommandQueue;
+  readonly #claims: readonly AgentClaim[];
+  readonly #waker: Waker;
+  readonly #heartbeat: Heartbeat;
+  readonly #release: () => Promise<void>;
+  #keeper: ClientKeeper | undefined;
+  #pump: CommandPump | undefined;
+  #letGo: (() => void) | undefined;
+  #closed = false;
+
+  private constructor(
+    record: AgentRecord,
+    parts: {
+      port: EventPort;
+      queue: CommandQueue;
+      state: State;
+      claims: AgentClaim[];
+      waker: Waker;
+      heartbeat: Heartbeat;
+    },
+    release: () => Promise<void>,
+  ) {
+    this.#record = record;
+    this.state = parts.state;
+    this.#port = parts.port;
+    this.#queue = parts.queue;
+    this.#claims = parts.claims;
+    this.#waker = parts.waker;
+    this.#heartbeat = parts.heartbeat;
+    this.#release = release;
+  }
+
+  /**
+   * Claims the folders and ends what the last agent on them had started; no command is taken yet. `TB_EXISTS` where
+   * another agent has them.
+   */
+  static async open(options: AgentPostOptions, deadline: Deadline): Promise<AgentIntake> {
+    const undo: (() => unknown)[] = [];
+    const release = async () => {
+      for (const step of undo.splice(0).reverse()) await step();
+    };
+    const owned = <T>(value: T, close: (value: T) => unknown): T => {
+      undo.push(() => close(value));
+      return value;
+    };
+    try {
+      const { rank, commandQueuePath, agentStatePath, queueCapacity, stuckMs } = options;
+      const stuck = stuckMs === undefined ? {} : { stuckMs };
+      const capacity = queueCapacity === undefined ? {} : { capacity: queueCapacity };
+      const port = owned(openEventPort(), (it) => it.close());
+      const queue = owned(
+        await openCommandQueue({ path: commandQueuePath, port, ...capacity, ...stuck }, deadline.rest),
+        (it) => it.close(),
+      );
+      const state = owned(await openState({ path: agentStatePath, port, ...stuck }, deadline.rest), (it) =>
+        it.close(),
+      );
+      const claims = [queue, state].map(({ environment }) =>
+        owned(claimFolder(port, environment.locksPath), (it) => it.close()),
+      );
+      const waker = owned(openWaker(port), (it) => it.close());
+      const heartbeat = owned(startHeartbeat(), (it) => it.close());
+      const { agent, predecessor } = await state.enthrone(
+        { ...ownIdentity(), rank, wake: waker.name, heartbeat: heartbeat.name, ready: false },
+        deadline.rest,
+      );
+      if (predecessor !== undefined) {
+        unlinkSemaphore(predecessor.wake);
+        unlinkHeartbeat(predecessor.heartbeat);
+      }
+      await settleLeftovers(queue, state);
+      return new AgentIntake(agent, { port, queue, state, claims, waker, heartbeat }, release);
+    } catch (error) {
+      await release();
+      throw error;
+    }
+  }
+
+  get generation(): bigint {
+    return this.#record.generation;
+  }
+
+  /** Where native threads report to this agent. */
+  get port(): EventPort {
+    return this.#port;
+  }
+
+  get queueDepth(): number {
+    return this.#queue.size();
+  }
+
+  isAlive(client: bigint): boolean {
+    return this.#queue.isClientAlive(client);
+  }
+
+  /** Takes commands from here on, and says so. */
+  async serve({ run, onGone, onFault }: PostHandlers, deadline: Deadline): Promise<void> {
+    const [queue, state, port, waker] = [this.#queue, this.state, this.#port, this.#waker];
+    const keeper = new ClientKeeper({
+      queue,
+      state,
+      port,
+      onGone: (client) => {
+        this.#pump?.forget(client.wake);
+        onGone(client);
+      },
+      onFault,
+    });
+    this.#keeper = keeper;
+    keeper.update();
+    await state.write(
+      "saying that the agent is ready",
+      () => state.putAgent({ ...this.#record, ready: true }),
+      deadline.rest,
+    );
+    for (const claim of this.#claims) await claim.live(deadline.rest);
+    this.#letGo = port.hold();
+    this.#pump = new CommandPump({ queue, state, waker, run, onClients: () => keeper.update(), onFault });
+    // Who waits for an agent looks again.
+    queue.tellWaiters(queue.clients().map(({ wake }) => wake));
+  }
+
+  /** Says that it takes no more commands. */
+  async retire(): Promise<void> {
+    const { state } = this;
+    await state.write("saying that the agent ends", () => state.putAgent({ ...this.#record, ready: false }));
+  }
+
+  /** Takes no more commands; resolves when those that were started are answered. */
+  async drain(): Promise<void> {
+    await this.#pump?.drain();
+  }
+
+  /** Gives everything up. A second call does nothing. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    await this.#pump?.close();
+    this.#keeper?.close();
+    this.#letGo?.();
+    this.#heartbeat.close();
+    this.#waker.close();
+    await this.#release();
+  }
+}

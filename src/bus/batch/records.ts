@@ -1,0 +1,164 @@
+/** What the ranks of a batch tell each other through the store. Tensors come as kinds: a model has few of those. */
+import { createHash } from "node:crypto";
+import { deflateSync, inflateSync } from "node:zlib";
+import { z } from "zod";
+import { TensorBusError } from "../../errors.ts";
+import { dtypeNumber, dtypes } from "../../layout/index.ts";
+import { keyPart, recordVersion } from "../pair/rendezvous.ts";
+import { type BatchId, batchKey } from "../queue/commands.ts";
+import type { TensorTable } from "./global-shape.ts";
+
+const maxTensors = 1_000_000;
+const rank = z
+  .int()
+  .min(0)
+  .max(2 ** 20 - 1);
+const nonce = z.bigint().min(0n);
+const sizes = z.array(z.int().min(0)).max(64);
+
+const pairSchema = z.strictObject({
+  pair: z.string(),
+  local: z.string(),
+  remote: z.string(),
+  /** `layoutDigest` of both sides, as this one knows them. */
+  localLayout: z.string(),
+  remoteLayout: z.string(),
+});
+export type BatchPair = z.infer<typeof pairSchema>;
+
+const namesSchema = z.strictObject({
+  count: z.int().min(1).max(maxTensors),
+  /** Of pairs and names of all tensors, in their order. */
+  digest: z.string(),
+});
+
+const tableSchema = z.strictObject({
+  /** Index of the pair, number of the type, shape, and the global shape where it was said. */
+  kinds: z.array(z.tuple([z.int().min(0), z.int().min(0).max(255), sizes, sizes.nullable()])).max(maxTensors),
+  /** The kind of each tensor: u32 little-endian, deflated. */
+  kindOf: z.instanceof(Uint8Array),
+});
+type TableMessage = z.infer<typeof tableSchema>;
+
+const refusalSchema = z.strictObject({ code: z.string(), message: z.string(), rank });
+
+const common = {
+  version: z.literal(recordVersion),
+  generation: nonce,
+  pairs: z.array(pairSchema).min(1),
+  bucketBytes: z.int().min(1),
+  commit: z.enum(["direct", "staged"]),
+  /** `PlanningRecord`. */
+  planning: z.record(z.string(), z.string()),
+  names: namesSchema,
+};
+
+/** What one rank registers. */
+export const rankSchema = z.strictObject({
+  ...common,
+  rank,
+  nonce,
+  table: tableSchema,
+  /** Why its tensors cannot be received into. */
+  refusal: refusalSchema.optional(),
+});
+export type RankRecord = z.infer<typeof rankSchema>;
+
+/** What a side registers, as its leader has put it together. */
+export const batchSideSchema = z.strictObject({
+  ...common,
+  leader: rank,
+  members: z.array(z.strictObject({ rank, nonce })).min(1),
+  /** With global shapes; which one each member has. */
+  tables: z.array(tableSchema),
+  tableOf: z.array(z.int().min(0)),
+  refusal: refusalSchema.optional(),
+  failure: z
+    .strictObject({ code: z.string(), message: z.string(), details: z.record(z.string(), z.unknown()) })
+    .optional(),
+});
+export type BatchSideRecord = z.infer<typeof batchSideSchema>;
+
+export const tensorNamesSchema = z.array(z.tuple([z.int().min(0), z.string()])).max(maxTensors);
+
+/** Keys of a batch in the store. */
+export class BatchKeys {
+  readonly #prefix: string;
+
+  constructor(id: BatchId) {
+    this.#prefix = `bus/batch/${keyPart(batchKey(id))}`;
+  }
+
+  /** The number of the registration that both sides saw last. */
+  get latest(): string {
+    return `${this.#prefix}/latest`;
+  }
+  rank(number: number, side: string, rank: number): string {
+    return `${this.#at(number)}/${keyPart(side)}/rank/${rank}`;
+  }
+  side(number: number, side: string): string {
+    return `${this.#at(number)}/${keyPart(side)}/side`;
+  }
+  names(number: number, side: string): string {
+    return `${this.#at(number)}/${keyPart(side)}/names`;
+  }
+  /** Everything of the rounds from one side. */
+  rounds(number: number, sourceSide: string): string {
+    return `${this.#at(number)}/${keyPart(sourceSide)}/rounds`;
+  }
+  /** Written by the first rank on which this registration ended. */
+  ended(number: number): string {
+    return `${this.#at(number)}/ended`;
+  }
+  /** The name of the transfer from one side, for the transport. */
+  transfer(number: number, sourceSide: string): string {
+    return `${this.#at(number)}/${keyPart(sourceSide)}`;
+  }
+  #at(number: number): string {
+    return `${this.#prefix}/${number}`;
+  }
+}
+
+export function encodeTable({ kinds, kindOf }: TensorTable): TableMessage {
+  return {
+    kinds: kinds.map(({ pair, dtype, shape, globalShape }) => [
+      pair,
+      dtypeNumber(dtype),
+      [...shape],
+      globalShape === undefined ? null : [...globalShape],
+    ]),
+    kindOf: deflateSync(Buffer.from(kindOf.buffer, kindOf.byteOffset, kindOf.byteLength), { level: 1 }),
+  };
+}
+
+/** `TB_VERSION` for a table that is none of `count` tensors of that many pairs. */
+export function decodeTable({ kinds, kindOf }: TableMessage, count: number, pairs: number): TensorTable {
+  const malformed = (what: string) =>
+    new TensorBusError("TB_VERSION", `the record of a batch is malformed: ${what}`);
+  let bytes: Buffer;
+  try {
+    bytes = inflateSync(kindOf, { maxOutputLength: count * 4 });
+  } catch (cause) {
+    throw malformed((cause as Error).message);
+  }
+  if (bytes.length !== count * 4) throw malformed(`${bytes.length / 4} of ${count} tensors`);
+  const words = new Uint32Array(Uint8Array.from(bytes).buffer);
+  if (words.some((kind) => kind >= kinds.length)) throw malformed("a kind that there is not");
+  return {
+    kindOf: words,
+    kinds: kinds.map(([pair, number, shape, globalShape]) => {
+      const dtype = dtypes[number];
+      if (dtype === undefined || pair >= pairs)
+        throw malformed(`a type ${number} or pair ${pair} that there is not`);
+      return { pair, dtype, shape, ...(globalShape === null ? {} : { globalShape }) };
+    }),
+  };
+}
+
+/** Of pairs and names, in their order. */
+export function namesDigest(tensors: Iterable<{ readonly pair: string; readonly name: string }>): string {
+  const hash = createHash("sha256");
+  const lines: string[] = [];
+  for (const { pair, name } of tensors) lines.push(`${JSON.stringify(pair)}${JSON.stringify(name)}`);
+  return hash.update(lines.join("\n")).digest("hex");
+}

@@ -1,0 +1,12 @@
+import type { TensorBusError } from "../../errors.ts";
+import type { CommandResult } from "../queue/commands.ts";
+
+/** What one rank did in a round, as its agent tells it. */
+export type TransferResult = CommandResult<"Transfer">;
+
+/** What becomes of a batch's transfers, as its client sees it. */
+export type RoundEvent =
+  /** The command stands in the agent's queue. */
+  | { readonly kind: "queued"; readonly direction: "send" | "recv" }
+  | { readonly kind: "completed"; readonly direction: "send" | "recv"; readonly result: TransferResult }
+  | { readonly kind: "failed"; readonly direction: "send" | "recv"; readonly error: TensorBusError };

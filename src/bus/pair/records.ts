@@ -1,0 +1,123 @@
+/** What the ranks of a pair tell each other through the store, and how a side becomes one. */
+import { createHash } from "node:crypto";
+import { z } from "zod";
+import { TensorBusError } from "../../errors.ts";
+import { DeviceMesh, type Layout, parsePlacement } from "../../layout/index.ts";
+import { type LayoutMessage, layoutSchema, pack } from "../queue/commands.ts";
+import { keyPart, recordVersion } from "./rendezvous.ts";
+
+/** One side of a pair, as a rank of it sees it. */
+export interface SideSpec {
+  readonly pair: string;
+  readonly local: string;
+  readonly remote: string;
+  readonly worldSize: number;
+  readonly layout?: LayoutMessage | undefined;
+}
+
+const name = z.string().min(1).max(4096);
+const rank = z
+  .int()
+  .min(0)
+  .max(2 ** 20 - 1);
+const generation = z.bigint().min(0n);
+
+/** One rank of a side. */
+export const memberSchema = z.strictObject({
+  version: z.literal(recordVersion),
+  rank,
+  generation,
+  nonce: z.bigint().min(0n),
+  remote: name,
+  worldSize: z.int().min(1),
+  layout: layoutSchema.optional(),
+});
+export type MemberRecord = z.infer<typeof memberSchema>;
+
+const failureSchema = z.strictObject({
+  code: z.enum(["TB_PAIR_MISMATCH"]),
+  message: z.string(),
+  details: z.record(z.string(), z.unknown()),
+});
+
+/** A side, as the rank that holds its first slot has found it. */
+export const sideSchema = z.strictObject({
+  version: z.literal(recordVersion),
+  leader: rank,
+  generation,
+  remote: name,
+  /** In the order that layout-less tensors follow: ascending, or that of the mesh. */
+  ranks: z.array(rank).min(1),
+  nonces: z.array(z.bigint()),
+  layout: layoutSchema.optional(),
+  failure: failureSchema.optional(),
+});
+export type SideRecord = z.infer<typeof sideSchema>;
+
+/** Who runs a rank now: records of an earlier generation are left-overs. */
+export const agentSchema = z.strictObject({ version: z.literal(recordVersion), generation });
+
+export const agentKey = (rank: number) => `bus/agent/${rank}`;
+const sideKey = (pair: string, side: string) => `bus/pair/${keyPart(pair)}/${keyPart(side)}`;
+export const slotKey = (pair: string, side: string, slot: number) => `${sideKey(pair, side)}/slot/${slot}`;
+export const sideRecordKey = (pair: string, side: string) => `${sideKey(pair, side)}/side`;
+
+/** Equal for specs that say the same of a side. */
+export function layoutDigest(layout: LayoutMessage | undefined): string {
+  const canonical =
+    layout === undefined
+      ? null
+      : [layout.mesh.shape, layout.mesh.ranks, layout.placements, layout.stridedShard ?? null];
+  return createHash("sha256").update(pack(canonical)).digest("hex");
+}
+
+export function layoutOf(message: LayoutMessage): Layout {
+  const { mesh, placements, stridedShard } = message;
+  const names = mesh.dimNames === undefined ? {} : { dimNames: mesh.dimNames };
+  return {
+    mesh: new DeviceMesh(mesh.shape, { ranks: mesh.ranks, ...names }),
+    placements: placements.map(parsePlacement),
+    ...(stridedShard === undefined ? {} : { stridedShard }),
+  };
+}
+
+/** The order in which ranks count: that of the mesh, else ascending. */
+export function orderRanks(ranks: readonly number[], layout: LayoutMessage | undefined): number[] {
+  return layout === undefined ? [...ranks].sort((a, b) => a - b) : [...layout.mesh.ranks];
+}
+
+/** Fields in which members of one side must agree, as they are shown to people. */
+function claimsOf({ remote, worldSize, layout }: MemberRecord): Record<string, string> {
+  return {
+    remote,
+    worldSize: String(worldSize),
+    mesh: layout === undefined ? "none" : layout.mesh.shape.join(" x "),
+    ranks: layout === undefined ? "none" : layout.mesh.ranks.join(","),
+    placements: layout === undefined ? "none" : layout.placements.join(", "),
+    stridedShard: layout?.stridedShard ?? "none",
+  };
+}
+
+/** The first member that says something else than most, and what; `undefined` where all agree. */
+export function findOdd(
+  pair: string,
+  side: string,
+  members: readonly MemberRecord[],
+): TensorBusError | undefined {
+  const groups = new Map<string, MemberRecord[]>();
+  for (const member of members) {
+    const key = JSON.stringify(claimsOf(member));
+    groups.set(key, [...(groups.get(key) ?? []), member]);
+  }
+  if (groups.size === 1) return undefined;
+  // The first of the largest, in the order of the slots.
+  const most = [...groups.values()].reduce((best, group) => (group.length > best.length ? group : best));
+  const odd = members.find((member) => !most.includes(member))!;
+  const [says, others] = [claimsOf(odd), claimsOf(most[0]!)];
+  const field = Object.keys(says).find((key) => says[key] !== others[key])!;
+  return new TensorBusError(
+    "TB_PAIR_MISMATCH",
+    `pair ${pair}, side ${side}: ${field} of rank ${odd.rank} is ${says[field]}, that of rank ${most[0]!.rank} is ${others[field]}`,
+    { details: { pair, side, rank: odd.rank, field, value: says[field], expected: others[field] } },
+  );
+}

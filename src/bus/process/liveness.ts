@@ -1,0 +1,261 @@
+/**
+ * Who lives. A process of the bus holds a one-byte lock in a folder's lock file; the kernel frees it when the process
+ * ends, however that comes, and a native thread of each process that cares waits for exactly that. A heartbeat tells a
+ * process that is stopped from one that runs: it is unresponsive, not dead.
+ */
+import { Deadline, type DeadlineOptions, waitUntil } from "../../deadline.ts";
+import { TensorBusError } from "../../errors.ts";
+import { nativeBus } from "../../ffi/bus.ts";
+import type { EventPort } from "./event-port.ts";
+import { privateName } from "./semaphore.ts";
+
+/** The bytes of a folder's lock file. */
+export const lockOffsets = {
+  /** Before LMDB's write lock: held for the microseconds of a write. */
+  gate: 0n,
+  /** The agent's claim: only ever tried, so that who is refused knows that an agent has it. */
+  claim: 1n,
+  /** The agent's life: waited for by its clients. A second byte, since those who wait hold it for a moment at the end. */
+  agent: 2n,
+} as const;
+
+/** Where a client's byte stands: locks may lie far behind the end of a file. */
+export function clientOffset(clientId: bigint): bigint {
+  return (1n << 32n) + clientId;
+}
+
+/** A one-byte lock that this process holds. */
+export class HeldLock implements Disposable {
+  #handle: bigint | undefined;
+
+  constructor(handle: bigint) {
+    this.#handle = handle;
+  }
+
+  /** Frees it; a second call does nothing. */
+  close(): void {
+    const handle = this.#handle;
+    this.#handle = undefined;
+    if (handle !== undefined) nativeBus.tb_lock_close(handle);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** Takes a lock; `undefined` where another holds it. `TB_FOREIGN` for a lock file that is not this user's. */
+export function tryLock(locksPath: string, offset: bigint): HeldLock | undefined {
+  const handle = nativeBus.tb_lock_open(locksPath);
+  const lock = new HeldLock(handle);
+  let taken = 0;
+  try {
+    taken = nativeBus.tb_lock_try(handle, offset);
+    return taken === 1 ? lock : undefined;
+  } finally {
+    if (taken !== 1) lock.close();
+  }
+}
+
+/** Looks at locks without taking them. */
+export class LockView implements Disposable {
+  #handle: bigint | undefined;
+
+  constructor(locksPath: string) {
+    this.#handle = nativeBus.tb_lock_open(locksPath);
+  }
+
+  /** True while somebody holds it, this process's own locks included. */
+  isHeld(offset: bigint): boolean {
+    if (this.#handle === undefined)
+      throw new TensorBusError("TB_CLOSED", "the view of a lock file was closed");
+    return nativeBus.tb_lock_held(this.#handle, offset) === 1;
+  }
+
+  close(): void {
+    const handle = this.#handle;
+    this.#handle = undefined;
+    if (handle !== undefined) nativeBus.tb_lock_close(handle);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** Waits, on a thread of its own, for one lock to be free. */
+export class Watch implements Disposable {
+  readonly #port: EventPort;
+  readonly #token: bigint;
+  #handle: bigint | undefined;
+
+  constructor(port: EventPort, locksPath: string, offset: bigint, onFree: () => void) {
+    this.#port = port;
+    this.#token = port.listen(() => {
+      if (this.#handle !== undefined) onFree();
+    });
+    try {
+      this.#handle = nativeBus.tb_watch_start(port.handle, locksPath, offset, this.#token);
+    } catch (error) {
+      port.unlisten(this.#token);
+      throw error;
+    }
+  }
+
+  /** Ends the thread; `onFree` is not called any more. A second call does nothing. */
+  close(): void {
+    const handle = this.#handle;
+    this.#handle = undefined;
+    if (handle === undefined) return;
+    nativeBus.tb_watch_stop(handle);
+    this.#port.unlisten(this.#token);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/**
+ * Calls `onFree` once, as soon as nobody holds the lock: a process that held it has ended, or let go of it. At once, but
+ * never before this returns, where nobody does.
+ */
+export function watchLock(port: EventPort, locksPath: string, offset: bigint, onFree: () => void): Watch {
+  return new Watch(port, locksPath, offset, onFree);
+}
+
+/** Resolves as soon as nobody holds the lock. */
+export function lockFreed(
+  port: EventPort,
+  locksPath: string,
+  offset: bigint,
+  options: DeadlineOptions = {},
+): Promise<void> {
+  const letGo = port.hold();
+  return waitUntil<void>("the end of another process", new Deadline(options), (resolve) => {
+    const watch = watchLock(port, locksPath, offset, () => resolve());
+    return () => watch.close();
+  }).finally(letGo);
+}
+
+/** An agent's hold on a folder. */
+export class AgentClaim implements Disposable {
+  readonly #port: EventPort;
+  readonly #locksPath: string;
+  readonly #claim: HeldLock;
+  #life: HeldLock | undefined;
+  #closed = false;
+
+  constructor(port: EventPort, locksPath: string, claim: HeldLock) {
+    this.#port = port;
+    this.#locksPath = locksPath;
+    this.#claim = claim;
+  }
+
+  /**
+   * Tells those who look that the agent lives. To be called once the agent has written who it is: whoever finds it alive
+   * then finds itself told the truth. Those who watched a dead predecessor hold its byte for an instant: that is waited
+   * for.
+   */
+  async live(options: DeadlineOptions = {}): Promise<void> {
+    const deadline = new Deadline(options);
+    while (this.#life === undefined && !this.#closed) {
+      this.#life = tryLock(this.#locksPath, lockOffsets.agent);
+      if (this.#life === undefined) {
+        await lockFreed(this.#port, this.#locksPath, lockOffsets.agent, deadline.rest);
+      }
+    }
+  }
+
+  /** Gives the folder up; a second call does nothing. */
+  close(): void {
+    this.#closed = true;
+    // Life first: whoever gets the claim can live at once.
+    this.#life?.close();
+    this.#claim.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/**
+ * Makes this process the one that may be the agent of a folder, until the claim is closed or the process ends. `TB_EXISTS`
+ * where another has it.
+ */
+export function claimFolder(port: EventPort, locksPath: string): AgentClaim {
+  const claim = tryLock(locksPath, lockOffsets.claim);
+  if (claim !== undefined) return new AgentClaim(port, locksPath, claim);
+  throw new TensorBusError("TB_EXISTS", `another agent holds ${locksPath}`, { details: { path: locksPath } });
+}
+
+/** Milliseconds between two beats. */
+export const beatMs = 100;
+/** A heart that has not beaten for this long has stopped: many beats, since a busy machine may miss some. */
+export const unresponsiveMs = 2000;
+
+/** This process's heartbeat: a word in shared memory that a native thread keeps current. */
+export class Heartbeat implements Disposable {
+  readonly name: string;
+  #handle: bigint | undefined;
+
+  constructor() {
+    this.name = privateName();
+    this.#handle = nativeBus.tb_heartbeat_start(this.name, beatMs);
+  }
+
+  /** Stops it and removes its memory; a second call does nothing. */
+  close(): void {
+    const handle = this.#handle;
+    this.#handle = undefined;
+    if (handle !== undefined) nativeBus.tb_heartbeat_stop(handle);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+export function startHeartbeat(): Heartbeat {
+  return new Heartbeat();
+}
+
+/** Removes a dead process's heartbeat; false where there was none. */
+export function unlinkHeartbeat(name: string): boolean {
+  return nativeBus.tb_heartbeat_unlink(name) === 1;
+}
+
+/** Another process's heartbeat. */
+export class Pulse implements Disposable {
+  #handle: bigint | undefined;
+
+  constructor(name: string) {
+    this.#handle = nativeBus.tb_pulse_open(name);
+  }
+
+  /** Milliseconds since the last beat. */
+  ageMs(): number {
+    if (this.#handle === undefined) throw new TensorBusError("TB_CLOSED", "a pulse was closed");
+    return Number(nativeBus.tb_pulse_age(this.#handle)) / 1e6;
+  }
+
+  isResponsive(): boolean {
+    return this.ageMs() < unresponsiveMs;
+  }
+
+  close(): void {
+    const handle = this.#handle;
+    this.#handle = undefined;
+    if (handle !== undefined) nativeBus.tb_pulse_close(handle);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** `TB_FOREIGN` unless it is this user's; `TB_SYSTEM` with `details.errno` 2 where there is none. */
+export function openPulse(name: string): Pulse {
+  return new Pulse(name);
+}

@@ -1,0 +1,265 @@
+/**
+ * What a client asks of its agent: one MessagePack map for each command, checked where it is made and again where it is
+ * read. Nothing in a message is more than data.
+ */
+import { Packr } from "msgpackr";
+import { z } from "zod";
+import { type ErrorCode, errorCodes, TensorBusError } from "../../errors.ts";
+import { type CommandHeader, type CommandType, findWrongField, headerFields } from "./command-header.ts";
+import { tensorTableSchema } from "./tensor-table.ts";
+
+/** The most bytes of one command; 70,000 tensors with long names take about 7 MiB. */
+export const maxCommandBytes = 64 * 2 ** 20;
+
+/** What names a batch, the same on both sides. A whole number and the bigint of the same value are the same id. */
+export type BatchId = string | number | bigint;
+
+const u64 = z
+  .bigint()
+  .min(0n)
+  .max(2n ** 64n - 1n);
+const name = z.string().min(1).max(4096);
+/** Numbers travel as numbers as far as they are exact, and as 64-bit integers beyond. */
+const batchId = z.union([
+  name,
+  z.int(),
+  z
+    .bigint()
+    .min(-(2n ** 63n))
+    .max(2n ** 64n - 1n),
+]);
+
+/** An id in the one form that `===` and a map's keys compare rightly. */
+export function normalizeBatchId(id: BatchId): BatchId {
+  const parsed = batchId.safeParse(id);
+  if (!parsed.success) {
+    throw new TensorBusError("TB_COMMAND", `${String(id)} is no id of a batch: text or a 64-bit integer is`, {
+      details: { batchId: id },
+    });
+  }
+  const exact = typeof id === "bigint" && id >= Number.MIN_SAFE_INTEGER && id <= Number.MAX_SAFE_INTEGER;
+  return exact ? Number(id) : id;
+}
+
+/** The id as text, distinct for distinct ids: text and number of the same digits are two. */
+export function batchKey(id: BatchId): string {
+  return typeof id === "string" ? `s:${id}` : `n:${id}`;
+}
+
+export const layoutSchema = z.strictObject({
+  mesh: z.strictObject({
+    shape: z.array(z.int().min(1)).min(1).max(8),
+    ranks: z.array(z.int().min(0)).max(2 ** 20),
+    dimNames: z.array(z.string().max(256)).max(8).optional(),
+  }),
+  /** In their text form: `formatPlacement`. */
+  placements: z.array(z.string().max(64)).min(1).max(8),
+  stridedShard: z.enum(["split", "order"]).optional(),
+});
+export type LayoutMessage = z.infer<typeof layoutSchema>;
+
+const sizeBytes = u64;
+const cudaHandle = z.instanceof(Uint8Array).refine((handle) => handle.length === 64, "has not 64 bytes");
+const regionSchema = z.discriminatedUnion("kind", [
+  /** A sealed memfd of the client: its descriptor there, and what fstat says of it. */
+  z.strictObject({
+    kind: z.literal("shared"),
+    fd: z.int().min(0),
+    device: u64,
+    inode: u64,
+    bytes: sizeBytes,
+  }),
+  /** A CUDA IPC handle, the device by its UUID. */
+  z.strictObject({
+    kind: z.literal("cuda"),
+    handle: cudaHandle,
+    device: z.string().min(1).max(64),
+    bytes: sizeBytes,
+    /** IPC handles of events: a round begins after what `ready` stands for, and is recorded in `free` when it has ended. */
+    ready: cudaHandle.optional(),
+    free: cudaHandle.optional(),
+  }),
+  /** Memory of the agent's own process, known to the agent of the same process by this number. */
+  z.strictObject({ kind: z.literal("host"), key: u64, bytes: sizeBytes }),
+]);
+export type RegionMessage = z.infer<typeof regionSchema>;
+
+const bodies = {
+  InitPair: {
+    pair: name,
+    local: name,
+    remote: name,
+    /** Ranks that the local side has in all. */
+    worldSize: z
+      .int()
+      .min(1)
+      .max(2 ** 20),
+    /** Without one, rank i's whole tensor goes to rank i of the other side. */
+    layout: layoutSchema.optional(),
+  },
+  RegisterTensors: {
+    batch: batchId,
+    bucketBytes: z.int().min(1).optional(),
+    /** When targets change: as bytes arrive, or all at once on all ranks. The same everywhere; default: the agent's. */
+    commit: z.enum(["direct", "staged"]).optional(),
+    regions: z.array(regionSchema).min(1).max(1_000_000),
+    tensors: tensorTableSchema,
+  },
+  Transfer: {
+    batch: batchId,
+    direction: z.enum(["send", "recv"]),
+    /** Of the registration that is meant; needed where one client has registered both sides. */
+    instance: u64.optional(),
+  },
+  QueryStatus: { batch: batchId, instance: u64.optional() },
+  CleanupBatch: {
+    batch: batchId,
+    /** What the agent answered when it was registered: a batch that took the id later is another. */
+    instance: u64,
+  },
+  /** Ends another command of the same client, wherever it is, with `TB_CANCELLED`; one that has ended stays as it is. */
+  Cancel: { command: u64 },
+} as const;
+
+const bodySchemas = {
+  InitPair: z.object(bodies.InitPair),
+  RegisterTensors: z.object(bodies.RegisterTensors),
+  Transfer: z.object(bodies.Transfer),
+  QueryStatus: z.object(bodies.QueryStatus),
+  CleanupBatch: z.object(bodies.CleanupBatch),
+  Cancel: z.object(bodies.Cancel),
+} as const satisfies Record<CommandType, z.ZodType>;
+
+/** What a command of that type asks, beside its header. */
+export type CommandBody<T extends CommandType> = z.infer<(typeof bodySchemas)[T]>;
+export type Command = {
+  [T in CommandType]: CommandHeader & { readonly type: T } & CommandBody<T>;
+}[CommandType];
+export type CommandOf<T extends CommandType> = Extract<Command, { type: T }>;
+
+// Plain maps that any MessagePack reader reads; integers of 64 bits come as bigint.
+const packer = new Packr({ useRecords: false, mapsAsObjects: true, int64AsType: "bigint" });
+
+/** MessagePack of a value of the bus. */
+export function pack(value: unknown): Buffer {
+  // The packer lends its own buffer; what it gives is a part of that, and is not written again.
+  return packer.pack(value);
+}
+
+/** The value in those bytes; `TB_COMMAND` where they are no MessagePack. */
+export function unpack(bytes: Uint8Array): unknown {
+  try {
+    return packer.unpack(bytes);
+  } catch (cause) {
+    throw new TensorBusError("TB_COMMAND", `no MessagePack: ${(cause as Error).message}`, { cause });
+  }
+}
+
+function malformed(what: string, path: string, message: string): TensorBusError {
+  return new TensorBusError("TB_COMMAND", `${what}: ${path}: ${message}`, { details: { path } });
+}
+
+/** Bytes of a checked command. `TB_COMMAND` for one that no agent would take. */
+export function encodeCommand(command: Command): Buffer {
+  const bytes = pack(checkCommand(command, `command ${command.type}`));
+  if (bytes.length > maxCommandBytes) {
+    const message = `command ${command.type} has ${bytes.length} bytes, more than ${maxCommandBytes}`;
+    throw new TensorBusError("TB_COMMAND", message, {
+      details: { bytes: bytes.length, max: maxCommandBytes },
+    });
+  }
+  return bytes;
+}
+
+/** The command in those bytes, all of it checked. `TB_COMMAND` for whatever does not fit. */
+export function decodeCommand(bytes: Uint8Array): Command {
+  return checkCommand(unpack(bytes));
+}
+
+/** As `decodeCommand`, of what `unpack` gave. */
+export function checkCommand(message: unknown, what = "a command"): Command {
+  if (typeof message !== "object" || message === null) throw malformed(what, "it", "is no map");
+  const wrong = findWrongField(message);
+  if (wrong !== undefined) throw malformed(what, wrong, "is missing or wrong");
+  const { type } = message as CommandHeader;
+  const { success, data, error } = bodySchemas[type].safeParse(message);
+  if (!success) {
+    const issue = error.issues[0];
+    throw malformed(what, issue?.path.join(".") || "it", issue?.message ?? "is wrong");
+  }
+  if (Object.keys(message).length !== headerFields.length + Object.keys(data).length) {
+    throw malformed(what, "it", `has members that a ${type} has not`);
+  }
+  return message as Command;
+}
+
+/** The header of a checked command. */
+export function headerOf({
+  type,
+  id,
+  timestamp,
+  semaphore,
+  client,
+  deadline,
+  acknowledged,
+}: CommandHeader): CommandHeader {
+  return { type, id, timestamp, semaphore, client, deadline, acknowledged };
+}
+
+/** Only what says whose command it is: enough to answer one whose body is malformed. `undefined` where that is too. */
+export function readHeader(message: unknown): CommandHeader | undefined {
+  if (typeof message !== "object" || message === null || findWrongField(message) !== undefined)
+    return undefined;
+  return headerOf(message as CommandHeader);
+}
+
+const failureSchema = z.strictObject({
+  code: z.string().refine((code): code is ErrorCode => code in errorCodes, "is no code of an error"),
+  message: z.string(),
+});
+const bytesMoved = z.bigint().min(0n);
+
+/** What the agent answers to each command that did not fail. */
+export const resultSchemas = {
+  InitPair: z.strictObject({
+    /** Ranks of both sides, ascending for a side without layout, else in the order of its mesh. */
+    localRanks: z.array(z.int()),
+    remoteRanks: z.array(z.int()),
+  }),
+  RegisterTensors: z.strictObject({
+    /** For CleanupBatch. */
+    instance: u64,
+    /** How often the batch of this id was registered on both sides, this time included. */
+    number: z.int(),
+    /** Digests of the plans, and why a direction cannot be used. */
+    send: z.union([z.strictObject({ digest: z.string() }), z.strictObject({ refused: failureSchema })]),
+    recv: z.union([z.strictObject({ digest: z.string() }), z.strictObject({ refused: failureSchema })]),
+  }),
+  Transfer: z.strictObject({
+    round: z.int(),
+    epoch: z.int(),
+    bytesSent: bytesMoved,
+    bytesReceived: bytesMoved,
+    bytesCopied: bytesMoved,
+    seconds: z.number(),
+    /** From the rate of earlier rounds; for the first from the plan's topology, where it has one. */
+    predictedSeconds: z.number().optional(),
+    /** A round that this rank had completed, or took no part in, has failed elsewhere since its last one. */
+    failedBefore: z.strictObject({ round: z.int(), rank: z.int(), code: z.string() }).optional(),
+  }),
+  QueryStatus: z.strictObject({
+    /** The transfer signal: all source ranks have posted a round that this rank has not completed. */
+    ready: z.boolean(),
+    /** Of the round under way on this rank, if there is one. */
+    progress: z.strictObject({ round: z.int(), bytesDone: bytesMoved, bytesTotal: bytesMoved }).optional(),
+  }),
+  CleanupBatch: z.strictObject({
+    /** False where that instance was gone already. */
+    freed: z.boolean(),
+  }),
+  Cancel: z.strictObject({
+    /** False where that command had ended already, or was never there. The command itself ends a moment later. */
+    found: z.boolean(),
+  }),
+} as const;
+export type CommandResult<T extends CommandType> = z.infer<(typeof resultSchemas)[T]>;

@@ -1,0 +1,315 @@
+/**
+ * An LMDB environment that several processes write, and none of them can stop the others' event loops. A write is done on
+ * the event loop, since it takes microseconds once LMDB's lock is free; the gate in C tells whether it is, and its thread
+ * waits where it is not (docs/adr/0007-queue-writes.md).
+ */
+import { join } from "node:path";
+import { open, type RootDatabase } from "lmdb";
+import { Deadline, type DeadlineOptions, waitUntil } from "../../deadline.ts";
+import { TensorBusError } from "../../errors.ts";
+import { nativeBus } from "../../ffi/bus.ts";
+import type { EventPort } from "../process/event-port.ts";
+import {
+  type FolderKind,
+  folderFiles,
+  isOfThisBoot,
+  prepareFormat,
+  preparePrivateFolder,
+} from "../process/folder.ts";
+
+export interface EnvironmentOptions {
+  /** A folder; made where it is missing. */
+  readonly path: string;
+  readonly kind: FolderKind;
+  readonly port: EventPort;
+  /** Address space that the file may grow into; the file takes only what it holds. Default 1 GiB. */
+  readonly mapBytes?: number;
+  /** Milliseconds that a write waits for another process's to end, before `TB_QUEUE_STUCK`; default 1,000. */
+  readonly stuckMs?: number;
+}
+
+/**
+ * Keys and values are bytes. An environment has one database: each further one would cost every transaction that touches
+ * it two more pages. The first byte of a key says what it is the key of.
+ */
+export type BinaryDatabase = RootDatabase<Buffer, Buffer>;
+
+const defaultMapBytes = 2 ** 30;
+const defaultStuckMs = 1000;
+/** Another's write takes about 10 µs: looking again is cheaper than a thread. */
+const spinNs = 100_000n;
+/** Writes that one pass through the gate serves at most, so that others get their turn. */
+const writesPerPass = 32;
+
+interface Job {
+  readonly run: () => void;
+}
+
+/**
+ * LMDB must open an environment once in a process, whoever asks for it: its lock files know processes, not callers. The
+ * map goes by real paths and counts those who share.
+ */
+const opened = new Map<string, { root: BinaryDatabase; users: number }>();
+
+/** Opens an environment in a private folder, which must be of that kind and of this package's LMDB. */
+export async function openEnvironment(
+  options: EnvironmentOptions,
+  deadline: DeadlineOptions = {},
+): Promise<Environment> {
+  const path = preparePrivateFolder(options.path);
+  const environment = new Environment(path, options);
+  try {
+    await environment.enterToOpen(deadline);
+  } catch (error) {
+    await environment.close();
+    throw error;
+  }
+  return environment;
+}
+
+export class Environment implements AsyncDisposable {
+  /** The real path of its folder. */
+  readonly path: string;
+  /** The file of its locks: `lockOffsets`. */
+  readonly locksPath: string;
+  readonly #options: EnvironmentOptions;
+  readonly #port: EventPort;
+  readonly #stuckMs: number;
+  readonly #token: bigint;
+  readonly #gate: bigint;
+  readonly #waiting: Job[] = [];
+  #root: BinaryDatabase | undefined;
+  #release: (() => void) | undefined;
+  #holder = 0;
+  #closed = false;
+
+  constructor(path: string, options: EnvironmentOptions) {
+    this.path = path;
+    this.locksPath = join(path, folderFiles.locks);
+    this.#options = options;
+    this.#port = options.port;
+    this.#stuckMs = options.stuckMs ?? defaultStuckMs;
+    this.#token = this.#port.listen(() => this.#pass());
+    try {
+      this.#gate = nativeBus.tb_gate_open(this.#port.handle, this.locksPath, this.#token);
+    } catch (error) {
+      this.#port.unlisten(this.#token);
+      throw error;
+    }
+  }
+
+  /** Opens LMDB inside the gate: opening writes. Only for `openEnvironment`. */
+  async enterToOpen(deadline: DeadlineOptions): Promise<void> {
+    // Who holds LMDB's lock past the gate would hold up the opening too; a lock file that is about to go tells nothing.
+    if (isOfThisBoot(this.path)) nativeBus.tb_gate_attach(this.#gate, join(this.path, folderFiles.lock));
+    await this.#inside(`opening ${this.path}`, () => this.#open(), deadline);
+  }
+
+  /** LMDB's own. Whoever writes to it outside of `write` passes no gate, and may block. */
+  get root(): BinaryDatabase {
+    if (this.#root === undefined) throw new TensorBusError("TB_CLOSED", `${this.path} was closed`);
+    return this.#root;
+  }
+
+  /**
+   * Runs `work` in one write transaction: all of it or, where it throws, nothing. At once where the gate is free, else in
+   * turn behind the writes that wait already. `TB_QUEUE_STUCK` where another process does not free the lock in time, and
+   * then, as with `TB_CANCELLED`, `work` has not run and will not.
+   */
+  write<T>(what: string, work: () => T, deadline: DeadlineOptions = {}): Promise<T> {
+    return this.#inside(what, () => this.#transact(work), deadline);
+  }
+
+  /** As `write`, where that needs no waiting: `undefined` where it does, and nothing has happened. */
+  tryWrite<T>(work: () => T): { readonly value: T } | undefined {
+    return this.#tryInside(() => this.#transact(work));
+  }
+
+  /** Reads what was committed last; the values are the caller's. */
+  read<T>(work: () => T): T {
+    this.root.resetReadTxn();
+    return work();
+  }
+
+  /** Frees the reader slots of dead processes; how many there were. */
+  readerCheck(deadline: DeadlineOptions = {}): Promise<number> {
+    return this.#inside("looking for dead readers", () => this.root.readerCheck(), deadline);
+  }
+
+  /** Waiting writes end with `TB_CLOSED`. A second call does nothing. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    for (const job of this.#waiting.splice(0)) job.run();
+    this.#release?.();
+    nativeBus.tb_gate_close(this.#gate);
+    this.#port.unlisten(this.#token);
+    if (this.#root === undefined) return;
+    const shared = opened.get(this.path);
+    this.#root = undefined;
+    if (shared !== undefined && --shared.users === 0) {
+      opened.delete(this.path);
+      await shared.root.close();
+    }
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #inside<T>(what: string, work: () => T, options: DeadlineOptions): Promise<T> {
+    try {
+      const done = options.signal?.aborted === true ? undefined : this.#tryInside(work);
+      return done === undefined ? this.#wait(what, work, options) : Promise.resolve(done.value);
+    } catch (error) {
+      return Promise.reject(error);
+    }
+  }
+
+  #tryInside<T>(work: () => T): { readonly value: T } | undefined {
+    if (this.#closed) throw new TensorBusError("TB_CLOSED", `${this.path} was closed`);
+    if (this.#waiting.length > 0 || !this.#enter()) return undefined;
+    try {
+      return { value: work() };
+    } finally {
+      nativeBus.tb_gate_leave(this.#gate);
+    }
+  }
+
+  #enter(): boolean {
+    const [entered, holder] = nativeBus.tb_gate_enter(this.#gate, spinNs);
+    this.#holder = holder;
+    return entered === 1;
+  }
+
+  async #wait<T>(what: string, work: () => T, options: DeadlineOptions): Promise<T> {
+    const timeoutMs = Math.min(options.timeoutMs ?? this.#stuckMs, this.#stuckMs);
+    const deadline = new Deadline({ ...options, timeoutMs });
+    try {
+      return await waitUntil<T>(what, deadline, (resolve, reject) => {
+        const job = { run: () => this.#settle(work, resolve, reject) };
+        this.#waiting.push(job);
+        this.#release ??= this.#port.hold();
+        nativeBus.tb_gate_await(this.#gate);
+        return () => this.#forget(job);
+      });
+    } catch (error) {
+      if (!(error instanceof TensorBusError) || error.code !== "TB_TIMEOUT") throw error;
+      throw new TensorBusError(
+        "TB_QUEUE_STUCK",
+        `${what}: another process has held the write lock of ${this.path} for ${Math.round(timeoutMs)} ms` +
+          (this.#holder === 0 ? "" : `; it is thread ${this.#holder}`),
+        { details: { path: this.path, holder: this.#holder, timeoutMs } },
+      );
+    }
+  }
+
+  #settle<T>(work: () => T, resolve: (value: T) => void, reject: (error: unknown) => void): void {
+    if (this.#closed) {
+      reject(new TensorBusError("TB_CLOSED", `${this.path} was closed`));
+      return;
+    }
+    try {
+      resolve(work());
+    } catch (error) {
+      reject(error);
+    }
+  }
+
+  #forget(job: Job): void {
+    const index = this.#waiting.indexOf(job);
+    if (index >= 0) this.#waiting.splice(index, 1);
+    if (this.#waiting.length > 0) return;
+    this.#release?.();
+    this.#release = undefined;
+  }
+
+  /** The gate was seen free: the writes that wait go first, in their order. */
+  #pass(): void {
+    if (this.#closed || this.#waiting.length === 0) return;
+    if (this.#enter()) {
+      try {
+        for (const job of this.#waiting.slice(0, writesPerPass)) job.run();
+      } finally {
+        nativeBus.tb_gate_leave(this.#gate);
+      }
+    }
+    if (this.#waiting.length > 0) nativeBus.tb_gate_await(this.#gate);
+  }
+
+  #transact<T>(work: () => T): T {
+    try {
+      return this.root.transactionSync(work);
+    } catch (error) {
+      throw lmdbError(error, this.path);
+    }
+  }
+
+  #open(): void {
+    prepareFormat(this.path, this.#options.kind);
+    let shared = opened.get(this.path);
+    if (shared === undefined) {
+      shared = { root: this.#openRoot(), users: 0 };
+      opened.set(this.path, shared);
+    }
+    shared.users++;
+    this.#root = shared.root;
+    // Takes this thread's slot in the reader table, which needs a lock of its own, while nobody else can hold that.
+    this.read(() => shared.root.get(Buffer.from([0])));
+    this.#verifyLock();
+  }
+
+  #openRoot(): BinaryDatabase {
+    try {
+      return open<Buffer, Buffer>({
+        path: this.path,
+        noSubdir: false,
+        // A commit reaches the page cache: it survives every process, though not the machine. Folders of another boot are
+        // discarded, so that what a lost machine leaves behind is never read.
+        noSync: true,
+        overlappingSync: false,
+        // A map that never grows is never remapped under another process.
+        mapSize: this.#options.mapBytes ?? defaultMapBytes,
+        maxReaders: 1024,
+        // @ts-expect-error: documented and honoured, but missing from the package's types.
+        permissionsMode: 0o600,
+        keyEncoding: "binary",
+        encoding: "binary",
+      });
+    } catch (error) {
+      throw lmdbError(error, this.path);
+    }
+  }
+
+  /** The gate looks at a word in LMDB's lock file: it must be the one that a write transaction sets. */
+  #verifyLock(): void {
+    nativeBus.tb_gate_attach(this.#gate, join(this.path, folderFiles.lock));
+    const owned = this.#transact(() => nativeBus.tb_gate_verify(this.#gate));
+    if (owned === 1) return;
+    const message = "the lock file of the package lmdb has another layout than that of version 3.5";
+    throw new TensorBusError("TB_LIBRARY", message, { details: { path: this.path } });
+  }
+}
+
+function lmdbError(error: unknown, path: string): unknown {
+  if (error instanceof TensorBusError || !(error instanceof Error)) return error;
+  if (/MDB_MAP_FULL|No space left/.test(error.message)) {
+    return new TensorBusError("TB_NO_SPACE", `${path} is full`, { cause: error, details: { path } });
+  }
+  return error;
+}
+
+/** A key: what it is of, then numbers of 64 bits, in their order. */
+export function keyOf(kind: number, ...numbers: readonly bigint[]): Buffer {
+  const key = Buffer.allocUnsafe(1 + numbers.length * 8);
+  key[0] = kind;
+  numbers.forEach((number, i) => {
+    key.writeBigUInt64BE(number, 1 + i * 8);
+  });
+  return key;
+}
+
+/** All keys of a kind. */
+export function rangeOf(kind: number): { start: Buffer; end: Buffer } {
+  return { start: Buffer.from([kind]), end: Buffer.from([kind + 1]) };
+}

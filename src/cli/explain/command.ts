@@ -1,0 +1,132 @@
+import { Command } from "commander";
+import { distance } from "fastest-levenshtein";
+import { TensorBusError } from "../../errors.ts";
+import { holdingOf } from "../../layout/index.ts";
+import type { SpecSide } from "../../model/spec.ts";
+import { formatPlacement, type PlanInput, type TensorInput, toJSON } from "../../plan/index.ts";
+import { loadPlanned, type Planned } from "../plan/load.ts";
+import { parseRank } from "../ui/arguments.ts";
+import type { CommandContext } from "../ui/context.ts";
+import { formatRanks } from "../ui/format.ts";
+import { type Explained, formatExplanation } from "./report.ts";
+
+interface ExplainOptions {
+  readonly tensor: string;
+  readonly rank: number;
+  readonly json?: boolean;
+}
+
+/** `tensorbus explain`: where one rank's parts of a tensor come from and go to. */
+export function explainCommand(context: CommandContext): Command {
+  return new Command("explain")
+    .description("Says where each part of a rank's tensor comes from and goes to, stage by stage.")
+    .argument("<spec>", "a spec or a saved plan")
+    .requiredOption("--tensor <name>", "the whole name of a tensor")
+    .requiredOption("--rank <rank>", "a rank of either side", parseRank)
+    .option("--json", "print one JSON object, with every part")
+    .addHelpText(
+      "after",
+      `
+Boxes are written as slices: [0:128, :] is rows 0 to 127, and all of the second dimension.
+
+Examples:
+  $ tensorbus explain spec.yaml --tensor model.norm.weight --rank 9
+  $ tensorbus explain weights.tbplan --tensor model.norm.weight --rank 0 --json | jq .departures`,
+    )
+    .action(async (path: string, options: ExplainOptions) => {
+      const explained = explain(await loadPlanned(path), options);
+      const report = options.json
+        ? JSON.stringify(jsonReport(explained))
+        : formatExplanation(context.stdout, explained);
+      await context.stdout.line(report);
+    });
+}
+
+function explain({ spec, plan }: Planned, { tensor: name, rank }: ExplainOptions): Explained {
+  const { input } = plan;
+  const index = input.tensors.findIndex((tensor) => tensor.name === name);
+  if (index < 0) throw unknownError(spec.file, input, name);
+  const tensor = input.tensors[index]!;
+  const sides = [spec.source, spec.target].filter(({ mesh }) => mesh.ranks.includes(rank));
+  if (sides.length === 0) {
+    throw new TensorBusError("TB_MESH", `rank ${rank} is on neither side of ${spec.file}`, {
+      details: { rank },
+    });
+  }
+  const explanation = plan.explain(index, rank);
+  if (explanation.source === undefined && explanation.target === undefined) {
+    throw emptyError(input, tensor, rank, sides);
+  }
+  const { source, target } = input.pairs[tensor.pair]!;
+  return { spec, plan, tensor, pair: { source, target }, rank, explanation };
+}
+
+function unknownError(file: string, { tensors }: PlanInput, name: string): TensorBusError {
+  const near = nearNames(
+    tensors.map((tensor) => tensor.name),
+    name,
+  );
+  const hint = near.length === 0 ? "" : `; near it: ${near.join(", ")}`;
+  return new TensorBusError("TB_TENSOR_UNKNOWN", `${file} has no tensor ${JSON.stringify(name)}${hint}`, {
+    details: { tensor: name, tensors: tensors.length, near },
+  });
+}
+
+const mostNear = 3;
+
+/** Names that have the name in them, or else those that differ from it in the fewest letters, if that is not most of it. */
+function nearNames(names: readonly string[], name: string): string[] {
+  const holding = names.filter((other) => name !== "" && other.includes(name));
+  if (holding.length > 0) return holding.slice(0, mostNear);
+  return names
+    .map((other) => ({ other, letters: distance(name, other) }))
+    .filter(({ letters }) => letters <= name.length / 2)
+    .sort((a, b) => a.letters - b.letters)
+    .slice(0, mostNear)
+    .map(({ other }) => other);
+}
+
+function emptyError(
+  input: PlanInput,
+  tensor: TensorInput,
+  rank: number,
+  sides: readonly SpecSide[],
+): TensorBusError {
+  const holders = (["source", "target"] as const).map((side) => {
+    const layout = input.pairs[tensor.pair]![side];
+    return [...layout.mesh.ranks].filter((other) => {
+      const holding = holdingOf(layout, tensor.shape, other, tensor[side] ?? {});
+      return holding !== undefined && !holding.localShape.includes(0);
+    });
+  });
+  const [source, target] = holders.map((ranks) => (ranks.length === 0 ? "none" : formatRanks(ranks)));
+  return new TensorBusError(
+    "TB_RANK_EMPTY",
+    `rank ${rank} of ${sides.map(({ name }) => name).join(" and ")} holds nothing of ${tensor.name}; ` +
+      `at the source ranks ${source} do, at the target ranks ${target}`,
+    { details: { rank, tensor: tensor.name, source: holders[0], target: holders[1] } },
+  );
+}
+
+function jsonReport({ spec, plan, tensor, pair, rank, explanation }: Explained) {
+  const { routing, source, target, arrivals, departures } = explanation;
+  return toJSON({
+    spec: spec.file,
+    digest: plan.digest,
+    tensor: {
+      name: tensor.name,
+      shape: tensor.shape,
+      dtype: tensor.dtype,
+      targetDtype: tensor.targetDtype ?? tensor.dtype,
+      source: pair.source.placements.map(formatPlacement),
+      target: pair.target.placements.map(formatPlacement),
+      strategy: routing.strategy,
+      groups: routing.groups,
+      reason: routing.reason,
+    },
+    rank,
+    holds: { source: source ?? null, target: target ?? null },
+    arrivals,
+    departures,
+  });
+}

@@ -1,0 +1,152 @@
+import { Command, Option } from "commander";
+import type { Spec } from "../../model/spec.ts";
+import { type Plan, toJSON } from "../../plan/index.ts";
+import { parseRank } from "../ui/arguments.ts";
+import type { CommandContext } from "../ui/context.ts";
+import { formatBytes } from "../ui/format.ts";
+import type { Output } from "../ui/output.ts";
+import { type BudgetCheck, budgetError, checkBudgets } from "./budget.ts";
+import { formatExcesses } from "./budget-table.ts";
+import { writeChunks } from "./chunks.ts";
+import { loadPlanned, loadSavedPlan, type Planned, savePlan } from "./load.ts";
+import { markdownReport } from "./markdown.ts";
+import { formatRank, reportRank } from "./rank.ts";
+import { formatReport } from "./report.ts";
+
+interface PlanOptions {
+  readonly load?: string;
+  readonly save?: string;
+  readonly html?: string;
+  readonly json?: boolean;
+  readonly markdown?: boolean;
+  readonly chunks?: boolean;
+  readonly rank?: number;
+  readonly verify?: boolean;
+}
+
+/** `tensorbus plan`: what a transfer would take, without moving anything. */
+export function planCommand(context: CommandContext): Command {
+  return new Command("plan")
+    .description("Plans the transfer of a spec and says what it would take, without moving anything.")
+    .argument("[spec]", "a YAML or JSON file (docs/spec.md says what stands in it), or a saved plan")
+    .option("--load <file>", "a plan that --save wrote, in place of a spec")
+    .option("--save <file>", "write the plan to a file; its SHA-256 is the plan's digest")
+    .option("--html <file>", "write a page with charts, which can plan again; it needs no network")
+    .option("--json", "print one JSON object")
+    .addOption(new Option("--chunks", "print every chunk, one JSON object a line").conflicts("json"))
+    .addOption(
+      new Option("--markdown", "print a summary for a pull request").conflicts(["json", "chunks", "rank"]),
+    )
+    .option("--rank <rank>", "only what this rank sends, receives and copies", parseRank)
+    .option("--verify", "prove that every element is written exactly once, from the right source")
+    .addHelpText(
+      "after",
+      `
+Examples:
+  $ tensorbus plan spec.yaml
+  $ tensorbus plan spec.yaml --verify
+  $ tensorbus plan spec.yaml --rank 3
+  $ tensorbus plan spec.yaml --json | jq .digest
+  $ tensorbus plan spec.yaml --chunks --rank 3 | head
+  $ tensorbus plan spec.yaml --html report.html
+  $ tensorbus plan spec.yaml --save weights.tbplan
+  $ tensorbus plan --load weights.tbplan --verify
+  $ tensorbus plan spec.yaml --markdown >> "$GITHUB_STEP_SUMMARY"
+
+Exit code 1 where a budget of the spec is exceeded, with what was exceeded and by how much; plan and
+page were written by then. A saved plan has no budgets.`,
+    )
+    .action(async (path: string | undefined, options: PlanOptions, command: Command) => {
+      const { spec, plan } = await loadSubject(command, path, options.load);
+      if (options.verify) plan.verify();
+      if (options.save !== undefined) await savePlan(options.save, plan);
+      const checks = checkBudgets(spec.budget, plan);
+      const excesses = checks.filter(({ exceeded }) => exceeded);
+      if (options.html !== undefined) await writeHtml(context, options.html, spec, plan, options);
+      if (options.chunks) {
+        await writeChunks(
+          context.stdout,
+          plan.chunks(options.rank === undefined ? {} : { rank: options.rank }),
+        );
+      } else if (options.json) {
+        const report = jsonReport(spec, plan, options, checks);
+        await context.stdout.line(JSON.stringify(toJSON(report)));
+      } else if (options.markdown) {
+        const report = { spec, plan, verified: options.verify === true };
+        await context.stdout.line(markdownReport(report, checks));
+      } else {
+        await context.stdout.line(textReport(context.stdout, spec, plan, options, excesses));
+      }
+      if (excesses.length > 0) throw budgetError(spec.file, excesses);
+    });
+}
+
+/** The page is made by code that other commands need not load. */
+async function writeHtml(
+  { stderr }: CommandContext,
+  path: string,
+  spec: Spec,
+  plan: Plan,
+  options: PlanOptions,
+): Promise<void> {
+  const { writeReport } = await import("../report/write.ts");
+  const bytes = await writeReport(path, spec, plan, options.verify === true);
+  await stderr.line(`wrote ${path}, ${formatBytes(bytes)}`);
+}
+
+/** What is reported on: a spec's plan or a saved one. */
+function loadSubject(
+  command: Command,
+  path: string | undefined,
+  saved: string | undefined,
+): Promise<Planned> {
+  if (path !== undefined && saved === undefined) return loadPlanned(path);
+  if (saved !== undefined && path === undefined) return loadSavedPlan(saved);
+  if (path === undefined) command.error("error: missing required argument 'spec', or --load and a file");
+  command.error("error: option '--load <file>' takes the place of argument 'spec'");
+}
+
+function textReport(
+  output: Output,
+  spec: Spec,
+  plan: Plan,
+  options: PlanOptions,
+  excesses: readonly BudgetCheck[],
+): string {
+  const report =
+    options.rank === undefined
+      ? formatReport(output, { spec, plan, verified: options.verify === true })
+      : formatRank(output, spec, plan, reportRank(spec, plan, options.rank));
+  const parts = [report.trimEnd()];
+  if (options.save !== undefined) {
+    parts.push(`${output.colors.bold("Saved")} to ${options.save}, ${formatBytes(plan.bytes.length)}`);
+  }
+  if (excesses.length > 0) {
+    parts.push(`${output.colors.red("Budgets exceeded")}\n${formatExcesses(output, excesses)}`);
+  }
+  return parts.join("\n\n");
+}
+
+function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, checks: readonly BudgetCheck[]) {
+  const side = ({ name, mesh }: Spec["source"]) => ({ name, mesh: mesh.shape, ranks: [...mesh.ranks] });
+  return {
+    spec: spec.file,
+    digest: plan.digest,
+    source: side(spec.source),
+    target: side(spec.target),
+    ...(options.rank === undefined
+      ? { stats: plan.stats(), schedule: scheduleReport(plan) }
+      : { rank: reportRank(spec, plan, options.rank) }),
+    verified: options.verify === true,
+    saved: options.save ?? null,
+    budgets: { checked: checks, exceeded: checks.filter(({ exceeded }) => exceeded) },
+  };
+}
+
+/** Without its channels, which may be hundreds of thousands. */
+function scheduleReport(plan: Plan) {
+  const schedule = plan.schedule();
+  if (schedule === undefined) return null;
+  const { channels: _, start: __, end: ___, ...rest } = schedule;
+  return rest;
+}

@@ -1,0 +1,58 @@
+import { plural } from "../ui/format.ts";
+import { code, details, markdownPage, markdownTable } from "../ui/markdown.ts";
+import { type BudgetCheck, describeCheck } from "./budget.ts";
+import { describeSide, type Report, summaryOf } from "./report.ts";
+import { busiestRanks, patternTable, rankTable, sideTable, stageTable } from "./tables.ts";
+
+const mostPatterns = 64;
+const mostRanks = 32;
+
+/** A summary of a plan for a pull request or a job: budgets first, what is long folded. */
+export function markdownReport(report: Report, checks: readonly BudgetCheck[]): string {
+  const { spec, plan } = report;
+  const stats = plan.stats();
+  const sides = [spec.source, spec.target];
+  const patterns = patternTable(stats.patterns, mostPatterns);
+  const ranks = busiestRanks(stats.ranks, mostRanks);
+  const summary = summaryOf(report, stats).map(([name, text]) => [name, text]);
+  return markdownPage([
+    `### Plan of ${code(spec.file)}`,
+    sides.map((side) => code(describeSide(side))).join(" → "),
+    ...budgetSections(checks),
+    markdownTable({ columns: [{ head: "plan" }, { head: "" }], rows: summary }),
+    details(
+      `Patterns: ${shown(patterns.rows.length, stats.patterns.length)}, those with the most bytes first`,
+      markdownTable(patterns),
+    ),
+    details("Stages", markdownTable(stageTable(stats))),
+    details("Sides: least, mean and most of any rank", markdownTable(sideTable(sides, stats.ranks))),
+    details(
+      `Ranks: ${shown(ranks.length, stats.ranks.length)}${ranks.length < stats.ranks.length ? ", the busiest" : ""}`,
+      markdownTable(rankTable(ranks, sides)),
+    ),
+  ]);
+}
+
+function shown(count: number, all: number): string {
+  return count === all ? String(all) : `${count} of ${all}`;
+}
+
+function budgetSections(checks: readonly BudgetCheck[]): string[] {
+  if (checks.length === 0) return [];
+  const exceeded = checks.filter((check) => check.exceeded);
+  const columns = [
+    { head: "budget" },
+    { head: "limit", align: "right" },
+    { head: "found", align: "right" },
+    { head: "over by", align: "right" },
+    { head: "where" },
+  ] as const;
+  const rows = [...exceeded, ...checks.filter((check) => !check.exceeded)].map((check) => {
+    const { limit, found, over, where } = describeCheck(check);
+    return [check.budget, limit, found, check.exceeded ? over : "kept", where];
+  });
+  const table = markdownTable({ columns, rows });
+  if (exceeded.length > 0)
+    return [`**${exceeded.length} of ${plural(checks.length, "budget")} exceeded**`, table];
+  return [details(`${plural(checks.length, "budget")} kept`, table)];
+}

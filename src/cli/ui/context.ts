@@ -1,0 +1,28 @@
+import { Output, type OutputStream } from "./output.ts";
+
+/** What a command runs in: a process's own streams and environment, or a test's. */
+export interface CommandContext {
+  readonly stdout: Output;
+  readonly stderr: Output;
+  readonly environment: NodeJS.ProcessEnv;
+  /** Sets the exit code of a command that ended well but found something: 1 a check, 3 the environment. */
+  exit(code: 0 | 1 | 3): void;
+}
+
+export interface CommandStreams {
+  readonly stdout: OutputStream;
+  readonly stderr: OutputStream;
+  readonly environment: NodeJS.ProcessEnv;
+}
+
+export function createContext(
+  { stdout, stderr, environment }: CommandStreams,
+  exit: CommandContext["exit"],
+): CommandContext {
+  return {
+    stdout: new Output(stdout, environment),
+    stderr: new Output(stderr, environment),
+    environment,
+    exit,
+  };
+}

@@ -1,0 +1,196 @@
+import {
+  type DeviceMesh,
+  type DType,
+  formatPlacement,
+  type Layout,
+  type PartialOp,
+  type Placement,
+  partialOps,
+  type StridedShardReading,
+} from "../../layout/index.ts";
+import { checkKeys, fail } from "./check.ts";
+import type { TensorSideInput } from "./types.ts";
+
+/** A layout of a pair, checked as far as it can be without a tensor. Dimensions may still be negative. */
+export interface SideLayout {
+  readonly mesh: DeviceMesh;
+  readonly meshNumber: number;
+  readonly placements: readonly Placement[];
+  readonly stridedShard: StridedShardReading | undefined;
+  /** The operator of its Partial dimensions: avg folds as sum and divides afterwards. */
+  readonly op: PartialOp | undefined;
+  readonly hasAvg: boolean;
+}
+
+/** A layout as one kind of tensor meets it: dimensions from 0, the reading, and what of the mesh is kept. */
+export interface NormalSide {
+  readonly layout: SideLayout;
+  readonly placements: readonly Placement[];
+  /** What the tensor itself asked for. */
+  readonly override: StridedShardReading | undefined;
+  /** The reading in force. */
+  readonly reading: StridedShardReading | undefined;
+  /** Mesh dimension that is selected in and among how many things, -1 and 0 without a selection. */
+  readonly selectDim: number;
+  readonly selectOf: number;
+  /** Things that one coordinate owns, and what one step of it is in the ranks of the mesh. */
+  readonly selectChunk: number;
+  readonly selectStride: number;
+  readonly subShape: readonly number[];
+  /** Equal where the geometry is. */
+  readonly key: string;
+}
+
+export function sideLayout(
+  layout: Layout,
+  mesh: DeviceMesh,
+  meshNumber: number,
+  place: string,
+  isTarget: boolean,
+): SideLayout {
+  checkKeys(layout, ["mesh", "placements", "stridedShard"], place);
+  const given = layout.placements;
+  if (!Array.isArray(given)) throw fail("TB_PLACEMENT", `${place}.placements must be an array`, { place });
+  const placements = given.map((placement, dim) => checkPlacement(placement, `${place}.placements[${dim}]`));
+  if (placements.length !== mesh.ndim) {
+    throw fail("TB_PLACEMENT", `${place}: ${placements.length} placements for ${mesh.ndim} mesh dimensions`, {
+      place,
+      placements: placements.map(formatPlacement),
+      meshShape: mesh.shape,
+    });
+  }
+  const ops = [...new Set(placements.flatMap((one) => (one.kind === "partial" ? [one.op] : [])))];
+  if (isTarget && ops.length > 0) {
+    throw fail("TB_PARTIAL_TARGET", `${place}: a target cannot be Partial`, {
+      place,
+      placements: placements.map(formatPlacement),
+    });
+  }
+  if (ops.length > 1 && !ops.every((op) => op === "sum" || op === "avg")) {
+    throw fail("TB_PARTIAL_OP", `${place}: Partial operators ${ops.join(" and ")} cannot be mixed`, {
+      place,
+      ops,
+    });
+  }
+  return {
+    mesh,
+    meshNumber,
+    placements,
+    stridedShard: checkReading(layout.stridedShard, place),
+    op: ops.includes("avg") ? "sum" : ops[0],
+    hasAvg: ops.includes("avg"),
+  };
+}
+
+function checkReading(
+  reading: StridedShardReading | undefined,
+  place: string,
+): StridedShardReading | undefined {
+  if (reading === undefined || reading === "split" || reading === "order") return reading;
+  throw fail("TB_PLACEMENT", `${place}.stridedShard must be "split" or "order"`, {
+    place,
+    stridedShard: reading,
+  });
+}
+
+function checkPlacement(placement: Placement, place: string): Placement {
+  const no = (why: string) => fail("TB_PLACEMENT", `${place}: ${why}`, { place, placement });
+  if (typeof placement !== "object" || placement === null) throw no("not a placement");
+  switch (placement.kind) {
+    case "replicate":
+      return { kind: "replicate" };
+    case "shard":
+      if (!Number.isSafeInteger(placement.dim)) throw no("dim must be an integer");
+      return { kind: "shard", dim: placement.dim };
+    case "stridedShard":
+      if (!Number.isSafeInteger(placement.dim)) throw no("dim must be an integer");
+      if (!Number.isSafeInteger(placement.splitFactor) || placement.splitFactor < 1) {
+        throw no(`splitFactor must be at least 1, got ${placement.splitFactor}`);
+      }
+      return { kind: "stridedShard", dim: placement.dim, splitFactor: placement.splitFactor };
+    case "partial":
+      if (!partialOps.includes(placement.op)) {
+        throw fail("TB_PARTIAL_OP", `${place}: unknown Partial operator ${JSON.stringify(placement.op)}`, {
+          place,
+          op: placement.op,
+          known: partialOps,
+        });
+      }
+      return { kind: "partial", op: placement.op };
+    default:
+      throw no("not a placement");
+  }
+}
+
+const integers = new Set<DType>(["int64", "int32", "int16", "int8", "uint8", "bool"]);
+
+export function normalSide(
+  layout: SideLayout,
+  side: TensorSideInput | undefined,
+  ndim: number,
+  dtype: DType,
+  place: string,
+  tensor: string,
+): NormalSide {
+  if (side !== undefined) {
+    if (typeof side !== "object" || side === null)
+      throw fail("TB_PLAN_INPUT", `${place}: must be an object`, { tensor });
+    checkKeys(side, ["select", "stridedShard"], place);
+  }
+  if (layout.hasAvg && integers.has(dtype)) {
+    throw fail("TB_PARTIAL_OP", `${place}: avg is not defined for ${dtype}`, { tensor, place, dtype });
+  }
+  const placements = layout.placements.map((placement) => fromFront(placement, ndim, place, tensor));
+  const override = checkReading(side?.stridedShard, place);
+  const isStrided = placements.some((one) => one.kind === "stridedShard");
+  const reading = isStrided ? (override ?? layout.stridedShard) : undefined;
+  const select = side?.select;
+  const subShape = [...layout.mesh.shape];
+  if (select !== undefined) {
+    if (typeof select !== "object" || select === null) {
+      throw fail("TB_MESH", `${place}: select must be an object`, { tensor, select });
+    }
+    checkKeys(select, ["dim", "index", "of"], `${place}, select`);
+    if (!Number.isSafeInteger(select.dim) || select.dim < 0 || select.dim >= layout.mesh.ndim) {
+      throw fail("TB_MESH", `${place}: there is no mesh dimension ${select.dim}`, { tensor, select });
+    }
+    if (!Number.isSafeInteger(select.of) || select.of < 1) {
+      throw fail("TB_MESH", `${place}: select.of must be at least 1, got ${select.of}`, { tensor, select });
+    }
+    subShape[select.dim] = 1;
+  }
+  return {
+    layout,
+    placements,
+    override,
+    reading,
+    selectDim: select?.dim ?? -1,
+    selectOf: select?.of ?? 0,
+    selectChunk: select === undefined ? 1 : Math.ceil(select.of / layout.mesh.shape[select.dim]!),
+    selectStride:
+      select === undefined
+        ? 0
+        : layout.mesh.shape.slice(select.dim + 1).reduce((product, size) => product * size, 1),
+    subShape,
+    key: `${subShape.join("x")};${reading ?? ""}`,
+  };
+}
+
+/** The placement with its dimension counted from the front; what PyTorch rejects, and its quirks, are rejected. */
+function fromFront(placement: Placement, ndim: number, place: string, tensor: string): Placement {
+  if (placement.kind === "replicate" || placement.kind === "partial") return placement;
+  const { dim } = placement;
+  if (dim < -ndim || dim >= ndim) {
+    throw fail(
+      "TB_PLACEMENT",
+      `${place}: ${formatPlacement(placement)} does not fit a tensor of ${ndim} dimension${ndim === 1 ? "" : "s"}`,
+      { tensor, place, placement: formatPlacement(placement), ndim },
+    );
+  }
+  return dim < 0 ? { ...placement, dim: dim + ndim } : placement;
+}
+
+/** The index of the first rank of the sub-mesh that owns `index`, in the ranks of the mesh. */
+export function subMeshBase(side: NormalSide, index: number): number {
+  return side.selectDim < 0 ? 0 : Math.floor(index / side.selectChunk) * side.selectStride;
+}

@@ -1,0 +1,208 @@
+import { type DeviceMesh, dtypeNumber, itemSize, maxRanks, partialOps } from "../../layout/index.ts";
+import { type NormalInput, type Pattern, readingNumber } from "../input/normalize.ts";
+import { groupings, type Routing } from "../input/routing.ts";
+import { type NormalSide, subMeshBase } from "../input/sides.ts";
+import { hostOf } from "../input/topology.ts";
+
+const headerWords = 16;
+const patternWords = 88;
+const sideAt = 20;
+const sideWords = 33;
+const tensorWords = 6;
+const placementNumbers = { replicate: 0, shard: 1, stridedShard: 2, partial: 3 } as const;
+
+/** What `assembly/model.ts` reads: the plan's input as words. */
+export interface Image {
+  readonly bytes: Uint8Array;
+  /** For each pattern, the contributions that one reduced value has; 1: nothing is partial. */
+  readonly contributions: readonly number[];
+}
+
+/**
+ * Lays the input out for the planner: tensors by class (pattern and sub-meshes), numbered within pattern and source
+ * sub-mesh, with a run number that grows where the source layout changes.
+ */
+export function makeImage(input: NormalInput, routing: readonly Routing[]): Image {
+  const tensorCount = input.names.length;
+  const tensors = new Uint32Array(tensorCount * tensorWords);
+  const { classes, classTensors } = fillTensors(input, tensors);
+  const meshes = input.meshes.map(meshWords);
+  const at = { mesh: headerWords * 4, hosts: 0, pattern: 0, tensor: 0, classes: 0, classTensors: 0 };
+  let end = at.mesh + meshes.reduce((sum, words) => sum + words.byteLength, 0);
+  const section = (bytes: number) => {
+    const start = end;
+    end += Math.ceil(bytes / 8) * 8;
+    return start;
+  };
+  at.hosts = input.topology === undefined ? 0 : section(input.world * 4);
+  at.pattern = section(input.patterns.length * patternWords * 8);
+  at.tensor = section(tensors.byteLength);
+  at.classes = section(classes.byteLength);
+  at.classTensors = section(classTensors.byteLength);
+
+  const bytes = new Uint8Array(end);
+  const put = (words: Uint32Array | BigInt64Array, offset: number) =>
+    bytes.set(new Uint8Array(words.buffer, words.byteOffset, words.byteLength), offset);
+  put(
+    Uint32Array.of(
+      input.world,
+      meshes.length,
+      input.patterns.length,
+      tensorCount,
+      input.bucketBytes,
+      input.bucketsInFlight,
+      input.peersInFlight,
+      classes.length - 1,
+      at.mesh,
+      at.hosts,
+      at.pattern,
+      at.tensor,
+      at.classes,
+      at.classTensors,
+    ),
+    0,
+  );
+  let meshAt = at.mesh;
+  for (const words of meshes) {
+    put(words, meshAt);
+    meshAt += words.byteLength;
+  }
+  const { topology } = input;
+  if (topology !== undefined) {
+    const numbers = new Numbering();
+    put(
+      Uint32Array.from({ length: input.world }, (_, rank) => numbers.of(hostOf(topology, rank))),
+      at.hosts,
+    );
+  }
+  input.patterns.forEach((pattern, index) => {
+    put(patternRecord(pattern, routing[index]!), at.pattern + index * patternWords * 8);
+  });
+  put(tensors, at.tensor);
+  put(classes, at.classes);
+  put(classTensors, at.classTensors);
+  return { bytes, contributions: input.patterns.map(({ source }) => contributionsOf(source)) };
+}
+
+function meshWords(mesh: DeviceMesh): Uint32Array {
+  const words = new Uint32Array(10 + Math.ceil(mesh.size / 2) * 2);
+  words[0] = mesh.ndim;
+  words[1] = mesh.size;
+  words.set(mesh.shape, 2);
+  words.set(mesh.ranks, 10);
+  return words;
+}
+
+function patternRecord(pattern: Pattern, routing: Routing): BigInt64Array {
+  const words = new BigInt64Array(patternWords);
+  const { source, target } = pattern;
+  const numbers = [
+    source.layout.meshNumber,
+    target.layout.meshNumber,
+    pattern.shape.length,
+    dtypeNumber(pattern.dtype),
+    dtypeNumber(pattern.targetDtype),
+    itemSize(pattern.dtype),
+    itemSize(pattern.targetDtype),
+    groupings.indexOf(routing.groups),
+    source.layout.op === undefined ? 0 : partialOps.indexOf(source.layout.op),
+    divisorOf(source),
+  ];
+  numbers.forEach((number, index) => {
+    words[index] = BigInt(number);
+  });
+  pattern.shape.forEach((size, dim) => {
+    words[12 + dim] = BigInt(size);
+  });
+  putSide(words, sideAt, source);
+  putSide(words, sideAt + sideWords, target);
+  return words;
+}
+
+function putSide(words: BigInt64Array, at: number, side: NormalSide): void {
+  words[at] = BigInt(readingNumber(side.reading));
+  side.placements.forEach((placement, dim) => {
+    words[at + 1 + dim] = BigInt(side.subShape[dim]!);
+    words[at + 9 + dim] = BigInt(placementNumbers[placement.kind]);
+    if (placement.kind === "shard" || placement.kind === "stridedShard") {
+      words[at + 17 + dim] = BigInt(placement.dim);
+    }
+    if (placement.kind === "stridedShard") words[at + 25 + dim] = BigInt(placement.splitFactor);
+  });
+}
+
+function contributionsOf(side: NormalSide): number {
+  return side.placements.reduce(
+    (product, placement, dim) => (placement.kind === "partial" ? product * side.subShape[dim]! : product),
+    1,
+  );
+}
+
+/** The product of the avg dimensions: what a fold is divided by. */
+function divisorOf(side: NormalSide): number {
+  return side.placements.reduce(
+    (product, placement, dim) =>
+      placement.kind === "partial" && placement.op === "avg" ? product * side.subShape[dim]! : product,
+    1,
+  );
+}
+
+function fillTensors(input: NormalInput, words: Uint32Array) {
+  const { kinds, tensorKinds, sourceIndices, targetIndices } = input;
+  const sources = new Numbering();
+  const ordinals: number[] = [];
+  const classNumbers = new Numbering();
+  const classSizes: number[] = [];
+  const classOf = new Uint32Array(tensorKinds.length);
+  let run = 0;
+  let last: { readonly side: NormalSide; readonly base: number } | undefined;
+  for (let tensor = 0; tensor < tensorKinds.length; tensor++) {
+    const { pattern, source: side, target } = kinds[tensorKinds[tensor]!]!;
+    const base = subMeshBase(side, sourceIndices[tensor]!);
+    const targetBase = subMeshBase(target, targetIndices[tensor]!);
+    const source = sources.of(pattern * maxRanks + base);
+    const number = classNumbers.of(source * maxRanks + targetBase);
+    if (last === undefined || !isSameLayout(last.side, side) || base !== last.base) {
+      if (last !== undefined) run++;
+      last = { side, base };
+    }
+    const at = tensor * tensorWords;
+    words[at] = pattern;
+    words[at + 1] = base;
+    words[at + 2] = targetBase;
+    words[at + 3] = ordinals[source] ?? 0;
+    words[at + 4] = run;
+    words[at + 5] = number;
+    ordinals[source] = (ordinals[source] ?? 0) + 1;
+    classSizes[number] = (classSizes[number] ?? 0) + 1;
+    classOf[tensor] = number;
+  }
+  const classes = new Uint32Array(classSizes.length + 1);
+  classSizes.forEach((size, index) => {
+    classes[index + 1] = classes[index]! + size;
+  });
+  const filled = classes.slice();
+  const classTensors = new Uint32Array(tensorKinds.length);
+  classOf.forEach((number, tensor) => {
+    classTensors[filled[number]!++] = tensor;
+  });
+  return { classes, classTensors };
+}
+
+function isSameLayout(a: NormalSide, b: NormalSide): boolean {
+  return a === b || (a.layout === b.layout && a.key === b.key);
+}
+
+/** Numbers keys in the order in which they come. */
+class Numbering {
+  readonly #numbers = new Map<number, number>();
+
+  of(key: number): number {
+    let number = this.#numbers.get(key);
+    if (number === undefined) {
+      number = this.#numbers.size;
+      this.#numbers.set(key, number);
+    }
+    return number;
+  }
+}

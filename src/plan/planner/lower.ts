@@ -1,0 +1,64 @@
+import type { TensorBusError } from "../../errors.ts";
+import { fail } from "../input/check.ts";
+import type { NormalInput } from "../input/normalize.ts";
+import type { LocalStrides } from "../input/types.ts";
+import { Program } from "./program.ts";
+import { Question, type Subject } from "./question.ts";
+
+/** Strides of local tensors by the tensor's index in the input. */
+export type StridesByTensor =
+  | ReadonlyMap<number, LocalStrides>
+  | Readonly<Record<number, LocalStrides | undefined>>;
+
+const entryWords = 10;
+
+/** Lowers the part of a plan that `rank` runs to its own memory. */
+export function lowerProgram(
+  subject: Subject,
+  digest: Uint8Array,
+  rank: number,
+  strides: StridesByTensor | undefined,
+): Program {
+  const entries = strides === undefined ? new BigInt64Array(0) : strideEntries(subject.input, strides);
+  const question = new Question(subject).withChannels();
+  try {
+    const at = question.ask((planner) => planner.reserve(32 + entries.byteLength));
+    question.planner.write(digest, at);
+    question.planner.write(new Uint8Array(entries.buffer), at + 32);
+    const start = question.ask((planner) => planner.program(rank, at, at + 32, entries.length / entryWords));
+    const length = question.ask((planner) => planner.programBytes());
+    return new Program(new Uint8Array(question.planner.buffer, start, length).slice());
+  } finally {
+    question.end();
+  }
+}
+
+function strideEntries(input: NormalInput, strides: StridesByTensor): BigInt64Array {
+  const words: bigint[] = [];
+  const list: Iterable<readonly [unknown, LocalStrides | undefined]> =
+    strides instanceof Map ? strides : Object.entries(strides);
+  for (const [key, local] of list) {
+    if (local === undefined) continue;
+    const tensor = Number(key);
+    const kind = input.kinds[input.tensorKinds[tensor] ?? -1];
+    if (kind === undefined) throw fail("TB_STRIDES", `there is no tensor ${String(key)}`, { tensor: key });
+    (["source", "target"] as const).forEach((side, number) => {
+      const given = local[side];
+      if (given === undefined) return;
+      checkStrides(input.names[tensor]!, side, given, kind.shape.length);
+      const entry = [tensor, number, ...given].map(BigInt);
+      words.push(...entry, ...new Array(entryWords - entry.length).fill(0n));
+    });
+  }
+  return BigInt64Array.from(words);
+}
+
+function checkStrides(tensor: string, side: string, strides: readonly number[], ndim: number): void {
+  const bad = (why: string): TensorBusError =>
+    fail("TB_STRIDES", `tensor ${JSON.stringify(tensor)}, ${side}: ${why}`, { tensor, side, strides });
+  if (strides.length !== ndim) throw bad(`${strides.length} strides for ${ndim} dimensions`);
+  for (const stride of strides) {
+    if (!Number.isSafeInteger(stride) || stride < 0)
+      throw bad(`stride ${String(stride)} is no integer of 0 and more`);
+  }
+}

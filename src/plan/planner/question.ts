@@ -1,0 +1,126 @@
+import { TensorBusError } from "../../errors.ts";
+import type { NormalInput } from "../input/normalize.ts";
+import type { Image } from "./image.ts";
+import { borrowPlanner, giveBack, type Planner, PlannerFault, plainError } from "./wasm.ts";
+
+/** What a plan keeps to put questions to the planner. */
+export interface Subject {
+  readonly input: NormalInput;
+  readonly image: Image;
+  /** The channels of the world, once they were found. */
+  table: Uint8Array | undefined;
+}
+
+/**
+ * A planner that holds a plan, for one question. `end` must be called when the answer was read: it gives the memory
+ * back. After a failure it is dropped with its instance.
+ */
+export class Question {
+  readonly planner: Planner;
+  readonly #subject: Subject;
+  #ended = false;
+
+  constructor(subject: Subject) {
+    this.#subject = subject;
+    this.planner = borrowPlanner();
+    this.ask((planner) => {
+      const at = planner.begin(subject.image.bytes.length);
+      this.planner.write(subject.image.bytes, at);
+      planner.open(at);
+    });
+  }
+
+  /** Finds the channels, or takes them from the last question. */
+  withChannels(): this {
+    const { table } = this.#subject;
+    this.ask((planner) => {
+      if (table !== undefined) {
+        const at = planner.reserve(table.length);
+        this.planner.write(table, at);
+        planner.useTable(at);
+        return;
+      }
+      planner.findChannels();
+      const length = planner.tableLength() * 4;
+      this.#subject.table = new Uint8Array(this.planner.buffer, planner.tableAt(), length).slice();
+    });
+    return this;
+  }
+
+  ask<T>(
+    question: Parameters<Planner["call"]>[0] extends (exports: infer E) => unknown
+      ? (exports: E) => T
+      : never,
+  ): T {
+    try {
+      return this.planner.call(question);
+    } catch (error) {
+      this.#ended = true;
+      if (error instanceof PlannerFault) throw named(error, this.#subject.input);
+      throw error;
+    }
+  }
+
+  /** Views on the answers; valid until `end`, as long as nothing more is asked. */
+  words(at: number, length: number): Uint32Array {
+    return new Uint32Array(this.planner.buffer, at, length);
+  }
+
+  end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    giveBack(this.planner);
+  }
+}
+
+/** The first value of a `TB_PLAN_TOO_LARGE` that is not about memory: `assembly/arena.ts`. */
+const ofChannels = -2n;
+const ofChunks = -3n;
+
+/** Puts names to the numbers of a fault. */
+function named(fault: PlannerFault, input: NormalInput): TensorBusError {
+  if (fault.code === "TB_STRIDED_SHARD") return stridedShardError(fault, input);
+  if (fault.code === "TB_STRIDES") return stridesError(fault, input);
+  if (fault.code === "TB_PLAN_TOO_LARGE") {
+    const [what, amount] = fault.values;
+    const [unit, why] =
+      what === ofChannels
+        ? ["channels", `more than ${amount} channels in a stage`]
+        : what === ofChunks
+          ? ["chunks", `at least ${amount} chunks`]
+          : ["bytes", `${amount} bytes of memory needed`];
+    return new TensorBusError("TB_PLAN_TOO_LARGE", `the plan is too large: ${why}`, {
+      details: { [unit]: amount },
+      cause: fault,
+    });
+  }
+  return plainError(fault);
+}
+
+function stridedShardError(fault: PlannerFault, input: NormalInput): TensorBusError {
+  const [index, which, dim, undecodable] = fault.values.map(Number);
+  const pattern = input.patterns[index!]!;
+  const side = which === 0 ? "source" : "target";
+  const name = input.names[pattern.first]!;
+  const readings = pattern[side].reading;
+  const why =
+    undecodable === 0
+      ? 'its two readings differ; name one with stridedShard: "split" or "order"'
+      : `no order of shards fits its split factors${readings === undefined ? ', so name stridedShard: "split"' : ""}`;
+  return new TensorBusError(
+    "TB_STRIDED_SHARD",
+    `tensor ${JSON.stringify(name)}, ${side}: strided shards of dimension ${dim} of [${pattern.shape.join(", ")}]: ${why}`,
+    { details: { tensor: name, side, dim, shape: pattern.shape, reading: readings }, cause: fault },
+  );
+}
+
+function stridesError(fault: PlannerFault, input: NormalInput): TensorBusError {
+  const [tensor, kind, dim, stride] = fault.values.map(Number);
+  const name = input.names[tensor!]!;
+  const side = kind === 0 ? "source" : "target";
+  return new TensorBusError(
+    "TB_STRIDES",
+    `tensor ${JSON.stringify(name)}, ${side}: stride ${stride} of dimension ${dim} is out of range`,
+    { details: { tensor: name, side, dim, stride }, cause: fault },
+  );
+}

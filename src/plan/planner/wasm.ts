@@ -1,0 +1,114 @@
+import { type ErrorCode, errorCodeOf, TensorBusError } from "../../errors.ts";
+import { plannerWasm } from "./wasm-module.ts";
+
+/** What is used of the engine's own object, whose types come with a browser's library only. */
+interface Engine {
+  readonly Module: new (bytes: Uint8Array<ArrayBuffer>) => object;
+  readonly Instance: new (module: object, imports: object) => { readonly exports: unknown };
+}
+const engine = (globalThis as unknown as { readonly WebAssembly: Engine }).WebAssembly;
+
+/** What `assembly/index.ts` exports. Addresses are numbers. */
+interface PlannerExports {
+  readonly memory: { readonly buffer: ArrayBuffer };
+  begin(bytes: number): number;
+  reserve(bytes: number): number;
+  open(at: number): void;
+  findChannels(): void;
+  tableAt(): number;
+  tableLength(): number;
+  useTable(at: number): void;
+  stageWaves(stage: number): number;
+  gather(rank: number, limit: bigint, dependencies: number): bigint;
+  gatherTensor(tensor: number, limit: bigint): bigint;
+  answer(which: number): number;
+  program(rank: number, digest: number, entries: number, entryCount: number): number;
+  programBytes(): number;
+  count(tensor: number, what: number): bigint;
+  countAll(): bigint;
+  admitSum(): void;
+  sum(): number;
+  linksAt(): number;
+  sumOfKind(stage: number, kind: number, what: number): bigint;
+  sumOfBuckets(stage: number): bigint;
+  errorCode(): number;
+  errorValue(index: number): bigint;
+}
+
+/** A failure of the planner as it comes out of WebAssembly: a code and up to four values, not yet named. */
+export class PlannerFault extends Error {
+  readonly code: ErrorCode | undefined;
+  readonly values: readonly bigint[];
+
+  constructor(code: ErrorCode | undefined, values: readonly bigint[], cause: unknown) {
+    super(`planner fault ${code} (${values.join(", ")})`, { cause });
+    this.code = code;
+    this.values = values;
+  }
+}
+
+/** Instances are kept for the next question as long as their memory is no more than this, all together. */
+const keepBytes = 64 * 2 ** 20;
+
+let compiled: object | undefined;
+const idle: Planner[] = [];
+
+/** One instance of the planner. Its memory belongs to one question at a time: `borrowPlanner`, then `giveBack`. */
+export class Planner {
+  readonly #exports: PlannerExports;
+
+  constructor() {
+    compiled ??= new engine.Module(decodeBase64(plannerWasm));
+    this.#exports = new engine.Instance(compiled, {}).exports as PlannerExports;
+  }
+
+  /** Views must be taken after the last call that can grow the memory. */
+  get buffer(): ArrayBuffer {
+    return this.#exports.memory.buffer;
+  }
+
+  /** Calls the planner. @throws PlannerFault where it fails; the instance must not be given back then. */
+  call<T>(question: (exports: PlannerExports) => T): T {
+    try {
+      return question(this.#exports);
+    } catch (cause) {
+      const number = this.#exports.errorCode();
+      if (number === 0) throw cause;
+      const values = [0, 1, 2, 3].map((index) => this.#exports.errorValue(index));
+      throw new PlannerFault(errorCodeOf(number), values, cause);
+    }
+  }
+
+  write(bytes: Uint8Array, at: number): void {
+    new Uint8Array(this.buffer, at, bytes.length).set(bytes);
+  }
+}
+
+export function borrowPlanner(): Planner {
+  return idle.pop() ?? new Planner();
+}
+
+/** Keeps an instance for the next question; one that grew large is left to the collector with all that it holds. */
+export function giveBack(planner: Planner): void {
+  if (idleBytes() + planner.buffer.byteLength <= keepBytes) idle.push(planner);
+}
+
+/** What idle instances hold; a test watches that it does not grow. */
+export function idleBytes(): number {
+  return idle.reduce((sum, { buffer }) => sum + buffer.byteLength, 0);
+}
+
+/** A fault that has no better name. */
+export function plainError(fault: PlannerFault): TensorBusError {
+  if (fault.code === undefined) {
+    return new TensorBusError("TB_PLAN_INVALID", `the planner failed: ${fault.message}`, { cause: fault });
+  }
+  return new TensorBusError(fault.code, fault.message, { cause: fault, details: { values: fault.values } });
+}
+
+function decodeBase64(text: string): Uint8Array<ArrayBuffer> {
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  for (let index = 0; index < binary.length; index++) bytes[index] = binary.charCodeAt(index);
+  return bytes;
+}

@@ -1,0 +1,157 @@
+import type { Channels } from "../planner/channels.ts";
+import type { BucketGraph } from "../planner/listing.ts";
+
+/**
+ * What is scheduled, with what waits for what: the jobs of channel r are those from `first[r]` up to `first[r + 1]`, in the
+ * order in which they are sent; then milestones, which take no time.
+ */
+export interface Jobs {
+  readonly count: number;
+  readonly first: Uint32Array;
+  /** Bytes on the wire. */
+  readonly bytes: Float64Array;
+  /** How many jobs each waits for. */
+  readonly waits: Uint32Array;
+  /** Those that wait for job j are `dependents[dependentFirst[j]]` up to `[dependentFirst[j + 1]]`. */
+  readonly dependentFirst: Uint32Array;
+  readonly dependents: Uint32Array;
+}
+
+/** A job for each bucket, and what it waits for. */
+export function bucketJobs(channels: Channels, graph: BucketGraph): Jobs {
+  const first = firstJobs(channels, (row) => channels.buckets[row]!);
+  const rowOf = rowFinder(channels);
+  const jobOf = Uint32Array.from(
+    { length: graph.count },
+    (_, bucket) =>
+      first[rowOf(graph.stage[bucket]!, graph.srcRank[bucket]!, graph.dstRank[bucket]!)]! +
+      graph.sequence[bucket]!,
+  );
+  const bytes = new Float64Array(graph.count);
+  const edges = new Edges();
+  for (let bucket = 0; bucket < graph.count; bucket++) {
+    bytes[jobOf[bucket]!] = graph.wireBytes[bucket]!;
+    for (let at = graph.dependencyFirst[bucket]!; at < graph.dependencyFirst[bucket + 1]!; at++) {
+      edges.add(jobOf[graph.dependencies[at]!]!, jobOf[bucket]!);
+    }
+  }
+  return { count: graph.count, first, bytes, ...edges.byJob(graph.count) };
+}
+
+/** The most jobs that a channel is cut into where buckets are too many. */
+const slicesMost = 16;
+
+/**
+ * Jobs for channels whose buckets are too many to look at each: equal slices of a channel. A slice waits until every channel
+ * of the stage before has brought its rank as large a part of itself.
+ */
+export function sliceJobs(channels: Channels, most: number): Jobs {
+  const each = Math.min(slicesMost, Math.max(1, Math.floor(most / channels.count)));
+  const first = firstJobs(channels, (row) => Math.min(each, channels.buckets[row]!));
+  const slices = first[channels.count]!;
+  const bytes = new Float64Array(slices);
+  for (let row = 0; row < channels.count; row++) {
+    bytes.fill(channels.wireBytes[row]! / (first[row + 1]! - first[row]!), first[row], first[row + 1]);
+  }
+  const edges = new Edges();
+  const milestones = addMilestones(channels, first, edges);
+  const count = slices + milestones;
+  return { count, first, bytes, ...edges.byJob(count) };
+}
+
+/** Puts milestones between what a rank is brought in one stage and what it hands on in the next; answers how many. */
+function addMilestones(channels: Channels, first: Uint32Array, edges: Edges): number {
+  const brought = new Map<number, number[]>();
+  const handed = new Map<number, number[]>();
+  for (let row = 0; row < channels.count; row++) {
+    const stage = channels.stage[row]!;
+    if (stage < 2) listOf(brought, channels.dstRank[row]! * 2 + stage).push(row);
+    if (stage > 0) listOf(handed, channels.srcRank[row]! * 2 + stage - 1).push(row);
+  }
+  let next = first[channels.count]!;
+  const start = next;
+  const slicesOf = (row: number) => first[row + 1]! - first[row]!;
+  for (const [key, consumers] of handed) {
+    const feeders = brought.get(key);
+    if (feeders === undefined) continue;
+    const levels = consumers.reduce((top, row) => Math.max(top, slicesOf(row)), 1);
+    for (let level = 1; level < levels; level++) edges.add(next + level - 1, next + level);
+    for (const row of feeders) {
+      const slices = slicesOf(row);
+      for (let slice = 0; slice < slices; slice++) {
+        edges.add(first[row]! + slice, next + Math.floor((slice * levels) / slices));
+      }
+    }
+    for (const row of consumers) {
+      const slices = slicesOf(row);
+      for (let slice = 0; slice < slices; slice++) {
+        edges.add(next + Math.ceil(((slice + 1) * levels) / slices) - 1, first[row]! + slice);
+      }
+    }
+    next += levels;
+  }
+  return next - start;
+}
+
+function listOf(map: Map<number, number[]>, key: number): number[] {
+  const list = map.get(key) ?? [];
+  if (list.length === 0) map.set(key, list);
+  return list;
+}
+
+function firstJobs(channels: Channels, jobsOf: (row: number) => number): Uint32Array {
+  const first = new Uint32Array(channels.count + 1);
+  for (let row = 0; row < channels.count; row++) first[row + 1] = first[row]! + jobsOf(row);
+  return first;
+}
+
+/** Finds a channel by its ends: rows are sorted by (stage, source, destination). */
+function rowFinder({ count, stage, srcRank, dstRank }: Channels) {
+  return (wantedStage: number, source: number, target: number): number => {
+    let low = 0;
+    let high = count;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      const before = stage[middle]! - wantedStage || srcRank[middle]! - source || dstRank[middle]! - target;
+      if (before < 0) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+}
+
+/** Who waits for whom, collected in any order. */
+class Edges {
+  #from = new Uint32Array(1024);
+  #to = new Uint32Array(1024);
+  #count = 0;
+
+  add(from: number, to: number): void {
+    if (this.#count === this.#from.length) {
+      this.#from = doubled(this.#from);
+      this.#to = doubled(this.#to);
+    }
+    this.#from[this.#count] = from;
+    this.#to[this.#count++] = to;
+  }
+
+  byJob(count: number): Pick<Jobs, "waits" | "dependentFirst" | "dependents"> {
+    const waits = new Uint32Array(count);
+    const dependentFirst = new Uint32Array(count + 1);
+    for (let at = 0; at < this.#count; at++) {
+      waits[this.#to[at]!]!++;
+      dependentFirst[this.#from[at]! + 1]!++;
+    }
+    for (let job = 0; job < count; job++) dependentFirst[job + 1]! += dependentFirst[job]!;
+    const filled = dependentFirst.slice();
+    const dependents = new Uint32Array(this.#count);
+    for (let at = 0; at < this.#count; at++) dependents[filled[this.#from[at]!]!++] = this.#to[at]!;
+    return { waits, dependentFirst, dependents };
+  }
+}
+
+function doubled(words: Uint32Array<ArrayBuffer>): Uint32Array<ArrayBuffer> {
+  const larger = new Uint32Array(words.length * 2);
+  larger.set(words);
+  return larger;
+}

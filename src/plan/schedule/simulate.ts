@@ -1,0 +1,189 @@
+import type { Channels } from "../planner/channels.ts";
+import { EventQueue } from "./event-queue.ts";
+import type { Jobs } from "./jobs.ts";
+import { Turns } from "./turns.ts";
+
+/** What carries the channels: each of its ends carries one job at a time. */
+export interface Wiring {
+  /** For each channel the end of the link that it leaves and that it enters by; -1 where a rank sends to itself. */
+  readonly outEnd: Int32Array;
+  readonly inEnd: Int32Array;
+  readonly ends: number;
+  /** Nanoseconds that each job occupies its ends. */
+  readonly duration: Float64Array;
+  /** Nanoseconds from the last byte of a job on the way to its arrival. */
+  readonly latency: number;
+  /** How many jobs of each stage a receiver asks for at a time. */
+  readonly inFlight: number;
+  /** The most bytes of a bucket. */
+  readonly bucketBytes: number;
+}
+
+/** When the first job of each channel begins and its last one has arrived, in nanoseconds. */
+export interface Timeline {
+  readonly start: Float64Array;
+  readonly end: Float64Array;
+}
+
+const nobody = -1;
+
+/** Runs all jobs, each as soon as what it waits for, its receiver's turns and both ends of its link allow. */
+export function simulate(channels: Channels, jobs: Jobs, wiring: Wiring): Timeline {
+  return new Simulation(channels, jobs, wiring).run();
+}
+
+class Simulation {
+  readonly #channels: Channels;
+  readonly #jobs: Jobs;
+  readonly #wiring: Wiring;
+  readonly #start: Float64Array;
+  readonly #end: Float64Array;
+  /** The job of each channel that is sent next. */
+  readonly #next: Uint32Array;
+  readonly #waits: Uint32Array;
+  readonly #rowOf: Int32Array;
+  readonly #isBusy: Uint8Array;
+  /** The part of each channel that has left. */
+  readonly #progress: Float64Array;
+  /** When a channel was served last, as a number that grows. */
+  readonly #served: Uint32Array;
+  #turn = 0;
+  /** How many jobs of each channel were granted so far. */
+  readonly #granted: Uint32Array;
+  /** For each end the channels that have granted jobs which have not left. */
+  readonly #open: number[][];
+  readonly #turns: Turns;
+  readonly #events = new EventQueue();
+  #now = 0;
+  /** Ends that may have something to do. */
+  #touched: number[] = [];
+
+  constructor(channels: Channels, jobs: Jobs, wiring: Wiring) {
+    const { count } = channels;
+    this.#channels = channels;
+    this.#jobs = jobs;
+    this.#wiring = wiring;
+    this.#start = new Float64Array(count);
+    this.#end = new Float64Array(count);
+    this.#next = jobs.first.slice(0, count);
+    this.#waits = jobs.waits.slice();
+    this.#rowOf = new Int32Array(jobs.count).fill(nobody);
+    for (let row = 0; row < count; row++) this.#rowOf.fill(row, jobs.first[row], jobs.first[row + 1]);
+    this.#isBusy = new Uint8Array(wiring.ends);
+    this.#progress = new Float64Array(count);
+    this.#served = new Uint32Array(count);
+    this.#granted = jobs.first.slice(0, count);
+    this.#open = Array.from({ length: wiring.ends }, () => []);
+    this.#turns = new Turns(channels, jobs, wiring, (row, jobs) => this.#grant(row, jobs));
+  }
+
+  run(): Timeline {
+    const { count, waits } = this.#jobs;
+    for (let job = 0; job < count; job++) if (waits[job] === 0) this.#becomeReady(job);
+    this.#turns.begin();
+    this.#startAll();
+    while (this.#events.size > 0) {
+      this.#now = this.#events.time;
+      while (this.#events.size > 0 && this.#events.time === this.#now) {
+        const event = this.#events.pop();
+        if (event % 2 === 0) this.#leave(event / 2);
+        else this.#arrive((event - 1) / 2);
+      }
+      this.#startAll();
+    }
+    return { start: this.#start, end: this.#end };
+  }
+
+  #grant(row: number, jobs: number): void {
+    const [out, into] = [this.#wiring.outEnd[row]!, this.#wiring.inEnd[row]!];
+    if (this.#granted[row] === this.#next[row]) {
+      this.#open[out]!.push(row);
+      this.#open[into]!.push(row);
+    }
+    this.#granted[row]! += jobs;
+    this.#touched.push(out);
+  }
+
+  #startAll(): void {
+    const touched = this.#touched;
+    this.#touched = [];
+    for (const end of touched) this.#startAt(end);
+  }
+
+  #startAt(end: number): void {
+    if (this.#isBusy[end] === 1) return;
+    let chosen = nobody;
+    for (const row of this.#open[end]!) {
+      if (this.#canStart(row) && (chosen === nobody || this.#isFirst(row, chosen))) chosen = row;
+    }
+    if (chosen === nobody) return;
+    const job = this.#next[chosen]!;
+    if (job === this.#jobs.first[chosen]) this.#start[chosen] = this.#now;
+    this.#served[chosen] = ++this.#turn;
+    this.#isBusy[this.#wiring.outEnd[chosen]!] = 1;
+    this.#isBusy[this.#wiring.inEnd[chosen]!] = 1;
+    this.#events.push(this.#now + this.#wiring.duration[job]!, job * 2);
+  }
+
+  /**
+   * The earlier stage goes first, so that later ones have what they wait for as early as can be; then the channel that has
+   * come least far; then the one that was served longest ago.
+   */
+  #isFirst(row: number, other: number): boolean {
+    const stage = this.#channels.stage[row]! - this.#channels.stage[other]!;
+    if (stage !== 0) return stage < 0;
+    const progress = this.#progress[row]! - this.#progress[other]!;
+    return progress === 0 ? this.#served[row]! < this.#served[other]! : progress < 0;
+  }
+
+  #canStart(row: number): boolean {
+    return (
+      this.#waits[this.#next[row]!] === 0 &&
+      this.#isBusy[this.#wiring.outEnd[row]!] === 0 &&
+      this.#isBusy[this.#wiring.inEnd[row]!] === 0
+    );
+  }
+
+  /** All of a job is on its way: its ends are free. */
+  #leave(job: number): void {
+    const row = this.#rowOf[job]!;
+    const [out, into] = [this.#wiring.outEnd[row]!, this.#wiring.inEnd[row]!];
+    this.#isBusy[out] = 0;
+    this.#isBusy[into] = 0;
+    this.#touched.push(out, into);
+    const [first, end] = [this.#jobs.first[row]!, this.#jobs.first[row + 1]!];
+    this.#progress[row] = (++this.#next[row]! - first) / (end - first);
+    if (this.#next[row] === this.#granted[row]) {
+      remove(this.#open[out]!, row);
+      remove(this.#open[into]!, row);
+    }
+    this.#turns.took(row, job);
+    if (this.#wiring.latency === 0) this.#arrive(job);
+    else this.#events.push(this.#now + this.#wiring.latency, job * 2 + 1);
+  }
+
+  #arrive(job: number): void {
+    const row = this.#rowOf[job]!;
+    if (row !== nobody) this.#end[row] = this.#now;
+    const { dependentFirst, dependents } = this.#jobs;
+    for (let at = dependentFirst[job]!; at < dependentFirst[job + 1]!; at++) {
+      const dependent = dependents[at]!;
+      if (--this.#waits[dependent]! === 0) this.#becomeReady(dependent);
+    }
+  }
+
+  /** What goes nowhere has arrived at once. */
+  #becomeReady(job: number): void {
+    const row = this.#rowOf[job]!;
+    if (row === nobody || this.#wiring.outEnd[row] === nobody) {
+      if (row !== nobody && job === this.#jobs.first[row]) this.#start[row] = this.#now;
+      this.#arrive(job);
+    } else {
+      this.#touched.push(this.#wiring.outEnd[row]!);
+    }
+  }
+}
+
+function remove(rows: number[], row: number): void {
+  rows.splice(rows.indexOf(row), 1);
+}

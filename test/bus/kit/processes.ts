@@ -1,0 +1,126 @@
+/** Real processes for the tests: fixtures are bundled once a run, forked, and ended with the test that forked them. */
+import { type ChildProcess, fork } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { buildSync } from "esbuild";
+import { afterAll, afterEach } from "vitest";
+import { openEventPort } from "../../../src/bus/process/event-port.ts";
+import { unlinkHeartbeat } from "../../../src/bus/process/liveness.ts";
+import { unlinkSemaphore } from "../../../src/bus/process/semaphore.ts";
+import { openCommandQueue } from "../../../src/bus/queue/command-queue.ts";
+import { openState } from "../../../src/bus/queue/state.ts";
+import type { BusPaths } from "../children/echo-client.ts";
+
+const root = join(import.meta.dirname, "../../..");
+// Inside of the repository, so that the packages that stay outside of the bundle are found.
+const folder = join(root, "node_modules/.cache/tensorbus-test", String(process.pid));
+const built = new Set<string>();
+const children = new Set<ChildProcess>();
+const temporary: string[] = [];
+const used: BusPaths[] = [];
+
+/** The bundle of a fixture of this folder. */
+function bundle(name: string): string {
+  const outfile = join(folder, `${name}.mjs`);
+  if (!built.has(name)) {
+    mkdirSync(folder, { recursive: true });
+    buildSync({
+      entryPoints: [join(import.meta.dirname, "../children", `${name}.ts`)],
+      bundle: true,
+      format: "esm",
+      platform: "node",
+      target: "node20.19",
+      packages: "external",
+      outfile,
+      logLevel: "warning",
+    });
+    built.add(name);
+  }
+  return outfile;
+}
+
+export function forkFixture(name: string, options: unknown, execArgv: string[] = []): ChildProcess {
+  const child = fork(bundle(name), [JSON.stringify(options)], { serialization: "advanced", execArgv });
+  children.add(child);
+  child.once("exit", () => children.delete(child));
+  return child;
+}
+
+/** The next message that `accept` takes; an error if the process ends before. */
+export function messageOf<T>(child: ChildProcess, accept: (message: T) => boolean = () => true): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const onMessage = (message: unknown) => {
+      if (accept(message as T)) settle(() => resolve(message as T));
+    };
+    const onExit = (code: number | null, signal: string | null) =>
+      settle(() => reject(new Error(`the process ended with ${signal ?? code}`)));
+    const settle = (then: () => void) => {
+      child.off("message", onMessage);
+      child.off("exit", onExit);
+      then();
+    };
+    child.on("message", onMessage);
+    child.on("exit", onExit);
+  });
+}
+
+export function exitOf(child: ChildProcess): Promise<{ code: number | null; signal: string | null }> {
+  if (child.exitCode !== null || child.signalCode !== null) {
+    return Promise.resolve({ code: child.exitCode, signal: child.signalCode });
+  }
+  return new Promise((resolve) => child.once("exit", (code, signal) => resolve({ code, signal })));
+}
+
+/** Resolves once the kernel says that the process is stopped. */
+export async function stopped(child: ChildProcess): Promise<void> {
+  for (;;) {
+    const stat = readFileSync(`/proc/${child.pid}/stat`, "utf8");
+    if (stat.slice(stat.lastIndexOf(")") + 2)[0] === "T") return;
+    await sleep(2);
+  }
+}
+
+export async function kill(child: ChildProcess, signal: NodeJS.Signals = "SIGKILL"): Promise<void> {
+  const gone = exitOf(child);
+  child.kill(signal);
+  await gone;
+}
+
+/** A fresh private folder, removed after the tests of the file. */
+export function temporaryFolder(): string {
+  const path = mkdtempSync(join(tmpdir(), "tensorbus-test-"));
+  temporary.push(path);
+  return path;
+}
+
+export function freshPaths(): BusPaths & { readonly log: string } {
+  const path = temporaryFolder();
+  const paths = { queue: join(path, "queue"), state: join(path, "state"), log: join(path, "log") };
+  used.push(paths);
+  return paths;
+}
+
+/** Removes the names that killed processes left in shared memory: what their next agent would do. */
+async function sweep(paths: BusPaths): Promise<void> {
+  if (!existsSync(paths.queue) || !existsSync(paths.state)) return;
+  await using port = openEventPort();
+  await using queue = await openCommandQueue({ path: paths.queue, port });
+  await using state = await openState({ path: paths.state, port });
+  for (const { wake } of queue.clients()) unlinkSemaphore(wake);
+  const agent = state.agent();
+  if (agent === undefined) return;
+  unlinkSemaphore(agent.wake);
+  unlinkHeartbeat(agent.heartbeat);
+}
+
+afterEach(async () => {
+  await Promise.all([...children].map((child) => kill(child)));
+  for (const paths of used.splice(0)) await sweep(paths);
+});
+
+afterAll(() => {
+  for (const path of temporary.splice(0)) rmSync(path, { recursive: true, force: true });
+  rmSync(folder, { recursive: true, force: true });
+});

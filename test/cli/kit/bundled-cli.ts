@@ -1,0 +1,98 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { build } from "esbuild";
+
+const root = join(import.meta.dirname, "../../..");
+
+export interface FinishedCommand {
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** The command line as users run it: a script of its own, in processes of its own. */
+export class BundledCli {
+  readonly folder: string;
+  readonly script: string;
+
+  private constructor(folder: string) {
+    this.folder = folder;
+    this.script = join(folder, "cli.mjs");
+  }
+
+  static async build(): Promise<BundledCli> {
+    mkdirSync(join(root, "build"), { recursive: true });
+    const cli = new BundledCli(mkdtempSync(join(root, "build", "cli-")));
+    await build({
+      entryPoints: [join(root, "src/cli/main.ts")],
+      outfile: cli.script,
+      bundle: true,
+      format: "esm",
+      platform: "node",
+      target: "node20.19",
+      packages: "external",
+      logLevel: "warning",
+    });
+    return cli;
+  }
+
+  start(argv: readonly string[], environment: NodeJS.ProcessEnv = {}): RunningCommand {
+    return new RunningCommand(
+      spawn(process.execPath, [this.script, ...argv], {
+        stdio: ["ignore", "pipe", "pipe"],
+        env: { ...process.env, ...environment },
+      }),
+    );
+  }
+
+  run(...argv: string[]): Promise<FinishedCommand> {
+    return this.start(argv).finished;
+  }
+
+  remove(): void {
+    rmSync(this.folder, { recursive: true, force: true });
+  }
+}
+
+export class RunningCommand {
+  readonly process: ChildProcess;
+  readonly finished: Promise<FinishedCommand>;
+  #stdout = "";
+  #stderr = "";
+  readonly #listeners = new Set<() => void>();
+
+  constructor(child: ChildProcess) {
+    this.process = child;
+    child.stdout!.on("data", (data: Buffer) => {
+      this.#stdout += data.toString();
+      for (const listener of this.#listeners) listener();
+    });
+    child.stderr!.on("data", (data: Buffer) => {
+      this.#stderr += data.toString();
+      for (const listener of this.#listeners) listener();
+    });
+    this.finished = new Promise((resolve) => {
+      child.once("close", (code) => resolve({ code, stdout: this.#stdout, stderr: this.#stderr }));
+    });
+  }
+
+  /** Resolves once the output, stderr included, holds the text; rejects if the command ends without it. */
+  async printed(text: string): Promise<void> {
+    await Promise.race([
+      new Promise<void>((resolve) => {
+        const check = () => {
+          if (!`${this.#stdout}${this.#stderr}`.includes(text)) return;
+          this.#listeners.delete(check);
+          resolve();
+        };
+        this.#listeners.add(check);
+        check();
+      }),
+      this.finished.then(({ stdout, stderr }) => {
+        if (!`${stdout}${stderr}`.includes(text))
+          throw new Error(`ended without ${text}: ${stdout}${stderr}`);
+      }),
+    ]);
+  }
+}
