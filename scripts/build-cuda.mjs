@@ -41,7 +41,17 @@ function compile(command) {
     const source = join(root, "native/cuda/kernels.cu");
     execFileSync(
       command,
-      ["-ptx", `-arch=${architecture}`, "-std=c++17", "-O3", ...numerics, "-o", made, source],
+      [
+        "-ptx",
+        `-arch=${architecture}`,
+        "-std=c++17",
+        "-O3",
+        `-I${join(root, "native/src")}`,
+        ...numerics,
+        "-o",
+        made,
+        source,
+      ],
       {
         stdio: ["ignore", "ignore", "inherit"],
       },

@@ -11,6 +11,6 @@ export default function setup(): void {
     cwd: root,
     stdio: "inherit",
   });
-  // A libcuda for tests without a GPU: test/doubles/cuda.
+  // A libcuda for tests without a GPU: native/test/doubles/cuda.
   execFileSync("make", ["-s", "-C", join(root, "native"), "doubles"], { stdio: "inherit" });
 }

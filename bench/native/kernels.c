@@ -10,8 +10,8 @@
 #include <string.h>
 #include <time.h>
 
-#include "../../native/src/cursor.h"
-#include "../../native/src/dtype.h"
+#include "kernels/cursor.h"
+#include "kernels/dtype.h"
 
 enum { MAX_REPEATS = 1001 };
 

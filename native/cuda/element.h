@@ -6,8 +6,8 @@
 #ifndef TB_CUDA_ELEMENT_H
 #define TB_CUDA_ELEMENT_H
 
-#include "../src/convert.h"
-#include "../src/dtype.h"
+#include "kernels/convert.h"
+#include "kernels/dtype.h"
 
 enum tb_number_kind { TB_NUMBER_F64, TB_NUMBER_F32, TB_NUMBER_I64 };
 
@@ -166,7 +166,7 @@ TB_FUNCTION uint64_t tb_bits_of_number(uint32_t dtype, tb_number number) {
     }
 }
 
-/* ---- reductions: as the loops of native/src/reduce_loops.h
+/* ---- reductions: as the loops of native/src/kernels/reduce_loops.h
  * --------------------------------------------------------- */
 
 #define TB_COMBINE_FLOAT(name, type)                                                                         \

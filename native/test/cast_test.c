@@ -6,8 +6,8 @@
 #include <stdbool.h>
 
 #include "check.h"
-#include "cursor.h"
-#include "dtype.h"
+#include "kernels/cursor.h"
+#include "kernels/dtype.h"
 #include "isa_levels.h"
 
 typedef struct narrow_float {

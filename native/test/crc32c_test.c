@@ -1,7 +1,7 @@
 /* CRC-32C: known values, every way against the definition, and continuing at any place. */
 #include "check.h"
-#include "crc32c.h"
-#include "isa.h"
+#include "kernels/crc32c.h"
+#include "kernels/isa.h"
 #include "tensorbus.h"
 
 enum { ROOM = 40000 };

@@ -11,7 +11,7 @@
 #ifdef HAVE_CUDA
 #define TB_CUDA_REAL_TYPES
 #endif
-#include "cuda_api.h"
+#include "cuda/cuda_api.h"
 
 #include "check.h"
 

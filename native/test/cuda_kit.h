@@ -1,9 +1,9 @@
-/* The worker of the double of libcuda (test/doubles/cuda), and memory on it, for tests without a GPU. */
+/* The worker of the double of libcuda (native/test/doubles/cuda), and memory on it, for tests without a GPU. */
 #ifndef TB_TEST_CUDA_KIT_H
 #define TB_TEST_CUDA_KIT_H
 
 #include "check.h"
-#include "cuda_worker.h"
+#include "cuda/cuda_worker.h"
 
 static const uint8_t double_uuid[16] = "cuda-double-dev0";
 

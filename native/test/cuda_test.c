@@ -6,9 +6,9 @@
 #include <math.h>
 
 #include "cuda_kit.h"
-#include "cuda_moves.h"
-#include "cursor.h"
-#include "dtype.h"
+#include "cuda/cuda_moves.h"
+#include "kernels/cursor.h"
+#include "kernels/dtype.h"
 
 enum { ARENA = 64 * 1024 };
 

@@ -3,8 +3,8 @@
  * pieces of random length, by every function that takes them. All memory is exactly as large as it has to be.
  */
 #include "check.h"
-#include "cursor.h"
-#include "dtype.h"
+#include "kernels/cursor.h"
+#include "kernels/dtype.h"
 #include "isa_levels.h"
 
 enum { MAX_WORDS = 3 + 2 * 5 };

@@ -2,7 +2,7 @@
 #include <limits.h>
 
 #include "check.h"
-#include "cursor.h"
+#include "kernels/cursor.h"
 
 #define WORDS(...) (const int64_t[]){__VA_ARGS__}
 #define COUNT(...) (sizeof(WORDS(__VA_ARGS__)) / sizeof(int64_t))

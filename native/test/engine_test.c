@@ -1,5 +1,5 @@
 /* What all transports and carriers must do with programs, on worlds small enough to say by hand. */
-#include "dtype.h"
+#include "kernels/dtype.h"
 #include "world_kit.h"
 
 static const world_options *transport;

@@ -2,7 +2,7 @@
 #include <errno.h>
 
 #include "check.h"
-#include "error.h"
+#include "base/error.h"
 
 static void fills(void) {
     tb_error err;

@@ -6,8 +6,8 @@
 #include <errno.h>
 #include <sys/socket.h>
 
-#include "dtype.h"
-#include "wire.h"
+#include "kernels/dtype.h"
+#include "wire/wire.h"
 #include "world_kit.h"
 
 enum { EVIL_BYTES = 1 << 20, EVIL_PARTS = 8, EVIL_GRAPH = 4242, EVIL_INCARNATION = 77 };

@@ -1,5 +1,5 @@
 /* Cancels, deadlines, deaths and disagreements: every rank learns of them, and memory is quiet afterwards. */
-#include "dtype.h"
+#include "kernels/dtype.h"
 #include "world_kit.h"
 
 static const world_options *transport;

@@ -1,8 +1,8 @@
 /* Whatever a source exports: what is accepted never makes its target read outside of the source's region. */
-#include "carrier.h"
-#include "cursor.h"
-#include "dtype.h"
-#include "engine.h"
+#include "carriers/carrier.h"
+#include "kernels/cursor.h"
+#include "kernels/dtype.h"
+#include "round/engine.h"
 #include "world_kit.h"
 
 enum { COLUMNS = 5, ROWS = 6, CHUNKS = 3, REGION = 512 };

@@ -4,7 +4,7 @@
 
 #include <stdio.h>
 
-#include "isa.h"
+#include "kernels/isa.h"
 
 static inline void at_every_level(void (*test)(void)) {
     for (int level = 0; level < TB_ISA_COUNT; level++) {

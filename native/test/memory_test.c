@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "available.h"
+#include "base/available.h"
 #include "check.h"
 #include "tensorbus.h"
 

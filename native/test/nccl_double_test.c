@@ -10,8 +10,8 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "cuda_api.h"
-#include "nccl_api.h"
+#include "cuda/cuda_api.h"
+#include "carriers/nccl/nccl_api.h"
 
 static const tb_cuda_api *cuda;
 static const tb_nccl_api *nccl;

@@ -1,5 +1,5 @@
 /* Programs with bytes changed at random: each is refused, or does no harm where it is not. */
-#include "dtype.h"
+#include "kernels/dtype.h"
 #include "world_kit.h"
 
 static uint64_t seed = 88172645463325252u;

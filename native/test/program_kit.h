@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cursor.h"
-#include "program.h"
+#include "kernels/cursor.h"
+#include "program/program.h"
 
 enum { KIT_CHUNKS = 8, KIT_DEPENDENCIES = 16, KIT_WORDS = 11, KIT_TENSORS = 16 };
 

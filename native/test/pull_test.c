@@ -6,10 +6,10 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-#include "carrier.h"
-#include "dtype.h"
-#include "error.h"
-#include "handle.h"
+#include "carriers/carrier.h"
+#include "kernels/dtype.h"
+#include "base/error.h"
+#include "base/handle.h"
 #include "world_kit.h"
 
 enum { BYTES = 4 << 20 };

@@ -5,8 +5,8 @@
 #include <math.h>
 
 #include "check.h"
-#include "cursor.h"
-#include "dtype.h"
+#include "kernels/cursor.h"
+#include "kernels/dtype.h"
 #include "isa_levels.h"
 
 static uint64_t seed = 3;

@@ -5,8 +5,8 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-#include "dtype.h"
-#include "wire.h"
+#include "kernels/dtype.h"
+#include "wire/wire.h"
 #include "world_kit.h"
 
 enum { BYTES = 4 << 20, PARTS = 8 };

@@ -1,4 +1,4 @@
-/** GPU memory of clients, as their agent opens it, on the double of libcuda (test/doubles/cuda). */
+/** GPU memory of clients, as their agent opens it, on the double of libcuda (native/test/doubles/cuda). */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { afterAll, beforeAll, expect, test } from "vitest";

@@ -1,4 +1,4 @@
-/** Events that order rounds with the work of those who own the memory, on the doubles of libcuda and libnccl (test/doubles). */
+/** Events that order rounds with the work of those who own the memory, on the doubles of libcuda and libnccl (native/test/doubles). */
 import { expect, test } from "vitest";
 import { deviceOf, useDoubles } from "../transport/kit/nccl-doubles.ts";
 import { type AgentWorld, failureOf, joinPair, type Side } from "./kit/agent-kit.ts";

@@ -1,4 +1,4 @@
-/** GPU memory that ends before its batch does, and an agent without a GPU, on the doubles of test/doubles. */
+/** GPU memory that ends before its batch does, and an agent without a GPU, on the doubles of native/test/doubles. */
 import { readFileSync } from "node:fs";
 import { afterEach, describe, expect, test } from "vitest";
 import { missingDevice } from "../doubles/cuda/index.ts";

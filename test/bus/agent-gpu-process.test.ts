@@ -1,4 +1,4 @@
-/** Agents of GPUs as processes of their own, on the doubles of libcuda and libnccl (test/doubles). */
+/** Agents of GPUs as processes of their own, on the doubles of libcuda and libnccl (native/test/doubles). */
 import { describe, expect, test } from "vitest";
 import { missingDevice } from "../doubles/cuda/index.ts";
 import { freePort } from "../kit/free-ports.ts";

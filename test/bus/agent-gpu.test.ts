@@ -1,4 +1,4 @@
-/** Rounds between tensors in GPU memory of other processes, by agents, on the doubles of libcuda and libnccl (test/doubles). */
+/** Rounds between tensors in GPU memory of other processes, by agents, on the doubles of libcuda and libnccl (native/test/doubles). */
 import { describe, expect, test } from "vitest";
 import { deviceOf, useDoubles } from "../transport/kit/nccl-doubles.ts";
 import { failureOf, joinPair, type Side } from "./kit/agent-kit.ts";

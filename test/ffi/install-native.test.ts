@@ -10,12 +10,12 @@ const root = join(import.meta.dirname, "../..");
 let folder: string;
 beforeEach(() => {
   folder = join(mkdtempSync(join(tmpdir(), "tensorbus-install-")), "node_modules", "tensor bus");
-  mkdirSync(join(folder, "native/src"), { recursive: true });
+  mkdirSync(join(folder, "native/src/base"), { recursive: true });
   cpSync(join(root, "native/Makefile"), join(folder, "native/Makefile"));
   cpSync(join(root, "native/include"), join(folder, "native/include"), { recursive: true });
   cpSync(join(root, "scripts/install-native.mjs"), join(folder, "scripts/install-native.mjs"));
   writeFileSync(
-    join(folder, "native/src/version.c"),
+    join(folder, "native/src/base/version.c"),
     '#include "tensorbus.h"\nuint32_t tb_abi_version(void) { return TB_ABI_VERSION; }\n',
   );
 });
@@ -63,7 +63,7 @@ describe("install-native", () => {
   });
 
   it("shows the compiler's words when the build fails", () => {
-    writeFileSync(join(folder, "native/src/broken.c"), "#error broken on purpose\n");
+    writeFileSync(join(folder, "native/src/base/broken.c"), "#error broken on purpose\n");
     const { status, output } = install();
     expect(status).toBe(0);
     expect(output).toMatch(/broken on purpose/);

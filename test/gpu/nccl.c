@@ -15,8 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "cuda_api.h"
-#include "nccl_api.h"
+#include "cuda/cuda_api.h"
+#include "carriers/nccl/nccl_api.h"
 
 enum { BYTES = 8 << 20, DEADLINE_MS = 60000 };
 

@@ -1,4 +1,4 @@
-/** What lacks on a machine, and memory that others cannot open, on the double of libcuda (test/doubles/cuda). */
+/** What lacks on a machine, and memory that others cannot open, on the double of libcuda (native/test/doubles/cuda). */
 import koffi from "koffi";
 import { expect, test } from "vitest";
 import { createExecutor } from "../../src/exec/executor.ts";

@@ -1,4 +1,4 @@
-/** cuda-ipc on a test double of libcuda (test/doubles/cuda): no GPU takes part. */
+/** cuda-ipc on a test double of libcuda (native/test/doubles/cuda): no GPU takes part. */
 import { expect, test } from "vitest";
 import { DeviceMemory, HostMemory } from "../../src/memory/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";

@@ -1,4 +1,4 @@
-/** What only the nccl transport can be asked, on the doubles of libcuda and libnccl (test/doubles). */
+/** What only the nccl transport can be asked, on the doubles of libcuda and libnccl (native/test/doubles). */
 import { copyFileSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

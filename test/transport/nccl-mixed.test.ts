@@ -1,5 +1,5 @@
 /**
- * Sessions in which some pairs of ranks take cuda-ipc and some nccl, on the doubles of libcuda and libnccl (test/doubles):
+ * Sessions in which some pairs of ranks take cuda-ipc and some nccl, on the doubles of libcuda and libnccl (native/test/doubles):
  * every third rank offers NCCL alone, as one on another host would. All else is the compliance of every transport.
  */
 import { select } from "../../src/transport/selection.ts";

@@ -1,4 +1,4 @@
-/** Ranks of the nccl transport in processes of their own, on the doubles of libcuda and libnccl (test/doubles). */
+/** Ranks of the nccl transport in processes of their own, on the doubles of libcuda and libnccl (native/test/doubles). */
 import { type ChildProcess, fork } from "node:child_process";
 import { once } from "node:events";
 import { afterAll, beforeAll, expect, test } from "vitest";

@@ -1,4 +1,4 @@
-/** Which pairs of ranks take nccl, and rounds in which some do, on the doubles of libcuda and libnccl (test/doubles). */
+/** Which pairs of ranks take nccl, and rounds in which some do, on the doubles of libcuda and libnccl (native/test/doubles). */
 import { copyFileSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

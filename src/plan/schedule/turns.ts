@@ -2,7 +2,7 @@ import type { Channels } from "../planner/channels.ts";
 import type { Jobs } from "./jobs.ts";
 import type { Wiring } from "./simulate.ts";
 
-/** Jobs below this size count by their bytes: more of them are asked for at a time (`native/src/round_receive.c`). */
+/** Jobs below this size count by their bytes: more of them are asked for at a time (`native/src/round/round_receive.c`). */
 const smallBytes = 2 ** 20;
 
 /** What a receiver takes in one stage: the channels of its jobs in the order in which it asks for them. */

@@ -1,4 +1,4 @@
-/** Processes that own memory of GPUs, and agents that move it, on the doubles of test/doubles. */
+/** Processes that own memory of GPUs, and agents that move it, on the doubles of native/test/doubles. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import koffi from "koffi";

@@ -1,4 +1,4 @@
-/** What lets a test run on the doubles of libcuda and libnccl: see test/doubles. Each rank has the device of its number. */
+/** What lets a test run on the doubles of libcuda and libnccl: see native/test/doubles. Each rank has the device of its number. */
 import { join } from "node:path";
 import { memoryStores } from "../../../src/store/memory-store.ts";
 import type { Transport } from "../../../src/transport/transport.ts";

@@ -1,0 +1,178 @@
+/*
+ * The carrier of one GPU, or of GPUs that reach each other: a target opens the allocations that its source's
+ * tensors lie in by their IPC handles, and its own kernels move elements from there to where they belong,
+ * cast and fold included. Within one process there is nothing to open: its addresses are ours.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda/device.h"
+#include "base/error.h"
+
+typedef struct ipc_region {
+    uint64_t base;   /* of the region, in this process */
+    uint64_t opened; /* of the allocation, where it was opened */
+} ipc_region;
+
+typedef struct ipc_import {
+    tb_cuda_moves moves;
+    uint32_t first_group[TB_STAGES];
+    uint32_t group_count;
+    ipc_region regions[];
+} ipc_import;
+
+/* Memory without a handle is of use to ranks of this process alone; the target says so where it is another. */
+static int32_t ipc_describe(tb_session *session, const tb_region *region, tb_wire_region *row, tb_error *err) {
+    (void)err;
+    row->descriptor = region->device.has_handle;
+    memcpy(row->handle, region->device.handle, sizeof row->handle);
+    memcpy(row->uuid, session->options.device, sizeof row->uuid);
+    row->file_offset = region->device.offset;
+    return TB_OK;
+}
+
+/* ---- prepare: the target
+ * ------------------------------------------------------------------------------------ */
+
+typedef struct open_call {
+    tb_import *import;
+    ipc_import *opened;
+} open_call;
+
+static int32_t open_region(tb_cuda_worker *worker, const tb_import *import, uint32_t index, ipc_region *own,
+                           tb_error *err) {
+    const tb_wire_region *region = &import->regions[index];
+    tb_cu_ipc_memory handle;
+    tb_cu_pointer base = 0;
+    size_t bytes = 0;
+    if (!region->descriptor) {
+        return tb_fail(err, TB_EUNSUPPORTED, import->rank, 0, "rank %d: %s", import->rank, TB_NO_IPC_HANDLE);
+    }
+    memcpy(&handle, region->handle, sizeof handle);
+    int32_t code = tb_cuda_worker_open_memory(worker, &handle, &base, err);
+    if (code != TB_OK) {
+        return code;
+    }
+    own->opened = base;
+    own->base = base + region->file_offset;
+    TB_CUDA_TRY(worker->api, cuMemGetAddressRange_v2(&base, &bytes, own->opened), err);
+    if (region->file_offset > bytes || region->bytes > bytes - region->file_offset) {
+        return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d exports more than its CUDA memory has",
+                       import->rank);
+    }
+    return TB_OK;
+}
+
+static int32_t do_open(tb_cuda_worker *worker, void *argument, tb_error *err) {
+    open_call *ask = argument;
+    const tb_wire_host *own = &ask->import->session->host;
+    bool here = ask->import->host.pid == own->pid && ask->import->host.pid_start == own->pid_start;
+    int32_t code = TB_OK;
+    for (uint32_t i = 0; i < ask->import->region_count && code == TB_OK; i++) {
+        if (here) {
+            ask->opened->regions[i].base = ask->import->regions[i].address;
+        } else {
+            code = open_region(worker, ask->import, i, &ask->opened->regions[i], err);
+        }
+    }
+    return code;
+}
+
+static int32_t add_bucket(tb_import *import, const tb_graph *graph, uint8_t stage, uint32_t bucket,
+                          tb_error *err) {
+    ipc_import *opened = import->opened;
+    const tb_bucket *row = &graph->program.buckets[bucket];
+    int32_t code = TB_OK;
+    for (uint32_t c = row->first_chunk; c < row->first_chunk + row->chunk_count && code == TB_OK; c++) {
+        const tb_wire_end *end = tb_import_end(import, stage, c);
+        if (end->descriptor == TB_NONE) {
+            return tb_fail(err, TB_EPROTOCOL, import->rank, 0,
+                           "rank %d exports a piece without its descriptor", import->rank);
+        }
+        tb_cuda_place source = {opened->regions[end->region].base + end->at, import->words + end->descriptor,
+                                end->dtype};
+        code = tb_device_add_chunk(graph, &opened->moves, opened->group_count, &graph->program.chunks[c],
+                                   &source, err);
+    }
+    opened->group_count++;
+    return code;
+}
+
+/* One group a bucket, in the order of stages and sequences. */
+static int32_t add_buckets(tb_import *import, const tb_side *side, tb_error *err) {
+    ipc_import *opened = import->opened;
+    int32_t code = TB_OK;
+    for (uint8_t stage = 0; stage < TB_STAGES; stage++) {
+        opened->first_group[stage] = opened->group_count;
+        if (side->receive[stage] == TB_NONE) {
+            continue;
+        }
+        const tb_channel *channel = &side->graph->program.channels[side->receive[stage]];
+        for (uint32_t i = 0; i < channel->bucket_count && code == TB_OK; i++) {
+            code = add_bucket(import, side->graph, stage, channel->first_bucket + i, err);
+        }
+    }
+    return code;
+}
+
+static int32_t ipc_open(tb_import *import, const tb_side *side, tb_error *err) {
+    tb_device *device = import->session->device;
+    ipc_import *opened = calloc(1, sizeof *opened + import->region_count * sizeof *opened->regions);
+    if (opened == NULL) {
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u regions of rank %d", import->region_count,
+                       import->rank);
+    }
+    import->opened = opened;
+    open_call ask = {import, opened};
+    int32_t code = tb_cuda_worker_call(tb_device_worker(device), do_open, &ask, err);
+    if (code == TB_OK) {
+        code = add_buckets(import, side, err);
+    }
+    return code == TB_OK ? tb_device_load(device, &opened->moves, opened->group_count, err) : code;
+}
+
+static int32_t do_close(tb_cuda_worker *worker, void *argument, tb_error *err) {
+    open_call *ask = argument;
+    for (uint32_t i = 0; i < ask->import->region_count; i++) {
+        if (ask->opened->regions[i].opened != 0) {
+            tb_cuda_worker_close_memory(worker, ask->opened->regions[i].opened, err);
+        }
+    }
+    return TB_OK;
+}
+
+static void ipc_close(tb_import *import) {
+    ipc_import *opened = import->opened;
+    if (opened == NULL) {
+        return;
+    }
+    tb_device *device = import->session->device;
+    open_call ask = {import, opened};
+    tb_device_unload(device, &opened->moves);
+    tb_cuda_worker_call(tb_device_worker(device), do_close, &ask, NULL);
+    free(opened);
+    import->opened = NULL;
+}
+
+/* ---- rounds
+ * --------------------------------------------------------------------------------------------------- */
+
+static void ipc_submit(tb_pull *pull) {
+    const tb_program *program = &pull->graph->program;
+    const ipc_import *opened = pull->import->opened;
+    uint8_t stage = tb_bucket_channel(program, pull->bucket)->stage;
+    uint32_t group = opened->first_group[stage] + tb_bucket_sequence(program, pull->bucket);
+    tb_device_submit(pull->graph->session->device, pull, &opened->moves, group);
+}
+
+const tb_carrier tb_carrier_cuda_ipc = {
+    .name = "cuda-ipc",
+    .memory = TB_MEMORY_CUDA,
+    .same_host = true,
+    .same_device = true,
+    .other_device = true,
+    .describe = ipc_describe,
+    .open = ipc_open,
+    .close = ipc_close,
+    .submit = ipc_submit,
+};

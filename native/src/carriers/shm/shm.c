@@ -1,0 +1,257 @@
+/*
+ * The carrier of one host: a target reads shared memory through a mapping of its own, and private memory of
+ * another process by process_vm_readv, through a buffer that stays in the second-level cache. A process that
+ * is read in is pinned by a pidfd, and known by when it began: a number that was given to another process is
+ * noticed before a bucket counts.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "carriers/carrier.h"
+#include "base/error.h"
+#include "flow/flow_parts.h"
+#include "memory/shared_table.h"
+#include "carriers/shm/shm_map.h"
+
+typedef struct shm_region {
+    const uint8_t *base; /* where it lies in this process; NULL: only in the other one */
+    tb_shm_map *map;
+} shm_region;
+
+typedef struct shm_import {
+    int pid_fd;
+    shm_region regions[];
+} shm_import;
+
+/* ---- prepare ------------------------------------------------------------------------------------------- */
+
+static int32_t shm_describe(tb_session *session, const tb_region *region, tb_wire_region *row,
+                            tb_error *err) {
+    tb_shared shared;
+    if (region->memory != TB_MEMORY_SHARED) {
+        return TB_OK;
+    }
+    if (!tb_shared_find(region->address, region->bytes, &shared)) {
+        return tb_fail(err, TB_EREGION, session->options.rank, 0,
+                       "shared memory was unmapped while it is registered");
+    }
+    row->descriptor = shared.fd;
+    row->device = shared.device;
+    row->inode = shared.inode;
+    row->file_bytes = shared.file_bytes;
+    row->file_offset = region->address - shared.address;
+    return TB_OK;
+}
+
+static bool is_own(const tb_import *import) {
+    const tb_wire_host *own = &import->session->host;
+    return (import->session->options.carriers & TB_CARRY_APART) == 0 && import->host.pid == own->pid
+           && import->host.pid_start == own->pid_start;
+}
+
+static int32_t pin(tb_import *import, shm_import *opened, tb_error *err) {
+    opened->pid_fd = (int)syscall(SYS_pidfd_open, import->host.pid, 0);
+    int os_errno = opened->pid_fd < 0 ? errno : 0;
+    if (os_errno == ENOSYS || os_errno == EPERM) {
+        return tb_fail(err, TB_EUNSUPPORTED, import->rank, os_errno, "pidfd_open of rank %d", import->rank);
+    }
+    if (os_errno != 0 && os_errno != ESRCH) {
+        return tb_fail(err, TB_ESYSTEM, import->rank, os_errno, "pidfd_open of rank %d", import->rank);
+    }
+    if (os_errno == ESRCH || !tb_host_lives(&import->host)) {
+        return tb_fail(err, TB_EPEER_LOST, import->rank, 0, "the process of rank %d is gone", import->rank);
+    }
+    return TB_OK;
+}
+
+/*
+ * Whether the kernel lets us read there at all, and whether the process is the one that we talk to, is better known before
+ * a round: a peer names its process itself, and could name another one of this user, or this one, to have it read.
+ */
+static int32_t prove(const tb_import *import, tb_error *err) {
+    uint8_t token[sizeof import->host.token];
+    struct iovec here = {token, sizeof token};
+    struct iovec there = {(void *)(uintptr_t)import->host.token_at, sizeof token};
+    ssize_t got = process_vm_readv(import->host.pid, &here, 1, &there, 1, 0);
+    if (got == (ssize_t)sizeof token && memcmp(token, import->host.token, sizeof token) == 0) {
+        return TB_OK;
+    }
+    int os_errno = got < 0 ? errno : 0;
+    if (os_errno == EPERM || os_errno == ENOSYS || os_errno == EACCES) {
+        return tb_fail(err, TB_EUNSUPPORTED, import->rank, os_errno,
+                       "process_vm_readv of private memory of rank %d is not allowed "
+                       "(kernel.yama.ptrace_scope, seccomp, "
+                       "or a process that is not dumpable); shared memory needs no such right",
+                       import->rank);
+    }
+    if (os_errno == ESRCH) {
+        return tb_fail(err, TB_EPEER_LOST, import->rank, os_errno, "the process of rank %d is gone", import->rank);
+    }
+    return tb_fail(err, TB_EAUTH, import->rank, os_errno, "rank %d is not the process %d that it says", import->rank,
+                   import->host.pid);
+}
+
+static int32_t open_region(tb_import *import, uint32_t index, tb_error *err) {
+    shm_import *opened = import->opened;
+    const tb_wire_region *region = &import->regions[index];
+    shm_region *own = &opened->regions[index];
+    bool here = is_own(import);
+    if (here || region->memory != TB_MEMORY_SHARED) {
+        own->base = here ? (const uint8_t *)(uintptr_t)region->address : NULL;
+        return !here && region->pieces > 0
+                   ? tb_fail(err, TB_EPROTOCOL, import->rank, 0, "a pool in private memory")
+                   : prove(import, err);
+    }
+    int32_t code = tb_shm_map_open(&import->host, region, import->rank, &own->map, err);
+    if (code == TB_OK) {
+        own->base = tb_shm_map_at(own->map) + region->file_offset;
+    }
+    return code;
+}
+
+static int32_t shm_open(tb_import *import, const tb_side *side, tb_error *err) {
+    (void)side;
+    shm_import *opened = calloc(1, sizeof *opened + import->region_count * sizeof *opened->regions);
+    if (opened == NULL) {
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u regions of rank %d", import->region_count,
+                       import->rank);
+    }
+    import->opened = opened;
+    int32_t code = pin(import, opened, err);
+    for (uint32_t i = 0; i < import->region_count && code == TB_OK; i++) {
+        code = open_region(import, i, err);
+    }
+    return code;
+}
+
+static void shm_close(tb_import *import) {
+    shm_import *opened = import->opened;
+    if (opened == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; i < import->region_count; i++) {
+        tb_shm_map_close(opened->regions[i].map);
+    }
+    if (opened->pid_fd >= 0) {
+        close(opened->pid_fd);
+    }
+    free(opened);
+    import->opened = NULL;
+}
+
+/* ---- moving -------------------------------------------------------------------------------------------- */
+
+/* Where the pieces lie that a pool holds is told behind them; they stay until we have read them. */
+static int32_t start_piece(tb_job *job, const tb_import *import, const tb_wire_end *end, uint64_t bytes,
+                           tb_error *err) {
+    const shm_import *opened = import->opened;
+    const tb_wire_region *region = &import->regions[end->region];
+    const uint8_t *base = opened->regions[end->region].base;
+    const uint64_t *places = (const uint64_t *)(base + region->pieces_at);
+    uint64_t at = __atomic_load_n(&places[end->at], __ATOMIC_RELAXED);
+    if (at > region->pieces_at || bytes > region->pieces_at - at) {
+        return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "a reduced piece of rank %d lies beyond its pool",
+                       import->rank);
+    }
+    tb_cursor_start_row(&job->source, (uint8_t *)(uintptr_t)(base + at), bytes);
+    return TB_OK;
+}
+
+static const tb_wire_end *end_of(const tb_job *job) {
+    uint8_t stage = tb_bucket_channel(&job->graph->program, job->bucket)->stage;
+    return tb_import_end(job->side->import, stage, job->flow.chunk);
+}
+
+static int32_t start_chunk(tb_job *job, tb_error *err) {
+    const tb_import *import = job->side->import;
+    const shm_import *opened = import->opened;
+    const tb_wire_end *end = end_of(job);
+    if (end->descriptor == TB_NONE) {
+        uint64_t bytes = tb_flow_chunk(&job->flow)->elements * tb_dtype_size(end->dtype);
+        return start_piece(job, import, end, bytes, err);
+    }
+    const uint8_t *base = opened->regions[end->region].base;
+    uintptr_t at = base != NULL ? (uintptr_t)base : (uintptr_t)import->regions[end->region].address;
+    tb_cursor_start(&job->source, (void *)(at + end->at), import->words + end->descriptor);
+    return TB_OK;
+}
+
+static int32_t lost(const tb_import *import, int os_errno, tb_error *err) {
+    return tb_fail(err, TB_EPEER_LOST, import->rank, os_errno, "rank %d is gone: its memory can not be read",
+                   import->rank);
+}
+
+/* The next elements of the chunk into the buffer; how many. */
+static uint64_t fetch(tb_job *job, uint64_t elements, tb_error *err) {
+    const tb_import *import = job->side->import;
+    uint64_t size = tb_dtype_size(tb_flow_chunk(&job->flow)->source_dtype);
+    uint64_t bytes;
+    elements = tb_least(elements, TB_BOUNCE_BYTES / size);
+    int count = tb_cursor_iov(&job->source, job->iov, TB_IOVECS, elements * size, &bytes);
+    struct iovec here = {job->bounce, bytes};
+    ssize_t got = process_vm_readv(import->host.pid, &here, 1, job->iov, (unsigned long)count, 0);
+    if (got < 0 || (uint64_t)got != bytes) {
+        lost(import, got < 0 ? errno : EFAULT, err);
+        return 0;
+    }
+    tb_cursor_advance(&job->source, bytes);
+    return bytes / size;
+}
+
+/* Moves some of the chunk's elements. False where they can not be read. */
+static bool move_some(tb_job *job, uint64_t limit, tb_error *err) {
+    const shm_import *opened = job->side->import->opened;
+    if (!job->started && start_chunk(job, err) != TB_OK) {
+        return false;
+    }
+    uint64_t elements = tb_least(job->flow.chunk_left / job->flow.item, limit / job->flow.item);
+    if (opened->regions[end_of(job)->region].base != NULL) {
+        job->started = !tb_flow_move(&job->flow, &job->source, elements);
+        return true;
+    }
+    elements = fetch(job, elements, err);
+    if (elements == 0) {
+        return false;
+    }
+    tb_cursor row;
+    uint64_t size = tb_dtype_size(tb_flow_chunk(&job->flow)->source_dtype);
+    tb_cursor_start_row(&row, job->bounce, elements * size);
+    job->started = !tb_flow_move(&job->flow, &row, elements);
+    return true;
+}
+
+static enum tb_moved shm_move(tb_job *job, uint64_t limit, tb_error *err) {
+    const tb_import *import = job->side->import;
+    const shm_import *opened = import->opened;
+    uint64_t until = job->flow.left > limit ? job->flow.left - limit : 0;
+    while (job->flow.left > until) {
+        if (!move_some(job, limit, err)) {
+            return TB_MOVED_NOT;
+        }
+    }
+    if (job->flow.left > 0) {
+        return TB_MOVED_PART;
+    }
+    /* It was the same process all along if it is still there. */
+    struct pollfd process = {.fd = opened->pid_fd, .events = POLLIN};
+    if (poll(&process, 1, 0) != 0) {
+        lost(import, 0, err);
+        return TB_MOVED_NOT;
+    }
+    return TB_MOVED_ALL;
+}
+
+const tb_carrier tb_carrier_shm = {
+    .name = "shm",
+    .memory = TB_MEMORY_HOST | TB_MEMORY_SHARED,
+    .same_host = true,
+    .describe = shm_describe,
+    .open = shm_open,
+    .close = shm_close,
+    .move = shm_move,
+};

@@ -1,0 +1,167 @@
+#include "carriers/shm/shm_map.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "carriers/carrier.h"
+#include "base/error.h"
+
+enum { TOUCH_BYTES = 64 << 20, TOUCH_NS = 500000000 };
+
+struct tb_shm_map {
+    tb_shm_map *next;
+    uint64_t device, inode, bytes;
+    uint8_t *at;
+    uint32_t uses;
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static tb_shm_map *maps;
+
+const uint8_t *tb_shm_map_at(const tb_shm_map *map) {
+    return map->at;
+}
+
+/* An inode stays this file's for as long as it is mapped here. The lock is held. */
+static tb_shm_map *find(const tb_wire_region *region) {
+    for (tb_shm_map *map = maps; map != NULL; map = map->next) {
+        if (map->device == region->device && map->inode == region->inode
+            && map->bytes == region->file_bytes) {
+            return map;
+        }
+    }
+    return NULL;
+}
+
+/* The descriptor is that of a process which we do not trust to name what it says: it could be anything. */
+static int32_t open_file(const tb_wire_host *host, const tb_wire_region *region, int32_t rank, int *fd,
+                         tb_error *err) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", host->pid, region->descriptor);
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (*fd >= 0) {
+        return TB_OK;
+    }
+    int os_errno = errno;
+    if (os_errno == EACCES || os_errno == EPERM) {
+        return tb_fail(err, TB_EUNSUPPORTED, rank, os_errno, "shared memory of rank %d by way of /proc/%d/fd",
+                       rank, host->pid);
+    }
+    bool gone = os_errno == ENOENT && !tb_host_lives(host);
+    return tb_fail(err, gone ? TB_EPEER_LOST : TB_EREGION, rank, os_errno, "shared memory of rank %d", rank);
+}
+
+static int32_t check_file(int fd, const tb_wire_region *region, int32_t rank, tb_error *err) {
+    struct stat status;
+    if (fstat(fd, &status) != 0) {
+        return tb_fail(err, TB_ESYSTEM, rank, errno, "fstat of shared memory of rank %d", rank);
+    }
+    if (!S_ISREG(status.st_mode) || status.st_dev != region->device || status.st_ino != region->inode
+        || status.st_uid != geteuid()) {
+        return tb_fail(err, TB_EREGION, rank, 0, "shared memory of rank %d is another file than was exported",
+                       rank);
+    }
+    uint64_t end;
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || (uint64_t)status.st_size != region->file_bytes
+        || __builtin_add_overflow(region->file_offset, region->bytes, &end) || end > region->file_bytes) {
+        return tb_fail(err, TB_ESEAL, rank, 0,
+                       "shared memory of rank %d is not sealed against shrinking, or too small", rank);
+    }
+    return TB_OK;
+}
+
+static int32_t map_file(int fd, const tb_wire_region *region, int32_t rank, tb_shm_map **made,
+                        tb_error *err) {
+    tb_shm_map *map = calloc(1, sizeof *map);
+    if (map == NULL) {
+        return tb_fail(err, TB_ENO_MEMORY, rank, 0, "a mapping");
+    }
+    void *at = mmap(NULL, region->file_bytes, PROT_READ, MAP_SHARED, fd, 0);
+    if (at == MAP_FAILED) {
+        int os_errno = errno;
+        free(map);
+        return tb_fail(err, os_errno == ENOMEM ? TB_ENO_MEMORY : TB_ESYSTEM, rank, os_errno,
+                       "mapping %llu bytes of rank %d", (unsigned long long)region->file_bytes, rank);
+    }
+    *map =
+        (tb_shm_map){.device = region->device, .inode = region->inode, .bytes = region->file_bytes, .at = at};
+    *made = map;
+    return TB_OK;
+}
+
+/*
+ * The pages are there: finding them now keeps faults out of the first round. This thread serves connections
+ * too, so it takes its time for the first of them only. A kernel that does not know how to leaves it to the
+ * faults.
+ */
+static void touch(const tb_shm_map *map, const tb_wire_region *region) {
+#ifdef MADV_POPULATE_READ
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t at = (uintptr_t)(map->at + region->file_offset) & ~(page - 1);
+    uintptr_t end = (uintptr_t)(map->at + region->file_offset + region->bytes);
+    uint64_t until = tb_now() + TOUCH_NS;
+    while (at < end && tb_now() < until) {
+        uintptr_t bytes = end - at < TOUCH_BYTES ? end - at : TOUCH_BYTES;
+        if (madvise((void *)at, bytes, MADV_POPULATE_READ) != 0) {
+            return;
+        }
+        at += bytes;
+    }
+#else
+    (void)map;
+    (void)region;
+#endif
+}
+
+int32_t tb_shm_map_open(const tb_wire_host *host, const tb_wire_region *region, int32_t rank,
+                        tb_shm_map **map, tb_error *err) {
+    int fd;
+    int32_t code = open_file(host, region, rank, &fd, err);
+    if (code != TB_OK) {
+        return code;
+    }
+    code = check_file(fd, region, rank, err);
+    if (code == TB_OK) {
+        pthread_mutex_lock(&lock);
+        *map = find(region);
+        if (*map == NULL && (code = map_file(fd, region, rank, map, err)) == TB_OK) {
+            (*map)->next = maps;
+            maps = *map;
+        }
+        if (code == TB_OK) {
+            (*map)->uses++;
+        }
+        pthread_mutex_unlock(&lock);
+    }
+    close(fd);
+    if (code == TB_OK) {
+        touch(*map, region);
+    }
+    return code;
+}
+
+void tb_shm_map_close(tb_shm_map *map) {
+    if (map == NULL) {
+        return;
+    }
+    pthread_mutex_lock(&lock);
+    bool last = --map->uses == 0;
+    for (tb_shm_map **at = &maps; last && *at != NULL; at = &(*at)->next) {
+        if (*at == map) {
+            *at = map->next;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    if (last) {
+        munmap(map->at, map->bytes);
+        free(map);
+    }
+}

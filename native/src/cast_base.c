@@ -1,3 +1,0 @@
-/* Casts with what every processor of the architecture has. */
-#define TB_ISA(name) name##_base
-#include "cast_loops.h"

@@ -1,0 +1,299 @@
+/*
+ * The door before LMDB's write lock. That lock has no timed form, and a process that is stopped while it
+ * holds it would stop every other writer with it. Whoever enters the gate first finds it free; who does not
+ * get in waits elsewhere. The gate also looks at LMDB's own lock word, so that a writer which did not pass
+ * the gate is waited for outside as well.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "host/object.h"
+#include "host/port.h"
+#include "base/error.h"
+
+#define GATE_OFFSET 0
+#define MAPPED_BYTES 4096
+#define FUTEX_OWNER 0x3fffffff /* the bits of a robust mutex's word that name the thread which holds it */
+#define READER_TABLE_OFFSET 24 /* behind magic, format, transaction and count, aligned as a mutex is */
+#define LOOK_AGAIN_NS 1000000  /* at the word of one who did not pass the gate: nobody tells of a change */
+
+/* The head of LMDB's lock file, with the padding of its format; verified when the environment is opened. */
+typedef struct tb_lmdb_locks {
+    union {
+        struct {
+            uint32_t magic;
+            uint32_t format;
+            uint64_t transaction;
+            uint32_t readers;
+            uint32_t padding;
+            _Atomic uint32_t reader_table; /* the first word of the reader table's pthread_mutex_t */
+        } body;
+        char pad[(READER_TABLE_OFFSET + sizeof(pthread_mutex_t) + 63) & ~(size_t)63];
+    } head;
+    _Atomic uint32_t writer; /* the first word of the writers' pthread_mutex_t */
+} tb_lmdb_locks;
+
+_Static_assert(offsetof(tb_lmdb_locks, head.body.reader_table) == READER_TABLE_OFFSET, "LMDB's alignment");
+_Static_assert(sizeof(tb_lmdb_locks) <= MAPPED_BYTES, "the lock words lie in the first page");
+
+typedef struct tb_gate {
+    tb_source source;
+    int fd;      /* of the one who enters */
+    int wait_fd; /* of the thread, whose lock must be another's */
+    bool started;
+    bool wanted; /* under mutex: somebody waits for the gate to be seen free */
+    tb_bus_thread thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    const tb_lmdb_locks *_Atomic locks;
+} tb_gate;
+
+static uint32_t owner_of(const _Atomic uint32_t *word) {
+    return atomic_load_explicit((_Atomic uint32_t *)word, memory_order_acquire) & FUTEX_OWNER;
+}
+
+/* The thread that holds a lock of LMDB's, or 0. A dead one's lock is free: LMDB recovers it. */
+static uint32_t holder_of(tb_gate *gate) {
+    const tb_lmdb_locks *locks = atomic_load_explicit(&gate->locks, memory_order_acquire);
+    if (locks == NULL) {
+        return 0;
+    }
+    uint32_t writer = owner_of(&locks->writer);
+    return writer != 0 ? writer : owner_of(&locks->head.body.reader_table);
+}
+
+static bool wait_until_wanted(tb_gate *gate) {
+    pthread_mutex_lock(&gate->mutex);
+    while (!gate->wanted && !tb_bus_thread_stopped(&gate->thread)) {
+        pthread_cond_wait(&gate->changed, &gate->mutex);
+    }
+    bool wanted = gate->wanted;
+    gate->wanted = false;
+    pthread_mutex_unlock(&gate->mutex);
+    return wanted;
+}
+
+static void run_gate(void *argument) {
+    tb_gate *gate = argument;
+    while (wait_until_wanted(gate)) {
+        int failed;
+        do {
+            failed = tb_bus_byte_lock(gate->wait_fd, F_OFD_SETLKW, F_RDLCK, GATE_OFFSET);
+        } while (failed == EINTR && !tb_bus_thread_stopped(&gate->thread));
+        if (failed == 0) {
+            tb_bus_byte_lock(gate->wait_fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
+        }
+        const struct timespec pause = {.tv_nsec = LOOK_AGAIN_NS};
+        while (holder_of(gate) != 0 && !tb_bus_thread_stopped(&gate->thread)) {
+            nanosleep(&pause, NULL);
+        }
+        if (tb_bus_thread_stopped(&gate->thread)) {
+            return;
+        }
+        tb_source_raise(&gate->source);
+    }
+}
+
+static void destroy_gate(void *object) {
+    tb_gate *gate = object;
+    if (gate->started) {
+        pthread_mutex_lock(&gate->mutex);
+        atomic_store_explicit(&gate->thread.stop, true, memory_order_release);
+        pthread_cond_signal(&gate->changed);
+        pthread_mutex_unlock(&gate->mutex);
+        tb_bus_thread_end(&gate->thread);
+    }
+    const tb_lmdb_locks *locks = atomic_load(&gate->locks);
+    if (locks != NULL) {
+        munmap((void *)locks, MAPPED_BYTES);
+    }
+    pthread_cond_destroy(&gate->changed);
+    pthread_mutex_destroy(&gate->mutex);
+    close(gate->wait_fd);
+    close(gate->fd);
+    tb_source_detach(&gate->source);
+    free(gate);
+}
+
+int32_t tb_gate_open(uint64_t port, const char *path, uint64_t token, uint64_t *handle, tb_error *err) {
+    tb_gate *gate = calloc(1, sizeof *gate);
+    if (gate == NULL) {
+        return tb_fail(err, TB_ENO_MEMORY, -1, ENOMEM, "no memory for a gate");
+    }
+    int32_t rc = tb_bus_open_lock_file(path, &gate->fd, err);
+    if (rc != TB_OK) {
+        goto free_gate;
+    }
+    rc = tb_bus_open_lock_file(path, &gate->wait_fd, err);
+    if (rc != TB_OK) {
+        goto close_file;
+    }
+    rc = tb_source_attach(&gate->source, port, token, err);
+    if (rc != TB_OK) {
+        goto close_wait_file;
+    }
+    pthread_mutex_init(&gate->mutex, NULL);
+    pthread_cond_init(&gate->changed, NULL);
+    rc = tb_bus_add(TB_BUS_GATE, gate, destroy_gate, handle, err);
+    if (rc != TB_OK) {
+        destroy_gate(gate);
+    }
+    return rc;
+
+close_wait_file:
+    close(gate->wait_fd);
+close_file:
+    close(gate->fd);
+free_gate:
+    free(gate);
+    return rc;
+}
+
+/*
+ * A second mapping of a file that this process has mapped already, or NULL. The file must not be opened a
+ * second time then: closing it again would free the locks on it by which LMDB knows that this process lives.
+ */
+static void *find_mapping(const struct stat *file) {
+    FILE *maps = fopen("/proc/self/maps", "re");
+    if (maps == NULL) {
+        return NULL;
+    }
+    void *found = NULL;
+    char line[PATH_MAX + 256];
+    while (found == NULL && fgets(line, sizeof line, maps) != NULL) {
+        uint64_t start, end, offset, inode;
+        unsigned major_id, minor_id;
+        char mode[5];
+        static const char form[] = "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64;
+        int fields =
+            sscanf(line, form, &start, &end, mode, &offset, &major_id, &minor_id, &inode);
+        if (fields != 7 || offset != 0 || mode[3] != 's' || inode != file->st_ino ||
+            makedev(major_id, minor_id) != file->st_dev) {
+            continue;
+        }
+        /* An old size of 0 doubles a shared mapping: the copy stays when LMDB's own goes. */
+        void *copy = mremap((void *)(uintptr_t)start, 0, MAPPED_BYTES, MREMAP_MAYMOVE);
+        found = copy == MAP_FAILED ? NULL : copy;
+    }
+    fclose(maps);
+    return found;
+}
+
+static void *map_file(const char *path) {
+    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) {
+        return NULL;
+    }
+    void *mapping = mmap(NULL, MAPPED_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+    int failed = errno;
+    close(fd);
+    errno = failed;
+    return mapping == MAP_FAILED ? NULL : mapping;
+}
+
+int32_t tb_gate_attach(uint64_t handle, const char *lock_path, uint32_t *attached, tb_error *err) {
+    tb_gate *gate = tb_bus_use(handle, TB_BUS_GATE, err);
+    if (gate == NULL) {
+        return TB_ECLOSED;
+    }
+    int32_t rc = TB_OK;
+    struct stat file;
+    const tb_lmdb_locks *locks = atomic_load(&gate->locks);
+    if (locks == NULL && stat(lock_path, &file) == 0 && file.st_size >= (off_t)sizeof(tb_lmdb_locks)) {
+        void *mapping = find_mapping(&file);
+        mapping = mapping == NULL ? map_file(lock_path) : mapping;
+        if (mapping == NULL) {
+            rc = tb_fail(err, TB_ESYSTEM, -1, errno, "lock file %s can not be mapped", lock_path);
+        }
+        locks = mapping;
+        atomic_store_explicit(&gate->locks, locks, memory_order_release);
+    }
+    *attached = locks != NULL;
+    tb_bus_end(handle);
+    return rc;
+}
+
+int32_t tb_gate_verify(uint64_t handle, uint32_t *owned, tb_error *err) {
+    tb_gate *gate = tb_bus_use(handle, TB_BUS_GATE, err);
+    if (gate == NULL) {
+        return TB_ECLOSED;
+    }
+    *owned = holder_of(gate) == (uint32_t)syscall(SYS_gettid);
+    tb_bus_end(handle);
+    return TB_OK;
+}
+
+/* 0 once inside, EAGAIN while another is, or an errno. */
+static int try_to_enter(tb_gate *gate, int32_t *holder) {
+    int failed = tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_WRLCK, GATE_OFFSET);
+    *holder = (int32_t)holder_of(gate);
+    if (failed != 0 || *holder == 0) {
+        return failed;
+    }
+    tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
+    return EAGAIN;
+}
+
+int32_t tb_gate_enter(uint64_t handle, uint64_t spin_ns, uint32_t *entered, int32_t *holder, tb_error *err) {
+    tb_gate *gate = tb_bus_use(handle, TB_BUS_GATE, err);
+    if (gate == NULL) {
+        return TB_ECLOSED;
+    }
+    int failed = try_to_enter(gate, holder);
+    uint64_t end = failed == EAGAIN ? tb_bus_now() + spin_ns : 0;
+    while (failed == EAGAIN && tb_bus_now() < end) {
+        /* The one inside may wait for this very core. */
+        sched_yield();
+        failed = try_to_enter(gate, holder);
+    }
+    *entered = failed == 0;
+    tb_bus_end(handle);
+    if (failed == 0 || failed == EAGAIN) {
+        return TB_OK;
+    }
+    return tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock can not be taken");
+}
+
+int32_t tb_gate_leave(uint64_t handle, tb_error *err) {
+    tb_gate *gate = tb_bus_use(handle, TB_BUS_GATE, err);
+    if (gate == NULL) {
+        return TB_ECLOSED;
+    }
+    int failed = tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
+    tb_bus_end(handle);
+    return failed == 0 ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock can not be freed");
+}
+
+int32_t tb_gate_await(uint64_t handle, tb_error *err) {
+    tb_gate *gate = tb_bus_use(handle, TB_BUS_GATE, err);
+    if (gate == NULL) {
+        return TB_ECLOSED;
+    }
+    pthread_mutex_lock(&gate->mutex);
+    int failed = gate->started ? 0 : tb_bus_thread_start(&gate->thread, run_gate, gate);
+    gate->started = failed == 0;
+    gate->wanted = true;
+    pthread_cond_signal(&gate->changed);
+    pthread_mutex_unlock(&gate->mutex);
+    tb_bus_end(handle);
+    return failed == 0 ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "the gate's thread can not be started");
+}
+
+int32_t tb_gate_close(uint64_t handle, tb_error *err) {
+    return tb_bus_close(handle, TB_BUS_GATE, err);
+}

@@ -1,0 +1,3 @@
+/* Reductions with what every processor of the architecture has. */
+#define TB_ISA(name) name##_base
+#include "kernels/reduce_loops.h"

@@ -1,0 +1,66 @@
+/*
+ * In which order a rank asks for what it receives in stages 1 and 2: bucket by bucket, the channel that has come
+ * least far first, and of several the one of the earliest wave (docs/adr/0011-schedule.md).
+ */
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "program/program.h"
+
+typedef struct turn {
+    uint32_t channel, sequence, count; /* of the channel's buckets */
+} turn;
+
+static int by_progress(const void *one, const void *other) {
+    const turn *a = one, *b = other;
+    uint64_t left = (uint64_t)a->sequence * b->count;
+    uint64_t right = (uint64_t)b->sequence * a->count;
+    if (left != right) {
+        return left < right ? -1 : 1;
+    }
+    return a->channel < b->channel ? -1 : a->channel > b->channel; /* channels stand in the order of the waves */
+}
+
+static int32_t order_stage(tb_program *program, uint8_t stage, tb_error *err) {
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < program->header->channel_count; i++) {
+        const tb_channel *channel = &program->channels[i];
+        total += channel->stage == stage && channel->direction == TB_RECEIVE ? channel->bucket_count : 0;
+    }
+    if (total == 0) {
+        return TB_OK;
+    }
+    turn *turns = calloc(total, sizeof *turns);
+    uint32_t *order = calloc(total, sizeof *order);
+    if (turns == NULL || order == NULL) {
+        free(turns);
+        free(order);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a program");
+    }
+    uint64_t filled = 0;
+    for (uint32_t i = 0; i < program->header->channel_count; i++) {
+        const tb_channel *channel = &program->channels[i];
+        if (channel->stage != stage || channel->direction != TB_RECEIVE) {
+            continue;
+        }
+        for (uint32_t sequence = 0; sequence < channel->bucket_count; sequence++) {
+            turns[filled++] = (turn){i, sequence, channel->bucket_count};
+        }
+    }
+    qsort(turns, total, sizeof *turns, by_progress);
+    for (uint64_t i = 0; i < total; i++) {
+        order[i] = turns[i].channel;
+    }
+    free(turns);
+    program->turns[stage] = order;
+    program->turn_count[stage] = (uint32_t)total; /* no more than there are buckets */
+    return TB_OK;
+}
+
+int32_t tb_program_order_turns(tb_program *program, tb_error *err) {
+    int32_t code = TB_OK;
+    for (uint8_t stage = 1; stage < TB_STAGES && code == TB_OK; stage++) {
+        code = order_stage(program, stage, err);
+    }
+    return code;
+}

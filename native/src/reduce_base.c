@@ -1,3 +1,0 @@
-/* Reductions with what every processor of the architecture has. */
-#define TB_ISA(name) name##_base
-#include "reduce_loops.h"

@@ -1,0 +1,179 @@
+/*
+ * Connecting: the lower rank of a pair does, as soon as it knows where, and tries again while that makes
+ * sense.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/handle.h"
+#include "round/round.h"
+#include "wire/tcp.h"
+
+/* A port that refuses may be about to be opened; after this long nobody will. */
+#define PATIENCE_NS 2000000000ull
+#define FIRST_PAUSE_NS 10000000ull
+enum { DOUBLINGS = 5 };
+
+static bool is_wanted(const tb_peer *peer) {
+    for (const tb_side *side = peer->sides; side != NULL; side = side->next) {
+        if (side->graph->state == TB_GRAPH_PREPARING && !side->told) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int start_connection(tb_session *session, tb_peer *peer, uint32_t index) {
+    int fd = socket(peer->address->at.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return errno;
+    }
+    int error = tb_tcp_configure(session, fd);
+    if (error == 0 && connect(fd, (struct sockaddr *)&peer->address->at, peer->address->length) != 0
+        && errno != EINPROGRESS) {
+        error = errno;
+    }
+    if (error != 0) {
+        close(fd);
+        return error;
+    }
+    tb_link link = tb_tcp_link(fd);
+    tb_handshake *shake =
+        tb_handshake_create(session, false, peer->rank, index, session->options.connections);
+    tb_conn *conn = shake == NULL ? NULL : tb_conn_create(session, &link, TB_CONN_CONNECTING);
+    if (conn == NULL) {
+        free(shake);
+        close(fd);
+        return ENOMEM;
+    }
+    shake->number = ++session->connection_count;
+    conn->handshake = shake;
+    conn->rank = peer->rank;
+    error = tb_tcp_watch(conn);
+    if (error != 0) {
+        conn->end_errno = error;
+        tb_conn_doom(conn);
+    }
+    return 0;
+}
+
+static void retry(tb_peer *peer, int os_errno) {
+    tb_session *session = peer->session;
+    uint64_t now = tb_now();
+    peer->connecting = false;
+    if (!is_wanted(peer)) {
+        return;
+    }
+    if (os_errno != 0 && now - peer->first_try >= PATIENCE_NS) {
+        char message[64];
+        snprintf(message, sizeof message, "rank %d can not be reached", peer->rank);
+        tb_peer_unreachable(peer, TB_ECONNECT, os_errno, message);
+        return;
+    }
+    peer->retry_at = now + (FIRST_PAUSE_NS << (peer->tries < DOUBLINGS ? peer->tries : DOUBLINGS));
+    peer->tries++;
+    tb_session_timer(session, peer->retry_at);
+}
+
+void tb_tcp_connect(tb_session *session, tb_peer *peer) {
+    if (session->options.rank > peer->rank || !peer->has_address || peer->connecting || peer->up
+        || !is_wanted(peer)) {
+        return;
+    }
+    peer->connecting = true;
+    for (uint32_t i = 0; i < session->options.connections && peer->connecting; i++) {
+        int error = start_connection(session, peer, i);
+        if (error != 0) {
+            retry(peer, error);
+        }
+    }
+}
+
+/* The others of its set end with it. */
+void tb_tcp_ended(tb_conn *conn) {
+    tb_session *session = conn->session;
+    tb_peer *peer =
+        conn->rank >= 0 && conn->rank < session->options.world ? session->peers[conn->rank] : NULL;
+    bool ours = peer != NULL && session->options.rank < conn->rank;
+    if (!ours || !peer->connecting || (conn->handshake != NULL && conn->handshake->refused)) {
+        return;
+    }
+    for (uint32_t i = 0; i < session->thread_count; i++) {
+        for (tb_conn *other = session->threads[i].conns; other != NULL; other = other->next) {
+            if (other->rank == conn->rank && other != conn && other->state != TB_CONN_CLOSING) {
+                tb_conn_doom(other);
+            }
+        }
+    }
+    retry(peer, conn->end_errno);
+}
+
+static void finish_connect(tb_conn *conn) {
+    int error = 0;
+    socklen_t length = sizeof error;
+    if (getsockopt(conn->link.fd, SOL_SOCKET, SO_ERROR, &error, &length) != 0) {
+        error = errno;
+    }
+    if (error != 0) {
+        conn->end_errno = error;
+        conn->doomed = true;
+        return;
+    }
+    tb_session *session = conn->session;
+    pthread_mutex_lock(&session->lock);
+    conn->state = TB_CONN_HANDSHAKE;
+    conn->deadline = tb_now() + (uint64_t)HANDSHAKE_SECONDS * 1000000000;
+    tb_session_timer(session, conn->deadline);
+    pthread_mutex_unlock(&session->lock);
+}
+
+void tb_tcp_establish(tb_conn *conn) {
+    if (conn->state == TB_CONN_CONNECTING && conn->writable) {
+        finish_connect(conn);
+    }
+    if (conn->state == TB_CONN_HANDSHAKE && !conn->doomed) {
+        tb_handshake_advance(conn);
+    }
+}
+
+static int32_t set_peer(tb_session *session, int32_t rank, const struct tb_address *address, tb_error *err) {
+    tb_peer *peer = tb_session_peer(session, rank);
+    if (peer != NULL && peer->address == NULL) {
+        peer->address = malloc(sizeof *address);
+    }
+    if (peer == NULL || peer->address == NULL) {
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the address of rank %d", rank);
+    }
+    *peer->address = *address;
+    peer->has_address = true;
+    if (is_wanted(peer)) {
+        tb_peer_want(peer);
+    }
+    return TB_OK;
+}
+
+int32_t tb_session_set_peer(uint64_t handle, int32_t rank, const char *host, uint32_t port, tb_error *err) {
+    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
+    if (session == NULL) {
+        return TB_ECLOSED;
+    }
+    struct tb_address address;
+    int32_t code;
+    if (session->options.kind != TB_TRANSPORT_TCP) {
+        code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this transport has no addresses");
+    } else if (rank < 0 || rank >= session->options.world || rank == session->options.rank) {
+        code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "rank %d is no peer", rank);
+    } else {
+        code = tb_tcp_parse(host, port, &address, err);
+    }
+    if (code == TB_OK) {
+        pthread_mutex_lock(&session->lock);
+        code = session->closing ? TB_OK : set_peer(session, rank, &address, err);
+        pthread_mutex_unlock(&session->lock);
+    }
+    tb_handle_put(handle);
+    return code;
+}

@@ -1,0 +1,322 @@
+/*
+ * The handshake: hello both ways, then a proof and a verdict both ways. Nothing else is read before both
+ * sides have accepted, and never more than the next expected bytes.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/error.h"
+#include "base/handle.h"
+#include "round/round.h"
+#include "wire/tcp.h"
+
+tb_handshake *tb_handshake_create(tb_session *session, bool accepted, int32_t peer, uint32_t index,
+                                  uint32_t count) {
+    tb_handshake *shake = calloc(1, sizeof *shake);
+    if (shake == NULL) {
+        return NULL;
+    }
+    shake->accepted = accepted;
+    tb_hello *hello = &shake->ours;
+    tb_hello_start(hello);
+    hello->rank = session->options.rank;
+    hello->peer = peer;
+    hello->world = session->options.world;
+    hello->connections = count;
+    hello->connection = index;
+    hello->generation = session->options.generation;
+    hello->incarnation = session->incarnation;
+    memcpy(hello->name_space, session->options.name_space, sizeof hello->name_space);
+    if (getrandom(hello->nonce, sizeof hello->nonce, 0) != sizeof hello->nonce) {
+        free(shake);
+        return NULL;
+    }
+    return shake;
+}
+
+/* ---- saying: the lock is held -------------------------------------------------------------------------- */
+
+static void say_hello(tb_conn *conn) {
+    conn->handshake->said_hello = true;
+    tb_conn_say_bytes(conn, &conn->handshake->ours, TB_HELLO_BYTES);
+}
+
+static void say_verdict(tb_conn *conn, int32_t code) {
+    tb_conn_say(conn, &(tb_wire_header){.kind = TB_FRAME_VERDICT, .count = (uint32_t)code}, NULL);
+}
+
+static void ask(tb_conn *conn, uint32_t step) {
+    const tb_handshake *shake = conn->handshake;
+    tb_event event = {
+        .kind = TB_EVENT_HANDSHAKE,
+        .connection = shake->number,
+        .handshake_role = shake->accepted ? 1 : 0,
+        .handshake_step = step,
+    };
+    memcpy(event.handshake_hello[0], shake->accepted ? &shake->theirs : &shake->ours, TB_HELLO_BYTES);
+    memcpy(event.handshake_hello[1], shake->accepted ? &shake->ours : &shake->theirs, TB_HELLO_BYTES);
+    memcpy(event.handshake_proof, shake->proof, TB_PROOF_BYTES);
+    event.error.rank = conn->rank;
+    tb_session_event(conn->session, &event);
+}
+
+/* ---- refusing ------------------------------------------------------------------------------------------ */
+
+/* The peer is told why, if it can understand; then the connection ends. The lock is held. */
+static void refuse(tb_conn *conn, const tb_error *error, bool tell) {
+    tb_session *session = conn->session;
+    if (conn->handshake->refused) {
+        return;
+    }
+    conn->handshake->refused = true;
+    tb_session_fault(session, error);
+    if (!conn->handshake->accepted && session->peers[conn->rank] != NULL) {
+        tb_peer_unreachable(session->peers[conn->rank], error->code, error->os_errno, error->message);
+        session->peers[conn->rank]->connecting = false;
+    }
+    if (!tell) {
+        conn->doomed = true;
+        return;
+    }
+    say_verdict(conn, error->code);
+    tb_conn_close_orderly(conn, conn->deadline);
+}
+
+/* ---- hearing ------------------------------------------------------------------------------------------- */
+
+/*
+ * Who it says that it is; its own hello goes out even where it is refused, so that it can tell why. The lock
+ * is held.
+ */
+static void hear_hello(tb_conn *conn, const uint8_t *bytes) {
+    tb_session *session = conn->session;
+    tb_handshake *shake = conn->handshake;
+    tb_error error = {.rank = -1};
+    memcpy(&shake->theirs, bytes, TB_HELLO_BYTES);
+    shake->got_hello = true;
+    int32_t code = tb_hello_check(&shake->theirs, &shake->ours, shake->accepted ? -1 : conn->rank, &error);
+    if (code == TB_EPROTOCOL) {
+        refuse(conn, &error, false);
+        return;
+    }
+    if (shake->accepted) {
+        bool ranked = shake->theirs.rank >= 0 && shake->theirs.rank < session->options.world;
+        conn->rank = ranked ? shake->theirs.rank : -1;
+        error.rank = conn->rank;
+        shake->ours.peer = shake->theirs.rank;
+        shake->ours.connections = shake->theirs.connections;
+        shake->ours.connection = shake->theirs.connection;
+        say_hello(conn);
+        bool lower = shake->theirs.rank < session->options.rank;
+        bool counted = shake->theirs.connections >= 1 && shake->theirs.connections <= TB_CONNECTIONS
+                       && shake->theirs.connection < shake->theirs.connections;
+        if (code == TB_OK && (!lower || !counted)) {
+            code = tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d may not connect as it does",
+                           conn->rank);
+        }
+    } else if (code == TB_OK
+               && (shake->theirs.connections != shake->ours.connections
+                   || shake->theirs.connection != shake->ours.connection)) {
+        code = tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d answered for another connection",
+                       conn->rank);
+    }
+    if (code != TB_OK) {
+        refuse(conn, &error, true);
+        return;
+    }
+    ask(conn, 0);
+}
+
+static void hear_proof(tb_conn *conn, const uint8_t *proof) {
+    memcpy(conn->handshake->proof, proof, TB_PROOF_BYTES);
+    conn->handshake->got_proof = true;
+    ask(conn, 1);
+}
+
+static void hear_verdict(tb_conn *conn, int32_t code) {
+    if (code == TB_OK) {
+        conn->handshake->welcomed = true;
+        return;
+    }
+    tb_error error;
+    bool known = code == TB_EVERSION || code == TB_EAUTH || code == TB_EPROTOCOL;
+    tb_fail(&error, known ? code : TB_EPROTOCOL, conn->rank, 0, "rank %d refused the connection", conn->rank);
+    refuse(conn, &error, false);
+}
+
+/*
+ * A frame of the handshake; false where it is not whole, and *needed bytes have to be there, or where it was
+ * refused.
+ */
+static bool hear_frame(tb_conn *conn, uint32_t *needed) {
+    tb_wire_header header;
+    tb_handshake *shake = conn->handshake;
+    memcpy(&header, conn->read_buffer, sizeof header);
+    bool proof = header.kind == TB_FRAME_PROOF && header.body_bytes == TB_PROOF_BYTES && !shake->got_proof;
+    bool verdict = header.kind == TB_FRAME_VERDICT && header.body_bytes == 0
+                   && (shake->got_proof || header.count != TB_OK);
+    if (!proof && !verdict) {
+        tb_error error;
+        tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d did not keep to the handshake", conn->rank);
+        refuse(conn, &error, false);
+        return false;
+    }
+    *needed = TB_HEADER_BYTES + (uint32_t)header.body_bytes;
+    if (conn->read_end < *needed) {
+        return false;
+    }
+    if (proof) {
+        hear_proof(conn, conn->read_buffer + TB_HEADER_BYTES);
+    } else {
+        hear_verdict(conn, (int32_t)header.count);
+    }
+    return true;
+}
+
+/* Takes what is whole. True where more is to be read, of which *needed says how much. The lock is held. */
+static bool hear(tb_conn *conn, uint32_t *needed) {
+    tb_handshake *shake = conn->handshake;
+    *needed = shake->got_hello ? TB_HEADER_BYTES : TB_HELLO_BYTES;
+    if (conn->doomed || shake->refused || shake->welcomed || conn->read_end < *needed) {
+        return !shake->refused && !shake->welcomed;
+    }
+    if (!shake->got_hello) {
+        hear_hello(conn, conn->read_buffer);
+        conn->read_end = 0;
+    } else if (hear_frame(conn, needed)) {
+        conn->read_end = 0;
+    } else {
+        return !shake->refused; /* the body is still to come */
+    }
+    return hear(conn, needed);
+}
+
+static void read_handshake(tb_conn *conn) {
+    tb_session *session = conn->session;
+    while (!conn->doomed) {
+        uint32_t needed;
+        pthread_mutex_lock(&session->lock);
+        bool more = hear(conn, &needed);
+        pthread_mutex_unlock(&session->lock);
+        if (!more || !conn->readable) {
+            return;
+        }
+        struct iovec iov = {conn->read_buffer + conn->read_end, needed - conn->read_end};
+        ssize_t got = conn->link.kind->readv(&conn->link, &iov, 1);
+        if (got > 0) {
+            conn->read_end += (uint32_t)got;
+            continue;
+        }
+        conn->readable = got == -EINTR;
+        if (got != -EAGAIN && got != -EINTR) {
+            conn->end_errno = (int)-got;
+            conn->doomed = true;
+        }
+    }
+}
+
+/* ---- the end of it ------------------------------------------------------------------------------------- */
+
+/* The lock is held. */
+static void establish(tb_conn *conn) {
+    tb_session *session = conn->session;
+    tb_handshake *shake = conn->handshake;
+    tb_peer *peer = tb_session_peer(session, conn->rank);
+    if (peer == NULL || session->closing) {
+        conn->doomed = true;
+        return;
+    }
+    bool another = peer->open > 0 && peer->incarnation != shake->theirs.incarnation;
+    if (peer->up || another || peer->conns[shake->ours.connection] != NULL) {
+        /* It came back before its end was noticed. */
+        tb_peer_lost(peer, TB_EPEER_LOST, 0, "it connected anew", false);
+    }
+    if (peer->open > 0 && peer->connections != shake->ours.connections) {
+        /* Those of a set are counted: it is whole once each of its numbers is open. */
+        tb_error error;
+        tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d wants %u connections, and %u before",
+                conn->rank, shake->ours.connections, peer->connections);
+        refuse(conn, &error, false);
+        return;
+    }
+    peer->incarnation = shake->theirs.incarnation;
+    peer->connections = shake->ours.connections;
+    uint32_t index = shake->ours.connection;
+    session->half_open -= shake->accepted;
+    conn->handshake = NULL;
+    free(shake);
+    tb_conn_open(conn, peer, index);
+}
+
+void tb_handshake_advance(tb_conn *conn) {
+    tb_session *session = conn->session;
+    pthread_mutex_lock(&session->lock);
+    if (!conn->handshake->accepted && !conn->handshake->said_hello) {
+        say_hello(conn);
+    }
+    pthread_mutex_unlock(&session->lock);
+    read_handshake(conn);
+    if (conn->doomed) {
+        return;
+    }
+    tb_conn_write(conn);
+    pthread_mutex_lock(&session->lock);
+    if (conn->state == TB_CONN_HANDSHAKE && conn->handshake->proof_good && conn->handshake->welcomed) {
+        establish(conn);
+    }
+    pthread_mutex_unlock(&session->lock);
+}
+
+/* ---- the caller's answers ------------------------------------------------------------------------------ */
+
+static tb_conn *find(tb_session *session, uint64_t number) {
+    for (uint32_t i = 0; i < session->thread_count; i++) {
+        for (tb_conn *conn = session->threads[i].conns; conn != NULL; conn = conn->next) {
+            if (conn->handshake != NULL && conn->handshake->number == number && !conn->doomed) {
+                return conn;
+            }
+        }
+    }
+    return NULL;
+}
+
+static void answer(tb_conn *conn, const uint8_t proof[32], uint32_t accept) {
+    tb_handshake *shake = conn->handshake;
+    if (shake->refused) {
+        return;
+    }
+    if (shake->got_hello && !shake->proof_sent) {
+        shake->proof_sent = true;
+        tb_conn_say(conn, &(tb_wire_header){.kind = TB_FRAME_PROOF, .body_bytes = TB_PROOF_BYTES}, proof);
+        return;
+    }
+    if (!shake->got_proof || shake->proof_good) {
+        return;
+    }
+    if (accept) {
+        shake->proof_good = true;
+        say_verdict(conn, TB_OK);
+        return;
+    }
+    tb_error error;
+    tb_fail(&error, TB_EAUTH, conn->rank, 0, "rank %d does not know the secret", conn->rank);
+    refuse(conn, &error, true);
+}
+
+int32_t tb_session_handshake(uint64_t handle, uint64_t connection, const uint8_t proof[32], uint32_t accept,
+                             tb_error *err) {
+    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
+    if (session == NULL) {
+        return TB_ECLOSED;
+    }
+    pthread_mutex_lock(&session->lock);
+    tb_conn *conn = find(session, connection);
+    if (conn != NULL) {
+        answer(conn, proof, accept); /* one that has ended needs none */
+    }
+    pthread_mutex_unlock(&session->lock);
+    tb_handle_put(handle);
+    return TB_OK;
+}

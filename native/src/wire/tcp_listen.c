@@ -1,0 +1,197 @@
+/* Listening: connections are taken, and wait in a bounded number for their handshake. */
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/handle.h"
+#include "round/round.h"
+#include "wire/tcp.h"
+
+/* Without a free descriptor, connections wait this long. */
+#define PAUSE_NS 100000000ull
+enum { BACKLOG = 1024, FEWEST_HALF_OPEN = 64, MOST_HALF_OPEN = 4096 };
+
+static int32_t port_of(const struct sockaddr_storage *at) {
+    return at->ss_family == AF_INET6 ? ntohs(((const struct sockaddr_in6 *)at)->sin6_port)
+                                     : ntohs(((const struct sockaddr_in *)at)->sin_port);
+}
+
+static int32_t listen_at(tb_session *session, const struct tb_address *address, tb_error *err) {
+    const tb_session_options *options = &session->options;
+    int yes = 1;
+    struct sockaddr_storage bound;
+    socklen_t length = sizeof bound;
+    int fd = socket(address->at.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return tb_fail(err, TB_ESYSTEM, -1, errno, "a socket");
+    }
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = session};
+    /* Buffers are inherited by what is accepted, and only then are they there for the first bytes. */
+    int error = tb_tcp_configure(session, fd);
+    if (error == 0
+        && (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0
+            || bind(fd, (const struct sockaddr *)&address->at, address->length) != 0
+            || listen(fd, BACKLOG) != 0 || getsockname(fd, (struct sockaddr *)&bound, &length) != 0)) {
+        error = errno;
+    }
+    /* Whoever knows the port connects from here on, and a thread accepts. */
+    pthread_mutex_lock(&session->lock);
+    if (error == 0 && epoll_ctl(session->threads[0].epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
+        error = errno;
+    }
+    if (error == 0) {
+        session->listen_fd = fd;
+        session->port = (uint32_t)port_of(&bound);
+        session->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    }
+    pthread_mutex_unlock(&session->lock);
+    if (error != 0) {
+        close(fd);
+        return tb_fail(err, error == EADDRINUSE ? TB_EADDRESS_IN_USE : TB_ESYSTEM, -1, error,
+                       "listening on %s port %u", options->listen_host, options->listen_port);
+    }
+    return TB_OK;
+}
+
+static int32_t tcp_open(tb_session *session, tb_error *err) {
+    tb_session_options *options = &session->options;
+    struct tb_address address;
+    options->listen_host[sizeof options->listen_host - 1] = '\0';
+    if (options->connections < 1 || options->connections > TB_CONNECTIONS) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u connections a peer, not 1 to %d",
+                       options->connections, TB_CONNECTIONS);
+    }
+    const char *host = options->listen_host[0] == '\0' ? "127.0.0.1" : options->listen_host;
+    int32_t code = tb_tcp_parse(host, options->listen_port, &address, err);
+    return code == TB_OK ? listen_at(session, &address, err) : code;
+}
+
+static void tcp_close(tb_session *session) {
+    pthread_mutex_lock(&session->lock);
+    epoll_ctl(session->threads[0].epoll_fd, EPOLL_CTL_DEL, session->listen_fd, NULL);
+    close(session->listen_fd);
+    session->listen_fd = -1;
+    if (session->spare_fd >= 0) {
+        close(session->spare_fd);
+        session->spare_fd = -1;
+    }
+    pthread_mutex_unlock(&session->lock);
+}
+
+/* Sockets end with their connections, and the listener with close. */
+static void tcp_free(tb_session *session) {
+    (void)session;
+}
+
+static uint32_t most_half_open(const tb_session *session) {
+    uint64_t peers = (uint64_t)session->options.world * session->options.connections;
+    return peers > MOST_HALF_OPEN     ? MOST_HALF_OPEN
+           : peers < FEWEST_HALF_OPEN ? FEWEST_HALF_OPEN
+                                      : (uint32_t)peers;
+}
+
+static void take_connection(tb_session *session, int fd) {
+    tb_link link = tb_tcp_link(fd);
+    tb_handshake *shake = NULL;
+    tb_conn *conn = NULL;
+    if (session->half_open < most_half_open(session) && tb_tcp_configure(session, fd) == 0) {
+        shake = tb_handshake_create(session, true, -1, 0, 1);
+        conn = shake == NULL ? NULL : tb_conn_create(session, &link, TB_CONN_HANDSHAKE);
+    }
+    if (conn == NULL) {
+        free(shake);
+        close(fd);
+        return;
+    }
+    shake->number = ++session->connection_count;
+    conn->handshake = shake;
+    conn->deadline = tb_now() + (uint64_t)HANDSHAKE_SECONDS * 1000000000;
+    session->half_open++;
+    tb_session_timer(session, conn->deadline);
+    if (tb_tcp_watch(conn) != 0) {
+        tb_conn_doom(conn);
+    }
+}
+
+/* Nothing is heard of the listener where events is 0. */
+static void watch_listener(tb_session *session, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.ptr = session};
+    epoll_ctl(session->threads[0].epoll_fd, EPOLL_CTL_MOD, session->listen_fd, &event);
+}
+
+/*
+ * Without a free descriptor the connection would wait, and the listener never sleep: it is taken and closed
+ * instead. Where somebody was faster and took the spare descriptor, it waits after all, and the listener with
+ * it.
+ */
+static void turn_away(tb_session *session, int os_errno) {
+    tb_error error;
+    tb_fail(&error, TB_ESYSTEM, -1, os_errno, "a connection could not be taken");
+    tb_session_fault(session, &error);
+    if (session->spare_fd >= 0) {
+        close(session->spare_fd);
+        session->spare_fd = -1;
+        int fd = accept4(session->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+        if (fd >= 0) {
+            close(fd);
+        }
+    }
+    session->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (session->spare_fd < 0) {
+        watch_listener(session, 0);
+        session->accept_at = tb_now() + PAUSE_NS;
+        tb_session_timer(session, session->accept_at);
+    }
+}
+
+/* accept4 of a listener that does not block may be called with the lock: so nobody closes it meanwhile. */
+static void tcp_accept(tb_session *session) {
+    pthread_mutex_lock(&session->lock);
+    if (session->accept_at != 0 && session->listen_fd >= 0) {
+        session->accept_at = 0;
+        watch_listener(session, EPOLLIN);
+    }
+    while (session->listen_fd >= 0) {
+        int fd = accept4(session->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0) {
+            take_connection(session, fd);
+        } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+            turn_away(session, errno);
+            break;
+        } else if (errno == EAGAIN) {
+            break;
+        }
+        /* Anything else is an error of the connection that was to be taken: on to the next one. */
+    }
+    pthread_mutex_unlock(&session->lock);
+}
+
+int32_t tb_session_port(uint64_t handle, uint32_t *port, tb_error *err) {
+    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
+    if (session == NULL) {
+        return TB_ECLOSED;
+    }
+    int32_t code = TB_OK;
+    if (session->options.kind == TB_TRANSPORT_TCP) {
+        *port = session->port;
+    } else {
+        code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this transport has no ports");
+    }
+    tb_handle_put(handle);
+    return code;
+}
+
+const tb_backend tb_backend_tcp = {
+    .pings = true,
+    .open = tcp_open,
+    .close = tcp_close,
+    .free = tcp_free,
+    .connect = tb_tcp_connect,
+    .accept = tcp_accept,
+    .establish = tb_tcp_establish,
+    .ended = tb_tcp_ended,
+};
