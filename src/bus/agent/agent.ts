@@ -2,24 +2,22 @@
  * The agent of a rank: takes the commands of its clients, finds the other ranks, and moves tensors. A process of its own
  * (`tensorbus agent`), or a part of the process that starts it.
  */
-import { BehaviorSubject, merge, type Observable, Subject, switchMap } from "rxjs";
+import { filter, merge, type Observable, Subject, startWith, switchMap } from "rxjs";
 import { Deadline, type DeadlineOptions } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { PlanOptions } from "../../plan/index.ts";
 import type { Store } from "../../store/store.ts";
 import type { Transport } from "../../transport/transport.ts";
-import { Batches } from "../batch/batches.ts";
 import { AgentMemory } from "../batch/memory.ts";
 import { recordPlanning } from "../batch/planning.ts";
 import type { AgentEvent, AgentProgress } from "../pair/events.ts";
-import { Pairs } from "../pair/pairs.ts";
 import type { Distrust } from "../pair/rendezvous.ts";
-import { type Connection, type StoreFactory, Uplink } from "../pair/uplink.ts";
+import type { StoreFactory } from "../pair/uplink.ts";
 import { bootId, monotonicNs } from "../process/identity.ts";
-import type { ClientIdentity } from "../queue/command-header.ts";
 import type { Command, CommandOf, CommandResult } from "../queue/commands.ts";
 import { hostRegions } from "../tensor/host-regions.ts";
 import { CommandAborts } from "./command-aborts.ts";
+import { AgentCore } from "./core.ts";
 import { AgentIntake } from "./intake.ts";
 
 export interface AgentOptions {
@@ -62,46 +60,30 @@ export class Agent implements AsyncDisposable {
   readonly progress$: Observable<AgentProgress>;
   readonly #options: AgentOptions;
   readonly #post: AgentIntake;
-  readonly #uplink: Uplink;
-  readonly #pairs: Pairs;
-  readonly #batches: Batches;
+  readonly #core: AgentCore;
   readonly #events: Subject<AgentEvent>;
   readonly #aborts = new CommandAborts();
-  readonly #registered = new BehaviorSubject<void>(undefined);
   #closing: Promise<void> | undefined;
 
-  private constructor(options: AgentOptions, post: AgentIntake, uplink: Uplink, events: Subject<AgentEvent>) {
-    const { rank, world = defaultWorld, commit = "direct", checksum = false, planning = {} } = options;
-    const { generation } = post;
-    this.rank = rank;
-    this.generation = generation;
+  private constructor(
+    options: AgentOptions,
+    post: AgentIntake,
+    core: AgentCore,
+    events: Subject<AgentEvent>,
+  ) {
+    this.rank = options.rank;
+    this.generation = post.generation;
     this.#options = options;
     this.#post = post;
-    this.#uplink = uplink;
+    this.#core = core;
     this.#events = events;
     this.events$ = events.asObservable();
-    const { state } = post;
-    const tell = (event: AgentEvent) => this.#tell(event);
-    const isAlive = (client: bigint) => post.isAlive(client);
-    this.#pairs = new Pairs({ rank, world, generation, uplink, state, isAlive, tell });
-    const onFault = (error: unknown) => this.#onFault(error);
-    this.#batches = new Batches({
-      rank,
-      generation,
-      uplink,
-      state,
-      pairs: this.#pairs,
-      memory: new AgentMemory(hostRegions, { port: post.port, onFault }),
-      commit,
-      checksum,
-      planning,
-      tell,
-      onFault,
-    });
-    this.progress$ = this.#registered.pipe(
-      switchMap(() =>
-        merge(...this.#batches.all.flatMap(({ live }) => live.map(({ progress$ }) => progress$))),
-      ),
+    const changes = events.pipe(
+      filter(({ kind }) => kind === "batchRegistered" || kind === "batchEnded"),
+      startWith(undefined),
+    );
+    this.progress$ = changes.pipe(
+      switchMap(() => merge(...core.batches.flatMap(({ live }) => live.map(({ progress$ }) => progress$)))),
     );
   }
 
@@ -118,28 +100,32 @@ export class Agent implements AsyncDisposable {
     const post = await AgentIntake.open(options, deadline);
     try {
       const { rank, world = defaultWorld, store, transport, distrust } = options;
-      const uplink = await Uplink.open(
+      const { commit = "direct", checksum = false, planning = {} } = options;
+      const { generation, state } = post;
+      const tell = (event: AgentEvent) => events.next(event);
+      const onFault = (error: unknown) => tell({ kind: "fault", error: asFault(error) });
+      const memory = new AgentMemory(hostRegions, { port: post.port, onFault });
+      const isAlive = (client: bigint) => post.isAlive(client);
+      const core = await AgentCore.open(
         {
           rank,
           world,
-          generation: post.generation,
+          generation,
           store,
           transport,
           distrust,
-          onTransport: (event) => {
-            if (agent !== undefined) agent.#onTransport(event);
-          },
-          onLost: async (error) => {
-            if (agent !== undefined) await agent.#onLost(error);
-          },
-          onFound: (connection) => {
-            if (agent !== undefined) agent.#onFound(connection);
-          },
+          state,
+          memory,
+          isAlive,
+          commit,
+          checksum,
+          planning,
+          tell,
+          onFault,
         },
         deadline.rest,
       );
-      agent = new Agent(options, post, uplink, events);
-      agent.#pairs.restore();
+      agent = new Agent(options, post, core, events);
       await agent.#serve(deadline);
       return agent;
     } catch (error) {
@@ -159,7 +145,7 @@ export class Agent implements AsyncDisposable {
    * stays for the next agent. A second call joins the first; with a shorter `drainMs` it hurries it.
    */
   close(options: { readonly drainMs?: number } = {}): Promise<void> {
-    if (this.#closing !== undefined && options.drainMs === 0) this.#batches.hurry(closedError());
+    if (this.#closing !== undefined && options.drainMs === 0) this.#core.hurry(closedError());
     this.#closing ??= this.#close(options.drainMs ?? this.#options.drainMs ?? defaultDrainMs);
     return this.#closing;
   }
@@ -172,18 +158,19 @@ export class Agent implements AsyncDisposable {
     return this.#post.serve(
       {
         run: (command) => this.#run(command),
-        onGone: (client) => void this.#forget(client),
-        onFault: (error) => this.#onFault(error),
+        onGone: (client) => void this.#core.forget(client),
+        onFault: (error) => this.#tell({ kind: "fault", error: asFault(error) }),
       },
       deadline,
     );
   }
 
   #run(command: Command): unknown {
-    if (command.type === "QueryStatus") return this.#watch(command, () => this.#batches.query(command));
+    if (command.type === "QueryStatus") return this.#watch(command, () => this.#core.query(command));
     if (command.type === "Cancel") return this.#cancel(command);
     const signal = this.#aborts.begin(command);
-    return this.#dispatch(command, new Deadline({ timeoutMs: millisecondsLeft(command), signal }))
+    return this.#core
+      .run(command, new Deadline({ timeoutMs: millisecondsLeft(command), signal }))
       .catch((error: unknown) => {
         this.#told(command, error);
         throw error;
@@ -204,85 +191,24 @@ export class Agent implements AsyncDisposable {
     }
   }
 
-  async #dispatch(
-    command: Exclude<Command, { type: "QueryStatus" | "Cancel" }>,
-    deadline: Deadline,
-  ): Promise<unknown> {
-    switch (command.type) {
-      case "InitPair":
-        return this.#pairs.init(command, deadline);
-      case "RegisterTensors":
-        return this.#batches.register(command, deadline);
-      case "Transfer":
-        return this.#batches.transfer(command, deadline);
-      case "CleanupBatch":
-        return this.#batches.cleanup(command);
-    }
-  }
-
   #told({ semaphore }: Command, error: unknown): void {
     if (error instanceof TensorBusError) this.#tell({ kind: "commandFailed", command: semaphore, error });
   }
 
-  async #forget(client: ClientIdentity): Promise<void> {
-    this.#pairs.forgetClient(client.id);
-    try {
-      const batches = await this.#batches.forgetClient(client.id);
-      this.#tell({ kind: "clientEnded", pid: client.pid, batches });
-    } catch (error) {
-      this.#onFault(error);
-    }
-  }
-
-  #onTransport(event: {
-    readonly kind: string;
-    readonly rank?: number;
-    readonly error: TensorBusError;
-  }): void {
-    this.#tell(event as AgentEvent);
-    if (event.rank !== undefined) this.#batches.peerEnded(event.rank, event.error);
-  }
-
-  async #onLost(error: TensorBusError): Promise<void> {
-    this.#tell({ kind: "storeLost", error });
-    this.#pairs.end(error);
-    await this.#batches.end(error).catch((fault) => this.#onFault(fault));
-  }
-
-  #onFound(connection: Connection): void {
-    this.#tell({ kind: "storeFound" });
-    this.#batches.resolve(connection).catch((error) => this.#onFault(error));
-    if (this.#closing === undefined) this.#pairs.restore();
-  }
-
-  #onFault(thrown: unknown): void {
-    const message = thrown instanceof Error ? thrown.message : String(thrown);
-    const error =
-      thrown instanceof TensorBusError ? thrown : new TensorBusError("TB_SYSTEM", message, { cause: thrown });
-    this.#tell({ kind: "fault", error });
-  }
-
   #tell(event: AgentEvent): void {
     this.#events.next(event);
-    if (event.kind === "batchRegistered" || event.kind === "batchEnded") this.#registered.next();
   }
 
   async #close(drainMs: number): Promise<void> {
     const closed = closedError();
     await this.#post.retire();
     const drained = this.#post.drain();
-    this.#pairs.abandon(closed);
-    this.#batches.abandon(closed);
-    await this.#batches.idle(new Deadline({ timeoutMs: drainMs }));
+    this.#core.retire(closed);
+    await this.#core.idle(new Deadline({ timeoutMs: drainMs }));
     try {
-      await this.#batches.end(closed).finally(async () => {
-        await drained;
-        await this.#pairs.leave();
-      });
+      await this.#core.close(closed, drained);
     } finally {
-      await this.#uplink.close();
       await this.#post.close();
-      this.#registered.complete();
       this.#events.complete();
     }
   }
@@ -295,4 +221,10 @@ function millisecondsLeft({ deadline }: Command): number {
 
 function closedError(): TensorBusError {
   return new TensorBusError("TB_CLOSED", "the agent was closed");
+}
+
+function asFault(thrown: unknown): TensorBusError {
+  if (thrown instanceof TensorBusError) return thrown;
+  const message = thrown instanceof Error ? thrown.message : String(thrown);
+  return new TensorBusError("TB_SYSTEM", message, { cause: thrown });
 }

@@ -13,14 +13,14 @@ import {
   type CommandResult,
   normalizeBatchId,
 } from "../queue/commands.ts";
-import type { State, Table } from "../queue/state.ts";
+import type { Records, Table } from "../queue/state.ts";
 import { decodeTensorTable } from "../queue/tensor-table.ts";
 import { type Batch, type BatchSide, newInstance, prepareBatch } from "./batch.ts";
 import { asBusError, Direction, type TransferResult } from "./direction.ts";
 import { shareEnd } from "./end.ts";
 import { placeTensors, sortTensors } from "./local-tensors.ts";
 import { type MetBatch, meetBatch, type RankRegistration } from "./meeting.ts";
-import type { AgentMemory, HeldRegions } from "./memory.ts";
+import type { ClientMemory, HeldRegions } from "./memory.ts";
 import { type BatchSubject, joinSides } from "./plan.ts";
 import { makeRankRegistration, requireSameNames } from "./rank-record.ts";
 import { BatchKeys } from "./records.ts";
@@ -29,9 +29,9 @@ export interface BatchesOptions {
   readonly rank: number;
   readonly generation: bigint;
   readonly uplink: Uplink;
-  readonly state: State;
+  readonly state: Records;
   readonly pairs: Pairs;
-  readonly memory: AgentMemory;
+  readonly memory: ClientMemory;
   /** For who names none. */
   readonly commit: "direct" | "staged";
   readonly checksum: boolean;

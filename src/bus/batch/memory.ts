@@ -34,7 +34,17 @@ export interface HeldRegions {
   release(): void;
 }
 
-export class AgentMemory {
+/** The memory of an agent's clients. */
+export interface ClientMemory {
+  /**
+   * Maps a client's regions and registers them with the session. `TB_CLIENT_LOST` where the client has ended,
+   * `TB_TENSOR_MISSING` where one of its descriptors is no memory (any more), `TB_REGION` where it is another one,
+   * `TB_SEAL` where it may shrink or is smaller than was said, `TB_UNSUPPORTED` for memory that can not be addressed.
+   */
+  hold(client: ClientIdentity, regions: readonly RegionMessage[], session: TransportSession): HeldRegions;
+}
+
+export class AgentMemory implements ClientMemory {
   readonly #host: HostRegions;
   readonly #reporting: RegionEventsOptions;
   /** Mapped memory by device and inode, so that batches share it; memory of this process by its object. */
@@ -53,11 +63,6 @@ export class AgentMemory {
     return this.#shared.size + this.#plain.size + this.#cuda.size;
   }
 
-  /**
-   * Maps a client's regions and registers them with the session. `TB_CLIENT_LOST` where the client has ended,
-   * `TB_TENSOR_MISSING` where one of its descriptors is no memory (any more), `TB_REGION` where it is another one,
-   * `TB_SEAL` where it may shrink or is smaller than was said, `TB_UNSUPPORTED` for memory that cannot be addressed.
-   */
   hold(client: ClientIdentity, regions: readonly RegionMessage[], session: TransportSession): HeldRegions {
     const entries: Entry[] = [];
     let events: RegionEvents | undefined;

@@ -4,7 +4,7 @@ import { Deadline, waitUntil } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
 import { type CommandOf, type CommandResult, layoutSchema } from "../queue/commands.ts";
-import type { State, Table } from "../queue/state.ts";
+import type { Records, Table } from "../queue/state.ts";
 import type { AgentEvent } from "./events.ts";
 import { type MetPair, PairMeeting } from "./meeting.ts";
 import { layoutDigest, layoutOf, type SideSpec } from "./records.ts";
@@ -16,7 +16,7 @@ export interface PairsOptions {
   readonly world: number;
   readonly generation: bigint;
   readonly uplink: Uplink;
-  readonly state: State;
+  readonly state: Records;
   readonly isAlive: (client: bigint) => boolean;
   readonly tell: (event: AgentEvent) => void;
 }

@@ -40,6 +40,13 @@ export interface Table<T> {
   entries(): [string, T][];
 }
 
+/** What of the state pairs and batches need: tables, and writes that are whole or nothing. */
+export interface Records {
+  table<T>(name: "pairs" | "batches" | "rounds", schema: z.ZodType<T>): Table<T>;
+  /** All changes of `work`, which must be synchronous, or none. */
+  write<T>(what: string, work: () => T, deadline?: DeadlineOptions): Promise<T>;
+}
+
 /** How a command ended. */
 export type Outcome =
   | { readonly ok: true; readonly value: unknown }
@@ -109,7 +116,7 @@ export async function openState(options: StateOptions, deadline: DeadlineOptions
   return new State(await openEnvironment({ ...options, kind: "state" }, deadline));
 }
 
-export class State implements AsyncDisposable {
+export class State implements Records, AsyncDisposable {
   readonly environment: Environment;
   readonly #records: BinaryDatabase;
 

@@ -1,0 +1,182 @@
+/**
+ * What an agent does for its clients, whatever brings their commands and keeps their results: it finds the other ranks, and
+ * has its pairs and batches follow what becomes of the store, of peers and of clients.
+ */
+import type { Deadline, DeadlineOptions } from "../../deadline.ts";
+import type { TensorBusError } from "../../errors.ts";
+import type { PlanOptions } from "../../plan/index.ts";
+import type { Store } from "../../store/store.ts";
+import type { Transport, TransportEvent } from "../../transport/transport.ts";
+import type { Batch } from "../batch/batch.ts";
+import { Batches } from "../batch/batches.ts";
+import type { ClientMemory } from "../batch/memory.ts";
+import type { AgentEvent } from "../pair/events.ts";
+import { Pairs } from "../pair/pairs.ts";
+import type { Distrust } from "../pair/rendezvous.ts";
+import { type Connection, type StoreFactory, Uplink } from "../pair/uplink.ts";
+import type { ClientIdentity } from "../queue/command-header.ts";
+import type { Command, CommandOf, CommandResult } from "../queue/commands.ts";
+import type { Records } from "../queue/state.ts";
+
+export interface AgentCoreOptions {
+  readonly rank: number;
+  readonly world: number;
+  readonly generation: bigint;
+  readonly store: Store | StoreFactory;
+  readonly transport: Transport;
+  readonly distrust?: Distrust | undefined;
+  /** What outlives the agent. */
+  readonly state: Records;
+  readonly memory: ClientMemory;
+  readonly isAlive: (client: bigint) => boolean;
+  /** For batches whose clients do not say it. */
+  readonly commit: "direct" | "staged";
+  readonly checksum: boolean;
+  readonly planning: PlanOptions;
+  readonly tell: (event: AgentEvent) => void;
+  /** What belongs to no command. */
+  readonly onFault: (error: unknown) => void;
+}
+
+/** Commands that take their time, each with a deadline. */
+export type AwaitedCommand = Exclude<Command, { type: "QueryStatus" | "Cancel" }>;
+
+export class AgentCore {
+  readonly #options: AgentCoreOptions;
+  readonly #uplink: Uplink;
+  readonly #pairs: Pairs;
+  readonly #batches: Batches;
+  #closing = false;
+
+  private constructor(options: AgentCoreOptions, uplink: Uplink) {
+    const { rank, world, generation, state, isAlive, tell, commit, checksum, planning, memory, onFault } =
+      options;
+    this.#options = options;
+    this.#uplink = uplink;
+    const pairs = new Pairs({ rank, world, generation, uplink, state, isAlive, tell });
+    this.#pairs = pairs;
+    this.#batches = new Batches({
+      rank,
+      generation,
+      uplink,
+      state,
+      pairs,
+      memory,
+      commit,
+      checksum,
+      planning,
+      tell,
+      onFault,
+    });
+  }
+
+  /** Finds the store, joins a session of the transport, and takes up the pairs of an earlier agent. */
+  static async open(options: AgentCoreOptions, deadline: DeadlineOptions): Promise<AgentCore> {
+    const { rank, world, generation, store, transport, distrust } = options;
+    let core: AgentCore | undefined;
+    const uplink = await Uplink.open(
+      {
+        rank,
+        world,
+        generation,
+        store,
+        transport,
+        distrust,
+        onTransport: (event) => {
+          if (core !== undefined) core.#onTransport(event);
+        },
+        onLost: async (error) => {
+          if (core !== undefined) await core.#onLost(error);
+        },
+        onFound: (connection) => {
+          if (core !== undefined) core.#onFound(connection);
+        },
+      },
+      deadline,
+    );
+    core = new AgentCore(options, uplink);
+    core.#pairs.restore();
+    return core;
+  }
+
+  get batches(): readonly Batch[] {
+    return this.#batches.all;
+  }
+
+  async run(command: AwaitedCommand, deadline: Deadline): Promise<unknown> {
+    switch (command.type) {
+      case "InitPair":
+        return this.#pairs.init(command, deadline);
+      case "RegisterTensors":
+        return this.#batches.register(command, deadline);
+      case "Transfer":
+        return this.#batches.transfer(command, deadline);
+      case "CleanupBatch":
+        return this.#batches.cleanup(command);
+    }
+  }
+
+  /** Answers at once. */
+  query(command: CommandOf<"QueryStatus">): CommandResult<"QueryStatus"> {
+    return this.#batches.query(command);
+  }
+
+  /** A client has ended, and with it what it had registered. */
+  async forget(client: ClientIdentity): Promise<void> {
+    this.#pairs.forgetClient(client.id);
+    try {
+      const batches = await this.#batches.forgetClient(client.id);
+      this.#options.tell({ kind: "clientEnded", pid: client.pid, batches });
+    } catch (error) {
+      this.#options.onFault(error);
+    }
+  }
+
+  /** Takes up nothing any more: ends what waits for other ranks. */
+  retire(reason: TensorBusError): void {
+    this.#closing = true;
+    this.#pairs.abandon(reason);
+    this.#batches.abandon(reason);
+  }
+
+  /** Cancels all rounds under way. */
+  hurry(reason: TensorBusError): void {
+    this.#batches.hurry(reason);
+  }
+
+  /** Waits until no round is under way. */
+  idle(deadline: Deadline): Promise<void> {
+    return this.#batches.idle(deadline);
+  }
+
+  /** Ends what is left; `answered` resolves once nobody waits for a result of it any more. */
+  async close(reason: TensorBusError, answered: Promise<void>): Promise<void> {
+    try {
+      await this.#batches.end(reason).finally(async () => {
+        await answered;
+        await this.#pairs.leave();
+      });
+    } finally {
+      await this.#uplink.close();
+    }
+  }
+
+  #onTransport(event: TransportEvent): void {
+    this.#options.tell(event);
+    if (event.kind !== "fault") this.#batches.peerEnded(event.rank, event.error);
+  }
+
+  async #onLost(error: TensorBusError): Promise<void> {
+    const { tell, onFault } = this.#options;
+    tell({ kind: "storeLost", error });
+    this.#pairs.end(error);
+    await this.#batches.end(error).catch(onFault);
+  }
+
+  #onFound(connection: Connection): void {
+    const { tell, onFault } = this.#options;
+    tell({ kind: "storeFound" });
+    this.#batches.resolve(connection).catch(onFault);
+    if (!this.#closing) this.#pairs.restore();
+  }
+}
