@@ -109,6 +109,80 @@ const directions: Readonly<Record<string, readonly string[]>> = {
   cli: [...anything, "bus", "index", "transports"],
 };
 
+/**
+ * The rooms of the large areas: what each may import of the others. "." is the files that stand in the area's own folder,
+ * its doors.
+ */
+const rooms: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
+  bus: {
+    // Client and agent meet in the queue, and never import each other.
+    client: ["queue", "process", "tensor"],
+    agent: ["batch", "pair", "queue", "process", "tensor"],
+    batch: ["pair", "queue", "process", "tensor"],
+    pair: ["queue", "process"],
+    queue: ["process"],
+    process: [],
+    tensor: [],
+  },
+  plan: {
+    ".": ["explain", "schedule", "verify", "planner", "input"],
+    explain: ["planner", "input"],
+    schedule: ["planner", "input"],
+    verify: ["input"],
+    planner: ["input"],
+    input: [],
+  },
+  cli: {
+    ".": ["agent", "demo", "diff", "doctor", "explain", "plan", "reshard", "ui"],
+    agent: ["transports", "ui"],
+    demo: ["reshard", "ui"],
+    diff: ["plan", "budget", "ui"],
+    doctor: ["ui"],
+    explain: ["plan", "ui"],
+    plan: ["report", "budget", "ui"],
+    report: ["budget", "ui"],
+    reshard: ["transports", "ui"],
+    budget: ["ui"],
+    transports: [],
+    ui: [],
+  },
+};
+
+/** The room of an area that a file stands in: its folder there, itself if `rooms` names it, else "."; undefined outside. */
+function roomOf(area: string, path: string): string | undefined {
+  if (!path.startsWith(`src/${area}/`)) return undefined;
+  const [first, ...rest] = path.slice(`src/${area}/`.length).split("/");
+  if (rest.length > 0) return first;
+  const name = first!.replace(/\.ts$/, "");
+  return name in rooms[area]! ? name : ".";
+}
+
+/** The sets of files that reach each other by imports which are there at run time, each sorted. */
+function circles(files: readonly SourceFile[]): string[][] {
+  const reachedFrom = new Map<string, Set<string>>();
+  const byPath = new Map(files.map((file) => [file.path, file]));
+  const reach = (path: string): Set<string> => {
+    const reached = new Set<string>();
+    const open = [path];
+    for (let at = open.pop(); at !== undefined; at = open.pop()) {
+      for (const { target, typeOnly } of byPath.get(at)?.imports ?? []) {
+        if (typeOnly || reached.has(target)) continue;
+        reached.add(target);
+        open.push(target);
+      }
+    }
+    return reached;
+  };
+  for (const { path } of files) reachedFrom.set(path, reach(path));
+  const found = new Map<string, string[]>();
+  for (const [path, reached] of reachedFrom) {
+    if (!reached.has(path)) continue;
+    const circle = [...reached].filter((other) => reachedFrom.get(other)?.has(path)).sort();
+    found.set(circle.join(), circle);
+  }
+  return [...found.values()];
+}
+
 /** Where a package, or a global of the engine, may be used. */
 const confined: Readonly<Record<string, RegExp>> = {
   koffi: /^src\/ffi\//,
@@ -159,6 +233,56 @@ describe("import directions", () => {
       return area !== areaOf(file.path) && !allowed.includes(area);
     });
     expect(wrong).toEqual([]);
+  });
+
+  it("the rooms of bus, plan and cli are known, and import only those below them", () => {
+    const wrong: string[] = [];
+    for (const [area, allowed] of Object.entries(rooms)) {
+      const found = new Set(
+        source.map(({ path }) => roomOf(area, path)).filter((room) => room !== undefined),
+      );
+      expect([...found].sort(), `the rooms of src/${area}`).toEqual(Object.keys(allowed).sort());
+      wrong.push(
+        ...breaches(({ path }, { target, typeOnly }) => {
+          const [from, to] = [roomOf(area, path), roomOf(area, target)];
+          if (from === undefined || to === undefined || from === to) return false;
+          // A type of the area's own files may be named anywhere in it: that joins nothing at run time.
+          return !(to === "." && typeOnly) && !allowed[from]!.includes(to);
+        }),
+      );
+    }
+    expect(wrong).toEqual([]);
+  });
+
+  it("no rooms of an area import each other in a circle", () => {
+    for (const allowed of Object.values(rooms)) {
+      const open = new Map(Object.entries(allowed));
+      const isBottom = ([, below]: [string, readonly string[]]): boolean =>
+        !below.some((room) => open.has(room));
+      for (let bottom = [...open].find(isBottom); bottom !== undefined; bottom = [...open].find(isBottom)) {
+        open.delete(bottom[0]);
+      }
+      expect([...open.keys()]).toEqual([]);
+    }
+  });
+
+  it("verify proves a plan by code that shares nothing with the planner", () => {
+    const wrong = breaches(
+      ({ path }, { target }) =>
+        path.startsWith("src/plan/verify/") && /^(src\/plan\/(planner|schedule)|assembly)\//.test(target),
+    );
+    expect(wrong).toEqual([]);
+  });
+
+  it("no file of src or transports imports itself by way of others", () => {
+    expect(circles(source.filter(({ path }) => !path.startsWith("assembly/")))).toEqual([]);
+    const file = (path: string, ...targets: string[]): SourceFile => {
+      const imports = targets.map((target) => ({ target, package: false, typeOnly: false }));
+      return { path, code: "", lines: 1, imports };
+    };
+    expect(circles([file("a", "b"), file("b", "c", "d"), file("c", "a"), file("d")])).toEqual([
+      ["a", "b", "c"],
+    ]);
   });
 
   it("src imports transports in cli/ only", () => {

@@ -19,8 +19,8 @@ import { lowerProgram, type StridesByTensor } from "./planner/lower.ts";
 import type { Program } from "./planner/program.ts";
 import { Question, type Subject } from "./planner/question.ts";
 import { type PlanStats, type Summary, sumUp } from "./planner/stats.ts";
+import { representatives, verifyTensors } from "./prove.ts";
 import { makeSchedule, type Schedule } from "./schedule/schedule.ts";
-import { representatives, verifyTensors } from "./verify/patterns.ts";
 import { verifyChunks, verifyRanks } from "./verify/verify.ts";
 
 export interface RankOption {

@@ -5,8 +5,8 @@ import { bootstrapClient } from "../../src/bus/client/bootstrap.ts";
 import { userFolder } from "../../src/bus/process/folder.ts";
 import * as logging from "../../src/bus/process/logger.ts";
 import { defaultPaths } from "../../src/bus/process/paths.ts";
+import type { ScriptedMessage } from "./children/scripted-agent.ts";
 import { forkFixture, freshPaths, messageOf } from "./kit/processes.ts";
-import type { ScriptedMessage } from "./kit/scripted-agent.ts";
 
 async function startAgent(paths: { queue: string; state: string }, rank: number): Promise<void> {
   const agent = forkFixture("scripted-agent", { ...paths, rank });

@@ -8,8 +8,8 @@ import type { Command, CommandOf } from "../../src/bus/queue/commands.ts";
 import { decodeTensorTable } from "../../src/bus/queue/tensor-table.ts";
 import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
 import { DeviceMesh, Replicate, Shard } from "../../src/layout/index.ts";
+import type { ScriptedAgentOptions, ScriptedMessage } from "./children/scripted-agent.ts";
 import { exitOf, forkFixture, freshPaths, kill, messageOf, stopped } from "./kit/processes.ts";
-import type { ScriptedAgentOptions, ScriptedMessage } from "./kit/scripted-agent.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 

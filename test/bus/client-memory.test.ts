@@ -5,8 +5,8 @@ import { describe, expect, it } from "vitest";
 import { type ClientTensor, describeTensor, RegionList } from "../../src/bus/client/memory.ts";
 import { hostRegions } from "../../src/bus/tensor/host-regions.ts";
 import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
+import type { ScriptedMessage } from "./children/scripted-agent.ts";
 import { exitOf, forkFixture, freshPaths, messageOf } from "./kit/processes.ts";
-import type { ScriptedMessage } from "./kit/scripted-agent.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 const describe1 = (tensor: ClientTensor, regions = new RegionList(true)) =>

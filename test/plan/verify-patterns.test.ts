@@ -7,7 +7,7 @@ import type { Chunk, PlanInput } from "../../src/plan/input/types.ts";
 import { makeImage } from "../../src/plan/planner/image.ts";
 import { withTensor } from "../../src/plan/planner/listing.ts";
 import type { Subject } from "../../src/plan/planner/question.ts";
-import { representatives, verifyTensors } from "../../src/plan/verify/patterns.ts";
+import { representatives, verifyTensors } from "../../src/plan/prove.ts";
 import { verifyChunks } from "../../src/plan/verify/verify.ts";
 import { planInputs } from "./kit/arbitrary.ts";
 

@@ -9,7 +9,7 @@ import type {
   TensorForm,
   TensorGroup,
 } from "../../plan/index.ts";
-import { largest } from "../plan/budget.ts";
+import { largest } from "../budget/budget.ts";
 import type { Planned } from "../plan/load.ts";
 import { byteColumns, formatStrategy } from "../plan/tables.ts";
 import { formatBytes, formatCount, formatDuration, formatRanks, plural } from "../ui/format.ts";

@@ -1,12 +1,12 @@
 import { Command, Option } from "commander";
 import type { Spec } from "../../model/spec.ts";
 import { type Plan, toJSON } from "../../plan/index.ts";
+import { type BudgetCheck, budgetError, checkBudgets } from "../budget/budget.ts";
+import { formatExcesses } from "../budget/table.ts";
 import { parseRank } from "../ui/arguments.ts";
 import type { CommandContext } from "../ui/context.ts";
 import { formatBytes } from "../ui/format.ts";
 import type { Output } from "../ui/output.ts";
-import { type BudgetCheck, budgetError, checkBudgets } from "./budget.ts";
-import { formatExcesses } from "./budget-table.ts";
 import { writeChunks } from "./chunks.ts";
 import { loadPlanned, loadSavedPlan, type Planned, savePlan } from "./load.ts";
 import { markdownReport } from "./markdown.ts";

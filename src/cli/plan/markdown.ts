@@ -1,6 +1,6 @@
+import { type BudgetCheck, describeCheck } from "../budget/budget.ts";
 import { plural } from "../ui/format.ts";
 import { code, details, markdownPage, markdownTable } from "../ui/markdown.ts";
-import { type BudgetCheck, describeCheck } from "./budget.ts";
 import { describeSide, type Report, summaryOf } from "./report.ts";
 import { busiestRanks, patternTable, rankTable, sideTable, stageTable } from "./tables.ts";
 

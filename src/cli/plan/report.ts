@@ -1,9 +1,9 @@
 import type { Spec, SpecSide } from "../../model/spec.ts";
 import type { Plan, PlanStats, Schedule } from "../../plan/index.ts";
+import { largest } from "../budget/budget.ts";
 import { formatBytes, formatCount, formatDuration, formatRanks, plural } from "../ui/format.ts";
 import type { Output } from "../ui/output.ts";
 import { formatFields, formatTable, type TableOf } from "../ui/table.ts";
-import { largest } from "./budget.ts";
 import { busiestRanks, patternTable, rankTable, sideTable, stageTable, tensorBytes } from "./tables.ts";
 
 /** Longer tables are cut to what matters most. */

@@ -1,6 +1,6 @@
 import type { Budget } from "../../model/spec-schema.ts";
 import type { Plan } from "../../plan/index.ts";
-import { type BudgetCheck, checkBudgets, describeCheck } from "../plan/budget.ts";
+import { type BudgetCheck, checkBudgets, describeCheck } from "../budget/budget.ts";
 import type { ReportBudget } from "./report.ts";
 
 /** The budgets of a spec, kept and exceeded, as the page shows them. */

@@ -2,8 +2,8 @@ import { hostOf, type NormalTopology, speedsBetween } from "../input/topology.ts
 import type { Channels } from "../planner/channels.ts";
 import { bucketGraph } from "../planner/listing.ts";
 import type { Subject } from "../planner/question.ts";
-import { bucketJobs, type Jobs, sliceJobs } from "./jobs.ts";
-import { simulate, type Wiring } from "./simulate.ts";
+import { bucketJobs, type Jobs, sliceJobs, type Wiring } from "./jobs.ts";
+import { simulate } from "./simulate.ts";
 
 /** One end of a rank's link: what it sends or receives, within its host or across hosts. */
 export interface LinkEnd {

@@ -1,23 +1,7 @@
 import type { Channels } from "../planner/channels.ts";
 import { EventQueue } from "./event-queue.ts";
-import type { Jobs } from "./jobs.ts";
+import type { Jobs, Wiring } from "./jobs.ts";
 import { Turns } from "./turns.ts";
-
-/** What carries the channels: each of its ends carries one job at a time. */
-export interface Wiring {
-  /** For each channel the end of the link that it leaves and that it enters by; -1 where a rank sends to itself. */
-  readonly outEnd: Int32Array;
-  readonly inEnd: Int32Array;
-  readonly ends: number;
-  /** Nanoseconds that each job occupies its ends. */
-  readonly duration: Float64Array;
-  /** Nanoseconds from the last byte of a job on the way to its arrival. */
-  readonly latency: number;
-  /** How many jobs of each stage a receiver asks for at a time. */
-  readonly inFlight: number;
-  /** The most bytes of a bucket. */
-  readonly bucketBytes: number;
-}
 
 /** When the first job of each channel begins and its last one has arrived, in nanoseconds. */
 export interface Timeline {

@@ -1,6 +1,5 @@
 import type { Channels } from "../planner/channels.ts";
-import type { Jobs } from "./jobs.ts";
-import type { Wiring } from "./simulate.ts";
+import type { Jobs, Wiring } from "./jobs.ts";
 
 /** Jobs below this size count by their bytes: more of them are asked for at a time (`native/src/round/round_receive.c`). */
 const smallBytes = 2 ** 20;

@@ -1,9 +1,9 @@
-import type { NormalInput } from "../input/normalize.ts";
-import type { PlanInput } from "../input/types.ts";
-import { withTensor } from "../planner/listing.ts";
-import type { Subject } from "../planner/question.ts";
-import type { PatternStats } from "../planner/stats.ts";
-import { verifyChunks } from "./verify.ts";
+import type { NormalInput } from "./input/normalize.ts";
+import type { PlanInput } from "./input/types.ts";
+import { withTensor } from "./planner/listing.ts";
+import type { Subject } from "./planner/question.ts";
+import type { PatternStats } from "./planner/stats.ts";
+import { verifyChunks } from "./verify/verify.ts";
 
 /**
  * Tensors that stand for all others: the first of every pattern; then, as long as their chunks are no more than `most`
