@@ -1,5 +1,5 @@
 import { execFileSync, spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -56,6 +56,14 @@ describe("openLibrary", () => {
     const error = failure(() => openLibrary(other));
     expect(error.code).toBe("TB_LIBRARY");
     expect(error.details).toMatchObject({ found: 99 });
+  });
+
+  it("loads code that stays when it is unloaded, since a process may end while its threads run", () => {
+    const copy = join(folder, "staying.so");
+    copyFileSync(libraryPath(), copy);
+    openLibrary(copy).unload();
+    const code = readFileSync("/proc/self/maps", "utf8").split("\n");
+    expect(code.filter((line) => line.endsWith(copy) && line.includes("r-xp"))).toHaveLength(1);
   });
 });
 
