@@ -111,7 +111,7 @@ TB_API int32_t tb_shared_unmap(uint64_t address, uint64_t bytes, tb_error *err);
 
 /* ---- sessions -------------------------------------------------------------------------------------------------- */
 
-enum tb_transport_kind { TB_TRANSPORT_MEMORY = 0, TB_TRANSPORT_TCP = 1 };
+enum tb_backend_kind { TB_BACKEND_MEMORY = 0, TB_BACKEND_TCP = 1 };
 
 /*
  * What carries the buckets between two peers: stream, over their connections; shm, the target reads them in
@@ -175,16 +175,16 @@ TB_API int32_t tb_session_close(uint64_t session, tb_error *err);
 /* Of a session with a device: the driver is asked whether it is memory of that device, which blocks; TB_EREGION where it
  * is not, and no carrier moves memory of the host. */
 TB_API int32_t tb_session_register(uint64_t session, uint64_t address, uint64_t bytes, tb_error *err);
-/* TB_EBUSY while a graph uses it. */
+/* TB_EBUSY while a transfer uses it. */
 TB_API int32_t tb_session_unregister(uint64_t session, uint64_t address, uint64_t bytes, tb_error *err);
 
 enum tb_event_kind {
     TB_EVENT_NONE = 0,
     TB_EVENT_HANDSHAKE = 1, /* tcp: a connection asks for a proof; see tb_session_handshake */
-    TB_EVENT_PREPARED = 2,  /* graph: error.code 0, or why not */
-    TB_EVENT_ROUND = 3,     /* graph, round: error.code 0, or why it failed; its memory is quiet */
+    TB_EVENT_PREPARED = 2,  /* transfer: error.code 0, or why not */
+    TB_EVENT_ROUND = 3,     /* transfer, round: error.code 0, or why it failed; its memory is quiet */
     TB_EVENT_PEER_LOST = 4, /* error.rank */
-    TB_EVENT_FAULT = 5,     /* something was refused that belongs to no graph: garbage on the port, a wrong secret */
+    TB_EVENT_FAULT = 5,     /* something was refused that belongs to no transfer: garbage on the port, a wrong secret */
     TB_EVENT_PEER_LEFT = 6, /* error.rank: it closed its session in order, or came back as another one */
     TB_EVENT_ENDED = 7,     /* after tb_session_stop: nothing of the session runs any more */
 };
@@ -192,7 +192,7 @@ enum tb_event_kind {
 typedef struct tb_event {
     uint32_t kind;
     uint32_t reserved;
-    uint64_t graph;
+    uint64_t transfer;
     uint64_t round;
     uint64_t connection;
     uint64_t bytes_sent;
@@ -211,13 +211,13 @@ typedef struct tb_event {
 TB_API int32_t tb_session_next_event(uint64_t session, tb_event *event, tb_error *err);
 
 /*
- * Answers TB_EVENT_HANDSHAKE: step 0 with this side's 32 bytes, HMAC-SHA-256(secret, role byte of the prover || hello of
- * the connecting side || hello of the accepting side); step 1 with accept 1 or 0. Secrets stay with the caller.
+ * Answers TB_EVENT_HANDSHAKE: step 0 with this side's 32 bytes, HMAC-SHA-256(secret, role byte of the prover || hello
+ * of the connecting side || hello of the accepting side); step 1 with accept 1 or 0. Secrets stay with the caller.
  */
 TB_API int32_t tb_session_handshake(uint64_t session, uint64_t connection, const uint8_t proof[32], uint32_t accept,
                                     tb_error *err);
 
-/* ---- graphs ---------------------------------------------------------------------------------------------------- */
+/* ---- transfers --------------------------------------------------------------------------------------------------- */
 
 /* One buffer of the program's buffer table, in its order. */
 typedef struct tb_binding {
@@ -225,18 +225,19 @@ typedef struct tb_binding {
     uint64_t bytes;   /* from there to the end of the memory that may be touched */
 } tb_binding;
 
-enum tb_graph_flags { TB_GRAPH_CHECKSUM = 1 };
+enum tb_transfer_flags { TB_TRANSFER_CHECKSUM = 1 };
 
 /*
- * Copies and checks the program and binds it; every access that it can make must lie in its binding and every binding in
- * registered memory. Connects its peers and exchanges key, plan digest and channel fingerprints with them. Ends with
- * TB_EVENT_PREPARED, at the latest at the deadline; timeout_ns of UINT64_MAX is none, here and in tb_graph_post.
+ * Copies and checks the program and binds it; every access that it can make must lie in its binding and every binding
+ * in registered memory. Connects its peers and exchanges key, plan digest and channel fingerprints with them. Ends
+ * with TB_EVENT_PREPARED, at the latest at the deadline; timeout_ns of UINT64_MAX is none, here and in
+ * tb_transfer_post.
  */
-TB_API int32_t tb_graph_prepare(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
+TB_API int32_t tb_transfer_prepare(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
                                 const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
-                                uint64_t timeout_ns, uint64_t *graph, tb_error *err);
+                                uint64_t timeout_ns, uint64_t *transfer, tb_error *err);
 
-/* What a rank is to a graph some of whose buckets go by NCCL. */
+/* What a rank is to a transfer some of whose buckets go by NCCL. */
 enum tb_member_roles {
     TB_MEMBER_JOINS = 1, /* it is of the communicator; others only begin their rounds with those who are */
     TB_MEMBER_PEER = 2,  /* what it and this rank exchange goes by NCCL; both join then */
@@ -247,48 +248,53 @@ typedef struct tb_member {
 } tb_member;
 
 /*
- * The same where some buckets of the plan go by NCCL. members, by ascending rank, this one among them, are all who begin
- * rounds of it together: the lowest that joins leads them, and is connected with all. Which those are is the same for all;
- * a peer that counts others in, or of which another carrier than was said comes out, is TB_EINVALIDATED with ESTALE:
- * one of the two knew what is not so any more.
- * Where this rank joins, and once it is prepared, tb_graph_attach binds it to the communicator of those who do, and takes
- * what memory it needs of the device; *attached is 0 until that is there. A round that begins before is TB_EINVALIDATED.
+ * The same where some buckets of the plan go by NCCL. members, by ascending rank, this one among them, are all who
+ * begin rounds of it together: the lowest that joins leads them, and is connected with all. Which those are is the
+ * same for all; a peer that counts others in, or of which another carrier than was said comes out, is TB_EINVALIDATED
+ * with ESTALE: one of the two knew what is not so any more.
+ * Where this rank joins, and once it is prepared, tb_transfer_attach binds it to the communicator of those who do,
+ * and takes what memory it needs of the device; *attached is 0 until that is there. A round that begins before is
+ * TB_EINVALIDATED.
  */
-TB_API int32_t tb_graph_prepare_among(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
-                                      const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
-                                      uint64_t timeout_ns, const tb_member *members, uint32_t member_count,
-                                      uint64_t *graph, tb_error *err);
-TB_API int32_t tb_graph_attach(uint64_t session, uint64_t graph, uint64_t communicator, tb_error *err);
+TB_API int32_t tb_transfer_prepare_among(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
+                                         const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
+                                         uint64_t timeout_ns, const tb_member *members, uint32_t member_count,
+                                         uint64_t *transfer, tb_error *err);
+TB_API int32_t tb_transfer_attach(uint64_t session, uint64_t transfer, uint64_t communicator, tb_error *err);
 /* TB_EINVALIDATED with ESTALE where a peer prepares anew what is prepared here: so must this rank. */
-TB_API int32_t tb_graph_check_peers(uint64_t session, uint64_t graph, tb_error *err);
-TB_API int32_t tb_graph_attached(uint64_t session, uint64_t graph, uint32_t *attached, tb_error *err);
+TB_API int32_t tb_transfer_check_peers(uint64_t session, uint64_t transfer, tb_error *err);
+TB_API int32_t tb_transfer_attached(uint64_t session, uint64_t transfer, uint32_t *attached, tb_error *err);
 /*
- * Who this session is to carriers, as it may be told to anybody: for tb_carrier_between, of this version of the library.
+ * Who this session is to carriers, as it may be told to anybody: for tb_carrier_between, of this version of the
+ * library.
  */
-enum { TB_PLACE_BYTES = 96 };
-TB_API int32_t tb_session_place(uint64_t session, uint8_t place[TB_PLACE_BYTES], tb_error *err);
+enum { TB_IDENTITY_BYTES = 96 };
+TB_API int32_t tb_session_identity(uint64_t session, uint8_t identity[TB_IDENTITY_BYTES], tb_error *err);
 /* Of a place: the bits of its carriers, and which GPU of which host it is. */
-TB_API int32_t tb_place_read(const uint8_t place[TB_PLACE_BYTES], uint32_t *carriers, uint8_t gpu[32], tb_error *err);
+TB_API int32_t tb_identity_read(const uint8_t identity[TB_IDENTITY_BYTES], uint32_t *carriers, uint8_t gpu[32],
+                                tb_error *err);
 /*
- * What would carry the buckets of two sessions between tensors in these kinds of memory (1 host, 2 shared, 4 CUDA), with
- * these flags of a graph: as of tb_graph_carrier. TB_EUNSUPPORTED where nothing would; the message names what lacks.
+ * What would carry the buckets of two sessions between tensors in these kinds of memory (1 host, 2 shared, 4 CUDA),
+ * with these flags of a transfer: as of tb_transfer_carrier. TB_EUNSUPPORTED where nothing would; the message names
+ * what lacks.
  * TB_EDEVICE_SHARED where all that lacks for NCCL is a GPU for each of the two.
  */
-TB_API int32_t tb_carrier_between(const uint8_t one[TB_PLACE_BYTES], const uint8_t other[TB_PLACE_BYTES],
+TB_API int32_t tb_carrier_between(const uint8_t one[TB_IDENTITY_BYTES], const uint8_t other[TB_IDENTITY_BYTES],
                                   uint32_t memory, uint32_t flags, uint32_t *carrier, tb_error *err);
 /* Starts a round, at least 1 and larger than the last one. Ends with TB_EVENT_ROUND. TB_EBUSY while one is under way. */
-TB_API int32_t tb_graph_post(uint64_t session, uint64_t graph, uint64_t round, uint64_t timeout_ns, tb_error *err);
+TB_API int32_t tb_transfer_post(uint64_t session, uint64_t transfer, uint64_t round, uint64_t timeout_ns,
+                                tb_error *err);
 /* Begins a round and cancels it before a byte of it moves, so that its end is told to all others. */
-TB_API int32_t tb_graph_post_cancelled(uint64_t session, uint64_t graph, uint64_t round, tb_error *err);
+TB_API int32_t tb_transfer_post_cancelled(uint64_t session, uint64_t transfer, uint64_t round, tb_error *err);
 /* Ends the prepare or round under way with that code; its event still comes. Nothing under way: does nothing. */
-TB_API int32_t tb_graph_cancel(uint64_t session, uint64_t graph, int32_t code, tb_error *err);
-/* Bytes of the round under way or the last one; staging is what the graph can take at most. */
-TB_API int32_t tb_graph_progress(uint64_t session, uint64_t graph, uint64_t *round, uint64_t *done, uint64_t *total,
-                                 uint64_t *staging, tb_error *err);
-/* What carries the buckets between this rank and a peer of the graph: the number of its bit in tb_carrier_bits. */
-TB_API int32_t tb_graph_carrier(uint64_t session, uint64_t graph, int32_t rank, uint32_t *carrier, tb_error *err);
+TB_API int32_t tb_transfer_cancel(uint64_t session, uint64_t transfer, int32_t code, tb_error *err);
+/* Bytes of the round under way or the last one; staging is what the transfer can take at most. */
+TB_API int32_t tb_transfer_progress(uint64_t session, uint64_t transfer, uint64_t *round, uint64_t *done,
+                                    uint64_t *total, uint64_t *staging, tb_error *err);
+/* What carries the buckets between this rank and a peer of the transfer: the number of its bit in tb_carrier_bits. */
+TB_API int32_t tb_transfer_carrier(uint64_t session, uint64_t transfer, int32_t rank, uint32_t *carrier, tb_error *err);
 /* TB_EBUSY while a prepare or round is under way. Peers' next rounds of it fail with TB_EINVALIDATED. */
-TB_API int32_t tb_graph_release(uint64_t session, uint64_t graph, tb_error *err);
+TB_API int32_t tb_transfer_release(uint64_t session, uint64_t transfer, tb_error *err);
 
 /* ---- CUDA ------------------------------------------------------------------------------------------------------ */
 
@@ -308,7 +314,8 @@ TB_API int32_t tb_cuda_free(const uint8_t uuid[16], uint64_t address, tb_error *
 TB_API int32_t tb_cuda_write(const uint8_t uuid[16], uint64_t address, const void *from, uint64_t bytes, tb_error *err);
 TB_API int32_t tb_cuda_read(const uint8_t uuid[16], uint64_t address, void *to, uint64_t bytes, tb_error *err);
 /*
- * The legacy IPC handle of the allocation that the memory lies in, and where in it. TB_EUNSUPPORTED where there is none.
+ * The legacy IPC handle of the allocation that the memory lies in, and where in it. TB_EUNSUPPORTED where there is
+ * none.
  */
 TB_API int32_t tb_cuda_export(const uint8_t uuid[16], uint64_t address, uint64_t bytes, uint8_t handle[64],
                               uint64_t *offset, tb_error *err);
@@ -320,8 +327,8 @@ TB_API int32_t tb_cuda_open(const uint8_t uuid[16], const uint8_t handle[64], ui
 TB_API int32_t tb_cuda_close(const uint8_t uuid[16], uint64_t address, tb_error *err);
 
 /*
- * Events between processes (cuIpcGetEventHandle): made here, or opened by the handle of another process. record puts it behind
- * what this process's own calls have done. close for each create and open.
+ * Events between processes (cuIpcGetEventHandle): made here, or opened by the handle of another process. record puts
+ * it behind what this process's own calls have done. close for each create and open.
  */
 TB_API int32_t tb_cuda_event_create(const uint8_t uuid[16], uint64_t *event, tb_error *err);
 TB_API int32_t tb_cuda_event_open(const uint8_t uuid[16], const uint8_t handle[64], uint64_t *event, tb_error *err);
@@ -329,8 +336,8 @@ TB_API int32_t tb_cuda_event_export(const uint8_t uuid[16], uint64_t event, uint
 TB_API int32_t tb_cuda_event_record(const uint8_t uuid[16], uint64_t event, tb_error *err);
 TB_API int32_t tb_cuda_event_close(const uint8_t uuid[16], uint64_t event, tb_error *err);
 /*
- * Raises token at port (tb_port_open) once what was recorded last has happened, or can not be known any more. watched: *over is 1
- * from then on; TB_ECUDA where it can not be known. unwatch before the event or the port is closed.
+ * Raises token at port (tb_port_open) once what was recorded last has happened, or cannot be known any more. watched:
+ * *over is 1 from then on; TB_ECUDA where it cannot be known. unwatch before the event or the port is closed.
  */
 TB_API int32_t tb_cuda_event_watch(uint64_t port, uint64_t token, const uint8_t uuid[16], uint64_t event,
                                    uint64_t *watch, tb_error *err);
@@ -338,7 +345,8 @@ TB_API int32_t tb_cuda_event_watched(uint64_t watch, uint32_t *over, tb_error *e
 TB_API int32_t tb_cuda_event_unwatch(uint64_t watch, tb_error *err);
 
 /*
- * For benchmarks: nanoseconds of `times` copies by the driver from one place on the device to another, one after the other.
+ * For benchmarks: nanoseconds of `times` copies by the driver from one place on the device to another, one after the
+ * other.
  */
 TB_API int32_t tb_cuda_time_copies(const uint8_t uuid[16], uint64_t to, uint64_t from, uint64_t bytes, uint32_t times,
                                    uint64_t *nanoseconds, tb_error *err);
@@ -348,8 +356,8 @@ TB_API int32_t tb_cuda_info(const uint8_t uuid[16], uint64_t *left, uint64_t *to
 /* ---- NCCL ------------------------------------------------------------------------------------------------------ */
 
 /*
- * What can be asked of libnccl without a device. path: NULL is $TENSOR_BUS_LIBNCCL, else libnccl.so.2. The first call for a
- * path loads the library, for good. TB_ELIBRARY where it is missing or too old.
+ * What can be asked of libnccl without a device. path: NULL is $TENSOR_BUS_LIBNCCL, else libnccl.so.2. The first call
+ * for a path loads the library, for good. TB_ELIBRARY where it is missing or too old.
  */
 TB_API int32_t tb_nccl_version(const char *path, uint32_t *version, tb_error *err);
 /* Its words for a result, terminated. */
@@ -358,14 +366,14 @@ TB_API int32_t tb_nccl_describe(const char *path, int32_t result, void *text, ui
 TB_API int32_t tb_nccl_unique_id(const char *path, uint8_t id[128], tb_error *err);
 
 /*
- * What a session of TB_TRANSPORT_TCP with TB_CARRY_NCCL needs before it is used: the library. path: as above; control
+ * What a session of TB_BACKEND_TCP with TB_CARRY_NCCL needs before it is used: the library. path: as above; control
  * frames go over TCP. Blocks while the device's thread begins. TB_ELIBRARY, TB_EDEVICE.
  */
 TB_API int32_t tb_session_use_nccl(uint64_t session, const char *library, tb_error *err);
 /*
  * Begins to join the communicator of these ranks of the session, ascending, by an id that one of them made: see
- * tb_nccl_state. It is there until the session is closed, or until one of its ranks is lost. epoch: tells it from others of
- * the same ranks; a round whose ranks are on different ones is TB_EINVALIDATED.
+ * tb_nccl_state. It is there until the session is closed, or until one of its ranks is lost. epoch: tells it from
+ * others of the same ranks; a round whose ranks are on different ones is TB_EINVALIDATED.
  */
 TB_API int32_t tb_nccl_join(uint64_t session, const int32_t *ranks, uint32_t count, const uint8_t id[128],
                             uint32_t epoch, uint64_t *communicator, tb_error *err);

@@ -68,9 +68,9 @@ static void test_strided(void) {
     strided(1000, 0);
     strided(2048, 0);
     strided(100000, 0);
-    strided(60, TB_GRAPH_CHECKSUM);
-    strided(4096, TB_GRAPH_CHECKSUM);
-    strided(131072, TB_GRAPH_CHECKSUM);
+    strided(60, TB_TRANSFER_CHECKSUM);
+    strided(4096, TB_TRANSFER_CHECKSUM);
+    strided(131072, TB_TRANSFER_CHECKSUM);
 }
 
 /*
@@ -105,7 +105,7 @@ static void cast(uint32_t flags) {
 
 static void test_cast(void) {
     cast(0);
-    cast(TB_GRAPH_CHECKSUM);
+    cast(TB_TRANSFER_CHECKSUM);
 }
 
 static void test_empty(void) {
@@ -116,7 +116,7 @@ static void test_empty(void) {
     world_prepare(&w, &k, 0);
     world_round(&w, 1);
     world_round(&w, 7);
-    CHECK(tb_graph_post(w.session[0], w.graph[0], 7, SECOND, NULL) != TB_OK);
+    CHECK(tb_transfer_post(w.session[0], w.transfer[0], 7, SECOND, NULL) != TB_OK);
     world_close(&w);
     kit_free(&k);
 }
@@ -132,7 +132,7 @@ static void test_tiny(void) {
         kit_copy(&k, bucket, 0, 3, kit_run(3 * i, 3), kit_run(3 * i, 3));
     }
     world_open(&w, transport, 4);
-    world_prepare(&w, &k, TB_GRAPH_CHECKSUM);
+    world_prepare(&w, &k, TB_TRANSFER_CHECKSUM);
     for (uint64_t round = 1; round <= 2; round++) {
         memset(w.memory[3][0][1], 0, COUNT * 3);
         world_round(&w, round);
@@ -200,8 +200,8 @@ static void reduce(uint8_t dtype, uint64_t elements, int pieces, uint32_t in_fli
 static void test_reduce(void) {
     reduce(TB_FLOAT32, 100003, 7, 1, 1, 0);
     reduce(TB_BFLOAT16, 50001, 9, 2, 3, 0);
-    reduce(TB_INT64, 7, 300, 3, 1, TB_GRAPH_CHECKSUM);
-    reduce(TB_FLOAT16, 100001, 3, 1, 1, TB_GRAPH_CHECKSUM);
+    reduce(TB_INT64, 7, 300, 3, 1, TB_TRANSFER_CHECKSUM);
+    reduce(TB_FLOAT16, 100001, 3, 1, 1, TB_TRANSFER_CHECKSUM);
     reduce(TB_UINT8, 1000001, 3, 2, 1, 0);
 }
 
@@ -229,22 +229,22 @@ static void test_fanout(void) {
 
 int main(void) {
     static const world_options transports[] = {
-        {.kind = TB_TRANSPORT_MEMORY, .threads = 1, .connections = 1},
-        {.kind = TB_TRANSPORT_MEMORY, .threads = 3, .connections = 1},
-        {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1},
-        {.kind = TB_TRANSPORT_TCP, .threads = 2, .connections = 3},
-        {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
-        {.kind = TB_TRANSPORT_TCP,
+        {.kind = TB_BACKEND_MEMORY, .threads = 1, .connections = 1},
+        {.kind = TB_BACKEND_MEMORY, .threads = 3, .connections = 1},
+        {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 1},
+        {.kind = TB_BACKEND_TCP, .threads = 2, .connections = 3},
+        {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
+        {.kind = TB_BACKEND_TCP,
          .threads = 3,
          .connections = 1,
          .carriers = TB_CARRY_SHM | TB_CARRY_STREAM},
-        {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM | TB_CARRY_APART},
-        {.kind = TB_TRANSPORT_TCP,
+        {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM | TB_CARRY_APART},
+        {.kind = TB_BACKEND_TCP,
          .threads = 2,
          .connections = 1,
          .carriers = TB_CARRY_SHM | TB_CARRY_APART,
          .shared = true},
-        {.kind = TB_TRANSPORT_MEMORY, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
+        {.kind = TB_BACKEND_MEMORY, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
     };
     for (size_t i = 0; i < sizeof transports / sizeof transports[0]; i++) {
         transport = &transports[i];

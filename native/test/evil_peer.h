@@ -12,7 +12,7 @@
 
 enum { EVIL_BYTES = 1 << 20, EVIL_PARTS = 8, EVIL_GRAPH = 4242, EVIL_INCARNATION = 77 };
 
-static const world_options evil_options = {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1};
+static const world_options evil_options = {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 1};
 
 static inline int evil_dial(uint32_t port) {
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
@@ -105,7 +105,7 @@ static inline void evil_plan(kit *k) {
     }
 }
 
-/* Answers the PREPARE of rank 1 with its mirror. Gives rank 1's number of the graph; ours is EVIL_GRAPH. */
+/* Answers the PREPARE of rank 1 with its mirror. Gives rank 1's number of the transfer; ours is EVIL_GRAPH. */
 static inline uint64_t evil_pair(world *w, int fd) {
     uint8_t body[4096];
     tb_wire_header header;
@@ -114,8 +114,8 @@ static inline uint64_t evil_pair(world *w, int fd) {
     CHECK(header.kind == TB_FRAME_PREPARE && header.body_bytes <= sizeof body);
     evil_take(w, fd, body, header.body_bytes);
     memcpy(&prepare, body, sizeof prepare);
-    uint64_t graph = prepare.graph;
-    prepare.graph = EVIL_GRAPH;
+    uint64_t transfer = prepare.transfer;
+    prepare.transfer = EVIL_GRAPH;
     memcpy(body, &prepare, sizeof prepare);
     for (uint32_t i = 0; i < prepare.channels; i++) {
         tb_wire_channel row;
@@ -127,11 +127,11 @@ static inline uint64_t evil_pair(world *w, int fd) {
     evil_send(fd, &header, sizeof header);
     evil_send(fd, body, header.body_bytes);
     evil_take(w, fd, &header, sizeof header);
-    CHECK(header.kind == TB_FRAME_MATCH && header.graph == EVIL_GRAPH && header.round == graph);
-    header = (tb_wire_header){.kind = TB_FRAME_MATCH, .graph = graph, .round = EVIL_GRAPH};
+    CHECK(header.kind == TB_FRAME_MATCH && header.transfer == EVIL_GRAPH && header.round == transfer);
+    header = (tb_wire_header){.kind = TB_FRAME_MATCH, .transfer = transfer, .round = EVIL_GRAPH};
     evil_send(fd, &header, sizeof header);
     world_expect(w, 1, TB_EVENT_PREPARED, TB_OK, -1, NULL);
-    return graph;
+    return transfer;
 }
 
 #endif

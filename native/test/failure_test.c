@@ -29,7 +29,7 @@ static void wait_for_bytes(world *w, int rank) {
     uint64_t round, done = 0, total, staging;
     while (done == 0) {
         world_pump(w, 1);
-        CHECK(tb_graph_progress(w->session[rank], w->graph[rank], &round, &done, &total, &staging, NULL)
+        CHECK(tb_transfer_progress(w->session[rank], w->transfer[rank], &round, &done, &total, &staging, NULL)
               == TB_OK);
     }
 }
@@ -55,7 +55,7 @@ static void test_cancel(void) {
         if (canceller == 3) {
             world_post(&w, 3, round, 20 * SECOND);
         }
-        CHECK(tb_graph_cancel(w.session[canceller], w.graph[canceller], TB_ECANCELLED, NULL) == TB_OK);
+        CHECK(tb_transfer_cancel(w.session[canceller], w.transfer[canceller], TB_ECANCELLED, NULL) == TB_OK);
         tb_event event;
         CHECK(world_take(&w, canceller, TB_EVENT_ROUND, 20 * SECOND, &event));
         /* Ranks 0 and 1 do not need rank 3, and may have been faster than the cancel. */
@@ -66,7 +66,7 @@ static void test_cancel(void) {
             memset(w.memory[canceller][canceller - 1][1], 0x55, (size_t)BYTES * PARTS);
         }
         /*
-         * Rank 2 can not be done before rank 3 posts, so it hears of the cancel before that; posting any sooner, rank 3
+         * Rank 2 cannot be done before rank 3 posts, so it hears of the cancel before that; posting any sooner, rank 3
          * might be served by a rank that has not yet heard of it, which is no fault.
          */
         if (canceller != 3 && !cancelled) {
@@ -139,8 +139,8 @@ static void test_loss(void) {
     world_post(&w, 1, 2, 20 * SECOND);
     world_expect(&w, 1, TB_EVENT_ROUND, TB_EPEER_LOST, 0, NULL);
     for (int rank = 1; rank < 4; rank++) {
-        CHECK(tb_graph_release(w.session[rank], w.graph[rank], NULL) == TB_OK);
-        CHECK(tb_graph_release(w.session[rank], w.graph[rank], NULL) == TB_ECLOSED);
+        CHECK(tb_transfer_release(w.session[rank], w.transfer[rank], NULL) == TB_OK);
+        CHECK(tb_transfer_release(w.session[rank], w.transfer[rank], NULL) == TB_ECLOSED);
     }
     world_forget_memory(&w, 0, 0, 0);
     world_open_rank(&w, 0);
@@ -163,7 +163,7 @@ static void test_mismatch(void) {
     world_expect(&w, 0, TB_EVENT_PREPARED, TB_EPLAN_MISMATCH, 1, NULL);
     world_expect(&w, 1, TB_EVENT_PREPARED, TB_EPLAN_MISMATCH, 0, NULL);
     world_release(&w);
-    world_prepare_rank(&w, &k, 0, TB_GRAPH_CHECKSUM, 20 * SECOND);
+    world_prepare_rank(&w, &k, 0, TB_TRANSFER_CHECKSUM, 20 * SECOND);
     world_prepare_rank(&w, &k, 1, 0, 20 * SECOND);
     world_expect(&w, 0, TB_EVENT_PREPARED, TB_EPLAN_MISMATCH, 1, NULL);
     world_expect(&w, 1, TB_EVENT_PREPARED, TB_EPLAN_MISMATCH, 0, NULL);
@@ -175,8 +175,8 @@ static void test_mismatch(void) {
     world_release(&w);
     world_prepare_rank(&w, &k, 0, 0, SECOND / 20);
     world_expect(&w, 0, TB_EVENT_PREPARED, TB_ETIMEOUT, 0, NULL);
-    CHECK(tb_graph_post(w.session[0], w.graph[0], 9, SECOND, NULL) == TB_EINVALIDATED);
-    CHECK(tb_graph_release(w.session[0], w.graph[0], NULL) == TB_OK);
+    CHECK(tb_transfer_post(w.session[0], w.transfer[0], 9, SECOND, NULL) == TB_EINVALIDATED);
+    CHECK(tb_transfer_release(w.session[0], w.transfer[0], NULL) == TB_OK);
     world_prepare(&w, &k, 0);
     world_round(&w, 1);
     world_close(&w);
@@ -200,13 +200,13 @@ static void test_misuse(void) {
     CHECK(tb_session_unregister(w.session[0], address, (uint64_t)BYTES * PARTS, &err) == TB_EBUSY);
     CHECK(world_prepare_code(&w, &k, 0, 0, SECOND, &err) == TB_EBUSY);
     world_post(&w, 0, 1, 20 * SECOND);
-    CHECK(tb_graph_post(w.session[0], w.graph[0], 2, SECOND, &err) == TB_EBUSY);
-    CHECK(tb_graph_release(w.session[0], w.graph[0], &err) == TB_EBUSY);
+    CHECK(tb_transfer_post(w.session[0], w.transfer[0], 2, SECOND, &err) == TB_EBUSY);
+    CHECK(tb_transfer_release(w.session[0], w.transfer[0], &err) == TB_EBUSY);
     world_post(&w, 1, 1, 20 * SECOND);
     world_expect(&w, 0, TB_EVENT_ROUND, TB_OK, -1, NULL);
     world_expect(&w, 1, TB_EVENT_ROUND, TB_OK, -1, NULL);
     /* The other side's release ends the next round at once. */
-    CHECK(tb_graph_release(w.session[1], w.graph[1], &err) == TB_OK);
+    CHECK(tb_transfer_release(w.session[1], w.transfer[1], &err) == TB_OK);
     world_post(&w, 0, 2, 20 * SECOND);
     tb_event event;
     CHECK(world_take(&w, 0, TB_EVENT_ROUND, 20 * SECOND, &event));
@@ -216,7 +216,7 @@ static void test_misuse(void) {
     world_close_rank(&w, 0);
     CHECK(tb_session_close(session, &err) == TB_ECLOSED);
     CHECK(tb_session_next_event(session, &event, &err) == TB_ECLOSED);
-    CHECK(tb_graph_post(session, 1, 5, SECOND, &err) == TB_ECLOSED);
+    CHECK(tb_transfer_post(session, 1, 5, SECOND, &err) == TB_ECLOSED);
     CHECK(tb_session_register(session, address, 1, &err) == TB_ECLOSED);
     CHECK(tb_session_handshake(session, 1, NULL, 0, &err) == TB_ECLOSED);
     world_close(&w);
@@ -225,17 +225,17 @@ static void test_misuse(void) {
 
 int main(void) {
     static const world_options transports[] = {
-        {.kind = TB_TRANSPORT_MEMORY, .threads = 1, .connections = 1},
-        {.kind = TB_TRANSPORT_MEMORY, .threads = 2, .connections = 1},
-        {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1},
-        {.kind = TB_TRANSPORT_TCP, .threads = 3, .connections = 2},
-        {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
-        {.kind = TB_TRANSPORT_TCP,
+        {.kind = TB_BACKEND_MEMORY, .threads = 1, .connections = 1},
+        {.kind = TB_BACKEND_MEMORY, .threads = 2, .connections = 1},
+        {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 1},
+        {.kind = TB_BACKEND_TCP, .threads = 3, .connections = 2},
+        {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
+        {.kind = TB_BACKEND_TCP,
          .threads = 2,
          .connections = 1,
          .carriers = TB_CARRY_SHM | TB_CARRY_APART,
          .shared = true},
-        {.kind = TB_TRANSPORT_TCP, .threads = 3, .connections = 1, .carriers = TB_CARRY_SHM | TB_CARRY_APART},
+        {.kind = TB_BACKEND_TCP, .threads = 3, .connections = 1, .carriers = TB_CARRY_SHM | TB_CARRY_APART},
     };
     for (size_t i = 0; i < sizeof transports / sizeof transports[0]; i++) {
         transport = &transports[i];

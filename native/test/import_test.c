@@ -11,8 +11,8 @@ enum { COLUMNS = 5, ROWS = 6, CHUNKS = 3, REGION = 512 };
 typedef struct fake {
     tb_session session;
     tb_peer peer;
-    tb_graph graph;
-    tb_side side;
+    tb_transfer transfer;
+    tb_exchange exchange;
     kit_program program;
     uint8_t target[REGION];
     tb_binding binding;
@@ -32,28 +32,28 @@ static void fake_start(fake *f, const kit *k) {
     pthread_mutex_init(&f->session.lock, NULL);
     f->program = kit_build(k, 1, 0);
     f->binding = (tb_binding){(uint64_t)(uintptr_t)f->target, REGION};
-    CHECK(tb_program_load(&f->graph.program, f->program.bytes, f->program.byte_count, &f->binding, 1, 1, 2, NULL)
+    CHECK(tb_program_load(&f->transfer.program, f->program.bytes, f->program.byte_count, &f->binding, 1, 1, 2, NULL)
           == TB_OK);
     f->session.options.rank = 1;
     f->session.options.carriers = TB_CARRY_SHM;
     CHECK(tb_host_identify(&f->session, NULL) == TB_OK);
     f->peer.session = &f->session;
-    f->graph.session = &f->session;
-    f->graph.state = TB_GRAPH_PREPARING;
-    f->graph.sides = &f->side;
-    f->graph.side_count = 1;
-    f->side.graph = &f->graph;
-    f->side.peer = &f->peer;
-    f->side.carrier = TB_CARRIER_SHM;
-    f->side.host = f->session.host;
-    memset(f->side.send, 0xff, sizeof f->side.send);
-    memset(f->side.receive, 0xff, sizeof f->side.receive);
-    f->side.receive[1] = 0;
-    f->side.said_match = true;
+    f->transfer.session = &f->session;
+    f->transfer.state = TB_TRANSFER_PREPARING;
+    f->transfer.exchanges = &f->exchange;
+    f->transfer.exchange_count = 1;
+    f->exchange.transfer = &f->transfer;
+    f->exchange.peer = &f->peer;
+    f->exchange.carrier = TB_CARRIER_SHM;
+    f->exchange.identity = f->session.identity;
+    memset(f->exchange.send, 0xff, sizeof f->exchange.send);
+    memset(f->exchange.receive, 0xff, sizeof f->exchange.receive);
+    f->exchange.receive[1] = 0;
+    f->exchange.said_match = true;
 }
 
 static void fake_end(fake *f) {
-    tb_program_free(&f->graph.program);
+    tb_program_free(&f->transfer.program);
     free(f->program.bytes);
     pthread_mutex_destroy(&f->session.lock);
 }
@@ -106,9 +106,9 @@ static bool offer(const kit *k, uint8_t *bytes, uint64_t count, uint64_t part, c
     fake f;
     tb_error error;
     fake_start(&f, k);
-    tb_import *import = tb_import_create(&f.side);
+    tb_import *import = tb_import_create(&f.exchange);
     CHECK(import != NULL);
-    f.side.import = import;
+    f.exchange.import = import;
     int32_t code = TB_OK;
     for (uint64_t at = 0; at < count && code == TB_OK; at += part) {
         uint64_t length = count - at < part ? count - at : part;
@@ -117,14 +117,14 @@ static bool offer(const kit *k, uint8_t *bytes, uint64_t count, uint64_t part, c
     bool accepted = false;
     if (code == TB_OK && f.session.imports != NULL) {
         tb_import_serve(&f.session);
-        accepted = f.side.import != NULL && f.side.import->state == TB_IMPORT_OPEN;
-        CHECK(accepted || f.graph.state == TB_GRAPH_DEAD);
+        accepted = f.exchange.import != NULL && f.exchange.import->state == TB_IMPORT_OPEN;
+        CHECK(accepted || f.transfer.state == TB_TRANSFER_DEAD);
     }
     if (accepted && import->regions[0].bytes <= REGION) {
         read_all(import, memory);
     }
-    if (f.side.import != NULL) {
-        tb_import_free(f.side.import);
+    if (f.exchange.import != NULL) {
+        tb_import_free(f.exchange.import);
     }
     fake_end(&f);
     return accepted;

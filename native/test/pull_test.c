@@ -25,7 +25,7 @@ static void endless(kit *k, int buckets) {
 
 static uint64_t bytes_done(const world *w, int rank) {
     uint64_t round, done, total, staging;
-    CHECK(tb_graph_progress(w->session[rank], w->graph[rank], &round, &done, &total, &staging, NULL)
+    CHECK(tb_transfer_progress(w->session[rank], w->transfer[rank], &round, &done, &total, &staging, NULL)
           == TB_OK);
     return done;
 }
@@ -38,12 +38,12 @@ static void wait_for_bytes(world *w, int rank) {
 
 /* ---- selection ----------------------------------------------------------------------------------------- */
 
-static tb_wire_host host(uint32_t carriers, uint32_t memory) {
-    return (tb_wire_host){
+static tb_wire_identity host(uint32_t carriers, uint32_t memory) {
+    return (tb_wire_identity){
         .boot = {1}, .pid_space = 2, .pid = 3, .user = 4, .carriers = carriers, .memory = memory};
 }
 
-static void selects(tb_wire_host a, tb_wire_host b, uint32_t flags, int32_t code,
+static void selects(tb_wire_identity a, tb_wire_identity b, uint32_t flags, int32_t code,
                     enum tb_carrier_number expected, const char *why) {
     for (int turn = 0; turn < 2; turn++) {
         tb_error error;
@@ -57,10 +57,10 @@ static void selects(tb_wire_host a, tb_wire_host b, uint32_t flags, int32_t code
 static void test_select(void) {
     enum { STREAM = TB_CARRY_STREAM, SHM = TB_CARRY_SHM, IPC = TB_CARRY_CUDA_IPC };
     enum { ALL = STREAM | SHM | IPC | TB_CARRY_NCCL, HOST = TB_MEMORY_HOST, CUDA = TB_MEMORY_CUDA };
-    tb_wire_host far = host(ALL, HOST);
+    tb_wire_identity far = host(ALL, HOST);
     far.boot[3] = 9;
     selects(host(ALL, HOST), host(ALL, HOST | TB_MEMORY_SHARED), 0, TB_OK, TB_CARRIER_SHM, NULL);
-    selects(host(ALL, HOST), host(ALL, HOST), TB_GRAPH_CHECKSUM, TB_OK, TB_CARRIER_STREAM, NULL);
+    selects(host(ALL, HOST), host(ALL, HOST), TB_TRANSFER_CHECKSUM, TB_OK, TB_CARRIER_STREAM, NULL);
     selects(host(ALL, HOST), host(STREAM, HOST), 0, TB_OK, TB_CARRIER_STREAM, NULL);
     selects(host(ALL, HOST), host(0, HOST), 0, TB_OK, TB_CARRIER_STREAM, NULL);
     selects(host(ALL, HOST), far, 0, TB_OK, TB_CARRIER_STREAM, NULL);
@@ -68,10 +68,10 @@ static void test_select(void) {
     selects(host(SHM, HOST), far, 0, TB_EUNSUPPORTED, 0, "shm: the two are on different hosts");
     selects(host(SHM, HOST), host(STREAM, HOST), 0, TB_EUNSUPPORTED, 0,
             "shm: one of the two does not use it");
-    selects(host(SHM, HOST), host(SHM, HOST), TB_GRAPH_CHECKSUM, TB_EUNSUPPORTED, 0,
+    selects(host(SHM, HOST), host(SHM, HOST), TB_TRANSFER_CHECKSUM, TB_EUNSUPPORTED, 0,
             "shm: it makes no checksums");
     selects(host(SHM, CUDA), host(SHM, HOST), 0, TB_EUNSUPPORTED, 0, "those of the other in memory of the host");
-    tb_wire_host other = host(SHM, HOST);
+    tb_wire_identity other = host(SHM, HOST);
     other.user = 5;
     selects(host(SHM, HOST), other, 0, TB_EUNSUPPORTED, 0, "different users");
     other = host(SHM, HOST);
@@ -82,24 +82,24 @@ static void test_select(void) {
 
 static void test_select_nccl(void) {
     enum { IPC = TB_CARRY_CUDA_IPC, NCCL = TB_CARRY_NCCL, CUDA = TB_MEMORY_CUDA };
-    tb_wire_host near = host(IPC | NCCL, CUDA);
+    tb_wire_identity near = host(IPC | NCCL, CUDA);
     near.nccl = 23007;
-    tb_wire_host far = near;
+    tb_wire_identity far = near;
     far.boot[3] = 9;
     far.device[0] = 7;
     selects(near, far, 0, TB_OK, TB_CARRIER_NCCL, NULL);
-    tb_wire_host beside = far;
+    tb_wire_identity beside = far;
     beside.boot[3] = near.boot[3];
     selects(near, beside, 0, TB_OK, TB_CARRIER_CUDA_IPC, NULL);
     beside.carriers = NCCL;
     selects(near, beside, 0, TB_OK, TB_CARRIER_NCCL, NULL);
-    selects(near, far, TB_GRAPH_CHECKSUM, TB_EUNSUPPORTED, 0, "nccl: it makes no checksums");
+    selects(near, far, TB_TRANSFER_CHECKSUM, TB_EUNSUPPORTED, 0, "nccl: it makes no checksums");
     far.nccl = 22809;
     selects(near, far, 0, TB_EUNSUPPORTED, 0, "cuda-ipc: the two are on different hosts; nccl: one has version 2.");
     far.nccl = 0;
     selects(near, far, 0, TB_EUNSUPPORTED, 0, "nccl: one of the two has not loaded the library");
     /* Two ranks of one GPU: never NCCL, unless both were told that it can. */
-    tb_wire_host twin = near;
+    tb_wire_identity twin = near;
     selects(near, twin, 0, TB_OK, TB_CARRIER_CUDA_IPC, NULL);
     twin.carriers = NCCL;
     selects(near, twin, 0, TB_EDEVICE_SHARED, 0, "nccl: the two share a GPU");
@@ -125,7 +125,7 @@ static void cancelled_source(const world_options *options) {
         world_post(&w, 1, round, 60 * SECOND);
         world_post(&w, 0, round, 60 * SECOND);
         wait_for_bytes(&w, 1);
-        CHECK(tb_graph_cancel(w.session[0], w.graph[0], TB_ECANCELLED, NULL) == TB_OK);
+        CHECK(tb_transfer_cancel(w.session[0], w.transfer[0], TB_ECANCELLED, NULL) == TB_OK);
         world_expect(&w, 0, TB_EVENT_ROUND, TB_ECANCELLED, 0, NULL);
         CHECK(mprotect(w.memory[0][0][0], BYTES, PROT_NONE) == 0);
         CHECK(world_take(&w, 1, TB_EVENT_ROUND, 20 * SECOND, &event));
@@ -296,7 +296,7 @@ static void end_other(const other *one) {
 /* A source that dies while it is read. */
 static void test_killed_source(bool shared) {
     world_options options = {
-        .kind = TB_TRANSPORT_TCP, .threads = 2, .connections = 1, .carriers = TB_CARRY_SHM, .shared = shared};
+        .kind = TB_BACKEND_TCP, .threads = 2, .connections = 1, .carriers = TB_CARRY_SHM, .shared = shared};
     world w;
     kit k;
     endless(&k, 4000);
@@ -316,7 +316,7 @@ static void test_killed_source(bool shared) {
 
 /* A target that stops in the middle may go on reading whenever it wakes up; one that died does not. */
 static void test_stopped_target(bool dies) {
-    world_options options = {.kind = TB_TRANSPORT_TCP,
+    world_options options = {.kind = TB_BACKEND_TCP,
                              .threads = 1,
                              .connections = 1,
                              .carriers = TB_CARRY_SHM,
@@ -331,7 +331,7 @@ static void test_stopped_target(bool dies) {
     world_post(&w, 0, 1, 60 * SECOND);
     wait_for_bytes(&w, 0);
     stop_other(&target);
-    CHECK(tb_graph_cancel(w.session[0], w.graph[0], TB_ECANCELLED, NULL) == TB_OK);
+    CHECK(tb_transfer_cancel(w.session[0], w.transfer[0], TB_ECANCELLED, NULL) == TB_OK);
     if (dies) {
         kill(target.pid, SIGKILL);
         world_expect(&w, 0, TB_EVENT_ROUND, TB_ECANCELLED, 0, NULL);
@@ -341,9 +341,9 @@ static void test_stopped_target(bool dies) {
         return;
     }
     world_expect(&w, 0, TB_EVENT_ROUND, TB_EQUARANTINED, 1, NULL);
-    CHECK(tb_graph_post(w.session[0], w.graph[0], 2, SECOND, &error) == TB_EQUARANTINED);
+    CHECK(tb_transfer_post(w.session[0], w.transfer[0], 2, SECOND, &error) == TB_EQUARANTINED);
     CHECK(tb_session_unregister(w.session[0], memory, BYTES, &error) == TB_EQUARANTINED);
-    CHECK(tb_graph_release(w.session[0], w.graph[0], &error) == TB_OK);
+    CHECK(tb_transfer_release(w.session[0], w.transfer[0], &error) == TB_OK);
     CHECK(tb_session_unregister(w.session[0], memory, BYTES, &error) == TB_EQUARANTINED);
     CHECK(tb_session_close(w.session[0], &error) == TB_EQUARANTINED);
     close(w.event_fd[0]);
@@ -356,14 +356,14 @@ static void test_stopped_target(bool dies) {
 /* A source that names a process in whose memory its token does not stand: it may be any other of this user. */
 static void test_liar(void) {
     static const uint8_t elsewhere[16];
-    world_options options = {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM};
+    world_options options = {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM};
     world w;
     kit k;
     endless(&k, 1);
     world_open(&w, &options, 2);
     tb_session *session = tb_handle_get(TB_HANDLE_SESSION, w.session[0], NULL);
     CHECK(session != NULL);
-    session->host.token_at = (uint64_t)(uintptr_t)elsewhere;
+    session->identity.token_at = (uint64_t)(uintptr_t)elsewhere;
     tb_handle_put(w.session[0]);
     for (int rank = 0; rank < 2; rank++) {
         world_prepare_rank(&w, &k, rank, 0, 20 * SECOND);
@@ -381,7 +381,7 @@ static void test_liar(void) {
  */
 static void test_refused(uint32_t carriers, bool shared) {
     world_options options = {
-        .kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = carriers, .shared = shared};
+        .kind = TB_BACKEND_TCP, .threads = 1, .connections = 1, .carriers = carriers, .shared = shared};
     pid_t pid = fork();
     CHECK(pid >= 0);
     if (pid > 0) {
@@ -415,10 +415,10 @@ static void test_refused(uint32_t carriers, bool shared) {
 
 int main(void) {
     static const world_options ways[] = {
-        {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
-        {.kind = TB_TRANSPORT_TCP, .threads = 3, .connections = 1, .carriers = TB_CARRY_SHM},
-        {.kind = TB_TRANSPORT_TCP, .threads = 2, .connections = 1, .carriers = TB_CARRY_SHM | TB_CARRY_APART},
-        {.kind = TB_TRANSPORT_MEMORY, .threads = 2, .connections = 1, .carriers = TB_CARRY_SHM},
+        {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM},
+        {.kind = TB_BACKEND_TCP, .threads = 3, .connections = 1, .carriers = TB_CARRY_SHM},
+        {.kind = TB_BACKEND_TCP, .threads = 2, .connections = 1, .carriers = TB_CARRY_SHM | TB_CARRY_APART},
+        {.kind = TB_BACKEND_MEMORY, .threads = 2, .connections = 1, .carriers = TB_CARRY_SHM},
     };
     test_select();
     test_select_nccl();

@@ -10,16 +10,16 @@ typedef struct evil_world {
     world w;
     kit k;
     int fd;
-    uint64_t graph;
+    uint64_t transfer;
 } evil_world;
 
-/* Rank 1 has a graph with rank 0, which is played here over one connection. */
+/* Rank 1 has a transfer with rank 0, which is played here over one connection. */
 static void open_pair(evil_world *e) {
     evil_plan(&e->k);
     world_open(&e->w, &evil_options, 2);
     world_prepare_rank(&e->w, &e->k, 1, 0, 20 * SECOND);
     e->fd = evil_join(&e->w, 1, 0);
-    e->graph = evil_pair(&e->w, e->fd);
+    e->transfer = evil_pair(&e->w, e->fd);
 }
 
 static void close_pair(evil_world *e) {
@@ -36,8 +36,8 @@ static void test_receipt_before_data(void) {
     open_pair(&e);
     world_post(&e.w, 1, 1, 20 * SECOND);
     tb_wire_header frames[2] = {
-        {.kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .graph = e.graph, .round = 1},
-        {.kind = TB_FRAME_TAKEN, .stage = 1, .graph = e.graph, .round = 1},
+        {.kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .transfer = e.transfer, .round = 1},
+        {.kind = TB_FRAME_TAKEN, .stage = 1, .transfer = e.transfer, .round = 1},
     };
     evil_send(e.fd, frames, sizeof frames);
     world_expect(&e.w, 1, TB_EVENT_ROUND, TB_EPROTOCOL, 0, NULL);
@@ -52,7 +52,7 @@ static void test_peer_ahead(void) {
     open_pair(&e);
     world_post(&e.w, 1, 1, 20 * SECOND);
     tb_wire_header frame = {
-        .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .graph = e.graph, .round = 2};
+        .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .transfer = e.transfer, .round = 2};
     evil_send(e.fd, &frame, sizeof frame);
     world_expect(&e.w, 1, TB_EVENT_ROUND, TB_ECANCELLED, 0, NULL);
     evil_take(&e.w, e.fd, &frame, sizeof frame);
@@ -69,7 +69,7 @@ static void test_peer_ahead(void) {
         CHECK(trailer.verdict == TB_TRAILER_GOOD);
         CHECK(memcmp(body, e.w.memory[1][0][0] + (uint64_t)frame.sequence * EVIL_BYTES, sizeof body) == 0);
     }
-    frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .graph = e.graph, .round = 2};
+    frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .transfer = e.transfer, .round = 2};
     evil_send(e.fd, &frame, sizeof frame);
     world_expect(&e.w, 1, TB_EVENT_ROUND, TB_OK, -1, &event);
     CHECK(event.bytes_sent == (uint64_t)EVIL_BYTES * EVIL_PARTS);
@@ -103,7 +103,7 @@ static void test_questions_without_end(void) {
     for (int i = 0; i < TIMES; i++) {
         evil_send(e.fd, pings, sizeof pings);
     }
-    CHECK(tb_graph_cancel(e.w.session[1], e.w.graph[1], TB_ECANCELLED, NULL) == TB_OK);
+    CHECK(tb_transfer_cancel(e.w.session[1], e.w.transfer[1], TB_ECANCELLED, NULL) == TB_OK);
     world_expect(&e.w, 1, TB_EVENT_ROUND, TB_ECANCELLED, 1, NULL);
     CHECK(pongs_before_abort(&e) < (uint64_t)COUNT * TIMES * 3 / 4);
     close_pair(&e);
@@ -150,17 +150,17 @@ static void test_end_before_receipt(void) {
     world_prepare_rank(&e.w, &e.k, 1, 0, 20 * SECOND);
     int fd[2] = {evil_join(&e.w, 2, 0), evil_join(&e.w, 2, 1)};
     e.fd = fd[0];
-    e.graph = evil_pair(&e.w, e.fd);
+    e.transfer = evil_pair(&e.w, e.fd);
     world_post(&e.w, 1, 1, 20 * SECOND);
     tb_wire_header frame = {
-        .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .graph = e.graph, .round = 1};
+        .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .transfer = e.transfer, .round = 1};
     evil_send(e.fd, &frame, sizeof frame);
     take_of_both(&e.w, fd, (uint64_t)EVIL_PARTS * (TB_HEADER_BYTES + EVIL_BYTES + TB_TRAILER_BYTES));
     close(fd[1]);
     for (int i = 0; i < 10; i++) {
         world_pump(&e.w, 5); /* the end of it is seen */
     }
-    frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .graph = e.graph, .round = 1};
+    frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .transfer = e.transfer, .round = 1};
     evil_send(e.fd, &frame, sizeof frame);
     evil_send(e.fd, &(tb_wire_header){.kind = TB_FRAME_BYE}, sizeof frame);
     world_expect(&e.w, 1, TB_EVENT_ROUND, TB_OK, -1, NULL);
@@ -204,7 +204,7 @@ static void answer_hello(world *w, int fd, uint32_t ahead, tb_hello hellos[2]) {
 }
 
 static void test_half_a_set(void) {
-    static const world_options two = {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 2};
+    static const world_options two = {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 2};
     world w;
     kit k;
     tb_hello hellos[2];
@@ -317,7 +317,7 @@ static void test_fork(void) {
 
 /* The hub's handle goes first, then sessions whose threads may be in it; nothing starts while they end. */
 static void test_end_of_hub(void) {
-    static const world_options memory = {.kind = TB_TRANSPORT_MEMORY, .threads = 1, .connections = 1};
+    static const world_options memory = {.kind = TB_BACKEND_MEMORY, .threads = 1, .connections = 1};
     for (int i = 0; i < 50; i++) {
         world w;
         kit k;
@@ -326,7 +326,7 @@ static void test_end_of_hub(void) {
         world_prepare(&w, &k, 0);
         CHECK(tb_hub_destroy(w.hub, NULL) == TB_OK);
         CHECK(tb_session_stop(w.session[1], NULL) == TB_OK);
-        CHECK(tb_graph_post(w.session[1], w.graph[1], 1, SECOND, NULL) == TB_ECLOSED);
+        CHECK(tb_transfer_post(w.session[1], w.transfer[1], 1, SECOND, NULL) == TB_ECLOSED);
         CHECK(tb_hub_create(&w.hub, NULL) == TB_OK); /* which world_close takes back */
         world_close(&w);
         kit_free(&k);

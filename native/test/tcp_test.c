@@ -11,7 +11,7 @@
 
 enum { BYTES = 4 << 20, PARTS = 8 };
 
-static const world_options plain = {.kind = TB_TRANSPORT_TCP, .threads = 1, .connections = 1};
+static const world_options plain = {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 1};
 
 /* Each rank sends to the next one, in a ring. */
 static void ring(kit *k, int ranks) {
@@ -163,7 +163,7 @@ static void test_addresses(void) {
     ring(&k, 2);
     world_open(&w, &plain, 2);
     tb_session_options options = {.struct_bytes = sizeof options,
-                                  .kind = TB_TRANSPORT_TCP,
+                                  .kind = TB_BACKEND_TCP,
                                   .rank = 0,
                                   .world = 2,
                                   .connections = 1,

@@ -45,11 +45,11 @@ static uint32_t take_grant(world *w, int fd, uint8_t stage) {
     return header.count;
 }
 
-static void send_bucket(int fd, uint64_t graph, uint8_t stage, uint32_t sequence, uint64_t bytes) {
+static void send_bucket(int fd, uint64_t transfer, uint8_t stage, uint32_t sequence, uint64_t bytes) {
     static uint8_t body[2 * EVIL_BYTES];
     tb_wire_header header = {.kind = TB_FRAME_DATA,
                              .stage = stage,
-                             .graph = graph,
+                             .transfer = transfer,
                              .round = 1,
                              .body_bytes = bytes,
                              .sequence = sequence};
@@ -74,16 +74,16 @@ static void test_in_flight(void) {
     world_open(&w, &evil_options, 2);
     world_prepare_rank(&w, &k, 1, 0, 20 * SECOND);
     int fd = evil_join(&w, 1, 0);
-    uint64_t graph = evil_pair(&w, fd);
+    uint64_t transfer = evil_pair(&w, fd);
     world_post(&w, 1, 1, 20 * SECOND);
     CHECK(take_grant(&w, fd, 1) == 2);
     CHECK(take_grant(&w, fd, 2) == 2);
     for (uint32_t i = 0; i < PARTS; i++) {
-        send_bucket(fd, graph, 2, i, BYTES);
+        send_bucket(fd, transfer, 2, i, BYTES);
         CHECK(i + 3 > PARTS || take_grant(&w, fd, 2) == i + 3);
     }
     for (uint32_t i = 0; i < PARTS; i++) {
-        send_bucket(fd, graph, 1, i, BYTES);
+        send_bucket(fd, transfer, 1, i, BYTES);
         CHECK(i + 3 > PARTS || take_grant(&w, fd, 1) == i + 3);
     }
     world_expect(&w, 1, TB_EVENT_ROUND, TB_OK, -1, NULL);
@@ -105,11 +105,11 @@ static void test_small(void) {
     world_open(&w, &evil_options, 2);
     world_prepare_rank(&w, &k, 1, 0, 20 * SECOND);
     int fd = evil_join(&w, 1, 0);
-    uint64_t graph = evil_pair(&w, fd);
+    uint64_t transfer = evil_pair(&w, fd);
     world_post(&w, 1, 1, 20 * SECOND);
     CHECK(take_grant(&w, fd, 1) == EVIL_PARTS);
     for (uint32_t i = 0; i < EVIL_PARTS; i++) {
-        send_bucket(fd, graph, 1, i, 4096);
+        send_bucket(fd, transfer, 1, i, 4096);
     }
     world_expect(&w, 1, TB_EVENT_ROUND, TB_OK, -1, NULL);
     close(fd);

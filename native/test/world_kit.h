@@ -35,7 +35,7 @@ typedef struct world {
     bool open[WORLD_RANKS];
     uint32_t port[WORLD_RANKS];
     int event_fd[WORLD_RANKS];
-    uint64_t graph[WORLD_RANKS];
+    uint64_t transfer[WORLD_RANKS];
     uint8_t secret[WORLD_RANKS];
     uint8_t *memory[WORLD_RANKS][KIT_TENSORS][2];
     uint64_t span[WORLD_RANKS][KIT_TENSORS][2];
@@ -70,13 +70,13 @@ static inline void world_open_rank(world *w, int rank) {
     }
     CHECK(code == TB_OK);
     w->open[rank] = true;
-    if (w->options.kind == TB_TRANSPORT_TCP) {
+    if (w->options.kind == TB_BACKEND_TCP) {
         CHECK(tb_session_port(w->session[rank], &w->port[rank], &err) == TB_OK);
     }
 }
 
 static inline void world_introduce(world *w) {
-    for (int a = 0; a < w->ranks && w->options.kind == TB_TRANSPORT_TCP; a++) {
+    for (int a = 0; a < w->ranks && w->options.kind == TB_BACKEND_TCP; a++) {
         for (int b = 0; b < w->ranks; b++) {
             if (a != b && w->open[a] && w->open[b]) {
                 CHECK(tb_session_set_peer(w->session[a], b, "127.0.0.1", w->port[b], NULL) == TB_OK);
@@ -231,7 +231,7 @@ static inline uint8_t *world_memory(const world *w, uint64_t span) {
     return (uint8_t *)(uintptr_t)address;
 }
 
-/* Memory of a rank's tensors: sources in a pattern, targets in 0xee, or what an earlier graph left there. */
+/* Memory of a rank's tensors: sources in a pattern, targets in 0xee, or what an earlier transfer left there. */
 static inline void world_allocate(world *w, const kit *k, int rank) {
     kit_program *program = &w->program[rank];
     free(program->bytes);
@@ -262,8 +262,8 @@ static inline int32_t world_prepare_code(world *w, const kit *k, int rank, uint3
         bindings[i] =
             (tb_binding){(uint64_t)(uintptr_t)memory, k->span[program->tensor[i]][program->kind[i]]};
     }
-    return tb_graph_prepare(w->session[rank], "batch", program->bytes, program->byte_count, bindings,
-                            program->buffer_count, flags, timeout, &w->graph[rank], err);
+    return tb_transfer_prepare(w->session[rank], "batch", program->bytes, program->byte_count, bindings,
+                            program->buffer_count, flags, timeout, &w->transfer[rank], err);
 }
 
 static inline void world_prepare_rank(world *w, const kit *k, int rank, uint32_t flags, uint64_t timeout) {
@@ -278,7 +278,7 @@ static inline void world_prepare_rank(world *w, const kit *k, int rank, uint32_t
 
 /* A carrier that pulls makes no checksums: there it goes without. */
 static inline void world_prepare(world *w, const kit *k, uint32_t flags) {
-    flags &= w->options.carriers > TB_CARRY_STREAM ? ~(uint32_t)TB_GRAPH_CHECKSUM : ~0u;
+    flags &= w->options.carriers > TB_CARRY_STREAM ? ~(uint32_t)TB_TRANSFER_CHECKSUM : ~0u;
     for (int rank = 0; rank < w->ranks; rank++) {
         world_prepare_rank(w, k, rank, flags, 20 * SECOND);
     }
@@ -289,7 +289,7 @@ static inline void world_prepare(world *w, const kit *k, uint32_t flags) {
 
 static inline void world_post(world *w, int rank, uint64_t round, uint64_t timeout) {
     tb_error err = {0};
-    int32_t code = tb_graph_post(w->session[rank], w->graph[rank], round, timeout, &err);
+    int32_t code = tb_transfer_post(w->session[rank], w->transfer[rank], round, timeout, &err);
     if (code != TB_OK) {
         fprintf(stderr, "rank %d: post: %d %s\n", rank, code, err.message);
         exit(1);
@@ -305,7 +305,7 @@ static inline void world_round(world *w, uint64_t round) {
         uint64_t at, done, total, staging;
         world_expect(w, rank, TB_EVENT_ROUND, TB_OK, -1, &event);
         CHECK(event.round == round);
-        CHECK(tb_graph_progress(w->session[rank], w->graph[rank], &at, &done, &total, &staging, NULL)
+        CHECK(tb_transfer_progress(w->session[rank], w->transfer[rank], &at, &done, &total, &staging, NULL)
               == TB_OK);
         CHECK(at == round && done == total);
         if (event.staging_high_water > staging) {
@@ -319,7 +319,7 @@ static inline void world_round(world *w, uint64_t round) {
 static inline void world_release(world *w) {
     for (int rank = 0; rank < w->ranks; rank++) {
         if (w->open[rank]) {
-            CHECK(tb_graph_release(w->session[rank], w->graph[rank], NULL) == TB_OK);
+            CHECK(tb_transfer_release(w->session[rank], w->transfer[rank], NULL) == TB_OK);
         }
     }
 }

@@ -2,10 +2,10 @@
 import { declareNative } from "./native.ts";
 
 const native = declareNative({
-  tb_session_place: ["u64", "pointer"],
-  tb_place_read: ["pointer", "out u32", "pointer"],
+  tb_session_identity: ["u64", "pointer"],
+  tb_identity_read: ["pointer", "out u32", "pointer"],
   tb_carrier_between: ["pointer", "pointer", "u32", "u32", "out u32"],
-  tb_graph_carrier: ["u64", "u64", "i32", "out u32"],
+  tb_transfer_carrier: ["u64", "u64", "i32", "out u32"],
 });
 
 /**
@@ -23,12 +23,12 @@ const carrierBits = {
 export type Carrier = keyof typeof carrierBits;
 const memoryBits = { host: 1, shared: 2, cuda: 4 } as const;
 const memberRoles = { joins: 1, peer: 2 } as const;
-export const graphFlags = { checksum: 1 } as const;
-/** `TB_PLACE_BYTES`. */
-export const placeBytes = 96;
+export const transferFlags = { checksum: 1 } as const;
+/** `TB_IDENTITY_BYTES`. */
+export const identityBytes = 96;
 const gpuBytes = 32;
 
-/** What a rank is to a graph some of whose buckets go by NCCL. */
+/** What a rank is to a transfer some of whose buckets go by NCCL. */
 export interface Member {
   readonly rank: number;
   /** It is of the communicator. */
@@ -38,19 +38,19 @@ export interface Member {
 }
 
 /** Who a session is to carriers, as it may be told to anybody. */
-export function sessionPlace(session: bigint): Uint8Array {
-  const place = new Uint8Array(placeBytes);
-  native.tb_session_place(session, place);
-  return place;
+export function sessionIdentity(session: bigint): Uint8Array {
+  const identity = new Uint8Array(identityBytes);
+  native.tb_session_identity(session, identity);
+  return identity;
 }
 
-/** What a place says: whether a carrier is used there, and which GPU of which host it is. */
-export function readPlace(place: Uint8Array): {
+/** What an identity says: whether a carrier is used there, and which GPU of which host it is. */
+export function readIdentity(identity: Uint8Array): {
   readonly uses: (carrier: Carrier) => boolean;
   readonly gpu: string;
 } {
   const gpu = new Uint8Array(gpuBytes);
-  const carriers = native.tb_place_read(place, gpu);
+  const carriers = native.tb_identity_read(identity, gpu);
   return {
     uses: (carrier) => Math.floor(carriers / carrierBits[carrier]) % 2 === 1,
     gpu: Buffer.from(gpu).toString("hex"),
@@ -66,13 +66,13 @@ export function carrierBetween(
   other: Uint8Array,
   { memory, checksum }: { readonly memory: keyof typeof memoryBits; readonly checksum: boolean },
 ): Carrier {
-  const flags = checksum ? graphFlags.checksum : 0;
+  const flags = checksum ? transferFlags.checksum : 0;
   return carrierOf(native.tb_carrier_between(one, other, memoryBits[memory], flags));
 }
 
-/** What carries the buckets between this rank and a peer of a graph that is prepared. */
-export function graphCarrier(session: bigint, graph: bigint, rank: number): Carrier {
-  return carrierOf(native.tb_graph_carrier(session, graph, rank));
+/** What carries the buckets between this rank and a peer of a transfer that is prepared. */
+export function transferCarrier(session: bigint, transfer: bigint, rank: number): Carrier {
+  return carrierOf(native.tb_transfer_carrier(session, transfer, rank));
 }
 
 export function carrierMask(carriers: readonly Carrier[]): number {

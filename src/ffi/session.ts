@@ -1,10 +1,10 @@
 /**
- * The sessions and graphs of `native/include/tensorbus.h`: the declarations as data, and one typed function for each.
+ * The sessions and transfers of `native/include/tensorbus.h`: the declarations as data, and one typed function for each.
  * Structures are written and read at fixed offsets; a test compares those with the C compiler's.
  */
 import { createHash } from "node:crypto";
 import type { TensorBusError } from "../errors.ts";
-import { type Carrier, carrierMask, encodeMembers, graphFlags, type Member } from "./carriers.ts";
+import { type Carrier, carrierMask, encodeMembers, type Member, transferFlags } from "./carriers.ts";
 import { parseUuid, useKernels } from "./cuda.ts";
 import { readError } from "./error.ts";
 import { declareNative } from "./native.ts";
@@ -22,15 +22,15 @@ const native = declareNative({
   tb_session_next_event: ["u64", "pointer"],
   tb_session_handshake: ["u64", "u64", "pointer", "u32"],
   // biome-ignore format: one line a function
-  tb_graph_prepare_among: ["u64", "string", "pointer", "u64", "pointer", "u32", "u32", "u64", "pointer", "u32", "out u64"],
-  tb_graph_attach: ["u64", "u64", "u64"],
-  tb_graph_check_peers: ["u64", "u64"],
-  tb_graph_attached: ["u64", "u64", "out u32"],
-  tb_graph_post: ["u64", "u64", "u64", "u64"],
-  tb_graph_post_cancelled: ["u64", "u64", "u64"],
-  tb_graph_cancel: ["u64", "u64", "i32"],
-  tb_graph_progress: ["u64", "u64", "out u64", "out u64", "out u64", "out u64"],
-  tb_graph_release: ["u64", "u64"],
+  tb_transfer_prepare_among: ["u64", "string", "pointer", "u64", "pointer", "u32", "u32", "u64", "pointer", "u32", "out u64"],
+  tb_transfer_attach: ["u64", "u64", "u64"],
+  tb_transfer_check_peers: ["u64", "u64"],
+  tb_transfer_attached: ["u64", "u64", "out u32"],
+  tb_transfer_post: ["u64", "u64", "u64", "u64"],
+  tb_transfer_post_cancelled: ["u64", "u64", "u64"],
+  tb_transfer_cancel: ["u64", "u64", "i32"],
+  tb_transfer_progress: ["u64", "u64", "out u64", "out u64", "out u64", "out u64"],
+  tb_transfer_release: ["u64", "u64"],
 });
 
 /** Sizes and offsets of the structures that cross the boundary, in bytes. */
@@ -56,7 +56,7 @@ export const sessionStructs = {
   tb_event: {
     size: 880,
     kind: 0,
-    graph: 8,
+    transfer: 8,
     round: 16,
     connection: 24,
     bytes_sent: 32,
@@ -126,9 +126,9 @@ export interface HandshakeEvent {
 }
 
 /** The end of a prepare or a round. */
-export interface GraphEvent {
+export interface TransferEvent {
   readonly kind: "prepared" | "round";
-  readonly graph: bigint;
+  readonly transfer: bigint;
   readonly round: bigint;
   readonly bytesSent: bigint;
   readonly bytesReceived: bigint;
@@ -149,9 +149,9 @@ export interface EndedEvent {
   readonly kind: "ended";
 }
 
-export type NativeEvent = HandshakeEvent | GraphEvent | NoticeEvent | EndedEvent;
+export type NativeEvent = HandshakeEvent | TransferEvent | NoticeEvent | EndedEvent;
 
-export interface GraphOptions {
+export interface TransferOptions {
   readonly key: string;
   readonly program: Uint8Array;
   readonly bindings: readonly NativeBinding[];
@@ -161,11 +161,11 @@ export interface GraphOptions {
   readonly members?: readonly Member[];
 }
 
-export interface GraphProgress {
+export interface TransferProgress {
   readonly round: bigint;
   readonly bytesDone: bigint;
   readonly bytesTotal: bigint;
-  /** What the graph can take at most. */
+  /** What the transfer can take at most. */
   readonly stagingBytes: bigint;
 }
 
@@ -232,16 +232,16 @@ export function answerHandshake(
 }
 
 /** Starts it; the end is a `prepared` event. */
-export function prepareGraph(session: bigint, options: GraphOptions): bigint {
+export function prepareTransfer(session: bigint, options: TransferOptions): bigint {
   const { key, program, bindings, checksum, timeoutNs, members = [] } = options;
-  return native.tb_graph_prepare_among(
+  return native.tb_transfer_prepare_among(
     session,
     key,
     program,
     BigInt(program.length),
     encodeBindings(bindings),
     bindings.length,
-    checksum ? graphFlags.checksum : 0,
+    checksum ? transferFlags.checksum : 0,
     timeoutNs,
     encodeMembers(members),
     members.length,
@@ -249,41 +249,41 @@ export function prepareGraph(session: bigint, options: GraphOptions): bigint {
 }
 
 /** NCCL: binds what is prepared to a communicator of those who join; `true` of `isAttached` once it can run. */
-export function attachGraph(session: bigint, graph: bigint, communicator: bigint): void {
-  native.tb_graph_attach(session, graph, communicator);
+export function attachTransfer(session: bigint, transfer: bigint, communicator: bigint): void {
+  native.tb_transfer_attach(session, transfer, communicator);
 }
 
 /** Throws where a peer prepares anew what is prepared here, as after it was found elsewhere than it was said to be. */
-export function checkGraphPeers(session: bigint, graph: bigint): void {
-  native.tb_graph_check_peers(session, graph);
+export function checkTransferPeers(session: bigint, transfer: bigint): void {
+  native.tb_transfer_check_peers(session, transfer);
 }
 
-export function isAttached(session: bigint, graph: bigint): boolean {
-  return native.tb_graph_attached(session, graph) !== 0;
+export function isAttached(session: bigint, transfer: bigint): boolean {
+  return native.tb_transfer_attached(session, transfer) !== 0;
 }
 
 /** Starts it; the end is a `round` event. */
-export function postGraph(session: bigint, graph: bigint, round: bigint, timeoutNs: bigint): void {
-  native.tb_graph_post(session, graph, round, timeoutNs);
+export function postTransfer(session: bigint, transfer: bigint, round: bigint, timeoutNs: bigint): void {
+  native.tb_transfer_post(session, transfer, round, timeoutNs);
 }
 
 /** Begins a round and cancels it before a byte of it moves. */
-export function postCancelledGraph(session: bigint, graph: bigint, round: bigint): void {
-  native.tb_graph_post_cancelled(session, graph, round);
+export function postCancelledTransfer(session: bigint, transfer: bigint, round: bigint): void {
+  native.tb_transfer_post_cancelled(session, transfer, round);
 }
 
 /** Asks for the end of what is under way; its event still comes. */
-export function cancelGraph(session: bigint, graph: bigint, code: number): void {
-  native.tb_graph_cancel(session, graph, code);
+export function cancelTransfer(session: bigint, transfer: bigint, code: number): void {
+  native.tb_transfer_cancel(session, transfer, code);
 }
 
-export function graphProgress(session: bigint, graph: bigint): GraphProgress {
-  const [round, bytesDone, bytesTotal, stagingBytes] = native.tb_graph_progress(session, graph);
+export function transferProgress(session: bigint, transfer: bigint): TransferProgress {
+  const [round, bytesDone, bytesTotal, stagingBytes] = native.tb_transfer_progress(session, transfer);
   return { round, bytesDone, bytesTotal, stagingBytes };
 }
 
-export function releaseGraph(session: bigint, graph: bigint): void {
-  native.tb_graph_release(session, graph);
+export function releaseTransfer(session: bigint, transfer: bigint): void {
+  native.tb_transfer_release(session, transfer);
 }
 
 function encodeSessionOptions(options: NativeSessionOptions): Buffer {
@@ -333,7 +333,7 @@ function decodeEvent(bytes: Buffer): NativeEvent | undefined {
     case 3:
       return {
         kind: kind === 2 ? "prepared" : "round",
-        graph: bytes.readBigUInt64LE(at.graph),
+        transfer: bytes.readBigUInt64LE(at.transfer),
         round: bytes.readBigUInt64LE(at.round),
         bytesSent: bytes.readBigUInt64LE(at.bytes_sent),
         bytesReceived: bytes.readBigUInt64LE(at.bytes_received),

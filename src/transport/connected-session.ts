@@ -110,7 +110,7 @@ export async function openConnected(setup: ConnectedSetup, open: OpenOptions): P
   });
   try {
     const { host, port = session.port } = advertised;
-    await directory.publish(membership.rank, { host, port, place: session.place }, open);
+    await directory.publish(membership.rank, { host, port, identity: session.identity }, open);
   } catch (error) {
     await session.close();
     throw error;

@@ -4,7 +4,7 @@
  */
 import type { Deadline } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
-import { type Carrier, carrierBetween, type Member, placeBytes, readPlace } from "../ffi/carriers.ts";
+import { type Carrier, carrierBetween, identityBytes, type Member, readIdentity } from "../ffi/carriers.ts";
 import type { PeerDirectory } from "./peer-directory.ts";
 import type { PlanLinks } from "./transport.ts";
 
@@ -31,20 +31,21 @@ export class Gathering {
     const { rank } = this.#setup;
     const neighbours = neighboursOf(rank, links);
     if (neighbours.size === 1) return [];
-    const places = await this.#places([...neighbours.keys()], deadline);
+    const identities = await this.#identities([...neighbours.keys()], deadline);
     return chooseMembers(rank, neighbours, {
-      wayOf: (one, other) => wayBetween(places, one, other, checksum),
-      gathers: (other) => readPlace(places.get(other)!).uses("nccl"),
-      gpuOf: (other) => readPlace(places.get(other)!).gpu,
-      mayShare: (other) => readPlace(places.get(other)!).uses("shared-gpu"),
+      wayOf: (one, other) => wayBetween(identities, one, other, checksum),
+      gathers: (other) => readIdentity(identities.get(other)!).uses("nccl"),
+      gpuOf: (other) => readIdentity(identities.get(other)!).gpu,
+      mayShare: (other) => readIdentity(identities.get(other)!).uses("shared-gpu"),
     });
   }
 
   /** See `TransportSession.checkRanks`. */
   async check(ranks: readonly number[], deadline: Deadline): Promise<void> {
-    const places = await this.#places(ranks, deadline);
-    const needs = (rank: number) => ranks.some((other) => other !== rank && needsNccl(places, rank, other));
-    const read = (rank: number) => readPlace(places.get(rank)!);
+    const identities = await this.#identities(ranks, deadline);
+    const needs = (rank: number) =>
+      ranks.some((other) => other !== rank && needsNccl(identities, rank, other));
+    const read = (rank: number) => readIdentity(identities.get(rank)!);
     const shared = findShared(
       ranks.filter((rank) => read(rank).uses("nccl") && !read(rank).uses("shared-gpu")),
       (rank) => read(rank).gpu,
@@ -53,14 +54,14 @@ export class Gathering {
     if (shared !== undefined) throw sharedError(shared, read(shared[0]).gpu);
   }
 
-  async #places(ranks: readonly number[], deadline: Deadline): Promise<Places> {
-    const places = await this.#setup.directory.places(ranks, deadline);
-    for (const [rank, place] of places) {
-      if (place?.length === placeBytes) continue;
+  async #identities(ranks: readonly number[], deadline: Deadline): Promise<Places> {
+    const identities = await this.#setup.directory.identities(ranks, deadline);
+    for (const [rank, identity] of identities) {
+      if (identity?.length === identityBytes) continue;
       const message = `rank ${rank} says of itself what this version does not know`;
       throw new TensorBusError("TB_VERSION", message, { details: { rank } });
     }
-    return places as Places;
+    return identities as Places;
   }
 }
 
@@ -117,12 +118,13 @@ export function neighboursOf(rank: number, { count, srcRank, dstRank }: PlanLink
   return reached;
 }
 
-function wayBetween(places: Places, one: number, other: number, checksum: boolean): Carrier {
+function wayBetween(identities: Places, one: number, other: number, checksum: boolean): Carrier {
   try {
-    return carrierBetween(places.get(one)!, places.get(other)!, { memory: "cuda", checksum });
+    return carrierBetween(identities.get(one)!, identities.get(other)!, { memory: "cuda", checksum });
   } catch (error) {
     if (!(error instanceof TensorBusError)) throw error;
-    if (error.code === "TB_DEVICE_SHARED") throw sharedError([one, other], readPlace(places.get(one)!).gpu);
+    if (error.code === "TB_DEVICE_SHARED")
+      throw sharedError([one, other], readIdentity(identities.get(one)!).gpu);
     throw new TensorBusError(error.code, `ranks ${one} and ${other}: ${error.message}`, {
       details: { ranks: [one, other] },
     });
@@ -130,9 +132,9 @@ function wayBetween(places: Places, one: number, other: number, checksum: boolea
 }
 
 /** True where two ranks could only meet by NCCL, were they on GPUs of their own. */
-function needsNccl(places: Places, one: number, other: number): boolean {
+function needsNccl(identities: Places, one: number, other: number): boolean {
   try {
-    return wayBetween(places, one, other, false) === "nccl";
+    return wayBetween(identities, one, other, false) === "nccl";
   } catch (error) {
     return error instanceof TensorBusError && error.code === "TB_DEVICE_SHARED";
   }
@@ -156,7 +158,7 @@ function findShared(
   return undefined;
 }
 
-/** gpu: as of `readPlace`, whose second half is the UUID. */
+/** gpu: as of `readIdentity`, whose second half is the UUID. */
 function sharedError(ranks: readonly [number, number], gpu: string): TensorBusError {
   const uuid = gpu.slice(32).replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "GPU-$1-$2-$3-$4-$5");
   return new TensorBusError(

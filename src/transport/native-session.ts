@@ -7,7 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type Observable, Subject } from "rxjs";
 import { Deadline } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
-import { type Member, sessionPlace } from "../ffi/carriers.ts";
+import { type Member, sessionIdentity } from "../ffi/carriers.ts";
 import type { HandshakeEvent, NativeBinding, NativeEvent, NativeSessionOptions } from "../ffi/session.ts";
 import * as native from "../ffi/session.ts";
 import type { Memory } from "../memory/memory.ts";
@@ -46,7 +46,7 @@ export interface NativeSessionSetup {
   readonly closed?: () => void;
 }
 
-/** What a transport does beyond preparing a graph with each of its peers alone. */
+/** What a transport does beyond preparing a transfer with each of its peers alone. */
 export interface Gather {
   /** Of a plan in GPU memory: who begins its rounds together, by ascending rank, this one among them; or nobody. */
   choose(links: PlanLinks, checksum: boolean, deadline: Deadline): Promise<readonly Member[]>;
@@ -54,8 +54,8 @@ export interface Gather {
   check(ranks: readonly number[], deadline: Deadline): Promise<void>;
   /** Called before it is prepared where this rank joins; what it gives is handed to `attach`. */
   announce(joining: Int32Array, deadline: Deadline): Promise<number>;
-  /** Called once the graph is prepared; those who join ascend, and this rank is among them. */
-  attach(graph: bigint, joining: Int32Array, ticket: number, deadline: Deadline): Promise<void>;
+  /** Called once the transfer is prepared; those who join ascend, and this rank is among them. */
+  attach(transfer: bigint, joining: Int32Array, ticket: number, deadline: Deadline): Promise<void>;
   /** Takes back what it published. */
   withdraw(): Promise<void>;
 }
@@ -100,8 +100,8 @@ export class NativeSession implements TransportSession {
   }
 
   /** Who the session is to carriers, as it may be told to anybody. */
-  get place(): Uint8Array {
-    return sessionPlace(this.#handle);
+  get identity(): Uint8Array {
+    return sessionIdentity(this.#handle);
   }
 
   /** The port that the session listens on. */
@@ -198,7 +198,7 @@ export class NativeSession implements TransportSession {
     const joining = joiningOf(members, this.rank);
     const ticket = joining === undefined ? 0 : await this.#gather!.announce(joining, deadline);
     this.#checkOpen();
-    const graph = native.prepareGraph(this.#handle, {
+    const handle = native.prepareTransfer(this.#handle, {
       key,
       program: program.bytes,
       bindings,
@@ -208,19 +208,19 @@ export class NativeSession implements TransportSession {
     });
     const transfer = new NativeTransfer({
       session: this.#handle,
-      graph,
+      transfer: handle,
       key,
       rank: this.rank,
       peers: program.peers.filter((rank) => rank !== this.rank),
       stream: this.#setup.stream,
       pipe: this.#pipe,
-      forget: () => this.#transfers.delete(graph),
+      forget: () => this.#transfers.delete(handle),
     });
-    this.#transfers.set(graph, transfer);
+    this.#transfers.set(handle, transfer);
     await transfer.prepared(deadline);
     if (joining === undefined) return transfer;
     try {
-      await this.#gather!.attach(graph, joining, ticket, deadline);
+      await this.#gather!.attach(handle, joining, ticket, deadline);
     } catch (error) {
       await transfer.release();
       throw error;
@@ -271,7 +271,7 @@ export class NativeSession implements TransportSession {
         break;
       case "prepared":
       case "round":
-        this.#transfers.get(event.graph)?.settle(event);
+        this.#transfers.get(event.transfer)?.settle(event);
         break;
       case "peerLost":
       case "peerLeft": {

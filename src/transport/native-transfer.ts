@@ -1,14 +1,14 @@
 import { Deadline } from "../deadline.ts";
 import { errorCodes, TensorBusError } from "../errors.ts";
-import { graphCarrier } from "../ffi/carriers.ts";
-import type { GraphEvent } from "../ffi/session.ts";
+import { transferCarrier } from "../ffi/carriers.ts";
+import type { TransferEvent } from "../ffi/session.ts";
 import * as native from "../ffi/session.ts";
 import type { EventPipe } from "./event-pipe.ts";
 import type { PostOptions, PreparedTransfer, RoundProgress, RoundReport } from "./transport.ts";
 
 interface TransferSetup {
   readonly session: bigint;
-  readonly graph: bigint;
+  readonly transfer: bigint;
   readonly key: string;
   readonly rank: number;
   /** Other ranks that the program deals with. */
@@ -16,16 +16,16 @@ interface TransferSetup {
   /** The transport that is meant where buckets stream over connections. */
   readonly stream: string;
   readonly pipe: EventPipe;
-  /** Called once the graph is gone. */
+  /** Called once the transfer is gone. */
   readonly forget: () => void;
 }
 
 interface Pending {
-  readonly resolve: (event: GraphEvent) => void;
+  readonly resolve: (event: TransferEvent) => void;
   readonly reject: (error: unknown) => void;
 }
 
-/** A graph of native code. One thing is under way at a time; it ends with the graph's event, and with nothing else. */
+/** A transfer of native code. One thing is under way at a time; it ends with its event, and with nothing else. */
 export class NativeTransfer implements PreparedTransfer {
   readonly key: string;
   readonly #setup: TransferSetup;
@@ -33,7 +33,7 @@ export class NativeTransfer implements PreparedTransfer {
   #transports: ReadonlyMap<number, string> = new Map();
   #lastRound = 0;
   #pending: Pending | undefined;
-  #underWay: Promise<GraphEvent> | undefined;
+  #underWay: Promise<TransferEvent> | undefined;
   #ended: unknown;
 
   constructor(setup: TransferSetup) {
@@ -49,7 +49,7 @@ export class NativeTransfer implements PreparedTransfer {
     return this.#transports;
   }
 
-  /** Resolves once the peers agreed; a graph that could not be prepared is released. */
+  /** Resolves once the peers agreed; a transfer that could not be prepared is released. */
   async prepared(deadline: Deadline): Promise<void> {
     try {
       await this.#outcome(`preparing ${this.key}`, deadline.signal);
@@ -57,11 +57,11 @@ export class NativeTransfer implements PreparedTransfer {
       await this.release();
       throw error;
     }
-    const { session, graph, peers, stream } = this.#setup;
-    this.#stagingBytes = native.graphProgress(session, graph).stagingBytes;
+    const { session, transfer, peers, stream } = this.#setup;
+    this.#stagingBytes = native.transferProgress(session, transfer).stagingBytes;
     this.#transports = new Map(
       peers.map((rank) => {
-        const carrier = graphCarrier(session, graph, rank);
+        const carrier = transferCarrier(session, transfer, rank);
         return [rank, carrier === "stream" ? stream : carrier];
       }),
     );
@@ -80,9 +80,9 @@ export class NativeTransfer implements PreparedTransfer {
       });
     }
     // A round that is cancelled before it began is begun all the same, so that its end is told to all others.
-    const { session, graph } = this.#setup;
-    if (deadline.signal?.aborted) native.postCancelledGraph(session, graph, BigInt(round));
-    else native.postGraph(session, graph, BigInt(round), deadline.remainingNs);
+    const { session, transfer } = this.#setup;
+    if (deadline.signal?.aborted) native.postCancelledTransfer(session, transfer, BigInt(round));
+    else native.postTransfer(session, transfer, BigInt(round), deadline.remainingNs);
     this.#lastRound = round;
     const event = await this.#outcome(`round ${round} of ${this.key}`, deadline.signal);
     return {
@@ -97,13 +97,16 @@ export class NativeTransfer implements PreparedTransfer {
 
   progress(): RoundProgress {
     this.#checkUsable();
-    const { round, bytesDone, bytesTotal } = native.graphProgress(this.#setup.session, this.#setup.graph);
+    const { round, bytesDone, bytesTotal } = native.transferProgress(
+      this.#setup.session,
+      this.#setup.transfer,
+    );
     return { round: Number(round), bytesDone, bytesTotal };
   }
 
   async release(): Promise<void> {
     if (this.#ended !== undefined) return;
-    native.releaseGraph(this.#setup.session, this.#setup.graph);
+    native.releaseTransfer(this.#setup.session, this.#setup.transfer);
     this.#ended = new TensorBusError("TB_CLOSED", `${this.key} was released`);
     this.#setup.forget();
   }
@@ -111,14 +114,14 @@ export class NativeTransfer implements PreparedTransfer {
   async [Symbol.asyncDispose](): Promise<void> {
     const pending = this.#underWay;
     if (pending !== undefined && this.#ended === undefined) {
-      native.cancelGraph(this.#setup.session, this.#setup.graph, errorCodes.TB_CANCELLED.number);
+      native.cancelTransfer(this.#setup.session, this.#setup.transfer, errorCodes.TB_CANCELLED.number);
       await pending.catch(() => {});
     }
     await this.release();
   }
 
-  /** Called with the events of this graph. */
-  settle(event: GraphEvent): void {
+  /** Called with the events of this transfer. */
+  settle(event: TransferEvent): void {
     const pending = this.#pending;
     this.#pending = undefined;
     if (event.error === undefined) pending?.resolve(event);
@@ -137,12 +140,12 @@ export class NativeTransfer implements PreparedTransfer {
     this.#pending = undefined;
   }
 
-  async #outcome(what: string, signal: AbortSignal | undefined): Promise<GraphEvent> {
-    const { session, graph, pipe } = this.#setup;
+  async #outcome(what: string, signal: AbortSignal | undefined): Promise<TransferEvent> {
+    const { session, transfer, pipe } = this.#setup;
     const cancel = () => {
-      if (this.#ended === undefined) native.cancelGraph(session, graph, errorCodes.TB_CANCELLED.number);
+      if (this.#ended === undefined) native.cancelTransfer(session, transfer, errorCodes.TB_CANCELLED.number);
     };
-    const underWay = new Promise<GraphEvent>((resolve, reject) => {
+    const underWay = new Promise<TransferEvent>((resolve, reject) => {
       this.#pending = { resolve, reject };
     });
     this.#underWay = underWay;

@@ -12,7 +12,7 @@ export interface PeerAddress {
   readonly host: string;
   readonly port: number;
   /** Who the rank is to carriers; absent where nobody has to know before it is met. */
-  readonly place?: Uint8Array | undefined;
+  readonly identity?: Uint8Array | undefined;
 }
 
 /** What makes the records of one job: ranks of another read nothing of them. */
@@ -77,17 +77,20 @@ export class PeerDirectory {
   }
 
   /** Who these ranks are to carriers, as the store says it now, once all have said where they are. */
-  async places(ranks: readonly number[], deadline: Deadline): Promise<Map<number, Uint8Array | undefined>> {
+  async identities(
+    ranks: readonly number[],
+    deadline: Deadline,
+  ): Promise<Map<number, Uint8Array | undefined>> {
     await this.#waitFor(ranks, deadline);
-    const places = new Map<number, Uint8Array | undefined>();
+    const identities = new Map<number, Uint8Array | undefined>();
     for (let start = 0; start < ranks.length; start += lookupsAtOnce) {
       const some = ranks.slice(start, start + lookupsAtOnce);
       const records = await Promise.all(some.map((rank) => this.#record(rank, deadline)));
       for (const [index, record] of records.entries()) {
-        places.set(some[index]!, decodeAddress(this.#scope, some[index]!, record).place);
+        identities.set(some[index]!, decodeAddress(this.#scope, some[index]!, record).identity);
       }
     }
-    return places;
+    return identities;
   }
 
   /** The next `lookUp` asks for this rank again: it was lost, or its address led nowhere. */
@@ -166,10 +169,10 @@ export function addressKey(scope: DirectoryScope, rank: number): string {
   return `${scope.transport}/${encodeURIComponent(scope.namespace)}/${scope.generation}/address/${rank}`;
 }
 
-/** A rank's record: JSON of host, port, place, a number that tells two incarnations apart, and the proof. */
+/** A rank's record: JSON of host, port, identity to carriers (`place`), a number that tells two incarnations apart, and the proof. */
 export function encodeAddress(scope: DirectoryScope, rank: number, address: PeerAddress): Buffer {
   const { host, port } = address;
-  const place = address.place === undefined ? "" : Buffer.from(address.place).toString("base64");
+  const place = address.identity === undefined ? "" : Buffer.from(address.identity).toString("base64");
   const signed = { host, port, place, instance: randomBytes(8).toString("hex") };
   const mac = recordMac(scope.secrets[0]!, addressKey(scope, rank), signed).toString("hex");
   return Buffer.from(JSON.stringify({ ...signed, mac }));
@@ -198,7 +201,7 @@ function decodeAddress(scope: DirectoryScope, rank: number, record: Uint8Array):
       details: { rank },
     });
   }
-  return { host, port, ...(place === "" ? {} : { place: Buffer.from(place, "base64") }) };
+  return { host, port, ...(place === "" ? {} : { identity: Buffer.from(place, "base64") }) };
 }
 
 function parse(record: Uint8Array): Record<string, unknown> {

@@ -87,7 +87,7 @@ describe("communicators", () => {
     expect(alive()).toBe(3);
   });
 
-  test("a round that is cancelled while the rank that gives turns releases its graph ends", async () => {
+  test("a round that is cancelled while the rank that gives turns releases its transfer ends", async () => {
     await using world = await worldOf(3);
     for (let attempt = 0; attempt < 20; attempt++) {
       const { executions } = await prepareCase(world.sessions, columnsToRows(24, 24, {}, [0, 1, 2]));

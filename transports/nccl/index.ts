@@ -3,7 +3,7 @@ import { cancelledError, type Deadline } from "../../src/deadline.ts";
 import { TensorBusError } from "../../src/errors.ts";
 import { parseUuid } from "../../src/ffi/cuda.ts";
 import * as ffi from "../../src/ffi/nccl.ts";
-import { attachGraph, checkGraphPeers, isAttached } from "../../src/ffi/session.ts";
+import { attachTransfer, checkTransferPeers, isAttached } from "../../src/ffi/session.ts";
 import { Communicators } from "../../src/transport/communicators.ts";
 import {
   type ConnectedTransport,
@@ -109,10 +109,10 @@ function gatherBy(
     choose: (links, checksum, deadline) => gathering.choose(links, checksum, deadline),
     check: (ranks, deadline) => gathering.check(ranks, deadline),
     announce: (joining, deadline) => communicators.announce(joining, deadline),
-    async attach(graph, joining, ticket, deadline) {
-      const check = () => checkGraphPeers(session, graph);
-      attachGraph(session, graph, await communicators.of(joining, ticket, deadline, check));
-      await attached(session, graph, deadline);
+    async attach(transfer, joining, ticket, deadline) {
+      const check = () => checkTransferPeers(session, transfer);
+      attachTransfer(session, transfer, await communicators.of(joining, ticket, deadline, check));
+      await attached(session, transfer, deadline);
       check();
     },
     withdraw: () => communicators.withdraw(),
@@ -120,8 +120,8 @@ function gatherBy(
 }
 
 /** What is being taken of the device has to be there, or to have failed, before anything can be given back. */
-async function attached(session: bigint, graph: bigint, { signal }: Deadline): Promise<void> {
-  while (!isAttached(session, graph)) await sleep(1);
+async function attached(session: bigint, transfer: bigint, { signal }: Deadline): Promise<void> {
+  while (!isAttached(session, transfer)) await sleep(1);
   if (signal?.aborted) throw cancelledError("preparing", signal);
 }
 

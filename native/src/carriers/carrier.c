@@ -37,8 +37,8 @@ static const rule rules[] = {
     {TB_CARRIER_STREAM, "stream", TB_MEMORY_HOST | TB_MEMORY_SHARED, false, true, false},
 };
 
-static uint32_t allowed(const tb_wire_host *host) {
-    return host->carriers == 0 ? TB_CARRY_STREAM : host->carriers;
+static uint32_t allowed(const tb_wire_identity *identity) {
+    return identity->carriers == 0 ? TB_CARRY_STREAM : identity->carriers;
 }
 
 /* memory: of both. */
@@ -53,7 +53,7 @@ static const char *unreached(uint32_t memory) {
 static const char shares[] = "the two share a GPU";
 
 /* Of the library that both must have; words: room for what it says. */
-static const char *library_lacks(const tb_wire_host *a, const tb_wire_host *b, char *words, size_t size) {
+static const char *library_lacks(const tb_wire_identity *a, const tb_wire_identity *b, char *words, size_t size) {
     if (a->nccl == 0 || b->nccl == 0) {
         return "one of the two has not loaded the library";
     }
@@ -67,8 +67,8 @@ static const char *library_lacks(const tb_wire_host *a, const tb_wire_host *b, c
 }
 
 /* What keeps the two from using it; NULL where nothing does. */
-static const char *lacks(const rule *rule, const tb_wire_host *a, const tb_wire_host *b, uint32_t flags, char *words,
-                         size_t size) {
+static const char *lacks(const rule *rule, const tb_wire_identity *a, const tb_wire_identity *b, uint32_t flags,
+                         char *words, size_t size) {
     uint32_t bit = 1u << rule->number;
     if ((allowed(a) & bit) == 0 || (allowed(b) & bit) == 0) {
         return "one of the two does not use it";
@@ -76,7 +76,7 @@ static const char *lacks(const rule *rule, const tb_wire_host *a, const tb_wire_
     if (((a->memory | b->memory) & ~rule->memory) != 0) {
         return unreached(a->memory | b->memory);
     }
-    if ((flags & TB_GRAPH_CHECKSUM) != 0 && !rule->checksums) {
+    if ((flags & TB_TRANSFER_CHECKSUM) != 0 && !rule->checksums) {
         return "it makes no checksums";
     }
     if (rule->same_host && memcmp(a->boot, b->boot, sizeof a->boot) != 0) {
@@ -91,7 +91,7 @@ static const char *lacks(const rule *rule, const tb_wire_host *a, const tb_wire_
     return rule->library ? library_lacks(a, b, words, size) : NULL;
 }
 
-int32_t tb_carrier_select(const tb_wire_host *lower, const tb_wire_host *higher, uint32_t flags,
+int32_t tb_carrier_select(const tb_wire_identity *lower, const tb_wire_identity *higher, uint32_t flags,
                           enum tb_carrier_number *carrier, tb_error *err) {
     char why[240] = "";
     char words[80];
@@ -171,7 +171,7 @@ static bool read_start(int32_t pid, uint64_t *start, char *state) {
 }
 
 int32_t tb_host_identify(tb_session *session, tb_error *err) {
-    tb_wire_host *host = &session->host;
+    tb_wire_identity *identity = &session->identity;
     uint32_t shared = session->options.carriers & TB_CARRY_SHARED_GPU;
     uint32_t asked = session->options.carriers & ~(uint32_t)(TB_CARRY_APART | TB_CARRY_SHARED_GPU);
     uint32_t built = TB_CARRY_STREAM | TB_CARRY_NCCL;
@@ -181,55 +181,56 @@ int32_t tb_host_identify(tb_session *session, tb_error *err) {
     if ((asked & ~built) != 0) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "carriers %x, of which this build has %x", asked, built);
     }
-    host->carriers = (asked == 0 ? TB_CARRY_STREAM : asked) | shared;
-    host->pid = getpid();
-    host->user = geteuid();
-    memcpy(host->device, session->options.device, sizeof host->device);
+    identity->carriers = (asked == 0 ? TB_CARRY_STREAM : asked) | shared;
+    identity->pid = getpid();
+    identity->user = geteuid();
+    memcpy(identity->device, session->options.device, sizeof identity->device);
     if ((asked & ~(uint32_t)TB_CARRY_STREAM) == 0) {
         return TB_OK;
     }
     char boot[64];
     char state;
     struct stat space;
-    if (!read_text("/proc/sys/kernel/random/boot_id", boot, sizeof boot) || !parse_uuid(boot, host->boot)
-        || stat("/proc/self/ns/pid", &space) != 0 || !read_start(host->pid, &host->pid_start, &state)) {
+    if (!read_text("/proc/sys/kernel/random/boot_id", boot, sizeof boot) || !parse_uuid(boot, identity->boot)
+        || stat("/proc/self/ns/pid", &space) != 0 || !read_start(identity->pid, &identity->pid_start, &state)) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, errno, "/proc does not say who this process is");
     }
-    host->pid_space = space.st_ino;
-    host->token_at = (uint64_t)(uintptr_t)host->token;
-    if (getrandom(host->token, sizeof host->token, 0) != sizeof host->token) {
+    identity->pid_space = space.st_ino;
+    identity->token_at = (uint64_t)(uintptr_t)identity->token;
+    if (getrandom(identity->token, sizeof identity->token, 0) != sizeof identity->token) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "getrandom");
     }
     return TB_OK;
 }
 
-int32_t tb_session_place(uint64_t handle, uint8_t place[TB_PLACE_BYTES], tb_error *err) {
-    _Static_assert(sizeof(tb_wire_host) == TB_PLACE_BYTES, "place");
+int32_t tb_session_identity(uint64_t handle, uint8_t identity[TB_IDENTITY_BYTES], tb_error *err) {
+    _Static_assert(sizeof(tb_wire_identity) == TB_IDENTITY_BYTES, "identity");
     tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
     if (session == NULL) {
         return TB_ECLOSED;
     }
-    tb_wire_host host = session->host;
-    host.token_at = 0; /* who knows it could say that it were this process */
-    memset(host.token, 0, sizeof host.token);
-    memcpy(place, &host, sizeof host);
+    tb_wire_identity own = session->identity;
+    own.token_at = 0; /* a process that knew it could claim to be this one */
+    memset(own.token, 0, sizeof own.token);
+    memcpy(identity, &own, sizeof own);
     tb_handle_put(handle);
     return TB_OK;
 }
 
-int32_t tb_place_read(const uint8_t place[TB_PLACE_BYTES], uint32_t *carriers, uint8_t gpu[32], tb_error *err) {
-    tb_wire_host host;
+int32_t tb_identity_read(const uint8_t identity[TB_IDENTITY_BYTES], uint32_t *carriers, uint8_t gpu[32],
+                         tb_error *err) {
+    tb_wire_identity read;
     (void)err;
-    memcpy(&host, place, sizeof host);
-    *carriers = host.carriers;
-    memcpy(gpu, host.boot, sizeof host.boot);
-    memcpy(gpu + sizeof host.boot, host.device, sizeof host.device);
+    memcpy(&read, identity, sizeof read);
+    *carriers = read.carriers;
+    memcpy(gpu, read.boot, sizeof read.boot);
+    memcpy(gpu + sizeof read.boot, read.device, sizeof read.device);
     return TB_OK;
 }
 
-int32_t tb_carrier_between(const uint8_t one[TB_PLACE_BYTES], const uint8_t other[TB_PLACE_BYTES], uint32_t memory,
-                           uint32_t flags, uint32_t *carrier, tb_error *err) {
-    tb_wire_host hosts[2];
+int32_t tb_carrier_between(const uint8_t one[TB_IDENTITY_BYTES], const uint8_t other[TB_IDENTITY_BYTES],
+                           uint32_t memory, uint32_t flags, uint32_t *carrier, tb_error *err) {
+    tb_wire_identity hosts[2];
     enum tb_carrier_number number = TB_CARRIER_STREAM;
     memcpy(&hosts[0], one, sizeof hosts[0]);
     memcpy(&hosts[1], other, sizeof hosts[1]);
@@ -240,8 +241,8 @@ int32_t tb_carrier_between(const uint8_t one[TB_PLACE_BYTES], const uint8_t othe
     return code;
 }
 
-bool tb_host_lives(const tb_wire_host *host) {
+bool tb_identity_lives(const tb_wire_identity *identity) {
     uint64_t start;
     char state;
-    return read_start(host->pid, &start, &state) && start == host->pid_start && state != 'Z' && state != 'X';
+    return read_start(identity->pid, &start, &state) && start == identity->pid_start && state != 'Z' && state != 'X';
 }

@@ -3,10 +3,10 @@
  *
  * A stream carries them over the connections of the two ranks (conn_read.c, conn_write.c) and is no carrier
  * of this table. Nor is NCCL, whose sends and receives meet in steps that are known beforehand
- * (nccl_rounds.h); what it brings or takes is counted in the same graph. All others are pulled: the source says READY once a bucket was granted and all it waits for
- * is done, the target moves its elements from the source's memory into its own, with cast and fold, and says
- * READ. Not a byte of a tensor passes a socket. Grants, waves, folds, pools, receipts and failures are those
- * of every round: a carrier decides nothing, it moves.
+ * (nccl_rounds.h); what it brings or takes is counted in the same transfer. All others are pulled: the source says
+ * READY once a bucket was granted and all it waits for is done, the target moves its elements from the source's
+ * memory into its own, with cast and fold, and says READ. Not a byte of a tensor passes a socket. Grants, waves,
+ * folds, pools, receipts and failures are those of every round: a carrier decides nothing, it moves.
  *
  * At prepare (docs/wire-protocol.md, "Carriers"), PREPARE says which carriers a session may use, on which
  * host it runs and where its tensors lie. Both ends compute tb_carrier_select of the two, and so agree
@@ -15,7 +15,7 @@
  * peer lie in, and export.c adds the ends. The target takes it in a thread, without the lock: import.c
  * compares every end with its own program (element type, number of elements) and with its region, which no
  * descriptor may leave; then `open` reaches for the regions: maps, opens handles, or finds that it must not.
- * Only then it says MATCH. Where it can not, it says MATCH for the stream if both sides allow that, or
+ * Only then it says MATCH. Where it cannot, it says MATCH for the stream if both sides allow that, or
  * RELEASE for good.
  *
  * In a round, a thread of the session calls, for each bucket that is READY, `move` or `submit`. `move` moves
@@ -30,10 +30,10 @@
  * when all its targets have. So a worker never just drops a pull, and ends it within the session's
  * quiesce_ms, or memory is quarantined on both sides.
  *
- * Where a bucket lies: pull->bucket is one of pull->graph->program, with its chunks. tb_import_end gives the
+ * Where a bucket lies: pull->bucket is one of pull->transfer->program, with its chunks. tb_import_end gives the
  * source end of a chunk: region, offset, descriptor and element type; the target's end is that of the program
- * (tb_flow_start_end). A bucket from this rank to itself has no import (pull->side is NULL), and both its
- * ends are the program's; it is submitted to graph->mover where one was set at prepare, for memory that the
+ * (tb_flow_start_end). A bucket from this rank to itself has no import (pull->exchange is NULL), and both its
+ * ends are the program's; it is submitted to transfer->mover where one was set at prepare, for memory that the
  * session's threads do not reach.
  *
  * A carrier that needs the source to act as well (IPC events before READY, both halves of a send) gets
@@ -67,11 +67,11 @@ enum tb_import_state {
 struct tb_import {
     tb_import *next; /* that wait for a thread */
     tb_session *session;
-    tb_side *side; /* NULL where it is not wanted any more */
+    tb_exchange *exchange; /* NULL where it is not wanted any more */
     const struct tb_carrier *carrier;
     enum tb_import_state state;
     int32_t rank; /* the source, and its process */
-    tb_wire_host host;
+    tb_wire_identity identity;
     uint8_t *bytes; /* as exported */
     uint64_t byte_count, got, limit;
     const tb_wire_region *regions;
@@ -92,8 +92,8 @@ static inline const tb_wire_end *tb_import_end(const tb_import *import, uint8_t 
 /* ---- a bucket that is moved ---------------------------------------------------------------------------- */
 
 struct tb_pull {
-    tb_graph *graph;
-    tb_side *side; /* of the source; NULL: from this rank to itself */
+    tb_transfer *transfer;
+    tb_exchange *exchange; /* of the source; NULL: from this rank to itself */
     const tb_import *import;
     uint32_t bucket;
     uint32_t wave;
@@ -103,7 +103,7 @@ struct tb_pull {
 
 /* True where the round has failed: memory of either side must not be touched from here on. */
 static inline bool tb_pull_stopped(const tb_pull *pull) {
-    return atomic_load(&pull->graph->stop);
+    return atomic_load(&pull->transfer->stop);
 }
 
 /*
@@ -129,16 +129,17 @@ typedef struct tb_carrier {
     int32_t (*describe)(tb_session *session, const tb_region *region, tb_wire_region *row, tb_error *err);
     /*
      * Target: reaches for all regions of an import whose contents were checked; import->opened is its own.
-     * side stays meanwhile, even where the import is dropped. In a thread, without the lock. TB_EUNSUPPORTED where this machine does not let it: then a stream may do.
+     * side stays meanwhile, even where the import is dropped. In a thread, without the lock. TB_EUNSUPPORTED
+     * where this machine does not let it: then a stream may do.
      */
-    int32_t (*open)(tb_import *import, const tb_side *side, tb_error *err);
+    int32_t (*open)(tb_import *import, const tb_exchange *exchange, tb_error *err);
     /* Gives back what open took; also where open failed. Without the lock. */
     void (*close)(tb_import *import);
     /* One of the two, see above. *err is filled where TB_MOVED_NOT is given. */
     enum tb_moved (*move)(tb_job *job, uint64_t limit, tb_error *err);
     void (*submit)(tb_pull *pull);
     /* May be NULL. The lock is held. */
-    bool (*ready)(tb_side *side, uint8_t stage, uint32_t first, uint32_t count);
+    bool (*ready)(tb_exchange *exchange, uint8_t stage, uint32_t first, uint32_t count);
 } tb_carrier;
 
 /* NULL for the stream, and for those that this build does not have. */
@@ -149,21 +150,21 @@ extern const tb_carrier tb_carrier_cuda_ipc;
 /* What this session says of itself in PREPARE, but for memory. Reads /proc: when a session is opened. */
 int32_t tb_host_identify(tb_session *session, tb_error *err);
 /* True while the process that was there when this was said is still there. Reads /proc. */
-bool tb_host_lives(const tb_wire_host *host);
+bool tb_identity_lives(const tb_wire_identity *identity);
 
 /*
  * The carrier of a pair: a pure function of what both have said, the same whichever end asks. TB_EUNSUPPORTED
  * where there is none, or TB_EDEVICE_SHARED where NCCL lacks but a GPU for each; the message names what lacks.
  */
-int32_t tb_carrier_select(const tb_wire_host *lower, const tb_wire_host *higher, uint32_t flags,
+int32_t tb_carrier_select(const tb_wire_identity *lower, const tb_wire_identity *higher, uint32_t flags,
                           enum tb_carrier_number *carrier, tb_error *err);
 
 /* ---- export.c, import.c: prepare; the lock is held unless a comment says otherwise --------------------- */
 
 /* Says all that a side's peer may read. */
-int32_t tb_export_say(tb_side *side, tb_error *err);
+int32_t tb_export_say(tb_exchange *exchange, tb_error *err);
 /* What is to come of a peer; NULL where there is no memory. */
-tb_import *tb_import_create(tb_side *side);
+tb_import *tb_import_create(tb_exchange *exchange);
 int32_t tb_import_take(tb_import *import, const uint8_t *part, uint64_t bytes, tb_error *err);
 /* Checks and opens the next one that waits: in a thread. False where there is none. */
 bool tb_import_serve(tb_session *session);
@@ -175,41 +176,41 @@ void tb_import_free(tb_import *import);
 /* ---- round_pull.c: rounds; the lock is held ------------------------------------------------------------ */
 
 /* Source: a granted bucket waits for nothing any more. What was gathered goes out with tb_pulls_say. */
-void tb_pulls_ready(tb_graph *graph, uint32_t bucket);
-void tb_pulls_say(tb_graph *graph);
+void tb_pulls_ready(tb_transfer *transfer, uint32_t bucket);
+void tb_pulls_say(tb_transfer *transfer);
 /* Says READY at once for buckets that a carrier's `ready` had kept back. */
-void tb_carrier_ready(tb_side *side, uint8_t stage, uint32_t first, uint32_t count);
+void tb_carrier_ready(tb_exchange *exchange, uint8_t stage, uint32_t first, uint32_t count);
 /* Target: all contributions of stage 0 are granted at once, and take no slot. */
-void tb_pulls_grant(tb_graph *graph);
+void tb_pulls_grant(tb_transfer *transfer);
 /* Frames. */
-int32_t tb_pulls_on_ready(tb_side *side, const tb_wire_header *header, tb_error *err);
-int32_t tb_pulls_on_read(tb_side *side, const tb_wire_header *header, tb_error *err);
-void tb_pulls_on_quiet(tb_side *side, const tb_wire_header *header);
+int32_t tb_pulls_on_ready(tb_exchange *exchange, const tb_wire_header *header, tb_error *err);
+int32_t tb_pulls_on_read(tb_exchange *exchange, const tb_wire_header *header, tb_error *err);
+void tb_pulls_on_quiet(tb_exchange *exchange, const tb_wire_header *header);
 /* Source: the target has read all of a channel. */
-void tb_pulls_taken(tb_side *side, uint32_t channel);
-/* Source: the round failed. Counts the targets that may still read in graph->active. */
-void tb_pulls_await_quiet(tb_graph *graph);
-/* Source: a target reads no more: it said so, its process is gone, or it let go of the graph. */
-void tb_pulls_are_quiet(tb_side *side);
+void tb_pulls_taken(tb_exchange *exchange, uint32_t channel);
+/* Source: the round failed. Counts the targets that may still read in transfer->active. */
+void tb_pulls_await_quiet(tb_transfer *transfer);
+/* Source: a target reads no more: it said so, its process is gone, or it let go of the transfer. */
+void tb_pulls_are_quiet(tb_exchange *exchange);
 /* Target: the source's round failed, and asks for quiet. */
-void tb_pulls_owe_quiet(tb_side *side, uint64_t round);
+void tb_pulls_owe_quiet(tb_exchange *exchange, uint64_t round);
 /* A pull has begun, is over, and what to do with its bucket. */
-void tb_pull_begin(tb_graph *graph, tb_side *side);
-void tb_pull_over(tb_graph *graph, tb_side *side);
-void tb_pull_finish(tb_graph *graph, tb_side *side, uint32_t bucket);
-bool tb_is_pulled(const tb_graph *graph, uint32_t channel);
+void tb_pull_begin(tb_transfer *transfer, tb_exchange *exchange);
+void tb_pull_over(tb_transfer *transfer, tb_exchange *exchange);
+void tb_pull_finish(tb_transfer *transfer, tb_exchange *exchange, uint32_t bucket);
+bool tb_is_pulled(const tb_transfer *transfer, uint32_t channel);
 /* A contribution is here, or can be read: it is folded in its turn. */
-void tb_pulls_came(tb_graph *graph, uint32_t bucket);
+void tb_pulls_came(tb_transfer *transfer, uint32_t bucket);
 
 /* True where what a channel brings comes when it was granted, over the stream. */
-static inline bool tb_is_streamed(const tb_graph *graph, uint32_t channel) {
-    const tb_side *side = graph->channels[channel].side;
-    return side != NULL && side->carrier == TB_CARRIER_STREAM;
+static inline bool tb_is_streamed(const tb_transfer *transfer, uint32_t channel) {
+    const tb_exchange *exchange = transfer->channels[channel].exchange;
+    return exchange != NULL && exchange->carrier == TB_CARRIER_STREAM;
 }
 
-static inline bool tb_is_by_nccl(const tb_graph *graph, uint32_t channel) {
-    const tb_side *side = graph->channels[channel].side;
-    return side != NULL && side->carrier == TB_CARRIER_NCCL;
+static inline bool tb_is_by_nccl(const tb_transfer *transfer, uint32_t channel) {
+    const tb_exchange *exchange = transfer->channels[channel].exchange;
+    return exchange != NULL && exchange->carrier == TB_CARRIER_NCCL;
 }
 
 #endif

@@ -13,7 +13,7 @@
 enum { MOST_EXPORT_BYTES = 48 << 20 };
 
 typedef struct export {
-    tb_side *side;
+    tb_exchange *exchange;
     const tb_carrier *carrier;
     tb_wire_export header;
     uint32_t *region_of; /* by the session's region: its number here, or TB_NONE */
@@ -24,18 +24,18 @@ typedef struct export {
 } export;
 
 static void count_ends(export *out) {
-    const tb_program *program = &out->side->graph->program;
+    const tb_program *program = &out->exchange->transfer->program;
     for (int stage = 0; stage < TB_STAGES; stage++) {
-        if (out->side->send[stage] == TB_NONE) {
+        if (out->exchange->send[stage] == TB_NONE) {
             continue;
         }
-        const tb_channel *channel = &program->channels[out->side->send[stage]];
+        const tb_channel *channel = &program->channels[out->exchange->send[stage]];
         for (uint32_t b = channel->first_bucket; b < channel->first_bucket + channel->bucket_count; b++) {
             const tb_bucket *bucket = &program->buckets[b];
             out->header.ends += bucket->chunk_count;
             for (uint32_t c = bucket->first_chunk; c < bucket->first_chunk + bucket->chunk_count; c++) {
                 const tb_chunk *chunk = &program->chunks[c];
-                bool fixed = chunk->source >= TB_PIECE_BIT && out->side->graph->device != NULL;
+                bool fixed = chunk->source >= TB_PIECE_BIT && out->exchange->transfer->device != NULL;
                 out->header.words += chunk->source < TB_PIECE_BIT
                                          ? 3 + 2 * (uint64_t)program->words[chunk->source_descriptor + 1]
                                      : fixed ? TB_PIECE_WORDS
@@ -47,7 +47,7 @@ static void count_ends(export *out) {
 
 static int32_t add_region(export *out, const tb_region *region, tb_wire_region *row, tb_error *err) {
     *row = (tb_wire_region){.memory = region->memory, .address = region->address, .bytes = region->bytes};
-    return out->carrier->describe(out->side->graph->session, region, row, err);
+    return out->carrier->describe(out->exchange->transfer->session, region, row, err);
 }
 
 static int32_t use_region(export *out, uint32_t number, tb_error *err) {
@@ -55,52 +55,52 @@ static int32_t use_region(export *out, uint32_t number, tb_error *err) {
         return TB_OK;
     }
     out->region_of[number] = out->header.regions;
-    return add_region(out, &out->side->graph->session->regions[number], &out->regions[out->header.regions++],
+    return add_region(out, &out->exchange->transfer->session->regions[number], &out->regions[out->header.regions++],
                       err);
 }
 
 static int32_t use_pool(export *out, tb_error *err) {
-    tb_graph *graph = out->side->graph;
+    tb_transfer *transfer = out->exchange->transfer;
     if (out->pool != TB_NONE) {
         return TB_OK;
     }
-    bool on_device = graph->device != NULL;
-    tb_region region = {.address = (uint64_t)(uintptr_t)graph->pool.memory,
-                        .bytes = graph->pool.bytes,
+    bool on_device = transfer->device != NULL;
+    tb_region region = {.address = (uint64_t)(uintptr_t)transfer->pool.memory,
+                        .bytes = transfer->pool.bytes,
                         .memory = on_device ? TB_MEMORY_CUDA : TB_MEMORY_SHARED,
-                        .device = graph->pool.device};
+                        .device = transfer->pool.device};
     out->pool = out->header.regions;
     tb_wire_region *row = &out->regions[out->header.regions++];
     int32_t code = add_region(out, &region, row, err);
     if (!on_device) {
-        row->pieces = graph->program.header->piece_count;
-        row->pieces_at = (uint64_t)((uint8_t *)graph->pool.shared_at - graph->pool.memory);
+        row->pieces = transfer->program.header->piece_count;
+        row->pieces_at = (uint64_t)((uint8_t *)transfer->pool.shared_at - transfer->pool.memory);
     }
     return code;
 }
 
 static int32_t add_end(export *out, const tb_chunk *chunk, tb_wire_end *end, uint64_t *words, tb_error *err) {
-    tb_graph *graph = out->side->graph;
+    tb_transfer *transfer = out->exchange->transfer;
     if (chunk->source >= TB_PIECE_BIT) {
         int32_t code = use_pool(out, err);
-        if (graph->device != NULL) {
+        if (transfer->device != NULL) {
             uint32_t piece = chunk->source - TB_PIECE_BIT;
-            *end = (tb_wire_end){graph->pool.fixed_at[piece], out->pool, (uint32_t)*words, chunk->source_dtype, 0};
-            tb_device_piece_words(&graph->program.pieces[piece], out->words + *words);
+            *end = (tb_wire_end){transfer->pool.fixed_at[piece], out->pool, (uint32_t)*words, chunk->source_dtype, 0};
+            tb_device_piece_words(&transfer->program.pieces[piece], out->words + *words);
             *words += TB_PIECE_WORDS;
             return code;
         }
         *end = (tb_wire_end){chunk->source - TB_PIECE_BIT, out->pool, TB_NONE, chunk->source_dtype, 0};
         return code;
     }
-    uint32_t number = graph->regions[chunk->source];
+    uint32_t number = transfer->regions[chunk->source];
     int32_t code = use_region(out, number, err);
     if (code != TB_OK) {
         return code;
     }
-    const int64_t *descriptor = graph->program.words + chunk->source_descriptor;
+    const int64_t *descriptor = transfer->program.words + chunk->source_descriptor;
     uint64_t length = 3 + 2 * (uint64_t)descriptor[1];
-    *end = (tb_wire_end){graph->bindings[chunk->source].address - graph->session->regions[number].address,
+    *end = (tb_wire_end){transfer->bindings[chunk->source].address - transfer->session->regions[number].address,
                          out->region_of[number], (uint32_t)*words, chunk->source_dtype, 0};
     memcpy(out->words + *words, descriptor, length * sizeof *descriptor);
     *words += length;
@@ -108,14 +108,14 @@ static int32_t add_end(export *out, const tb_chunk *chunk, tb_wire_end *end, uin
 }
 
 static int32_t add_ends(export *out, tb_error *err) {
-    const tb_program *program = &out->side->graph->program;
+    const tb_program *program = &out->exchange->transfer->program;
     uint64_t words = 0;
     uint32_t at = 0;
     for (int stage = 0; stage < TB_STAGES; stage++) {
-        if (out->side->send[stage] == TB_NONE) {
+        if (out->exchange->send[stage] == TB_NONE) {
             continue;
         }
-        const tb_channel *channel = &program->channels[out->side->send[stage]];
+        const tb_channel *channel = &program->channels[out->exchange->send[stage]];
         const tb_bucket *last = &program->buckets[channel->first_bucket + channel->bucket_count - 1];
         uint32_t first = program->buckets[channel->first_bucket].first_chunk;
         for (uint32_t c = first; c < last->first_chunk + last->chunk_count; c++) {
@@ -128,7 +128,7 @@ static int32_t add_ends(export *out, tb_error *err) {
     return TB_OK;
 }
 
-static void say_part(const tb_side *side, const void *bytes, uint64_t count, uint8_t *part, uint64_t *used,
+static void say_part(const tb_exchange *exchange, const void *bytes, uint64_t count, uint8_t *part, uint64_t *used,
                      bool last) {
     const uint8_t *from = bytes;
     while (count > 0 || (last && *used > 0)) {
@@ -142,10 +142,10 @@ static void say_part(const tb_side *side, const void *bytes, uint64_t count, uin
             return;
         }
         tb_wire_header header = {.kind = TB_FRAME_EXPORT,
-                                 .graph = side->remote,
-                                 .round = side->graph->handle,
+                                 .transfer = exchange->remote,
+                                 .round = exchange->transfer->handle,
                                  .body_bytes = *used};
-        tb_peer_say(side->peer, &header, part);
+        tb_peer_say(exchange->peer, &header, part);
         *used = 0;
     }
 }
@@ -154,21 +154,21 @@ static void say(const export *out) {
     uint8_t part[TB_EXPORT_BYTES];
     uint64_t used = 0;
     const tb_wire_export *header = &out->header;
-    say_part(out->side, header, sizeof *header, part, &used, false);
-    say_part(out->side, out->regions, header->regions * sizeof *out->regions, part, &used, false);
-    say_part(out->side, out->ends, header->ends * sizeof *out->ends, part, &used, false);
-    say_part(out->side, out->words, header->words * sizeof *out->words, part, &used, true);
+    say_part(out->exchange, header, sizeof *header, part, &used, false);
+    say_part(out->exchange, out->regions, header->regions * sizeof *out->regions, part, &used, false);
+    say_part(out->exchange, out->ends, header->ends * sizeof *out->ends, part, &used, false);
+    say_part(out->exchange, out->words, header->words * sizeof *out->words, part, &used, true);
 }
 
-int32_t tb_export_say(tb_side *side, tb_error *err) {
-    tb_session *session = side->graph->session;
-    export out = {.side = side, .carrier = tb_carriers[side->carrier], .pool = TB_NONE};
+int32_t tb_export_say(tb_exchange *exchange, tb_error *err) {
+    tb_session *session = exchange->transfer->session;
+    export out = {.exchange = exchange, .carrier = tb_carriers[exchange->carrier], .pool = TB_NONE};
     count_ends(&out);
     uint64_t bytes = (uint64_t)out.header.ends * sizeof *out.ends + out.header.words * sizeof *out.words;
     if (bytes > MOST_EXPORT_BYTES) {
         return tb_fail(err, TB_EUNSUPPORTED, session->options.rank, 0,
                        "the places of %u chunks for rank %d take %llu bytes, more than %d", out.header.ends,
-                       side->peer->rank, (unsigned long long)bytes, MOST_EXPORT_BYTES);
+                       exchange->peer->rank, (unsigned long long)bytes, MOST_EXPORT_BYTES);
     }
     out.region_of = malloc((session->region_count + 1) * sizeof *out.region_of);
     out.regions = calloc(session->region_count + 1, sizeof *out.regions);

@@ -16,21 +16,21 @@ static uint32_t chunks_of(const tb_program *program, uint32_t channel, uint32_t 
     return last->first_chunk + last->chunk_count - *first;
 }
 
-tb_import *tb_import_create(tb_side *side) {
+tb_import *tb_import_create(tb_exchange *exchange) {
     tb_import *import = calloc(1, sizeof *import);
     if (import == NULL) {
         return NULL;
     }
-    const tb_program *program = &side->graph->program;
-    import->session = side->graph->session;
-    import->side = side;
-    import->carrier = tb_carriers[side->carrier];
-    import->rank = side->peer->rank;
-    import->host = side->host;
+    const tb_program *program = &exchange->transfer->program;
+    import->session = exchange->transfer->session;
+    import->exchange = exchange;
+    import->carrier = tb_carriers[exchange->carrier];
+    import->rank = exchange->peer->rank;
+    import->identity = exchange->identity;
     for (int stage = 0; stage < TB_STAGES; stage++) {
-        if (side->receive[stage] != TB_NONE) {
+        if (exchange->receive[stage] != TB_NONE) {
             import->first_end[stage] = import->end_count;
-            import->end_count += chunks_of(program, side->receive[stage], &import->first_chunk[stage]);
+            import->end_count += chunks_of(program, exchange->receive[stage], &import->first_chunk[stage]);
         }
     }
     /* Every chunk may lie in a region of its own, and every descriptor have as many words as there can be. */
@@ -92,9 +92,9 @@ int32_t tb_import_take(tb_import *import, const uint8_t *part, uint64_t bytes, t
 }
 
 void tb_import_drop(tb_import *import) {
-    if (import->side != NULL) {
-        import->side->import = NULL;
-        import->side = NULL;
+    if (import->exchange != NULL) {
+        import->exchange->import = NULL;
+        import->exchange = NULL;
     }
     if (import->state == TB_IMPORT_COMING) {
         tb_import_free(import);
@@ -165,15 +165,15 @@ static int32_t check_regions(const tb_import *import, tb_error *err) {
     return TB_OK;
 }
 
-static int32_t check(const tb_import *import, const tb_side *side, tb_error *err) {
-    const tb_program *program = &side->graph->program;
+static int32_t check(const tb_import *import, const tb_exchange *exchange, tb_error *err) {
+    const tb_program *program = &exchange->transfer->program;
     int32_t code = check_regions(import, err);
     for (int stage = 0; stage < TB_STAGES && code == TB_OK; stage++) {
-        if (side->receive[stage] == TB_NONE) {
+        if (exchange->receive[stage] == TB_NONE) {
             continue;
         }
         uint32_t first;
-        uint32_t count = chunks_of(program, side->receive[stage], &first);
+        uint32_t count = chunks_of(program, exchange->receive[stage], &first);
         for (uint32_t i = 0; i < count && code == TB_OK; i++) {
             code = check_end(import, import->first_end[stage] + i, &program->chunks[first + i], err);
         }
@@ -194,45 +194,45 @@ static tb_import *next_import(tb_session *session) {
 
 /* What came of it: the pair is paired, or gets along without, or not at all. The lock is held. */
 static void settle(tb_import *import, int32_t code, const tb_error *error) {
-    tb_side *side = import->side;
+    tb_exchange *exchange = import->exchange;
     if (code == TB_OK) {
         import->state = TB_IMPORT_OPEN;
-        tb_graph_say_match(side);
+        tb_transfer_say_match(exchange);
         return;
     }
-    side->import = NULL;
-    import->side = NULL;
-    bool other_way = (side->host.carriers & import->session->host.carriers & TB_CARRY_STREAM) != 0;
+    exchange->import = NULL;
+    import->exchange = NULL;
+    bool other_way = (exchange->identity.carriers & import->session->identity.carriers & TB_CARRY_STREAM) != 0;
     if (code == TB_EUNSUPPORTED && other_way) {
-        side->carrier = TB_CARRIER_STREAM;
-        tb_graph_say_match(side);
+        exchange->carrier = TB_CARRIER_STREAM;
+        tb_transfer_say_match(exchange);
     } else {
-        tb_graph_refuse(side->graph, code, error->rank, error->os_errno, error->message);
+        tb_transfer_refuse(exchange->transfer, code, error->rank, error->os_errno, error->message);
     }
 }
 
 bool tb_import_serve(tb_session *session) {
     pthread_mutex_lock(&session->lock);
     tb_import *import = next_import(session);
-    tb_side *side = import == NULL ? NULL : import->side;
-    if (side != NULL) {
+    tb_exchange *exchange = import == NULL ? NULL : import->exchange;
+    if (exchange != NULL) {
         import->state = TB_IMPORT_OPENING;
-        side->graph->active++;
+        exchange->transfer->active++;
     }
     pthread_mutex_unlock(&session->lock);
-    if (side != NULL) {
+    if (exchange != NULL) {
         tb_error error;
-        int32_t code = check(import, side, &error);
+        int32_t code = check(import, exchange, &error);
         if (code == TB_OK) {
-            code = import->carrier->open(import, side, &error);
+            code = import->carrier->open(import, exchange, &error);
         }
         pthread_mutex_lock(&session->lock);
-        side->graph->active--;
-        if (import->side != NULL) {
+        exchange->transfer->active--;
+        if (import->exchange != NULL) {
             settle(import, code, &error);
         }
-        bool open = import->side != NULL;
-        tb_graph_end_late(side->graph);
+        bool open = import->exchange != NULL;
+        tb_transfer_end_late(exchange->transfer);
         pthread_mutex_unlock(&session->lock);
         if (open) {
             return true;

@@ -48,7 +48,7 @@ void tb_cuda_uuid_text(const uint8_t uuid[16], char text[TB_UUID_TEXT]) {
     }
 }
 
-/* Function pointers come out of dlsym as objects, which C can not cast. */
+/* Function pointers come out of dlsym as objects, which C cannot cast. */
 static bool find(void *library, const char *name, void *function) {
     void *found = dlsym(library, name);
     memcpy(function, &found, sizeof found);

@@ -34,7 +34,7 @@ struct tb_device {
  */
 
 static void end_order(order *one, int32_t code, const char *message) {
-    int32_t rank = one->pull->graph->session->options.rank;
+    int32_t rank = one->pull->transfer->session->options.rank;
     tb_pull_end(one->pull, code, rank, 0, message);
     free(one);
 }
@@ -154,7 +154,7 @@ static enum tb_cuda_step step(tb_cuda_task *task, tb_cuda_worker *worker) {
 void tb_device_submit(tb_device *device, tb_pull *pull, const tb_cuda_moves *moves, uint32_t group) {
     order *one = malloc(sizeof *one);
     if (one == NULL) {
-        tb_pull_end(pull, TB_ENO_MEMORY, pull->graph->session->options.rank, 0, "a bucket on a GPU");
+        tb_pull_end(pull, TB_ENO_MEMORY, pull->transfer->session->options.rank, 0, "a bucket on a GPU");
         return;
     }
     *one = (order){NULL, pull, moves, group};

@@ -27,17 +27,17 @@ void tb_device_unload(tb_device *device, tb_cuda_moves *moves);
 /* Moves a group for a pull, and ends it. */
 void tb_device_submit(tb_device *device, tb_pull *pull, const tb_cuda_moves *moves, uint32_t group);
 
-/* ---- device_graph.c
+/* ---- device_transfer.c
  * ---------------------------------------------------------------------------------------- */
 
-/* The pool, and the table of what a graph moves from this rank to itself. */
-int32_t tb_device_graph_allocate(tb_graph *graph, tb_error *err);
-void tb_device_graph_free(tb_graph *graph);
+/* The pool, and the table of what a transfer moves from this rank to itself. */
+int32_t tb_device_transfer_allocate(tb_transfer *transfer, tb_error *err);
+void tb_device_transfer_free(tb_transfer *transfer);
 /*
  * What a chunk of a program becomes in a table: its destination is this rank's; source and its descriptor are
  * the caller's.
  */
-int32_t tb_device_add_chunk(const tb_graph *graph, tb_cuda_moves *moves, uint32_t group,
+int32_t tb_device_add_chunk(const tb_transfer *transfer, tb_cuda_moves *moves, uint32_t group,
                             const tb_chunk *chunk, const tb_cuda_place *source, tb_error *err);
 /*
  * A finished piece of 16- or 8-bit floats stays where its accumulators are: elements lie as far apart as

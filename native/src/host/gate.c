@@ -218,7 +218,7 @@ int32_t tb_gate_attach(uint64_t handle, const char *lock_path, uint32_t *attache
         void *mapping = find_mapping(&file);
         mapping = mapping == NULL ? map_file(lock_path) : mapping;
         if (mapping == NULL) {
-            rc = tb_fail(err, TB_ESYSTEM, -1, errno, "lock file %s can not be mapped", lock_path);
+            rc = tb_fail(err, TB_ESYSTEM, -1, errno, "lock file %s cannot be mapped", lock_path);
         }
         locks = mapping;
         atomic_store_explicit(&gate->locks, locks, memory_order_release);
@@ -266,7 +266,7 @@ int32_t tb_gate_enter(uint64_t handle, uint64_t spin_ns, uint32_t *entered, int3
     if (failed == 0 || failed == EAGAIN) {
         return TB_OK;
     }
-    return tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock can not be taken");
+    return tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be taken");
 }
 
 int32_t tb_gate_leave(uint64_t handle, tb_error *err) {
@@ -276,7 +276,7 @@ int32_t tb_gate_leave(uint64_t handle, tb_error *err) {
     }
     int failed = tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
     tb_bus_end(handle);
-    return failed == 0 ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock can not be freed");
+    return failed == 0 ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be freed");
 }
 
 int32_t tb_gate_await(uint64_t handle, tb_error *err) {
@@ -291,7 +291,7 @@ int32_t tb_gate_await(uint64_t handle, tb_error *err) {
     pthread_cond_signal(&gate->changed);
     pthread_mutex_unlock(&gate->mutex);
     tb_bus_end(handle);
-    return failed == 0 ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "the gate's thread can not be started");
+    return failed == 0 ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "the gate's thread cannot be started");
 }
 
 int32_t tb_gate_close(uint64_t handle, tb_error *err) {

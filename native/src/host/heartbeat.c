@@ -56,7 +56,7 @@ static int32_t create_page(const char *name, _Atomic uint64_t **page, tb_error *
     int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0) {
         int code = errno == EEXIST ? TB_EEXISTS : errno == ENOSPC ? TB_ENO_SPACE : TB_ESYSTEM;
-        return tb_fail(err, code, -1, errno, "shared memory %s can not be made", name);
+        return tb_fail(err, code, -1, errno, "shared memory %s cannot be made", name);
     }
     int32_t rc = TB_OK;
     int failed = posix_fallocate(fd, 0, PAGE_BYTES);
@@ -67,7 +67,7 @@ static int32_t create_page(const char *name, _Atomic uint64_t **page, tb_error *
     }
     void *mapping = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (mapping == MAP_FAILED) {
-        rc = tb_fail(err, TB_ESYSTEM, -1, errno, "shared memory %s can not be mapped", name);
+        rc = tb_fail(err, TB_ESYSTEM, -1, errno, "shared memory %s cannot be mapped", name);
         goto unlink_name;
     }
     *page = mapping;
@@ -102,7 +102,7 @@ int32_t tb_heartbeat_start(const char *name, uint32_t interval_ms, uint64_t *han
     atomic_store_explicit(heart->beat, tb_bus_now(), memory_order_relaxed);
     int failed = tb_bus_thread_start(&heart->thread, run_heartbeat, heart);
     if (failed != 0) {
-        rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the heartbeat's thread can not be started");
+        rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the heartbeat's thread cannot be started");
         free_heartbeat(heart);
         return rc;
     }
@@ -121,7 +121,7 @@ int32_t tb_heartbeat_unlink(const char *name, uint32_t *removed, tb_error *err) 
     *removed = shm_unlink(name) == 0;
     if (!*removed && errno != ENOENT) {
         return tb_fail(err, errno == EACCES || errno == EPERM ? TB_EFOREIGN : TB_ESYSTEM, -1, errno,
-                       "shared memory %s can not be removed", name);
+                       "shared memory %s cannot be removed", name);
     }
     return TB_OK;
 }
@@ -141,7 +141,7 @@ int32_t tb_pulse_open(const char *name, uint64_t *handle, tb_error *err) {
     pulse->fd = shm_open(name, O_RDONLY | O_CLOEXEC, 0);
     if (pulse->fd < 0) {
         rc = tb_fail(err, errno == EACCES ? TB_EFOREIGN : TB_ESYSTEM, -1, errno,
-                     "heartbeat %s can not be opened", name);
+                     "heartbeat %s cannot be opened", name);
         free(pulse);
         return rc;
     }
@@ -165,7 +165,7 @@ int32_t tb_pulse_age(uint64_t handle, uint64_t *age_ns, tb_error *err) {
     int failed = errno;
     tb_bus_end(handle);
     if (got != (ssize_t)sizeof beat) {
-        return tb_fail(err, TB_ESYSTEM, -1, got < 0 ? failed : EIO, "a heartbeat can not be read");
+        return tb_fail(err, TB_ESYSTEM, -1, got < 0 ? failed : EIO, "a heartbeat cannot be read");
     }
     uint64_t now = tb_bus_now();
     *age_ns = now > beat ? now - beat : 0;

@@ -51,7 +51,7 @@ static int operate(uint64_t handle, int command, short type, uint64_t offset, in
     if (failed == 0 || failed == EAGAIN) {
         return failed;
     }
-    *rc = tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock can not be changed");
+    *rc = tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be changed");
     return -1;
 }
 
@@ -125,7 +125,7 @@ int32_t tb_watch_start(uint64_t port, const char *path, uint64_t offset, uint64_
     }
     int failed = tb_bus_thread_start(&watch->thread, run_watch, watch);
     if (failed != 0) {
-        rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the thread of a watch can not be started");
+        rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the thread of a watch cannot be started");
         goto detach;
     }
     rc = tb_bus_add(TB_BUS_WATCH, watch, destroy_watch, handle, err);

@@ -220,7 +220,7 @@ struct timespec tb_bus_timespec(uint64_t ns) {
 int32_t tb_bus_check_owner(int fd, const char *what, const char *name, tb_error *err) {
     struct stat status;
     if (fstat(fd, &status) != 0) {
-        return tb_fail(err, TB_ESYSTEM, -1, errno, "%s %s can not be examined", what, name);
+        return tb_fail(err, TB_ESYSTEM, -1, errno, "%s %s cannot be examined", what, name);
     }
     if (!S_ISREG(status.st_mode)) {
         return tb_fail(err, TB_EFOREIGN, -1, 0, "%s %s is not a plain file", what, name);
@@ -240,7 +240,7 @@ int32_t tb_bus_open_lock_file(const char *path, int *fd, tb_error *err) {
     int file = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0600);
     if (file < 0) {
         return tb_fail(err, errno == ENOSPC ? TB_ENO_SPACE : TB_ESYSTEM, -1, errno,
-                       "lock file %s can not be opened", path);
+                       "lock file %s cannot be opened", path);
     }
     int32_t rc = tb_bus_check_owner(file, "lock file", path, err);
     if (rc != TB_OK) {

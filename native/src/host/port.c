@@ -31,7 +31,7 @@ int32_t tb_port_open(uint64_t *handle, int32_t *fd, tb_error *err) {
     }
     int ends[2];
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) {
-        int32_t rc = tb_fail(err, TB_ESYSTEM, -1, errno, "a pipe can not be made");
+        int32_t rc = tb_fail(err, TB_ESYSTEM, -1, errno, "a pipe cannot be made");
         free(port);
         return rc;
     }
@@ -89,7 +89,7 @@ int32_t tb_source_attach(tb_source *source, uint64_t handle, uint64_t token, tb_
     pthread_mutex_lock(&port->mutex);
     port->sources++;
     pthread_mutex_unlock(&port->mutex);
-    /* The use of the handle lasts until the source is detached: the port can not go before it. */
+    /* The use of the handle lasts until the source is detached: the port cannot go before it. */
     *source = (tb_source){.port = port, .port_handle = handle, .token = token};
     return TB_OK;
 }

@@ -38,7 +38,7 @@ int32_t tb_semaphore_create(const char *name, uint64_t *handle, tb_error *err) {
     sem_t *semaphore = sem_open(name, O_CREAT | O_EXCL, 0600, 0);
     if (semaphore == SEM_FAILED) {
         int code = errno == EEXIST ? TB_EEXISTS : errno == ENOSPC ? TB_ENO_SPACE : TB_ESYSTEM;
-        return tb_fail(err, code, -1, errno, "semaphore %s can not be made", name);
+        return tb_fail(err, code, -1, errno, "semaphore %s cannot be made", name);
     }
     rc = tb_bus_add(TB_BUS_SEMAPHORE, semaphore, destroy_semaphore, handle, err);
     if (rc != TB_OK) {
@@ -50,7 +50,7 @@ int32_t tb_semaphore_create(const char *name, uint64_t *handle, tb_error *err) {
 
 /*
  * The check comes after sem_open: the name is in a sticky folder, so that a file of ours which stands there
- * now can not have been another's when it was opened, unless we made it in between under a name of 128 random
+ * now cannot have been another's when it was opened, unless we made it in between under a name of 128 random
  * bits.
  */
 static int32_t check_file(const char *name, tb_error *err) {
@@ -59,7 +59,7 @@ static int32_t check_file(const char *name, tb_error *err) {
     int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
         return tb_fail(err, errno == EACCES ? TB_EFOREIGN : TB_ESYSTEM, -1, errno,
-                       "semaphore %s can not be examined", name);
+                       "semaphore %s cannot be examined", name);
     }
     int32_t rc = tb_bus_check_owner(fd, "semaphore", name, err);
     close(fd);
@@ -74,7 +74,7 @@ int32_t tb_semaphore_open(const char *name, uint64_t *handle, tb_error *err) {
     sem_t *semaphore = sem_open(name, 0);
     if (semaphore == SEM_FAILED) {
         return tb_fail(err, errno == EACCES ? TB_EFOREIGN : TB_ESYSTEM, -1, errno,
-                       "semaphore %s can not be opened", name);
+                       "semaphore %s cannot be opened", name);
     }
     rc = check_file(name, err);
     if (rc == TB_OK) {
@@ -94,7 +94,7 @@ int32_t tb_semaphore_post(uint64_t handle, tb_error *err) {
     /* At the highest value it is long awake. */
     int32_t rc = sem_post(semaphore) == 0 || errno == EOVERFLOW
                      ? TB_OK
-                     : tb_fail(err, TB_ESYSTEM, -1, errno, "a semaphore can not be posted");
+                     : tb_fail(err, TB_ESYSTEM, -1, errno, "a semaphore cannot be posted");
     tb_bus_end(handle);
     return rc;
 }
@@ -131,7 +131,7 @@ int32_t tb_semaphore_wait(uint64_t handle, uint64_t timeout_ns, tb_error *err) {
         return TB_OK;
     }
     return waited == ETIMEDOUT ? tb_fail(err, TB_ETIMEOUT, -1, 0, "the semaphore was not posted in time")
-                               : tb_fail(err, TB_ESYSTEM, -1, waited, "a semaphore can not be waited for");
+                               : tb_fail(err, TB_ESYSTEM, -1, waited, "a semaphore cannot be waited for");
 }
 
 int32_t tb_semaphore_close(uint64_t handle, tb_error *err) {
@@ -146,7 +146,7 @@ int32_t tb_semaphore_unlink(const char *name, uint32_t *removed, tb_error *err) 
     *removed = sem_unlink(name) == 0;
     if (!*removed && errno != ENOENT) {
         return tb_fail(err, errno == EACCES || errno == EPERM ? TB_EFOREIGN : TB_ESYSTEM, -1, errno,
-                       "semaphore %s can not be removed", name);
+                       "semaphore %s cannot be removed", name);
     }
     return TB_OK;
 }

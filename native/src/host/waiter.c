@@ -96,7 +96,7 @@ int32_t tb_waiter_start(uint64_t port, uint64_t semaphore, uint64_t token, uint6
     }
     int failed = tb_bus_thread_start(&waiter->thread, run_waiter, waiter);
     if (failed != 0) {
-        rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the waiter's thread can not be started");
+        rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the waiter's thread cannot be started");
         goto detach;
     }
     rc = tb_bus_add(TB_BUS_WAITER, waiter, destroy_waiter, handle, err);

@@ -61,7 +61,7 @@ int32_t tb_reduce_finish(void *out, void *acc, uint64_t count, uint32_t dtype, u
         return unknown_dtype(dtype, err);
     }
     if (divisor == 0 || (divisor != 1 && !tb_dtype_is_float(dtype))) {
-        return tb_fail(err, TB_EPARTIAL_OP, -1, 0, "element type %u can not be divided by %llu", dtype,
+        return tb_fail(err, TB_EPARTIAL_OP, -1, 0, "element type %u cannot be divided by %llu", dtype,
                        (unsigned long long)divisor);
     }
     uint32_t wide = accumulator_of(dtype);

@@ -81,7 +81,7 @@ static int32_t check_end(const tb_program *program, const tb_binding *bindings, 
     bool may_be_piece = channel->stage == (end->destination ? 0 : 1);
     bool must_be_piece = end->destination && channel->stage == 0;
     if ((piece && !may_be_piece) || (!piece && must_be_piece)) {
-        return malformed(err, index, "has an end that its stage can not have");
+        return malformed(err, index, "has an end that its stage cannot have");
     }
     return piece ? check_piece_end(program, index, end, err)
                  : check_buffer_end(program, bindings, index, end, channel->stage, err);
@@ -96,7 +96,7 @@ static int32_t check_types(const tb_program *program, uint32_t index, const tb_c
         return malformed(err, index, "has impossible element types");
     }
     if (chunk->operation != reduce || (chunk->operation == TB_OP_COPY && chunk->fold_position != 0)) {
-        return malformed(err, index, "has an operation that its stage can not have");
+        return malformed(err, index, "has an operation that its stage cannot have");
     }
     if (reduce == TB_OP_REDUCE && chunk->source_dtype != chunk->destination_dtype) {
         return malformed(err, index, "reduces across element types");
@@ -146,7 +146,7 @@ static int32_t check_pieces(const tb_program *program, tb_error *err) {
             return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: piece %u is malformed", i);
         }
         if (piece->divisor == 0 || (piece->divisor != 1 && !tb_dtype_is_float(piece->dtype))) {
-            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: piece %u can not be divided by %llu", i,
+            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: piece %u cannot be divided by %llu", i,
                            (unsigned long long)piece->divisor);
         }
     }

@@ -164,7 +164,7 @@ static int32_t find_dependents(tb_program *program, tb_error *err) {
         }
         bool waits = bucket->dependency_count > 0;
         if (waits && (tb_bucket_channel(program, b)->direction == TB_RECEIVE || tb_bucket_folds(program, b))) {
-            return malformed(err, b, "can not wait: its sender starts it, or the fold does");
+            return malformed(err, b, "cannot wait: its sender starts it, or the fold does");
         }
         for (uint32_t i = 0; i < bucket->dependency_count; i++) {
             uint32_t on = program->dependencies[bucket->first_dependency + i];

@@ -1,10 +1,10 @@
 /*
- * The engine behind tb_session and tb_graph: its objects, and who may touch what.
+ * The engine behind tb_session and tb_transfer: its objects, and who may touch what.
  *
  * A session has one lock. It guards everything below but what a comment gives to a thread, and is held for
  * decisions only, never while bytes move or a system call runs. Each connection belongs to one progress
  * thread, which alone reads, writes and ends it; others ask by tb_conn_kick. What moves bytes of a round
- * outside of the lock has counted itself in graph->active before, and looks at graph->stop before it touches
+ * outside of the lock has counted itself in transfer->active before, and looks at transfer->stop before it touches
  * memory: a round that failed is quiet, and says so, once active is 0.
  */
 #ifndef TB_ENGINE_H
@@ -27,15 +27,15 @@ enum { TB_IOVECS = 1024 };
  */
 enum { TB_CALL_BYTES = 1024 * 1024 };
 enum { TB_BATCH = 64 }; /* buckets under way on a connection, of which all but the last are small */
-enum { TB_EARLY = 1024 }; /* prepares of a peer that are kept for a graph of ours that is still to come */
+enum { TB_EARLY = 1024 }; /* prepares of a peer that are kept for a transfer of ours that is still to come */
 enum { TB_CONNECTIONS = 16 };
 
 typedef struct tb_session tb_session;
 typedef struct tb_thread tb_thread;
 typedef struct tb_peer tb_peer;
 typedef struct tb_conn tb_conn;
-typedef struct tb_graph tb_graph;
-typedef struct tb_side tb_side;
+typedef struct tb_transfer tb_transfer;
+typedef struct tb_exchange tb_exchange;
 typedef struct tb_import tb_import;
 typedef struct tb_pull tb_pull;
 typedef struct tb_job tb_job;
@@ -48,7 +48,7 @@ struct tb_cuda_moves;
 
 /* A bucket on its way out. void: its round failed, and it is filled up with zeros. */
 typedef struct tb_frame {
-    tb_graph *graph; /* NULL where it is void */
+    tb_transfer *transfer; /* NULL where it is void */
     uint32_t bucket;
     bool checksum;
     uint64_t payload;
@@ -63,11 +63,11 @@ typedef struct tb_frame {
 
 enum tb_read_state { TB_READ_HEADER, TB_READ_CONTROL, TB_READ_PAYLOAD, TB_READ_TRAILER };
 
-/* The bucket on its way in. graph is NULL where its bytes are dropped. */
+/* The bucket on its way in. transfer is NULL where its bytes are dropped. */
 typedef struct tb_arrival {
     enum tb_read_state state;
     tb_wire_header header;
-    tb_graph *graph;
+    tb_transfer *transfer;
     uint32_t bucket;
     uint32_t slot; /* TB_NONE where it goes to its place at once */
     bool checksum;
@@ -146,13 +146,13 @@ struct tb_peer {
     uint32_t open;
     uint64_t incarnation;
     tb_conn *conns[TB_CONNECTIONS];
-    tb_side *sides; /* of the graphs that deal with it */
+    tb_exchange *exchanges; /* of the transfers that deal with it */
     bool left;      /* it ended the last connection itself, once it had come to rest */
     tb_early *early;
     uint32_t early_count;
     atomic_bool heard; /* bytes came since the last tick */
     uint32_t silent_ticks;
-    uint32_t turn; /* where the search for a graph to send of begins */
+    uint32_t turn; /* where the search for a transfer to send of begins */
     /* tcp: where it listens; tries to connect. */
     bool has_address;
     struct tb_address *address;
@@ -161,7 +161,7 @@ struct tb_peer {
     uint32_t tries;
 };
 
-/* ---- graphs -------------------------------------------------------------------------------------------- */
+/* ---- transfers -------------------------------------------------------------------------------------------- */
 
 /* Bucket numbers, the smallest first: the order of (wave, stage, channel, sequence). */
 typedef struct tb_heap {
@@ -169,22 +169,22 @@ typedef struct tb_heap {
     uint32_t count;
 } tb_heap;
 
-/* What a graph has to do with one peer. */
-struct tb_side {
-    tb_graph *graph;
+/* What a transfer has to do with one peer. */
+struct tb_exchange {
+    tb_transfer *transfer;
     tb_peer *peer;
-    tb_side *next; /* of the peer */
-    uint64_t remote; /* the peer's number of the graph; 0 until its PREPARE came */
+    tb_exchange *next; /* of the peer */
+    uint64_t remote; /* the peer's number of the transfer; 0 until its PREPARE came */
     bool told;       /* our PREPARE went out */
-    bool matched;    /* the peer has paired its graph with this one, too */
-    bool gone;       /* the peer, or its graph, went away after all */
+    bool matched;    /* the peer has paired its transfer with this one, too */
+    bool gone;       /* the peer, or its transfer, went away after all */
     bool pooled;     /* the peer owns reduced pieces */
     uint32_t unfinished; /* channels of the round under way */
     uint32_t send[TB_STAGES], receive[TB_STAGES]; /* channels, or TB_NONE */
     tb_heap ready;
     /* Carriers (carrier.h). */
     uint32_t carrier;    /* tb_carrier_number */
-    tb_wire_host host;   /* of the peer */
+    tb_wire_identity identity;   /* of the peer */
     bool said_match;     /* our MATCH went out */
     tb_import *import;   /* what the peer exports */
     uint32_t exposed;    /* send: buckets that the peer may read now */
@@ -193,7 +193,7 @@ struct tb_side {
     uint64_t owes_quiet; /* receive: the round in which the peer waits for that; 0: none */
     /* NCCL: what the two exchange goes by it; the peer is of the communicator; it begins rounds with this rank. */
     bool by_nccl, joins, together;
-    uint64_t joined;     /* what its PREPARE said: as of the graph */
+    uint64_t joined;     /* what its PREPARE said: as of the transfer */
     uint64_t begun;      /* the round that the peer has told its leader of, and on which communicator */
     uint32_t begun_epoch;
     uint64_t gave_up;    /* the last round that the peer said ABORT of */
@@ -206,7 +206,7 @@ typedef struct tb_channel_state {
     uint32_t done; /* buckets: receive: consumed; send: taken by a connection */
     bool finished;
     bool announce; /* receive: granted has grown, the peer does not know yet */
-    tb_side *side;
+    tb_exchange *exchange;
 } tb_channel_state;
 
 enum tb_bucket_state {
@@ -219,12 +219,12 @@ enum tb_bucket_state {
     TB_BUCKET_DONE,
 };
 
-enum tb_graph_state {
-    TB_GRAPH_PREPARING,
-    TB_GRAPH_READY,
-    TB_GRAPH_RUNNING,
-    TB_GRAPH_ENDING, /* its prepare failed, and a thread is still at it */
-    TB_GRAPH_DEAD,
+enum tb_transfer_state {
+    TB_TRANSFER_PREPARING,
+    TB_TRANSFER_READY,
+    TB_TRANSFER_RUNNING,
+    TB_TRANSFER_ENDING, /* its prepare failed, and a thread is still at it */
+    TB_TRANSFER_DEAD,
 };
 
 /*
@@ -262,13 +262,13 @@ typedef struct tb_pool {
     tb_device_memory device;
 } tb_pool;
 
-struct tb_graph {
+struct tb_transfer {
     tb_session *session;
     uint64_t handle;
-    tb_graph *next;
+    tb_transfer *next;
     char *key;
     uint32_t flags;
-    enum tb_graph_state state;
+    enum tb_transfer_state state;
     tb_program program;
     tb_binding *bindings;
     tb_device *device; /* that all of its tensors lie on; NULL: they are memory of the host */
@@ -277,15 +277,15 @@ struct tb_graph {
     tb_places places;
     const struct tb_carrier *mover; /* of what goes from this rank to itself; NULL: the session's threads */
     /* Where some of its buckets travel by NCCL (nccl_rounds.h), else NULL. */
-    struct tb_waves *waves;
+    struct tb_nccl_steps *nccl_steps;
     struct tb_nccl_run *run;
     /* Who begins its rounds together, and who leads them: NULL and -1 where nobody waits for others. */
     tb_member *members;
     uint32_t member_count;
     int32_t leader;
     uint64_t joined; /* a fingerprint of those who join; 0: this rank does not */
-    tb_side *sides;
-    uint32_t side_count;
+    tb_exchange *exchanges;
+    uint32_t exchange_count;
     /* For the event that ends the prepare or round under way: it must not fail for want of memory. */
     tb_event_node *reserved;
     uint64_t deadline; /* of the prepare or round under way */
@@ -304,7 +304,7 @@ struct tb_graph {
     bool moved;   /* a peer has begun it anew, since something was not where it was said to be */
     /* Buckets for which READY is to be said: of one side, stage, and in a row. */
     struct {
-        tb_side *side;
+        tb_exchange *exchange;
         uint8_t stage;
         uint32_t first, count;
     } offer;
@@ -335,12 +335,12 @@ struct tb_graph {
 /* ---- threads and sessions ------------------------------------------------------------------------------ */
 
 struct tb_job {
-    tb_graph *graph; /* NULL: none */
+    tb_transfer *transfer; /* NULL: none */
     uint32_t bucket;
     uint64_t moved;
     tb_flow flow;
     tb_cursor source;
-    tb_side *side;        /* whose memory it is pulled from, or NULL */
+    tb_exchange *exchange;        /* whose memory it is pulled from, or NULL */
     uint64_t source_left; /* pulled: bytes of the chunk at the source that are to come */
     bool started;
     uint8_t *bounce; /* the thread's, for private memory of other processes */
@@ -393,7 +393,7 @@ struct tb_session {
     bool farewell; /* it was said, or there is nothing to wait for before */
     bool stop;
     uint64_t stop_at;
-    tb_wire_host host;
+    tb_wire_identity identity;
     tb_device *device;    /* on which registered memory may lie; NULL: there is none */
     tb_import *imports;   /* that wait for a thread */
     uint32_t stale_pulls; /* of rounds that have failed: no connection is closed before they are over */
@@ -401,8 +401,8 @@ struct tb_session {
     uint64_t next_timer;
     uint64_t next_tick;
     tb_peer **peers; /* by rank; NULL where there was nothing to do with it */
-    tb_graph *graphs;
-    uint64_t graph_count;
+    tb_transfer *transfers;
+    uint64_t transfer_count;
     tb_region *regions;
     uint32_t region_count;
     uint32_t next_thread;

@@ -64,7 +64,7 @@ int32_t tb_session_register(uint64_t handle, uint64_t address, uint64_t bytes, t
         code = tb_fail(err, TB_EREGION, -1, 0, "no memory lies at this address");
     } else if (session->device != NULL) {
         code = tb_device_describe(session->device, address, bytes, &device, err);
-        bool may_be_host = (session->host.carriers & (TB_CARRY_STREAM | TB_CARRY_SHM)) != 0;
+        bool may_be_host = (session->identity.carriers & (TB_CARRY_STREAM | TB_CARRY_SHM)) != 0;
         code = code == TB_EREGION && may_be_host ? TB_OK : code;
     }
     if (code == TB_OK) {

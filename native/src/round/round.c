@@ -8,187 +8,187 @@
 #include "base/error.h"
 #include "carriers/nccl/nccl_rounds.h"
 
-static void reset_channels(tb_graph *graph) {
-    const tb_program_header *header = graph->program.header;
+static void reset_channels(tb_transfer *transfer) {
+    const tb_program_header *header = transfer->program.header;
     for (uint32_t i = 0; i < header->channel_count; i++) {
-        tb_channel_state *state = &graph->channels[i];
+        tb_channel_state *state = &transfer->channels[i];
         /* A target that began before this rank, or is even ahead of it, has granted already. */
         bool granted =
-            graph->program.channels[i].direction == TB_SEND && state->granted_round >= graph->round;
+            transfer->program.channels[i].direction == TB_SEND && state->granted_round >= transfer->round;
         state->granted = granted ? state->granted : 0;
         state->in_flight = 0;
         state->done = 0;
         state->finished = false;
         state->announce = false;
     }
-    for (uint32_t i = 0; i < graph->side_count; i++) {
-        tb_side *side = &graph->sides[i];
-        side->ready.count = 0;
-        side->unfinished = 0;
-        side->exposed = 0;
+    for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+        tb_exchange *exchange = &transfer->exchanges[i];
+        exchange->ready.count = 0;
+        exchange->unfinished = 0;
+        exchange->exposed = 0;
         for (int stage = 0; stage < TB_STAGES; stage++) {
-            side->unfinished += (side->send[stage] != TB_NONE) + (side->receive[stage] != TB_NONE);
+            exchange->unfinished += (exchange->send[stage] != TB_NONE) + (exchange->receive[stage] != TB_NONE);
         }
     }
 }
 
-static void reset(tb_graph *graph) {
-    const tb_program *program = &graph->program;
-    reset_channels(graph);
-    memset(graph->buckets, TB_BUCKET_IDLE, program->header->bucket_count);
+static void reset(tb_transfer *transfer) {
+    const tb_program *program = &transfer->program;
+    reset_channels(transfer);
+    memset(transfer->buckets, TB_BUCKET_IDLE, program->header->bucket_count);
     for (uint32_t b = 0; b < program->header->bucket_count; b++) {
-        graph->waits[b] = program->buckets[b].dependency_count;
+        transfer->waits[b] = program->buckets[b].dependency_count;
     }
-    graph->jobs.count = 0;
-    graph->offer.count = 0;
-    graph->receives_left = program->receive_channels;
-    graph->sends_left = program->send_channels;
-    graph->locals_left = program->local_buckets;
-    memset(graph->turns, 0, sizeof graph->turns);
-    tb_folds_reset(graph);
-    graph->staging.high = 0;
-    atomic_store(&graph->bytes_sent, 0);
-    atomic_store(&graph->bytes_received, 0);
-    atomic_store(&graph->bytes_copied, 0);
+    transfer->jobs.count = 0;
+    transfer->offer.count = 0;
+    transfer->receives_left = program->receive_channels;
+    transfer->sends_left = program->send_channels;
+    transfer->locals_left = program->local_buckets;
+    memset(transfer->turns, 0, sizeof transfer->turns);
+    tb_folds_reset(transfer);
+    transfer->staging.high = 0;
+    atomic_store(&transfer->bytes_sent, 0);
+    atomic_store(&transfer->bytes_received, 0);
+    atomic_store(&transfer->bytes_copied, 0);
 }
 
-/* A round that can not succeed any more when it begins. True where it failed. */
-static bool fail_at_once(tb_graph *graph) {
-    if (graph->aborted_round >= graph->round) {
-        tb_error why = graph->aborted;
-        tb_round_fail(graph, why.code, why.rank, 0, why.message);
+/* A round that cannot succeed any more when it begins. True where it failed. */
+static bool fail_at_once(tb_transfer *transfer) {
+    if (transfer->aborted_round >= transfer->round) {
+        tb_error why = transfer->aborted;
+        tb_round_fail(transfer, why.code, why.rank, 0, why.message);
         return true;
     }
-    for (uint32_t i = 0; i < graph->side_count; i++) {
-        if (graph->sides[i].gone) {
+    for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+        if (transfer->exchanges[i].gone) {
             char message[64];
-            int32_t rank = graph->sides[i].peer->rank;
+            int32_t rank = transfer->exchanges[i].peer->rank;
             snprintf(message, sizeof message, "rank %d went away after it was prepared", rank);
-            tb_round_fail(graph, TB_EPEER_LOST, rank, 0, message);
+            tb_round_fail(transfer, TB_EPEER_LOST, rank, 0, message);
             return true;
         }
     }
     return false;
 }
 
-void tb_round_start(tb_graph *graph, uint64_t round, uint64_t deadline) {
-    graph->state = TB_GRAPH_RUNNING;
-    graph->round = round;
-    graph->deadline = deadline;
-    graph->started = tb_now();
-    graph->failing = false;
-    atomic_store(&graph->stop, false);
-    reset(graph);
-    tb_session_timer(graph->session, deadline);
-    if (fail_at_once(graph)) {
+void tb_round_start(tb_transfer *transfer, uint64_t round, uint64_t deadline) {
+    transfer->state = TB_TRANSFER_RUNNING;
+    transfer->round = round;
+    transfer->deadline = deadline;
+    transfer->started = tb_now();
+    transfer->failing = false;
+    atomic_store(&transfer->stop, false);
+    reset(transfer);
+    tb_session_timer(transfer->session, deadline);
+    if (fail_at_once(transfer)) {
         return;
     }
-    if (graph->waves != NULL) {
-        tb_nccl_round_start(graph);
-    } else if (graph->leader >= 0) {
-        tb_nccl_say_begin(graph);
+    if (transfer->nccl_steps != NULL) {
+        tb_nccl_round_start(transfer);
+    } else if (transfer->leader >= 0) {
+        tb_nccl_say_begin(transfer);
     }
-    if (graph->failing || (graph->waves != NULL && !graph->waves->mixed)) {
+    if (transfer->failing || (transfer->nccl_steps != NULL && !transfer->nccl_steps->mixed)) {
         return;
     }
-    const tb_program *program = &graph->program;
+    const tb_program *program = &transfer->program;
     for (uint32_t b = 0; b < program->header->bucket_count; b++) {
         const tb_channel *channel = tb_bucket_channel(program, b);
         bool starts = channel->direction == TB_SEND || (channel->direction == TB_LOCAL && channel->stage > 0);
-        if (starts && graph->waits[b] == 0) {
-            tb_round_ready(graph, b);
+        if (starts && transfer->waits[b] == 0) {
+            tb_round_ready(transfer, b);
         }
     }
-    for (uint32_t i = 0; i < graph->side_count; i++) {
-        if (graph->sides[i].ready.count > 0) {
-            tb_peer_kick(graph->sides[i].peer);
+    for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+        if (transfer->exchanges[i].ready.count > 0) {
+            tb_peer_kick(transfer->exchanges[i].peer);
         }
     }
-    tb_pulls_say(graph);
-    tb_pulls_grant(graph);
-    tb_folds_allow(graph);
-    tb_round_grant_pooled(graph);
-    tb_round_grant_turns(graph, 1);
-    tb_round_grant_turns(graph, 2);
-    tb_round_check(graph);
+    tb_pulls_say(transfer);
+    tb_pulls_grant(transfer);
+    tb_folds_allow(transfer);
+    tb_round_grant_pooled(transfer);
+    tb_round_grant_turns(transfer, 1);
+    tb_round_grant_turns(transfer, 2);
+    tb_round_check(transfer);
 }
 
-static void finish(tb_graph *graph) {
+static void finish(tb_transfer *transfer) {
     tb_event event = {
         .kind = TB_EVENT_ROUND,
-        .graph = graph->handle,
-        .round = graph->round,
-        .bytes_sent = atomic_load(&graph->bytes_sent),
-        .bytes_received = atomic_load(&graph->bytes_received),
-        .bytes_copied = atomic_load(&graph->bytes_copied),
-        .nanoseconds = tb_now() - graph->started,
-        .staging_high_water = graph->staging.high,
+        .transfer = transfer->handle,
+        .round = transfer->round,
+        .bytes_sent = atomic_load(&transfer->bytes_sent),
+        .bytes_received = atomic_load(&transfer->bytes_received),
+        .bytes_copied = atomic_load(&transfer->bytes_copied),
+        .nanoseconds = tb_now() - transfer->started,
+        .staging_high_water = transfer->staging.high,
     };
-    if (graph->failing) {
-        event.error = graph->error;
+    if (transfer->failing) {
+        event.error = transfer->error;
     }
-    graph->state = TB_GRAPH_READY;
-    graph->deadline = 0;
-    graph->quiet_deadline = 0;
-    tb_session_event_reserved(graph->session, &event, &graph->reserved);
+    transfer->state = TB_TRANSFER_READY;
+    transfer->deadline = 0;
+    transfer->quiet_deadline = 0;
+    tb_session_event_reserved(transfer->session, &event, &transfer->reserved);
 }
 
-void tb_round_check(tb_graph *graph) {
-    if (graph->state != TB_GRAPH_RUNNING || graph->active > 0) {
+void tb_round_check(tb_transfer *transfer) {
+    if (transfer->state != TB_TRANSFER_RUNNING || transfer->active > 0) {
         return;
     }
-    bool done = graph->receives_left == 0 && graph->sends_left == 0 && graph->locals_left == 0;
-    if (graph->failing || done) {
-        finish(graph);
+    bool done = transfer->receives_left == 0 && transfer->sends_left == 0 && transfer->locals_left == 0;
+    if (transfer->failing || done) {
+        finish(transfer);
     }
 }
 
-void tb_round_release(tb_graph *graph) {
-    graph->active--;
-    tb_round_check(graph);
+void tb_round_release(tb_transfer *transfer) {
+    transfer->active--;
+    tb_round_check(transfer);
 }
 
-void tb_round_fail(tb_graph *graph, int32_t code, int32_t rank, int os_errno, const char *message) {
-    if (graph->state != TB_GRAPH_RUNNING || graph->failing) {
+void tb_round_fail(tb_transfer *transfer, int32_t code, int32_t rank, int os_errno, const char *message) {
+    if (transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
         return;
     }
-    graph->failing = true;
-    atomic_store(&graph->stop, true);
-    tb_fail(&graph->error, code, rank, os_errno, "%s", message);
-    if (graph->aborted_round < graph->round) {
-        graph->aborted_round = graph->round;
-        graph->aborted = graph->error;
+    transfer->failing = true;
+    atomic_store(&transfer->stop, true);
+    tb_fail(&transfer->error, code, rank, os_errno, "%s", message);
+    if (transfer->aborted_round < transfer->round) {
+        transfer->aborted_round = transfer->round;
+        transfer->aborted = transfer->error;
     }
-    graph->jobs.count = 0;
-    for (uint32_t i = 0; i < graph->side_count; i++) {
-        graph->sides[i].ready.count = 0;
-        tb_graph_say_failure(&graph->sides[i], TB_FRAME_ABORT, graph->round, &graph->error);
+    transfer->jobs.count = 0;
+    for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+        transfer->exchanges[i].ready.count = 0;
+        tb_transfer_say_failure(&transfer->exchanges[i], TB_FRAME_ABORT, transfer->round, &transfer->error);
     }
-    graph->session->stale_pulls += graph->pulling;
-    tb_pulls_await_quiet(graph);
-    if (graph->waves != NULL) {
-        tb_nccl_round_failed(graph);
+    transfer->session->stale_pulls += transfer->pulling;
+    tb_pulls_await_quiet(transfer);
+    if (transfer->nccl_steps != NULL) {
+        tb_nccl_round_failed(transfer);
     }
-    tb_threads_sweep(graph->session);
-    tb_round_check(graph);
+    tb_threads_sweep(transfer->session);
+    tb_round_check(transfer);
 }
 
-void tb_round_bucket_done(tb_graph *graph, uint32_t bucket) {
-    const tb_program *program = &graph->program;
-    graph->buckets[bucket] = TB_BUCKET_DONE;
+void tb_round_bucket_done(tb_transfer *transfer, uint32_t bucket) {
+    const tb_program *program = &transfer->program;
+    transfer->buckets[bucket] = TB_BUCKET_DONE;
     for (uint32_t d = program->first_dependent[bucket]; d < program->first_dependent[bucket + 1]; d++) {
         uint32_t dependent = program->dependents[d];
-        if (--graph->waits[dependent] == 0) {
-            tb_round_ready(graph, dependent);
+        if (--transfer->waits[dependent] == 0) {
+            tb_round_ready(transfer, dependent);
             if (tb_bucket_channel(program, dependent)->direction == TB_SEND) {
-                tb_peer_kick(graph->channels[program->buckets[dependent].channel].side->peer);
+                tb_peer_kick(transfer->channels[program->buckets[dependent].channel].exchange->peer);
             }
         }
     }
-    tb_pulls_say(graph);
+    tb_pulls_say(transfer);
 }
 
-void tb_round_offer(tb_graph *graph, uint32_t bucket) {
-    tb_heap_push(&graph->jobs, bucket);
-    tb_threads_offer_job(graph->session);
+void tb_round_offer(tb_transfer *transfer, uint32_t bucket) {
+    tb_heap_push(&transfer->jobs, bucket);
+    tb_threads_offer_job(transfer->session);
 }

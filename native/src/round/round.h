@@ -12,28 +12,28 @@ uint32_t tb_heap_pop(tb_heap *heap);
 
 /* ---- round.c ------------------------------------------------------------------------------------------- */
 
-void tb_round_start(tb_graph *graph, uint64_t round, uint64_t deadline);
+void tb_round_start(tb_transfer *transfer, uint64_t round, uint64_t deadline);
 /* Ends the round under way, here and at the peers. rank: where it began. Does nothing where there is none. */
-void tb_round_fail(tb_graph *graph, int32_t code, int32_t rank, int os_errno, const char *message);
-/* An operation that was counted in graph->active has let go of memory. */
-void tb_round_release(tb_graph *graph);
+void tb_round_fail(tb_transfer *transfer, int32_t code, int32_t rank, int os_errno, const char *message);
+/* An operation that was counted in transfer->active has let go of memory. */
+void tb_round_release(tb_transfer *transfer);
 /* Ends the round where all is done. */
-void tb_round_check(tb_graph *graph);
+void tb_round_check(tb_transfer *transfer);
 /* All that a bucket does is done. */
-void tb_round_bucket_done(tb_graph *graph, uint32_t bucket);
+void tb_round_bucket_done(tb_transfer *transfer, uint32_t bucket);
 /* A bucket of a receive channel, or a channel's whole fold, is consumed. */
-void tb_round_consumed(tb_graph *graph, uint32_t bucket);
-void tb_round_offer(tb_graph *graph, uint32_t bucket); /* as a job */
+void tb_round_consumed(tb_transfer *transfer, uint32_t bucket);
+void tb_round_offer(tb_transfer *transfer, uint32_t bucket); /* as a job */
 
 /* ---- round_send.c -------------------------------------------------------------------------------------- */
 
 /* A bucket waits for nothing any more but, perhaps, its grant. */
-void tb_round_ready(tb_graph *graph, uint32_t bucket);
-void tb_round_apply_grant(tb_graph *graph, uint32_t channel, uint32_t from);
-/* Takes the next bucket that may be sent to a peer; false where there is none. Counts it in graph->active. */
+void tb_round_ready(tb_transfer *transfer, uint32_t bucket);
+void tb_round_apply_grant(tb_transfer *transfer, uint32_t channel, uint32_t from);
+/* Takes the next bucket that may be sent to a peer; false where there is none. Counts it in transfer->active. */
 bool tb_round_claim(tb_peer *peer, tb_frame *frame);
 /* Its last byte is with the link. Releases it. */
-void tb_round_sent(tb_graph *graph, uint32_t bucket);
+void tb_round_sent(tb_transfer *transfer, uint32_t bucket);
 
 /* ---- round_receive.c ----------------------------------------------------------------------------------- */
 
@@ -42,72 +42,72 @@ void tb_round_sent(tb_graph *graph, uint32_t bucket);
  * each stage at a time. What comes from an owner of reduced pieces stays out of it: such an owner's pool must
  * drain, or the folds that others wait for stop (docs/adr/0001-streaming.md).
  */
-void tb_round_grant_pooled(tb_graph *graph);
-void tb_round_grant_turns(tb_graph *graph, uint8_t stage);
-void tb_round_announce(tb_graph *graph, uint32_t channel); /* sends a GRANT */
+void tb_round_grant_pooled(tb_transfer *transfer);
+void tb_round_grant_turns(tb_transfer *transfer, uint8_t stage);
+void tb_round_announce(tb_transfer *transfer, uint32_t channel); /* sends a GRANT */
 /*
- * A bucket begins to come. arrival->graph is NULL where it is to be dropped. A code where the peer broke the
+ * A bucket begins to come. arrival->transfer is NULL where it is to be dropped. A code where the peer broke the
  * protocol.
  */
-int32_t tb_round_arrive(tb_side *side, tb_arrival *arrival, tb_error *err);
+int32_t tb_round_arrive(tb_exchange *exchange, tb_arrival *arrival, tb_error *err);
 /* It has come, and is good. Releases it. */
-void tb_round_arrived(tb_graph *graph, uint32_t bucket, uint32_t slot);
+void tb_round_arrived(tb_transfer *transfer, uint32_t bucket, uint32_t slot);
 
 /* ---- round_fold.c -------------------------------------------------------------------------------------- */
 
-void tb_folds_reset(tb_graph *graph);
+void tb_folds_reset(tb_transfer *transfer);
 /* Where each piece will lie in every round, for who must know it beforehand. Without the lock. */
-void tb_folds_fix_places(tb_graph *graph);
+void tb_folds_fix_places(tb_transfer *transfer);
 /* Allows contributions to come in, in the order of the folds, as far as slots and the pool reach. */
-void tb_folds_allow(tb_graph *graph);
-bool tb_folds_turn(const tb_graph *graph, uint32_t bucket);
-void tb_folds_done(tb_graph *graph, uint32_t bucket);
+void tb_folds_allow(tb_transfer *transfer);
+bool tb_folds_turn(const tb_transfer *transfer, uint32_t bucket);
+void tb_folds_done(tb_transfer *transfer, uint32_t bucket);
 /* A bucket that was sent or copied has read its pieces. */
-void tb_folds_read(tb_graph *graph, uint32_t bucket);
+void tb_folds_read(tb_transfer *transfer, uint32_t bucket);
 
 /* ---- round_job.c --------------------------------------------------------------------------------------- */
 
-/* Takes the next thing that a thread of this session can move by itself. Counts it in graph->active. */
+/* Takes the next thing that a thread of this session can move by itself. Counts it in transfer->active. */
 bool tb_round_take_job(tb_session *session, tb_job *job);
 /* Releases it. */
 void tb_round_job_done(tb_job *job);
 /* Its round has failed: releases it as it is. */
 void tb_round_job_dropped(tb_job *job);
 /* A bucket from this rank to itself was moved. Releases it. */
-void tb_round_moved(tb_graph *graph, uint32_t bucket);
+void tb_round_moved(tb_transfer *transfer, uint32_t bucket);
 /* The next time to look at targets that a failed round waits for; 0: there are none. */
-uint64_t tb_pulls_look(tb_graph *graph, uint64_t now);
+uint64_t tb_pulls_look(tb_transfer *transfer, uint64_t now);
 
 /* Without the lock. False once there is no more to do. */
 bool tb_job_slice(tb_job *job, uint64_t limit);
 /* Hands it to its carrier's worker, where it has one; false where it has none. Without the lock. */
 bool tb_job_submit(tb_job *job);
 
-/* ---- graph_meet.c: prepare ----------------------------------------------------------------------------- */
+/* ---- transfer_meet.c: prepare ----------------------------------------------------------------------------- */
 
-void tb_graph_say_prepare(tb_side *side);
-void tb_graph_say_match(tb_side *side);
-void tb_graph_fail_prepare(tb_graph *graph, int32_t code, int32_t rank, int os_errno, const char *message);
+void tb_transfer_say_prepare(tb_exchange *exchange);
+void tb_transfer_say_match(tb_exchange *exchange);
+void tb_transfer_fail_prepare(tb_transfer *transfer, int32_t code, int32_t rank, int os_errno, const char *message);
 /* Its prepare fails, and that of its peers with it: another attempt would not do. */
-void tb_graph_refuse(tb_graph *graph, int32_t code, int32_t rank, int os_errno, const char *message);
+void tb_transfer_refuse(tb_transfer *transfer, int32_t code, int32_t rank, int os_errno, const char *message);
 /* Ends a prepare that failed, once no thread is at it any more. */
-void tb_graph_end_late(tb_graph *graph);
-void tb_graph_check_prepared(tb_graph *graph);
-void tb_graph_meet_early(tb_side *side);
-void tb_graph_leave_peers(tb_graph *graph);
-void tb_graph_let_regions_go(tb_graph *graph);
+void tb_transfer_end_late(tb_transfer *transfer);
+void tb_transfer_check_prepared(tb_transfer *transfer);
+void tb_transfer_meet_early(tb_exchange *exchange);
+void tb_transfer_leave_peers(tb_transfer *transfer);
+void tb_transfer_let_regions_go(tb_transfer *transfer);
 /* The peer gave it up. */
-void tb_graph_drop_early(tb_peer *peer, uint64_t remote);
-void tb_graph_forget_attempt(tb_side *side);
-int32_t tb_graph_on_prepare(tb_peer *peer, const tb_wire_header *header, const uint8_t *body, tb_error *err);
-int32_t tb_graph_on_match(tb_side *side, const tb_wire_header *header, tb_error *err);
-int32_t tb_graph_on_export(tb_side *side, const tb_wire_header *header, const uint8_t *body, tb_error *err);
+void tb_transfer_drop_early(tb_peer *peer, uint64_t remote);
+void tb_transfer_forget_attempt(tb_exchange *exchange);
+int32_t tb_transfer_on_prepare(tb_peer *peer, const tb_wire_header *header, const uint8_t *body, tb_error *err);
+int32_t tb_transfer_on_match(tb_exchange *exchange, const tb_wire_header *header, tb_error *err);
+int32_t tb_transfer_on_export(tb_exchange *exchange, const tb_wire_header *header, const uint8_t *body, tb_error *err);
 
-/* ---- graph_peer.c: frames of peers --------------------------------------------------------------------- */
+/* ---- transfer_peer.c: frames of peers --------------------------------------------------------------------- */
 
-tb_side *tb_peer_side(tb_peer *peer, uint64_t graph);
-int32_t tb_graph_on_frame(tb_peer *peer, const tb_wire_header *header, const uint8_t *body, tb_error *err);
-void tb_graph_say_failure(tb_side *side, uint8_t kind, uint64_t number, const tb_error *error);
+tb_exchange *tb_peer_exchange(tb_peer *peer, uint64_t transfer);
+int32_t tb_transfer_on_frame(tb_peer *peer, const tb_wire_header *header, const uint8_t *body, tb_error *err);
+void tb_transfer_say_failure(tb_exchange *exchange, uint8_t kind, uint64_t number, const tb_error *error);
 
 /* ---- staging.c: without the lock ----------------------------------------------------------------------- */
 

@@ -8,38 +8,38 @@
 #include "base/error.h"
 #include "round/round.h"
 
-static void start(tb_graph *graph, tb_job *job) {
-    const tb_channel *channel = tb_bucket_channel(&graph->program, job->bucket);
-    job->side = NULL;
-    if (tb_is_by_nccl(graph, graph->program.buckets[job->bucket].channel)) {
-        graph->active++; /* it is in memory of the device, which folds it */
+static void start(tb_transfer *transfer, tb_job *job) {
+    const tb_channel *channel = tb_bucket_channel(&transfer->program, job->bucket);
+    job->exchange = NULL;
+    if (tb_is_by_nccl(transfer, transfer->program.buckets[job->bucket].channel)) {
+        transfer->active++; /* it is in memory of the device, which folds it */
         return;
     }
-    if (channel->direction == TB_RECEIVE && graph->slot_of[job->bucket] == TB_NONE) {
-        job->side = graph->channels[graph->program.buckets[job->bucket].channel].side;
+    if (channel->direction == TB_RECEIVE && transfer->slot_of[job->bucket] == TB_NONE) {
+        job->exchange = transfer->channels[transfer->program.buckets[job->bucket].channel].exchange;
         job->started = false;
-        tb_pull_begin(graph, job->side);
-        tb_flow_start(&job->flow, &graph->places, job->bucket, true);
+        tb_pull_begin(transfer, job->exchange);
+        tb_flow_start(&job->flow, &transfer->places, job->bucket, true);
         return;
     }
-    graph->active++;
-    if (graph->slot_of[job->bucket] == TB_NONE) {
-        tb_flow_start_local(&job->flow, &job->source, &graph->places, job->bucket);
+    transfer->active++;
+    if (transfer->slot_of[job->bucket] == TB_NONE) {
+        tb_flow_start_local(&job->flow, &job->source, &transfer->places, job->bucket);
     } else {
-        tb_flow_start(&job->flow, &graph->places, job->bucket, true);
+        tb_flow_start(&job->flow, &transfer->places, job->bucket, true);
     }
 }
 
 bool tb_round_take_job(tb_session *session, tb_job *job) {
-    for (tb_graph *graph = session->graphs; graph != NULL; graph = graph->next) {
-        if (graph->jobs.count == 0) {
+    for (tb_transfer *transfer = session->transfers; transfer != NULL; transfer = transfer->next) {
+        if (transfer->jobs.count == 0) {
             continue;
         }
-        job->graph = graph;
-        job->bucket = tb_heap_pop(&graph->jobs);
+        job->transfer = transfer;
+        job->bucket = tb_heap_pop(&transfer->jobs);
         job->moved = 0;
-        graph->buckets[job->bucket] = TB_BUCKET_MOVING;
-        start(graph, job);
+        transfer->buckets[job->bucket] = TB_BUCKET_MOVING;
+        start(transfer, job);
         return true;
     }
     return false;
@@ -47,40 +47,40 @@ bool tb_round_take_job(tb_session *session, tb_job *job) {
 
 /* A contribution that was staged goes on from its slot as if it came from its peer now. */
 static bool fold_slot(tb_job *job, uint64_t limit) {
-    tb_graph *graph = job->graph;
+    tb_transfer *transfer = job->transfer;
     uint64_t bytes = job->flow.left < limit ? job->flow.left : limit;
-    const uint8_t *slot = graph->slots + graph->slot_of[job->bucket] * graph->program.slot_bytes;
+    const uint8_t *slot = transfer->slots + transfer->slot_of[job->bucket] * transfer->program.slot_bytes;
     tb_flow_put(&job->flow, slot + job->moved, bytes);
     job->moved += bytes;
     return job->flow.left > 0;
 }
 
-/* A source that can not be read ends the round. */
+/* A source that cannot be read ends the round. */
 static bool pull(tb_job *job, uint64_t limit) {
-    tb_graph *graph = job->graph;
+    tb_transfer *transfer = job->transfer;
     tb_error error;
     uint64_t left = job->flow.left;
-    enum tb_moved moved = job->side->import->carrier->move(job, limit, &error);
-    atomic_fetch_add_explicit(&graph->bytes_received, left - job->flow.left, memory_order_relaxed);
+    enum tb_moved moved = job->exchange->import->carrier->move(job, limit, &error);
+    atomic_fetch_add_explicit(&transfer->bytes_received, left - job->flow.left, memory_order_relaxed);
     if (moved == TB_MOVED_NOT) {
-        pthread_mutex_lock(&graph->session->lock);
-        tb_round_fail(graph, error.code, error.rank, error.os_errno, error.message);
-        pthread_mutex_unlock(&graph->session->lock);
+        pthread_mutex_lock(&transfer->session->lock);
+        tb_round_fail(transfer, error.code, error.rank, error.os_errno, error.message);
+        pthread_mutex_unlock(&transfer->session->lock);
     }
     return moved == TB_MOVED_PART;
 }
 
 /* Its bytes were counted when they came. */
 static bool came_by_nccl(const tb_job *job) {
-    return tb_is_by_nccl(job->graph, job->graph->program.buckets[job->bucket].channel);
+    return tb_is_by_nccl(job->transfer, job->transfer->program.buckets[job->bucket].channel);
 }
 
 bool tb_job_submit(tb_job *job) {
-    tb_graph *graph = job->graph;
-    const tb_carrier *carrier = graph->mover;
-    if (job->side != NULL) {
-        carrier = job->side->import->carrier;
-    } else if (graph->slot_of[job->bucket] != TB_NONE) {
+    tb_transfer *transfer = job->transfer;
+    const tb_carrier *carrier = transfer->mover;
+    if (job->exchange != NULL) {
+        carrier = job->exchange->import->carrier;
+    } else if (transfer->slot_of[job->bucket] != TB_NONE) {
         return false; /* it came over a stream */
     }
     if (carrier == NULL || carrier->submit == NULL) {
@@ -88,68 +88,68 @@ bool tb_job_submit(tb_job *job) {
     }
     tb_pull *pull = malloc(sizeof *pull);
     if (pull == NULL) {
-        pthread_mutex_lock(&graph->session->lock);
-        tb_round_fail(graph, TB_ENO_MEMORY, graph->session->options.rank, 0, "a bucket to be pulled");
+        pthread_mutex_lock(&transfer->session->lock);
+        tb_round_fail(transfer, TB_ENO_MEMORY, transfer->session->options.rank, 0, "a bucket to be pulled");
         tb_round_job_dropped(job);
-        pthread_mutex_unlock(&graph->session->lock);
+        pthread_mutex_unlock(&transfer->session->lock);
         return true;
     }
-    *pull = (tb_pull){.graph = graph,
-                      .side = job->side,
-                      .import = job->side == NULL ? NULL : job->side->import,
+    *pull = (tb_pull){.transfer = transfer,
+                      .exchange = job->exchange,
+                      .import = job->exchange == NULL ? NULL : job->exchange->import,
                       .bucket = job->bucket,
-                      .wave = tb_bucket_channel(&graph->program, job->bucket)->wave,
-                      .bytes = came_by_nccl(job) ? 0 : graph->program.buckets[job->bucket].bytes};
-    job->graph = NULL;
+                      .wave = tb_bucket_channel(&transfer->program, job->bucket)->wave,
+                      .bytes = came_by_nccl(job) ? 0 : transfer->program.buckets[job->bucket].bytes};
+    job->transfer = NULL;
     carrier->submit(pull);
     return true;
 }
 
 bool tb_job_slice(tb_job *job, uint64_t limit) {
-    if (atomic_load(&job->graph->stop)) {
+    if (atomic_load(&job->transfer->stop)) {
         return false;
     }
-    if (job->side != NULL) {
+    if (job->exchange != NULL) {
         return pull(job, limit);
     }
-    if (job->graph->slot_of[job->bucket] != TB_NONE) {
+    if (job->transfer->slot_of[job->bucket] != TB_NONE) {
         return fold_slot(job, limit);
     }
     uint64_t left = job->flow.left;
     bool more = tb_flow_local(&job->flow, &job->source, limit);
-    atomic_fetch_add_explicit(&job->graph->bytes_copied, left - job->flow.left, memory_order_relaxed);
+    atomic_fetch_add_explicit(&job->transfer->bytes_copied, left - job->flow.left, memory_order_relaxed);
     return more;
 }
 
-void tb_round_moved(tb_graph *graph, uint32_t bucket) {
-    if (!graph->failing) {
-        if (tb_bucket_channel(&graph->program, bucket)->stage == 0) {
-            tb_folds_done(graph, bucket);
+void tb_round_moved(tb_transfer *transfer, uint32_t bucket) {
+    if (!transfer->failing) {
+        if (tb_bucket_channel(&transfer->program, bucket)->stage == 0) {
+            tb_folds_done(transfer, bucket);
         } else {
-            tb_folds_read(graph, bucket);
-            tb_round_bucket_done(graph, bucket);
-            graph->locals_left--;
+            tb_folds_read(transfer, bucket);
+            tb_round_bucket_done(transfer, bucket);
+            transfer->locals_left--;
         }
     }
-    tb_round_release(graph);
+    tb_round_release(transfer);
 }
 
 void tb_round_job_done(tb_job *job) {
-    tb_graph *graph = job->graph;
-    job->graph = NULL;
-    if (job->side != NULL) {
-        tb_pull_finish(graph, job->side, job->bucket);
+    tb_transfer *transfer = job->transfer;
+    job->transfer = NULL;
+    if (job->exchange != NULL) {
+        tb_pull_finish(transfer, job->exchange, job->bucket);
     } else {
-        tb_round_moved(graph, job->bucket);
+        tb_round_moved(transfer, job->bucket);
     }
 }
 
 void tb_round_job_dropped(tb_job *job) {
-    tb_graph *graph = job->graph;
-    job->graph = NULL;
-    if (job->side != NULL) {
-        tb_pull_over(graph, job->side);
+    tb_transfer *transfer = job->transfer;
+    job->transfer = NULL;
+    if (job->exchange != NULL) {
+        tb_pull_over(transfer, job->exchange);
     } else {
-        tb_round_release(graph);
+        tb_round_release(transfer);
     }
 }

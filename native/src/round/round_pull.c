@@ -17,301 +17,301 @@
 
 #define LOOK_NS 10000000ull /* between two looks at a process whose connection was lost */
 
-bool tb_is_pulled(const tb_graph *graph, uint32_t channel) {
-    const tb_side *side = graph->channels[channel].side;
-    return side != NULL && side->carrier != TB_CARRIER_STREAM && side->carrier != TB_CARRIER_NCCL;
+bool tb_is_pulled(const tb_transfer *transfer, uint32_t channel) {
+    const tb_exchange *exchange = transfer->channels[channel].exchange;
+    return exchange != NULL && exchange->carrier != TB_CARRIER_STREAM && exchange->carrier != TB_CARRIER_NCCL;
 }
 
 /* ---- the source ---------------------------------------------------------------------------------------- */
 
-void tb_carrier_ready(tb_side *side, uint8_t stage, uint32_t first, uint32_t count) {
+void tb_carrier_ready(tb_exchange *exchange, uint8_t stage, uint32_t first, uint32_t count) {
     tb_wire_header header = {.kind = TB_FRAME_READY,
                              .stage = stage,
                              .count = count,
-                             .graph = side->remote,
-                             .round = side->graph->round,
+                             .transfer = exchange->remote,
+                             .round = exchange->transfer->round,
                              .sequence = first};
-    tb_peer_say(side->peer, &header, NULL);
+    tb_peer_say(exchange->peer, &header, NULL);
 }
 
-void tb_pulls_say(tb_graph *graph) {
-    tb_side *side = graph->offer.side;
-    uint32_t count = graph->offer.count;
+void tb_pulls_say(tb_transfer *transfer) {
+    tb_exchange *exchange = transfer->offer.exchange;
+    uint32_t count = transfer->offer.count;
     if (count == 0) {
         return;
     }
-    graph->offer.count = 0;
-    const tb_carrier *carrier = tb_carriers[side->carrier];
-    if (carrier->ready == NULL || carrier->ready(side, graph->offer.stage, graph->offer.first, count)) {
-        tb_carrier_ready(side, graph->offer.stage, graph->offer.first, count);
+    transfer->offer.count = 0;
+    const tb_carrier *carrier = tb_carriers[exchange->carrier];
+    if (carrier->ready == NULL || carrier->ready(exchange, transfer->offer.stage, transfer->offer.first, count)) {
+        tb_carrier_ready(exchange, transfer->offer.stage, transfer->offer.first, count);
     }
 }
 
-void tb_pulls_ready(tb_graph *graph, uint32_t bucket) {
-    const tb_program *program = &graph->program;
+void tb_pulls_ready(tb_transfer *transfer, uint32_t bucket) {
+    const tb_program *program = &transfer->program;
     uint32_t index = program->buckets[bucket].channel;
     uint32_t sequence = tb_bucket_sequence(program, bucket);
     uint8_t stage = program->channels[index].stage;
-    tb_side *side = graph->channels[index].side;
-    bool goes_on = graph->offer.count > 0 && graph->offer.side == side && graph->offer.stage == stage
-                   && sequence == graph->offer.first + graph->offer.count;
+    tb_exchange *exchange = transfer->channels[index].exchange;
+    bool goes_on = transfer->offer.count > 0 && transfer->offer.exchange == exchange && transfer->offer.stage == stage
+                   && sequence == transfer->offer.first + transfer->offer.count;
     if (!goes_on) {
-        tb_pulls_say(graph);
-        graph->offer.side = side;
-        graph->offer.stage = stage;
-        graph->offer.first = sequence;
+        tb_pulls_say(transfer);
+        transfer->offer.exchange = exchange;
+        transfer->offer.stage = stage;
+        transfer->offer.first = sequence;
     }
-    graph->offer.count++;
-    graph->buckets[bucket] = TB_BUCKET_MOVING;
-    graph->channels[index].done++;
-    side->exposed++;
+    transfer->offer.count++;
+    transfer->buckets[bucket] = TB_BUCKET_MOVING;
+    transfer->channels[index].done++;
+    exchange->exposed++;
 }
 
-static void was_read(tb_side *side, uint32_t bucket) {
-    tb_graph *graph = side->graph;
-    side->exposed--;
-    atomic_fetch_add_explicit(&graph->bytes_sent, graph->program.buckets[bucket].bytes, memory_order_relaxed);
-    graph->buckets[bucket] = TB_BUCKET_DONE;
-    tb_folds_read(graph, bucket);
-    tb_round_bucket_done(graph, bucket);
+static void was_read(tb_exchange *exchange, uint32_t bucket) {
+    tb_transfer *transfer = exchange->transfer;
+    exchange->exposed--;
+    atomic_fetch_add_explicit(&transfer->bytes_sent, transfer->program.buckets[bucket].bytes, memory_order_relaxed);
+    transfer->buckets[bucket] = TB_BUCKET_DONE;
+    tb_folds_read(transfer, bucket);
+    tb_round_bucket_done(transfer, bucket);
 }
 
-int32_t tb_pulls_on_read(tb_side *side, const tb_wire_header *header, tb_error *err) {
-    tb_graph *graph = side->graph;
-    uint32_t channel = header->stage < TB_STAGES ? side->send[header->stage] : TB_NONE;
-    if (channel == TB_NONE || header->sequence >= graph->program.channels[channel].bucket_count) {
+int32_t tb_pulls_on_read(tb_exchange *exchange, const tb_wire_header *header, tb_error *err) {
+    tb_transfer *transfer = exchange->transfer;
+    uint32_t channel = header->stage < TB_STAGES ? exchange->send[header->stage] : TB_NONE;
+    if (channel == TB_NONE || header->sequence >= transfer->program.channels[channel].bucket_count) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt for nothing");
     }
-    if (header->round != graph->round || graph->state != TB_GRAPH_RUNNING || graph->failing) {
+    if (header->round != transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
         return TB_OK;
     }
-    uint32_t bucket = graph->program.channels[channel].first_bucket + header->sequence;
-    if (!tb_is_pulled(graph, channel) || graph->buckets[bucket] != TB_BUCKET_MOVING) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt for what can not be read");
+    uint32_t bucket = transfer->program.channels[channel].first_bucket + header->sequence;
+    if (!tb_is_pulled(transfer, channel) || transfer->buckets[bucket] != TB_BUCKET_MOVING) {
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt for what cannot be read");
     }
-    was_read(side, bucket);
+    was_read(exchange, bucket);
     return TB_OK;
 }
 
-void tb_pulls_taken(tb_side *side, uint32_t channel) {
-    tb_graph *graph = side->graph;
-    const tb_channel *row = &graph->program.channels[channel];
+void tb_pulls_taken(tb_exchange *exchange, uint32_t channel) {
+    tb_transfer *transfer = exchange->transfer;
+    const tb_channel *row = &transfer->program.channels[channel];
     for (uint32_t b = row->first_bucket; b < row->first_bucket + row->bucket_count; b++) {
-        if (graph->buckets[b] == TB_BUCKET_MOVING) {
-            was_read(side, b);
+        if (transfer->buckets[b] == TB_BUCKET_MOVING) {
+            was_read(exchange, b);
         }
     }
 }
 
 /* ---- the source's memory ------------------------------------------------------------------------------- */
 
-void tb_pulls_await_quiet(tb_graph *graph) {
-    tb_session *session = graph->session;
-    graph->offer.count = 0;
-    for (uint32_t i = 0; i < graph->side_count; i++) {
-        tb_side *side = &graph->sides[i];
-        if (side->exposed > 0 && !side->awaits_quiet) {
-            side->awaits_quiet = true;
-            graph->active++;
-            graph->quiet_deadline = tb_deadline((uint64_t)session->options.quiesce_ms * 1000000);
-            tb_session_timer(session, side->gone ? tb_now() : graph->quiet_deadline);
+void tb_pulls_await_quiet(tb_transfer *transfer) {
+    tb_session *session = transfer->session;
+    transfer->offer.count = 0;
+    for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+        tb_exchange *exchange = &transfer->exchanges[i];
+        if (exchange->exposed > 0 && !exchange->awaits_quiet) {
+            exchange->awaits_quiet = true;
+            transfer->active++;
+            transfer->quiet_deadline = tb_deadline((uint64_t)session->options.quiesce_ms * 1000000);
+            tb_session_timer(session, exchange->gone ? tb_now() : transfer->quiet_deadline);
         }
     }
 }
 
-void tb_pulls_are_quiet(tb_side *side) {
-    side->exposed = 0;
-    if (side->awaits_quiet) {
-        side->awaits_quiet = false;
-        tb_round_release(side->graph);
+void tb_pulls_are_quiet(tb_exchange *exchange) {
+    exchange->exposed = 0;
+    if (exchange->awaits_quiet) {
+        exchange->awaits_quiet = false;
+        tb_round_release(exchange->transfer);
     }
 }
 
-void tb_pulls_on_quiet(tb_side *side, const tb_wire_header *header) {
-    if (side->awaits_quiet && header->round == side->graph->round) {
-        tb_pulls_are_quiet(side);
+void tb_pulls_on_quiet(tb_exchange *exchange, const tb_wire_header *header) {
+    if (exchange->awaits_quiet && header->round == exchange->transfer->round) {
+        tb_pulls_are_quiet(exchange);
     }
 }
 
-static void quarantine(tb_graph *graph) {
-    tb_session *session = graph->session;
+static void quarantine(tb_transfer *transfer) {
+    tb_session *session = transfer->session;
     uint32_t given_up = 0;
-    for (uint32_t i = 0; i < graph->side_count; i++) {
-        tb_side *side = &graph->sides[i];
-        if (side->awaits_quiet) {
-            side->awaits_quiet = false;
-            side->gone = true;
+    for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+        tb_exchange *exchange = &transfer->exchanges[i];
+        if (exchange->awaits_quiet) {
+            exchange->awaits_quiet = false;
+            exchange->gone = true;
             given_up++;
-            tb_fail(&graph->error, TB_EQUARANTINED, side->peer->rank, 0,
+            tb_fail(&transfer->error, TB_EQUARANTINED, exchange->peer->rank, 0,
                     "rank %d may still read memory of round %llu, %u ms after it failed: %.200s",
-                    side->peer->rank, (unsigned long long)graph->round, session->options.quiesce_ms,
-                    graph->aborted.message);
+                    exchange->peer->rank, (unsigned long long)transfer->round, session->options.quiesce_ms,
+                    transfer->aborted.message);
         }
     }
-    graph->quarantined = true;
+    transfer->quarantined = true;
     session->quarantined = true;
-    for (uint32_t i = 0; i < graph->program.header->buffer_count; i++) {
-        if (graph->regions[i] != TB_NONE) {
-            session->regions[graph->regions[i]].quarantined = true;
+    for (uint32_t i = 0; i < transfer->program.header->buffer_count; i++) {
+        if (transfer->regions[i] != TB_NONE) {
+            session->regions[transfer->regions[i]].quarantined = true;
         }
     }
-    graph->quiet_deadline = 0;
-    graph->active -= given_up;
-    tb_round_check(graph);
+    transfer->quiet_deadline = 0;
+    transfer->active -= given_up;
+    tb_round_check(transfer);
 }
 
-uint64_t tb_pulls_look(tb_graph *graph, uint64_t now) {
+uint64_t tb_pulls_look(tb_transfer *transfer, uint64_t now) {
     bool lost = false;
-    for (uint32_t i = 0; i < graph->side_count && graph->quiet_deadline != 0; i++) {
-        tb_side *side = &graph->sides[i];
-        if (!side->awaits_quiet || !side->gone) {
+    for (uint32_t i = 0; i < transfer->exchange_count && transfer->quiet_deadline != 0; i++) {
+        tb_exchange *exchange = &transfer->exchanges[i];
+        if (!exchange->awaits_quiet || !exchange->gone) {
             continue;
         }
-        if (tb_host_lives(&side->host)) {
+        if (tb_identity_lives(&exchange->identity)) {
             lost = true;
         } else {
-            tb_pulls_are_quiet(side);
+            tb_pulls_are_quiet(exchange);
         }
     }
-    if (graph->quiet_deadline == 0) {
+    if (transfer->quiet_deadline == 0) {
         return 0;
     }
-    if (now >= graph->quiet_deadline) {
-        quarantine(graph);
+    if (now >= transfer->quiet_deadline) {
+        quarantine(transfer);
         return 0;
     }
-    return lost && now + LOOK_NS < graph->quiet_deadline ? now + LOOK_NS : graph->quiet_deadline;
+    return lost && now + LOOK_NS < transfer->quiet_deadline ? now + LOOK_NS : transfer->quiet_deadline;
 }
 
 /* ---- the target ---------------------------------------------------------------------------------------- */
 
-void tb_pulls_grant(tb_graph *graph) {
-    for (uint32_t i = 0; i < graph->program.header->channel_count; i++) {
-        const tb_channel *channel = &graph->program.channels[i];
-        if (channel->direction == TB_RECEIVE && channel->stage == 0 && tb_is_pulled(graph, i)) {
-            graph->channels[i].granted = channel->bucket_count;
-            tb_round_announce(graph, i);
+void tb_pulls_grant(tb_transfer *transfer) {
+    for (uint32_t i = 0; i < transfer->program.header->channel_count; i++) {
+        const tb_channel *channel = &transfer->program.channels[i];
+        if (channel->direction == TB_RECEIVE && channel->stage == 0 && tb_is_pulled(transfer, i)) {
+            transfer->channels[i].granted = channel->bucket_count;
+            tb_round_announce(transfer, i);
         }
     }
 }
 
-void tb_pulls_came(tb_graph *graph, uint32_t bucket) {
-    bool fold = tb_bucket_channel(&graph->program, bucket)->stage == 0;
-    if (fold && graph->buckets[bucket] == TB_BUCKET_IDLE) {
-        graph->buckets[bucket] = TB_BUCKET_READY;
-    } else if (fold && !tb_folds_turn(graph, bucket)) {
-        graph->buckets[bucket] = TB_BUCKET_STAGED;
+void tb_pulls_came(tb_transfer *transfer, uint32_t bucket) {
+    bool fold = tb_bucket_channel(&transfer->program, bucket)->stage == 0;
+    if (fold && transfer->buckets[bucket] == TB_BUCKET_IDLE) {
+        transfer->buckets[bucket] = TB_BUCKET_READY;
+    } else if (fold && !tb_folds_turn(transfer, bucket)) {
+        transfer->buckets[bucket] = TB_BUCKET_STAGED;
     } else {
-        graph->buckets[bucket] = TB_BUCKET_QUEUED;
-        tb_round_offer(graph, bucket);
+        transfer->buckets[bucket] = TB_BUCKET_QUEUED;
+        tb_round_offer(transfer, bucket);
     }
 }
 
-int32_t tb_pulls_on_ready(tb_side *side, const tb_wire_header *header, tb_error *err) {
-    tb_graph *graph = side->graph;
-    uint32_t channel = header->stage < TB_STAGES ? side->receive[header->stage] : TB_NONE;
-    if (channel == TB_NONE || header->round > graph->round || !tb_is_pulled(graph, channel)) {
+int32_t tb_pulls_on_ready(tb_exchange *exchange, const tb_wire_header *header, tb_error *err) {
+    tb_transfer *transfer = exchange->transfer;
+    uint32_t channel = header->stage < TB_STAGES ? exchange->receive[header->stage] : TB_NONE;
+    if (channel == TB_NONE || header->round > transfer->round || !tb_is_pulled(transfer, channel)) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "buckets that nobody asked for");
     }
-    if (header->round < graph->round || graph->state != TB_GRAPH_RUNNING || graph->failing) {
+    if (header->round < transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
         return TB_OK; /* of a round that failed here */
     }
-    const tb_channel *row = &graph->program.channels[channel];
-    uint32_t granted = graph->channels[channel].granted;
+    const tb_channel *row = &transfer->program.channels[channel];
+    uint32_t granted = transfer->channels[channel].granted;
     if (header->sequence > granted || header->count > granted - header->sequence) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "bucket %u of stage %u was not granted", header->sequence,
                        header->stage);
     }
     uint32_t first = row->first_bucket + header->sequence;
     for (uint32_t b = first; b < first + header->count; b++) {
-        bool comes = graph->buckets[b] == TB_BUCKET_IDLE
-                     || (row->stage == 0 && graph->buckets[b] == TB_BUCKET_ALLOWED);
+        bool comes = transfer->buckets[b] == TB_BUCKET_IDLE
+                     || (row->stage == 0 && transfer->buckets[b] == TB_BUCKET_ALLOWED);
         if (!comes) {
             return tb_fail(err, TB_EPROTOCOL, -1, 0, "bucket %u of stage %u came twice",
                            b - row->first_bucket, header->stage);
         }
-        tb_pulls_came(graph, b);
+        tb_pulls_came(transfer, b);
     }
     return TB_OK;
 }
 
-static void say_quiet(tb_side *side) {
-    tb_wire_header header = {.kind = TB_FRAME_QUIET, .graph = side->remote, .round = side->owes_quiet};
-    side->owes_quiet = 0;
-    tb_peer_say(side->peer, &header, NULL);
+static void say_quiet(tb_exchange *exchange) {
+    tb_wire_header header = {.kind = TB_FRAME_QUIET, .transfer = exchange->remote, .round = exchange->owes_quiet};
+    exchange->owes_quiet = 0;
+    tb_peer_say(exchange->peer, &header, NULL);
 }
 
-void tb_pulls_owe_quiet(tb_side *side, uint64_t round) {
-    if (side->carrier == TB_CARRIER_STREAM || side->carrier == TB_CARRIER_NCCL) {
+void tb_pulls_owe_quiet(tb_exchange *exchange, uint64_t round) {
+    if (exchange->carrier == TB_CARRIER_STREAM || exchange->carrier == TB_CARRIER_NCCL) {
         return;
     }
-    side->owes_quiet = round;
-    if (side->pulling == 0) {
-        say_quiet(side);
+    exchange->owes_quiet = round;
+    if (exchange->pulling == 0) {
+        say_quiet(exchange);
     }
 }
 
-void tb_pull_begin(tb_graph *graph, tb_side *side) {
-    graph->active++;
-    graph->pulling++;
-    side->pulling++;
+void tb_pull_begin(tb_transfer *transfer, tb_exchange *exchange) {
+    transfer->active++;
+    transfer->pulling++;
+    exchange->pulling++;
 }
 
-void tb_pull_over(tb_graph *graph, tb_side *side) {
-    tb_session *session = graph->session;
-    graph->pulling--;
-    side->pulling--;
-    if (side->pulling == 0 && side->owes_quiet != 0) {
-        say_quiet(side);
+void tb_pull_over(tb_transfer *transfer, tb_exchange *exchange) {
+    tb_session *session = transfer->session;
+    transfer->pulling--;
+    exchange->pulling--;
+    if (exchange->pulling == 0 && exchange->owes_quiet != 0) {
+        say_quiet(exchange);
     }
-    if (graph->failing && --session->stale_pulls == 0) {
+    if (transfer->failing && --session->stale_pulls == 0) {
         tb_session_rests(session);
     }
-    tb_round_release(graph);
+    tb_round_release(transfer);
 }
 
-static void say_read(tb_graph *graph, uint32_t bucket) {
-    uint32_t index = graph->program.buckets[bucket].channel;
-    const tb_channel *channel = &graph->program.channels[index];
-    tb_side *side = graph->channels[index].side;
-    if (graph->channels[index].done + 1 == channel->bucket_count) {
+static void say_read(tb_transfer *transfer, uint32_t bucket) {
+    uint32_t index = transfer->program.buckets[bucket].channel;
+    const tb_channel *channel = &transfer->program.channels[index];
+    tb_exchange *exchange = transfer->channels[index].exchange;
+    if (transfer->channels[index].done + 1 == channel->bucket_count) {
         return; /* TAKEN says it */
     }
     tb_wire_header header = {.kind = TB_FRAME_READ,
                              .stage = channel->stage,
-                             .graph = side->remote,
-                             .round = graph->round,
-                             .sequence = tb_bucket_sequence(&graph->program, bucket)};
-    tb_peer_say(side->peer, &header, NULL);
+                             .transfer = exchange->remote,
+                             .round = transfer->round,
+                             .sequence = tb_bucket_sequence(&transfer->program, bucket)};
+    tb_peer_say(exchange->peer, &header, NULL);
 }
 
-void tb_pull_finish(tb_graph *graph, tb_side *side, uint32_t bucket) {
-    if (!graph->failing) {
-        say_read(graph, bucket);
-        if (tb_bucket_channel(&graph->program, bucket)->stage == 0) {
-            tb_folds_done(graph, bucket);
+void tb_pull_finish(tb_transfer *transfer, tb_exchange *exchange, uint32_t bucket) {
+    if (!transfer->failing) {
+        say_read(transfer, bucket);
+        if (tb_bucket_channel(&transfer->program, bucket)->stage == 0) {
+            tb_folds_done(transfer, bucket);
         } else {
-            tb_round_bucket_done(graph, bucket);
-            tb_round_consumed(graph, bucket);
+            tb_round_bucket_done(transfer, bucket);
+            tb_round_consumed(transfer, bucket);
         }
     }
-    tb_pull_over(graph, side);
+    tb_pull_over(transfer, exchange);
 }
 
 void tb_pull_end(tb_pull *pull, int32_t code, int32_t rank, int os_errno, const char *message) {
-    tb_graph *graph = pull->graph;
-    tb_session *session = graph->session;
+    tb_transfer *transfer = pull->transfer;
+    tb_session *session = transfer->session;
     pthread_mutex_lock(&session->lock);
     if (code != TB_OK) {
-        tb_round_fail(graph, code, rank, os_errno, message);
-    } else if (!graph->failing) {
-        atomic_fetch_add_explicit(pull->side == NULL ? &graph->bytes_copied : &graph->bytes_received,
+        tb_round_fail(transfer, code, rank, os_errno, message);
+    } else if (!transfer->failing) {
+        atomic_fetch_add_explicit(pull->exchange == NULL ? &transfer->bytes_copied : &transfer->bytes_received,
                                   pull->bytes, memory_order_relaxed);
     }
-    if (pull->side != NULL) {
-        tb_pull_finish(graph, pull->side, pull->bucket);
+    if (pull->exchange != NULL) {
+        tb_pull_finish(transfer, pull->exchange, pull->bucket);
     } else {
-        tb_round_moved(graph, pull->bucket);
+        tb_round_moved(transfer, pull->bucket);
     }
     pthread_mutex_unlock(&session->lock);
     free(pull);

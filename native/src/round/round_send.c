@@ -4,82 +4,82 @@
 #include "wire/conn.h"
 #include "round/round.h"
 
-void tb_round_ready(tb_graph *graph, uint32_t bucket) {
-    const tb_program *program = &graph->program;
+void tb_round_ready(tb_transfer *transfer, uint32_t bucket) {
+    const tb_program *program = &transfer->program;
     uint32_t index = program->buckets[bucket].channel;
     if (program->channels[index].direction == TB_LOCAL) {
-        graph->buckets[bucket] = TB_BUCKET_QUEUED;
-        tb_round_offer(graph, bucket);
+        transfer->buckets[bucket] = TB_BUCKET_QUEUED;
+        tb_round_offer(transfer, bucket);
         return;
     }
-    tb_channel_state *state = &graph->channels[index];
-    if (state->granted_round == graph->round && tb_bucket_sequence(program, bucket) < state->granted) {
-        if (tb_is_pulled(graph, index)) {
-            tb_pulls_ready(graph, bucket);
+    tb_channel_state *state = &transfer->channels[index];
+    if (state->granted_round == transfer->round && tb_bucket_sequence(program, bucket) < state->granted) {
+        if (tb_is_pulled(transfer, index)) {
+            tb_pulls_ready(transfer, bucket);
             return;
         }
-        graph->buckets[bucket] = TB_BUCKET_QUEUED;
-        tb_heap_push(&state->side->ready, bucket);
+        transfer->buckets[bucket] = TB_BUCKET_QUEUED;
+        tb_heap_push(&state->exchange->ready, bucket);
     }
 }
 
-void tb_round_apply_grant(tb_graph *graph, uint32_t channel, uint32_t from) {
-    const tb_channel *row = &graph->program.channels[channel];
-    tb_channel_state *state = &graph->channels[channel];
+void tb_round_apply_grant(tb_transfer *transfer, uint32_t channel, uint32_t from) {
+    const tb_channel *row = &transfer->program.channels[channel];
+    tb_channel_state *state = &transfer->channels[channel];
     for (uint32_t b = row->first_bucket + from; b < row->first_bucket + state->granted; b++) {
-        if (graph->waits[b] == 0 && graph->buckets[b] == TB_BUCKET_IDLE) {
-            tb_round_ready(graph, b);
+        if (transfer->waits[b] == 0 && transfer->buckets[b] == TB_BUCKET_IDLE) {
+            tb_round_ready(transfer, b);
         }
     }
-    tb_pulls_say(graph);
-    tb_peer_kick(state->side->peer);
+    tb_pulls_say(transfer);
+    tb_peer_kick(state->exchange->peer);
 }
 
-/* Of several graphs that could send, the round that began first. */
-static tb_side *oldest_ready(const tb_peer *peer) {
-    tb_side *oldest = NULL;
-    for (tb_side *side = peer->sides; side != NULL; side = side->next) {
-        if (side->ready.count > 0 && (oldest == NULL || side->graph->started < oldest->graph->started)) {
-            oldest = side;
+/* Of several transfers that could send, the round that began first. */
+static tb_exchange *oldest_ready(const tb_peer *peer) {
+    tb_exchange *oldest = NULL;
+    for (tb_exchange *exchange = peer->exchanges; exchange != NULL; exchange = exchange->next) {
+        if (exchange->ready.count > 0 && (oldest == NULL || exchange->transfer->started < oldest->transfer->started)) {
+            oldest = exchange;
         }
     }
     return oldest;
 }
 
 bool tb_round_claim(tb_peer *peer, tb_frame *frame) {
-    tb_side *side = oldest_ready(peer);
-    if (side == NULL) {
+    tb_exchange *exchange = oldest_ready(peer);
+    if (exchange == NULL) {
         return false;
     }
-    tb_graph *graph = side->graph;
-    uint32_t bucket = tb_heap_pop(&side->ready);
-    const tb_channel *channel = tb_bucket_channel(&graph->program, bucket);
-    graph->buckets[bucket] = TB_BUCKET_MOVING;
-    graph->channels[graph->program.buckets[bucket].channel].done++;
-    graph->active++;
-    frame->graph = graph;
+    tb_transfer *transfer = exchange->transfer;
+    uint32_t bucket = tb_heap_pop(&exchange->ready);
+    const tb_channel *channel = tb_bucket_channel(&transfer->program, bucket);
+    transfer->buckets[bucket] = TB_BUCKET_MOVING;
+    transfer->channels[transfer->program.buckets[bucket].channel].done++;
+    transfer->active++;
+    frame->transfer = transfer;
     frame->bucket = bucket;
-    frame->checksum = (graph->flags & TB_GRAPH_CHECKSUM) != 0;
-    frame->payload = graph->program.buckets[bucket].bytes;
+    frame->checksum = (transfer->flags & TB_TRANSFER_CHECKSUM) != 0;
+    frame->payload = transfer->program.buckets[bucket].bytes;
     frame->sent = 0;
     frame->good = false;
     frame->crc = 0;
     frame->header = (tb_wire_header){
         .kind = TB_FRAME_DATA,
         .stage = channel->stage,
-        .graph = side->remote,
-        .round = graph->round,
+        .transfer = exchange->remote,
+        .round = transfer->round,
         .body_bytes = frame->payload,
-        .sequence = tb_bucket_sequence(&graph->program, bucket),
+        .sequence = tb_bucket_sequence(&transfer->program, bucket),
     };
-    tb_flow_start(&frame->flow, &graph->places, bucket, false);
+    tb_flow_start(&frame->flow, &transfer->places, bucket, false);
     return true;
 }
 
-void tb_round_sent(tb_graph *graph, uint32_t bucket) {
-    if (!graph->failing) {
-        tb_folds_read(graph, bucket);
-        tb_round_bucket_done(graph, bucket);
+void tb_round_sent(tb_transfer *transfer, uint32_t bucket) {
+    if (!transfer->failing) {
+        tb_folds_read(transfer, bucket);
+        tb_round_bucket_done(transfer, bucket);
     }
-    tb_round_release(graph);
+    tb_round_release(transfer);
 }

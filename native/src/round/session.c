@@ -121,7 +121,7 @@ static int32_t check_options(const tb_session_options *options, tb_error *err) {
     if (options->io_threads < 1 || options->io_threads > 16) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u threads, not 1 to 16", options->io_threads);
     }
-    if (options->kind > TB_TRANSPORT_TCP) {
+    if (options->kind > TB_BACKEND_TCP) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "no transport %u", options->kind);
     }
     if (options->peer_timeout_ms < 10 || options->quiesce_ms > 3600000) {
@@ -135,15 +135,15 @@ static void free_session(tb_session *session) {
     while (session->imports != NULL) {
         tb_import *import = session->imports;
         session->imports = import->next;
-        if (import->side != NULL) {
-            import->side->import = NULL;
+        if (import->exchange != NULL) {
+            import->exchange->import = NULL;
         }
         tb_import_free(import);
     }
-    for (tb_graph *graph = session->graphs; graph != NULL;) {
-        tb_graph *next = graph->next;
-        tb_graph_free(graph);
-        graph = next;
+    for (tb_transfer *transfer = session->transfers; transfer != NULL;) {
+        tb_transfer *next = transfer->next;
+        tb_transfer_free(transfer);
+        transfer = next;
     }
     for (int32_t rank = 0; session->peers != NULL && rank < session->options.world; rank++) {
         if (session->peers[rank] != NULL) {
@@ -188,7 +188,7 @@ static int32_t make_session(const tb_session_options *options, tb_session **made
     pthread_condattr_destroy(&monotonic);
     pthread_mutex_init(&session->lock, NULL);
     session->options = *options;
-    session->backend = options->kind == TB_TRANSPORT_TCP ? &tb_backend_tcp : &tb_backend_memory;
+    session->backend = options->kind == TB_BACKEND_TCP ? &tb_backend_tcp : &tb_backend_memory;
     session->events_end = &session->events;
     session->event_read = -1;
     session->listen_fd = -1;
@@ -273,19 +273,19 @@ no_threads:
 /* Nothing of this session may be touched any more. True where peers may still read in it. */
 static bool end_rounds(tb_session *session) {
     bool exposed = false;
-    for (tb_graph *graph = session->graphs; graph != NULL; graph = graph->next) {
-        if (!graph->failing) {
-            session->stale_pulls += graph->pulling;
+    for (tb_transfer *transfer = session->transfers; transfer != NULL; transfer = transfer->next) {
+        if (!transfer->failing) {
+            session->stale_pulls += transfer->pulling;
         }
-        graph->failing = true;
-        atomic_store(&graph->stop, true);
-        graph->jobs.count = 0;
-        for (uint32_t i = 0; i < graph->side_count; i++) {
-            graph->sides[i].ready.count = 0;
+        transfer->failing = true;
+        atomic_store(&transfer->stop, true);
+        transfer->jobs.count = 0;
+        for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+            transfer->exchanges[i].ready.count = 0;
         }
-        if (graph->state == TB_GRAPH_RUNNING) {
-            tb_pulls_await_quiet(graph);
-            exposed |= graph->quiet_deadline != 0;
+        if (transfer->state == TB_TRANSFER_RUNNING) {
+            tb_pulls_await_quiet(transfer);
+            exposed |= transfer->quiet_deadline != 0;
         }
     }
     tb_threads_sweep(session);
@@ -367,11 +367,11 @@ int32_t tb_session_stop(uint64_t handle, tb_error *err) {
 
 /* What peers may still read, and have not said that they do not, stays mapped for good. */
 static bool find_quarantined(tb_session *session) {
-    for (tb_graph *graph = session->graphs; graph != NULL; graph = graph->next) {
-        for (uint32_t i = 0; i < graph->side_count; i++) {
-            const tb_side *side = &graph->sides[i];
-            if (side->awaits_quiet && tb_host_lives(&side->host)) {
-                graph->quarantined = true;
+    for (tb_transfer *transfer = session->transfers; transfer != NULL; transfer = transfer->next) {
+        for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+            const tb_exchange *exchange = &transfer->exchanges[i];
+            if (exchange->awaits_quiet && tb_identity_lives(&exchange->identity)) {
+                transfer->quarantined = true;
                 session->quarantined = true;
             }
         }

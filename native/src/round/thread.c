@@ -58,15 +58,15 @@ static void sooner(uint64_t *next, uint64_t at) {
     }
 }
 
-static void check_graphs(tb_session *session, uint64_t now, uint64_t *next) {
-    for (tb_graph *graph = session->graphs; graph != NULL; graph = graph->next) {
-        if (graph->deadline != 0 && now >= graph->deadline && !graph->failing) {
-            tb_graph_give_up(graph, TB_ETIMEOUT);
-        } else if (!graph->failing) {
-            sooner(next, graph->deadline);
+static void check_transfers(tb_session *session, uint64_t now, uint64_t *next) {
+    for (tb_transfer *transfer = session->transfers; transfer != NULL; transfer = transfer->next) {
+        if (transfer->deadline != 0 && now >= transfer->deadline && !transfer->failing) {
+            tb_transfer_give_up(transfer, TB_ETIMEOUT);
+        } else if (!transfer->failing) {
+            sooner(next, transfer->deadline);
         }
-        if (graph->quiet_deadline != 0) {
-            sooner(next, tb_pulls_look(graph, now));
+        if (transfer->quiet_deadline != 0) {
+            sooner(next, tb_pulls_look(transfer, now));
         }
     }
 }
@@ -110,7 +110,7 @@ static void run_timers(tb_session *session) {
         }
         session->accept_pending |= session->accept_at != 0 && now >= session->accept_at;
         sooner(&next, session->accept_at > now ? session->accept_at : 0);
-        check_graphs(session, now, &next);
+        check_transfers(session, now, &next);
         check_peers(session, now, &next);
     } else {
         sooner(&next, session->stop_at);
@@ -126,7 +126,7 @@ static void sweep(tb_thread *thread) {
     for (tb_conn *conn = thread->conns; conn != NULL; conn = conn->next) {
         tb_conn_let_go(conn, false);
     }
-    if (thread->job.graph != NULL && thread->job.graph->failing) {
+    if (thread->job.transfer != NULL && thread->job.transfer->failing) {
         tb_round_job_dropped(&thread->job);
     }
 }
@@ -135,7 +135,7 @@ static void sweep(tb_thread *thread) {
 static int wait_time(tb_thread *thread) {
     tb_session *session = thread->session;
     bool asked = thread->index == 0 && session->accept_pending;
-    if (thread->runnable != NULL || thread->sweep || thread->job.graph != NULL || asked
+    if (thread->runnable != NULL || thread->sweep || thread->job.transfer != NULL || asked
         || session->imports != NULL) {
         return 0;
     }
@@ -253,10 +253,10 @@ static void serve_all(tb_thread *thread) {
 
 static void serve_job(tb_thread *thread) {
     tb_session *session = thread->session;
-    if (thread->job.graph == NULL || tb_job_submit(&thread->job)) {
+    if (thread->job.transfer == NULL || tb_job_submit(&thread->job)) {
         return;
     }
-    bool more = tb_job_slice(&thread->job, thread->job.side != NULL ? PULL_SLICE_BYTES : SLICE_BYTES);
+    bool more = tb_job_slice(&thread->job, thread->job.exchange != NULL ? PULL_SLICE_BYTES : SLICE_BYTES);
     if (!more) {
         pthread_mutex_lock(&session->lock);
         tb_round_job_done(&thread->job);
@@ -289,7 +289,7 @@ static void *run(void *argument) {
         }
         bool over = session->stop && session->stale_pulls == 0
                     && (thread->conns == NULL || tb_now() >= session->stop_at);
-        if (thread->job.graph == NULL && !session->stop) {
+        if (thread->job.transfer == NULL && !session->stop) {
             tb_round_take_job(session, &thread->job);
         }
         int milliseconds = over ? 0 : wait_time(thread);

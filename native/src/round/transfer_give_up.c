@@ -5,59 +5,59 @@
 #include "round/round.h"
 
 /* The first peer that a prepare still waits for; NULL where there is none. */
-static const tb_side *missing(const tb_graph *graph) {
-    for (uint32_t i = 0; i < graph->side_count; i++) {
-        if (!graph->sides[i].matched) {
-            return &graph->sides[i];
+static const tb_exchange *missing(const tb_transfer *transfer) {
+    for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+        if (!transfer->exchanges[i].matched) {
+            return &transfer->exchanges[i];
         }
     }
     return NULL;
 }
 
-static void give_prepare_up(tb_graph *graph, int32_t code, int32_t rank) {
+static void give_prepare_up(tb_transfer *transfer, int32_t code, int32_t rank) {
     char message[128];
-    const tb_side *side = missing(graph);
-    if (code != TB_ETIMEOUT || side == NULL) {
+    const tb_exchange *exchange = missing(transfer);
+    if (code != TB_ETIMEOUT || exchange == NULL) {
         snprintf(message, sizeof message, "rank %d gave up its prepare", rank);
-    } else if (!side->peer->up) {
+    } else if (!exchange->peer->up) {
         snprintf(message, sizeof message, "rank %d waited too long for a connection with rank %d", rank,
-                 side->peer->rank);
+                 exchange->peer->rank);
     } else {
         snprintf(message, sizeof message, "rank %d waited too long for rank %d to prepare", rank,
-                 side->peer->rank);
+                 exchange->peer->rank);
     }
-    tb_graph_fail_prepare(graph, code, rank, 0, message);
+    tb_transfer_fail_prepare(transfer, code, rank, 0, message);
 }
 
-static const tb_side *unfinished(const tb_graph *graph) {
-    for (uint32_t i = 0; i < graph->side_count; i++) {
-        if (graph->sides[i].unfinished > 0) {
-            return &graph->sides[i];
+static const tb_exchange *unfinished(const tb_transfer *transfer) {
+    for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+        if (transfer->exchanges[i].unfinished > 0) {
+            return &transfer->exchanges[i];
         }
     }
     return NULL;
 }
 
-static void give_round_up(tb_graph *graph, int32_t code, int32_t rank) {
+static void give_round_up(tb_transfer *transfer, int32_t code, int32_t rank) {
     char message[128];
-    const tb_side *side = unfinished(graph);
-    unsigned long long round = graph->round;
+    const tb_exchange *exchange = unfinished(transfer);
+    unsigned long long round = transfer->round;
     if (code != TB_ETIMEOUT) {
         snprintf(message, sizeof message, "rank %d cancelled round %llu", rank, round);
-    } else if (side != NULL) {
+    } else if (exchange != NULL) {
         snprintf(message, sizeof message, "rank %d waited too long in round %llu, for rank %d first of all",
-                 rank, round, side->peer->rank);
+                 rank, round, exchange->peer->rank);
     } else {
         snprintf(message, sizeof message, "rank %d took too long for round %llu", rank, round);
     }
-    tb_round_fail(graph, code, rank, 0, message);
+    tb_round_fail(transfer, code, rank, 0, message);
 }
 
-void tb_graph_give_up(tb_graph *graph, int32_t code) {
-    int32_t rank = graph->session->options.rank;
-    if (graph->state == TB_GRAPH_PREPARING) {
-        give_prepare_up(graph, code, rank);
-    } else if (graph->state == TB_GRAPH_RUNNING) {
-        give_round_up(graph, code, rank);
+void tb_transfer_give_up(tb_transfer *transfer, int32_t code) {
+    int32_t rank = transfer->session->options.rank;
+    if (transfer->state == TB_TRANSFER_PREPARING) {
+        give_prepare_up(transfer, code, rank);
+    } else if (transfer->state == TB_TRANSFER_RUNNING) {
+        give_round_up(transfer, code, rank);
     }
 }

@@ -1,4 +1,4 @@
-/* What a graph takes of memory, for as long as it is prepared. */
+/* What a transfer takes of memory, for as long as it is prepared. */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -37,9 +37,9 @@ static uint64_t slot_bytes(const tb_program *program) {
 }
 
 /* round_fold.c says why a ring does not do where NCCL reads of it. */
-static uint64_t ring_bytes(const tb_graph *graph) {
-    const tb_program *program = &graph->program;
-    if (graph->waves == NULL || !graph->waves->mixed) {
+static uint64_t ring_bytes(const tb_transfer *transfer) {
+    const tb_program *program = &transfer->program;
+    if (transfer->nccl_steps == NULL || !transfer->nccl_steps->mixed) {
         return program->header->pool_bytes;
     }
     uint64_t all = 0;
@@ -49,27 +49,27 @@ static uint64_t ring_bytes(const tb_graph *graph) {
     return all;
 }
 
-static int32_t allocate_tables(tb_graph *graph, tb_error *err) {
-    const tb_program_header *header = graph->program.header;
-    tb_pool *pool = &graph->pool;
-    graph->reserved = malloc(sizeof *graph->reserved);
-    graph->channels = table(header->channel_count, sizeof *graph->channels);
-    graph->buckets = table(header->bucket_count, sizeof *graph->buckets);
-    graph->waits = table(header->bucket_count, sizeof *graph->waits);
-    graph->slot_of = table(header->bucket_count, sizeof *graph->slot_of);
-    graph->free_slots = table(graph->program.slot_count, sizeof *graph->free_slots);
-    graph->jobs.items = table(header->bucket_count, sizeof(uint32_t));
-    graph->sides = table((uint64_t)header->channel_count + graph->member_count, sizeof *graph->sides);
-    pool->ring = ring_bytes(graph);
-    graph->regions = table(header->buffer_count, sizeof *graph->regions);
+static int32_t allocate_tables(tb_transfer *transfer, tb_error *err) {
+    const tb_program_header *header = transfer->program.header;
+    tb_pool *pool = &transfer->pool;
+    transfer->reserved = malloc(sizeof *transfer->reserved);
+    transfer->channels = table(header->channel_count, sizeof *transfer->channels);
+    transfer->buckets = table(header->bucket_count, sizeof *transfer->buckets);
+    transfer->waits = table(header->bucket_count, sizeof *transfer->waits);
+    transfer->slot_of = table(header->bucket_count, sizeof *transfer->slot_of);
+    transfer->free_slots = table(transfer->program.slot_count, sizeof *transfer->free_slots);
+    transfer->jobs.items = table(header->bucket_count, sizeof(uint32_t));
+    transfer->exchanges = table((uint64_t)header->channel_count + transfer->member_count, sizeof *transfer->exchanges);
+    pool->ring = ring_bytes(transfer);
+    transfer->regions = table(header->buffer_count, sizeof *transfer->regions);
     pool->piece_at = table(header->piece_count, sizeof *pool->piece_at);
     pool->piece_end = table(header->piece_count, sizeof *pool->piece_end);
     pool->order = table(header->piece_count, sizeof *pool->order);
     pool->readers = table(header->piece_count, sizeof *pool->readers);
-    if (!graph->channels || !graph->buckets || !graph->waits || !graph->slot_of || !graph->free_slots
-        || !graph->jobs.items || !graph->sides || !graph->regions || !pool->piece_at || !pool->piece_end
-        || !pool->order || !pool->readers || !graph->reserved) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a graph of %u buckets", header->bucket_count);
+    if (!transfer->channels || !transfer->buckets || !transfer->waits || !transfer->slot_of || !transfer->free_slots
+        || !transfer->jobs.items || !transfer->exchanges || !transfer->regions || !pool->piece_at || !pool->piece_end
+        || !pool->order || !pool->readers || !transfer->reserved) {
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a transfer of %u buckets", header->bucket_count);
     }
     return TB_OK;
 }
@@ -78,10 +78,10 @@ static int32_t allocate_tables(tb_graph *graph, tb_error *err) {
  * Those who pull read pieces where they lie, and where that is behind them. piece_at stays: what is shared
  * could be changed by others.
  */
-static int32_t map_pool(tb_graph *graph, tb_error *err) {
-    const tb_program_header *header = graph->program.header;
-    tb_pool *pool = &graph->pool;
-    if (header->pool_bytes == 0 || (graph->session->host.carriers & ~(uint32_t)TB_CARRY_STREAM) == 0) {
+static int32_t map_pool(tb_transfer *transfer, tb_error *err) {
+    const tb_program_header *header = transfer->program.header;
+    tb_pool *pool = &transfer->pool;
+    if (header->pool_bytes == 0 || (transfer->session->identity.carriers & ~(uint32_t)TB_CARRY_STREAM) == 0) {
         return map(header->pool_bytes, &pool->memory, err);
     }
     uint64_t pieces = (header->pool_bytes + 63) & ~(uint64_t)63;
@@ -98,72 +98,72 @@ static int32_t map_pool(tb_graph *graph, tb_error *err) {
     return code;
 }
 
-static void unmap_pool(tb_graph *graph) {
-    tb_pool *pool = &graph->pool;
-    if (pool->memory == NULL || graph->quarantined) {
+static void unmap_pool(tb_transfer *transfer) {
+    tb_pool *pool = &transfer->pool;
+    if (pool->memory == NULL || transfer->quarantined) {
         return;
     }
     if (pool->shared_at != NULL) {
         tb_shared_unmap((uint64_t)(uintptr_t)pool->memory, pool->bytes, NULL);
     } else {
-        munmap(pool->memory, graph->program.header->pool_bytes);
+        munmap(pool->memory, transfer->program.header->pool_bytes);
     }
 }
 
-int32_t tb_graph_allocate(tb_graph *graph, tb_error *err) {
-    const tb_program *program = &graph->program;
-    int32_t code = allocate_tables(graph, err);
+int32_t tb_transfer_allocate(tb_transfer *transfer, tb_error *err) {
+    const tb_program *program = &transfer->program;
+    int32_t code = allocate_tables(transfer, err);
     if (code == TB_OK) {
-        code = map(slot_bytes(program), &graph->slots, err);
+        code = map(slot_bytes(program), &transfer->slots, err);
     }
     if (code == TB_OK) {
-        bool steps_alone = graph->waves != NULL && !graph->waves->mixed;
+        bool steps_alone = transfer->nccl_steps != NULL && !transfer->nccl_steps->mixed;
         code = steps_alone             ? TB_OK
-               : graph->device != NULL ? tb_device_graph_allocate(graph, err)
-                                       : map_pool(graph, err);
+               : transfer->device != NULL ? tb_device_transfer_allocate(transfer, err)
+                                       : map_pool(transfer, err);
     }
     if (code != TB_OK) {
         return code;
     }
-    graph->staging.limit[0] = program->send_stream_bytes;
-    graph->staging.limit[1] = program->receive_stream_bytes;
-    graph->places = (tb_places){program, graph->bindings, graph->pool.memory, graph->pool.piece_at};
+    transfer->staging.limit[0] = program->send_stream_bytes;
+    transfer->staging.limit[1] = program->receive_stream_bytes;
+    transfer->places = (tb_places){program, transfer->bindings, transfer->pool.memory, transfer->pool.piece_at};
     return TB_OK;
 }
 
-void tb_graph_free(tb_graph *graph) {
-    tb_staging_destroy(&graph->staging);
-    tb_nccl_graph_free(graph);
-    if (graph->device != NULL) {
-        tb_device_graph_free(graph);
+void tb_transfer_free(tb_transfer *transfer) {
+    tb_staging_destroy(&transfer->staging);
+    tb_nccl_transfer_free(transfer);
+    if (transfer->device != NULL) {
+        tb_device_transfer_free(transfer);
     } else {
-        unmap_pool(graph);
+        unmap_pool(transfer);
     }
-    if (graph->slots != NULL) {
-        munmap(graph->slots, slot_bytes(&graph->program));
+    if (transfer->slots != NULL) {
+        munmap(transfer->slots, slot_bytes(&transfer->program));
     }
-    free(graph->reserved);
-    free(graph->pool.readers);
-    free(graph->pool.order);
-    free(graph->pool.piece_end);
-    free(graph->pool.piece_at);
-    free(graph->regions);
-    for (uint32_t i = 0; i < graph->side_count; i++) {
-        if (graph->sides[i].import != NULL) {
-            tb_import_free(graph->sides[i].import);
+    free(transfer->reserved);
+    free(transfer->pool.readers);
+    free(transfer->pool.order);
+    free(transfer->pool.piece_end);
+    free(transfer->pool.piece_at);
+    free(transfer->regions);
+    for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+        if (transfer->exchanges[i].import != NULL) {
+            tb_import_free(transfer->exchanges[i].import);
         }
-        free(graph->sides[i].ready.items);
+        free(transfer->exchanges[i].ready.items);
     }
-    free(graph->sides);
-    free(graph->jobs.items);
-    free(graph->free_slots);
-    free(graph->slot_of);
-    free(graph->waits);
-    free(graph->buckets);
-    free(graph->channels);
-    tb_program_free(&graph->program);
-    free(graph->members);
-    free(graph->bindings);
-    free(graph->key);
-    free(graph);
+    free(transfer->exchanges);
+    free(transfer->jobs.items);
+    free(transfer->free_slots);
+    free(transfer->slot_of);
+    free(transfer->waits);
+    free(transfer->buckets);
+    free(transfer->channels);
+    tb_program_free(&transfer->program);
+    free(transfer->members);
+    free(transfer->bindings);
+    free(transfer->key);
+    free(transfer);
 }

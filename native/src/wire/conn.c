@@ -116,11 +116,11 @@ void tb_conn_open(tb_conn *conn, tb_peer *peer, uint32_t index) {
 /* A frame of which nothing has gone out yet is dropped; one that has begun must be filled up. */
 static void let_frame_go(tb_conn *conn, uint32_t *kept, uint32_t index, bool all) {
     tb_frame *frame = &conn->frames[index % TB_BATCH];
-    tb_graph *graph = frame->graph;
-    bool stale = graph != NULL && (all || graph->failing);
+    tb_transfer *transfer = frame->transfer;
+    bool stale = transfer != NULL && (all || transfer->failing);
     if (stale) {
-        frame->graph = NULL;
-        tb_round_release(graph);
+        frame->transfer = NULL;
+        tb_round_release(transfer);
     }
     if (!stale || frame->sent > 0) {
         uint32_t to = (conn->first_frame + (*kept)++) % TB_BATCH;
@@ -136,10 +136,10 @@ void tb_conn_let_go(tb_conn *conn, bool all) {
         let_frame_go(conn, &kept, conn->first_frame + i, all);
     }
     conn->frame_count = kept;
-    tb_graph *graph = conn->arrival.graph;
-    if (graph != NULL && (all || graph->failing)) {
-        conn->arrival.graph = NULL;
-        tb_round_release(graph);
+    tb_transfer *transfer = conn->arrival.transfer;
+    if (transfer != NULL && (all || transfer->failing)) {
+        conn->arrival.transfer = NULL;
+        tb_round_release(transfer);
     }
 }
 

@@ -47,7 +47,7 @@ void tb_peer_kick(tb_peer *peer);
 void tb_peer_lost(tb_peer *peer, int32_t code, int os_errno, const char *message, bool orderly);
 /* It could not be connected: prepares that wait for it fail. */
 void tb_peer_unreachable(tb_peer *peer, int32_t code, int os_errno, const char *message);
-/* A graph needs it. */
+/* A transfer needs it. */
 void tb_peer_want(tb_peer *peer);
 void tb_peer_up(tb_peer *peer);
 /* Pings, silence. */

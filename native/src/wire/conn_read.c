@@ -30,7 +30,7 @@ static bool broken(tb_conn *conn, const tb_error *error) {
 /* ---- a bucket ------------------------------------------------------------------------------------------ */
 
 static bool may_touch(const tb_arrival *arrival) {
-    return arrival->graph != NULL && !atomic_load(&arrival->graph->stop);
+    return arrival->transfer != NULL && !atomic_load(&arrival->transfer->stop);
 }
 
 static bool start_bucket(tb_conn *conn) {
@@ -39,10 +39,10 @@ static bool start_bucket(tb_conn *conn) {
     tb_error error;
     int32_t code = TB_OK;
     pthread_mutex_lock(&session->lock);
-    arrival->graph = NULL;
-    tb_side *side = conn->peer != NULL ? tb_peer_side(conn->peer, arrival->header.graph) : NULL;
-    if (side != NULL) {
-        code = tb_round_arrive(side, arrival, &error);
+    arrival->transfer = NULL;
+    tb_exchange *exchange = conn->peer != NULL ? tb_peer_exchange(conn->peer, arrival->header.transfer) : NULL;
+    if (exchange != NULL) {
+        code = tb_round_arrive(exchange, arrival, &error);
     }
     pthread_mutex_unlock(&session->lock);
     arrival->left = arrival->header.body_bytes;
@@ -55,8 +55,8 @@ static void count_received(tb_arrival *arrival, uint64_t bytes) {
     if (arrival->left == 0) {
         arrival->state = TB_READ_TRAILER;
     }
-    if (arrival->graph != NULL) {
-        atomic_fetch_add_explicit(&arrival->graph->bytes_received, bytes, memory_order_relaxed);
+    if (arrival->transfer != NULL) {
+        atomic_fetch_add_explicit(&arrival->transfer->bytes_received, bytes, memory_order_relaxed);
     }
 }
 
@@ -74,24 +74,24 @@ static void finish_bucket(tb_conn *conn, const tb_wire_trailer *trailer) {
     tb_arrival *arrival = &conn->arrival;
     tb_session *session = conn->session;
     arrival->state = TB_READ_HEADER;
-    if (arrival->graph == NULL) {
+    if (arrival->transfer == NULL) {
         return;
     }
     pthread_mutex_lock(&session->lock);
-    tb_graph *graph = arrival->graph;
-    arrival->graph = NULL;
+    tb_transfer *transfer = arrival->transfer;
+    arrival->transfer = NULL;
     if (arrival->checksum && trailer->verdict == TB_TRAILER_GOOD && trailer->crc != arrival->crc
-        && !graph->failing) {
+        && !transfer->failing) {
         char message[160];
         snprintf(message, sizeof message, "bucket %u of stage %u from rank %d: CRC-32C is %08x, not %08x",
                  arrival->header.sequence, arrival->header.stage, conn->peer != NULL ? conn->peer->rank : -1,
                  arrival->crc, trailer->crc);
-        tb_round_fail(graph, TB_ECHECKSUM, session->options.rank, 0, message);
+        tb_round_fail(transfer, TB_ECHECKSUM, session->options.rank, 0, message);
     }
     if (trailer->verdict == TB_TRAILER_GOOD) {
-        tb_round_arrived(graph, arrival->bucket, arrival->slot);
+        tb_round_arrived(transfer, arrival->bucket, arrival->slot);
     } else {
-        tb_round_release(graph); /* its sender gave up: the reason follows */
+        tb_round_release(transfer); /* its sender gave up: the reason follows */
     }
     pthread_mutex_unlock(&session->lock);
 }
@@ -195,17 +195,17 @@ static void plan_bounce(tb_conn *conn, read_plan *plan) {
     }
     /* A bucket of stage 0 has a slot that it has not taken; others share what was announced. */
     if (arrival->header.stage > 0) {
-        plan->bounced = tb_staging_reserve(&arrival->graph->staging, 1, plan->bounced, true);
+        plan->bounced = tb_staging_reserve(&arrival->transfer->staging, 1, plan->bounced, true);
         plan->reserved = plan->bounced;
     }
     plan->staged = plan->bounced;
-    tb_staging_add(&arrival->graph->staging, plan->staged);
+    tb_staging_add(&arrival->transfer->staging, plan->staged);
 }
 
-static void give_bounce(tb_graph *graph, const read_plan *plan) {
+static void give_bounce(tb_transfer *transfer, const read_plan *plan) {
     if (plan->staged > 0) {
-        tb_staging_remove(&graph->staging, plan->staged);
-        tb_staging_unreserve(&graph->staging, 1, plan->reserved);
+        tb_staging_remove(&transfer->staging, plan->staged);
+        tb_staging_unreserve(&transfer->staging, 1, plan->reserved);
     }
 }
 
@@ -313,13 +313,13 @@ static uint64_t read_once(tb_conn *conn) {
         conn->read_begin = 0;
     }
     plan_read(conn, &plan);
-    tb_graph *graph = conn->arrival.graph;
+    tb_transfer *transfer = conn->arrival.transfer;
     ssize_t got = conn->link.kind->readv(&conn->link, conn->thread->iov, plan.count);
     if (got > 0) {
         conn->readable = (uint64_t)got == plan.direct + plan.bounced + plan.ahead || conn->hung_up;
         accept_bytes(conn, &plan, (uint64_t)got);
     }
-    give_bounce(graph, &plan);
+    give_bounce(transfer, &plan);
     if (got <= 0) {
         link_ended(conn, got);
         return 0;

@@ -96,19 +96,19 @@ static uint32_t check_offered(const tb_gather *gather, int first, uint64_t befor
 }
 
 static uint64_t offer_from_memory(tb_frame *frame, tb_gather *gather, bool first_frame) {
-    tb_graph *graph = frame->graph;
+    tb_transfer *transfer = frame->transfer;
     uint64_t left = frame->flow.left;
     uint64_t may_pack = left < PACK_BYTES ? left : PACK_BYTES;
-    uint64_t taken = tb_staging_reserve(&graph->staging, 0, may_pack, first_frame);
+    uint64_t taken = tb_staging_reserve(&transfer->staging, 0, may_pack, first_frame);
     int first = gather->count > 0 ? gather->count - 1 : 0; /* packed bytes may be added to the last iovec */
     uint64_t before = gather->count > 0 ? gather->iov[first].iov_len : 0;
     gather->may_pack = taken;
     frame->next = frame->flow;
     uint64_t offered = tb_flow_gather(&frame->next, gather);
     frame->packed = taken - gather->may_pack;
-    tb_staging_unreserve(&graph->staging, 0, gather->may_pack);
+    tb_staging_unreserve(&transfer->staging, 0, gather->may_pack);
     if (frame->packed > 0) {
-        tb_staging_add(&graph->staging, frame->packed);
+        tb_staging_add(&transfer->staging, frame->packed);
     }
     if (frame->checksum) {
         frame->next_crc = check_offered(gather, first, before, offered, frame->crc);
@@ -119,7 +119,7 @@ static uint64_t offer_from_memory(tb_frame *frame, tb_gather *gather, bool first
 static void offer_trailer(tb_frame *frame, tb_gather *gather) {
     uint64_t at =
         frame->sent > TB_HEADER_BYTES + frame->payload ? frame->sent - TB_HEADER_BYTES - frame->payload : 0;
-    bool good = frame->graph != NULL || frame->good;
+    bool good = frame->transfer != NULL || frame->good;
     tb_wire_trailer trailer = {
         .verdict = good ? TB_TRAILER_GOOD : TB_TRAILER_VOID,
         .crc = frame->checksum && good ? frame->next_crc : 0,
@@ -138,7 +138,7 @@ static bool offer_frame(tb_frame *frame, tb_gather *gather, bool first_frame) {
         uint64_t left = passed < frame->payload ? frame->payload - passed : 0;
         uint64_t offered = 0;
         if (left > 0) {
-            offered = frame->graph == NULL ? offer_zeros(gather, left)
+            offered = frame->transfer == NULL ? offer_zeros(gather, left)
                                            : offer_from_memory(frame, gather, first_frame);
         } else {
             frame->next_crc = frame->crc;
@@ -187,13 +187,13 @@ static void plan_write(tb_conn *conn, write_plan *plan) {
 static void accept_frame(tb_frame *frame, uint64_t bytes) {
     uint64_t begin = frame->sent;
     frame->sent += bytes;
-    tb_graph *graph = frame->graph;
-    if (graph == NULL) {
+    tb_transfer *transfer = frame->transfer;
+    if (transfer == NULL) {
         return;
     }
     if (frame->packed > 0) {
-        tb_staging_remove(&graph->staging, frame->packed);
-        tb_staging_unreserve(&graph->staging, 0, frame->packed);
+        tb_staging_remove(&transfer->staging, frame->packed);
+        tb_staging_unreserve(&transfer->staging, 0, frame->packed);
     }
     frame->good = frame->sent > TB_HEADER_BYTES + frame->payload;
     uint64_t from = begin > TB_HEADER_BYTES ? begin - TB_HEADER_BYTES : 0;
@@ -211,7 +211,7 @@ static void accept_frame(tb_frame *frame, uint64_t bytes) {
     } else {
         tb_flow_skip(&frame->flow, to - from);
     }
-    atomic_fetch_add_explicit(&graph->bytes_sent, to - from, memory_order_relaxed);
+    atomic_fetch_add_explicit(&transfer->bytes_sent, to - from, memory_order_relaxed);
 }
 
 static void accept_bytes(tb_conn *conn, write_plan *plan, uint64_t taken) {
@@ -234,12 +234,12 @@ static void accept_bytes(tb_conn *conn, write_plan *plan, uint64_t taken) {
 static void retire_frames(tb_conn *conn) {
     while (conn->frame_count > 0 && frame_at(conn, 0)->sent == frame_bytes(frame_at(conn, 0))) {
         tb_frame *frame = frame_at(conn, 0);
-        tb_graph *graph = frame->graph;
+        tb_transfer *transfer = frame->transfer;
         uint32_t bucket = frame->bucket;
         conn->first_frame = (conn->first_frame + 1) % TB_BATCH;
         conn->frame_count--;
-        if (graph != NULL) {
-            tb_round_sent(graph, bucket);
+        if (transfer != NULL) {
+            tb_round_sent(transfer, bucket);
         }
     }
 }

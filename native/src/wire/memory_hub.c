@@ -193,7 +193,7 @@ static int32_t next_wanted(tb_session *session, int32_t from) {
     pthread_mutex_lock(&session->lock);
     for (; rank < session->options.world; rank++) {
         tb_peer *peer = session->peers[rank];
-        if (peer != NULL && peer->sides != NULL && !peer->up && !peer->connecting) {
+        if (peer != NULL && peer->exchanges != NULL && !peer->up && !peer->connecting) {
             break;
         }
     }

@@ -37,12 +37,12 @@ void tb_peer_up(tb_peer *peer) {
     peer->connecting = false;
     peer->retry_at = 0;
     peer->silent_ticks = 0;
-    tb_side *next;
-    for (tb_side *side = peer->sides; side != NULL; side = next) {
-        next = side->next; /* a mismatch takes this side out of the list */
-        if (side->graph->state == TB_GRAPH_PREPARING && !side->told && !side->gone) {
-            tb_graph_say_prepare(side);
-            tb_graph_meet_early(side); /* its first connection may have been open for a while */
+    tb_exchange *next;
+    for (tb_exchange *exchange = peer->exchanges; exchange != NULL; exchange = next) {
+        next = exchange->next; /* a mismatch takes this side out of the list */
+        if (exchange->transfer->state == TB_TRANSFER_PREPARING && !exchange->told && !exchange->gone) {
+            tb_transfer_say_prepare(exchange);
+            tb_transfer_meet_early(exchange); /* its first connection may have been open for a while */
         }
     }
 }
@@ -56,30 +56,30 @@ static void forget_early(tb_peer *peer) {
     peer->early_count = 0;
 }
 
-/* The graphs that still wanted something of it fail; the others keep what they have. */
+/* The transfers that still wanted something of it fail; the others keep what they have. */
 static void fail_sides(tb_peer *peer, int32_t code, int os_errno, const char *message) {
-    tb_side *next;
-    for (tb_side *side = peer->sides; side != NULL; side = next) {
-        next = side->next; /* a prepare that fails takes its sides out of the list */
-        tb_graph *graph = side->graph;
-        if (!side->told) {
+    tb_exchange *next;
+    for (tb_exchange *exchange = peer->exchanges; exchange != NULL; exchange = next) {
+        next = exchange->next; /* a prepare that fails takes its sides out of the list */
+        tb_transfer *transfer = exchange->transfer;
+        if (!exchange->told) {
             continue; /* it waits for the next connection */
         }
-        side->gone = true;
-        if (graph->waves != NULL) {
-            tb_nccl_peer_gone(side, message);
+        exchange->gone = true;
+        if (transfer->nccl_steps != NULL) {
+            tb_nccl_peer_gone(exchange, message);
         }
         if (peer->left) {
-            tb_pulls_are_quiet(side);
-        } else if (side->awaits_quiet) {
+            tb_pulls_are_quiet(exchange);
+        } else if (exchange->awaits_quiet) {
             tb_session_timer(peer->session, tb_now());
         }
-        if (graph->state == TB_GRAPH_PREPARING) {
-            tb_graph_fail_prepare(graph, code, peer->rank, os_errno, message);
-            /* several sides of one peer do not belong to one graph, but others may have gone */
-            next = peer->sides;
-        } else if (graph->state == TB_GRAPH_RUNNING && side->unfinished > 0) {
-            tb_round_fail(graph, code, peer->rank, os_errno, message);
+        if (transfer->state == TB_TRANSFER_PREPARING) {
+            tb_transfer_fail_prepare(transfer, code, peer->rank, os_errno, message);
+            /* several sides of one peer do not belong to one transfer, but others may have gone */
+            next = peer->exchanges;
+        } else if (transfer->state == TB_TRANSFER_RUNNING && exchange->unfinished > 0) {
+            tb_round_fail(transfer, code, peer->rank, os_errno, message);
         }
     }
 }
@@ -110,13 +110,13 @@ void tb_peer_lost(tb_peer *peer, int32_t code, int os_errno, const char *why, bo
 }
 
 void tb_peer_unreachable(tb_peer *peer, int32_t code, int os_errno, const char *message) {
-    tb_side *side = peer->sides;
-    while (side != NULL) {
-        tb_graph *graph = side->graph;
-        side = side->next;
-        if (graph->state == TB_GRAPH_PREPARING) {
-            tb_graph_fail_prepare(graph, code, peer->rank, os_errno, message);
-            side = peer->sides;
+    tb_exchange *exchange = peer->exchanges;
+    while (exchange != NULL) {
+        tb_transfer *transfer = exchange->transfer;
+        exchange = exchange->next;
+        if (transfer->state == TB_TRANSFER_PREPARING) {
+            tb_transfer_fail_prepare(transfer, code, peer->rank, os_errno, message);
+            exchange = peer->exchanges;
         }
     }
 }
@@ -178,6 +178,6 @@ int32_t tb_peer_on_frame(tb_conn *conn, const tb_wire_header *header, const uint
         tb_peer_lost(peer, TB_EPEER_LOST, 0, "it closed its session", true);
         return TB_OK;
     default:
-        return tb_graph_on_frame(peer, header, body, err);
+        return tb_transfer_on_frame(peer, header, body, err);
     }
 }

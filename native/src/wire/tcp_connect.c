@@ -18,8 +18,8 @@
 enum { DOUBLINGS = 5 };
 
 static bool is_wanted(const tb_peer *peer) {
-    for (const tb_side *side = peer->sides; side != NULL; side = side->next) {
-        if (side->graph->state == TB_GRAPH_PREPARING && !side->told) {
+    for (const tb_exchange *exchange = peer->exchanges; exchange != NULL; exchange = exchange->next) {
+        if (exchange->transfer->state == TB_TRANSFER_PREPARING && !exchange->told) {
             return true;
         }
     }
@@ -69,7 +69,7 @@ static void retry(tb_peer *peer, int os_errno) {
     }
     if (os_errno != 0 && now - peer->first_try >= PATIENCE_NS) {
         char message[64];
-        snprintf(message, sizeof message, "rank %d can not be reached", peer->rank);
+        snprintf(message, sizeof message, "rank %d cannot be reached", peer->rank);
         tb_peer_unreachable(peer, TB_ECONNECT, os_errno, message);
         return;
     }
@@ -162,7 +162,7 @@ int32_t tb_session_set_peer(uint64_t handle, int32_t rank, const char *host, uin
     }
     struct tb_address address;
     int32_t code;
-    if (session->options.kind != TB_TRANSPORT_TCP) {
+    if (session->options.kind != TB_BACKEND_TCP) {
         code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this transport has no addresses");
     } else if (rank < 0 || rank >= session->options.world || rank == session->options.rank) {
         code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "rank %d is no peer", rank);

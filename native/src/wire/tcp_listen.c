@@ -176,7 +176,7 @@ int32_t tb_session_port(uint64_t handle, uint32_t *port, tb_error *err) {
         return TB_ECLOSED;
     }
     int32_t code = TB_OK;
-    if (session->options.kind == TB_TRANSPORT_TCP) {
+    if (session->options.kind == TB_BACKEND_TCP) {
         *port = session->port;
     } else {
         code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this transport has no ports");

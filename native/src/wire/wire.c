@@ -8,7 +8,7 @@
 _Static_assert(sizeof(tb_hello) == TB_HELLO_BYTES, "hello");
 _Static_assert(sizeof(tb_wire_header) == TB_HEADER_BYTES, "header");
 _Static_assert(sizeof(tb_wire_trailer) == TB_TRAILER_BYTES, "trailer");
-_Static_assert(sizeof(tb_wire_host) == 96 && sizeof(tb_wire_prepare) == 160, "prepare");
+_Static_assert(sizeof(tb_wire_identity) == 96 && sizeof(tb_wire_prepare) == 160, "prepare");
 _Static_assert(sizeof(tb_wire_channel) == 32, "channel");
 _Static_assert(sizeof(tb_wire_export) == 24 && sizeof(tb_wire_region) == 152, "export");
 _Static_assert(sizeof(tb_wire_end) == 24, "end");

@@ -11,7 +11,7 @@
 #define TB_HEADER_BYTES 40
 #define TB_TRAILER_BYTES 8
 #define TB_PROOF_BYTES 32
-#define TB_KEY_BYTES 1024 /* the longest key of a graph */
+#define TB_KEY_BYTES 1024 /* the longest key of a transfer */
 #define TB_REASON_BYTES 240 /* the longest message that travels with a failure */
 #define TB_EXPORT_BYTES 49152 /* the longest part of an export that travels in a frame */
 
@@ -22,14 +22,14 @@ enum tb_frame_kind {
     TB_FRAME_PONG = 4,
     TB_FRAME_BYE = 5,
     TB_FRAME_PREPARE = 6, /* body: tb_wire_prepare, channels, key */
-    /* round: the sender's number of its graph, which is no more; count: tb_release; body:
+    /* round: the sender's number of its transfer, which is no more; count: tb_release; body:
        as of ABORT */
     TB_FRAME_RELEASE = 7,
     TB_FRAME_GRANT = 8,  /* count: buckets of the channel that may be sent, from the first */
     TB_FRAME_DATA = 9,   /* sequence: bucket; body: payload; a trailer follows */
     TB_FRAME_TAKEN = 10, /* the receiver has consumed the channel */
     TB_FRAME_ABORT = 11, /* body: tb_wire_failure, message */
-    /* round: the sender's number of the graph that it has paired with the receiver's; count: the carrier */
+    /* round: the sender's number of the transfer that it has paired with the receiver's; count: the carrier */
     TB_FRAME_MATCH = 12,
     TB_FRAME_EXPORT = 13, /* round: as of MATCH; body: the next part of what the sender exports */
     TB_FRAME_READY = 14,  /* count buckets from sequence on may be read in the sender's memory */
@@ -44,13 +44,13 @@ enum tb_frame_kind {
 /* Of a RELEASE in a prepare: whether the receiver's may go on, or be tried again once the store was asked anew. */
 enum tb_release { TB_RELEASE_ONCE = 0, TB_RELEASE_FOR_GOOD = 1, TB_RELEASE_MOVED = 2 };
 
-/* Before every frame. Unused fields are 0. graph is the receiver's number of it. */
+/* Before every frame. Unused fields are 0. transfer is the receiver's number of it. */
 typedef struct tb_wire_header {
     uint8_t kind;
     uint8_t stage;
     uint16_t reserved;
     uint32_t count;
-    uint64_t graph;
+    uint64_t transfer;
     uint64_t round;
     uint64_t body_bytes;
     uint32_t sequence;
@@ -65,7 +65,7 @@ typedef struct tb_wire_trailer {
 } tb_wire_trailer;
 
 /* Who the sender is to carriers that reach into its memory, and by which it can be reached. */
-typedef struct tb_wire_host {
+typedef struct tb_wire_identity {
     uint8_t boot[16];   /* boot id of the kernel */
     uint64_t pid_space; /* inode of the namespace that pid is of */
     uint64_t pid_start; /* when the process began, in ticks since the boot */
@@ -78,17 +78,17 @@ typedef struct tb_wire_host {
     uint32_t reserved;
     uint64_t token_at; /* where in its memory the token stands: who reads it there knows whose memory it is */
     uint8_t token[16];
-} tb_wire_host;
+} tb_wire_identity;
 
 typedef struct tb_wire_prepare {
-    uint64_t graph; /* the sender's number of it */
+    uint64_t transfer; /* the sender's number of it */
     uint8_t digest[32];
     uint32_t flags;
     uint32_t channels;
     uint32_t key_bytes;
     uint32_t has_pool; /* the sender owns reduced pieces */
     uint64_t joined;   /* NCCL: a fingerprint of the ranks of its communicator; 0: it joins none */
-    tb_wire_host host;
+    tb_wire_identity identity;
 } tb_wire_prepare;
 
 /*

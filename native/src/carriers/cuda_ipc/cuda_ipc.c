@@ -65,8 +65,8 @@ static int32_t open_region(tb_cuda_worker *worker, const tb_import *import, uint
 
 static int32_t do_open(tb_cuda_worker *worker, void *argument, tb_error *err) {
     open_call *ask = argument;
-    const tb_wire_host *own = &ask->import->session->host;
-    bool here = ask->import->host.pid == own->pid && ask->import->host.pid_start == own->pid_start;
+    const tb_wire_identity *own = &ask->import->session->identity;
+    bool here = ask->import->identity.pid == own->pid && ask->import->identity.pid_start == own->pid_start;
     int32_t code = TB_OK;
     for (uint32_t i = 0; i < ask->import->region_count && code == TB_OK; i++) {
         if (here) {
@@ -78,10 +78,10 @@ static int32_t do_open(tb_cuda_worker *worker, void *argument, tb_error *err) {
     return code;
 }
 
-static int32_t add_bucket(tb_import *import, const tb_graph *graph, uint8_t stage, uint32_t bucket,
+static int32_t add_bucket(tb_import *import, const tb_transfer *transfer, uint8_t stage, uint32_t bucket,
                           tb_error *err) {
     ipc_import *opened = import->opened;
-    const tb_bucket *row = &graph->program.buckets[bucket];
+    const tb_bucket *row = &transfer->program.buckets[bucket];
     int32_t code = TB_OK;
     for (uint32_t c = row->first_chunk; c < row->first_chunk + row->chunk_count && code == TB_OK; c++) {
         const tb_wire_end *end = tb_import_end(import, stage, c);
@@ -91,7 +91,7 @@ static int32_t add_bucket(tb_import *import, const tb_graph *graph, uint8_t stag
         }
         tb_cuda_place source = {opened->regions[end->region].base + end->at, import->words + end->descriptor,
                                 end->dtype};
-        code = tb_device_add_chunk(graph, &opened->moves, opened->group_count, &graph->program.chunks[c],
+        code = tb_device_add_chunk(transfer, &opened->moves, opened->group_count, &transfer->program.chunks[c],
                                    &source, err);
     }
     opened->group_count++;
@@ -99,23 +99,23 @@ static int32_t add_bucket(tb_import *import, const tb_graph *graph, uint8_t stag
 }
 
 /* One group a bucket, in the order of stages and sequences. */
-static int32_t add_buckets(tb_import *import, const tb_side *side, tb_error *err) {
+static int32_t add_buckets(tb_import *import, const tb_exchange *exchange, tb_error *err) {
     ipc_import *opened = import->opened;
     int32_t code = TB_OK;
     for (uint8_t stage = 0; stage < TB_STAGES; stage++) {
         opened->first_group[stage] = opened->group_count;
-        if (side->receive[stage] == TB_NONE) {
+        if (exchange->receive[stage] == TB_NONE) {
             continue;
         }
-        const tb_channel *channel = &side->graph->program.channels[side->receive[stage]];
+        const tb_channel *channel = &exchange->transfer->program.channels[exchange->receive[stage]];
         for (uint32_t i = 0; i < channel->bucket_count && code == TB_OK; i++) {
-            code = add_bucket(import, side->graph, stage, channel->first_bucket + i, err);
+            code = add_bucket(import, exchange->transfer, stage, channel->first_bucket + i, err);
         }
     }
     return code;
 }
 
-static int32_t ipc_open(tb_import *import, const tb_side *side, tb_error *err) {
+static int32_t ipc_open(tb_import *import, const tb_exchange *exchange, tb_error *err) {
     tb_device *device = import->session->device;
     ipc_import *opened = calloc(1, sizeof *opened + import->region_count * sizeof *opened->regions);
     if (opened == NULL) {
@@ -126,7 +126,7 @@ static int32_t ipc_open(tb_import *import, const tb_side *side, tb_error *err) {
     open_call ask = {import, opened};
     int32_t code = tb_cuda_worker_call(tb_device_worker(device), do_open, &ask, err);
     if (code == TB_OK) {
-        code = add_buckets(import, side, err);
+        code = add_buckets(import, exchange, err);
     }
     return code == TB_OK ? tb_device_load(device, &opened->moves, opened->group_count, err) : code;
 }
@@ -158,11 +158,11 @@ static void ipc_close(tb_import *import) {
  * --------------------------------------------------------------------------------------------------- */
 
 static void ipc_submit(tb_pull *pull) {
-    const tb_program *program = &pull->graph->program;
+    const tb_program *program = &pull->transfer->program;
     const ipc_import *opened = pull->import->opened;
     uint8_t stage = tb_bucket_channel(program, pull->bucket)->stage;
     uint32_t group = opened->first_group[stage] + tb_bucket_sequence(program, pull->bucket);
-    tb_device_submit(pull->graph->session->device, pull, &opened->moves, group);
+    tb_device_submit(pull->transfer->session->device, pull, &opened->moves, group);
 }
 
 const tb_carrier tb_carrier_cuda_ipc = {

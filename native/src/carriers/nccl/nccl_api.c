@@ -59,7 +59,7 @@ int32_t tb_nccl_fail(const tb_nccl_api *api, tb_nccl_result result, tb_nccl_comm
                    more ? "; " : "", more ? last : "");
 }
 
-/* Function pointers come out of dlsym as objects, which C can not cast. */
+/* Function pointers come out of dlsym as objects, which C cannot cast. */
 static bool find(void *library, const char *name, void *function) {
     void *found = dlsym(library, name);
     memcpy(function, &found, sizeof found);

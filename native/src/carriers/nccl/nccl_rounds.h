@@ -1,22 +1,23 @@
 /*
  * Rounds over NCCL: the communicators of a session's device, and who runs on them when.
  *
- * A set of ranks has one communicator, shared by all graphs of plans in which just these ranks need it. Its lowest rank
- * leads: the others tell it by BEGIN that they have begun a round, and once all have it says TURN. Rounds of a set run one
- * after another, in the order of the TURNs, which is the same on all ranks: whoever posts to a communicator posts in that
- * order, and no kernel waits for a rank that has not come. Ranks that exchange nothing by NCCL, but something with ranks
- * that do, say BEGIN as well: a round that has its turn then waits for nobody who is still to begin it.
+ * A set of ranks has one communicator, shared by all transfers of plans in which just these ranks need it. Its lowest
+ * rank leads: the others tell it by BEGIN that they have begun a round, and once all have it says TURN. Rounds of a
+ * set run one after another, in the order of the TURNs, which is the same on all ranks: whoever posts to a
+ * communicator posts in that order, and no kernel waits for a rank that has not come. Ranks that exchange nothing by
+ * NCCL, but something with ranks that do, say BEGIN as well: a round that has its turn then waits for nobody who is
+ * still to begin it.
  *
  * From TURN on a round goes to its end on all ranks, also where it failed meanwhile: its memory is quiet then, and the
- * communicator as good as before. Only where that can not be, since a rank is gone, CUDA or NCCL failed, or the end does
+ * communicator as good as before. Only where that cannot be, since a rank is gone, CUDA or NCCL failed, or the end does
  * not come within quiesce_ms, it is aborted, on every rank that hears of it. Prepares after that make another.
  *
- * A graph may be mixed (waves.h). What a step of it sends may then be the outcome of what others move, and will never be
- * there where the round has failed. It is sent as it is once nobody counts it any more: every rank answers ABORT by its
- * own, to the leader too, and when the leader has it of all it says DRAIN.
+ * A transfer may be mixed (nccl_steps.h). What a step of it sends may then be the outcome of what others move, and will
+ * never be there where the round has failed. It is sent as it is once nobody counts it any more: every rank answers
+ * ABORT by its own, to the leader too, and when the leader has it of all it says DRAIN.
  *
- * All calls of CUDA and NCCL are made in the thread of the device, in steps of one task, which is there as long as there
- * is something to do. What it has to decide it decides with the session's lock.
+ * All calls of CUDA and NCCL are made in the thread of the device, in steps of one task, which is there as long as
+ * there is something to do. What it has to decide it decides with the session's lock.
  */
 #ifndef TB_NCCL_ROUNDS_H
 #define TB_NCCL_ROUNDS_H
@@ -58,14 +59,14 @@ struct tb_nccl_set {
     bool ended;         /* its rounds were */
     uint64_t tear_by;
     bool asking;        /* NCCL has not finished the last call */
-    tb_cu_stream wire, side, out; /* sends and receives; packs; unpacks, folds and copies */
+    tb_cu_stream wire, packing, out; /* sends and receives; packs; unpacks, folds and copies */
     tb_nccl_slot slots[2];
 };
 
-/* A round of a graph, from its post to its end. */
+/* A round of a transfer, from its post to its end. */
 struct tb_nccl_run {
     tb_nccl_run *next;
-    tb_graph *graph;
+    tb_transfer *transfer;
     tb_nccl_set *set; /* that it runs on */
     bool active;      /* a round is under way */
     bool turned;      /* it has its turn, or has had it */
@@ -96,34 +97,34 @@ struct tb_nccl {
     pthread_cond_t rested;
 };
 
-/* ---- nccl_graph.c: what the engine calls; the session's lock is held ------------------------------------ */
+/* ---- nccl_transfer.c: what the engine calls; the session's lock is held ------------------------------------ */
 
-/* At prepare, without the lock: the steps of a graph whose members are known and count this rank in. */
-int32_t tb_nccl_graph_plan(tb_graph *graph, tb_error *err);
+/* At prepare, without the lock: the steps of a transfer whose members are known and count this rank in. */
+int32_t tb_nccl_transfer_plan(tb_transfer *transfer, tb_error *err);
 /* Frees what the device has of it, in its thread. Without the lock. */
-void tb_nccl_graph_free(tb_graph *graph);
-void tb_nccl_round_start(tb_graph *graph);
+void tb_nccl_transfer_free(tb_transfer *transfer);
+void tb_nccl_round_start(tb_transfer *transfer);
 /* Tells the leader that this rank has begun the round. */
-void tb_nccl_say_begin(tb_graph *graph);
+void tb_nccl_say_begin(tb_transfer *transfer);
 /* The round has failed, or the session ends. */
-void tb_nccl_round_failed(tb_graph *graph);
+void tb_nccl_round_failed(tb_transfer *transfer);
 /* A peer gave the round up, with that code; also where it is not under way here. */
-void tb_nccl_on_abort(tb_side *side, uint64_t round, int32_t code);
-/* A peer has released the graph, for that reason: it has nothing under way, and says nothing more of it. */
-void tb_nccl_on_release(tb_side *side, const tb_error *why);
-/* A peer of the graph is gone. */
-void tb_nccl_peer_gone(tb_side *side, const char *why);
-void tb_nccl_on_begin(tb_side *side, const tb_wire_header *header);
-int32_t tb_nccl_on_turn(tb_side *side, const tb_wire_header *header, tb_error *err);
-void tb_nccl_on_drain(tb_side *side, const tb_wire_header *header);
+void tb_nccl_on_abort(tb_exchange *exchange, uint64_t round, int32_t code);
+/* A peer has released the transfer, for that reason: it has nothing under way, and says nothing more of it. */
+void tb_nccl_on_release(tb_exchange *exchange, const tb_error *why);
+/* A peer of the transfer is gone. */
+void tb_nccl_peer_gone(tb_exchange *exchange, const char *why);
+void tb_nccl_on_begin(tb_exchange *exchange, const tb_wire_header *header);
+int32_t tb_nccl_on_turn(tb_exchange *exchange, const tb_wire_header *header, tb_error *err);
+void tb_nccl_on_drain(tb_exchange *exchange, const tb_wire_header *header);
 /* A run is over: memory is quiet. Or it is not, and is never touched again. */
 void tb_nccl_run_over(tb_nccl_run *run);
-void tb_nccl_quarantine(tb_graph *graph);
+void tb_nccl_quarantine(tb_transfer *transfer);
 
 /* ---- nccl_set.c, nccl_session.c ------------------------------------------------------------------------- */
 
 /* The task: in the device's thread, without the lock. */
-enum tb_cuda_step tb_nccl_step(tb_cuda_task *task, tb_cuda_worker *worker);
+enum tb_cuda_step tb_nccl_task_step(tb_cuda_task *task, tb_cuda_worker *worker);
 /* The lock is held: the task looks at everything again. */
 void tb_nccl_wake(tb_nccl *nccl);
 void tb_nccl_doom(tb_nccl_set *set, int32_t code, int32_t rank, const char *why);

@@ -17,24 +17,24 @@ static int32_t record(tb_nccl_set *set, tb_cu_event event, tb_cu_stream stream, 
 }
 
 static tb_nccl_slot *slot_of(tb_nccl_run *run, uint32_t step) {
-    return &run->set->slots[step % run->graph->waves->depth];
+    return &run->set->slots[step % run->transfer->nccl_steps->depth];
 }
 
 /* What is sent is ready in the stream of sends and receives once this was put there. */
 static int32_t pack(tb_nccl_run *run, uint32_t index, tb_error *err) {
     tb_nccl_set *set = run->set;
-    const tb_waves *waves = run->graph->waves;
-    const tb_wave_step *step = &waves->steps[index];
+    const tb_nccl_steps *plan = run->transfer->nccl_steps;
+    const tb_nccl_step *step = &plan->steps[index];
     tb_nccl_slot *slot = slot_of(run, index);
     int32_t code = TB_OK;
-    if (step->waits && !waves->mixed) {
-        code = wait_for(set, set->side, slot_of(run, index - 1)->unpacked, err);
+    if (step->waits && !plan->mixed) {
+        code = wait_for(set, set->packing, slot_of(run, index - 1)->unpacked, err);
     }
     if (code == TB_OK && step->pack_count > 0) {
-        code = tb_cuda_moves_launch(&waves->moves, set->nccl->worker, step->pack, 1, set->side, err);
+        code = tb_cuda_moves_launch(&plan->moves, set->nccl->worker, step->pack, 1, set->packing, err);
     }
     if (code == TB_OK && (step->waits || step->pack_count > 0)) {
-        code = record(set, slot->packed, set->side, err);
+        code = record(set, slot->packed, set->packing, err);
     }
     slot->step = index;
     return code;
@@ -51,12 +51,12 @@ static int peer_in(const tb_nccl_set *set, int32_t rank) {
     return (int)low;
 }
 
-static tb_nccl_result put_ops(tb_nccl_run *run, const tb_wave_step *step) {
+static tb_nccl_result put_ops(tb_nccl_run *run, const tb_nccl_step *step) {
     tb_nccl_set *set = run->set;
     const tb_nccl_api *api = set->nccl->api;
     tb_nccl_result result = api->ncclGroupStart();
     for (uint32_t i = step->first_op; i < step->first_op + step->op_count && result == TB_NCCL_SUCCESS; i++) {
-        const tb_wave_op *op = &run->graph->waves->ops[i];
+        const tb_nccl_op *op = &run->transfer->nccl_steps->ops[i];
         int peer = peer_in(set, op->peer);
         void *at = (void *)(uintptr_t)op->address;
         result = op->sends ? api->ncclSend(at, op->bytes, TB_NCCL_UINT8, peer, set->comm, set->wire)
@@ -67,19 +67,19 @@ static tb_nccl_result put_ops(tb_nccl_run *run, const tb_wave_step *step) {
 }
 
 /* Receipts may come as soon as this is in its stream. */
-static void count_sends(tb_nccl_run *run, const tb_wave_step *step) {
-    tb_graph *graph = run->graph;
-    pthread_mutex_lock(&graph->session->lock);
-    for (uint32_t i = step->first_op; i < step->first_op + step->op_count && !graph->failing; i++) {
-        const tb_wave_op *op = &graph->waves->ops[i];
-        graph->channels[graph->program.buckets[op->bucket].channel].done += op->sends;
+static void count_sends(tb_nccl_run *run, const tb_nccl_step *step) {
+    tb_transfer *transfer = run->transfer;
+    pthread_mutex_lock(&transfer->session->lock);
+    for (uint32_t i = step->first_op; i < step->first_op + step->op_count && !transfer->failing; i++) {
+        const tb_nccl_op *op = &transfer->nccl_steps->ops[i];
+        transfer->channels[transfer->program.buckets[op->bucket].channel].done += op->sends;
     }
-    pthread_mutex_unlock(&graph->session->lock);
+    pthread_mutex_unlock(&transfer->session->lock);
 }
 
 static int32_t launch(tb_nccl_run *run, uint32_t index, tb_error *err) {
     tb_nccl_set *set = run->set;
-    const tb_wave_step *step = &run->graph->waves->steps[index];
+    const tb_nccl_step *step = &run->transfer->nccl_steps->steps[index];
     if (step->op_count == 0) {
         return TB_OK;
     }
@@ -102,56 +102,56 @@ static int32_t launch(tb_nccl_run *run, uint32_t index, tb_error *err) {
 /* Once NCCL has put its kernels into the stream: an event recorded before could stand before them. */
 static int32_t unpack(tb_nccl_run *run, uint32_t index, tb_error *err) {
     tb_nccl_set *set = run->set;
-    const tb_waves *waves = run->graph->waves;
-    const tb_wave_step *step = &waves->steps[index];
+    const tb_nccl_steps *plan = run->transfer->nccl_steps;
+    const tb_nccl_step *step = &plan->steps[index];
     tb_nccl_slot *slot = slot_of(run, index);
     int32_t code = record(set, slot->wired, set->wire, err);
     if (code == TB_OK) {
         code = wait_for(set, set->out, slot->wired, err);
     }
     for (uint32_t i = 0; i < step->unpack_count && code == TB_OK; i++) {
-        code = tb_cuda_moves_launch(&waves->moves, set->nccl->worker, step->unpack + i, 1, set->out, err);
+        code = tb_cuda_moves_launch(&plan->moves, set->nccl->worker, step->unpack + i, 1, set->out, err);
     }
     return code == TB_OK ? record(set, slot->unpacked, set->out, err) : code;
 }
 
 /* ---- what became of it ---------------------------------------------------------------------------------- */
 
-static void count_op(tb_graph *graph, const tb_wave_op *op) {
-    atomic_fetch_add_explicit(op->sends ? &graph->bytes_sent : &graph->bytes_received, op->bytes,
+static void count_op(tb_transfer *transfer, const tb_nccl_op *op) {
+    atomic_fetch_add_explicit(op->sends ? &transfer->bytes_sent : &transfer->bytes_received, op->bytes,
                               memory_order_relaxed);
-    if (!graph->waves->mixed) {
-        graph->buckets[op->bucket] = TB_BUCKET_DONE;
+    if (!transfer->nccl_steps->mixed) {
+        transfer->buckets[op->bucket] = TB_BUCKET_DONE;
     } else if (op->sends) {
-        tb_folds_read(graph, op->bucket);
-        tb_round_bucket_done(graph, op->bucket);
-    } else if (tb_bucket_channel(&graph->program, op->bucket)->stage == 0) {
-        tb_pulls_came(graph, op->bucket); /* and is consumed by its fold */
+        tb_folds_read(transfer, op->bucket);
+        tb_round_bucket_done(transfer, op->bucket);
+    } else if (tb_bucket_channel(&transfer->program, op->bucket)->stage == 0) {
+        tb_pulls_came(transfer, op->bucket); /* and is consumed by its fold */
         return;
     } else {
-        tb_round_bucket_done(graph, op->bucket);
+        tb_round_bucket_done(transfer, op->bucket);
     }
     if (!op->sends) {
-        tb_round_consumed(graph, op->bucket);
+        tb_round_consumed(transfer, op->bucket);
     }
 }
 
 static void count(tb_nccl_run *run, uint32_t index) {
-    tb_graph *graph = run->graph;
-    const tb_waves *waves = graph->waves;
-    const tb_wave_step *step = &waves->steps[index];
-    pthread_mutex_lock(&graph->session->lock);
-    for (uint32_t i = step->first_op; i < step->first_op + step->op_count && !graph->failing; i++) {
-        count_op(graph, &waves->ops[i]);
+    tb_transfer *transfer = run->transfer;
+    const tb_nccl_steps *plan = transfer->nccl_steps;
+    const tb_nccl_step *step = &plan->steps[index];
+    pthread_mutex_lock(&transfer->session->lock);
+    for (uint32_t i = step->first_op; i < step->first_op + step->op_count && !transfer->failing; i++) {
+        count_op(transfer, &plan->ops[i]);
     }
-    for (uint32_t i = step->first_local; i < step->first_local + step->local_count && !graph->failing; i++) {
-        uint32_t bucket = waves->locals[i];
-        graph->buckets[bucket] = TB_BUCKET_DONE;
-        graph->locals_left--;
-        atomic_fetch_add_explicit(&graph->bytes_copied, graph->program.buckets[bucket].bytes,
+    for (uint32_t i = step->first_local; i < step->first_local + step->local_count && !transfer->failing; i++) {
+        uint32_t bucket = plan->locals[i];
+        transfer->buckets[bucket] = TB_BUCKET_DONE;
+        transfer->locals_left--;
+        atomic_fetch_add_explicit(&transfer->bytes_copied, transfer->program.buckets[bucket].bytes,
                                   memory_order_relaxed);
     }
-    pthread_mutex_unlock(&graph->session->lock);
+    pthread_mutex_unlock(&transfer->session->lock);
 }
 
 /* TB_EBUSY while it is under way. */
@@ -166,14 +166,14 @@ static int32_t ask(tb_nccl_set *set, tb_cu_event event, tb_error *err) {
 
 int32_t tb_nccl_run_first(tb_nccl_run *run, tb_error *err) {
     tb_nccl_set *set = run->set;
-    const tb_waves *waves = run->graph->waves;
+    const tb_nccl_steps *plan = run->transfer->nccl_steps;
     int32_t code = TB_OK;
     if (!run->first_launched) {
         if (run->first == NULL) {
             code = tb_cuda_worker_take_event(set->nccl->worker, &run->first, err);
         }
-        if (code == TB_OK && waves->steps[0].unpack_count > 0) {
-            code = tb_cuda_moves_launch(&waves->moves, set->nccl->worker, waves->steps[0].unpack, 1, set->out, err);
+        if (code == TB_OK && plan->steps[0].unpack_count > 0) {
+            code = tb_cuda_moves_launch(&plan->moves, set->nccl->worker, plan->steps[0].unpack, 1, set->out, err);
         }
         if (code == TB_OK) {
             code = record(set, run->first, set->out, err);
@@ -201,33 +201,33 @@ static int32_t finish_step(tb_nccl_run *run, tb_error *err) {
 }
 
 /*
- * All that a step of a mixed graph sends is there; or the round has failed everywhere. A rank where it has not might
+ * All that a step of a mixed transfer sends is there; or the round has failed everywhere. A rank where it has not might
  * otherwise take for good what is none.
  */
-static bool is_there(const tb_nccl_run *run, const tb_wave_step *step) {
-    tb_graph *graph = run->graph;
+static bool is_there(const tb_nccl_run *run, const tb_nccl_step *step) {
+    tb_transfer *transfer = run->transfer;
     bool there = true;
-    pthread_mutex_lock(&graph->session->lock);
+    pthread_mutex_lock(&transfer->session->lock);
     for (uint32_t i = step->first_op; i < step->first_op + step->op_count && there; i++) {
-        const tb_wave_op *op = &graph->waves->ops[i];
-        there = !op->sends || graph->waits[op->bucket] == 0;
+        const tb_nccl_op *op = &transfer->nccl_steps->ops[i];
+        there = !op->sends || transfer->waits[op->bucket] == 0;
     }
     there |= run->drains;
-    pthread_mutex_unlock(&graph->session->lock);
+    pthread_mutex_unlock(&transfer->session->lock);
     return there;
 }
 
 static bool may_pack(const tb_nccl_run *run) {
-    const tb_waves *waves = run->graph->waves;
-    if (run->packed == waves->step_count || run->packed - run->over >= waves->depth) {
+    const tb_nccl_steps *plan = run->transfer->nccl_steps;
+    if (run->packed == plan->step_count || run->packed - run->over >= plan->depth) {
         return false;
     }
-    const tb_wave_step *step = &waves->steps[run->packed];
+    const tb_nccl_step *step = &plan->steps[run->packed];
     if (!step->waits) {
         return true;
     }
     /* Its slot is free; and what it reads has been put into its stream. */
-    return waves->mixed ? is_there(run, step) : run->launched == run->packed;
+    return plan->mixed ? is_there(run, step) : run->launched == run->packed;
 }
 
 static int32_t go_on(tb_nccl_run *run, tb_error *err) {
@@ -257,9 +257,9 @@ static int32_t go_on(tb_nccl_run *run, tb_error *err) {
 
 /* A round that has failed goes on to its end, for so long. */
 static int32_t check_time(tb_nccl_run *run, tb_error *err) {
-    tb_session *session = run->graph->session;
+    tb_session *session = run->transfer->session;
     pthread_mutex_lock(&session->lock);
-    if (run->graph->failing && run->quiet_by == 0) {
+    if (run->transfer->failing && run->quiet_by == 0) {
         run->quiet_by = tb_deadline((uint64_t)session->options.quiesce_ms * 1000000);
     }
     pthread_mutex_unlock(&session->lock);
@@ -277,5 +277,5 @@ bool tb_nccl_run_step(tb_nccl_run *run, tb_error *err) {
         code = check_time(run, err);
     }
     err->code = code;
-    return code == TB_OK && run->over == run->graph->waves->step_count;
+    return code == TB_OK && run->over == run->transfer->nccl_steps->step_count;
 }

@@ -12,7 +12,7 @@ enum { MOST_IN_SET = 1 << 16 };
 /* ---- the interface -------------------------------------------------------------------------------------- */
 
 static int32_t load(const tb_session *session, const char *library, tb_nccl *nccl, tb_error *err) {
-    if ((session->host.carriers & TB_CARRY_NCCL) == 0 || session->nccl != NULL) {
+    if ((session->identity.carriers & TB_CARRY_NCCL) == 0 || session->nccl != NULL) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a session whose carrier is not nccl, or that has its library");
     }
     int32_t code = tb_nccl_load(library, &nccl->api, err);
@@ -41,10 +41,10 @@ int32_t tb_session_use_nccl(uint64_t handle, const char *library, tb_error *err)
     pthread_cond_init(&nccl->rested, &monotonic);
     pthread_condattr_destroy(&monotonic);
     nccl->session = session;
-    nccl->task.step = tb_nccl_step;
+    nccl->task.step = tb_nccl_task_step;
     pthread_mutex_lock(&session->lock);
     session->nccl = nccl;
-    session->host.nccl = version;
+    session->identity.nccl = version;
     pthread_mutex_unlock(&session->lock);
     tb_handle_put(handle);
     return TB_OK;

@@ -21,7 +21,7 @@ int32_t tb_nccl_settled(tb_nccl_set *set, tb_error *err) {
 static int32_t make_streams(tb_nccl_set *set, tb_error *err) {
     tb_cuda_worker *worker = set->nccl->worker;
     TB_CUDA_TRY(worker->api, cuStreamCreate(&set->wire, TB_CU_STREAM_NON_BLOCKING), err);
-    TB_CUDA_TRY(worker->api, cuStreamCreate(&set->side, TB_CU_STREAM_NON_BLOCKING), err);
+    TB_CUDA_TRY(worker->api, cuStreamCreate(&set->packing, TB_CU_STREAM_NON_BLOCKING), err);
     TB_CUDA_TRY(worker->api, cuStreamCreate(&set->out, TB_CU_STREAM_NON_BLOCKING), err);
     for (int i = 0; i < 2; i++) {
         tb_nccl_slot *slot = &set->slots[i];
@@ -79,11 +79,11 @@ static bool tear(tb_nccl_set *set) {
         set->nccl->api->ncclCommAbort(set->comm);
         set->comm = NULL;
     }
-    if (!is_idle(api, set->wire) || !is_idle(api, set->side) || !is_idle(api, set->out)) {
+    if (!is_idle(api, set->wire) || !is_idle(api, set->packing) || !is_idle(api, set->out)) {
         return false;
     }
     destroy(api, &set->wire);
-    destroy(api, &set->side);
+    destroy(api, &set->packing);
     destroy(api, &set->out);
     for (int i = 0; i < 2; i++) {
         destroy_event(api, &set->slots[i].packed);
@@ -95,17 +95,17 @@ static bool tear(tb_nccl_set *set) {
 
 /* Rounds that were on it end; with the lock. */
 static void end_runs(tb_nccl_set *set, bool quiet) {
-    for (tb_graph *graph = set->nccl->session->graphs; graph != NULL;) {
-        tb_graph *next = graph->next;
-        tb_nccl_run *run = graph->run;
+    for (tb_transfer *transfer = set->nccl->session->transfers; transfer != NULL;) {
+        tb_transfer *next = transfer->next;
+        tb_nccl_run *run = transfer->run;
         if (run != NULL && run->set == set && run->active) {
-            tb_round_fail(graph, set->error.code, set->error.rank, 0, set->error.message);
+            tb_round_fail(transfer, set->error.code, set->error.rank, 0, set->error.message);
             if (!quiet) {
-                tb_nccl_quarantine(graph);
+                tb_nccl_quarantine(transfer);
             }
             tb_nccl_run_over(run);
         }
-        graph = next;
+        transfer = next;
     }
     set->runs = NULL;
     set->runs_end = &set->runs;
@@ -149,8 +149,8 @@ static void join_set(tb_nccl_set *set) {
 
 /* What is next on it: the first of the list, or one whose first copies are to be made. With the lock. */
 static tb_nccl_run *next_run(tb_nccl_set *set, bool *first) {
-    for (tb_graph *graph = set->nccl->session->graphs; graph != NULL; graph = graph->next) {
-        tb_nccl_run *run = graph->run;
+    for (tb_transfer *transfer = set->nccl->session->transfers; transfer != NULL; transfer = transfer->next) {
+        tb_nccl_run *run = transfer->run;
         if (run != NULL && run->set == set && run->active && !run->first_done) {
             *first = true;
             return run;
@@ -201,13 +201,13 @@ static void serve_set(tb_nccl_set *set) {
 
 /* Rounds that failed before their turn, and will not get one. With the lock. */
 static void settle_turnless(tb_nccl *nccl) {
-    for (tb_graph *graph = nccl->session->graphs; graph != NULL;) {
-        tb_graph *next = graph->next;
-        tb_nccl_run *run = graph->run;
-        if (run != NULL && run->active && !run->turned && run->first_done && graph->failing && run->refused) {
+    for (tb_transfer *transfer = nccl->session->transfers; transfer != NULL;) {
+        tb_transfer *next = transfer->next;
+        tb_nccl_run *run = transfer->run;
+        if (run != NULL && run->active && !run->turned && run->first_done && transfer->failing && run->refused) {
             tb_nccl_run_over(run);
         }
-        graph = next;
+        transfer = next;
     }
 }
 
@@ -218,16 +218,16 @@ static bool has_work(const tb_nccl *nccl) {
             return true;
         }
     }
-    for (const tb_graph *graph = nccl->session->graphs; graph != NULL; graph = graph->next) {
-        const tb_nccl_run *run = graph->run;
-        if (run != NULL && run->active && (!run->first_done || (graph->failing && run->refused))) {
+    for (const tb_transfer *transfer = nccl->session->transfers; transfer != NULL; transfer = transfer->next) {
+        const tb_nccl_run *run = transfer->run;
+        if (run != NULL && run->active && (!run->first_done || (transfer->failing && run->refused))) {
             return true;
         }
     }
     return false;
 }
 
-enum tb_cuda_step tb_nccl_step(tb_cuda_task *task, tb_cuda_worker *worker) {
+enum tb_cuda_step tb_nccl_task_step(tb_cuda_task *task, tb_cuda_worker *worker) {
     tb_nccl *nccl = (tb_nccl *)task;
     tb_session *session = nccl->session;
     (void)worker;

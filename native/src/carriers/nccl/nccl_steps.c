@@ -58,59 +58,59 @@ static turn *order_turns(const tb_program *program, const bool *elsewhere, uint3
 
 typedef struct planner {
     const tb_program *program;
-    tb_waves *waves;
+    tb_nccl_steps *plan;
     uint32_t local_count;
     uint32_t groups;
     uint64_t contributions;
     uint64_t staged[2][2]; /* the most of steps with an even and an odd number, receiving and sending */
 } planner;
 
-static void add_op(planner *at, tb_wave_step *step, uint32_t bucket, uint64_t staged[2]) {
+static void add_op(planner *at, tb_nccl_step *step, uint32_t bucket, uint64_t staged[2]) {
     const tb_program *program = at->program;
     const tb_channel *channel = tb_bucket_channel(program, bucket);
     bool sends = channel->direction == TB_SEND;
-    tb_wave_op *op = &at->waves->ops[at->waves->op_count++];
-    *op = (tb_wave_op){.bucket = bucket,
+    tb_nccl_op *op = &at->plan->ops[at->plan->op_count++];
+    *op = (tb_nccl_op){.bucket = bucket,
                        .peer = (int32_t)channel->peer,
                        .bytes = program->buckets[bucket].bytes,
                        .sends = sends};
     step->op_count++;
     if (tb_bucket_folds(program, bucket)) {
         op->address = at->contributions;
-        at->contributions += tb_aligned(op->bytes, TB_WAVES_ALIGNMENT);
-        if (at->waves->mixed) {
-            at->waves->fold_of[bucket] = at->groups++;
+        at->contributions += tb_aligned(op->bytes, TB_NCCL_STEPS_ALIGNMENT);
+        if (at->plan->mixed) {
+            at->plan->fold_of[bucket] = at->groups++;
         }
     } else if (!tb_lies_ready(program, bucket, sends)) {
         op->address = staged[sends];
-        staged[sends] += tb_aligned(op->bytes, TB_WAVES_ALIGNMENT);
+        staged[sends] += tb_aligned(op->bytes, TB_NCCL_STEPS_ALIGNMENT);
         *(sends ? &step->pack_count : &step->unpack_count) = 1;
     }
     step->waits |= sends && program->buckets[bucket].dependency_count > 0;
 }
 
-static void add_local(planner *at, tb_wave_step *step, uint32_t bucket) {
-    at->waves->locals[at->local_count++] = bucket;
+static void add_local(planner *at, tb_nccl_step *step, uint32_t bucket) {
+    at->plan->locals[at->local_count++] = bucket;
     step->local_count++;
     step->unpack_count = 1;
 }
 
-static tb_wave_step *new_step(planner *at) {
-    tb_wave_step *step = &at->waves->steps[at->waves->step_count++];
-    step->first_op = at->waves->op_count;
+static tb_nccl_step *new_step(planner *at) {
+    tb_nccl_step *step = &at->plan->steps[at->plan->step_count++];
+    step->first_op = at->plan->op_count;
     step->first_local = at->local_count;
     return step;
 }
 
-static void number_groups(planner *at, tb_wave_step *step) {
+static void number_groups(planner *at, tb_nccl_step *step) {
     step->pack = at->groups;
     at->groups += step->pack_count;
     step->unpack = at->groups;
     at->groups += step->unpack_count;
 }
 
-static void end_step(planner *at, tb_wave_step *step, const uint64_t staged[2]) {
-    uint32_t odd = (at->waves->step_count - 1) % at->waves->depth;
+static void end_step(planner *at, tb_nccl_step *step, const uint64_t staged[2]) {
+    uint32_t odd = (at->plan->step_count - 1) % at->plan->depth;
     for (int sends = 0; sends < 2; sends++) {
         uint64_t *most = &at->staged[odd][sends];
         *most = staged[sends] > *most ? staged[sends] : *most;
@@ -120,7 +120,7 @@ static void end_step(planner *at, tb_wave_step *step, const uint64_t staged[2]) 
 
 /* Copies that wait for nothing: they begin before anybody else has. */
 static void add_first(planner *at, const turn *turns, uint32_t count) {
-    tb_wave_step *step = new_step(at);
+    tb_nccl_step *step = new_step(at);
     for (uint32_t i = 0; i < count; i++) {
         uint32_t bucket = turns[i].bucket;
         bool own = tb_bucket_channel(at->program, bucket)->direction == TB_LOCAL;
@@ -134,17 +134,17 @@ static void add_first(planner *at, const turn *turns, uint32_t count) {
 /* Own contributions are read by the folds, and are done with them. */
 static void add_folds(planner *at) {
     const tb_program *program = at->program;
-    if (program->fold_count == 0 || at->waves->mixed) {
+    if (program->fold_count == 0 || at->plan->mixed) {
         return;
     }
-    at->waves->fold_step = at->waves->step_count;
-    tb_wave_step *step = new_step(at);
+    at->plan->fold_step = at->plan->step_count;
+    tb_nccl_step *step = new_step(at);
     for (uint32_t i = 0; i < program->fold_count; i++) {
         uint32_t bucket = program->fold_order[i];
         uint32_t position = program->chunks[program->buckets[bucket].first_chunk].fold_position;
         step->unpack_count = position + 1 > step->unpack_count ? position + 1 : step->unpack_count;
         if (tb_bucket_channel(program, bucket)->direction == TB_LOCAL) {
-            at->waves->locals[at->local_count++] = bucket;
+            at->plan->locals[at->local_count++] = bucket;
             step->local_count++;
         }
     }
@@ -161,7 +161,7 @@ static void add_turns(planner *at, const turn *turns, uint32_t count) {
             folded = true;
         }
         uint64_t staged[2] = {0, 0};
-        tb_wave_step *step = new_step(at);
+        tb_nccl_step *step = new_step(at);
         uint32_t first = i;
         for (; i < count && turns[i].wave == turns[first].wave && turns[i].part == turns[first].part; i++) {
             uint32_t bucket = turns[i].bucket;
@@ -172,7 +172,7 @@ static void add_turns(planner *at, const turn *turns, uint32_t count) {
             }
         }
         if (step->op_count == 0 && step->local_count == 0) {
-            at->waves->step_count--;
+            at->plan->step_count--;
             continue;
         }
         end_step(at, step, staged);
@@ -185,53 +185,53 @@ static void add_turns(planner *at, const turn *turns, uint32_t count) {
 /* Where others move as well, reduced pieces lie in the pool of all. */
 static uint64_t pool_bytes(const planner *at) {
     uint64_t pool = 0;
-    for (uint32_t piece = 0; piece < at->program->header->piece_count && !at->waves->mixed; piece++) {
-        pool += tb_aligned(at->program->pieces[piece].pool_bytes, TB_WAVES_ALIGNMENT);
+    for (uint32_t piece = 0; piece < at->program->header->piece_count && !at->plan->mixed; piece++) {
+        pool += tb_aligned(at->program->pieces[piece].pool_bytes, TB_NCCL_STEPS_ALIGNMENT);
     }
     return pool;
 }
 
-int32_t tb_waves_plan(const tb_program *program, const bool *elsewhere, tb_waves *waves, tb_error *err) {
-    planner at = {.program = program, .waves = waves};
+int32_t tb_nccl_steps_plan(const tb_program *program, const bool *elsewhere, tb_nccl_steps *plan, tb_error *err) {
+    planner at = {.program = program, .plan = plan};
     size_t buckets = program->header->bucket_count;
     uint32_t count;
     turn *turns = order_turns(program, elsewhere, &count);
-    waves->mixed = elsewhere != NULL;
-    waves->fold_step = TB_NONE;
-    waves->depth = program->header->buckets_in_flight < 2 ? 1 : 2;
-    waves->ops = calloc(buckets + 1, sizeof *waves->ops);
-    waves->locals = calloc(buckets + 1, sizeof *waves->locals);
-    waves->steps = calloc(buckets + 3, sizeof *waves->steps);
-    waves->fold_of = calloc(buckets + 1, sizeof *waves->fold_of);
-    if (turns == NULL || waves->ops == NULL || waves->locals == NULL || waves->steps == NULL
-        || waves->fold_of == NULL) {
+    plan->mixed = elsewhere != NULL;
+    plan->fold_step = TB_NONE;
+    plan->depth = program->header->buckets_in_flight < 2 ? 1 : 2;
+    plan->ops = calloc(buckets + 1, sizeof *plan->ops);
+    plan->locals = calloc(buckets + 1, sizeof *plan->locals);
+    plan->steps = calloc(buckets + 3, sizeof *plan->steps);
+    plan->fold_of = calloc(buckets + 1, sizeof *plan->fold_of);
+    if (turns == NULL || plan->ops == NULL || plan->locals == NULL || plan->steps == NULL
+        || plan->fold_of == NULL) {
         free(turns);
-        return tb_waves_no_memory(err);
+        return tb_nccl_steps_no_memory(err);
     }
     add_first(&at, turns, count);
     add_turns(&at, turns, count);
     free(turns);
-    waves->contributions_at = 0;
-    waves->pool_at = at.contributions;
-    waves->staging_at = waves->pool_at + pool_bytes(&at);
-    waves->device_bytes = waves->staging_at;
+    plan->contributions_at = 0;
+    plan->pool_at = at.contributions;
+    plan->staging_at = plan->pool_at + pool_bytes(&at);
+    plan->device_bytes = plan->staging_at;
     for (int odd = 0; odd < 2; odd++) {
         for (int sends = 0; sends < 2; sends++) {
-            waves->stage_at[odd][sends] = waves->device_bytes - waves->staging_at;
-            waves->device_bytes += at.staged[odd][sends];
+            plan->stage_at[odd][sends] = plan->device_bytes - plan->staging_at;
+            plan->device_bytes += at.staged[odd][sends];
         }
     }
-    waves->moves.group_count = at.groups;
+    plan->moves.group_count = at.groups;
     return TB_OK;
 }
 
-void tb_waves_free(tb_waves *waves) {
-    if (waves != NULL) {
-        tb_cuda_moves_free(&waves->moves);
-        free(waves->fold_of);
-        free(waves->steps);
-        free(waves->locals);
-        free(waves->ops);
-        free(waves);
+void tb_nccl_steps_free(tb_nccl_steps *plan) {
+    if (plan != NULL) {
+        tb_cuda_moves_free(&plan->moves);
+        free(plan->fold_of);
+        free(plan->steps);
+        free(plan->locals);
+        free(plan->ops);
+        free(plan);
     }
 }

@@ -1,21 +1,21 @@
-/* What the planning of steps (waves.c) and the placing of their memory (waves_place.c) share. */
-#ifndef TB_WAVES_PARTS_H
-#define TB_WAVES_PARTS_H
+/* What the planning of steps (nccl_steps.c) and the placing of their memory (nccl_steps_place.c) share. */
+#ifndef TB_NCCL_STEPS_PARTS_H
+#define TB_NCCL_STEPS_PARTS_H
 
 #include "kernels/cursor.h"
 #include "base/error.h"
 #include "carriers/nccl/nccl_steps.h"
 
 /* Of chunks in a bucket. */
-#define TB_WAVES_PADDING 16u
+#define TB_NCCL_STEPS_PADDING 16u
 /* Of what NCCL reads and writes: it is fastest on lines that begin evenly. */
-#define TB_WAVES_ALIGNMENT 256u
+#define TB_NCCL_STEPS_ALIGNMENT 256u
 
 static inline uint64_t tb_aligned(uint64_t bytes, uint64_t to) {
     return (bytes + to - 1) / to * to;
 }
 
-static inline int32_t tb_waves_no_memory(tb_error *err) {
+static inline int32_t tb_nccl_steps_no_memory(tb_error *err) {
     return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the steps of a program");
 }
 

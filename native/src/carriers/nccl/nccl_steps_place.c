@@ -1,5 +1,5 @@
 /*
- * Where everything of a graph's steps lies, filled in once its memory is there: the addresses of what is sent and
+ * Where everything of a transfer's steps lies, filled in once its memory is there: the addresses of what is sent and
  * received, and the moves that pack, unpack and fold.
  */
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 typedef struct placer {
     const tb_program *program;
     const tb_binding *bindings;
-    tb_waves *waves;
+    tb_nccl_steps *plan;
     const uint64_t *pieces; /* addresses */
     tb_error *err;
 } placer;
@@ -49,7 +49,7 @@ static int32_t add_fold(const placer *at, const tb_chunk *chunk, tb_cuda_place s
     const tb_piece *piece = &at->program->pieces[chunk->destination - TB_PIECE_BIT];
     packed row = one_row(chunk->elements * tb_accumulator_size(piece->dtype));
     tb_cuda_ask ask = {
-        .group = at->waves->mixed ? group : group + chunk->fold_position,
+        .group = at->plan->mixed ? group : group + chunk->fold_position,
         .destination = {at->pieces[chunk->destination - TB_PIECE_BIT], row.words, piece->dtype},
         .source = source,
         .fold = true,
@@ -58,7 +58,7 @@ static int32_t add_fold(const placer *at, const tb_chunk *chunk, tb_cuda_place s
         .partial_op = piece->op,
         .divide_by = piece->divisor,
     };
-    return tb_cuda_moves_add(&at->waves->moves, &ask, at->err);
+    return tb_cuda_moves_add(&at->plan->moves, &ask, at->err);
 }
 
 /* The chunks of a bucket between memory here and its payload, which begins at `payload`. */
@@ -76,9 +76,9 @@ static int32_t add_payload(const placer *at, uint32_t bucket, uint64_t payload, 
             tb_cuda_place here = place_of(at, chunk, !sends, &own);
             tb_cuda_ask ask = {
                 .group = group, .destination = sends ? there : here, .source = sends ? here : there};
-            code = tb_cuda_moves_add(&at->waves->moves, &ask, at->err);
+            code = tb_cuda_moves_add(&at->plan->moves, &ask, at->err);
         }
-        payload += tb_aligned(tb_chunk_wire_bytes(chunk), TB_WAVES_PADDING);
+        payload += tb_aligned(tb_chunk_wire_bytes(chunk), TB_NCCL_STEPS_PADDING);
     }
     return code;
 }
@@ -98,7 +98,7 @@ static int32_t add_own(const placer *at, uint32_t bucket, uint32_t group) {
         tb_cuda_ask ask = {.group = group, .destination = place_of(at, chunk, true, &to), .source = source};
         bool nothing = ask.destination.address == source.address && ask.destination.dtype == source.dtype
                        && ask.destination.descriptor[0] == source.descriptor[0];
-        code = nothing ? TB_OK : tb_cuda_moves_add(&at->waves->moves, &ask, at->err);
+        code = nothing ? TB_OK : tb_cuda_moves_add(&at->plan->moves, &ask, at->err);
     }
     return code;
 }
@@ -110,71 +110,71 @@ static uint64_t direct_address(const placer *at, uint32_t bucket, bool sends) {
 }
 
 static int32_t place_step(const placer *at, uint32_t index) {
-    tb_waves *waves = at->waves;
-    const tb_wave_step *step = &waves->steps[index];
+    tb_nccl_steps *plan = at->plan;
+    const tb_nccl_step *step = &plan->steps[index];
     int32_t code = TB_OK;
     for (uint32_t i = step->first_op; i < step->first_op + step->op_count && code == TB_OK; i++) {
-        tb_wave_op *op = &waves->ops[i];
+        tb_nccl_op *op = &plan->ops[i];
         if (tb_bucket_folds(at->program, op->bucket)) {
-            op->address += waves->memory + waves->contributions_at;
+            op->address += plan->memory + plan->contributions_at;
         } else if (tb_lies_ready(at->program, op->bucket, op->sends)) {
             op->address = direct_address(at, op->bucket, op->sends);
         } else {
-            op->address += waves->memory + waves->staging_at + waves->stage_at[index % waves->depth][op->sends];
+            op->address += plan->memory + plan->staging_at + plan->stage_at[index % plan->depth][op->sends];
             code = add_payload(at, op->bucket, op->address, op->sends, op->sends ? step->pack : step->unpack);
         }
     }
     for (uint32_t i = step->first_local; i < step->first_local + step->local_count && code == TB_OK; i++) {
-        code = add_own(at, waves->locals[i], step->unpack);
+        code = add_own(at, plan->locals[i], step->unpack);
     }
     return code;
 }
 
 /*
- * Contributions of others, out of the memory that they came into: with the step that folds, or each by itself where others
- * fold.
+ * Contributions of others, out of the memory that they came into: with the step that folds, or each by itself where
+ * others fold.
  */
 static int32_t place_folds(const placer *at) {
-    const tb_waves *waves = at->waves;
+    const tb_nccl_steps *plan = at->plan;
     int32_t code = TB_OK;
-    for (uint32_t i = 0; i < waves->op_count && code == TB_OK; i++) {
-        const tb_wave_op *op = &waves->ops[i];
+    for (uint32_t i = 0; i < plan->op_count && code == TB_OK; i++) {
+        const tb_nccl_op *op = &plan->ops[i];
         if (!tb_bucket_folds(at->program, op->bucket)) {
             continue;
         }
-        uint32_t group = waves->mixed ? waves->fold_of[op->bucket] : waves->steps[waves->fold_step].unpack;
+        uint32_t group = plan->mixed ? plan->fold_of[op->bucket] : plan->steps[plan->fold_step].unpack;
         code = add_payload(at, op->bucket, op->address, false, group);
     }
     return code;
 }
 
 static int32_t place(placer *at, uint64_t memory) {
-    tb_waves *waves = at->waves;
-    uint32_t groups = waves->moves.group_count;
+    tb_nccl_steps *plan = at->plan;
+    uint32_t groups = plan->moves.group_count;
     int32_t code = TB_OK;
-    waves->memory = memory;
-    for (uint32_t step = 0; step < waves->step_count && code == TB_OK; step++) {
+    plan->memory = memory;
+    for (uint32_t step = 0; step < plan->step_count && code == TB_OK; step++) {
         code = place_step(at, step);
     }
     if (code == TB_OK) {
         code = place_folds(at);
     }
-    return code == TB_OK ? tb_cuda_moves_sort(&waves->moves, groups, at->err) : code;
+    return code == TB_OK ? tb_cuda_moves_sort(&plan->moves, groups, at->err) : code;
 }
 
-int32_t tb_waves_place(const tb_program *program, const tb_binding *bindings, const tb_pool *pool, uint64_t memory,
-                       tb_waves *waves, tb_error *err) {
+int32_t tb_nccl_steps_place(const tb_program *program, const tb_binding *bindings, const tb_pool *pool, uint64_t memory,
+                            tb_nccl_steps *plan, tb_error *err) {
     uint32_t count = program->header->piece_count;
     uint64_t *pieces = calloc((size_t)count + 1, sizeof *pieces);
     if (pieces == NULL) {
-        return tb_waves_no_memory(err);
+        return tb_nccl_steps_no_memory(err);
     }
-    uint64_t next = memory + waves->pool_at;
+    uint64_t next = memory + plan->pool_at;
     for (uint32_t piece = 0; piece < count; piece++) {
-        pieces[piece] = waves->mixed ? (uint64_t)(uintptr_t)pool->memory + pool->fixed_at[piece] : next;
-        next += tb_aligned(program->pieces[piece].pool_bytes, TB_WAVES_ALIGNMENT);
+        pieces[piece] = plan->mixed ? (uint64_t)(uintptr_t)pool->memory + pool->fixed_at[piece] : next;
+        next += tb_aligned(program->pieces[piece].pool_bytes, TB_NCCL_STEPS_ALIGNMENT);
     }
-    placer at = {.program = program, .bindings = bindings, .waves = waves, .pieces = pieces, .err = err};
+    placer at = {.program = program, .bindings = bindings, .plan = plan, .pieces = pieces, .err = err};
     int32_t code = place(&at, memory);
     free(pieces);
     return code;

@@ -49,13 +49,13 @@ static int32_t shm_describe(tb_session *session, const tb_region *region, tb_wir
 }
 
 static bool is_own(const tb_import *import) {
-    const tb_wire_host *own = &import->session->host;
-    return (import->session->options.carriers & TB_CARRY_APART) == 0 && import->host.pid == own->pid
-           && import->host.pid_start == own->pid_start;
+    const tb_wire_identity *own = &import->session->identity;
+    return (import->session->options.carriers & TB_CARRY_APART) == 0 && import->identity.pid == own->pid
+           && import->identity.pid_start == own->pid_start;
 }
 
 static int32_t pin(tb_import *import, shm_import *opened, tb_error *err) {
-    opened->pid_fd = (int)syscall(SYS_pidfd_open, import->host.pid, 0);
+    opened->pid_fd = (int)syscall(SYS_pidfd_open, import->identity.pid, 0);
     int os_errno = opened->pid_fd < 0 ? errno : 0;
     if (os_errno == ENOSYS || os_errno == EPERM) {
         return tb_fail(err, TB_EUNSUPPORTED, import->rank, os_errno, "pidfd_open of rank %d", import->rank);
@@ -63,22 +63,23 @@ static int32_t pin(tb_import *import, shm_import *opened, tb_error *err) {
     if (os_errno != 0 && os_errno != ESRCH) {
         return tb_fail(err, TB_ESYSTEM, import->rank, os_errno, "pidfd_open of rank %d", import->rank);
     }
-    if (os_errno == ESRCH || !tb_host_lives(&import->host)) {
+    if (os_errno == ESRCH || !tb_identity_lives(&import->identity)) {
         return tb_fail(err, TB_EPEER_LOST, import->rank, 0, "the process of rank %d is gone", import->rank);
     }
     return TB_OK;
 }
 
 /*
- * Whether the kernel lets us read there at all, and whether the process is the one that we talk to, is better known before
- * a round: a peer names its process itself, and could name another one of this user, or this one, to have it read.
+ * Whether the kernel lets us read there at all, and whether the process is the one that we talk to, is better known
+ * before a round: a peer names its process itself, and could name another one of this user, or this one, to have it
+ * read.
  */
 static int32_t prove(const tb_import *import, tb_error *err) {
-    uint8_t token[sizeof import->host.token];
+    uint8_t token[sizeof import->identity.token];
     struct iovec here = {token, sizeof token};
-    struct iovec there = {(void *)(uintptr_t)import->host.token_at, sizeof token};
-    ssize_t got = process_vm_readv(import->host.pid, &here, 1, &there, 1, 0);
-    if (got == (ssize_t)sizeof token && memcmp(token, import->host.token, sizeof token) == 0) {
+    struct iovec there = {(void *)(uintptr_t)import->identity.token_at, sizeof token};
+    ssize_t got = process_vm_readv(import->identity.pid, &here, 1, &there, 1, 0);
+    if (got == (ssize_t)sizeof token && memcmp(token, import->identity.token, sizeof token) == 0) {
         return TB_OK;
     }
     int os_errno = got < 0 ? errno : 0;
@@ -93,7 +94,7 @@ static int32_t prove(const tb_import *import, tb_error *err) {
         return tb_fail(err, TB_EPEER_LOST, import->rank, os_errno, "the process of rank %d is gone", import->rank);
     }
     return tb_fail(err, TB_EAUTH, import->rank, os_errno, "rank %d is not the process %d that it says", import->rank,
-                   import->host.pid);
+                   import->identity.pid);
 }
 
 static int32_t open_region(tb_import *import, uint32_t index, tb_error *err) {
@@ -107,15 +108,15 @@ static int32_t open_region(tb_import *import, uint32_t index, tb_error *err) {
                    ? tb_fail(err, TB_EPROTOCOL, import->rank, 0, "a pool in private memory")
                    : prove(import, err);
     }
-    int32_t code = tb_shm_map_open(&import->host, region, import->rank, &own->map, err);
+    int32_t code = tb_shm_map_open(&import->identity, region, import->rank, &own->map, err);
     if (code == TB_OK) {
         own->base = tb_shm_map_at(own->map) + region->file_offset;
     }
     return code;
 }
 
-static int32_t shm_open(tb_import *import, const tb_side *side, tb_error *err) {
-    (void)side;
+static int32_t shm_open(tb_import *import, const tb_exchange *exchange, tb_error *err) {
+    (void)exchange;
     shm_import *opened = calloc(1, sizeof *opened + import->region_count * sizeof *opened->regions);
     if (opened == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u regions of rank %d", import->region_count,
@@ -163,12 +164,12 @@ static int32_t start_piece(tb_job *job, const tb_import *import, const tb_wire_e
 }
 
 static const tb_wire_end *end_of(const tb_job *job) {
-    uint8_t stage = tb_bucket_channel(&job->graph->program, job->bucket)->stage;
-    return tb_import_end(job->side->import, stage, job->flow.chunk);
+    uint8_t stage = tb_bucket_channel(&job->transfer->program, job->bucket)->stage;
+    return tb_import_end(job->exchange->import, stage, job->flow.chunk);
 }
 
 static int32_t start_chunk(tb_job *job, tb_error *err) {
-    const tb_import *import = job->side->import;
+    const tb_import *import = job->exchange->import;
     const shm_import *opened = import->opened;
     const tb_wire_end *end = end_of(job);
     if (end->descriptor == TB_NONE) {
@@ -182,19 +183,19 @@ static int32_t start_chunk(tb_job *job, tb_error *err) {
 }
 
 static int32_t lost(const tb_import *import, int os_errno, tb_error *err) {
-    return tb_fail(err, TB_EPEER_LOST, import->rank, os_errno, "rank %d is gone: its memory can not be read",
+    return tb_fail(err, TB_EPEER_LOST, import->rank, os_errno, "rank %d is gone: its memory cannot be read",
                    import->rank);
 }
 
 /* The next elements of the chunk into the buffer; how many. */
 static uint64_t fetch(tb_job *job, uint64_t elements, tb_error *err) {
-    const tb_import *import = job->side->import;
+    const tb_import *import = job->exchange->import;
     uint64_t size = tb_dtype_size(tb_flow_chunk(&job->flow)->source_dtype);
     uint64_t bytes;
     elements = tb_least(elements, TB_BOUNCE_BYTES / size);
     int count = tb_cursor_iov(&job->source, job->iov, TB_IOVECS, elements * size, &bytes);
     struct iovec here = {job->bounce, bytes};
-    ssize_t got = process_vm_readv(import->host.pid, &here, 1, job->iov, (unsigned long)count, 0);
+    ssize_t got = process_vm_readv(import->identity.pid, &here, 1, job->iov, (unsigned long)count, 0);
     if (got < 0 || (uint64_t)got != bytes) {
         lost(import, got < 0 ? errno : EFAULT, err);
         return 0;
@@ -203,9 +204,9 @@ static uint64_t fetch(tb_job *job, uint64_t elements, tb_error *err) {
     return bytes / size;
 }
 
-/* Moves some of the chunk's elements. False where they can not be read. */
+/* Moves some of the chunk's elements. False where they cannot be read. */
 static bool move_some(tb_job *job, uint64_t limit, tb_error *err) {
-    const shm_import *opened = job->side->import->opened;
+    const shm_import *opened = job->exchange->import->opened;
     if (!job->started && start_chunk(job, err) != TB_OK) {
         return false;
     }
@@ -226,7 +227,7 @@ static bool move_some(tb_job *job, uint64_t limit, tb_error *err) {
 }
 
 static enum tb_moved shm_move(tb_job *job, uint64_t limit, tb_error *err) {
-    const tb_import *import = job->side->import;
+    const tb_import *import = job->exchange->import;
     const shm_import *opened = import->opened;
     uint64_t until = job->flow.left > limit ? job->flow.left - limit : 0;
     while (job->flow.left > until) {

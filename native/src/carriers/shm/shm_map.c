@@ -40,10 +40,10 @@ static tb_shm_map *find(const tb_wire_region *region) {
 }
 
 /* The descriptor is that of a process which we do not trust to name what it says: it could be anything. */
-static int32_t open_file(const tb_wire_host *host, const tb_wire_region *region, int32_t rank, int *fd,
+static int32_t open_file(const tb_wire_identity *identity, const tb_wire_region *region, int32_t rank, int *fd,
                          tb_error *err) {
     char path[64];
-    snprintf(path, sizeof path, "/proc/%d/fd/%d", host->pid, region->descriptor);
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", identity->pid, region->descriptor);
     *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (*fd >= 0) {
         return TB_OK;
@@ -51,9 +51,9 @@ static int32_t open_file(const tb_wire_host *host, const tb_wire_region *region,
     int os_errno = errno;
     if (os_errno == EACCES || os_errno == EPERM) {
         return tb_fail(err, TB_EUNSUPPORTED, rank, os_errno, "shared memory of rank %d by way of /proc/%d/fd",
-                       rank, host->pid);
+                       rank, identity->pid);
     }
-    bool gone = os_errno == ENOENT && !tb_host_lives(host);
+    bool gone = os_errno == ENOENT && !tb_identity_lives(identity);
     return tb_fail(err, gone ? TB_EPEER_LOST : TB_EREGION, rank, os_errno, "shared memory of rank %d", rank);
 }
 
@@ -120,10 +120,10 @@ static void touch(const tb_shm_map *map, const tb_wire_region *region) {
 #endif
 }
 
-int32_t tb_shm_map_open(const tb_wire_host *host, const tb_wire_region *region, int32_t rank,
+int32_t tb_shm_map_open(const tb_wire_identity *identity, const tb_wire_region *region, int32_t rank,
                         tb_shm_map **map, tb_error *err) {
     int fd;
-    int32_t code = open_file(host, region, rank, &fd, err);
+    int32_t code = open_file(identity, region, rank, &fd, err);
     if (code != TB_OK) {
         return code;
     }

@@ -1,4 +1,4 @@
-/* Mappings of other processes' shared memory, one of each file however many graphs read in it. */
+/* Mappings of other processes' shared memory, one of each file however many transfers read in it. */
 #ifndef TB_SHM_MAP_H
 #define TB_SHM_MAP_H
 
@@ -10,7 +10,7 @@ typedef struct tb_shm_map tb_shm_map;
  * Maps the file that a region of rank's lies in, read-only, after it was found to be the one that was
  * exported, of this user, and sealed against shrinking. rank: for errors.
  */
-int32_t tb_shm_map_open(const tb_wire_host *host, const tb_wire_region *region, int32_t rank,
+int32_t tb_shm_map_open(const tb_wire_identity *identity, const tb_wire_region *region, int32_t rank,
                         tb_shm_map **map, tb_error *err);
 const uint8_t *tb_shm_map_at(const tb_shm_map *map);
 /* NULL: does nothing. */

@@ -344,7 +344,7 @@ tb_cu_result cuIpcOpenMemHandle_v2(tb_cu_pointer *pointer, tb_cu_ipc_memory give
         return result != TB_CU_SUCCESS ? result : TB_CU_INVALID_VALUE;
     }
     if (handle.pid == getpid()) {
-        return INVALID_CONTEXT; /* a process can not open its own */
+        return INVALID_CONTEXT; /* a process cannot open its own */
     }
     if (handle.device != context->device) {
         return TB_CU_PEER_ACCESS_UNSUPPORTED;
