@@ -50,7 +50,8 @@ export function checkValue(key: string, value: Uint8Array, { maxValueBytes }: St
  * or the sum does not fit into 64 bits.
  */
 export function addToCounter(key: string, current: Uint8Array | undefined, delta: bigint): bigint {
-  const text = current === undefined ? "0" : Buffer.from(current).toString("latin1");
+  // A sign and 19 digits, at most: no more of a stranger's value is looked at.
+  const text = current === undefined ? "0" : Buffer.from(current.subarray(0, 21)).toString("latin1");
   if (!/^-?\d{1,19}$/.test(text)) {
     throw new TensorBusError("TB_STORE_VALUE", `the value of ${key} is no counter`, { details: { key } });
   }

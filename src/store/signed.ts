@@ -36,6 +36,8 @@ const signatureAt = nonceAt + nonceBytes;
 const signatureBytes = 32;
 const valueAt = signatureAt + signatureBytes;
 
+const unreadable = Symbol("unreadable");
+
 /** Looks again at keys that exist, but hold no valid record: no store tells of a change of a key that exists. */
 const lookAgainMs = 50;
 
@@ -87,7 +89,8 @@ class SignedStore implements Store {
   }
 
   async get(key: string, options?: StoreCallOptions): Promise<Uint8Array | undefined> {
-    return this.#verified(key, await this.#store.get(key, options));
+    const record = await this.#record(key, options);
+    return record === unreadable ? undefined : this.#verified(key, record);
   }
 
   async set(key: string, value: Uint8Array, options?: SetOptions): Promise<void> {
@@ -164,8 +167,13 @@ class SignedStore implements Store {
     next: (current: Uint8Array | undefined) => Uint8Array | undefined,
   ): Promise<{ swapped: boolean; stored: Uint8Array | undefined }> {
     const deadline = new Deadline(options);
-    let record = await this.#store.get(key, deadline.rest);
+    let record = await this.#record(key, deadline.rest);
     for (;;) {
+      if (record === unreadable) {
+        // Nobody can expect it underneath: it goes, as what nobody believes may.
+        await this.#store.delete(key, deadline.rest);
+        record = undefined;
+      }
       const current = this.#verified(key, record);
       const value = next(current);
       if (value === undefined) return { swapped: false, stored: current };
@@ -173,6 +181,24 @@ class SignedStore implements Store {
       const swap = await this.#store.compareAndSet(key, record, this.#sign(key, value), deadline.rest);
       if (swap.swapped) return { swapped: true, stored: value };
       record = swap.stored;
+    }
+  }
+
+  /** What stands in the store; a stranger may have made it so long that the store's client gives no such value. */
+  async #record(
+    key: string,
+    options: StoreCallOptions | undefined,
+  ): Promise<Uint8Array | undefined | typeof unreadable> {
+    try {
+      return await this.#store.get(key, options);
+    } catch (error) {
+      const tooLong =
+        error instanceof TensorBusError &&
+        error.code === "TB_STORE_VALUE" &&
+        "maxValueBytes" in error.details;
+      if (!tooLong) throw error;
+      this.#options.onIgnored?.({ namespace: this.namespace, key, reason: "form" });
+      return unreadable;
     }
   }
 

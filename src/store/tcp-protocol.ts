@@ -120,18 +120,29 @@ export function* readKey(): Reading<string> {
 }
 
 export function* readPayload(): Reading<Buffer> {
-  const length = yield* readCount(wireLimits.valueBytes, "a payload length");
+  return yield* readBytes(yield* readCount(wireLimits.valueBytes, "a payload length"));
+}
+
+function* readBytes(length: number): Reading<Buffer> {
   const bytes = yield length;
   // A copy of its own: a view would keep the whole chunk that it arrived in.
   return bytes.buffer.byteLength === bytes.length ? bytes : Buffer.from(bytes);
 }
 
-export function* readKeys(): Reading<string[]> {
-  const count = yield* readCount(wireLimits.keys, "a number of keys");
-  const keys: string[] = [];
-  for (let index = 0; index < count; index += 1) keys.push(yield* readKey());
-  return keys;
+/** A value that is longer than any may be, which was read and dropped: whoever can append to a value can make it so. */
+export const tooLong = Symbol("tooLong");
+const mostDroppedBytes = 2 ** 30;
+const droppedAtOnce = 64 * 1024;
+
+/** A payload that somebody else has stored. */
+export function* readValue(): Reading<Buffer | typeof tooLong> {
+  const length = yield* readCount(mostDroppedBytes, "a payload length");
+  if (length <= wireLimits.valueBytes) return yield* readBytes(length);
+  for (let left = length; left > 0; left -= droppedAtOnce) yield Math.min(left, droppedAtOnce);
+  return tooLong;
 }
+
+const chunkOverheadBytes = 256;
 
 /** Chunks as they came from a socket, taken off again in pieces of any size. */
 class ChunkQueue {
@@ -140,6 +151,10 @@ class ChunkQueue {
 
   get length(): number {
     return this.#length;
+  }
+
+  get chunks(): number {
+    return this.#chunks.length;
   }
 
   push(chunk: Buffer): void {
@@ -186,6 +201,11 @@ export class WireReader {
   /** The bytes that are held: what has arrived, and what the reading under way has been given so far. */
   get heldBytes(): number {
     return this.#queue.length + this.#consumed;
+  }
+
+  /** What the pieces take in which they came, beside their bytes: a peer may send single ones. */
+  get overheadBytes(): number {
+    return this.#queue.chunks * chunkOverheadBytes;
   }
 
   /** True if bytes arrived that no reading asked for. */

@@ -2,6 +2,7 @@ import { type AddressInfo, createServer, type Server, type Socket } from "node:n
 import { TensorBusError } from "../errors.ts";
 import { ServerSession } from "./tcp-session.ts";
 import { StoreTable, TableFull } from "./tcp-table.ts";
+import { Turns } from "./turns.ts";
 
 export interface TcpStoreServerOptions {
   /** Where it listens; default `127.0.0.1`. Whoever reaches it can read and write every key: see `docs/stores.md`. */
@@ -14,6 +15,8 @@ export interface TcpStoreServerOptions {
   readonly maxRequestBytes?: number;
   /** Default 16,384. One more is disconnected. */
   readonly maxConnections?: number;
+  /** Connections that have not shown yet that they are a client's; default 1,024. One more ends the oldest of them. */
+  readonly maxUnvalidated?: number;
   /** Milliseconds within which a connection must show that it is a client's; default 10,000. */
   readonly validateTimeoutMs?: number;
 }
@@ -34,6 +37,7 @@ const defaults = {
   maxMemoryBytes: 2 ** 30,
   maxRequestBytes: 64 * 2 ** 20,
   maxConnections: 16_384,
+  maxUnvalidated: 1024,
   validateTimeoutMs: 10_000,
 } as const;
 const keepAliveMs = 10_000;
@@ -55,7 +59,10 @@ export class TcpStoreServer implements AsyncDisposable {
   readonly #options: Required<TcpStoreServerOptions>;
   readonly #server: Server;
   readonly #table: StoreTable;
+  readonly #turns = new Turns();
   readonly #sockets = new Set<Socket>();
+  /** Connections that have not validated, the oldest first. */
+  readonly #unvalidated = new Map<ServerSession, Socket>();
   #requestBytes = 0;
   #closing: Promise<void> | undefined;
 
@@ -120,16 +127,27 @@ export class TcpStoreServer implements AsyncDisposable {
     this.#sockets.add(socket);
     const session = new ServerSession(socket, {
       table: this.#table,
+      turns: this.#turns,
       maxRequestBytes: this.#options.maxRequestBytes,
       account: (delta) => this.#account(delta),
+      validated: (session) => {
+        clearTimeout(timer);
+        this.#unvalidated.delete(session);
+      },
     });
-    const timer = setTimeout(() => {
-      if (!session.validated) socket.destroy();
-    }, this.#options.validateTimeoutMs);
+    const timer = setTimeout(() => void socket.destroy(), this.#options.validateTimeoutMs);
     socket.on("close", () => {
       clearTimeout(timer);
       this.#sockets.delete(socket);
+      this.#unvalidated.delete(session);
     });
+    this.#unvalidated.set(session, socket);
+    if (this.#unvalidated.size > this.#options.maxUnvalidated) {
+      for (const oldest of this.#unvalidated.values()) {
+        oldest.destroy();
+        break;
+      }
+    }
   }
 
   #account(delta: number): void {

@@ -8,7 +8,6 @@ import {
   readCount,
   readI64,
   readKey,
-  readKeys,
   readPayload,
   readU8,
   readU32,
@@ -20,39 +19,58 @@ import {
   waitCancelled,
   wireLimits,
 } from "./tcp-protocol.ts";
-import { overheadBytes, type StoreTable, type Waiter } from "./tcp-table.ts";
+import { awaitedKeyBytes, type StoreTable, type Waiter } from "./tcp-table.ts";
+import { bytesOf, LargeValue, type StoredValue, storedValue } from "./tcp-value.ts";
+import type { Turns, Worker } from "./turns.ts";
 
 /** Answers are handed to the socket until it holds this much; then its reader is waited for. */
-const outputHighWaterBytes = 1024 * 1024;
+const outputHighWaterBytes = 256 * 1024;
 /** Small parts of an answer are joined up to about this much before they are written. */
 const joinBytes = 64 * 1024;
+/** What may have arrived behind a request before the socket stops. */
+const aheadBytes = 256 * 1024;
+/** What each key of a list takes beside its text while the list is read. */
+const listedKeyBytes = 64;
+/** Entries of a list that are handled in one step. */
+const stepEntries = 256;
 
 /** What a session asks of the server around it. */
 export interface SessionHost {
   readonly table: StoreTable;
-  /** The most bytes of one request. */
+  readonly turns: Turns;
+  /** The most bytes of one request, and of the keys of a list that is answered. */
   readonly maxRequestBytes: number;
   /** The session holds `delta` more bytes (or fewer); throws if the server as a whole then holds too many. */
   readonly account: (delta: number) => void;
+  /** The client has shown that it is one. */
+  readonly validated: (session: ServerSession) => void;
 }
 
-/** A request, read whole: doing it answers at once (or not at all). */
-type Request = () => void;
+/** What is left to do of a request that is too much for one go. */
+type Steps = Iterator<void>;
+/** A request, read whole: doing it answers at once, or not at all, or in steps. */
+type Request = () => Steps | undefined;
 
 /**
  * One client's connection to the server: reads requests, does them in order, and writes answers no faster than they are
  * read. What breaks the protocol closes the connection, as torch's server does.
  */
-export class ServerSession {
+export class ServerSession implements Worker {
   readonly #socket: Socket;
   readonly #host: SessionHost;
   readonly #reader = new WireReader();
   #validated = false;
   #waiter: Waiter | undefined;
-  /** Answers that the socket has no room for yet. */
-  #output: Iterator<Uint8Array> | undefined;
-  /** What the parked wait takes, as accounted when it was parked. */
+  #steps: Steps | undefined;
+  /** The rest of a long answer. */
+  #output: Iterator<Uint8Array | LargeValue> | undefined;
+  /** What the request that is read takes beside its bytes, what the parked wait takes, and what `output` does. */
+  #listedBytes = 0;
   #parkedBytes = 0;
+  #outputBytes = 0;
+  /** Values that are on their way out: their memory is the table's. */
+  readonly #sending = new Set<() => void>();
+  #sendingBytes = 0;
   #accounted = 0;
 
   constructor(socket: Socket, host: SessionHost) {
@@ -60,38 +78,59 @@ export class ServerSession {
     this.#host = host;
     socket.on("data", (chunk: Buffer) => {
       this.#reader.push(chunk);
-      this.#work();
+      host.turns.offer(this);
     });
-    socket.on("drain", () => this.#work());
-    socket.on("close", () => {
-      this.#unpark();
-      this.#account(0);
-    });
+    socket.on("drain", () => host.turns.offer(this));
+    socket.on("close", () => this.#end());
     // The reason stands in whatever closed it; a client's own failures are its own business.
     socket.on("error", () => {});
   }
 
-  get validated(): boolean {
-    return this.#validated;
-  }
-
-  /** Does what has arrived, as far as the reader of the answers keeps up. */
-  #work(): void {
+  /** Does what has arrived, as far as there is time for it and the reader of the answers keeps up. */
+  work(until: number): boolean {
+    if (this.#socket.destroyed) return false;
+    let state: "done" | "blocked" | "more" = "done";
+    this.#socket.cork();
     try {
-      while (this.#flush()) {
-        const request = this.#reader.next(() => this.#request());
-        if (request === undefined) break;
-        request.value();
-      }
-      // Reading stops with the answers: what a client may make the server hold is what it has sent.
-      if (this.#output === undefined) this.#socket.resume();
-      else this.#socket.pause();
-      if (this.#reader.heldBytes > this.#host.maxRequestBytes + joinBytes)
-        throw new WireError("a request too large");
-      this.#account(this.#reader.heldBytes + this.#parkedBytes);
+      do state = this.#step();
+      while (state === "more" && performance.now() < until);
+      const bytes = this.#reader.heldBytes;
+      if (bytes > this.#host.maxRequestBytes + aheadBytes) throw new WireError("a request too large");
     } catch (error) {
       this.#socket.destroy(error as Error);
     }
+    this.#socket.uncork();
+    if (this.#socket.destroyed) return false;
+    // Reading stops with the answers: what a client may make the server hold is what it has sent.
+    if (state === "done") this.#socket.resume();
+    else this.#socket.pause();
+    try {
+      this.#account();
+    } catch (error) {
+      this.#socket.destroy(error as Error);
+      return false;
+    }
+    return state === "more";
+  }
+
+  /** The next piece of work. */
+  #step(): "done" | "blocked" | "more" {
+    if (this.#socket.writableLength > outputHighWaterBytes) return "blocked";
+    if (this.#output !== undefined) {
+      const part = this.#output.next();
+      if (!part.done) this.#send(part.value);
+      else this.#endOutput();
+      return "more";
+    }
+    if (this.#steps !== undefined) {
+      if (this.#steps.next().done) this.#steps = undefined;
+      return "more";
+    }
+    const request = this.#reader.next(() => this.#request());
+    if (request === undefined) return "done";
+    this.#listedBytes = 0;
+    this.#steps = request.value();
+    return "more";
   }
 
   *#request(): Reading<Request> {
@@ -105,29 +144,29 @@ export class ServerSession {
   *#validate(opcode: number): Reading<Request> {
     if (opcode !== opcodes.validate || (yield* readU32()) !== magic)
       throw new WireError("no TCPStore client");
-    return () => {
+    return atOnce(() => {
       this.#validated = true;
-    };
+      this.#host.validated(this);
+    });
   }
 
   /** How each request is read, and what it does. VALIDATE comes once. */
   readonly #requests: Readonly<Record<number, () => Reading<Request>>> = {
-    [opcodes.set]: () => this.#keyAndValue((key, value) => this.#table.set(key, value)),
+    [opcodes.set]: () => this.#keyAndValue((key, value) => this.#table.set(key, storedValue(value))),
     [opcodes.append]: () => this.#keyAndValue((key, value) => this.#table.append(key, value)),
     [opcodes.queuePush]: () => this.#keyAndValue((key, value) => this.#table.pushQueue(key, value)),
     [opcodes.compareSet]: () => this.#compareSet(),
-    [opcodes.get]: () => this.#key((key) => this.#answer(payloads([this.#table.get(key)]))),
-    [opcodes.add]: () => this.#keyAndNumber((key, delta) => this.#answer([i64(this.#table.add(key, delta))])),
-    [opcodes.deleteKey]: () => this.#key((key) => this.#answer([i64(this.#table.delete(key) ? 1 : 0)])),
-    [opcodes.queueLen]: () => this.#key((key) => this.#answer([i64(this.#table.queueLength(key))])),
+    [opcodes.get]: () => this.#key((key) => this.#answerValue(this.#table.use(key))),
+    [opcodes.add]: () => this.#keyAndNumber((key, delta) => this.#add(key, delta)),
+    [opcodes.deleteKey]: () => this.#key((key) => this.#send(i64(this.#table.delete(key) ? 1 : 0))),
+    [opcodes.queueLen]: () => this.#key((key) => this.#send(i64(this.#table.queueLength(key)))),
     [opcodes.queuePop]: () => this.#key((key) => this.#popQueue(key)),
     [opcodes.check]: () => this.#keys((keys) => this.#check(keys)),
-    [opcodes.wait]: () => this.#keys((keys) => this.#wait(keys.filter((key) => !this.#table.has(key)))),
-    [opcodes.multiGet]: () =>
-      this.#keys((keys) => this.#answer(payloads(keys.map((key) => this.#table.get(key))))),
+    [opcodes.wait]: () => this.#keys((keys) => this.#wait(keys)),
+    [opcodes.multiGet]: () => this.#keys((keys) => this.#multiGet(keys)),
     [opcodes.multiSet]: () => this.#multiSet(),
-    [opcodes.getNumKeys]: () => nothingMore(() => this.#answer([i64(this.#table.size)])),
-    [opcodes.listKeys]: () => nothingMore(() => this.#answer(strings(this.#table.keys()))),
+    [opcodes.getNumKeys]: () => nothingMore(() => this.#send(i64(this.#table.size))),
+    [opcodes.listKeys]: () => nothingMore(() => this.#listKeys()),
     [opcodes.cancelWait]: () => nothingMore(() => this.#cancelWait()),
     [opcodes.ping]: () => this.#ping(),
     [opcodes.barrier]: () => this.#keyAndNumber((key, worldSize) => this.#barrier(key, worldSize)),
@@ -141,21 +180,26 @@ export class ServerSession {
 
   *#key(act: (key: string) => void): Reading<Request> {
     const key = yield* readKey();
-    return () => act(key);
+    return atOnce(() => act(key));
   }
 
-  *#keys(act: (keys: readonly string[]) => void): Reading<Request> {
-    const keys = yield* readKeys();
+  *#keys(act: (keys: readonly string[]) => Steps | undefined): Reading<Request> {
+    const count = yield* readCount(wireLimits.keys, "a number of keys");
+    const keys: string[] = [];
+    for (let index = 0; index < count; index += 1) {
+      keys.push(yield* readKey());
+      this.#listedBytes += listedKeyBytes;
+    }
     return () => act(keys);
   }
 
   *#keyAndValue(act: (key: string, value: Buffer) => void): Reading<Request> {
     const key = yield* readKey();
     const value = yield* readPayload();
-    return () => act(key, value);
+    return atOnce(() => act(key, value));
   }
 
-  *#keyAndNumber(act: (key: string, number: bigint) => void): Reading<Request> {
+  *#keyAndNumber(act: (key: string, number: bigint) => Steps | undefined): Reading<Request> {
     const key = yield* readKey();
     const number = yield* readI64();
     return () => act(key, number);
@@ -165,59 +209,90 @@ export class ServerSession {
     const key = yield* readKey();
     const expected = yield* readPayload();
     const desired = yield* readPayload();
-    return () => this.#answer(payloads([this.#table.compareSet(key, expected, desired)]));
+    return atOnce(() => this.#answerValue(this.#table.compareSet(key, expected, desired)));
   }
 
   *#multiSet(): Reading<Request> {
     const count = yield* readCount(wireLimits.keys, "a number of keys");
-    const entries: [string, Buffer][] = [];
-    for (let index = 0; index < count; index += 1) entries.push([yield* readKey(), yield* readPayload()]);
-    return () => {
-      for (const [key, value] of entries) this.#table.set(key, value);
-    };
+    const entries: [string, StoredValue][] = [];
+    for (let index = 0; index < count; index += 1) {
+      entries.push([yield* readKey(), storedValue(yield* readPayload())]);
+      this.#listedBytes += 2 * listedKeyBytes;
+    }
+    return () => inSteps(entries, ([key, value]) => this.#table.set(key, value));
   }
 
   *#ping(): Reading<Request> {
     const nonce = yield 4;
-    return () => this.#answer([Buffer.from(nonce)]);
+    return atOnce(() => this.#send(Buffer.from(nonce)));
   }
 
   // Doing
 
-  #check(keys: readonly string[]): void {
-    this.#answer([Buffer.of(keys.every((key) => this.#table.has(key)) ? ready : notReady)]);
+  #add(key: string, delta: bigint): undefined {
+    this.#send(i64(this.#table.add(key, delta)));
+  }
+
+  *#check(keys: readonly string[]): Steps {
+    let all = true;
+    yield* inSteps(keys, (key) => {
+      all &&= this.#table.has(key);
+    });
+    this.#send(Buffer.of(all ? ready : notReady));
+  }
+
+  #multiGet(keys: readonly string[]): undefined {
+    this.#answerParts(this.#values(keys), 0);
+  }
+
+  #listKeys(): void {
+    const keys = this.#table.keys(this.#host.maxRequestBytes);
+    const bytes = keys.reduce((sum, key) => sum + key.length + listedKeyBytes, 0);
+    this.#answerParts(strings(keys), bytes);
   }
 
   #popQueue(key: string): void {
     const { length, value } = this.#table.popQueue(key);
-    this.#answer(value === undefined ? [i64(0)] : [i64(length), ...payloads([value])]);
+    this.#send(i64(length));
+    if (value !== undefined) this.#answerValue(value);
   }
 
-  #barrier(key: string, worldSize: bigint): void {
-    if (this.#table.arrive(key, worldSize)) this.#answer([Buffer.of(stopWaiting)]);
-    else this.#park([key]);
+  #barrier(key: string, worldSize: bigint): Steps | undefined {
+    // The counter is there already: it comes for those who wait once it has its last arrival.
+    if (!this.#table.arrive(key, worldSize)) return this.#park([key], () => false);
+    this.#send(Buffer.of(stopWaiting));
+    return undefined;
   }
 
-  #wait(missing: readonly string[]): void {
-    if (missing.length === 0) this.#answer([Buffer.of(stopWaiting)]);
-    else this.#park(missing);
+  #wait(keys: readonly string[]): Steps {
+    return this.#park(keys, (key) => this.#table.has(key));
   }
 
-  #park(missing: readonly string[]): void {
+  *#park(keys: readonly string[], isHere: (key: string) => boolean): Steps {
     if (this.#waiter !== undefined) throw new WireError("a second wait on one connection");
+    let parking = true;
     const wake = () => {
+      // More keys are to be parked.
+      if (parking) return;
       this.#waiter = undefined;
       this.#parkedBytes = 0;
-      this.#answer([Buffer.of(stopWaiting)]);
+      this.#send(Buffer.of(stopWaiting));
     };
-    this.#waiter = { missing: new Set(missing), wake };
-    this.#parkedBytes = missing.reduce((bytes, key) => bytes + key.length + overheadBytes, 0);
-    this.#table.park(this.#waiter);
+    const waiter: Waiter = { missing: new Set(), wake };
+    this.#waiter = waiter;
+    yield* inSteps(keys, (key) => {
+      if (isHere(key) || waiter.missing.has(key)) return;
+      waiter.missing.add(key);
+      this.#parkedBytes += key.length + awaitedKeyBytes;
+      this.#table.park(key, waiter);
+    });
+    parking = false;
+    if (waiter.missing.size === 0) wake();
   }
 
   #cancelWait(): void {
     this.#unpark();
-    this.#answer([Buffer.of(waitCancelled)]);
+    this.#send(Buffer.of(waitCancelled));
   }
 
   #unpark(): void {
@@ -226,69 +301,126 @@ export class ServerSession {
     this.#parkedBytes = 0;
   }
 
-  #account(bytes: number): void {
+  // Answering
+
+  #send(part: Uint8Array | LargeValue): void {
+    if (!(part instanceof LargeValue)) {
+      this.#socket.write(part);
+      return;
+    }
+    part.use();
+    const bytes = part.bytes;
+    const sent = () => {
+      if (!this.#sending.delete(sent)) return;
+      this.#sendingBytes -= bytes.length;
+      this.#table.endUse(part);
+    };
+    this.#sending.add(sent);
+    this.#sendingBytes += bytes.length;
+    this.#socket.write(bytes, sent);
+  }
+
+  /** Answers with a value of which this is a use; a key that does not exist reads as an empty payload. */
+  #answerValue(value: StoredValue | undefined): void {
+    this.#send(u64(value?.length ?? 0));
+    if (value === undefined) return;
+    this.#send(value instanceof LargeValue ? value : bytesOf(value));
+    this.#table.endUse(value);
+  }
+
+  /** Answers part by part; `bytes` is what the parts that are to come take meanwhile. */
+  #answerParts(parts: Iterable<Uint8Array | LargeValue>, bytes: number): void {
+    this.#output = joined(parts);
+    this.#outputBytes = bytes;
+  }
+
+  #endOutput(): void {
+    this.#output?.return?.();
+    this.#output = undefined;
+    this.#outputBytes = 0;
+  }
+
+  /** Each key's value as it stands when its turn has come. */
+  *#values(keys: readonly string[]): Generator<Uint8Array | LargeValue> {
+    for (const key of keys) {
+      const value = this.#table.use(key);
+      try {
+        yield u64(value?.length ?? 0);
+        if (value !== undefined) yield value instanceof LargeValue ? value : bytesOf(value);
+      } finally {
+        if (value !== undefined) this.#table.endUse(value);
+      }
+    }
+  }
+
+  // The end
+
+  /** What is held: what came, what it takes to read it, who waits, and what waits to go out. */
+  #account(): void {
+    const arrived = this.#reader.heldBytes + this.#reader.overheadBytes + this.#listedBytes;
+    const waiting = Math.max(0, this.#socket.writableLength - this.#sendingBytes) + this.#outputBytes;
+    this.#accountFor(arrived + this.#parkedBytes + waiting);
+  }
+
+  #accountFor(bytes: number): void {
     const delta = bytes - this.#accounted;
     this.#accounted = bytes;
     this.#host.account(delta);
   }
 
-  // Answering
-
-  #answer(parts: Iterable<Uint8Array>): void {
-    this.#output = this.#output === undefined ? joined(parts) : chained(this.#output, joined(parts));
-    this.#flush();
-  }
-
-  /** Writes what there is to answer; false while the reader has to catch up first. */
-  #flush(): boolean {
-    while (this.#output !== undefined) {
-      if (this.#socket.destroyed || this.#socket.writableLength > outputHighWaterBytes) return false;
-      const part = this.#output.next();
-      if (part.done) this.#output = undefined;
-      else this.#socket.write(part.value);
-    }
-    return true;
+  #end(): void {
+    this.#host.turns.leave(this);
+    this.#unpark();
+    this.#endOutput();
+    this.#steps = undefined;
+    for (const sent of [...this.#sending]) sent();
+    this.#accountFor(0);
   }
 }
 
 // biome-ignore lint/correctness/useYield: a request of nothing but its opcode needs no more bytes
-function* nothingMore(act: Request): Reading<Request> {
-  return act;
+function* nothingMore(act: () => void): Reading<Request> {
+  return atOnce(act);
 }
 
-function* payloads(values: readonly (Buffer | undefined)[]): Generator<Uint8Array> {
-  for (const value of values) {
-    // A key that does not exist reads as an empty payload.
-    yield u64(value?.length ?? 0);
-    if (value !== undefined) yield value;
+function atOnce(act: () => void): Request {
+  return () => {
+    act();
+    return undefined;
+  };
+}
+
+function* inSteps<T>(entries: readonly T[], act: (entry: T) => void): Generator<void, void> {
+  for (const [index, entry] of entries.entries()) {
+    if (index % stepEntries === stepEntries - 1) yield;
+    act(entry);
   }
 }
 
 function* strings(keys: readonly string[]): Generator<Uint8Array> {
   yield u64(keys.length);
-  yield* payloads(keys.map((key) => Buffer.from(key, "latin1")));
+  for (const key of keys) {
+    yield u64(key.length);
+    yield Buffer.from(key, "latin1");
+  }
 }
 
-/** The same bytes in fewer parts. Parts of 64 KiB and more are passed on as they are, uncopied. */
-function* joined(parts: Iterable<Uint8Array>): Generator<Uint8Array> {
+/** The same bytes in fewer parts; values that have memory of their own are passed on as they are, uncopied. */
+function* joined(parts: Iterable<Uint8Array | LargeValue>): Generator<Uint8Array | LargeValue> {
   let small: Uint8Array[] = [];
   let bytes = 0;
   for (const part of parts) {
-    if (part.length >= joinBytes || bytes + part.length > joinBytes) {
-      if (bytes > 0) yield Buffer.concat(small);
+    const large = part instanceof LargeValue;
+    if (bytes > 0 && (large || bytes + part.length > joinBytes)) {
+      yield Buffer.concat(small);
       small = [];
       bytes = 0;
     }
-    if (part.length >= joinBytes) yield part;
+    if (large) yield part;
     else {
       small.push(part);
       bytes += part.length;
     }
   }
   if (bytes > 0) yield Buffer.concat(small);
-}
-
-function* chained(first: Iterator<Uint8Array>, second: Iterable<Uint8Array>): Generator<Uint8Array> {
-  for (let part = first.next(); !part.done; part = first.next()) yield part.value;
-  yield* second;
 }

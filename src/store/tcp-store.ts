@@ -5,7 +5,7 @@ import { addToCounter, checkKey, checkValue, defaultNamespace, keyPrefix, sameVa
 import { StoreLife } from "./life.ts";
 import type { SetOptions, Store, StoreCallOptions, StoreCapabilities } from "./store.ts";
 import { type TcpAddress, TcpConnection } from "./tcp-connection.ts";
-import { frames, readI64, readPayload, readU8, ready, WireError, wireLimits } from "./tcp-protocol.ts";
+import { frames, readI64, readU8, readValue, ready, tooLong, WireError, wireLimits } from "./tcp-protocol.ts";
 
 export interface TcpStoreOptions extends StoreCallOptions {
   readonly host: string;
@@ -111,7 +111,7 @@ class TcpStore implements Store {
 
   async get(key: string, options?: StoreCallOptions): Promise<Uint8Array | undefined> {
     const wire = this.#key(key);
-    return this.#life.run(`get of ${key}`, options, () => this.#get(wire));
+    return this.#life.run(`get of ${key}`, options, () => this.#get(key, wire));
   }
 
   async set(key: string, value: Uint8Array, options?: SetOptions): Promise<void> {
@@ -137,8 +137,8 @@ class TcpStore implements Store {
       // COMPARE_SET answers `desired` to who stored it and to who found it there, and `expected` for an absent key. The GET
       // before it, in the same write, tells those apart; a server that handles both at once leaves no gap between them.
       const [before, after] = await Promise.all([
-        this.#get(wire),
-        this.#line.send(frames.compareSet(wire, expected ?? nothing, desired), readPayload),
+        this.#get(key, wire),
+        this.#value(key, frames.compareSet(wire, expected ?? nothing, desired)),
       ]);
       if (sameValue(expected, desired)) {
         const stored = before === undefined && sameValue(after, expected) ? undefined : after;
@@ -153,7 +153,7 @@ class TcpStore implements Store {
     const wire = this.#key(key);
     return this.#life.run(`add to ${key}`, options, async (signal) => {
       // The server would close the connection over a value that is no number.
-      addToCounter(key, await this.#get(wire), delta);
+      addToCounter(key, await this.#get(key, wire), delta);
       signal.throwIfAborted();
       return this.#line.send(frames.add(wire, BigInt.asIntN(64, delta)), readI64);
     });
@@ -190,10 +190,20 @@ class TcpStore implements Store {
     return this.#main!;
   }
 
-  async #get(wire: Buffer): Promise<Buffer | undefined> {
+  async #get(key: string, wire: Buffer): Promise<Buffer | undefined> {
     // An absent key reads as an empty payload, at once; torch's own client waits for the key before it asks.
-    const value = await this.#line.send(frames.get(wire), readPayload);
+    const value = await this.#value(key, frames.get(wire));
     return value.length === 0 ? undefined : value;
+  }
+
+  /** Asks for a value. One that someone has made longer than any may be fails this call, and no other. */
+  async #value(key: string, frame: Buffer): Promise<Buffer> {
+    const value = await this.#line.send(frame, readValue);
+    if (value !== tooLong) return value;
+    const message = `the value of ${key} is longer than ${wireLimits.valueBytes} bytes`;
+    throw new TensorBusError("TB_STORE_VALUE", message, {
+      details: { key, maxValueBytes: wireLimits.valueBytes },
+    });
   }
 
   /** One WAIT in the server, given up when the signal fires. */

@@ -1,4 +1,14 @@
-import { WireError } from "./tcp-protocol.ts";
+import { ShardedMap } from "./sharded-map.ts";
+import { WireError, wireLimits } from "./tcp-protocol.ts";
+import {
+  appended,
+  counterOf,
+  heldBytes,
+  isEqual,
+  LargeValue,
+  type StoredValue,
+  storedValue,
+} from "./tcp-value.ts";
 
 /** Someone who waits for keys to exist: `missing` are those that have not come, `wake` is called once none is left. */
 export interface Waiter {
@@ -6,12 +16,20 @@ export interface Waiter {
   readonly wake: () => void;
 }
 
-/** What an entry, a queued value or a waiter's key takes beside its bytes, estimated generously. */
-export const overheadBytes = 128;
+/** What an entry of the table takes beside its key and its value: measured with millions of them, and rounded up. */
+const entryOverheadBytes = 160;
+/** What a key that someone waits for takes beside its text. */
+export const awaitedKeyBytes = 512;
 
 /** A write would exceed the memory that the table may take. */
 export class TableFull extends Error {
   override readonly name = "TableFull";
+}
+
+/** Values of one key, for one taker each: the oldest is taken first, in the same time however many there are. */
+interface Queue {
+  values: StoredValue[];
+  first: number;
 }
 
 /**
@@ -20,16 +38,16 @@ export class TableFull extends Error {
  */
 export class StoreTable {
   readonly #maxBytes: number;
-  readonly #values = new Map<string, Buffer>();
-  readonly #queues = new Map<string, Buffer[]>();
-  readonly #waiters = new Map<string, Set<Waiter>>();
+  readonly #values = new ShardedMap<StoredValue>();
+  readonly #queues = new ShardedMap<Queue>();
+  readonly #waiters = new ShardedMap<Set<Waiter>>();
   #bytes = 0;
 
   constructor(maxBytes: number) {
     this.#maxBytes = maxBytes;
   }
 
-  /** Bytes that the contents take, overhead included. */
+  /** Bytes that the contents take, overhead included, and values that were replaced while they are sent to someone. */
   get bytes(): number {
     return this.#bytes;
   }
@@ -39,27 +57,43 @@ export class StoreTable {
     return this.#values.size;
   }
 
-  keys(): string[] {
-    return [...this.#values.keys()];
+  /** All keys with a value, at most as many and as long as one request may name. */
+  keys(maxBytes: number): string[] {
+    if (this.size > wireLimits.keys) throw new WireError(`LIST_KEYS of ${this.size} keys`);
+    const keys: string[] = [];
+    let bytes = 0;
+    for (const key of this.#values.keys()) {
+      bytes += key.length;
+      if (bytes > maxBytes) throw new WireError(`LIST_KEYS of more than ${maxBytes} bytes`);
+      keys.push(key);
+    }
+    return keys;
   }
 
-  get(key: string): Buffer | undefined {
-    return this.#values.get(key);
+  /** The value, for an answer: `endUse` says that it was sent. */
+  use(key: string): StoredValue | undefined {
+    const value = this.#values.get(key);
+    if (value instanceof LargeValue) value.use();
+    return value;
   }
 
-  set(key: string, value: Buffer): void {
+  endUse(value: StoredValue): void {
+    if (value instanceof LargeValue && value.endUse()) this.#bytes -= value.heldBytes;
+  }
+
+  set(key: string, value: StoredValue): void {
     this.#write(key, value);
     this.#wakeAll(key);
   }
 
   /** The value that stands afterwards. An absent key takes `desired` only for an empty `expected`, which is else the answer. */
-  compareSet(key: string, expected: Buffer, desired: Buffer): Buffer {
+  compareSet(key: string, expected: Buffer, desired: Buffer): StoredValue {
     const current = this.#values.get(key);
-    if (current === undefined && expected.length > 0) return expected;
-    if (current !== undefined && !current.equals(expected)) return current;
-    this.#write(key, desired);
+    if (current === undefined && expected.length > 0) return storedValue(expected);
+    if (current !== undefined && !isEqual(current, expected)) return this.use(key)!;
+    this.#write(key, storedValue(desired));
     if (current === undefined) this.#wakeAll(key);
-    return desired;
+    return this.use(key)!;
   }
 
   add(key: string, delta: bigint): bigint {
@@ -68,16 +102,23 @@ export class StoreTable {
     return sum;
   }
 
-  append(key: string, value: Buffer): void {
+  append(key: string, bytes: Buffer): void {
     const current = this.#values.get(key);
-    this.set(key, current === undefined ? value : Buffer.concat([current, value]));
+    if (current === undefined) this.#write(key, storedValue(bytes));
+    else {
+      const grown = appended(current, bytes);
+      if (grown !== current) this.#write(key, grown);
+    }
+    this.#wakeAll(key);
   }
 
   delete(key: string): boolean {
     const value = this.#values.get(key);
     if (value === undefined) return false;
-    this.#bytes -= entryBytes(key, value);
-    return this.#values.delete(key);
+    this.#values.delete(key);
+    this.#bytes -= key.length + entryOverheadBytes;
+    this.#letGo(value);
+    return true;
   }
 
   /** A key with a value, or with a queue that is not empty. */
@@ -85,29 +126,38 @@ export class StoreTable {
     return this.#values.has(key) || this.#queues.has(key);
   }
 
-  pushQueue(key: string, value: Buffer): void {
-    this.#take(entryBytes(key, value));
+  pushQueue(key: string, bytes: Buffer): void {
+    const value = storedValue(bytes);
+    this.#take(key.length + entryOverheadBytes + heldBytes(value));
     const queue = this.#queues.get(key);
-    if (queue === undefined) this.#queues.set(key, [value]);
-    else queue.push(value);
+    if (queue === undefined) this.#queues.set(key, { values: [value], first: 0 });
+    else queue.values.push(value);
     // A queued value is for one taker, so one waiter hears of it: the one that has waited longest.
     const [first] = this.#waiters.get(key) ?? [];
     if (first !== undefined) this.#arrived(key, first);
   }
 
-  /** The length of the queue before, and its oldest value. */
-  popQueue(key: string): { length: number; value: Buffer | undefined } {
+  /** The length of the queue before, and its oldest value, which is the caller's: `endUse` says that it was sent. */
+  popQueue(key: string): { length: number; value: StoredValue | undefined } {
     const queue = this.#queues.get(key);
     if (queue === undefined) return { length: 0, value: undefined };
-    const length = queue.length;
-    const value = queue.shift()!;
-    if (queue.length === 0) this.#queues.delete(key);
-    this.#bytes -= entryBytes(key, value);
+    const length = queue.values.length - queue.first;
+    const value = queue.values[queue.first]!;
+    queue.values[queue.first] = "";
+    queue.first += 1;
+    if (length === 1) this.#queues.delete(key);
+    else if (queue.first > 1024 && 2 * queue.first > queue.values.length) {
+      queue.values = queue.values.slice(queue.first);
+      queue.first = 0;
+    }
+    this.#bytes -= key.length + entryOverheadBytes;
+    if (typeof value === "string") this.#bytes -= heldBytes(value);
     return { length, value };
   }
 
   queueLength(key: string): number {
-    return this.#queues.get(key)?.length ?? 0;
+    const queue = this.#queues.get(key);
+    return queue === undefined ? 0 : queue.values.length - queue.first;
   }
 
   /** Counts one arrival in the counter `key`; true if with it all have arrived, and whoever waits for the key is woken. */
@@ -117,13 +167,11 @@ export class StoreTable {
     return complete;
   }
 
-  /** Calls `wake` once each of the keys has come; its `missing` shrinks as they do. */
-  park(waiter: Waiter): void {
-    for (const key of waiter.missing) {
-      const waiting = this.#waiters.get(key);
-      if (waiting === undefined) this.#waiters.set(key, new Set([waiter]));
-      else waiting.add(waiter);
-    }
+  /** Calls `wake` once the key has come, and all others that `waiter.missing` names, from which those that come go. */
+  park(key: string, waiter: Waiter): void {
+    const waiting = this.#waiters.get(key);
+    if (waiting === undefined) this.#waiters.set(key, new Set([waiter]));
+    else waiting.add(waiter);
   }
 
   unpark(waiter: Waiter): void {
@@ -137,19 +185,32 @@ export class StoreTable {
 
   #increment(key: string, delta: bigint): bigint {
     const current = this.#values.get(key);
-    const sum = BigInt.asIntN(64, (current === undefined ? 0n : parseCounter(current)) + delta);
-    this.#write(key, Buffer.from(String(sum)));
+    const sum = BigInt.asIntN(64, (current === undefined ? 0n : counterOf(current)) + delta);
+    this.#write(key, String(sum));
     return sum;
   }
 
-  #write(key: string, value: Buffer): void {
+  #write(key: string, value: StoredValue): void {
     const current = this.#values.get(key);
-    this.#take(entryBytes(key, value) - (current === undefined ? 0 : entryBytes(key, current)));
+    if (current === undefined) this.#take(key.length + entryOverheadBytes + heldBytes(value));
+    else {
+      // The old value may be on its way to someone; then both are held.
+      const goes = typeof current === "string" || current.isLastUse;
+      this.#take(heldBytes(value), goes ? heldBytes(current) : 0);
+      this.#letGo(current);
+    }
     this.#values.set(key, value);
   }
 
-  #take(bytes: number): void {
-    if (bytes > 0 && this.#bytes + bytes > this.#maxBytes) {
+  /** The table no longer stores the value. */
+  #letGo(value: StoredValue): void {
+    if (typeof value === "string") this.#bytes -= heldBytes(value);
+    else this.endUse(value);
+  }
+
+  /** Counts `bytes`; `freed` of what is counted goes with the same step. */
+  #take(bytes: number, freed = 0): void {
+    if (bytes > freed && this.#bytes + bytes - freed > this.#maxBytes) {
       throw new TableFull(`the store holds ${this.#bytes} bytes of at most ${this.#maxBytes}`);
     }
     this.#bytes += bytes;
@@ -170,20 +231,4 @@ export class StoreTable {
     waiting?.delete(waiter);
     if (waiting?.size === 0) this.#waiters.delete(key);
   }
-}
-
-function entryBytes(key: string, value: Buffer): number {
-  return key.length + value.length + overheadBytes;
-}
-
-/**
- * A counter's text as C reads a number: leading white space, a sign, digits, and whatever follows is not looked at. No
- * number, or one beyond 64 bits, ends the connection, as it does in torch.
- */
-function parseCounter(value: Buffer): bigint {
-  const match = /^[ \t\n\v\f\r]*([+-]?)(\d+)/.exec(value.toString("latin1"));
-  if (match === null) throw new WireError("ADD to a value that is no number");
-  const number = match[1] === "-" ? -BigInt(match[2]!) : BigInt(match[2]!);
-  if (BigInt.asIntN(64, number) !== number) throw new WireError("ADD to a number beyond 64 bits");
-  return number;
 }
