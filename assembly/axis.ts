@@ -14,14 +14,15 @@ export const ORDER: i32 = 2;
 @unmanaged
 export class Axis {
   /**
-   * What it was made from: length, reading, then per sharding mesh dimension its size and split factor (0:
-   * plain).
+   * What it was made from: length, reading, then per sharding mesh dimension its size, its split factor (0:
+   * plain) and where its sizes stand if it cuts by size, else 0.
    */
   length: i64;
   reading: i32;
   dims: u32;
   sizes: usize;
   factors: usize;
+  cuts: usize;
   groups: u32;
   /** Runs of group g are `pointers[g]` up to `pointers[g + 1]`, ascending. */
   pointers: usize;
@@ -93,9 +94,9 @@ function takeSlice(first: u32, low: i64, high: i64): void {
 /**
  * Cuts `[0, length)` by the mesh dimensions in the order given: group numbers come out row-major in that
  * order. A factor of 0 cuts as Shard does; k cuts the list into k pieces and gives group i its part of every
- * piece.
+ * piece. False: a list is not as long as the sizes that cut it are together.
  */
-function cutLists(axis: Axis, order: usize): void {
+function cutLists(axis: Axis, order: usize): bool {
   let groups: u32 = 1;
   let pointers = alloc(8);
   startRuns();
@@ -106,7 +107,10 @@ function cutLists(axis: Axis, order: usize): void {
     const dim = u32At(order, level);
     const n = u32At(axis.sizes, dim);
     const factor = axis.reading == ORDER ? <i64>0 : i64At(axis.factors, dim);
-    if (n == 1) continue;
+    const cuts = u32At(axis.cuts, dim);
+    if (n == 1 && cuts == 0) continue;
+    let sum: i64 = 0;
+    for (let i: u32 = 0; i < n && cuts != 0; i++) sum += i64At(cuts, i);
     const parentPointers = pointers;
     const parentStarts = starts;
     const parentLengths = lengths;
@@ -118,12 +122,21 @@ function cutLists(axis: Axis, order: usize): void {
       const end = u32At(parentPointers, parent + 1);
       let length: i64 = 0;
       for (let run = first; run < end; run++) length += i64At(parentLengths, run);
+      if (cuts != 0 && sum != length) {
+        misfit = <i32>dim;
+        misfitLength = length;
+        return false;
+      }
       const piece = ceilDiv(length, max<i64>(factor, 1));
       const full = ceilDiv(piece, n);
+      let taken: i64 = 0;
       seek(parentStarts, parentLengths, first);
       for (let i: u32 = 0; i < n; i++) {
         const begin = runs;
-        if (factor <= 1) {
+        if (cuts != 0) {
+          takeSlice(begin, taken, taken + i64At(cuts, i));
+          taken += i64At(cuts, i);
+        } else if (factor <= 1) {
           takeSlice(begin, min(full * i, length), min(full * (i + 1), length));
         } else {
           seek(parentStarts, parentLengths, first);
@@ -142,6 +155,7 @@ function cutLists(axis: Axis, order: usize): void {
   axis.pointers = pointers;
   axis.starts = starts;
   axis.lengths = lengths;
+  return true;
 }
 
 /**
@@ -197,16 +211,23 @@ function renumber(axis: Axis, order: usize): void {
   axis.lengths = lengths;
 }
 
-/** Fills in the groups of an axis in its reading. False: the `order` reading has no meaning for it. */
+/** The sharding mesh dimension whose sizes did not fit when `layOut` failed, else -1; and what it cuts. */
+export let misfit: i32 = -1;
+export let misfitLength: i64 = 0;
+
+/**
+ * Fills in the groups of an axis in its reading. False: sizes do not fit (`misfit`), or the `order` reading has
+ * no meaning for it.
+ */
 export function layOut(axis: Axis): bool {
+  misfit = -1;
   const order = alloc(<usize>axis.dims << 2);
   for (let dim: u32 = 0; dim < axis.dims; dim++) setU32(order, dim, dim);
   if (axis.reading == ORDER) {
-    if (!decodeOrder(axis, order)) return false;
-    cutLists(axis, order);
+    if (!decodeOrder(axis, order) || !cutLists(axis, order)) return false;
     renumber(axis, order);
-  } else {
-    cutLists(axis, order);
+  } else if (!cutLists(axis, order)) {
+    return false;
   }
   axis.locals = allocZero(<usize>axis.groups << 3);
   for (let group: u32 = 0; group < axis.groups; group++) {

@@ -2,6 +2,7 @@
  * Failures. A failure writes its code and up to four values and traps; the host reads the record, throws away
  * the instance and raises a TensorBusError with names. The numbers are those of `src/errors.ts`.
  */
+export const TB_PLACEMENT: i32 = 102;
 export const TB_STRIDED_SHARD: i32 = 105;
 export const TB_PLAN_TOO_LARGE: i32 = 108;
 export const TB_STRIDES: i32 = 111;

@@ -3,8 +3,8 @@
  * once: meshes with their inverse, patterns with their axes, overlaps and offset tables.
  */
 import { alloc, allocZero } from "./arena";
-import { Axis, layOut, ORDER, sameRuns, SPLIT } from "./axis";
-import { fail, TB_STRIDED_SHARD } from "./error";
+import { Axis, layOut, misfit, misfitLength, ORDER, sameRuns, SPLIT } from "./axis";
+import { fail, TB_PLACEMENT, TB_STRIDED_SHARD } from "./error";
 import { Overlap, sweep } from "./overlap";
 import { Mesh, Side } from "./side";
 import { i32At, i64At, setI64, setU32, u32At } from "./words";
@@ -13,6 +13,7 @@ import { i32At, i64At, setI64, setU32, u32At } from "./words";
 const SHARD: i64 = 1;
 const STRIDED: i64 = 2;
 const PARTIAL: i64 = 3;
+const SIZED: i64 = 4;
 
 export { Mesh, Side };
 
@@ -99,6 +100,7 @@ export let holdersMost: u32 = 1;
 export let reduces: bool = false;
 export let fans: bool = false;
 
+let image: usize = 0;
 let meshCount: u32 = 0;
 let meshes: usize = 0;
 let patterns: usize = 0;
@@ -112,7 +114,8 @@ let meetings: usize = 0;
 
 const TENSOR_BYTES: usize = 24;
 
-export function loadImage(image: usize): void {
+export function loadImage(at: usize): void {
+  image = at;
   world = u32At(image, WORLD);
   meshCount = u32At(image, MESHES);
   patternCount = u32At(image, PATTERNS);
@@ -225,8 +228,8 @@ function loadSide(pattern: Pattern, words: usize, mesh: u32, which: i32): usize 
   for (let dim: u32 = 0; dim < ndim; dim++) {
     setU32(side.shape, dim, <u32>i64At(words, 1 + dim));
     const kind = i64At(words, 9 + dim);
-    const shards = kind == SHARD || kind == STRIDED ? <i32>i64At(words, 17 + dim) : kind == PARTIAL ? -2 : -1;
-    setU32(side.shards, dim, <u32>shards);
+    const cuts = kind == SHARD || kind == STRIDED || kind == SIZED;
+    setU32(side.shards, dim, <u32>(cuts ? <i32>i64At(words, 17 + dim) : kind == PARTIAL ? -2 : -1));
   }
   for (let dim = ndim; dim > 0; dim--) {
     let weight: u32 = 1;
@@ -282,21 +285,26 @@ function offsetsOf(side: Side, shards: i32): usize {
 function findAxis(pattern: Pattern, side: Side, words: usize, dim: i32, ndim: u32, which: i32): usize {
   const sizes = alloc(32);
   const factors = alloc(64);
+  const cuts = allocZero(32);
+  const meshDims = alloc(32);
   let dims: u32 = 0;
   let strided = false;
   for (let meshDim: u32 = 0; meshDim < ndim; meshDim++) {
     if (i32At(side.shards, meshDim) != dim) continue;
-    const isStrided = i64At(words, 9 + meshDim) == STRIDED;
+    const kind = i64At(words, 9 + meshDim);
     setU32(sizes, dims, u32At(side.shape, meshDim));
-    setI64(factors, dims, isStrided ? i64At(words, 25 + meshDim) : 0);
-    if (isStrided) strided = true;
-    dims++;
+    setI64(factors, dims, kind == STRIDED ? i64At(words, 25 + meshDim) : 0);
+    if (kind == SIZED) setU32(cuts, dims, <u32>image + <u32>i64At(words, 25 + meshDim));
+    if (kind == STRIDED) strided = true;
+    setU32(meshDims, dims++, meshDim);
   }
   const length = i64At(pattern.shape, dim);
   const reading = <i32>i64At(words, 0);
-  if (!strided) return internAxis(length, SPLIT, dims, sizes, factors);
-  const axis = internAxis(length, reading == 0 ? SPLIT : reading, dims, sizes, factors);
-  const other = reading == 0 ? internAxis(length, ORDER, dims, sizes, factors) : axis;
+  const first = reading == 0 || !strided ? SPLIT : reading;
+  const axis = internAxis(length, first, dims, sizes, factors, cuts);
+  const isBoth = strided && reading == 0 && misfit < 0;
+  const other = isBoth ? internAxis(length, ORDER, dims, sizes, factors, cuts) : axis;
+  if (misfit >= 0) fail(TB_PLACEMENT, pattern.index, which, u32At(meshDims, misfit), misfitLength);
   if (axis == 0 || other == 0) fail(TB_STRIDED_SHARD, pattern.index, which, dim, 1);
   if (axis != other && !sameRuns(changetype<Axis>(axis), changetype<Axis>(other))) {
     fail(TB_STRIDED_SHARD, pattern.index, which, dim, 0);
@@ -305,7 +313,14 @@ function findAxis(pattern: Pattern, side: Side, words: usize, dim: i32, ndim: u3
 }
 
 /** The axis of these properties, made once; 0 where its reading has no meaning. */
-function internAxis(length: i64, reading: i32, dims: u32, sizes: usize, factors: usize): usize {
+function internAxis(
+  length: i64,
+  reading: i32,
+  dims: u32,
+  sizes: usize,
+  factors: usize,
+  cuts: usize,
+): usize {
   for (let at = axisList; at != 0; at = changetype<Axis>(at).next) {
     const axis = changetype<Axis>(at);
     if (
@@ -313,7 +328,8 @@ function internAxis(length: i64, reading: i32, dims: u32, sizes: usize, factors:
       axis.reading == reading &&
       axis.dims == dims &&
       memory.compare(axis.sizes, sizes, <usize>dims << 2) == 0 &&
-      memory.compare(axis.factors, factors, <usize>dims << 3) == 0
+      memory.compare(axis.factors, factors, <usize>dims << 3) == 0 &&
+      memory.compare(axis.cuts, cuts, <usize>dims << 2) == 0
     ) {
       return at;
     }
@@ -324,6 +340,7 @@ function internAxis(length: i64, reading: i32, dims: u32, sizes: usize, factors:
   axis.dims = dims;
   axis.sizes = sizes;
   axis.factors = factors;
+  axis.cuts = cuts;
   if (!layOut(axis)) return 0;
   axis.next = axisList;
   axisList = changetype<usize>(axis);

@@ -1,5 +1,6 @@
 import { TensorBusError } from "../errors.ts";
 import type { Layout, StridedShardReading } from "./layout.ts";
+import { type Placement, sumOf } from "./placement.ts";
 
 /** Global indices `start` to `start + length - 1` of one tensor dimension. */
 export interface Run {
@@ -21,12 +22,24 @@ export interface Selection {
   readonly dim: number;
   readonly index: number;
   readonly of: number;
+  readonly sizes?: readonly number[];
+}
+
+/** The coordinate that owns thing `index`: things are cut by `sizes`, else as `Shard` cuts `of` among `count`. */
+export function selectedCoordinate({ index, of, sizes }: Omit<Selection, "dim">, count: number): number {
+  if (sizes === undefined) return Math.floor(index / Math.ceil(of / count));
+  let end = 0;
+  return sizes.findIndex((size) => {
+    end += size;
+    return index < end;
+  });
 }
 
 /**
  * The holding of the rank at a coordinate of a mesh, by PyTorch's rules for uneven, nested and strided shards
- * (`distribute_tensor` for the reading `split`, FSDP2 for `order`). The layout must be valid for the shape.
- * `TB_STRIDED_SHARD` where the reading `order` cannot decode the placements.
+ * (`distribute_tensor` for the reading `split`, FSDP2 for `order`); a shard with sizes is cut by them. The layout must be
+ * valid for the shape. `TB_STRIDED_SHARD` where the reading `order` cannot decode the placements, `TB_PLACEMENT` where
+ * sizes do not add up to what they cut.
  */
 export function holdingAt(
   meshShape: readonly number[],
@@ -36,8 +49,13 @@ export function holdingAt(
   reading: StridedShardReading = "split",
 ): Holding {
   const runs: Run[][] = shape.map((extent) => (extent > 0 ? [{ start: 0, length: extent }] : []));
-  for (const { meshDim, tensorDim, splitFactor } of cuts(meshShape, placements, shape.length, reading)) {
-    runs[tensorDim] = cut(runs[tensorDim]!, meshShape[meshDim]!, coordinate[meshDim]!, splitFactor);
+  for (const one of cuts(meshShape, placements, shape.length, reading)) {
+    const { meshDim, tensorDim, splitFactor, sizes } = one;
+    const list = runs[tensorDim]!;
+    runs[tensorDim] =
+      sizes === undefined
+        ? cut(list, meshShape[meshDim]!, coordinate[meshDim]!, splitFactor)
+        : cutBySizes(list, sizes, coordinate[meshDim]!, meshDim);
   }
   return { runs, localShape: runs.map(total) };
 }
@@ -53,15 +71,16 @@ export function holdingOf(
   const coordinate = coordinateOf(layout, rank);
   if (coordinate === undefined) return undefined;
   const { select } = options;
+  let { placements } = layout;
   if (select !== undefined) {
-    const perCoordinate = Math.ceil(select.of / meshShape[select.dim]!);
-    if (coordinate[select.dim] !== Math.floor(select.index / perCoordinate)) return undefined;
+    if (coordinate[select.dim] !== selectedCoordinate(select, meshShape[select.dim]!)) return undefined;
     meshShape[select.dim] = 1;
     coordinate[select.dim] = 0;
+    placements = placements.map((placement, dim) => (dim === select.dim ? uncut(placement) : placement));
   }
   return holdingAt(
     meshShape,
-    layout.placements,
+    placements,
     shape,
     coordinate,
     options.stridedShard ?? layout.stridedShard ?? "split",
@@ -81,10 +100,16 @@ export function coordinateOf(layout: Layout, rank: number): number[] | undefined
   return coordinate;
 }
 
+/** A placement of a mesh dimension of which one coordinate was selected: it cuts nothing, by sizes or otherwise. */
+export function uncut(placement: Placement): Placement {
+  return placement.kind === "shard" ? { kind: "shard", dim: placement.dim } : placement;
+}
+
 interface Cut {
   readonly meshDim: number;
   readonly tensorDim: number;
   readonly splitFactor: number;
+  readonly sizes: readonly number[] | undefined;
 }
 
 /** The cuts in the order in which they apply: mesh order for `split`, shard order for `order`. */
@@ -99,7 +124,8 @@ function cuts(
     if (placement.kind !== "shard" && placement.kind !== "stridedShard") return;
     const tensorDim = placement.dim < 0 ? placement.dim + ndim : placement.dim;
     const splitFactor = placement.kind === "shard" ? 1 : placement.splitFactor;
-    inMeshOrder.push({ meshDim, tensorDim, splitFactor });
+    const sizes = placement.kind === "shard" ? placement.sizes : undefined;
+    inMeshOrder.push({ meshDim, tensorDim, splitFactor, sizes });
   });
   if (reading === "split") return inMeshOrder;
   const orders = new Map<number, Cut[]>();
@@ -140,6 +166,21 @@ function cut(runs: readonly Run[], count: number, index: number, splitFactor: nu
     const end = piece.begin + Math.min((index + 1) * step, size);
     if (end > begin) slice(runs, begin, end, kept);
   }
+  return kept;
+}
+
+function cutBySizes(runs: readonly Run[], sizes: readonly number[], index: number, meshDim: number): Run[] {
+  const extent = total(runs);
+  if (sumOf(sizes) !== extent) {
+    throw new TensorBusError(
+      "TB_PLACEMENT",
+      `the sizes of mesh dimension ${meshDim} add up to ${sumOf(sizes)}, and cut an extent of ${extent}`,
+      { details: { meshDim, sizes, sum: sumOf(sizes), extent } },
+    );
+  }
+  const begin = sumOf(sizes.slice(0, index));
+  const kept: Run[] = [];
+  if (sizes[index]! > 0) slice(runs, begin, begin + sizes[index]!, kept);
   return kept;
 }
 

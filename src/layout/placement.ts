@@ -4,10 +4,15 @@ import { TensorBusError } from "../errors.ts";
 export const partialOps = ["sum", "avg", "product", "max", "min"] as const;
 export type PartialOp = (typeof partialOps)[number];
 
-/** Cuts tensor dimension `dim` among the ranks of a mesh dimension, as `torch.chunk` does. Negative: from the end. */
+/**
+ * Cuts tensor dimension `dim` among the ranks of a mesh dimension: as `torch.chunk` does, or as `sizes` says. Negative:
+ * from the end.
+ */
 export interface ShardPlacement {
   readonly kind: "shard";
   readonly dim: number;
+  /** What each coordinate of the mesh dimension gets, zero allowed; the sum is the extent that is cut. */
+  readonly sizes?: readonly number[];
 }
 /**
  * PyTorch's `_StridedShard`: the dimension counts as cut into `splitFactor` pieces already, and each is cut again.
@@ -29,8 +34,32 @@ export interface PartialPlacement {
 }
 export type Placement = ShardPlacement | StridedShardPlacement | ReplicatePlacement | PartialPlacement;
 
-export function Shard(dim: number): ShardPlacement {
-  return { kind: "shard", dim: integer(dim, "dim") };
+export interface ShardOptions {
+  /** `ShardPlacement.sizes`; without them the cut is that of `torch.chunk`. */
+  readonly sizes?: readonly number[];
+}
+
+export function Shard(dim: number, { sizes }: ShardOptions = {}): ShardPlacement {
+  const checked = integer(dim, "dim");
+  return sizes === undefined
+    ? { kind: "shard", dim: checked }
+    : { kind: "shard", dim: checked, sizes: shardSizes(sizes) };
+}
+
+/** A copy of sizes to cut by. `TB_PLACEMENT` unless they are whole numbers from 0 on whose sum is exact. */
+export function shardSizes(sizes: readonly number[], place = "sizes"): readonly number[] {
+  const no = (why: string) =>
+    new TensorBusError("TB_PLACEMENT", `${place}: ${why}`, { details: { place, sizes } });
+  if (!Array.isArray(sizes) || sizes.length === 0) throw no("sizes must be a list with a size a coordinate");
+  for (const size of sizes) {
+    if (!Number.isSafeInteger(size) || size < 0) throw no(`${String(size)} is not a size of 0 and more`);
+  }
+  if (!Number.isSafeInteger(sumOf(sizes))) throw no("the sum of the sizes is more than 2^53");
+  return Object.freeze([...sizes]);
+}
+
+export function sumOf(sizes: readonly number[]): number {
+  return sizes.reduce((sum, size) => sum + size, 0);
 }
 export function StridedShard(dim: number, splitFactor: number): StridedShardPlacement {
   return { kind: "stridedShard", dim: integer(dim, "dim"), splitFactor: integer(splitFactor, "splitFactor") };
@@ -48,12 +77,14 @@ export function Partial(op: PartialOp = "sum"): PartialPlacement {
 }
 
 /**
- * Reads the short text form: `S(0)`, `SS(0,2)`, `R`, `P(sum)`, and PyTorch's `Shard(dim=0)`,
+ * Reads the short text form: `S(0)`, `S(0;3,3,2,2)` with sizes, `SS(0,2)`, `R`, `P(sum)`, and PyTorch's `Shard(dim=0)`,
  * `_StridedShard(dim=0, sf=2)`, `Replicate()`, `Partial(sum)`. `TB_PLACEMENT` if it is none of them.
  */
 export function parsePlacement(text: string): Placement {
   const match = /^\s*(\w+)\s*(?:\(([^()]*)\))?\s*$/.exec(text);
-  const args = (match?.[2] ?? "").split(",").map((arg) => arg.replace(/^\s*\w+\s*=/, "").trim());
+  const [head = "", ...lists] = (match?.[2] ?? "").split(";");
+  const args = head.split(",").map((arg) => arg.replace(/^\s*\w+\s*=/, "").trim());
+  const sizes = lists[0]?.split(",").map((size) => size.trim());
   const hasArgs = match?.[2] !== undefined && match[2].trim() !== "";
   switch (match?.[1]) {
     case "R":
@@ -62,17 +93,20 @@ export function parsePlacement(text: string): Placement {
       break;
     case "S":
     case "Shard":
-      if (args.length === 1 && isInteger(args[0]!)) return Shard(Number(args[0]));
+      if (args.length !== 1 || !isInteger(args[0]!) || lists.length > 1) break;
+      if (sizes === undefined) return Shard(Number(args[0]));
+      if (sizes.every(isInteger)) return Shard(Number(args[0]), { sizes: sizes.map(Number) });
       break;
     case "SS":
     case "StridedShard":
     case "_StridedShard":
+      if (lists.length > 0) break;
       if (args.length === 2 && args.every(isInteger)) return StridedShard(Number(args[0]), Number(args[1]));
       break;
     case "P":
     case "Partial":
       if (!hasArgs) return Partial("sum");
-      if (args.length === 1) return Partial(args[0] as PartialOp);
+      if (args.length === 1 && lists.length === 0) return Partial(args[0] as PartialOp);
       break;
   }
   throw new TensorBusError("TB_PLACEMENT", `not a placement: ${JSON.stringify(text)}`, {
@@ -84,7 +118,9 @@ export function parsePlacement(text: string): Placement {
 export function formatPlacement(placement: Placement): string {
   switch (placement.kind) {
     case "shard":
-      return `S(${placement.dim})`;
+      return placement.sizes === undefined
+        ? `S(${placement.dim})`
+        : `S(${placement.dim};${placement.sizes.join()})`;
     case "stridedShard":
       return `SS(${placement.dim},${placement.splitFactor})`;
     case "replicate":

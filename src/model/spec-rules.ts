@@ -124,7 +124,7 @@ function tensorSide(
   const { select, stridedShard } = rule[sideName];
   if (select === undefined && stridedShard === undefined) return undefined;
   const path = (...rest: string[]): SpecPath => [...rule.path, sideName, "select", ...rest];
-  const number = (key: keyof SelectInput): number => {
+  const number = (key: "dim" | "index" | "of"): number => {
     const value = select![key];
     if (typeof value === "number") return value;
     const text = captures[Number(value.slice(1))];
@@ -135,7 +135,12 @@ function tensorSide(
       value,
     });
   };
-  const selected = select && { dim: number("dim"), index: number("index"), of: number("of") };
+  const selected: SelectInput | undefined = select && {
+    dim: number("dim"),
+    index: number("index"),
+    of: number("of"),
+    ...(select.sizes && { sizes: select.sizes }),
+  };
   if (selected !== undefined && selected.dim >= side.mesh.ndim) {
     throw places.error(path("dim"), `${side.name}'s mesh has no dimension ${selected.dim}`, {
       tensor,

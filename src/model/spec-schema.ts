@@ -63,17 +63,20 @@ const dtype = z.enum(dtypes);
 const reading = z.enum(["split", "order"]);
 const pattern = z.string().min(1);
 
-/** A placement, or a piece of one: YAML cuts `[SS(0,2), R]` at each comma. */
-const placementForm: JsonForm = {
+/** A placement, or a piece of one: YAML cuts `[SS(0,2), S(1;3,4,3)]` at each comma. */
+const placementTextForm: JsonForm = {
   type: "string",
   pattern: [
     String.raw`^\s*((R|Replicate)\s*(\(\s*\))?`,
     String.raw`(S|Shard)\s*\(\s*(\w+\s*=\s*)?-?\d+\s*\)`,
+    String.raw`(S|Shard)\s*\(\s*(\w+\s*=\s*)?-?\d+\s*;\s*\d+\s*((,\s*\d+\s*)*\))?`,
     String.raw`(SS|_?StridedShard)\s*\(\s*(\w+\s*=\s*)?-?\d+\s*(,\s*(\w+\s*=\s*)?-?\d+\s*\))?`,
     String.raw`(\w+\s*=\s*)?-?\d+\s*\)`,
     String.raw`(P|Partial)\s*(\(\s*((\w+\s*=\s*)?(sum|avg|product|max|min))?\s*\))?)\s*$`,
   ].join("|"),
 };
+
+const placementForm: JsonForm = { anyOf: [placementTextForm, naturalForm] };
 
 const placementTexts = z
   .array(
@@ -107,7 +110,16 @@ const captured = parsed(
 const rulePlacements = z.strictObject({
   placements: placementTexts.describe("One placement for each dimension of the mesh."),
   select: z
-    .strictObject({ dim: captured, index: captured, of: captured })
+    .strictObject({
+      dim: captured,
+      index: captured,
+      of: captured,
+      sizes: z
+        .array(count)
+        .min(1)
+        .describe("How many of the things each coordinate owns, unless they are cut as by S.")
+        .optional(),
+    })
     .describe("Keeps of mesh dimension dim the one coordinate that owns index of `of` things.")
     .optional(),
   stridedShard: reading.describe("How strided shards of these tensors read.").optional(),

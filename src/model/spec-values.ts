@@ -40,8 +40,8 @@ export function parseRanks(value: unknown): number[] | undefined {
 }
 
 /**
- * The placement texts of a list. YAML cuts `[SS(0,2), R]` at each comma, which leaves `SS(0` and `2)`: what has no
- * closing bracket is joined with what follows.
+ * The placement texts of a list. YAML cuts `[SS(0,2), R]` at each comma, which leaves `SS(0` and `2)`, and so the sizes of
+ * `S(0;3,3,2)`: what has no closing bracket is joined with what follows.
  */
 export function joinPlacements(texts: readonly unknown[]): string[] {
   const joined: string[] = [];

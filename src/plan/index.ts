@@ -15,6 +15,7 @@ export {
   partialOps,
   Replicate,
   Shard,
+  type ShardOptions,
   StridedShard,
   type StridedShardReading,
 } from "../layout/index.ts";

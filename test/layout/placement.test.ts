@@ -26,6 +26,7 @@ function codeOf(run: () => unknown): string | undefined {
 
 const placements: fc.Arbitrary<Placement> = fc.oneof(
   fc.integer().map((dim) => Shard(dim)),
+  fc.tuple(fc.integer(), fc.array(fc.nat(), { minLength: 1 })).map(([dim, sizes]) => Shard(dim, { sizes })),
   fc.tuple(fc.integer(), fc.integer()).map(([dim, factor]) => StridedShard(dim, factor)),
   fc.constant(Replicate()),
   fc.constantFrom(...partialOps).map((op) => Partial(op)),
@@ -47,6 +48,7 @@ describe("placements as text", () => {
     expect(parsePlacement("_StridedShard(dim=1, sf=4)")).toEqual(StridedShard(1, 4));
     expect(parsePlacement(" SS( 0 , 2 ) ")).toEqual(StridedShard(0, 2));
     expect(parsePlacement("Replicate()")).toEqual(Replicate());
+    expect(parsePlacement("Shard(dim=0; 3, 0, 2)")).toEqual(Shard(0, { sizes: [3, 0, 2] }));
     expect(parsePlacement("R")).toEqual(Replicate());
     expect(parsePlacement("Partial(sum)")).toEqual(Partial("sum"));
     expect(parsePlacement("P")).toEqual(Partial());
@@ -58,6 +60,14 @@ describe("placements as text", () => {
       "S",
       "S()",
       "S(a)",
+      "S(0;)",
+      "S(0;1;2)",
+      "S(0;-1)",
+      "S(0;1.5)",
+      "S(;1)",
+      "SS(0,2;1)",
+      "R(;1)",
+      "P(sum;1)",
       "S(1.5)",
       "S(0,1)",
       "SS(0)",

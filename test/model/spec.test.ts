@@ -120,6 +120,17 @@ targetDtype:
     expect(input.tensors[2]).toMatchObject({ source: { stridedShard: "split" } });
   });
 
+  test("cuts by size, in placements as YAML cuts them and in selections", async () => {
+    const text = edit("[S(0), S(0)], target: [S(1)]", "[S(0), R], target: [S(1;16, 0,8,8)]").replace(
+      "of: 16 }",
+      "of: 16, sizes: [1, 12, 0, 3] }",
+    );
+    const { input } = await parse(text);
+    expect(Object.keys(input.pairs)).toContain("[S(0), R] -> [S(1;16,0,8,8)]");
+    const selects = input.tensors.map(({ target }) => target?.select);
+    expect(selects).toContainEqual({ dim: 0, index: 13, of: 16, sizes: [1, 12, 0, 3] });
+  });
+
   test("without ranks counts the source from 0 and the target from there on, or both from 0 where colocated", async () => {
     const text = base.replace(", ranks: 0..3", "").replace(", ranks: [4..6, 9]", "");
     expect([...(await parse(text)).target.mesh.ranks]).toEqual([4, 5, 6, 7]);
@@ -330,5 +341,6 @@ describe("values", () => {
   test("placements that YAML cut at their commas", () => {
     expect(joinPlacements(["SS(0", "2)", "R"])).toEqual(["SS(0,2)", "R"]);
     expect(joinPlacements(["S(0)", "R"])).toEqual(["S(0)", "R"]);
+    expect(joinPlacements(["S(0;3", 3, 2, "2)", "R"])).toEqual(["S(0;3,3,2,2)", "R"]);
   });
 });

@@ -90,6 +90,15 @@ const pinned: readonly (readonly [string, PlanInput])[] = [
     { pairs: pair(on([2, 4], [Shard(0), Replicate()]), on([8], [Shard(1)])), tensors: [weight([48, 96])] },
   ],
   [
+    "cuts by size",
+    {
+      pairs: pair(on([4], [Shard(0, { sizes: [3, 0, 5, 2] })]), on([2, 2], [Shard(1), Replicate()], 4)),
+      tensors: range(0, 3).map((index) =>
+        weight([10, 9], { name: `w${index}`, target: { select: { dim: 1, index, of: 3, sizes: [2, 1] } } }),
+      ),
+    },
+  ],
+  [
     "selected experts",
     {
       pairs: pair(on([8], [Shard(0)]), on([4, 2], [Replicate(), Shard(0)], 8)),

@@ -46,6 +46,9 @@ export function batchKey(id: BatchId): string {
   return typeof id === "string" ? `s:${id}` : `n:${id}`;
 }
 
+/** A shard with sizes has one for each coordinate of its mesh dimension. */
+const placementCharacters = 2 ** 16;
+
 export const layoutSchema = z.strictObject({
   mesh: z.strictObject({
     shape: z.array(z.int().min(1)).min(1).max(8),
@@ -53,7 +56,7 @@ export const layoutSchema = z.strictObject({
     dimNames: z.array(z.string().max(256)).max(8).optional(),
   }),
   /** In their text form: `formatPlacement`. */
-  placements: z.array(z.string().max(64)).min(1).max(8),
+  placements: z.array(z.string().max(placementCharacters)).min(1).max(8),
   stridedShard: z.enum(["split", "order"]).optional(),
 });
 export type LayoutMessage = z.infer<typeof layoutSchema>;

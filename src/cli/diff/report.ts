@@ -182,10 +182,11 @@ function describeField(form: TensorForm, field: TensorField): string {
       return `${of.mesh.shape.join(" x ")} (${formatRanks(of.mesh.ranks)})`;
     case "stridedShard":
       return of.stridedShard ?? "unnamed";
-    case "select":
-      return of.select === undefined
-        ? "all"
-        : `${of.select.index} of ${of.select.of} on dimension ${of.select.dim}`;
+    case "select": {
+      if (of.select === undefined) return "all";
+      const { index, of: all, dim, sizes } = of.select;
+      return `${index} of ${all}${sizes === undefined ? "" : ` (${sizes.join()})`} on dimension ${dim}`;
+    }
   }
 }
 

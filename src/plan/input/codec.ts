@@ -27,12 +27,15 @@ import type {
 /** `TBPL`, little-endian. */
 const magic = 0x4c504254;
 /** The layout of these bytes. A plan is written in the first one that can say it, so that its digest stays. */
-export const formatVersion = 2;
-/** The first that knows speeds of links between two hosts. */
+export const formatVersion = 3;
+/** The first that knows speeds of links between two hosts, and the first that knows cuts by size. */
 const linksVersion = 2;
+const sizesVersion = 3;
 /** Grows with every change of what the planner answers to the same input. */
 export const plannerVersion = 2;
 const checkBytes = 16;
+/** The number of a shard with sizes; the other placements have those of `docs/plan-format.md`. */
+const sizedShard = 4;
 
 const strategies: readonly Strategy[] = ["auto", "direct", "striped"];
 const readings: readonly (StridedShardReading | undefined)[] = [undefined, "split", "order"];
@@ -46,8 +49,9 @@ export interface Encoded {
 /** The canonical bytes of a plan (`docs/plan-format.md`) and their digest. */
 export function encodePlan(input: NormalInput, routing: readonly Routing[]): Encoded {
   const writer = new Writer(256 + input.names.length * 16);
+  const format = formatOf(input);
   writer.u32(magic);
-  writer.u16(formatOf(input));
+  writer.u16(format);
   writer.u16(plannerVersion);
   writeOptions(writer, input);
   writer.list(input.meshes, (mesh) => writeMesh(writer, mesh));
@@ -64,7 +68,9 @@ export function encodePlan(input: NormalInput, routing: readonly Routing[]): Enc
     for (const side of [kind.source, kind.target]) {
       writer.u8(readingNumber(side.override));
       writer.number(side.selectDim + 1);
-      if (side.selectDim >= 0) writer.number(side.selectOf);
+      if (side.selectDim < 0) continue;
+      writer.number(side.selectOf);
+      if (format >= sizesVersion) writer.list(side.selectSizes ?? [], (size) => writer.number(size));
     }
   });
   writeTensors(writer, input);
@@ -78,7 +84,12 @@ export function encodePlan(input: NormalInput, routing: readonly Routing[]): Enc
 }
 
 /** The lowest format version that can say an input. */
-function formatOf({ topology }: NormalInput): number {
+function formatOf({ topology, pairs, kinds }: NormalInput): number {
+  const isSized = (placement: Placement) => placement.kind === "shard" && placement.sizes !== undefined;
+  const layouts = pairs.flatMap(({ source, target }) => [source, target]);
+  const sides = kinds.flatMap(({ source, target }) => [source, target]);
+  if (layouts.some(({ placements }) => placements.some(isSized))) return sizesVersion;
+  if (sides.some(({ selectSizes }) => selectSizes !== undefined)) return sizesVersion;
   return topology !== undefined && topology.links.length > 0 ? linksVersion : 1;
 }
 
@@ -124,8 +135,10 @@ function writeLayout(writer: Writer, layout: SideLayout): void {
         writer.u8(0);
         break;
       case "shard":
-        writer.u8(1);
+        writer.u8(placement.sizes === undefined ? 1 : sizedShard);
         writer.signed(placement.dim);
+        // As many as the mesh dimension has coordinates.
+        for (const size of placement.sizes ?? []) writer.number(size);
         break;
       case "stridedShard":
         writer.u8(2);
@@ -218,7 +231,7 @@ export function decodeInput(bytes: Uint8Array): PlanInput {
     const name = reader.text();
     return { name, source: readLayout(reader, meshes), target: readLayout(reader, meshes) };
   });
-  const kinds = reader.list(() => readKind(reader, pairs));
+  const kinds = reader.list(() => readKind(reader, pairs, format));
   return {
     pairs: Object.fromEntries(pairs.map(({ name, source, target }) => [name, { source, target }])),
     tensors: readTensors(reader, kinds),
@@ -264,11 +277,11 @@ function readMesh(reader: Reader): DeviceMesh {
 function readLayout(reader: Reader, meshes: readonly DeviceMesh[]): Layout {
   const mesh = reader.entry(meshes, reader.number());
   const reading = reader.entry(readings);
-  const placements = mesh.shape.map(() => readPlacement(reader));
+  const placements = mesh.shape.map((size) => readPlacement(reader, size));
   return { mesh, placements, ...(reading === undefined ? {} : { stridedShard: reading }) };
 }
 
-function readPlacement(reader: Reader): Placement {
+function readPlacement(reader: Reader, coordinates: number): Placement {
   const kind = reader.u8();
   switch (kind) {
     case 0:
@@ -279,6 +292,11 @@ function readPlacement(reader: Reader): Placement {
       return { kind: "stridedShard", dim: reader.signed(), splitFactor: reader.number() };
     case 3:
       return { kind: "partial", op: reader.entry<PartialOp>(partialOps) };
+    case sizedShard: {
+      const dim = reader.signed();
+      reader.expect(coordinates);
+      return { kind: "shard", dim, sizes: Array.from({ length: coordinates }, () => reader.number()) };
+    }
     default:
       throw fail("TB_PLAN_FORMAT", `a damaged plan: placement of kind ${kind}`, { kind });
   }
@@ -294,19 +312,22 @@ interface ReadSide {
   readonly select: Omit<SelectInput, "index"> | undefined;
 }
 
-function readKind(reader: Reader, pairs: readonly { readonly name: string }[]): ReadKind {
+function readKind(reader: Reader, pairs: readonly { readonly name: string }[], format: number): ReadKind {
   const pair = reader.entry(pairs, reader.number()).name;
   const dtype = reader.entry<DType>(dtypes);
   const targetDtype = reader.entry<DType>(dtypes);
   const shape = reader.list(() => reader.number());
   const fields = { pair, shape, dtype, ...(targetDtype === dtype ? {} : { targetDtype }) };
-  return { fields, source: readSide(reader), target: readSide(reader) };
+  return { fields, source: readSide(reader, format), target: readSide(reader, format) };
 }
 
-function readSide(reader: Reader): ReadSide {
+function readSide(reader: Reader, format: number): ReadSide {
   const stridedShard = reader.entry(readings);
   const dim = reader.number() - 1;
-  return { stridedShard, select: dim < 0 ? undefined : { dim, of: reader.number() } };
+  if (dim < 0) return { stridedShard, select: undefined };
+  const of = reader.number();
+  const sizes = format < sizesVersion ? [] : reader.list(() => reader.number());
+  return { stridedShard, select: { dim, of, ...(sizes.length > 0 && { sizes }) } };
 }
 
 function readTensors(reader: Reader, kinds: readonly ReadKind[]): TensorInput[] {

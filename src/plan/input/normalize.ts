@@ -260,7 +260,18 @@ function isSameSide(one: TensorSideInput | undefined, other: TensorSideInput | u
   const [a, b] = [one.select, other.select];
   if (a === b) return true;
   if (typeof a !== "object" || typeof b !== "object" || a === null || b === null) return false;
-  return a.dim === b.dim && a.of === b.of && hasKeys(b, "dim", "index", "of");
+  return (
+    a.dim === b.dim &&
+    a.of === b.of &&
+    isSameList(a.sizes, b.sizes) &&
+    hasKeys(b, "dim", "index", "of", "sizes")
+  );
+}
+
+function isSameList(one: readonly number[] | undefined, other: readonly number[] | undefined): boolean {
+  if (one === other) return true;
+  if (!Array.isArray(one) || !Array.isArray(other) || one.length !== other.length) return false;
+  return one.every((value, index) => value === other[index]);
 }
 
 function hasKeys(object: object, ...known: readonly string[]): boolean {
@@ -339,7 +350,7 @@ function makeKind(
 /** The number of a kind: one, in however many forms it is written. */
 function internKind(kind: TensorKind, kinds: TensorKind[], keys: Map<string, number>): number {
   const sides = [kind.source, kind.target].map(
-    (side) => `${side.override ?? ""};${side.selectDim};${side.selectOf}`,
+    (side) => `${side.override ?? ""};${side.selectDim};${side.selectOf};${side.selectSizes?.join() ?? ""}`,
   );
   const key = `${kind.pair}|${kind.shape.join()}|${kind.dtype}|${kind.targetDtype}|${sides.join("|")}`;
   let number = keys.get(key);

@@ -7,9 +7,13 @@ import {
   type Placement,
   partialOps,
   type StridedShardReading,
+  selectedCoordinate,
+  shardSizes,
+  sumOf,
+  uncut,
 } from "../../layout/index.ts";
 import { checkKeys, fail } from "./check.ts";
-import type { TensorSideInput } from "./types.ts";
+import type { SelectInput, TensorSideInput } from "./types.ts";
 
 /** A layout of a pair, checked as far as it can be without a tensor. Dimensions may still be negative. */
 export interface SideLayout {
@@ -33,8 +37,9 @@ export interface NormalSide {
   /** Mesh dimension that is selected in and among how many things, -1 and 0 without a selection. */
   readonly selectDim: number;
   readonly selectOf: number;
-  /** Things that one coordinate owns, and what one step of it is in the ranks of the mesh. */
-  readonly selectChunk: number;
+  /** How many things each coordinate owns, where that is not what `Shard` makes of them. */
+  readonly selectSizes: readonly number[] | undefined;
+  /** What one step of the selected coordinate is in the ranks of the mesh. */
   readonly selectStride: number;
   readonly subShape: readonly number[];
   /** Equal where the geometry is. */
@@ -59,6 +64,9 @@ export function sideLayout(
       meshShape: mesh.shape,
     });
   }
+  placements.forEach((placement, dim) => {
+    if (placement.kind === "shard") checkCount(placement.sizes, mesh, dim, `${place}.placements[${dim}]`);
+  });
   const ops = [...new Set(placements.flatMap((one) => (one.kind === "partial" ? [one.op] : [])))];
   if (isTarget && ops.length > 0) {
     throw fail("TB_PARTIAL_TARGET", `${place}: a target cannot be Partial`, {
@@ -82,6 +90,21 @@ export function sideLayout(
   };
 }
 
+/** One size a coordinate. */
+function checkCount(
+  sizes: readonly number[] | undefined,
+  mesh: DeviceMesh,
+  dim: number,
+  place: string,
+): void {
+  if (sizes === undefined || sizes.length === mesh.shape[dim]) return;
+  throw fail(
+    "TB_PLACEMENT",
+    `${place}: ${sizes.length} sizes for the ${mesh.shape[dim]} coordinates of mesh dimension ${dim}`,
+    { place, sizes, count: sizes.length, coordinates: mesh.shape[dim] },
+  );
+}
+
 function checkReading(
   reading: StridedShardReading | undefined,
   place: string,
@@ -101,7 +124,9 @@ function checkPlacement(placement: Placement, place: string): Placement {
       return { kind: "replicate" };
     case "shard":
       if (!Number.isSafeInteger(placement.dim)) throw no("dim must be an integer");
-      return { kind: "shard", dim: placement.dim };
+      return placement.sizes === undefined
+        ? { kind: "shard", dim: placement.dim }
+        : { kind: "shard", dim: placement.dim, sizes: shardSizes(placement.sizes, place) };
     case "stridedShard":
       if (!Number.isSafeInteger(placement.dim)) throw no("dim must be an integer");
       if (!Number.isSafeInteger(placement.splitFactor) || placement.splitFactor < 1) {
@@ -140,25 +165,19 @@ export function normalSide(
   if (layout.hasAvg && integers.has(dtype)) {
     throw fail("TB_PARTIAL_OP", `${place}: avg is not defined for ${dtype}`, { tensor, place, dtype });
   }
-  const placements = layout.placements.map((placement) => fromFront(placement, ndim, place, tensor));
   const override = checkReading(side?.stridedShard, place);
-  const isStrided = placements.some((one) => one.kind === "stridedShard");
+  const isStrided = layout.placements.some((one) => one.kind === "stridedShard");
   const reading = isStrided ? (override ?? layout.stridedShard) : undefined;
-  const select = side?.select;
   const subShape = [...layout.mesh.shape];
-  if (select !== undefined) {
-    if (typeof select !== "object" || select === null) {
-      throw fail("TB_MESH", `${place}: select must be an object`, { tensor, select });
-    }
-    checkKeys(select, ["dim", "index", "of"], `${place}, select`);
-    if (!Number.isSafeInteger(select.dim) || select.dim < 0 || select.dim >= layout.mesh.ndim) {
-      throw fail("TB_MESH", `${place}: there is no mesh dimension ${select.dim}`, { tensor, select });
-    }
-    if (!Number.isSafeInteger(select.of) || select.of < 1) {
-      throw fail("TB_MESH", `${place}: select.of must be at least 1, got ${select.of}`, { tensor, select });
-    }
-    subShape[select.dim] = 1;
-  }
+  const select = side?.select;
+  const selectSizes = select === undefined ? undefined : checkSelect(select, layout.mesh, place, tensor);
+  if (select !== undefined) subShape[select.dim] = 1;
+  const isUncut = (placement: Placement, dim: number) =>
+    dim === select?.dim && placement.kind === "shard" && placement.sizes !== undefined;
+  const placements = layout.placements.map((placement, dim) => {
+    const known = fromFront(placement, ndim, place, tensor);
+    return dim === select?.dim ? uncut(known) : known;
+  });
   return {
     layout,
     placements,
@@ -166,14 +185,46 @@ export function normalSide(
     reading,
     selectDim: select?.dim ?? -1,
     selectOf: select?.of ?? 0,
-    selectChunk: select === undefined ? 1 : Math.ceil(select.of / layout.mesh.shape[select.dim]!),
+    selectSizes,
     selectStride:
       select === undefined
         ? 0
         : layout.mesh.shape.slice(select.dim + 1).reduce((product, size) => product * size, 1),
     subShape,
-    key: `${subShape.join("x")};${reading ?? ""}`,
+    key: `${subShape.join("x")};${reading ?? ""}${layout.placements.some(isUncut) ? ";uncut" : ""}`,
   };
+}
+
+/** Checks a selection; its sizes, if it has any. */
+function checkSelect(
+  select: SelectInput,
+  mesh: DeviceMesh,
+  place: string,
+  tensor: string,
+): readonly number[] | undefined {
+  if (typeof select !== "object" || select === null) {
+    throw fail("TB_MESH", `${place}: select must be an object`, { tensor, select });
+  }
+  checkKeys(select, ["dim", "index", "of", "sizes"], `${place}, select`);
+  if (!Number.isSafeInteger(select.dim) || select.dim < 0 || select.dim >= mesh.ndim) {
+    throw fail("TB_MESH", `${place}: there is no mesh dimension ${select.dim}`, { tensor, select });
+  }
+  if (!Number.isSafeInteger(select.of) || select.of < 1) {
+    throw fail("TB_MESH", `${place}: select.of must be at least 1, got ${select.of}`, { tensor, select });
+  }
+  if (select.sizes === undefined) return undefined;
+  const sizes = shardSizes(select.sizes, `${place}, select.sizes`);
+  checkCount(sizes, mesh, select.dim, `${place}, select.sizes`);
+  if (sumOf(sizes) !== select.of) {
+    const why = `the sizes add up to ${sumOf(sizes)}, and select.of is ${select.of}`;
+    throw fail("TB_PLACEMENT", `${place}, select: ${why}`, {
+      tensor,
+      select,
+      sum: sumOf(sizes),
+      of: select.of,
+    });
+  }
+  return sizes;
 }
 
 /** The placement with its dimension counted from the front; what PyTorch rejects, and its quirks, are rejected. */
@@ -192,5 +243,8 @@ function fromFront(placement: Placement, ndim: number, place: string, tensor: st
 
 /** The index of the first rank of the sub-mesh that owns `index`, in the ranks of the mesh. */
 export function subMeshBase(side: NormalSide, index: number): number {
-  return side.selectDim < 0 ? 0 : Math.floor(index / side.selectChunk) * side.selectStride;
+  if (side.selectDim < 0) return 0;
+  const { selectDim, selectOf, selectSizes, layout } = side;
+  const owner = { index, of: selectOf, ...(selectSizes !== undefined && { sizes: selectSizes }) };
+  return selectedCoordinate(owner, layout.mesh.shape[selectDim]!) * side.selectStride;
 }

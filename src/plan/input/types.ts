@@ -8,12 +8,14 @@ export interface PairInput {
 
 /**
  * Keeps of mesh dimension `dim` the one coordinate that owns `index` when `of` things are sharded over it by `Shard`
- * (chunks of ceil(of / size)). The dimension stays, with size 1.
+ * (chunks of ceil(of / size)), or by `sizes`. The dimension stays, with size 1, and cuts nothing more.
  */
 export interface SelectInput {
   readonly dim: number;
   readonly index: number;
   readonly of: number;
+  /** How many of the things each coordinate owns; the sum is `of`. */
+  readonly sizes?: readonly number[];
 }
 
 export interface TensorSideInput {

@@ -10,6 +10,8 @@ const sideAt = 20;
 const sideWords = 33;
 const tensorWords = 6;
 const placementNumbers = { replicate: 0, shard: 1, stridedShard: 2, partial: 3 } as const;
+/** A shard with sizes: in place of a split factor stands where its sizes begin in the image. */
+const sizedShard = 4n;
 
 /** What `assembly/model.ts` reads: the plan's input as words. */
 export interface Image {
@@ -27,7 +29,15 @@ export function makeImage(input: NormalInput, routing: readonly Routing[]): Imag
   const tensors = new Uint32Array(tensorCount * tensorWords);
   const { classes, classTensors } = fillTensors(input, tensors);
   const meshes = input.meshes.map(meshWords);
-  const at = { mesh: headerWords * 4, hosts: 0, pattern: 0, tensor: 0, classes: 0, classTensors: 0 };
+  const at = {
+    mesh: headerWords * 4,
+    hosts: 0,
+    sizes: 0,
+    pattern: 0,
+    tensor: 0,
+    classes: 0,
+    classTensors: 0,
+  };
   let end = at.mesh + meshes.reduce((sum, words) => sum + words.byteLength, 0);
   const section = (bytes: number) => {
     const start = end;
@@ -35,6 +45,8 @@ export function makeImage(input: NormalInput, routing: readonly Routing[]): Imag
     return start;
   };
   at.hosts = input.topology === undefined ? 0 : section(input.world * 4);
+  const sizes = new SizeLists(input.patterns);
+  at.sizes = section(sizes.words.length * 8);
   at.pattern = section(input.patterns.length * patternWords * 8);
   at.tensor = section(tensors.byteLength);
   at.classes = section(classes.byteLength);
@@ -75,8 +87,10 @@ export function makeImage(input: NormalInput, routing: readonly Routing[]): Imag
       at.hosts,
     );
   }
+  put(sizes.words, at.sizes);
+  const sizesAt = (list: readonly number[]) => at.sizes + sizes.placeOf(list) * 8;
   input.patterns.forEach((pattern, index) => {
-    put(patternRecord(pattern, routing[index]!), at.pattern + index * patternWords * 8);
+    put(patternRecord(pattern, routing[index]!, sizesAt), at.pattern + index * patternWords * 8);
   });
   put(tensors, at.tensor);
   put(classes, at.classes);
@@ -93,7 +107,9 @@ function meshWords(mesh: DeviceMesh): Uint32Array {
   return words;
 }
 
-function patternRecord(pattern: Pattern, routing: Routing): BigInt64Array {
+type SizesAt = (sizes: readonly number[]) => number;
+
+function patternRecord(pattern: Pattern, routing: Routing, sizesAt: SizesAt): BigInt64Array {
   const words = new BigInt64Array(patternWords);
   const { source, target } = pattern;
   const numbers = [
@@ -114,12 +130,12 @@ function patternRecord(pattern: Pattern, routing: Routing): BigInt64Array {
   pattern.shape.forEach((size, dim) => {
     words[12 + dim] = BigInt(size);
   });
-  putSide(words, sideAt, source);
-  putSide(words, sideAt + sideWords, target);
+  putSide(words, sideAt, source, sizesAt);
+  putSide(words, sideAt + sideWords, target, sizesAt);
   return words;
 }
 
-function putSide(words: BigInt64Array, at: number, side: NormalSide): void {
+function putSide(words: BigInt64Array, at: number, side: NormalSide, sizesAt: SizesAt): void {
   words[at] = BigInt(readingNumber(side.reading));
   side.placements.forEach((placement, dim) => {
     words[at + 1 + dim] = BigInt(side.subShape[dim]!);
@@ -128,7 +144,35 @@ function putSide(words: BigInt64Array, at: number, side: NormalSide): void {
       words[at + 17 + dim] = BigInt(placement.dim);
     }
     if (placement.kind === "stridedShard") words[at + 25 + dim] = BigInt(placement.splitFactor);
+    if (placement.kind === "shard" && placement.sizes !== undefined) {
+      words[at + 9 + dim] = sizedShard;
+      words[at + 25 + dim] = BigInt(sizesAt(placement.sizes));
+    }
   });
+}
+
+/** The sizes by which patterns cut, one after the other; equal lists are one. */
+class SizeLists {
+  readonly words: BigInt64Array;
+  readonly #places = new Map<string, number>();
+
+  constructor(patterns: readonly Pattern[]) {
+    const words: bigint[] = [];
+    for (const { source, target } of patterns) {
+      for (const placement of [...source.placements, ...target.placements]) {
+        if (placement.kind !== "shard" || placement.sizes === undefined) continue;
+        const key = placement.sizes.join();
+        if (this.#places.has(key)) continue;
+        this.#places.set(key, words.length);
+        for (const size of placement.sizes) words.push(BigInt(size));
+      }
+    }
+    this.words = BigInt64Array.from(words);
+  }
+
+  placeOf(sizes: readonly number[]): number {
+    return this.#places.get(sizes.join())!;
+  }
 }
 
 function contributionsOf(side: NormalSide): number {

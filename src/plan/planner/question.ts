@@ -1,4 +1,5 @@
 import { TensorBusError } from "../../errors.ts";
+import { formatPlacement, type ShardPlacement, sumOf } from "../../layout/index.ts";
 import type { NormalInput } from "../input/normalize.ts";
 import type { Image } from "./image.ts";
 import { borrowPlanner, giveBack, type Planner, PlannerFault, plainError } from "./wasm.ts";
@@ -80,6 +81,7 @@ const ofChunks = -3n;
 /** Puts names to the numbers of a fault. */
 function named(fault: PlannerFault, input: NormalInput): TensorBusError {
   if (fault.code === "TB_STRIDED_SHARD") return stridedShardError(fault, input);
+  if (fault.code === "TB_PLACEMENT") return sizesError(fault, input);
   if (fault.code === "TB_STRIDES") return stridesError(fault, input);
   if (fault.code === "TB_PLAN_TOO_LARGE") {
     const [what, amount] = fault.values;
@@ -95,6 +97,32 @@ function named(fault: PlannerFault, input: NormalInput): TensorBusError {
     });
   }
   return plainError(fault);
+}
+
+/** The sizes of a shard do not add up to what they cut. */
+function sizesError(fault: PlannerFault, input: NormalInput): TensorBusError {
+  const [index, which, meshDim, extent] = fault.values.map(Number) as [number, number, number, number];
+  const pattern = input.patterns[index]!;
+  const side = which === 0 ? "source" : "target";
+  const tensor = input.names[pattern.first]!;
+  const placement = pattern[side].placements[meshDim] as ShardPlacement;
+  const sum = sumOf(placement.sizes ?? []);
+  return new TensorBusError(
+    "TB_PLACEMENT",
+    `tensor ${JSON.stringify(tensor)}, ${side}: the sizes of ${formatPlacement(placement)} on mesh dimension ${meshDim} add up to ${sum}, but what they cut has ${extent} (dimension ${placement.dim} of [${pattern.shape.join(", ")}])`,
+    {
+      details: {
+        tensor,
+        side,
+        meshDim,
+        placement: formatPlacement(placement),
+        sum,
+        extent,
+        shape: pattern.shape,
+      },
+      cause: fault,
+    },
+  );
 }
 
 function stridedShardError(fault: PlannerFault, input: NormalInput): TensorBusError {

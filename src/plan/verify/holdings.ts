@@ -1,6 +1,6 @@
 import { TensorBusError } from "../../errors.ts";
 import type { DeviceMesh, Layout, Placement, StridedShardReading } from "../../layout/index.ts";
-import type { TensorSideInput } from "../input/types.ts";
+import type { SelectInput, TensorSideInput } from "../input/types.ts";
 
 /**
  * A strictly increasing list of global indices of one tensor dimension as maximal runs: `starts[i]` is the first global
@@ -99,10 +99,20 @@ function pick(runs: Runs, pieces: number, count: number, index: number): Runs {
   return picked;
 }
 
-/** One cut of a tensor dimension: by which mesh dimension, and into how many pieces beforehand. */
+/** The part of the list that coordinate `index` gets when each coordinate gets as much as its size says. */
+function pickSized(runs: Runs, sizes: readonly number[], index: number): Runs {
+  let from = 0;
+  for (let before = 0; before < index; before++) from += sizes[before]!;
+  const picked = new RunBuilder();
+  picked.appendSlice(runs, from, from + sizes[index]!);
+  return picked;
+}
+
+/** One cut of a tensor dimension: by which mesh dimension, and by sizes or into how many pieces beforehand. */
 interface Cut {
   readonly meshDim: number;
   readonly pieces: number;
+  readonly sizes: readonly number[] | undefined;
 }
 
 function shardedDim(placement: Placement, ndim: number): number | undefined {
@@ -114,7 +124,9 @@ function shardedDim(placement: Placement, ndim: number): number | undefined {
 function splitCuts(placements: readonly Placement[], ndim: number, dim: number): Cut[] {
   return placements.flatMap((placement, meshDim) => {
     if (shardedDim(placement, ndim) !== dim) return [];
-    return [{ meshDim, pieces: placement.kind === "stridedShard" ? placement.splitFactor : 1 }];
+    if (placement.kind === "stridedShard")
+      return [{ meshDim, pieces: placement.splitFactor, sizes: undefined }];
+    return [{ meshDim, pieces: 1, sizes: placement.kind === "shard" ? placement.sizes : undefined }];
   });
 }
 
@@ -123,15 +135,23 @@ function splitCuts(placements: readonly Placement[], ndim: number, dim: number):
  * sizes before it multiply to its split factor. `undefined` where there is no such place.
  */
 function orderCuts(sizes: readonly number[], cuts: readonly Cut[]): Cut[] | undefined {
-  const order: number[] = [];
+  const order: Cut[] = [];
   for (const cut of cuts.toReversed()) {
     let product = 1;
     let at = 0;
-    while (product !== cut.pieces && at < order.length) product *= sizes[order[at++]!]!;
+    while (product !== cut.pieces && at < order.length) product *= sizes[order[at++]!.meshDim]!;
     if (product !== cut.pieces) return undefined;
-    order.splice(at, 0, cut.meshDim);
+    order.splice(at, 0, { ...cut, pieces: 1 });
   }
-  return order.map((meshDim) => ({ meshDim, pieces: 1 }));
+  return order;
+}
+
+/** The coordinate, of `count`, that owns the selected thing. */
+function ownerOf({ index, of, sizes }: SelectInput, count: number): number {
+  if (sizes === undefined) return Math.floor(index / ceilDiv(of, count));
+  let coordinate = 0;
+  for (let left = index - sizes[0]!; left >= 0; left -= sizes[coordinate]!) coordinate++;
+  return coordinate;
 }
 
 /** Mesh positions by rank, one table a mesh. */
@@ -151,7 +171,8 @@ function positionsOf(mesh: DeviceMesh): Map<number, number> {
 /**
  * What the ranks of one side hold of tensors of one shape, by the rules in PyTorch's own words: every rank's coordinates
  * in the selected mesh, and for every tensor dimension the run list of its coordinates. Run lists are made when asked
- * for. `TB_STRIDED_SHARD` where the reading matters and is not named, or is `order` and cannot be decoded.
+ * for. `TB_STRIDED_SHARD` where the reading matters and is not named, or is `order` and cannot be decoded;
+ * `TB_PLACEMENT` where sizes do not add up to what they cut.
  */
 export class SideHoldings {
   readonly ndim: number;
@@ -175,15 +196,19 @@ export class SideHoldings {
     );
     const select = side?.select;
     if (select !== undefined) {
-      const each = ceilDiv(select.of, mesh.shape[select.dim]!);
-      this.#selected = { dim: select.dim, coordinate: Math.floor(select.index / each) };
+      this.#selected = { dim: select.dim, coordinate: ownerOf(select, mesh.shape[select.dim]!) };
     }
     this.sizes = mesh.shape.map((size, dim) => (dim === select?.dim ? 1 : size));
     this.partialDims = placements.flatMap((placement, dim) =>
       placement.kind === "partial" && this.sizes[dim]! > 1 ? [dim] : [],
     );
     const reading = side?.stridedShard ?? layout.stridedShard;
-    this.#cuts = shape.map((_, dim) => this.#cutsOf(placements, dim, reading));
+    // A selected dimension cuts nothing, so its sizes say nothing.
+    const cutting = placements.map(
+      (placement, dim): Placement =>
+        dim === select?.dim && placement.kind === "shard" ? { kind: "shard", dim: placement.dim } : placement,
+    );
+    this.#cuts = shape.map((_, dim) => this.#cutsOf(cutting, dim, reading));
     this.#runs = shape.map(() => new Map());
   }
 
@@ -259,8 +284,13 @@ export class SideHoldings {
     const whole = new RunBuilder();
     whole.append(0, this.#shape[dim]!);
     let runs: Runs = whole;
-    for (const { meshDim, pieces } of cuts) {
-      runs = pick(runs, pieces, this.sizes[meshDim]!, this.#coordinate(position, meshDim));
+    for (const { meshDim, pieces, sizes } of cuts) {
+      const coordinate = this.#coordinate(position, meshDim);
+      if (sizes !== undefined) this.#checkSum(dim, meshDim, sizes, runCount(runs));
+      runs =
+        sizes === undefined
+          ? pick(runs, pieces, this.sizes[meshDim]!, coordinate)
+          : pickSized(runs, sizes, coordinate);
     }
     return runs;
   }
@@ -281,6 +311,14 @@ export class SideHoldings {
       }
     }
     return split;
+  }
+
+  #checkSum(dim: number, meshDim: number, sizes: readonly number[], extent: number): void {
+    let sum = 0;
+    for (const size of sizes) sum += size;
+    if (sum === extent) return;
+    const why = `the sizes of mesh dimension ${meshDim} add up to ${sum}, and cut ${extent} of dimension ${dim}`;
+    throw new TensorBusError("TB_PLACEMENT", why, { details: { dim, meshDim, sizes, sum, extent } });
   }
 
   #readingError(dim: number, reading: StridedShardReading | undefined, what: string): TensorBusError {

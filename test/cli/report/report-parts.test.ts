@@ -195,6 +195,22 @@ describe("the form of a spec", () => {
     expect(again.budget).toEqual(spec.budget);
   });
 
+  test("keeps sizes of shards and selections", () => {
+    const rule = {
+      match: "a",
+      source: ["S(0;3", 3, 2, "2)", "R"],
+      target: { placements: ["R"], select: { dim: 0, index: 1, of: 4, sizes: [3, 1] } },
+    };
+    const spec = { source: { mesh: [4, 1] }, target: { mesh: [2] }, placements: [rule] };
+    const form = formOf(spec);
+    expect([form.rules[0]!.source.placements, form.rules[0]!.target.sizes]).toEqual([
+      "S(0;3,3,2,2), R",
+      "3, 1",
+    ]);
+    const again = valuesOf(form, spec) as unknown as typeof spec;
+    expect(again.placements[0]).toEqual(rule);
+  });
+
   test("leads from a place in the spec to its field", () => {
     const rule = {
       match: "a",

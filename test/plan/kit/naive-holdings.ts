@@ -21,6 +21,9 @@ export interface NaiveSide {
 /** Why a side has no meaning. */
 export class UnreadableShard extends Error {}
 
+/** Sizes do not add up to what they cut. */
+export class MisfitSizes extends Error {}
+
 const ceil = (a: number, b: number): number => Math.floor((a + b - 1) / b);
 
 function chunk<T>(list: readonly T[], count: number, index: number): T[] {
@@ -30,6 +33,31 @@ function chunk<T>(list: readonly T[], count: number, index: number): T[] {
 
 function strided<T>(list: readonly T[], pieces: number, count: number, index: number): T[] {
   return Array.from({ length: pieces }, (_, piece) => chunk(chunk(list, pieces, piece), count, index)).flat();
+}
+
+/** Hands out the list from its beginning, to each coordinate as many as its size says. */
+function sized<T>(list: readonly T[], sizes: readonly number[], index: number): T[] {
+  if (sizes.reduce((a, b) => a + b, 0) !== list.length) throw new MisfitSizes("sizes");
+  const rest = list.slice();
+  const hands = sizes.map((size) => rest.splice(0, size));
+  return hands[index]!;
+}
+
+function cutBy<T>(
+  placement: Placement,
+  list: readonly T[],
+  pieces: number,
+  count: number,
+  index: number,
+): T[] {
+  if (placement.kind === "shard" && placement.sizes !== undefined) return sized(list, placement.sizes, index);
+  return strided(list, pieces, count, index);
+}
+
+/** The coordinate that owns thing `index`. */
+function ownerOf({ index, of, sizes }: NonNullable<TensorSideInput["select"]>, count: number): number {
+  if (sizes === undefined) return Math.floor(index / ceil(of, count));
+  return sizes.flatMap((size, coordinate) => Array.from({ length: size }, () => coordinate))[index]!;
 }
 
 function dimOf(placement: Placement, ndim: number): number | undefined {
@@ -89,9 +117,13 @@ export function naiveSide(
   side: TensorSideInput | undefined,
   shape: readonly number[],
 ): NaiveSide {
-  const { mesh, placements } = layout;
+  const { mesh } = layout;
   const select = side?.select;
-  const kept = select && Math.floor(select.index / ceil(select.of, mesh.shape[select.dim]!));
+  const kept = select && ownerOf(select, mesh.shape[select.dim]!);
+  const placements = layout.placements.map(
+    (placement, dim): Placement =>
+      dim === select?.dim && placement.kind === "shard" ? { kind: "shard", dim: placement.dim } : placement,
+  );
   const sizes = mesh.shape.map((size, dim) => (dim === select?.dim ? 1 : size));
   const reading = side?.stridedShard ?? layout.stridedShard;
   const orders = shardOrder(sizes, placements, shape.length);
@@ -111,12 +143,14 @@ export function naiveSide(
       const dim = dimOf(placement, shape.length);
       if (dim === undefined) return;
       const pieces = placement.kind === "stridedShard" ? placement.splitFactor : 1;
-      lists[dim] = strided(lists[dim]!, pieces, sizes[m]!, at[m]!);
+      lists[dim] = cutBy(placement, lists[dim]!, pieces, sizes[m]!, at[m]!);
     });
     return lists;
   };
   const byOrder = (at: readonly number[]): number[][] =>
-    whole.map((list, dim) => orders![dim]!.reduce((rest, m) => chunk(rest, sizes[m]!, at[m]!), list));
+    whole.map((list, dim) =>
+      orders![dim]!.reduce((rest, m) => cutBy(placements[m]!, rest, 1, sizes[m]!, at[m]!), list),
+    );
   if (hasStrided && reading === undefined) {
     for (const { at } of members) {
       if (JSON.stringify(bySplit(at)) !== JSON.stringify(byOrder(at))) throw new UnreadableShard("differs");

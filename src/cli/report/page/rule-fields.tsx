@@ -72,7 +72,7 @@ export function Rules({ rules, problem, onChange }: RulesProps) {
   );
 }
 
-const emptySide: RuleSideForm = { placements: "", stridedShard: "", dim: "", index: "", of: "" };
+const emptySide: RuleSideForm = { placements: "", stridedShard: "", dim: "", index: "", of: "", sizes: "" };
 const emptyRule = { source: emptySide, target: emptySide };
 
 interface RuleSideProps {
@@ -95,7 +95,7 @@ function RuleSide({ id, name, side, problem, onChange }: RuleSideProps) {
       onChange={(value) => onChange({ ...side, [key]: value })}
     />
   );
-  const isPlain = [side.dim, side.index, side.of, side.stridedShard].every((text) => text === "");
+  const isPlain = [side.dim, side.index, side.of, side.sizes, side.stridedShard].every((text) => text === "");
   return (
     <div class="rule-side">
       <div class="fields">{field("placements", `${name} placements`, "S(0), R")}</div>
@@ -105,6 +105,7 @@ function RuleSide({ id, name, side, problem, onChange }: RuleSideProps) {
           {field("dim", "mesh dimension", "all")}
           {field("index", "index", "$1")}
           {field("of", "of", "64")}
+          {field("sizes", "sizes", "cut as by S")}
           {field("stridedShard", "strided shards", "as the side says")}
         </div>
       </details>

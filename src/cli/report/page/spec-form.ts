@@ -33,6 +33,7 @@ export interface RuleSideForm {
   readonly dim: string;
   readonly index: string;
   readonly of: string;
+  readonly sizes: string;
 }
 
 export const optionNames = ["strategy", "bucketBytes", "bucketsInFlight", "peersInFlight"] as const;
@@ -41,7 +42,7 @@ export const topologyNames = ["ranksPerHost", "hosts", "hostMBps", "networkMBps"
 export type TopologyName = (typeof topologyNames)[number];
 
 type Values = Readonly<Record<string, unknown>>;
-const selectNames = ["dim", "index", "of"] as const;
+const selectNames = ["dim", "index", "of", "sizes"] as const;
 
 export function formOf(spec: SpecValues): SpecForm {
   const topology = (spec["topology"] ?? {}) as Values;
@@ -142,6 +143,7 @@ function ruleSideForm(side: unknown): RuleSideForm {
     dim: textOf(select["dim"]),
     index: textOf(select["index"]),
     of: textOf(select["of"]),
+    sizes: textOf(select["sizes"]),
   };
 }
 
@@ -152,20 +154,23 @@ function ruleSideValues(form: RuleSideForm): unknown {
   return {
     placements,
     ...(selects && {
-      select: Object.fromEntries(selectNames.map((name) => [name, numberOrText(form[name].trim())])),
+      select: {
+        ...Object.fromEntries(selectNames.map((name) => [name, numberOrText(form[name].trim())])),
+        sizes: form.sizes.trim() === "" ? undefined : listOf(form.sizes),
+      },
     }),
     ...(form.stridedShard !== "" && { stridedShard: form.stridedShard }),
   };
 }
 
-/** Lists with commas; in `SS(0,2)` one stands within a text, which the spec puts together again. */
+/** Lists with commas; in `SS(0,2)` they stand within a text, which the spec puts together again. */
 function textOf(value: unknown): string {
   if (value === undefined || value === null) return "";
   return Array.isArray(value)
     ? value
         .map(String)
         .join(", ")
-        .replaceAll(/(\([^)]*), /g, "$1,")
+        .replaceAll(/\([^)]*\)/g, (inside) => inside.replaceAll(", ", ","))
     : String(value);
 }
 
