@@ -1,43 +1,67 @@
-import type { z } from "zod";
+import { z } from "zod";
 import { TensorBusError } from "../errors.ts";
 import { type DType, isDType } from "../layout/index.ts";
-import { deepseekTensors } from "./config-deepseek.ts";
-import { llamaTensors, qwen2Tensors, qwen3MoeTensors, qwen3Tensors } from "./config-dense.ts";
-import { deepseekSchema, denseSchema, type HeadConfig, headSchema, qwen3MoeSchema } from "./config-schema.ts";
+import { type Head, headOf, knownArchitectures } from "./families/architecture.ts";
+import { fillKeys, isFault, schemaOf } from "./families/config-keys.ts";
+import { expand } from "./families/expand.ts";
+import { evaluate } from "./families/expression.ts";
+import { families } from "./families/known.ts";
+import { type Quantization, quantizationForm, quantizationSchema } from "./families/quantization.ts";
+import type { Config, Family, ModelForm } from "./families/table.ts";
 import { readTextFile } from "./files.ts";
 import { describeIssue } from "./issues.ts";
 import type { ModelTensor } from "./tensor.ts";
-import { type BlockQuantization, TensorList } from "./tensor-list.ts";
 
 export interface ConfigOptions {
   /** The element type instead of the config's own; what is always float32 stays so. */
   readonly dtype?: DType;
-  /** Whether multi-token prediction layers are included; not unless asked. */
+  /** Whether layers that predict further tokens are included; not unless asked. */
   readonly mtp?: boolean;
-  /** Float8 weights with a `weight_scale_inv` per block, as `quantization_config` describes them; not unless asked. */
+  /**
+   * Whether weights are stored as the config's `quantization_config` says, with their scales: as it says unless given;
+   * `false` lists plain floats, which a trainer holds.
+   */
   readonly quantized?: boolean;
+  /** As published, or as transformers 5 holds the model in memory; as published unless given. */
+  readonly form?: ModelForm;
 }
 
-type Family = (list: TensorList, config: unknown, options: ConfigOptions, file: string) => void;
+/** A model as its config describes it: its family's keys filled in, and its tensors. */
+export interface Model {
+  readonly modelType: string;
+  readonly config: Config;
+  readonly head: Head;
+  readonly form: ModelForm;
+  readonly dtype: DType;
+  /** Whether the type is the config's or the caller's word; else it is transformers' default. */
+  readonly hasDtype: boolean;
+  /** Rows and columns of a block of weights that shares a scale. */
+  readonly block: readonly [number, number] | undefined;
+  readonly quantMethod: string | undefined;
+  readonly tensors: readonly ModelTensor[];
+  readonly file: string;
+}
 
 /** The most tensors that a config.json can ask for. */
 const maxTensors = 2 ** 22;
 const maxConfigBytes = 2 ** 20;
 
-const families: Readonly<Record<string, Family>> = {
-  llama: family(denseSchema, (list, config) => llamaTensors(list, config)),
-  qwen2: family(denseSchema, (list, config) => qwen2Tensors(list, config)),
-  qwen3: family(denseSchema, (list, config) => qwen3Tensors(list, config)),
-  qwen3_moe: family(qwen3MoeSchema, (list, config) => qwen3MoeTensors(list, config)),
-  deepseek_v3: family(deepseekSchema, (list, config, options) =>
-    deepseekTensors(list, config, options.mtp === true),
-  ),
-  kimi_k2: family(deepseekSchema, (list, config, options) =>
-    deepseekTensors(list, config, options.mtp === true),
-  ),
-};
-/** Families whose quantized checkpoints are published with float32 scales per block. */
-const quantizedFamilies = ["deepseek_v3", "kimi_k2"];
+const headSchema = z.looseObject({
+  model_type: z.string(),
+  torch_dtype: z.string().nullish(),
+  dtype: z.string().nullish(),
+  architectures: z.array(z.string()).nullish(),
+  id2label: z.record(z.string(), z.unknown()).nullish(),
+  num_labels: z
+    .number()
+    .int()
+    .min(1)
+    .max(2 ** 20)
+    .nullish(),
+  quantization_config: quantizationSchema.nullish(),
+  text_config: z.looseObject({ model_type: z.string().nullish() }).nullish(),
+});
+type HeadConfig = z.infer<typeof headSchema>;
 
 /** The `model_type`s that are known. */
 export const modelTypes: readonly string[] = Object.keys(families);
@@ -47,107 +71,141 @@ export async function readModelConfig(path: string, options: ConfigOptions = {})
   return modelTensors(await readTextFile(path, maxConfigBytes), options, path);
 }
 
-/**
- * The tensors of a model from the text of its Hugging Face `config.json`, in the order of the model's modules, with the
- * names, shapes and types that its checkpoint has. `file` is the name for messages. `TB_MODEL_CONFIG`.
- */
-export function modelTensors(text: string, options: ConfigOptions = {}, file = "config.json"): ModelTensor[] {
-  const config = parseJson(text, file);
-  const head = check(headSchema, config, file);
-  const write = Object.hasOwn(families, head.model_type) ? families[head.model_type] : undefined;
-  if (write === undefined) {
-    throw configError(
-      file,
-      `model_type ${JSON.stringify(head.model_type)} is unknown; known are ${modelTypes.join(", ")}`,
-      {
-        modelType: head.model_type,
-        known: modelTypes,
-      },
-    );
-  }
-  const list = new TensorList(elementType(head, options, file), quantization(head, options, file));
-  write(list, config, options, file);
-  return list.tensors;
+/** `readModelConfig` with what a preset asks of the config besides. */
+export async function readModel(path: string, options: ConfigOptions = {}): Promise<Model> {
+  return modelOf(await readTextFile(path, maxConfigBytes), options, path);
 }
 
-function family<Schema extends z.ZodType>(
-  schema: Schema,
-  write: (list: TensorList, config: z.infer<Schema>, options: ConfigOptions) => void,
-): Family {
-  return (list, value, options, file) => {
-    const config = check(schema, value, file);
-    checkHeads(config as HeadCounts, file);
-    checkCount(config as TensorCounts, file);
-    write(list, config, options);
+/**
+ * The tensors of a model from the text of its Hugging Face `config.json`, in the order of the model's modules, with the
+ * names, shapes and types that its checkpoint has. `file` is the name for messages. `TB_MODEL_CONFIG`, for a config
+ * without an element type too.
+ */
+export function modelTensors(text: string, options: ConfigOptions = {}, file = "config.json"): ModelTensor[] {
+  const model = modelOf(text, options, file);
+  if (!model.hasDtype)
+    throw configError(file, "it has no torch_dtype; give the element type with the model", {});
+  return [...model.tensors];
+}
+
+/** The model of a config's text: what its family's table says of it. `TB_MODEL_CONFIG`. */
+export function modelOf(text: string, options: ConfigOptions = {}, file = "config.json"): Model {
+  const given = parseJson(text, file);
+  const head = check(headSchema, given, file);
+  const family = familyOf(head, file);
+  const filled = fillKeys(family, check(schemaOf(family), given, file));
+  if (isFault(filled)) throw configError(file, filled.what, filled.details);
+  const form = options.form ?? "checkpoint";
+  const kind = architectureOf(family, head, file);
+  const { flags, quantization } = quantizationOf(family, head, options, form, file);
+  const config: Config = { ...filled, ...flags };
+  const refused = family.refuse?.(config);
+  if (refused !== undefined) throw configError(file, refused, {});
+  checkCount(family, config, file);
+  const dtype = elementType(head, options, file);
+  const tensors = expand(family, config, {
+    dtype: dtype ?? "float32",
+    form,
+    head: kind,
+    labels: head.num_labels ?? (head.id2label == null ? 2 : Object.keys(head.id2label).length),
+    prediction: options.mtp === true,
+    quantization,
+  });
+  const quantized = quantization !== undefined || Object.keys(flags).length > 0;
+  return {
+    modelType: head.model_type,
+    config,
+    head: kind,
+    form,
+    dtype: dtype ?? "float32",
+    hasDtype: dtype !== undefined,
+    block: quantized ? (head.quantization_config?.weight_block_size ?? undefined) : undefined,
+    quantMethod: quantized ? (head.quantization_config?.quant_method ?? undefined) : undefined,
+    tensors,
+    file,
   };
 }
 
-interface HeadCounts {
-  readonly hidden_size: number;
-  readonly num_attention_heads: number;
-  readonly head_dim?: number | null;
-  readonly kv_lora_rank?: number;
-}
+const wayOut = "name its tensors with `safetensors` or `tensors` in a spec instead";
 
-/** Without a `head_dim` the heads share the hidden size evenly; latent attention has dimensions of its own. */
-function checkHeads(config: HeadCounts, file: string): void {
-  const { hidden_size: hidden, num_attention_heads: heads } = config;
-  if (config.kv_lora_rank !== undefined || config.head_dim != null || hidden % heads === 0) return;
+function familyOf(head: HeadConfig, file: string): Family {
+  const { model_type: modelType, text_config: text } = head;
+  if (Object.hasOwn(families, modelType)) return families[modelType]!;
+  const inner = text?.model_type;
+  const hint =
+    inner != null && Object.hasOwn(families, inner)
+      ? `; its text_config is of the family ${inner}, which is known: as a config.json of its own it lists the language model alone`
+      : "";
   throw configError(
     file,
-    `hidden_size ${hidden} is no multiple of num_attention_heads ${heads}, and there is no head_dim`,
-    {
-      hidden_size: hidden,
-      num_attention_heads: heads,
-    },
+    `model_type ${JSON.stringify(modelType)} is unknown; known are ${modelTypes.join(", ")}${hint}; or ${wayOut}`,
+    { modelType, known: modelTypes, ...(inner != null && { text: inner }) },
   );
 }
 
-interface TensorCounts {
-  readonly num_hidden_layers: number;
-  readonly num_experts?: number;
-  readonly n_routed_experts?: number | null;
-}
-
-function checkCount(config: TensorCounts, file: string): void {
-  const experts = config.num_experts ?? config.n_routed_experts ?? 1;
-  const count = config.num_hidden_layers * experts * 3;
-  if (count <= maxTensors) return;
+function architectureOf(family: Family, head: HeadConfig, file: string): Head {
+  const architecture = head.architectures?.[0];
+  const kind = headOf(family, architecture);
+  if (kind !== undefined) return kind;
+  const known = knownArchitectures(family);
   throw configError(
     file,
-    `${config.num_hidden_layers} layers of ${experts} experts are more than ${maxTensors} tensors`,
-    {
-      layers: config.num_hidden_layers,
-      experts,
-      maxTensors,
-    },
+    `architectures names ${architecture}, whose tensors are not known; known are ${known.join(", ")}; or ${wayOut}`,
+    { architecture, known },
   );
 }
 
-function elementType(head: HeadConfig, options: ConfigOptions, file: string): DType {
+function quantizationOf(
+  family: Family,
+  head: HeadConfig,
+  options: ConfigOptions,
+  form: ModelForm,
+  file: string,
+): { readonly flags: Readonly<Record<string, boolean>>; readonly quantization: Quantization | undefined } {
+  const given = head.quantization_config;
+  const refuse = (why: string) =>
+    configError(file, why, { modelType: head.model_type, quantization_config: given ?? null });
+  if (options.quantized === false || (given == null && options.quantized !== true)) {
+    return { flags: {}, quantization: undefined };
+  }
+  if (given == null) {
+    throw refuse(
+      "quantized tensors need a quantization_config, as those of deepseek_v3 and gpt_oss are published with",
+    );
+  }
+  const found = quantizationForm(family, given);
+  if (found.kind === "unknown") {
+    throw refuse(
+      `quantization_config: ${found.why}; \`quantized: false\` lists the plain weights, ` + `or ${wayOut}`,
+    );
+  }
+  if (found.kind === "rows") return { flags: { [found.flag]: true }, quantization: undefined };
+  if (form === "state_dict" && family.experts !== undefined) {
+    throw refuse(
+      "how quantized experts lie in memory is not known here; `form: checkpoint` is, or `quantized: false`",
+    );
+  }
+  return { flags: {}, quantization: found.quantization };
+}
+
+function checkCount(family: Family, config: Config, file: string): void {
+  const layers = config.num_hidden_layers as number;
+  const experts =
+    family.experts === undefined ? 1 : evaluate(family.experts, (key) => (config[key] as number) ?? 1);
+  if (layers * experts * 3 <= maxTensors) return;
+  throw configError(file, `${layers} layers of ${experts} experts are more than ${maxTensors} tensors`, {
+    layers,
+    experts,
+    maxTensors,
+  });
+}
+
+function elementType(head: HeadConfig, options: ConfigOptions, file: string): DType | undefined {
   const name = options.dtype ?? head.torch_dtype ?? head.dtype;
-  if (name == null)
-    throw configError(file, "it has no torch_dtype; give the element type with the model", {});
+  if (name == null) return undefined;
   const dtype = name.replace(/^torch\./, "");
   if (isDType(dtype)) return dtype;
   throw configError(file, `torch_dtype ${JSON.stringify(name)} is unknown`, { torch_dtype: name });
-}
-
-function quantization(head: HeadConfig, options: ConfigOptions, file: string): BlockQuantization | undefined {
-  if (options.quantized !== true) return undefined;
-  const block = head.quantization_config?.weight_block_size;
-  if (
-    block == null ||
-    head.quantization_config?.quant_method !== "fp8" ||
-    !quantizedFamilies.includes(head.model_type)
-  ) {
-    throw configError(
-      file,
-      `quantized tensors are known for ${quantizedFamilies.join(" and ")} with a quantization_config of quant_method "fp8" and a weight_block_size`,
-      { modelType: head.model_type, quantization_config: head.quantization_config ?? null },
-    );
-  }
-  return { block };
 }
 
 function parseJson(text: string, file: string): unknown {

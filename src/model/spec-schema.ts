@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { type DType, dtypes, type Placement, parsePlacement } from "../layout/index.ts";
+import { modelForms } from "./families/table.ts";
 import { describeFound, describeIssue } from "./issues.ts";
 import { joinPlacements, parseRanks, parseSize } from "./spec-values.ts";
 
@@ -155,7 +156,13 @@ const model = z
     mtp: z.boolean().describe("Adds the config's multi-token prediction layers.").optional(),
     quantized: z
       .boolean()
-      .describe("Makes float8 weights with a scale per block, as the config's quantization_config says.")
+      .describe(
+        "Whether weights are stored as the config's quantization_config says; false lists plain floats.",
+      )
+      .optional(),
+    form: z
+      .enum(modelForms)
+      .describe("Names and shapes as published (checkpoint), or as transformers 5 holds them (state_dict).")
       .optional(),
   })
   .superRefine((value, context) => {
@@ -163,7 +170,7 @@ const model = z
       (entry) => entry !== undefined,
     ).length;
     if (given !== 1) context.addIssue("give exactly one of config, safetensors and tensors");
-    for (const key of ["dtype", "mtp", "quantized"] as const) {
+    for (const key of ["dtype", "mtp", "quantized", "form"] as const) {
       if (value[key] !== undefined && value.config === undefined) {
         context.addIssue({
           code: "custom",
@@ -176,7 +183,7 @@ const model = z
   })
   .meta({
     oneOf: ["config", "safetensors", "tensors"].map((key) => ({ required: [key] })),
-    dependencies: { dtype: ["config"], mtp: ["config"], quantized: ["config"] },
+    dependencies: { dtype: ["config"], mtp: ["config"], quantized: ["config"], form: ["config"] },
   });
 
 const side = z.strictObject({

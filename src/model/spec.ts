@@ -43,11 +43,12 @@ async function readModel(
   folder: string,
 ): Promise<readonly ModelTensor[]> {
   if (model.config !== undefined) {
-    const { dtype, mtp, quantized } = model;
+    const { dtype, mtp, quantized, form } = model;
     return readModelConfig(resolve(folder, model.config), {
       ...(dtype !== undefined && { dtype }),
       ...(mtp !== undefined && { mtp }),
       ...(quantized !== undefined && { quantized }),
+      ...(form !== undefined && { form }),
     });
   }
   if (model.safetensors !== undefined) {

@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { TensorBusError } from "../../src/errors.ts";
-import { modelTensors, modelTypes, readModelConfig } from "../../src/model/config.ts";
+import { modelTensors, readModelConfig } from "../../src/model/config.ts";
 import { elementCount, type ModelTensor } from "../../src/model/tensor.ts";
 
 const configs = join(import.meta.dirname, "configs");
@@ -42,14 +42,14 @@ describe("published models", () => {
     ["deepseek-v3", 45_395, { bfloat16: 671_026_419_200 - 58 * 256, float32: 58 * 256 }],
     ["kimi-k2", 69_975, { bfloat16: 1_026_408_232_448 - 60 * 384, float32: 60 * 384 }],
   ] as const)("%s has %i tensors", async (name, count, expected) => {
-    const tensors = await readModelConfig(path(name));
+    const tensors = await readModelConfig(path(name), { quantized: false });
     expect(tensors).toHaveLength(count);
     expect(new Set(tensors.map((tensor) => tensor.name)).size).toBe(count);
     expect(parameters(tensors)).toEqual(expected);
   });
 
   test("the float8 checkpoint of DeepSeek-V3, with its prediction layer, agrees type by type", async () => {
-    const tensors = await readModelConfig(path("deepseek-v3"), { mtp: true, quantized: true });
+    const tensors = await readModelConfig(path("deepseek-v3"), { mtp: true });
     expect(tensors).toHaveLength(91_991);
     expect(parameters(tensors)).toEqual({
       bfloat16: 3_918_786_560,
@@ -83,7 +83,7 @@ describe("tensors", () => {
   });
 
   test("latent attention, experts, router and shared experts of DeepSeek-V3", () => {
-    const tensors = modelTensors(text("deepseek-v3"));
+    const tensors = modelTensors(text("deepseek-v3"), { quantized: false });
     const attention = "model.layers.60.self_attn";
     expect(shapeOf(tensors, `${attention}.q_a_proj.weight`)).toEqual([1536, 7168]);
     expect(shapeOf(tensors, `${attention}.q_b_proj.weight`)).toEqual([128 * 192, 1536]);
@@ -129,7 +129,7 @@ describe("tensors", () => {
     expect(first(changed("llama-3-8b", { torch_dtype: "float16" }))).toBe("float16");
     expect(first(changed("llama-3-8b", { torch_dtype: undefined, dtype: "torch.float32" }))).toBe("float32");
     expect(first(text("llama-3-8b"), { dtype: "float64" })).toBe("float64");
-    const deepseek = modelTensors(text("deepseek-v3"), { dtype: "float16" });
+    const deepseek = modelTensors(text("deepseek-v3"), { dtype: "float16", quantized: false });
     expect(Object.keys(parameters(deepseek)).sort()).toEqual(["float16", "float32"]);
   });
 });
@@ -191,10 +191,82 @@ describe("bad input", () => {
     const error = await readModelConfig(path("none")).catch((reason: unknown) => reason);
     expect(error).toMatchObject({ code: "TB_FILE", details: { path: path("none") } });
   });
+});
 
-  test("every known family has a published config here", () => {
-    const tested = ["llama-3-8b", "qwen2.5-7b", "qwen3-8b", "qwen3-30b-a3b", "deepseek-v3", "kimi-k2"];
-    const types = tested.map((name) => (JSON.parse(text(name)) as { model_type: string }).model_type);
-    expect([...types].sort()).toEqual([...modelTypes].sort());
+describe("what the config says beside sizes", () => {
+  test("both names of the experts' number are read, and must agree", () => {
+    const renamed = changed("qwen3-30b-a3b", { num_experts: undefined, num_local_experts: 128 });
+    expect(modelTensors(renamed)).toEqual(modelTensors(text("qwen3-30b-a3b")));
+    const both = failure(() => modelTensors(changed("qwen3-30b-a3b", { num_local_experts: 64 })));
+    expect(both.message).toContain("num_experts and num_local_experts mean the same and differ");
+  });
+
+  test.each([
+    "awq",
+    "gptq",
+    "bitsandbytes",
+    "compressed-tensors",
+    "modelopt",
+    "fbgemm_fp8",
+  ])("a checkpoint in %s is refused, and its plain weights are listed if asked", (quant_method) => {
+    const config = changed("llama-3-8b", { quantization_config: { quant_method, bits: 4 } });
+    const error = failure(() => modelTensors(config));
+    expect(error.code).toBe("TB_MODEL_CONFIG");
+    expect(error.message).toContain(`how ${quant_method} stores weights is not known here`);
+    expect(modelTensors(config, { quantized: false })).toEqual(modelTensors(text("llama-3-8b")));
+  });
+
+  test("float8 per tensor has a scale of each weight, and of each input if static; layers can be left out", () => {
+    const quantization_config = {
+      quant_method: "fp8",
+      activation_scheme: "static",
+      modules_to_not_convert: ["lm_head", "model.layers.0.mlp"],
+    };
+    const tensors = modelTensors(changed("llama-3-8b", { quantization_config }));
+    const attention = tensors.filter(({ name }) => name.startsWith("model.layers.0.self_attn.q_proj."));
+    expect(attention.map(({ name, shape, dtype }) => [name.split(".").at(-1), shape, dtype])).toEqual([
+      ["weight", [4096, 4096], "float8_e4m3fn"],
+      ["weight_scale", [], "float32"],
+      ["input_scale", [], "float32"],
+    ]);
+    const left = tensors.filter(({ name }) => name.startsWith("model.layers.0.mlp."));
+    expect(left.map(({ dtype }) => dtype)).toEqual(["bfloat16", "bfloat16", "bfloat16"]);
+  });
+
+  test("gpt-oss as it is published, in MXFP4", () => {
+    const config = JSON.stringify({
+      model_type: "gpt_oss",
+      architectures: ["GptOssForCausalLM"],
+      vocab_size: 201088,
+      hidden_size: 2880,
+      intermediate_size: 2880,
+      num_hidden_layers: 24,
+      num_attention_heads: 64,
+      num_local_experts: 32,
+      torch_dtype: "bfloat16",
+      quantization_config: { quant_method: "mxfp4" },
+    });
+    const tensors = modelTensors(config);
+    expect(shapeOf(tensors, "model.layers.0.mlp.experts.gate_up_proj_blocks")).toEqual([32, 5760, 90, 16]);
+    expect(shapeOf(tensors, "model.layers.0.mlp.experts.down_proj_scales")).toEqual([32, 2880, 90]);
+    expect(shapeOf(tensors, "model.layers.0.mlp.experts.down_proj")).toBeUndefined();
+    expect(tensors).toHaveLength(459);
+  });
+
+  test("an architecture that is not known is refused: a value head is no class of transformers", () => {
+    const config = changed("llama-3-8b", { architectures: ["LlamaForCausalLMWithValueHead"] });
+    expect(failure(() => modelTensors(config)).message).toMatch(
+      /LlamaForCausalLMWithValueHead, whose tensors are not known/,
+    );
+  });
+
+  test("a multimodal model names its language model's family, and the way out", () => {
+    const config = changed("llama-3-8b", {
+      model_type: "gemma3",
+      text_config: { model_type: "gemma3_text" },
+    });
+    const { message } = failure(() => modelTensors(config));
+    expect(message).toContain("its text_config is of the family gemma3_text, which is known");
+    expect(message).toContain("`safetensors` or `tensors`");
   });
 });

@@ -1,0 +1,50 @@
+import { deepseekV2, deepseekV3, glm4Moe } from "./deepseek.ts";
+import {
+  gemma,
+  gemma2,
+  gemma3Text,
+  glm,
+  glm4,
+  granite,
+  llama,
+  ministral3,
+  mistral,
+  olmo2,
+  olmo3,
+  phi3,
+  qwen2,
+  qwen3,
+  seedOss,
+  smollm3,
+} from "./dense.ts";
+import { gptOss, mixtral, olmoe, qwen2Moe, qwen3Moe } from "./sparse.ts";
+import type { Family } from "./table.ts";
+
+/** The families by `model_type`. */
+export const families: Readonly<Record<string, Family>> = {
+  llama,
+  mistral,
+  ministral3,
+  mixtral,
+  qwen2,
+  qwen2_moe: qwen2Moe,
+  qwen3,
+  qwen3_moe: qwen3Moe,
+  phi3,
+  gemma,
+  gemma2,
+  gemma3_text: gemma3Text,
+  glm,
+  glm4,
+  glm4_moe: glm4Moe,
+  gpt_oss: gptOss,
+  deepseek_v2: deepseekV2,
+  deepseek_v3: deepseekV3,
+  kimi_k2: deepseekV3,
+  olmo2,
+  olmo3,
+  olmoe,
+  granite,
+  smollm3,
+  seed_oss: seedOss,
+};
