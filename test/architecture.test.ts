@@ -117,7 +117,9 @@ const rooms: Readonly<Record<string, Readonly<Record<string, readonly string[]>>
   bus: {
     // Client and agent meet in the queue, and never import each other.
     client: ["queue", "process", "tensor"],
-    agent: ["batch", "pair", "queue", "process", "tensor"],
+    agent: ["batch", "door", "pair", "queue", "process", "tensor"],
+    // A client at the socket is known by its commands, as one of the queue is.
+    door: ["pair", "queue", "process"],
     batch: ["pair", "queue", "process", "tensor"],
     pair: ["queue", "process"],
     queue: ["process"],

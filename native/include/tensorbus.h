@@ -473,6 +473,34 @@ TB_API int32_t tb_pulse_close(uint64_t pulse, tb_error *err);
 /* Removes the name of a dead process's heartbeat; *removed is 0 where there was none. */
 TB_API int32_t tb_heartbeat_unlink(const char *name, uint32_t *removed, tb_error *err);
 
+/*
+ * The door of clients that are no processes of Node.js. uid of the process that made a Unix socket's connection, as this
+ * process's user namespace names it.
+ */
+TB_API int32_t tb_peer_uid(int32_t fd, uint32_t *uid, tb_error *err);
+
+/* Descriptors in one hand-over, at most: what Linux takes in one message. */
+#define TB_HANDOVER_MAX 253
+
+/*
+ * A Unix socket on which clients hand over descriptors: each connection begins with the 16 bytes of its client's secret;
+ * each message after that is a number (u64, little-endian) and its descriptors. It is accepted and received only by the
+ * calls below, none of which blocks. open: the path must be free. close leaves it.
+ */
+TB_API int32_t tb_handover_open(const char *path, uint32_t mode, uint64_t *handover, tb_error *err);
+TB_API int32_t tb_handover_close(uint64_t handover, tb_error *err);
+/* A client of that user may come with this secret, once; forget closes its connection. */
+TB_API int32_t tb_handover_expect(uint64_t handover, const uint8_t secret[16], uint32_t uid, tb_error *err);
+TB_API int32_t tb_handover_forget(uint64_t handover, const uint8_t secret[16], tb_error *err);
+/*
+ * The descriptors of a hand-over that the client has sent, close-on-exec; the caller closes them. Hand-overs with smaller
+ * numbers are closed. TB_ETENSOR_MISSING where it has not come, TB_EPROTOCOL where something else has.
+ */
+TB_API int32_t tb_handover_take(uint64_t handover, const uint8_t secret[16], uint64_t number, int32_t *fds,
+                                uint32_t capacity, uint32_t *count, tb_error *err);
+/* Sends the client one byte with a read-only descriptor of a heartbeat of this process. */
+TB_API int32_t tb_handover_lend(uint64_t handover, const uint8_t secret[16], const char *heartbeat, tb_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,4 +1,5 @@
 import { Command, CommanderError } from "commander";
+import { packageVersion } from "../bus/process/package-version.ts";
 import { TensorBusError } from "../errors.ts";
 import { agentCommand } from "./agent/command.ts";
 import { demoCommand, demoRankCommand, demoSocketCommand } from "./demo/command.ts";
@@ -9,7 +10,6 @@ import { planCommand } from "./plan/command.ts";
 import { reshardCommand, reshardRankCommand } from "./reshard/command.ts";
 import { type CommandContext, type CommandStreams, createContext } from "./ui/context.ts";
 import { OutputClosed } from "./ui/output.ts";
-import { packageVersion } from "./ui/package-version.ts";
 
 type CommandFactory = (context: CommandContext) => Command;
 

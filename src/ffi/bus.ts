@@ -40,4 +40,12 @@ export const nativeBus = declareNative({
   tb_pulse_open: ["string", "out u64"],
   tb_pulse_age: ["u64", "out u64"],
   tb_pulse_close: ["u64"],
+
+  tb_peer_uid: ["i32", "out u32"],
+  tb_handover_open: ["string", "u32", "out u64"],
+  tb_handover_close: ["u64"],
+  tb_handover_expect: ["u64", "pointer", "u32"],
+  tb_handover_forget: ["u64", "pointer"],
+  tb_handover_take: ["u64", "pointer", "u64", "pointer", "u32", "out u32"],
+  tb_handover_lend: ["u64", "pointer", "string"],
 });

@@ -25,6 +25,7 @@ enum tb_bus_kind {
     TB_BUS_HEARTBEAT,
     TB_BUS_PULSE,
     TB_BUS_EVENT,
+    TB_BUS_HANDOVER,
 };
 
 /* Gives a handle to object; destroy is called once, after the close, when nobody uses it any more. */

@@ -43,6 +43,10 @@ export interface AgentOptions {
   readonly stuckMs?: number;
   /** Milliseconds that `close` waits for rounds under way before it cancels them; default 10,000. */
   readonly drainMs?: number;
+  /** The socket for clients that are no processes of Node.js; default `client.sock` in the folder of the queue. */
+  readonly clientSocketPath?: string;
+  /** Users besides this process's own whose processes may be clients of that socket. */
+  readonly clientUids?: readonly number[];
   /** Why a record was not believed, by its key: what `openStore` tells `onIgnored`. */
   readonly distrust?: Distrust;
 }
@@ -104,7 +108,7 @@ export class Agent implements AsyncDisposable {
       const { generation, state } = post;
       const tell = (event: AgentEvent) => events.next(event);
       const onFault = (error: unknown) => tell({ kind: "fault", error: asFault(error) });
-      const memory = new AgentMemory(hostRegions, { port: post.port, onFault });
+      const memory = new AgentMemory(hostRegions, { port: post.port, onFault }, post.descriptors);
       const isAlive = (client: bigint) => post.isAlive(client);
       const core = await AgentCore.open(
         {
@@ -160,6 +164,7 @@ export class Agent implements AsyncDisposable {
         run: (command) => this.#run(command),
         onGone: (client) => void this.#core.forget(client),
         onFault: (error) => this.#tell({ kind: "fault", error: asFault(error) }),
+        events$: this.events$,
       },
       deadline,
     );

@@ -1,5 +1,10 @@
 /** Where an agent meets its clients: its claim on the folders, the queue, the state, and what tells others that it lives. */
+import { join } from "node:path";
+import type { Observable } from "rxjs";
 import type { Deadline } from "../../deadline.ts";
+import { type ClientDescriptors, processDescriptors } from "../batch/memory.ts";
+import { Door, type DoorHandlers } from "../door/door.ts";
+import type { AgentEvent } from "../pair/events.ts";
 import { type EventPort, openEventPort } from "../process/event-port.ts";
 import { ownIdentity } from "../process/identity.ts";
 import {
@@ -9,6 +14,7 @@ import {
   startHeartbeat,
   unlinkHeartbeat,
 } from "../process/liveness.ts";
+import { packageVersion } from "../process/package-version.ts";
 import { openWaker, unlinkSemaphore, type Waker } from "../process/semaphore.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
 import { type CommandQueue, openCommandQueue } from "../queue/command-queue.ts";
@@ -23,16 +29,21 @@ export interface AgentPostOptions {
   readonly agentStatePath: string;
   readonly queueCapacity?: number;
   readonly stuckMs?: number;
+  readonly clientSocketPath?: string;
+  readonly clientUids?: readonly number[];
 }
 
 export interface PostHandlers {
   readonly run: (command: Command) => unknown;
   readonly onGone: (client: ClientIdentity) => void;
   readonly onFault: (error: unknown) => void;
+  /** What clients at the socket are told of. */
+  readonly events$: Observable<AgentEvent>;
 }
 
 export class AgentIntake {
   readonly state: State;
+  readonly #options: AgentPostOptions;
   readonly #record: AgentRecord;
   readonly #port: EventPort;
   readonly #queue: CommandQueue;
@@ -42,10 +53,12 @@ export class AgentIntake {
   readonly #release: () => Promise<void>;
   #keeper: ClientKeeper | undefined;
   #pump: CommandPump | undefined;
+  #door: Door | undefined;
   #letGo: (() => void) | undefined;
   #closed = false;
 
   private constructor(
+    options: AgentPostOptions,
     record: AgentRecord,
     parts: {
       port: EventPort;
@@ -57,6 +70,7 @@ export class AgentIntake {
     },
     release: () => Promise<void>,
   ) {
+    this.#options = options;
     this.#record = record;
     this.state = parts.state;
     this.#port = parts.port;
@@ -106,7 +120,7 @@ export class AgentIntake {
         unlinkHeartbeat(predecessor.heartbeat);
       }
       await settleLeftovers(queue, state);
-      return new AgentIntake(agent, { port, queue, state, claims, waker, heartbeat }, release);
+      return new AgentIntake(options, agent, { port, queue, state, claims, waker, heartbeat }, release);
     } catch (error) {
       await release();
       throw error;
@@ -127,11 +141,20 @@ export class AgentIntake {
   }
 
   isAlive(client: bigint): boolean {
-    return this.#queue.isClientAlive(client);
+    return this.#door?.has(client) === true || this.#queue.isClientAlive(client);
+  }
+
+  /** Clients of the queue name descriptors of their own process; those of the socket have handed theirs over. */
+  get descriptors(): ClientDescriptors {
+    const isAtDoor = ({ id }: ClientIdentity) => this.#door?.has(id) === true;
+    return {
+      isAlive: (client) => isAtDoor(client) || processDescriptors.isAlive(client),
+      path: (client, fd) => (isAtDoor(client) ? `/proc/self/fd/${fd}` : processDescriptors.path(client, fd)),
+    };
   }
 
   /** Takes commands from here on, and says so. */
-  async serve({ run, onGone, onFault }: PostHandlers, deadline: Deadline): Promise<void> {
+  async serve({ run, onGone, onFault, events$ }: PostHandlers, deadline: Deadline): Promise<void> {
     const [queue, state, port, waker] = [this.#queue, this.state, this.#port, this.#waker];
     const keeper = new ClientKeeper({
       queue,
@@ -145,6 +168,7 @@ export class AgentIntake {
     });
     this.#keeper = keeper;
     keeper.update();
+    await this.#openDoor({ run, onGone, onFault }, events$);
     await state.write(
       "saying that the agent is ready",
       () => state.putAgent({ ...this.#record, ready: true }),
@@ -159,24 +183,43 @@ export class AgentIntake {
 
   /** Says that it takes no more commands. */
   async retire(): Promise<void> {
+    this.#door?.retire();
     const { state } = this;
     await state.write("saying that the agent ends", () => state.putAgent({ ...this.#record, ready: false }));
   }
 
   /** Takes no more commands; resolves when those that were started are answered. */
   async drain(): Promise<void> {
-    await this.#pump?.drain();
+    await Promise.all([this.#pump?.drain(), this.#door?.drain()]);
   }
 
   /** Gives everything up. A second call does nothing. */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    await this.#door?.close();
     await this.#pump?.close();
     this.#keeper?.close();
     this.#letGo?.();
     this.#heartbeat.close();
     this.#waker.close();
     await this.#release();
+  }
+
+  async #openDoor(handlers: DoorHandlers, events$: Observable<AgentEvent>): Promise<void> {
+    const { rank, commandQueuePath, clientSocketPath, clientUids = [] } = this.#options;
+    const door = await Door.open(
+      {
+        rank,
+        generation: this.generation,
+        version: packageVersion(),
+        path: clientSocketPath ?? join(commandQueuePath, "client.sock"),
+        uids: clientUids,
+        heartbeat: this.#heartbeat.name,
+      },
+      handlers,
+    );
+    this.#door = door;
+    events$.subscribe((event) => door.tell(event));
   }
 }

@@ -44,18 +44,38 @@ export interface ClientMemory {
   hold(client: ClientIdentity, regions: readonly RegionMessage[], session: TransportSession): HeldRegions;
 }
 
+/** Where the descriptors of clients are to be found. */
+export interface ClientDescriptors {
+  /** True while the client is there to be served. */
+  isAlive(client: ClientIdentity): boolean;
+  /** A descriptor that a command of the client names, as a path under /proc. */
+  path(client: ClientIdentity, fd: number): string;
+}
+
+/** Clients are processes that this one sees, and name descriptors of their own. */
+export const processDescriptors: ClientDescriptors = {
+  isAlive: (client) => isRunning(client) && client.uid === process.geteuid!(),
+  path: (client, fd) => `/proc/${client.pid}/fd/${fd}`,
+};
+
 export class AgentMemory implements ClientMemory {
   readonly #host: HostRegions;
   readonly #reporting: RegionEventsOptions;
+  readonly #descriptors: ClientDescriptors;
   /** Mapped memory by device and inode, so that batches share it; memory of this process by its object. */
   readonly #shared = new Map<string, Entry>();
   readonly #plain = new Map<Memory, Entry>();
   /** Opened memory of GPUs by device, size and handle. */
   readonly #cuda = new Map<string, Entry>();
 
-  constructor(host: HostRegions, reporting: RegionEventsOptions) {
+  constructor(
+    host: HostRegions,
+    reporting: RegionEventsOptions,
+    descriptors: ClientDescriptors = processDescriptors,
+  ) {
     this.#host = host;
     this.#reporting = reporting;
+    this.#descriptors = descriptors;
   }
 
   /** Regions that are mapped now. */
@@ -83,7 +103,7 @@ export class AgentMemory implements ClientMemory {
       if (failures.length > 0) throw failures[0];
     };
     try {
-      requireAlive(client);
+      if (!this.#descriptors.isAlive(client)) throw clientLost(client);
       for (const region of regions) entries.push(this.#hold(client, region, session));
       events = RegionEvents.open(this.#reporting, regions);
     } catch (error) {
@@ -110,12 +130,13 @@ export class AgentMemory implements ClientMemory {
     session: TransportSession,
   ): Entry {
     const key = `${region.device}:${region.inode}`;
+    const path = this.#descriptors.path(client, region.fd);
     // The inode of a mapped memfd cannot be another's: it lives as long as it is mapped.
     const known = this.#shared.get(key);
     const entry =
-      known !== undefined && known.session === session && proves(client, region)
+      known !== undefined && known.session === session && proves(path, region)
         ? known
-        : this.#add(this.#shared, key, mapShared(client, region), session);
+        : this.#add(this.#shared, key, mapShared(path, region), session);
     if (region.bytes > entry.memory.bytes) {
       if (entry.users === 0) this.#discard(entry);
       throw new TensorBusError(
@@ -207,9 +228,8 @@ export class AgentMemory implements ClientMemory {
   }
 }
 
-function requireAlive(client: ClientIdentity): void {
-  if (isRunning(client) && client.uid === process.geteuid!()) return;
-  throw new TensorBusError("TB_CLIENT_LOST", `the client's process ${client.pid} has ended`, {
+function clientLost(client: ClientIdentity): TensorBusError {
+  return new TensorBusError("TB_CLIENT_LOST", `the client's process ${client.pid} has ended`, {
     details: { pid: client.pid },
   });
 }
@@ -267,14 +287,12 @@ function requireSame(stats: Stats, region: SharedRegion): void {
 }
 
 /** Memory that is mapped already must be the client's own all the same. */
-function proves(client: ClientIdentity, region: SharedRegion): boolean {
-  const path = `/proc/${client.pid}/fd/${region.fd}`;
+function proves(path: string, region: SharedRegion): boolean {
   requireSame(look(path, region.fd), region);
   return true;
 }
 
-function mapShared(client: ClientIdentity, region: SharedRegion): SharedMemory {
-  const path = `/proc/${client.pid}/fd/${region.fd}`;
+function mapShared(path: string, region: SharedRegion): SharedMemory {
   requireSame(look(path, region.fd), region);
   let fd: number;
   try {

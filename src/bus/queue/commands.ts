@@ -124,7 +124,8 @@ const bodies = {
   Cancel: { command: u64 },
 } as const;
 
-const bodySchemas = {
+/** What a command of each type asks, beside its header. */
+export const bodySchemas = {
   InitPair: z.object(bodies.InitPair),
   RegisterTensors: z.object(bodies.RegisterTensors),
   Transfer: z.object(bodies.Transfer),
@@ -184,16 +185,26 @@ export function checkCommand(message: unknown, what = "a command"): Command {
   if (typeof message !== "object" || message === null) throw malformed(what, "it", "is no map");
   const wrong = findWrongField(message);
   if (wrong !== undefined) throw malformed(what, wrong, "is missing or wrong");
-  const { type } = message as CommandHeader;
+  checkMembers((message as CommandHeader).type, message, headerFields.length, what);
+  return message as Command;
+}
+
+/** A body that came without a header, all of it checked. `TB_COMMAND` for whatever does not fit. */
+export function checkBody<T extends CommandType>(type: T, body: unknown): CommandBody<T> {
+  if (typeof body !== "object" || body === null) throw malformed(type, "it", "is no map");
+  checkMembers(type, body, 0, `the body of a ${type}`);
+  return body as CommandBody<T>;
+}
+
+function checkMembers(type: CommandType, message: object, others: number, what: string): void {
   const { success, data, error } = bodySchemas[type].safeParse(message);
   if (!success) {
     const issue = error.issues[0];
     throw malformed(what, issue?.path.join(".") || "it", issue?.message ?? "is wrong");
   }
-  if (Object.keys(message).length !== headerFields.length + Object.keys(data).length) {
+  if (Object.keys(message).length !== others + Object.keys(data).length) {
     throw malformed(what, "it", `has members that a ${type} has not`);
   }
-  return message as Command;
 }
 
 /** The header of a checked command. */

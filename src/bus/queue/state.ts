@@ -73,7 +73,7 @@ function readRecord<T>(schema: z.ZodType<T>, what: string, bytes: Uint8Array): T
 }
 
 /** Details of an error as what MessagePack can carry; what it cannot is told as text. */
-function portable(value: unknown, depth = 0): unknown {
+export function portable(value: unknown, depth = 0): unknown {
   if (value === null || ["string", "number", "boolean"].includes(typeof value)) return value;
   if (typeof value === "bigint") {
     return value >= -(2n ** 63n) && value < 2n ** 64n ? value : String(value);

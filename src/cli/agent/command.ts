@@ -20,6 +20,8 @@ interface AgentFlags {
   readonly namespace?: string;
   readonly queue?: string;
   readonly state?: string;
+  readonly clientSocket?: string;
+  readonly clientUid: readonly string[];
   readonly transport: TransportName;
   readonly host?: string;
   readonly advertise?: string;
@@ -46,6 +48,11 @@ export function agentCommand(context: CommandContext): Command {
     .option("--namespace <name>", "keeps jobs apart (TENSOR_BUS_NAMESPACE)")
     .option("--queue <folder>", "command queue (TENSOR_BUS_COMMAND_QUEUE_PATH)")
     .option("--state <folder>", "state (TENSOR_BUS_STATE_PATH)")
+    .option(
+      "--client-socket <file>",
+      "for Python clients (TENSOR_BUS_CLIENT_SOCKET; default client.sock in the queue)",
+    )
+    .option("--client-uid <n...>", "users besides this one whose processes may be clients of that socket", [])
     .addOption(transportOption())
     .option("--host <address>", "where to listen for other agents (default 127.0.0.1)")
     .option("--advertise <address>", "what others connect to, where that differs")
@@ -87,6 +94,7 @@ async function runAgent(context: CommandContext, flags: AgentFlags): Promise<voi
   });
   const spec = flags.spec ?? environment["TENSOR_BUS_SPEC"];
   const planning = spec ? planningOf(await loadSpec(spec)) : {};
+  const clientSocket = flags.clientSocket ?? environment["TENSOR_BUS_CLIENT_SOCKET"];
   const log = logger;
   log.level = flags.log;
   const ignored = new Map<string, IgnoredRecord["reason"]>();
@@ -101,6 +109,8 @@ async function runAgent(context: CommandContext, flags: AgentFlags): Promise<voi
       world,
       commandQueuePath: flags.queue ?? environment["TENSOR_BUS_COMMAND_QUEUE_PATH"] ?? paths.commandQueuePath,
       agentStatePath: flags.state ?? environment["TENSOR_BUS_STATE_PATH"] ?? paths.agentStatePath,
+      ...(clientSocket ? { clientSocketPath: clientSocket } : {}),
+      clientUids: flags.clientUid.map((uid) => integer("--client-uid", uid, 0)),
       commit: flags.commit,
       checksum: flags.checksum ?? false,
       planning,
