@@ -1,5 +1,5 @@
-#include "round/engine.h"
-#include "round/round.h"
+/* A binary heap. It needs the lock of whatever it is part of. */
+#include "base/heap.h"
 
 void tb_heap_push(tb_heap *heap, uint32_t item) {
     uint32_t at = heap->count++;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/object.h"
+#include "base/handle.h"
 #include "host/port.h"
 #include "cuda/cuda_worker.h"
 #include "base/error.h"
@@ -153,7 +153,7 @@ int32_t tb_cuda_event_watch(uint64_t port, uint64_t token, const uint8_t uuid[16
     pthread_mutex_init(&watch->lock, NULL);
     pthread_cond_init(&watch->changed, NULL);
     tb_cuda_worker_submit(watch->worker, &watch->task);
-    code = tb_bus_add(TB_BUS_EVENT, watch, destroy_watch, handle, err);
+    code = tb_handle_add(TB_HANDLE_EVENT, watch, destroy_watch, handle, err);
     if (code != TB_OK) {
         destroy_watch(watch);
     }
@@ -161,7 +161,7 @@ int32_t tb_cuda_event_watch(uint64_t port, uint64_t token, const uint8_t uuid[16
 }
 
 int32_t tb_cuda_event_watched(uint64_t handle, uint32_t *over, tb_error *err) {
-    event_watch *watch = tb_bus_use(handle, TB_BUS_EVENT, err);
+    event_watch *watch = tb_handle_get(TB_HANDLE_EVENT, handle, err);
     if (watch == NULL) {
         return TB_ECLOSED;
     }
@@ -172,10 +172,10 @@ int32_t tb_cuda_event_watched(uint64_t handle, uint32_t *over, tb_error *err) {
         tb_fail(err, code, -1, 0, "%s", watch->failure.message);
     }
     pthread_mutex_unlock(&watch->lock);
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     return code;
 }
 
 int32_t tb_cuda_event_unwatch(uint64_t handle, tb_error *err) {
-    return tb_bus_close(handle, TB_BUS_EVENT, err);
+    return tb_handle_close(TB_HANDLE_EVENT, handle, err);
 }

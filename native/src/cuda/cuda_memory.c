@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include "cuda/cuda_worker.h"
+#include "base/clock.h"
 #include "base/error.h"
 
 int32_t tb_cuda_kernels(const char *path, tb_error *err) {
@@ -106,15 +107,12 @@ static int32_t do_info(tb_cuda_worker *worker, void *argument, tb_error *err) {
 static int32_t do_time(tb_cuda_worker *worker, void *argument, tb_error *err) {
     asking *ask = argument;
     tb_cu_stream stream = tb_cuda_worker_stream(worker);
-    struct timespec begin;
-    struct timespec end;
-    clock_gettime(CLOCK_MONOTONIC, &begin);
+    uint64_t begin = tb_now();
     for (uint64_t i = 0; i < ask->times; i++) {
         TB_CUDA_TRY(worker->api, cuMemcpyDtoDAsync_v2(ask->address, ask->second, ask->bytes, stream), err);
     }
     TB_CUDA_TRY(worker->api, cuStreamSynchronize(stream), err);
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    ask->times = (uint64_t)((end.tv_sec - begin.tv_sec) * 1000000000 + end.tv_nsec - begin.tv_nsec);
+    ask->times = tb_now() - begin;
     return TB_OK;
 }
 

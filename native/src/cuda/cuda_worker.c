@@ -2,13 +2,14 @@
 
 #include <errno.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/error.h"
+#include "base/spawn.h"
 
 /* Compiling PTX takes a deep stack. */
 enum { STACK_BYTES = 16 << 20 };
@@ -162,11 +163,7 @@ static bool take_tasks(tb_cuda_worker *worker, uint32_t idle) {
     pthread_mutex_lock(&worker->lock);
     if (worker->submitted == NULL && worker->active != NULL && idle > EAGER_TURNS) {
         uint64_t pause = (uint64_t)FIRST_PAUSE_NS * (idle - EAGER_TURNS);
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += (long)(pause < LONGEST_PAUSE_NS ? pause : LONGEST_PAUSE_NS);
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
+        struct timespec until = tb_timespec(tb_deadline(pause < LONGEST_PAUSE_NS ? pause : LONGEST_PAUSE_NS));
         pthread_cond_timedwait(&worker->wake, &worker->lock, &until);
     }
     while (worker->submitted == NULL && worker->active == NULL && !worker->stop) {
@@ -227,16 +224,7 @@ static int32_t start(tb_cuda_worker *worker, tb_error *err) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a worker");
     }
     *given = (beginning){worker, path};
-    pthread_attr_t attributes;
-    sigset_t every;
-    sigset_t before;
-    sigfillset(&every);
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    pthread_sigmask(SIG_SETMASK, &every, &before); /* signals are for the threads of the host program */
-    int error = pthread_create(&worker->thread, &attributes, run, given);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
+    int error = tb_spawn(&worker->thread, STACK_BYTES, 0, run, given);
     if (error != 0) {
         free(path);
         free(given);
@@ -294,11 +282,7 @@ static int32_t make_worker(const tb_cuda_api *api, const uint8_t uuid[16], tb_cu
     if (worker == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a worker");
     }
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&worker->wake, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    tb_cond_init(&worker->wake);
     pthread_mutex_init(&worker->lock, NULL);
     worker->api = api;
     worker->submitted_end = &worker->submitted;
@@ -363,12 +347,7 @@ int32_t tb_cuda_worker_close(tb_cuda_worker *worker, uint32_t quiesce_ms, tb_err
     if (!leave(worker)) {
         return TB_OK;
     }
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += quiesce_ms / 1000;
-    until.tv_nsec += (long)(quiesce_ms % 1000) * 1000000;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
+    struct timespec until = tb_timespec(tb_deadline((uint64_t)quiesce_ms * 1000000));
     bool late = false;
     pthread_mutex_lock(&worker->lock);
     worker->stop = true;

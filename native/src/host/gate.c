@@ -22,7 +22,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "host/object.h"
+#include "base/clock.h"
+#include "base/handle.h"
+#include "host/bus_thread.h"
+#include "host/lock_file.h"
 #include "host/port.h"
 #include "base/error.h"
 
@@ -149,7 +152,7 @@ int32_t tb_gate_open(uint64_t port, const char *path, uint64_t token, uint64_t *
     }
     pthread_mutex_init(&gate->mutex, NULL);
     pthread_cond_init(&gate->changed, NULL);
-    rc = tb_bus_add(TB_BUS_GATE, gate, destroy_gate, handle, err);
+    rc = tb_handle_add(TB_HANDLE_GATE, gate, destroy_gate, handle, err);
     if (rc != TB_OK) {
         destroy_gate(gate);
     }
@@ -207,7 +210,7 @@ static void *map_file(const char *path) {
 }
 
 int32_t tb_gate_attach(uint64_t handle, const char *lock_path, uint32_t *attached, tb_error *err) {
-    tb_gate *gate = tb_bus_use(handle, TB_BUS_GATE, err);
+    tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {
         return TB_ECLOSED;
     }
@@ -224,17 +227,17 @@ int32_t tb_gate_attach(uint64_t handle, const char *lock_path, uint32_t *attache
         atomic_store_explicit(&gate->locks, locks, memory_order_release);
     }
     *attached = locks != NULL;
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     return rc;
 }
 
 int32_t tb_gate_verify(uint64_t handle, uint32_t *owned, tb_error *err) {
-    tb_gate *gate = tb_bus_use(handle, TB_BUS_GATE, err);
+    tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {
         return TB_ECLOSED;
     }
     *owned = holder_of(gate) == (uint32_t)syscall(SYS_gettid);
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     return TB_OK;
 }
 
@@ -250,19 +253,19 @@ static int try_to_enter(tb_gate *gate, int32_t *holder) {
 }
 
 int32_t tb_gate_enter(uint64_t handle, uint64_t spin_ns, uint32_t *entered, int32_t *holder, tb_error *err) {
-    tb_gate *gate = tb_bus_use(handle, TB_BUS_GATE, err);
+    tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {
         return TB_ECLOSED;
     }
     int failed = try_to_enter(gate, holder);
-    uint64_t end = failed == EAGAIN ? tb_bus_now() + spin_ns : 0;
-    while (failed == EAGAIN && tb_bus_now() < end) {
+    uint64_t end = failed == EAGAIN ? tb_now() + spin_ns : 0;
+    while (failed == EAGAIN && tb_now() < end) {
         /* The one inside may wait for this very core. */
         sched_yield();
         failed = try_to_enter(gate, holder);
     }
     *entered = failed == 0;
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     if (failed == 0 || failed == EAGAIN) {
         return TB_OK;
     }
@@ -270,17 +273,17 @@ int32_t tb_gate_enter(uint64_t handle, uint64_t spin_ns, uint32_t *entered, int3
 }
 
 int32_t tb_gate_leave(uint64_t handle, tb_error *err) {
-    tb_gate *gate = tb_bus_use(handle, TB_BUS_GATE, err);
+    tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {
         return TB_ECLOSED;
     }
     int failed = tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     return failed == 0 ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be freed");
 }
 
 int32_t tb_gate_await(uint64_t handle, tb_error *err) {
-    tb_gate *gate = tb_bus_use(handle, TB_BUS_GATE, err);
+    tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {
         return TB_ECLOSED;
     }
@@ -290,10 +293,10 @@ int32_t tb_gate_await(uint64_t handle, tb_error *err) {
     gate->wanted = true;
     pthread_cond_signal(&gate->changed);
     pthread_mutex_unlock(&gate->mutex);
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     return failed == 0 ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "the gate's thread cannot be started");
 }
 
 int32_t tb_gate_close(uint64_t handle, tb_error *err) {
-    return tb_bus_close(handle, TB_BUS_GATE, err);
+    return tb_handle_close(TB_HANDLE_GATE, handle, err);
 }

@@ -15,7 +15,8 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "host/object.h"
+#include "base/clock.h"
+#include "base/handle.h"
 
 /* Connections that have not said who they are. */
 #define STRANGERS 64
@@ -49,7 +50,7 @@ int32_t tb_peer_uid(int32_t fd, uint32_t *uid, tb_error *err) {
     struct ucred peer;
     socklen_t bytes = sizeof peer;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) {
-        return tb_fail(err, TB_ESYSTEM, -1, errno, "the user of a connection can not be asked for");
+        return tb_fail(err, TB_ESYSTEM, -1, errno, "the user of a connection cannot be asked for");
     }
     *uid = peer.uid;
     return TB_OK;
@@ -87,11 +88,11 @@ int32_t tb_handover_open(const char *path, uint32_t mode, uint64_t *handle, tb_e
     handover->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (handover->fd < 0 || bind(handover->fd, (struct sockaddr *)&address, sizeof address) != 0
         || chmod(path, (mode_t)mode) != 0 || listen(handover->fd, SOMAXCONN) != 0) {
-        int32_t rc = tb_fail(err, TB_ESYSTEM, -1, errno, "socket %s can not be opened", path);
+        int32_t rc = tb_fail(err, TB_ESYSTEM, -1, errno, "socket %s cannot be opened", path);
         destroy_handover(handover);
         return rc;
     }
-    int32_t rc = tb_bus_add(TB_BUS_HANDOVER, handover, destroy_handover, handle, err);
+    int32_t rc = tb_handle_add(TB_HANDLE_HANDOVER, handover, destroy_handover, handle, err);
     if (rc != TB_OK) {
         destroy_handover(handover);
     }
@@ -99,7 +100,7 @@ int32_t tb_handover_open(const char *path, uint32_t mode, uint64_t *handle, tb_e
 }
 
 int32_t tb_handover_close(uint64_t handle, tb_error *err) {
-    return tb_bus_close(handle, TB_BUS_HANDOVER, err);
+    return tb_handle_close(TB_HANDLE_HANDOVER, handle, err);
 }
 
 /* ---- who is there: the lock is held -------------------------------------------------------------------- */
@@ -160,7 +161,7 @@ static bool meet(tb_handover *handover, uint32_t index, uint64_t now) {
 
 /* Accepts who has come. Who has come has been sending before: guests are told at once. */
 static void welcome(tb_handover *handover) {
-    uint64_t now = tb_bus_now();
+    uint64_t now = tb_now();
     for (uint32_t i = 0; i < handover->stranger_count;) {
         i += !meet(handover, i, now);
     }
@@ -187,7 +188,7 @@ int32_t tb_handover_expect(uint64_t handle, const uint8_t secret[16], uint32_t u
     if (guest == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, ENOMEM, "no memory for a client");
     }
-    tb_handover *handover = tb_bus_use(handle, TB_BUS_HANDOVER, err);
+    tb_handover *handover = tb_handle_get(TB_HANDLE_HANDOVER, handle, err);
     if (handover == NULL) {
         free(guest);
         return TB_ECLOSED;
@@ -199,12 +200,12 @@ int32_t tb_handover_expect(uint64_t handle, const uint8_t secret[16], uint32_t u
     guest->next = handover->guests;
     handover->guests = guest;
     pthread_mutex_unlock(&handover->lock);
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     return TB_OK;
 }
 
 int32_t tb_handover_forget(uint64_t handle, const uint8_t secret[16], tb_error *err) {
-    tb_handover *handover = tb_bus_use(handle, TB_BUS_HANDOVER, err);
+    tb_handover *handover = tb_handle_get(TB_HANDLE_HANDOVER, handle, err);
     if (handover == NULL) {
         return TB_ECLOSED;
     }
@@ -218,7 +219,7 @@ int32_t tb_handover_forget(uint64_t handle, const uint8_t secret[16], tb_error *
         *link = guest->next;
     }
     pthread_mutex_unlock(&handover->lock);
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     if (guest != NULL && guest->fd >= 0) {
         close(guest->fd);
     }
@@ -303,7 +304,7 @@ static int32_t deliver(const tb_received *received, uint32_t capacity, int32_t *
 
 int32_t tb_handover_take(uint64_t handle, const uint8_t secret[16], uint64_t number, int32_t *fds, uint32_t capacity,
                          uint32_t *count, tb_error *err) {
-    tb_handover *handover = tb_bus_use(handle, TB_BUS_HANDOVER, err);
+    tb_handover *handover = tb_handle_get(TB_HANDLE_HANDOVER, handle, err);
     if (handover == NULL) {
         return TB_ECLOSED;
     }
@@ -314,7 +315,7 @@ int32_t tb_handover_take(uint64_t handle, const uint8_t secret[16], uint64_t num
     const tb_guest *guest = guest_of(handover, secret);
     int failed = guest == NULL || guest->fd < 0 ? EAGAIN : receive_numbered(guest->fd, number, &received);
     pthread_mutex_unlock(&handover->lock);
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     if (failed == 0) {
         return deliver(&received, capacity, fds, count, err);
     }
@@ -350,14 +351,14 @@ static int send_descriptor(int fd, int descriptor) {
 }
 
 int32_t tb_handover_lend(uint64_t handle, const uint8_t secret[16], const char *heartbeat, tb_error *err) {
-    tb_handover *handover = tb_bus_use(handle, TB_BUS_HANDOVER, err);
+    tb_handover *handover = tb_handle_get(TB_HANDLE_HANDOVER, handle, err);
     if (handover == NULL) {
         return TB_ECLOSED;
     }
     int32_t rc = TB_OK;
     int heart = shm_open(heartbeat, O_RDONLY | O_CLOEXEC, 0);
     if (heart < 0) {
-        rc = tb_fail(err, TB_ESYSTEM, -1, errno, "heartbeat %s can not be opened", heartbeat);
+        rc = tb_fail(err, TB_ESYSTEM, -1, errno, "heartbeat %s cannot be opened", heartbeat);
         goto end;
     }
     pthread_mutex_lock(&handover->lock);
@@ -370,6 +371,6 @@ int32_t tb_handover_lend(uint64_t handle, const uint8_t secret[16], const char *
         rc = tb_fail(err, TB_EPROTOCOL, -1, failed, "the client's socket for descriptors");
     }
 end:
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     return rc;
 }

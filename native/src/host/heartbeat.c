@@ -12,7 +12,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "host/object.h"
+#include "base/clock.h"
+#include "base/handle.h"
+#include "host/bus_thread.h"
+#include "host/lock_file.h"
 #include "base/error.h"
 
 #define PAGE_BYTES 4096
@@ -31,9 +34,9 @@ typedef struct tb_pulse {
 static void run_heartbeat(void *argument) {
     tb_heartbeat *heart = argument;
     while (!tb_bus_thread_stopped(&heart->thread)) {
-        uint64_t now = tb_bus_now();
+        uint64_t now = tb_now();
         atomic_store_explicit(heart->beat, now, memory_order_relaxed);
-        struct timespec until = tb_bus_timespec(now + heart->interval_ns);
+        struct timespec until = tb_timespec(now + heart->interval_ns);
         clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
     }
 }
@@ -99,14 +102,14 @@ int32_t tb_heartbeat_start(const char *name, uint32_t interval_ms, uint64_t *han
         return rc;
     }
     /* The first beat is there before anybody can look. */
-    atomic_store_explicit(heart->beat, tb_bus_now(), memory_order_relaxed);
+    atomic_store_explicit(heart->beat, tb_now(), memory_order_relaxed);
     int failed = tb_bus_thread_start(&heart->thread, run_heartbeat, heart);
     if (failed != 0) {
         rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the heartbeat's thread cannot be started");
         free_heartbeat(heart);
         return rc;
     }
-    rc = tb_bus_add(TB_BUS_HEARTBEAT, heart, destroy_heartbeat, handle, err);
+    rc = tb_handle_add(TB_HANDLE_HEARTBEAT, heart, destroy_heartbeat, handle, err);
     if (rc != TB_OK) {
         destroy_heartbeat(heart);
     }
@@ -114,7 +117,7 @@ int32_t tb_heartbeat_start(const char *name, uint32_t interval_ms, uint64_t *han
 }
 
 int32_t tb_heartbeat_stop(uint64_t handle, tb_error *err) {
-    return tb_bus_close(handle, TB_BUS_HEARTBEAT, err);
+    return tb_handle_close(TB_HANDLE_HEARTBEAT, handle, err);
 }
 
 int32_t tb_heartbeat_unlink(const char *name, uint32_t *removed, tb_error *err) {
@@ -147,7 +150,7 @@ int32_t tb_pulse_open(const char *name, uint64_t *handle, tb_error *err) {
     }
     rc = tb_bus_check_owner(pulse->fd, "heartbeat", name, err);
     if (rc == TB_OK) {
-        rc = tb_bus_add(TB_BUS_PULSE, pulse, destroy_pulse, handle, err);
+        rc = tb_handle_add(TB_HANDLE_PULSE, pulse, destroy_pulse, handle, err);
     }
     if (rc != TB_OK) {
         destroy_pulse(pulse);
@@ -156,22 +159,22 @@ int32_t tb_pulse_open(const char *name, uint64_t *handle, tb_error *err) {
 }
 
 int32_t tb_pulse_age(uint64_t handle, uint64_t *age_ns, tb_error *err) {
-    tb_pulse *pulse = tb_bus_use(handle, TB_BUS_PULSE, err);
+    tb_pulse *pulse = tb_handle_get(TB_HANDLE_PULSE, handle, err);
     if (pulse == NULL) {
         return TB_ECLOSED;
     }
     uint64_t beat = 0;
     ssize_t got = pread(pulse->fd, &beat, sizeof beat, 0);
     int failed = errno;
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     if (got != (ssize_t)sizeof beat) {
         return tb_fail(err, TB_ESYSTEM, -1, got < 0 ? failed : EIO, "a heartbeat cannot be read");
     }
-    uint64_t now = tb_bus_now();
+    uint64_t now = tb_now();
     *age_ns = now > beat ? now - beat : 0;
     return TB_OK;
 }
 
 int32_t tb_pulse_close(uint64_t handle, tb_error *err) {
-    return tb_bus_close(handle, TB_BUS_PULSE, err);
+    return tb_handle_close(TB_HANDLE_PULSE, handle, err);
 }

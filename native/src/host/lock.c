@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "host/object.h"
+#include "base/handle.h"
+#include "host/bus_thread.h"
+#include "host/lock_file.h"
 #include "host/port.h"
 #include "base/error.h"
 
@@ -32,7 +34,7 @@ int32_t tb_lock_open(const char *path, uint64_t *handle, tb_error *err) {
         free(lock);
         return rc;
     }
-    rc = tb_bus_add(TB_BUS_LOCK, lock, destroy_lock, handle, err);
+    rc = tb_handle_add(TB_HANDLE_LOCK, lock, destroy_lock, handle, err);
     if (rc != TB_OK) {
         destroy_lock(lock);
     }
@@ -41,13 +43,13 @@ int32_t tb_lock_open(const char *path, uint64_t *handle, tb_error *err) {
 
 /* 0, EAGAIN where another holds it, or -1 with *rc set. */
 static int operate(uint64_t handle, int command, short type, uint64_t offset, int32_t *rc, tb_error *err) {
-    tb_lock *lock = tb_bus_use(handle, TB_BUS_LOCK, err);
+    tb_lock *lock = tb_handle_get(TB_HANDLE_LOCK, handle, err);
     if (lock == NULL) {
         *rc = TB_ECLOSED;
         return -1;
     }
     int failed = tb_bus_byte_lock(lock->fd, command, type, offset);
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     if (failed == 0 || failed == EAGAIN) {
         return failed;
     }
@@ -74,7 +76,7 @@ int32_t tb_lock_held(uint64_t handle, uint64_t offset, uint32_t *held, tb_error 
 }
 
 int32_t tb_lock_close(uint64_t handle, tb_error *err) {
-    return tb_bus_close(handle, TB_BUS_LOCK, err);
+    return tb_handle_close(TB_HANDLE_LOCK, handle, err);
 }
 
 typedef struct tb_watch {
@@ -128,7 +130,7 @@ int32_t tb_watch_start(uint64_t port, const char *path, uint64_t offset, uint64_
         rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the thread of a watch cannot be started");
         goto detach;
     }
-    rc = tb_bus_add(TB_BUS_WATCH, watch, destroy_watch, handle, err);
+    rc = tb_handle_add(TB_HANDLE_WATCH, watch, destroy_watch, handle, err);
     if (rc != TB_OK) {
         destroy_watch(watch);
     }
@@ -144,5 +146,5 @@ free_watch:
 }
 
 int32_t tb_watch_stop(uint64_t handle, tb_error *err) {
-    return tb_bus_close(handle, TB_BUS_WATCH, err);
+    return tb_handle_close(TB_HANDLE_WATCH, handle, err);
 }

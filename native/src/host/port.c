@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "host/object.h"
+#include "base/handle.h"
 #include "base/error.h"
 
 typedef struct tb_port {
@@ -37,7 +37,7 @@ int32_t tb_port_open(uint64_t *handle, int32_t *fd, tb_error *err) {
     }
     pthread_mutex_init(&port->mutex, NULL);
     port->write_fd = ends[1];
-    int32_t rc = tb_bus_add(TB_BUS_PORT, port, destroy_port, handle, err);
+    int32_t rc = tb_handle_add(TB_HANDLE_PORT, port, destroy_port, handle, err);
     if (rc != TB_OK) {
         close(ends[0]);
         destroy_port(port);
@@ -48,7 +48,7 @@ int32_t tb_port_open(uint64_t *handle, int32_t *fd, tb_error *err) {
 }
 
 int32_t tb_port_next(uint64_t handle, uint64_t *token, uint32_t *found, tb_error *err) {
-    tb_port *port = tb_bus_use(handle, TB_BUS_PORT, err);
+    tb_port *port = tb_handle_get(TB_HANDLE_PORT, handle, err);
     if (port == NULL) {
         return TB_ECLOSED;
     }
@@ -63,26 +63,26 @@ int32_t tb_port_next(uint64_t handle, uint64_t *token, uint32_t *found, tb_error
     }
     pthread_mutex_unlock(&port->mutex);
     *found = source != NULL;
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     return TB_OK;
 }
 
 int32_t tb_port_close(uint64_t handle, tb_error *err) {
-    tb_port *port = tb_bus_use(handle, TB_BUS_PORT, err);
+    tb_port *port = tb_handle_get(TB_HANDLE_PORT, handle, err);
     if (port == NULL) {
         return TB_ECLOSED;
     }
     pthread_mutex_lock(&port->mutex);
     uint32_t sources = port->sources;
     pthread_mutex_unlock(&port->mutex);
-    int32_t rc = sources == 0 ? tb_bus_close(handle, TB_BUS_PORT, err)
+    int32_t rc = sources == 0 ? tb_handle_close(TB_HANDLE_PORT, handle, err)
                               : tb_fail(err, TB_EBUSY, -1, 0, "%u threads still report to the port", sources);
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     return rc;
 }
 
 int32_t tb_source_attach(tb_source *source, uint64_t handle, uint64_t token, tb_error *err) {
-    tb_port *port = tb_bus_use(handle, TB_BUS_PORT, err);
+    tb_port *port = tb_handle_get(TB_HANDLE_PORT, handle, err);
     if (port == NULL) {
         return TB_ECLOSED;
     }
@@ -114,7 +114,7 @@ void tb_source_detach(tb_source *source) {
     }
     port->sources--;
     pthread_mutex_unlock(&port->mutex);
-    tb_bus_end(source->port_handle);
+    tb_handle_put(source->port_handle);
 }
 
 void tb_source_raise(tb_source *source) {

@@ -9,7 +9,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "host/object.h"
+#include "base/clock.h"
+#include "base/handle.h"
+#include "host/lock_file.h"
 #include "base/error.h"
 
 #define FILE_PREFIX "/dev/shm/sem."
@@ -40,7 +42,7 @@ int32_t tb_semaphore_create(const char *name, uint64_t *handle, tb_error *err) {
         int code = errno == EEXIST ? TB_EEXISTS : errno == ENOSPC ? TB_ENO_SPACE : TB_ESYSTEM;
         return tb_fail(err, code, -1, errno, "semaphore %s cannot be made", name);
     }
-    rc = tb_bus_add(TB_BUS_SEMAPHORE, semaphore, destroy_semaphore, handle, err);
+    rc = tb_handle_add(TB_HANDLE_SEMAPHORE, semaphore, destroy_semaphore, handle, err);
     if (rc != TB_OK) {
         sem_close(semaphore);
         sem_unlink(name);
@@ -78,7 +80,7 @@ int32_t tb_semaphore_open(const char *name, uint64_t *handle, tb_error *err) {
     }
     rc = check_file(name, err);
     if (rc == TB_OK) {
-        rc = tb_bus_add(TB_BUS_SEMAPHORE, semaphore, destroy_semaphore, handle, err);
+        rc = tb_handle_add(TB_HANDLE_SEMAPHORE, semaphore, destroy_semaphore, handle, err);
     }
     if (rc != TB_OK) {
         sem_close(semaphore);
@@ -87,7 +89,7 @@ int32_t tb_semaphore_open(const char *name, uint64_t *handle, tb_error *err) {
 }
 
 int32_t tb_semaphore_post(uint64_t handle, tb_error *err) {
-    sem_t *semaphore = tb_bus_use(handle, TB_BUS_SEMAPHORE, err);
+    sem_t *semaphore = tb_handle_get(TB_HANDLE_SEMAPHORE, handle, err);
     if (semaphore == NULL) {
         return TB_ECLOSED;
     }
@@ -95,24 +97,24 @@ int32_t tb_semaphore_post(uint64_t handle, tb_error *err) {
     int32_t rc = sem_post(semaphore) == 0 || errno == EOVERFLOW
                      ? TB_OK
                      : tb_fail(err, TB_ESYSTEM, -1, errno, "a semaphore cannot be posted");
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     return rc;
 }
 
 int32_t tb_semaphore_try(uint64_t handle, uint32_t *taken, tb_error *err) {
-    sem_t *semaphore = tb_bus_use(handle, TB_BUS_SEMAPHORE, err);
+    sem_t *semaphore = tb_handle_get(TB_HANDLE_SEMAPHORE, handle, err);
     if (semaphore == NULL) {
         return TB_ECLOSED;
     }
     *taken = sem_trywait(semaphore) == 0;
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     return TB_OK;
 }
 
 int tb_semaphore_await(sem_t *semaphore, uint64_t timeout_ns) {
     uint64_t wait_ns = timeout_ns < LONGEST_WAIT_NS ? timeout_ns : LONGEST_WAIT_NS;
-    uint64_t end = tb_bus_now() + wait_ns;
-    struct timespec until = tb_bus_timespec(end);
+    uint64_t end = tb_now() + wait_ns;
+    struct timespec until = tb_timespec(end);
     int rc;
     do {
         rc = sem_clockwait(semaphore, CLOCK_MONOTONIC, &until) == 0 ? 0 : errno;
@@ -121,12 +123,12 @@ int tb_semaphore_await(sem_t *semaphore, uint64_t timeout_ns) {
 }
 
 int32_t tb_semaphore_wait(uint64_t handle, uint64_t timeout_ns, tb_error *err) {
-    sem_t *semaphore = tb_bus_use(handle, TB_BUS_SEMAPHORE, err);
+    sem_t *semaphore = tb_handle_get(TB_HANDLE_SEMAPHORE, handle, err);
     if (semaphore == NULL) {
         return TB_ECLOSED;
     }
     int waited = tb_semaphore_await(semaphore, timeout_ns);
-    tb_bus_end(handle);
+    tb_handle_put(handle);
     if (waited == 0) {
         return TB_OK;
     }
@@ -135,7 +137,7 @@ int32_t tb_semaphore_wait(uint64_t handle, uint64_t timeout_ns, tb_error *err) {
 }
 
 int32_t tb_semaphore_close(uint64_t handle, tb_error *err) {
-    return tb_bus_close(handle, TB_BUS_SEMAPHORE, err);
+    return tb_handle_close(TB_HANDLE_SEMAPHORE, handle, err);
 }
 
 int32_t tb_semaphore_unlink(const char *name, uint32_t *removed, tb_error *err) {

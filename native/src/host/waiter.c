@@ -9,7 +9,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-#include "host/object.h"
+#include "base/clock.h"
+#include "base/handle.h"
+#include "host/bus_thread.h"
 #include "host/port.h"
 #include "host/semaphore.h"
 #include "base/error.h"
@@ -38,7 +40,7 @@ static bool spin_for_post(tb_waiter *waiter) {
     if (waiter->spin_ns == 0) {
         return false;
     }
-    uint64_t end = tb_bus_now() + waiter->spin_ns;
+    uint64_t end = tb_now() + waiter->spin_ns;
     do {
         for (int i = 0; i < SPIN_CHECKS; i++) {
             if (sem_trywait(waiter->semaphore) == 0) {
@@ -46,7 +48,7 @@ static bool spin_for_post(tb_waiter *waiter) {
             }
             relax();
         }
-    } while (tb_bus_now() < end);
+    } while (tb_now() < end);
     return false;
 }
 
@@ -61,7 +63,7 @@ static void run_waiter(void *argument) {
         while (sem_trywait(waiter->semaphore) == 0) {
         }
         tb_source_raise(&waiter->source);
-        uint64_t now = tb_bus_now();
+        uint64_t now = tb_now();
         busy = now - last < SPINS_APART * waiter->spin_ns;
         last = now;
     }
@@ -70,7 +72,7 @@ static void run_waiter(void *argument) {
 static void destroy_waiter(void *object) {
     tb_waiter *waiter = object;
     tb_bus_thread_end(&waiter->thread);
-    tb_bus_end(waiter->semaphore_handle);
+    tb_handle_put(waiter->semaphore_handle);
     tb_source_detach(&waiter->source);
     free(waiter);
 }
@@ -85,7 +87,7 @@ int32_t tb_waiter_start(uint64_t port, uint64_t semaphore, uint64_t token, uint6
     waiter->semaphore_handle = semaphore;
     waiter->spin_ns = spin_ns;
     /* The use lasts as long as the thread. */
-    waiter->semaphore = tb_bus_use(semaphore, TB_BUS_SEMAPHORE, err);
+    waiter->semaphore = tb_handle_get(TB_HANDLE_SEMAPHORE, semaphore, err);
     if (waiter->semaphore == NULL) {
         rc = TB_ECLOSED;
         goto free_waiter;
@@ -99,7 +101,7 @@ int32_t tb_waiter_start(uint64_t port, uint64_t semaphore, uint64_t token, uint6
         rc = tb_fail(err, TB_ESYSTEM, -1, failed, "the waiter's thread cannot be started");
         goto detach;
     }
-    rc = tb_bus_add(TB_BUS_WAITER, waiter, destroy_waiter, handle, err);
+    rc = tb_handle_add(TB_HANDLE_WAITER, waiter, destroy_waiter, handle, err);
     if (rc != TB_OK) {
         destroy_waiter(waiter);
     }
@@ -108,12 +110,12 @@ int32_t tb_waiter_start(uint64_t port, uint64_t semaphore, uint64_t token, uint6
 detach:
     tb_source_detach(&waiter->source);
 end_semaphore:
-    tb_bus_end(semaphore);
+    tb_handle_put(semaphore);
 free_waiter:
     free(waiter);
     return rc;
 }
 
 int32_t tb_waiter_stop(uint64_t handle, tb_error *err) {
-    return tb_bus_close(handle, TB_BUS_WAITER, err);
+    return tb_handle_close(TB_HANDLE_WAITER, handle, err);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/table.h"
 #include "program/program.h"
 
 static int32_t malformed(tb_error *err, uint32_t bucket, const char *what) {
@@ -14,10 +15,6 @@ static int32_t malformed(tb_error *err, uint32_t bucket, const char *what) {
 
 static int32_t no_memory(tb_error *err) {
     return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a program");
-}
-
-static void *table(uint64_t count, size_t row) {
-    return calloc(count + 1, row);
 }
 
 /* A bucket of the fold follows one with the same pieces, one position further; a first one has position 0. */
@@ -125,10 +122,10 @@ int32_t tb_program_order_folds(tb_program *program, tb_error *err) {
     const tb_program_header *header = program->header;
     uint32_t folded;
     int32_t code = TB_ENO_MEMORY;
-    uint32_t *heads = table(header->piece_count, sizeof *heads);
-    uint32_t *next_sequence = table(header->channel_count, sizeof *next_sequence);
-    program->fold_next = table(header->bucket_count, sizeof *program->fold_next);
-    program->fold_order = table(header->bucket_count, sizeof *program->fold_order);
+    uint32_t *heads = tb_table(header->piece_count, sizeof *heads);
+    uint32_t *next_sequence = tb_table(header->channel_count, sizeof *next_sequence);
+    program->fold_next = tb_table(header->bucket_count, sizeof *program->fold_next);
+    program->fold_order = tb_table(header->bucket_count, sizeof *program->fold_order);
     if (heads == NULL || next_sequence == NULL || program->fold_next == NULL || program->fold_order == NULL) {
         no_memory(err);
         goto out;
@@ -150,8 +147,8 @@ out:
 /* The buckets that wait for each bucket, as one array cut into rows. */
 static int32_t find_dependents(tb_program *program, tb_error *err) {
     const tb_program_header *header = program->header;
-    program->first_dependent = table((uint64_t)header->bucket_count + 1, sizeof(uint32_t));
-    program->dependents = table(header->dependency_count, sizeof(uint32_t));
+    program->first_dependent = tb_table((uint64_t)header->bucket_count + 1, sizeof(uint32_t));
+    program->dependents = tb_table(header->dependency_count, sizeof(uint32_t));
     if (program->first_dependent == NULL || program->dependents == NULL) {
         return no_memory(err);
     }
@@ -186,7 +183,7 @@ static int32_t find_dependents(tb_program *program, tb_error *err) {
 
 static int32_t fill_dependents(tb_program *program, tb_error *err) {
     uint32_t buckets = program->header->bucket_count;
-    uint32_t *fill = table(buckets, sizeof *fill);
+    uint32_t *fill = tb_table(buckets, sizeof *fill);
     if (fill == NULL) {
         return no_memory(err);
     }
@@ -207,8 +204,8 @@ static int32_t fill_dependents(tb_program *program, tb_error *err) {
  */
 static int32_t check_circles(const tb_program *program, tb_error *err) {
     uint32_t buckets = program->header->bucket_count;
-    uint32_t *waits = table(buckets, sizeof *waits);
-    uint32_t *list = table(buckets, sizeof *list);
+    uint32_t *waits = tb_table(buckets, sizeof *waits);
+    uint32_t *list = tb_table(buckets, sizeof *list);
     int32_t code = TB_OK;
     if (waits == NULL || list == NULL) {
         code = no_memory(err);

@@ -2,11 +2,8 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "base/table.h"
 #include "program/program.h"
-
-static void *table(uint64_t count, size_t row) {
-    return calloc(count + 1, row);
-}
 
 static int32_t no_memory(tb_error *err) {
     return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a program");
@@ -108,9 +105,9 @@ int32_t tb_program_check_pool(const tb_program *program, tb_error *err) {
         return TB_OK; /* every piece has a place of its own */
     }
     int32_t code = TB_OK;
-    fold *folds = table(pieces, sizeof *folds);
-    uint32_t *fold_of = table(pieces, sizeof *fold_of);
-    uint64_t *begin = table(pieces, sizeof *begin);
+    fold *folds = tb_table(pieces, sizeof *folds);
+    uint32_t *fold_of = tb_table(pieces, sizeof *fold_of);
+    uint64_t *begin = tb_table(pieces, sizeof *begin);
     if (folds == NULL || fold_of == NULL || begin == NULL) {
         code = no_memory(err);
     } else {
@@ -150,9 +147,9 @@ static int32_t check_bucket_reads(const tb_program *program, uint32_t index, con
 int32_t tb_program_check_reads(const tb_program *program, tb_error *err) {
     uint32_t pieces = program->header->piece_count;
     int32_t code = TB_OK;
-    uint32_t *completes = table(pieces, sizeof *completes);
-    uint32_t *readers = table(pieces, sizeof *readers);
-    uint32_t *seen = table(program->header->bucket_count, sizeof *seen);
+    uint32_t *completes = tb_table(pieces, sizeof *completes);
+    uint32_t *readers = tb_table(pieces, sizeof *readers);
+    uint32_t *seen = tb_table(program->header->bucket_count, sizeof *seen);
     if (completes == NULL || readers == NULL || seen == NULL) {
         code = no_memory(err);
         goto out;

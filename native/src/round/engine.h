@@ -13,6 +13,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/clock.h"
+#include "base/heap.h"
 #include "flow/flow.h"
 #include "wire/link.h"
 #include "wire/wire.h"
@@ -163,12 +165,6 @@ struct tb_peer {
 
 /* ---- transfers -------------------------------------------------------------------------------------------- */
 
-/* Bucket numbers, the smallest first: the order of (wave, stage, channel, sequence). */
-typedef struct tb_heap {
-    uint32_t *items;
-    uint32_t count;
-} tb_heap;
-
 /* What a transfer has to do with one peer. */
 struct tb_exchange {
     tb_transfer *transfer;
@@ -181,7 +177,7 @@ struct tb_exchange {
     bool pooled;     /* the peer owns reduced pieces */
     uint32_t unfinished; /* channels of the round under way */
     uint32_t send[TB_STAGES], receive[TB_STAGES]; /* channels, or TB_NONE */
-    tb_heap ready;
+    tb_heap ready; /* buckets, in the order of their numbers: (wave, stage, channel, sequence) */
     /* Carriers (carrier.h). */
     uint32_t carrier;    /* tb_carrier_number */
     tb_wire_identity identity;   /* of the peer */
@@ -438,10 +434,6 @@ typedef struct tb_backend {
 
 extern const tb_backend tb_backend_memory;
 extern const tb_backend tb_backend_tcp;
-
-/* CLOCK_MONOTONIC in nanoseconds, and that much later; UINT64_MAX is never. */
-uint64_t tb_now(void);
-uint64_t tb_deadline(uint64_t timeout_ns);
 
 /* session.c: the lock is held. */
 /* False where it is lost: there is no memory, or the session ends. */

@@ -7,9 +7,6 @@
 
 #include "round/engine.h"
 
-void tb_heap_push(tb_heap *heap, uint32_t item);
-uint32_t tb_heap_pop(tb_heap *heap);
-
 /* ---- round.c ------------------------------------------------------------------------------------------- */
 
 void tb_round_start(tb_transfer *transfer, uint64_t round, uint64_t deadline);

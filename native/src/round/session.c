@@ -20,17 +20,6 @@ enum { MOST_RANKS = 1 << 20, MOST_FAULTS = 256 };
 /* An orderly end waits this long for peers to read it. */
 #define FAREWELL_NS 500000000ull
 
-uint64_t tb_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-uint64_t tb_deadline(uint64_t timeout_ns) {
-    uint64_t deadline;
-    return __builtin_add_overflow(tb_now(), timeout_ns, &deadline) ? UINT64_MAX : deadline;
-}
-
 /* ---- events -------------------------------------------------------------------------------------------- */
 
 void tb_session_event_reserved(tb_session *session, const tb_event *event, tb_event_node **reserved) {
@@ -181,11 +170,7 @@ static int32_t make_session(const tb_session_options *options, tb_session **made
     if (session == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a session");
     }
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&session->thread_ended, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    tb_cond_init(&session->thread_ended);
     pthread_mutex_init(&session->lock, NULL);
     session->options = *options;
     session->backend = options->kind == TB_BACKEND_TCP ? &tb_backend_tcp : &tb_backend_memory;
@@ -254,11 +239,10 @@ int32_t tb_session_open(const tb_session_options *options, uint64_t *handle, int
     if (code != TB_OK) {
         goto no_backend;
     }
-    *handle = tb_handle_add(TB_HANDLE_SESSION, session);
-    if (*handle != 0) {
+    code = tb_handle_add(TB_HANDLE_SESSION, session, NULL, handle, err);
+    if (code == TB_OK) {
         return TB_OK;
     }
-    code = tb_fail(err, TB_ENO_MEMORY, -1, 0, "a handle");
     session->backend->close(session);
 no_backend:
     tb_threads_join(session, UINT64_MAX);

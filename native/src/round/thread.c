@@ -3,7 +3,6 @@
  * this rank.
  */
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -12,6 +11,7 @@
 #include "carriers/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
+#include "base/spawn.h"
 #include "round/transfer.h"
 #include "round/round.h"
 
@@ -330,16 +330,7 @@ static int32_t start_thread(tb_session *session, tb_thread *thread, tb_error *er
         || epoll_ctl(thread->epoll_fd, EPOLL_CTL_ADD, thread->wake_fd, &wake) != 0) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "a thread's events");
     }
-    pthread_attr_t attributes;
-    sigset_t all;
-    sigset_t before;
-    sigfillset(&all);
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the threads of the host program */
-    int error = pthread_create(&thread->id, &attributes, run, thread);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
+    int error = tb_spawn(&thread->id, STACK_BYTES, 0, run, thread);
     if (error != 0) {
         return tb_fail(err, TB_ESYSTEM, -1, error, "a thread");
     }
@@ -374,7 +365,7 @@ int32_t tb_threads_start(tb_session *session, tb_error *err) {
 }
 
 bool tb_threads_join(tb_session *session, uint64_t until) {
-    struct timespec limit = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
+    struct timespec limit = tb_timespec(until);
     bool late = false;
     pthread_mutex_lock(&session->lock);
     session->stop = true;

@@ -7,13 +7,10 @@
 #include "carriers/carrier.h"
 #include "cuda/device.h"
 #include "base/error.h"
+#include "base/table.h"
 #include "round/transfer.h"
 #include "carriers/nccl/nccl_rounds.h"
 #include "round/round.h"
-
-static void *table(uint64_t count, size_t row) {
-    return calloc(count + 1, row);
-}
 
 /*
  * Staging is mapped, not filled: what is never needed is never taken. *memory is NULL where there are 0
@@ -53,19 +50,19 @@ static int32_t allocate_tables(tb_transfer *transfer, tb_error *err) {
     const tb_program_header *header = transfer->program.header;
     tb_pool *pool = &transfer->pool;
     transfer->reserved = malloc(sizeof *transfer->reserved);
-    transfer->channels = table(header->channel_count, sizeof *transfer->channels);
-    transfer->buckets = table(header->bucket_count, sizeof *transfer->buckets);
-    transfer->waits = table(header->bucket_count, sizeof *transfer->waits);
-    transfer->slot_of = table(header->bucket_count, sizeof *transfer->slot_of);
-    transfer->free_slots = table(transfer->program.slot_count, sizeof *transfer->free_slots);
-    transfer->jobs.items = table(header->bucket_count, sizeof(uint32_t));
-    transfer->exchanges = table((uint64_t)header->channel_count + transfer->member_count, sizeof *transfer->exchanges);
+    transfer->channels = tb_table(header->channel_count, sizeof *transfer->channels);
+    transfer->buckets = tb_table(header->bucket_count, sizeof *transfer->buckets);
+    transfer->waits = tb_table(header->bucket_count, sizeof *transfer->waits);
+    transfer->slot_of = tb_table(header->bucket_count, sizeof *transfer->slot_of);
+    transfer->free_slots = tb_table(transfer->program.slot_count, sizeof *transfer->free_slots);
+    transfer->jobs.items = tb_table(header->bucket_count, sizeof(uint32_t));
+    transfer->exchanges = tb_table((uint64_t)header->channel_count + transfer->member_count, sizeof *transfer->exchanges);
     pool->ring = ring_bytes(transfer);
-    transfer->regions = table(header->buffer_count, sizeof *transfer->regions);
-    pool->piece_at = table(header->piece_count, sizeof *pool->piece_at);
-    pool->piece_end = table(header->piece_count, sizeof *pool->piece_end);
-    pool->order = table(header->piece_count, sizeof *pool->order);
-    pool->readers = table(header->piece_count, sizeof *pool->readers);
+    transfer->regions = tb_table(header->buffer_count, sizeof *transfer->regions);
+    pool->piece_at = tb_table(header->piece_count, sizeof *pool->piece_at);
+    pool->piece_end = tb_table(header->piece_count, sizeof *pool->piece_end);
+    pool->order = tb_table(header->piece_count, sizeof *pool->order);
+    pool->readers = tb_table(header->piece_count, sizeof *pool->readers);
     if (!transfer->channels || !transfer->buckets || !transfer->waits || !transfer->slot_of || !transfer->free_slots
         || !transfer->jobs.items || !transfer->exchanges || !transfer->regions || !pool->piece_at || !pool->piece_end
         || !pool->order || !pool->readers || !transfer->reserved) {

@@ -36,13 +36,12 @@ int32_t tb_hub_create(uint64_t *handle, tb_error *err) {
     }
     pthread_mutex_init(&hub->lock, NULL);
     hub->users = 1;
-    *handle = tb_handle_add(TB_HANDLE_HUB, hub);
-    if (*handle == 0) {
+    int32_t code = tb_handle_add(TB_HANDLE_HUB, hub, NULL, handle, err);
+    if (code != TB_OK) {
         pthread_mutex_destroy(&hub->lock);
         free(hub);
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a hub");
     }
-    return TB_OK;
+    return code;
 }
 
 static void let_hub_go(struct tb_hub *hub) {

@@ -1,33 +1,21 @@
 #include "carriers/nccl/nccl_api.h"
 
-#include <dlfcn.h>
 #include <limits.h>
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/dynamic_library.h"
 #include "base/error.h"
 
 /* 2.18: non-blocking communicators (2.14) whose sends and receives return at once as well, and can be aborted. */
 enum { LEAST_VERSION = 21800, CONFIG_VERSION = 22809, MAGIC = (int)0xcafebeef };
-#define LIBRARY_VARIABLE "TENSOR_BUS_LIBNCCL"
-#define LIBRARY "libnccl.so.2"
 
 _Static_assert(sizeof(tb_nccl_id) == 128, "ncclUniqueId");
 _Static_assert(sizeof(tb_nccl_config) == 80, "ncclConfig_t of 2.28");
 _Static_assert(offsetof(tb_nccl_config, magic) == 8 && offsetof(tb_nccl_config, blocking) == 16, "ncclConfig_t");
 _Static_assert(offsetof(tb_nccl_config, net_name) == 32 && offsetof(tb_nccl_config, comm_name) == 48, "ncclConfig_t");
 _Static_assert(offsetof(tb_nccl_config, nvlink_centric_sched) == 76, "ncclConfig_t");
-
-typedef struct loaded {
-    struct loaded *next;
-    tb_nccl_api api;
-    char path[];
-} loaded;
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static loaded *all;
 
 void tb_nccl_config_init(tb_nccl_config *config) {
     *config = (tb_nccl_config){
@@ -59,13 +47,6 @@ int32_t tb_nccl_fail(const tb_nccl_api *api, tb_nccl_result result, tb_nccl_comm
                    more ? "; " : "", more ? last : "");
 }
 
-/* Function pointers come out of dlsym as objects, which C cannot cast. */
-static bool find(void *library, const char *name, void *function) {
-    void *found = dlsym(library, name);
-    memcpy(function, &found, sizeof found);
-    return found != NULL;
-}
-
 static int32_t too_old(const tb_nccl_api *api, tb_error *err, const char *lacks) {
     /* Up to 2.8 a version was written with one digit less. */
     bool early = api->version < 10000;
@@ -78,7 +59,7 @@ static int32_t too_old(const tb_nccl_api *api, tb_error *err, const char *lacks)
 
 static int32_t find_first(tb_nccl_api *api, void *library, tb_error *err) {
 #define FIND(result, name, arguments)                                                                                  \
-    if (!find(library, #name, &api->name)) {                                                                           \
+    if (!tb_library_find(library, #name, &api->name)) {                                                                           \
         return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is no NCCL: it lacks %s", api->path, #name);                       \
     }
     TB_NCCL_FIRST_FUNCTIONS(FIND)
@@ -88,7 +69,7 @@ static int32_t find_first(tb_nccl_api *api, void *library, tb_error *err) {
 
 static int32_t find_others(tb_nccl_api *api, void *library, tb_error *err) {
 #define FIND(result, name, arguments)                                                                                  \
-    if (!find(library, #name, &api->name)) {                                                                           \
+    if (!tb_library_find(library, #name, &api->name)) {                                                                           \
         return too_old(api, err, #name);                                                                               \
     }
     TB_NCCL_FUNCTIONS(FIND)
@@ -96,58 +77,30 @@ static int32_t find_others(tb_nccl_api *api, void *library, tb_error *err) {
     return TB_OK;
 }
 
-static int32_t load(tb_nccl_api *api, tb_error *err) {
-    void *library = dlopen(api->path, RTLD_NOW | RTLD_LOCAL);
-    if (library == NULL) {
-        const char *why = dlerror();
-        return tb_fail(err, TB_ELIBRARY, -1, 0, "NCCL does not load: %s", why == NULL ? api->path : why);
-    }
+static int32_t find(void *table, const char *path, void *library, tb_error *err) {
+    tb_nccl_api *api = table;
+    api->path = path;
     int32_t code = find_first(api, library, err);
     if (code == TB_OK
         && (api->ncclGetVersion(&api->version) != TB_NCCL_SUCCESS || api->version < LEAST_VERSION)) {
         code = too_old(api, err, NULL);
     }
-    if (code == TB_OK) {
-        code = find_others(api, library, err);
-    }
-    if (code != TB_OK) {
-        dlclose(library);
-    }
-    return code;
+    return code == TB_OK ? find_others(api, library, err) : code;
 }
 
-static int32_t load_once(const char *path, const tb_nccl_api **api, tb_error *err) {
-    for (loaded *one = all; one != NULL; one = one->next) {
-        if (strcmp(one->path, path) == 0) {
-            *api = &one->api;
-            return TB_OK;
-        }
-    }
-    loaded *one = calloc(1, sizeof *one + strlen(path) + 1);
-    if (one == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the functions of %.200s", path);
-    }
-    strcpy(one->path, path);
-    one->api.path = one->path;
-    int32_t code = load(&one->api, err);
-    if (code != TB_OK) {
-        free(one);
-        return code;
-    }
-    one->next = all;
-    all = one;
-    *api = &one->api;
-    return TB_OK;
-}
+static tb_library nccl_library = {
+    .what = "NCCL",
+    .variable = "TENSOR_BUS_LIBNCCL",
+    .file = "libnccl.so.2",
+    .table_bytes = sizeof(tb_nccl_api),
+    .find = find,
+    .lock = PTHREAD_MUTEX_INITIALIZER,
+};
 
 int32_t tb_nccl_load(const char *path, const tb_nccl_api **api, tb_error *err) {
-    const char *variable = getenv(LIBRARY_VARIABLE);
-    if (path == NULL || path[0] == '\0') {
-        path = variable != NULL && variable[0] != '\0' ? variable : LIBRARY;
-    }
-    pthread_mutex_lock(&lock);
-    int32_t code = load_once(path, api, err);
-    pthread_mutex_unlock(&lock);
+    const void *table = NULL;
+    int32_t code = tb_library_load(&nccl_library, path, &table, err);
+    *api = table;
     return code;
 }
 

@@ -35,11 +35,7 @@ int32_t tb_session_use_nccl(uint64_t handle, const char *library, tb_error *err)
         tb_handle_put(handle);
         return code;
     }
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&nccl->rested, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    tb_cond_init(&nccl->rested);
     nccl->session = session;
     nccl->task.step = tb_nccl_task_step;
     pthread_mutex_lock(&session->lock);
@@ -158,7 +154,7 @@ bool tb_nccl_rest(tb_session *session, uint64_t until) {
     if (nccl == NULL) {
         return true;
     }
-    struct timespec limit = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
+    struct timespec limit = tb_timespec(until);
     bool late = false;
     pthread_mutex_lock(&session->lock);
     while ((nccl->running || nccl->buildings > 0) && !late) {
