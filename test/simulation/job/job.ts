@@ -1,0 +1,194 @@
+/** The programs of the clients: what they ask of their agents, step by step. */
+import type { TensorBusError } from "../../../src/errors.ts";
+import type { Call, SimulatedClient } from "../world/client.ts";
+import type { Cluster } from "../world/cluster.ts";
+import { Ledger, type TransferCall } from "./ledger.ts";
+import { placesOf, Registration } from "./registration.ts";
+import { type BatchPlan, layoutOf, type SideName, type Step } from "./scenario.ts";
+
+export class Job {
+  readonly cluster: Cluster;
+  readonly ledger: Ledger;
+  /** By rank, side and batch. */
+  readonly #registrations = new Map<string, Registration>();
+  readonly #calls = new Set<Call>();
+  #version = 0;
+
+  constructor(cluster: Cluster) {
+    this.cluster = cluster;
+    this.ledger = new Ledger(cluster);
+  }
+
+  get registrations(): readonly Registration[] {
+    return [...this.#registrations.values()];
+  }
+  get pending(): readonly Call[] {
+    return [...this.#calls].filter(({ ended, client }) => ended === undefined && client.isAlive);
+  }
+
+  /** Clients on all ranks, which have registered nothing yet. */
+  begin(): void {
+    for (const { rank, side } of placesOf(this.cluster.scenario)) this.replaceClient(rank, side);
+  }
+
+  killClient(rank: number, side: SideName): void {
+    this.cluster.clientOf(rank, side).kill();
+  }
+
+  /** A client in the place of one that has ended. */
+  replaceClient(rank: number, side: SideName): void {
+    const { cluster } = this;
+    const client = cluster.startClient(rank, side);
+    for (const plan of cluster.scenario.batches) {
+      this.#registrations.set(keyOf(rank, side, plan), new Registration(cluster, client, plan));
+    }
+  }
+
+  /** A client tells its agent of a pair; one that stands already is as good. */
+  async initPair(client: SimulatedClient, { pair, spreads }: BatchPlan, timeoutMs: number): Promise<Call> {
+    const { sides } = this.cluster.scenario;
+    const { side } = client;
+    const layout = layoutOf(spreads[side], sides[side]);
+    return this.#call(client, "InitPair", timeoutMs, {
+      pair,
+      local: side,
+      remote: side === "A" ? "B" : "A",
+      worldSize: sides[side].length,
+      ...(layout === undefined ? {} : { layout }),
+    });
+  }
+
+  async register(registration: Registration, timeoutMs: number): Promise<Call> {
+    const { client, body } = registration;
+    registration.instance = undefined;
+    const call = await this.#call(client, "RegisterTensors", timeoutMs, body);
+    if (call.error !== undefined) return call;
+    const { instance, number } = call.result as { readonly instance: bigint; readonly number: number };
+    registration.instance = instance;
+    registration.number = number;
+    registration.settled = registration.values.slice();
+    return call;
+  }
+
+  /** Pair and batch, of one client. */
+  async join(registration: Registration, timeoutMs: number): Promise<TensorBusError | undefined> {
+    const { client, plan } = registration;
+    const met = await this.initPair(client, plan, timeoutMs);
+    if (met.error !== undefined && met.error.code !== "TB_EXISTS") return met.error;
+    const { error } = await this.register(registration, timeoutMs);
+    return error;
+  }
+
+  nextVersion(): number | undefined {
+    this.#version += 1;
+    return this.cluster.scenario.versions ? this.#version : undefined;
+  }
+
+  /** Has clients make the calls of a step, each in its time. */
+  begins({ batch, from, parts }: Step): void {
+    const { scenario, scheduler } = this.cluster;
+    const version = this.nextVersion();
+    const plan = scenario.batches[batch]!;
+    for (const side of ["A", "B"] as const) {
+      for (const [place, { at }] of parts[side].entries()) {
+        if (at === undefined) continue;
+        const rank = scenario.sides[side][place]!;
+        scheduler.afterFor(undefined, at, () => {
+          const registration = this.registrationOf(rank, side, plan);
+          if (registration.client.isAlive) this.transfer(registration, from, scenario.callTimeoutMs, version);
+        });
+      }
+    }
+  }
+
+  registrationOf(rank: number, side: SideName, plan: BatchPlan): Registration {
+    return this.#registrations.get(keyOf(rank, side, plan))!;
+  }
+
+  /** One rank's part in a transfer; `undefined` where it has nothing registered. */
+  transfer(
+    registration: Registration,
+    from: SideName,
+    timeoutMs: number,
+    version: number | undefined,
+  ): Call | undefined {
+    const { client, instance, plan, side } = registration;
+    const isBusy = this.pending.some((call) => call.client === client && batchOf(call) === plan.id);
+    if (instance === undefined || isBusy) return undefined;
+    const stamp = this.ledger.nextStamp();
+    this.ledger.checkSettled(registration);
+    if (side === from) registration.fill(stamp);
+    registration.settled = undefined;
+    const transfer: Omit<TransferCall, "call"> = {
+      stamp,
+      registration,
+      from,
+      version,
+      before: registration.values.slice(),
+    };
+    const direction = side === from ? ("send" as const) : ("recv" as const);
+    const named = version === undefined ? {} : { version: BigInt(version) };
+    const call: Call = client.call(
+      "Transfer",
+      { batch: plan.id, direction, instance, ...named },
+      timeoutMs,
+      () => this.ledger.transferEnded({ ...transfer, call }),
+    );
+    this.#calls.add(call);
+    this.ledger.add({ ...transfer, call });
+    return call;
+  }
+
+  /** Takes a call back that is under way on a rank, if one is. */
+  cancelOne(rank: number): void {
+    const call = this.pending.find(({ client, type }) => client.rank === rank && type === "Transfer");
+    if (call !== undefined) call.client.cancel(call);
+  }
+
+  cleanUpOne(rank: number): void {
+    const registration = this.registrations.find(
+      ({ client, instance }) => client.rank === rank && client.isAlive && instance !== undefined,
+    );
+    if (registration !== undefined) this.cleanUp(registration);
+  }
+
+  cleanUp(registration: Registration): void {
+    const { client, plan, instance } = registration;
+    registration.instance = undefined;
+    if (instance === undefined) return;
+    const call = client.call("CleanupBatch", { batch: plan.id, instance }, 5000, (ended) =>
+      this.ledger.ended(ended),
+    );
+    this.#calls.add(call);
+  }
+
+  /** Whether a client's registration stands, as its agent says. */
+  async stands({ client, plan, instance }: Registration): Promise<boolean> {
+    if (instance === undefined) return false;
+    const call = await this.#call(client, "QueryStatus", 1000, { batch: plan.id, instance });
+    return call.error === undefined;
+  }
+
+  #call(
+    client: SimulatedClient,
+    type: "InitPair" | "RegisterTensors" | "QueryStatus",
+    timeoutMs: number,
+    body: object,
+  ): Promise<Call> {
+    return new Promise((resolve) => {
+      const call = client.call(type, body as never, timeoutMs, (ended) => {
+        this.ledger.ended(ended);
+        resolve(ended);
+      });
+      this.#calls.add(call);
+    });
+  }
+}
+
+function keyOf(rank: number, side: SideName, { id }: BatchPlan): string {
+  return `${rank}${side} ${id}`;
+}
+
+function batchOf({ body }: Call): unknown {
+  return (body as { readonly batch?: unknown }).batch;
+}

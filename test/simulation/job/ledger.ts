@@ -1,0 +1,227 @@
+/**
+ * What is known of every call of a schedule, and what must hold of them: the promises of `docs/client.md`, as far as clients
+ * can see them.
+ */
+import type { AgentEvent } from "../../../src/bus/pair/events.ts";
+import type { SimulatedAgent } from "../world/agent.ts";
+import type { Call } from "../world/client.ts";
+import type { Cluster } from "../world/cluster.ts";
+import { brief } from "../world/trace.ts";
+import type { Registration } from "./registration.ts";
+import type { SideName } from "./scenario.ts";
+
+export interface Violation {
+  readonly rule: string;
+  readonly what: string;
+}
+
+/** One rank's part in a transfer. */
+export interface TransferCall {
+  readonly stamp: number;
+  readonly call: Call;
+  readonly registration: Registration;
+  readonly from: SideName;
+  readonly version: number | undefined;
+  /** What the client's memory held when it called. */
+  readonly before: Int32Array;
+}
+
+interface Outcomes {
+  readonly committed: Map<number, string>;
+  readonly aborted: Map<number, string>;
+}
+
+/** What a call may take beyond its deadline. */
+const graceMs = 250;
+/** Ways to and from the agent, and timers that end together. */
+const slackMs = 10;
+
+export class Ledger {
+  readonly violations: Violation[] = [];
+  readonly #cluster: Cluster;
+  readonly #transfers = new Map<number, TransferCall>();
+  readonly #staged = new Map<string, Outcomes>();
+  /** When agents were stopped: from, to. */
+  readonly #stops: { readonly agent: SimulatedAgent; readonly from: number; to: number }[] = [];
+  #stamps = 0;
+
+  constructor(cluster: Cluster) {
+    this.#cluster = cluster;
+  }
+
+  violate(rule: string, what: string): void {
+    this.violations.push({ rule, what });
+    this.#cluster.trace.say("VIOLATION", `${rule}: ${what}`);
+  }
+
+  require(holds: boolean, rule: string, what: () => string): void {
+    if (!holds) this.violate(rule, what());
+  }
+
+  nextStamp(): number {
+    return ++this.#stamps;
+  }
+
+  add(transfer: TransferCall): void {
+    this.#transfers.set(transfer.stamp, transfer);
+  }
+
+  stopped(agent: SimulatedAgent): () => void {
+    const stop = { agent, from: this.#cluster.scheduler.now, to: Number.POSITIVE_INFINITY };
+    this.#stops.push(stop);
+    return () => {
+      stop.to = this.#cluster.scheduler.now;
+    };
+  }
+
+  /** Any call has been answered. */
+  ended(call: Call): void {
+    this.#checkTime(call);
+    const { error, client } = call;
+    this.require(error?.code !== "TB_SYSTEM", "errors are typed", () => {
+      return `${client.name} call ${call.number}: ${error!.message}\n${error!.details["stack"]}`;
+    });
+  }
+
+  transferEnded(transfer: TransferCall): void {
+    const { call, registration } = transfer;
+    this.ended(call);
+    const { error } = call;
+    const round = roundOf(call);
+    const isTarget = transfer.from !== registration.side;
+    if (error === undefined) {
+      if (isTarget) this.#checkDelivered(transfer, round!);
+      else this.#checkSame(transfer, registration.values);
+      this.#record(transfer, round!, true);
+      return;
+    }
+    if (round !== undefined && error.code !== "TB_IN_DOUBT") this.#record(transfer, round, false);
+    if (registration.plan.commit !== "staged" || isUnknown(error.code)) {
+      registration.settled = undefined;
+      return;
+    }
+    if (error.code === "TB_IN_DOUBT") registration.settled = undefined;
+    else this.#checkSame(transfer, registration.values);
+  }
+
+  told(agent: SimulatedAgent, event: AgentEvent): void {
+    if (event.kind === "fault" && event.error.code === "TB_SYSTEM") {
+      this.violate("errors are typed", `${agent.name}: ${event.error.message}`);
+    }
+    if (event.kind !== "resolved") return;
+    const key = `${String(event.batch)} #${event.number} from ${event.from}, round ${event.round}`;
+    this.#note(key, agent.rank, event.committed, "resolved");
+  }
+
+  /** Calls that should have ended by now. */
+  overdue(calls: Iterable<Call>): void {
+    for (const call of calls) {
+      if (call.ended !== undefined || !call.client.isAlive) continue;
+      this.violate("every call ends", `${call.client.name} call ${call.number} (${call.type}) never ended`);
+    }
+  }
+
+  #checkTime(call: Call): void {
+    const { client, began, ended, timeoutMs, error } = call;
+    if (error?.code === "TB_AGENT_LOST" || error?.code === "TB_AGENT_UNRESPONSIVE") return;
+    const late = ended! - began - timeoutMs;
+    const wasStopped = this.#stops.some(
+      ({ agent, from, to }) => agent.rank === client.rank && from <= ended! && to >= began,
+    );
+    this.require(wasStopped || late <= graceMs + slackMs, "calls end in time", () => {
+      return `${client.name} call ${call.number} (${call.type}) ended ${late.toFixed(1)} ms after its deadline`;
+    });
+  }
+
+  #checkDelivered(transfer: TransferCall, round: number): void {
+    const { registration, call, version } = transfer;
+    const who = `${call.client.name} call ${call.number}, round ${round}`;
+    const stampOf = new Map<number, number>();
+    for (const { value, tensor, globalIndex } of registration.elements()) {
+      const source = this.#transfers.get(Math.floor(value / 512));
+      const isRight =
+        source !== undefined &&
+        source.registration.plan === registration.plan &&
+        source.from === transfer.from &&
+        source.registration.side === transfer.from &&
+        value % 256 === globalIndex &&
+        Math.floor(value / 256) % 2 === tensor;
+      if (!isRight) {
+        this.violate(
+          "what a completed round delivered",
+          `${who}: element ${globalIndex} of ${tensor} is ${value}`,
+        );
+        return;
+      }
+      const { rank } = source.call.client;
+      const known = stampOf.get(rank);
+      if (known !== undefined && known !== source.stamp) {
+        this.violate("what a completed round delivered", `${who}: two calls of rank ${rank} are mixed`);
+        return;
+      }
+      stampOf.set(rank, source.stamp);
+    }
+    for (const [rank, stamp] of stampOf) {
+      const source = this.#transfers.get(stamp)!;
+      const sent = roundOf(source.call);
+      this.require(sent === undefined || sent === round, "what a completed round delivered", () => {
+        return `${who}: what rank ${rank} sent in round ${sent} (call ${source.call.number})`;
+      });
+      this.require(
+        version === undefined || source.version === version,
+        "versions are not mixed",
+        () => `${who}: version ${source.version} of rank ${rank}, asked for ${version}`,
+      );
+    }
+    registration.settled = registration.values.slice();
+  }
+
+  /** Memory that a call must have left alone. */
+  #checkSame({ before, registration, call }: TransferCall, now: Int32Array): void {
+    const isSame = before.every((value, index) => value === now[index]);
+    this.require(isSame, "memory of a round that failed is unchanged", () => {
+      return `${call.client.name} call ${call.number}: ${brief(call.error ?? call.result)}`;
+    });
+    registration.settled = now.slice();
+  }
+
+  /** Between calls, nothing changes but what is in doubt. */
+  checkSettled(registration: Registration): void {
+    const { settled, values } = registration;
+    if (settled === undefined) return;
+    const isSame = settled.every((value, index) => value === values[index]);
+    this.require(isSame, "memory changes in calls alone", () => {
+      return `${registration.client.name}, batch ${registration.plan.id}: it changed after its last call`;
+    });
+  }
+
+  #record({ registration, call, from }: TransferCall, round: number, completed: boolean): void {
+    if (registration.plan.commit !== "staged") return;
+    const key = `${registration.plan.id} #${registration.number} from ${from}, round ${round}`;
+    this.#note(key, call.client.rank, completed, brief(call.error ?? "completed"));
+  }
+
+  #note(key: string, rank: number, committed: boolean, how: string): void {
+    const outcomes = this.#staged.get(key) ?? { committed: new Map(), aborted: new Map() };
+    this.#staged.set(key, outcomes);
+    (committed ? outcomes.committed : outcomes.aborted).set(rank, how);
+    this.require(
+      outcomes.committed.size === 0 || outcomes.aborted.size === 0,
+      "staged is all or nothing",
+      () => {
+        const show = (map: Map<number, string>) => [...map].map(([at, why]) => `${at} (${why})`).join(", ");
+        return `${key}: committed on ${show(outcomes.committed)}; not on ${show(outcomes.aborted)}`;
+      },
+    );
+  }
+}
+
+export function roundOf({ result, error }: Call): number | undefined {
+  const round = (result as { round?: number } | undefined)?.round ?? error?.details["round"];
+  return typeof round === "number" ? round : undefined;
+}
+
+/** The agent has not said how it ended. */
+function isUnknown(code: string): boolean {
+  return code === "TB_AGENT_LOST" || code === "TB_AGENT_UNRESPONSIVE";
+}

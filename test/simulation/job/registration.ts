@@ -1,0 +1,90 @@
+/** A batch as one client has it: its memory, and which registration of it stands. */
+import { encodeTensorTable } from "../../../src/bus/queue/tensor-table.ts";
+import type { HostMemory } from "../../../src/memory/host-memory.ts";
+import type { SimulatedClient } from "../world/client.ts";
+import type { Cluster } from "../world/cluster.ts";
+import { type BatchPlan, type LocalPart, partOf, type Scenario, type SideName } from "./scenario.ts";
+
+export interface Element {
+  readonly value: number;
+  readonly tensor: number;
+  readonly globalIndex: number;
+}
+
+export class Registration {
+  readonly plan: BatchPlan;
+  readonly client: SimulatedClient;
+  readonly side: SideName;
+  readonly memory: HostMemory;
+  /** What it must hold while no call is under way; `undefined` where that is not known. */
+  settled: Int32Array | undefined;
+  /** Of the agent's; `undefined` while it is not registered. */
+  instance: bigint | undefined;
+  /** Of the registration that stands, or stood last. */
+  number = 0;
+  readonly #key: bigint;
+  readonly #part: LocalPart;
+
+  constructor(cluster: Cluster, client: SimulatedClient, plan: BatchPlan) {
+    const ranks = cluster.scenario.sides[client.side];
+    this.plan = plan;
+    this.client = client;
+    this.side = client.side;
+    this.#part = partOf(plan.spreads[client.side], ranks.indexOf(client.rank), ranks.length);
+    const { key, memory } = cluster.allocate(4 * plan.tensors * this.#part.globalIndex.length);
+    this.memory = memory;
+    this.#key = key;
+  }
+
+  get values(): Int32Array {
+    const { buffer, byteOffset, byteLength } = (this.memory as unknown as { content: Uint8Array }).content;
+    return new Int32Array(buffer, byteOffset, byteLength / 4);
+  }
+
+  /** Every element says whose call it was written for, and where it belongs. */
+  fill(stamp: number): void {
+    const { values } = this;
+    const { globalIndex } = this.#part;
+    for (let tensor = 0; tensor < this.plan.tensors; tensor++) {
+      for (const [index, global] of globalIndex.entries()) {
+        values[tensor * globalIndex.length + index] = (stamp * 2 + tensor) * 256 + global;
+      }
+    }
+  }
+
+  *elements(): Generator<Element> {
+    const { values } = this;
+    const { globalIndex } = this.#part;
+    for (const [index, value] of values.entries()) {
+      const tensor = Math.floor(index / globalIndex.length);
+      yield { value, tensor, globalIndex: globalIndex[index % globalIndex.length]! };
+    }
+  }
+
+  /** What RegisterTensors asks. */
+  get body() {
+    const { shape, globalIndex } = this.#part;
+    const [rows, columns] = shape.map(BigInt) as [bigint, bigint];
+    const tensors = Array.from({ length: this.plan.tensors }, (_, tensor) => ({
+      pair: this.plan.pair,
+      dtype: "int32" as const,
+      shape: [rows, columns],
+      strides: [columns, 1n],
+      region: 0,
+      offset: BigInt(4 * tensor * globalIndex.length),
+    }));
+    return {
+      batch: this.plan.id,
+      commit: this.plan.commit,
+      regions: [{ kind: "host" as const, key: this.#key, bytes: this.memory.bytes }],
+      tensors: encodeTensorTable(tensors),
+    };
+  }
+}
+
+/** Every client that stands on a side of a scenario. */
+export function* placesOf({
+  sides,
+}: Scenario): Generator<{ readonly side: SideName; readonly rank: number }> {
+  for (const side of ["A", "B"] as const) for (const rank of sides[side]) yield { side, rank };
+}

@@ -1,0 +1,226 @@
+/** What a seed stands for: who is there, what they transfer, and what goes wrong when. */
+import type { LayoutMessage } from "../../../src/bus/queue/commands.ts";
+import { Random } from "../../transport/kit/random.ts";
+
+export type SideName = "A" | "B";
+export type Spread = "rows" | "columns" | "replicas" | "none";
+
+export interface BatchPlan {
+  readonly id: string;
+  readonly pair: string;
+  readonly commit: "direct" | "staged";
+  readonly spreads: Readonly<Record<SideName, Spread>>;
+  readonly tensors: number;
+}
+
+export type FaultKind =
+  | "kill agent"
+  | "kill host"
+  | "stop agent"
+  | "kill client"
+  | "cut"
+  | "cut one way"
+  | "slow store"
+  | "stall store"
+  | "restart store"
+  | "wipe store"
+  | "cut store"
+  | "cut store one way"
+  | "abort"
+  | "clean up";
+
+export interface Fault {
+  readonly kind: FaultKind;
+  /** Milliseconds after the faulty time has begun. */
+  readonly at: number;
+  readonly lastsMs: number;
+  /** Index of a rank in `Scenario.ranks`, and of another. */
+  readonly who: number;
+  readonly other: number;
+  readonly side: SideName;
+}
+
+/** What one rank's client does in a step. */
+export interface Part {
+  /** Milliseconds after the step has begun; absent: it makes no call. */
+  readonly at: number | undefined;
+}
+
+export interface Step {
+  readonly batch: number;
+  readonly from: SideName;
+  readonly startsAt: number;
+  /** By side and place in its ranks. */
+  readonly parts: Readonly<Record<SideName, readonly Part[]>>;
+}
+
+export interface Scenario {
+  readonly seed: number;
+  readonly world: number;
+  readonly ranks: readonly number[];
+  readonly sides: Readonly<Record<SideName, readonly number[]>>;
+  readonly batches: readonly BatchPlan[];
+  readonly versions: boolean;
+  readonly networkMs: readonly [number, number];
+  readonly storeMs: readonly [number, number];
+  readonly lease: boolean;
+  readonly peerTimeoutMs: number;
+  readonly storeSilenceMs: number;
+  readonly callTimeoutMs: number;
+  /** Faults begin while ranks register, not after. */
+  readonly early: boolean;
+  readonly steps: readonly Step[];
+  readonly faults: readonly Fault[];
+}
+
+/** Of each dimension of a global tensor: every side divides it. */
+export const size = 12;
+
+const spreads = ["rows", "columns", "replicas"] as const;
+
+const frequent: readonly FaultKind[] = [
+  "kill agent",
+  "stop agent",
+  "kill client",
+  "abort",
+  "abort",
+  "cut",
+  "slow store",
+];
+const all: readonly FaultKind[] = [
+  ...frequent,
+  "kill host",
+  "cut one way",
+  "stall store",
+  "restart store",
+  "wipe store",
+  "cut store",
+  "cut store one way",
+  "clean up",
+];
+
+export function makeScenario(seed: number): Scenario {
+  const random = new Random(seed);
+  const [a, b] = [random.integer(1, 3), random.integer(1, 3)];
+  const sides = { A: range(0, a), B: range(random.chance(15) ? a - 1 : a, b) };
+  const ranks = [...new Set([...sides.A, ...sides.B])];
+  const batches = Array.from({ length: random.chance(30) ? 2 : 1 }, (_, index) =>
+    makeBatch(random, index, a === b),
+  );
+  const callTimeoutMs = random.pick([400, 1000, 2000]);
+  const slowStore = random.chance(10);
+  const duration = random.integer(1, 4) * callTimeoutMs;
+  return {
+    seed,
+    world: ranks.length,
+    ranks,
+    sides,
+    batches,
+    versions: random.chance(40),
+    networkMs: random.pick([
+      [0.05, 0.3],
+      [0.1, 3],
+    ]),
+    storeMs: slowStore
+      ? [4, 30]
+      : random.pick([
+          [0.1, 0.5],
+          [0.2, 4],
+          [0.5, 8],
+        ]),
+    lease: random.chance(50),
+    peerTimeoutMs: random.pick([500, 2000]),
+    storeSilenceMs: random.pick([800, 3000]),
+    callTimeoutMs,
+    early: random.chance(15),
+    steps: makeSteps(random, batches, sides, duration, callTimeoutMs),
+    faults: makeFaults(random, ranks, duration),
+  };
+}
+
+function range(first: number, count: number): number[] {
+  return Array.from({ length: count }, (_, index) => first + index);
+}
+
+function makeBatch(random: Random, index: number, isEven: boolean): BatchPlan {
+  const bare = isEven && random.chance(25);
+  return {
+    id: `batch-${index}`,
+    pair: `pair-${index}`,
+    commit: random.chance(55) ? "staged" : "direct",
+    spreads: bare ? { A: "none", B: "none" } : { A: random.pick(spreads), B: random.pick(spreads) },
+    tensors: random.integer(1, 2),
+  };
+}
+
+function makeSteps(
+  random: Random,
+  batches: readonly BatchPlan[],
+  sides: Scenario["sides"],
+  duration: number,
+  callTimeoutMs: number,
+): Step[] {
+  const steps: Step[] = [];
+  const backwards = random.chance(25);
+  for (const batch of batches.keys()) {
+    let at = random.integer(0, 20);
+    while (at < duration && steps.length < 8) {
+      const hasAbsent = random.chance(20);
+      const part = (): Part => {
+        if (hasAbsent && random.chance(35)) return { at: undefined };
+        return { at: random.chance(12) ? random.integer(0, 2 * callTimeoutMs) : random.integer(0, 15) };
+      };
+      steps.push({
+        batch,
+        from: backwards && random.chance(40) ? "B" : "A",
+        startsAt: at,
+        parts: { A: sides.A.map(part), B: sides.B.map(part) },
+      });
+      at += random.integer(20, callTimeoutMs);
+    }
+  }
+  return steps;
+}
+
+function makeFaults(random: Random, ranks: readonly number[], duration: number): Fault[] {
+  const count = random.chance(5) ? 0 : random.integer(1, 4);
+  return Array.from({ length: count }, (): Fault => {
+    const who = random.integer(0, ranks.length - 1);
+    return {
+      kind: random.pick(random.chance(50) ? frequent : all),
+      at: random.integer(0, duration),
+      lastsMs: random.pick([5, 50, 300, 1000, 4000]),
+      who,
+      other: (who + random.integer(1, Math.max(1, ranks.length - 1))) % ranks.length,
+      side: random.pick(["A", "B"]),
+    };
+  }).sort((one, other) => one.at - other.at);
+}
+
+/** The layout of a side, and the shape of a rank's part with the global index of each of its elements. */
+export function layoutOf(spread: Spread, ranks: readonly number[]): LayoutMessage | undefined {
+  if (spread === "none") return undefined;
+  const placements = { rows: ["S(0)"], columns: ["S(1)"], replicas: ["R"] }[spread];
+  return { mesh: { shape: [ranks.length], ranks: [...ranks] }, placements };
+}
+
+export interface LocalPart {
+  readonly shape: readonly [number, number];
+  /** Row-major. */
+  readonly globalIndex: readonly number[];
+}
+
+export function partOf(spread: Spread, place: number, count: number): LocalPart {
+  const [rows, columns] = [
+    spread === "rows" ? size / count : size,
+    spread === "columns" ? size / count : size,
+  ];
+  const [top, left] = [spread === "rows" ? place * rows : 0, spread === "columns" ? place * columns : 0];
+  return {
+    shape: [rows, columns],
+    globalIndex: Array.from(
+      { length: rows * columns },
+      (_, index) => (top + Math.floor(index / columns)) * size + left + (index % columns),
+    ),
+  };
+}

@@ -1,0 +1,264 @@
+/** One schedule from its seed to its end: a faulty time, what has to hold when all is well again, and what may be left. */
+import type { TensorBusError } from "../../../src/errors.ts";
+import { usePlatform } from "../platform/current.ts";
+import type { Call } from "../world/client.ts";
+import { Cluster } from "../world/cluster.ts";
+import { brief } from "../world/trace.ts";
+import { inject } from "./faults.ts";
+import { Job } from "./job.ts";
+import type { Violation } from "./ledger.ts";
+import type { Registration } from "./registration.ts";
+import { type BatchPlan, makeScenario, type Scenario } from "./scenario.ts";
+
+export interface Report {
+  readonly seed: number;
+  readonly violations: readonly Violation[];
+  /** Of the trace: two runs of one seed have the same. */
+  readonly digest: string;
+  readonly events: number;
+  readonly virtualMs: number;
+  readonly rounds: number;
+  readonly trace: readonly string[];
+}
+
+const startMs = 20_000;
+const joinMs = 15_000;
+/** What a store that was lost, found again, and what depends on it may take. */
+const settleMs = 10_000;
+
+export async function runSchedule(seed: number, { trace = false } = {}): Promise<Report> {
+  const scenario = makeScenario(seed);
+  let job: Job | undefined;
+  let rounds = 0;
+  const cluster = new Cluster(scenario, trace, (agent, event) => {
+    if (event.kind === "roundCompleted") rounds += 1;
+    job?.ledger.told(agent, event);
+  });
+  job = new Job(cluster);
+  const { ledger } = job;
+  const onRejection = (error: unknown) =>
+    ledger.violate("nothing is thrown away", String((error as Error)?.stack ?? error));
+  process.on("unhandledRejection", onRejection);
+  try {
+    cluster.trace.say("seed", brief(scenario));
+    await new Schedule(scenario, cluster, job).run();
+  } catch (error) {
+    if (!(error instanceof Stuck)) ledger.violate("nothing throws", (error as Error).stack ?? String(error));
+  } finally {
+    process.off("unhandledRejection", onRejection);
+    usePlatform(undefined);
+  }
+  return {
+    seed,
+    violations: ledger.violations,
+    digest: cluster.trace.digest,
+    events: cluster.scheduler.taken,
+    virtualMs: cluster.scheduler.now,
+    rounds,
+    trace: cluster.trace.lines,
+  };
+}
+
+/** What comes after would only repeat it. */
+class Stuck extends Error {}
+
+class Schedule {
+  readonly #scenario: Scenario;
+  readonly #cluster: Cluster;
+  readonly #job: Job;
+
+  constructor(scenario: Scenario, cluster: Cluster, job: Job) {
+    this.#scenario = scenario;
+    this.#cluster = cluster;
+    this.#job = job;
+  }
+
+  async run(): Promise<void> {
+    const { early } = this.#scenario;
+    for (const agent of this.#cluster.agents) agent.start();
+    await this.#ready();
+    this.#job.begin();
+    if (early) for (const registration of this.#job.registrations) void this.#join(registration);
+    else await this.#joinAll();
+    await this.#faultyTime();
+    await this.#heal();
+    for (const plan of this.#scenario.batches) await this.#rejoin(plan);
+    await this.#lockstep();
+    await this.#end();
+  }
+
+  async #ready(): Promise<void> {
+    const { agents } = this.#cluster;
+    const isReady = await this.#cluster.until(() => agents.every(({ core }) => core !== undefined), startMs);
+    this.#must(isReady, "agents start", () => "an agent was not ready in time");
+  }
+
+  /** All clients, all batches, at once. */
+  async #joinAll(): Promise<void> {
+    const joined = this.#job.registrations.map((registration) => this.#join(registration));
+    const errors = await this.#through(Promise.all(joined), "registering");
+    const failed = errors.find((error) => error !== undefined);
+    this.#must(failed === undefined, "registering without faults works", () => brief(failed));
+  }
+
+  async #faultyTime(): Promise<void> {
+    const { steps, faults, callTimeoutMs } = this.#scenario;
+    const { scheduler } = this.#cluster;
+    for (const step of steps) scheduler.afterFor(undefined, step.startsAt, () => this.#job.begins(step));
+    for (const fault of faults) {
+      scheduler.afterFor(undefined, fault.at, () => {
+        const undo = inject(fault, this.#cluster, this.#job);
+        if (undo !== undefined) scheduler.afterFor(undefined, fault.lastsMs, undo);
+      });
+    }
+    const last = Math.max(0, ...steps.map(({ startsAt }) => startsAt), ...faults.map(({ at }) => at));
+    await this.#cluster.pass(last + 3 * callTimeoutMs);
+  }
+
+  /** All faults are over, whoever was killed is there again, and what they brought about has come to its end. */
+  async #heal(): Promise<void> {
+    const { peerTimeoutMs, storeSilenceMs, callTimeoutMs } = this.#scenario;
+    const { store, network, agents, clients, trace } = this.#cluster;
+    await this.#cluster.pass(Math.max(0, ...this.#scenario.faults.map(({ at, lastsMs }) => at + lastsMs)));
+    trace.say("TEST", "all faults are over");
+    store.slowness = 1;
+    if (store.state !== "up") store.start(true);
+    network.mendAll();
+    for (const agent of agents) {
+      for (const client of agent.stores) client.mend();
+      agent.goOn();
+      if (!agent.isAlive) agent.start();
+    }
+    for (const { rank, side, isAlive } of clients) if (!isAlive) this.#job.replaceClient(rank, side);
+    await this.#ready();
+    await this.#cluster.pass(2 * peerTimeoutMs + storeSilenceMs + settleMs + callTimeoutMs);
+    await this.#cluster.until(() => this.#job.pending.length === 0, joinMs);
+    this.#job.ledger.overdue(this.#job.pending);
+    this.#must(
+      this.#job.pending.length === 0,
+      "every call ends",
+      () => "calls of the faulty time are pending",
+    );
+  }
+
+  /** Every rank has heard of an end; a batch that has ended is registered anew, at the first try. */
+  async #rejoin(plan: BatchPlan): Promise<void> {
+    const mine = this.#job.registrations.filter((registration) => registration.plan === plan);
+    const standing = await this.#through(
+      Promise.all(mine.map((registration) => this.#job.stands(registration))),
+      "asking for batches",
+    );
+    const stand = mine.filter((_, index) => standing[index]);
+    const ended = mine.filter((_, index) => !standing[index]);
+    const name = ({ client }: Registration) => client.name;
+    const isOne = new Set(stand.map(({ number }) => number)).size <= 1;
+    this.#job.ledger.require(
+      isOne && (stand.length === 0 || ended.length === 0),
+      "every end is heard",
+      () => `${plan.id} stands for ${stand.map(name)}, and not for ${ended.map(name)}`,
+    );
+    if (ended.length === 0) return;
+    for (const registration of stand) this.#job.cleanUp(registration);
+    await this.#cluster.pass(1000);
+    this.#cluster.trace.say("TEST", `${plan.id} is registered anew`);
+    const errors = await this.#through(Promise.all(mine.map((each) => this.#join(each))), "registering anew");
+    const failed = errors.find((error) => error !== undefined);
+    this.#must(
+      failed === undefined,
+      "registering anew works at the first try",
+      () => `${plan.id}: ${brief(failed)}`,
+    );
+  }
+
+  /** The second lockstep call at the latest succeeds on every rank. */
+  async #lockstep(): Promise<void> {
+    const { callTimeoutMs, batches } = this.#scenario;
+    for (const plan of batches) {
+      for (let attempt = 1; attempt <= 3; attempt++) {
+        const version = this.#job.nextVersion();
+        this.#cluster.trace.say("TEST", `lockstep call ${attempt} of ${plan.id}`);
+        const calls = this.#job.registrations
+          .filter((registration) => registration.plan === plan)
+          .map((registration) => this.#job.transfer(registration, "A", callTimeoutMs, version));
+        const isOver = await this.#cluster.until(
+          () => calls.every((call) => call?.ended !== undefined),
+          callTimeoutMs + 5000,
+        );
+        this.#job.ledger.overdue(this.#job.pending);
+        this.#must(isOver, "every call ends", () => `lockstep call ${attempt} of ${plan.id}`);
+        const failed = calls.filter((call): call is Call => call?.error !== undefined);
+        if (attempt > 1) {
+          this.#must(failed.length === 0, "the second lockstep call succeeds", () => {
+            const shown = failed.map(({ client, error }) => `${client.name}: ${brief(error)}`);
+            return `call ${attempt} of ${plan.id}: ${shown.join("; ")}`;
+          });
+        }
+        await this.#cluster.pass(1000);
+      }
+    }
+  }
+
+  /** What all have let go of is gone. */
+  async #end(): Promise<void> {
+    const { store, network, agents } = this.#cluster;
+    const { ledger } = this.#job;
+    for (const registration of this.#job.registrations) {
+      ledger.checkSettled(registration);
+      this.#job.cleanUp(registration);
+    }
+    await this.#cluster.until(() => this.#job.pending.length === 0, 10_000);
+    ledger.overdue(this.#job.pending);
+    await this.#cluster.pass(3000);
+    for (const { name, memory } of agents) {
+      ledger.require(memory.size === 0, "nothing leaks", () => `${name} holds ${memory.size} regions`);
+    }
+    let closed = 0;
+    for (const agent of agents) {
+      this.#cluster.scheduler.afterFor(agent.process, 0, () => {
+        agent.close().then(
+          () => closed++,
+          (error) => ledger.violate("agents close", String(error)),
+        );
+      });
+    }
+    const areClosed = await this.#cluster.until(() => closed === agents.length, 30_000);
+    ledger.require(areClosed, "agents close", () => "an agent did not close in time");
+    await this.#cluster.pass(5000);
+    const kept = [...store.entries.keys()].filter((key) => !isKept(key));
+    ledger.require(kept.length === 0, "nothing leaks", () => `in the store: ${kept.slice(0, 6).join(", ")}`);
+    ledger.require(store.waiting === 0, "nothing leaks", () => `${store.waiting} waits in the store`);
+    ledger.require(network.connections === 0, "nothing leaks", () => `${network.connections} connections`);
+  }
+
+  async #join(registration: Registration): Promise<TensorBusError | undefined> {
+    return this.#job.join(registration, joinMs);
+  }
+
+  /** What clients do, while time goes on. */
+  async #through<T>(work: Promise<T>, what: string): Promise<T> {
+    let outcome: { readonly value: T } | { readonly error: unknown } | undefined;
+    work.then(
+      (value) => {
+        outcome = { value };
+      },
+      (error: unknown) => {
+        outcome = { error };
+      },
+    );
+    await this.#cluster.until(() => outcome !== undefined, 3 * joinMs);
+    this.#must(outcome !== undefined, "every call ends", () => what);
+    if ("error" in outcome!) throw outcome.error;
+    return outcome!.value;
+  }
+
+  #must(holds: boolean, rule: string, what: () => string): void {
+    if (holds) return;
+    this.#job.ledger.violate(rule, what());
+    throw new Stuck(rule);
+  }
+}
+
+/** Records that outlive a batch: its counter, which is all that a store keeps of a name. */
+function isKept(key: string): boolean {
+  return key.endsWith("/latest");
+}

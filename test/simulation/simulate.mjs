@@ -1,0 +1,72 @@
+// npm run simulate: runs schedules, says what was violated, and prints the trace of the first that failed.
+import { mkdirSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import { buildSimulation } from "./build.mjs";
+import { runSeeds } from "./run-seeds.mjs";
+
+const { values } = parseArgs({
+  options: {
+    seed: { type: "string", default: "1" },
+    runs: { type: "string", default: "1000" },
+    jobs: { type: "string", default: String(Math.min(8, availableParallelism())) },
+    trace: { type: "boolean", default: false },
+    "keep-going": { type: "boolean", default: false },
+  },
+});
+
+const folder = join(dirname(fileURLToPath(import.meta.url)), "..", "..", "build", "simulation");
+mkdirSync(folder, { recursive: true });
+const bundle = await buildSimulation({ outfile: join(folder, "simulation.mjs") });
+const first = Number(values.seed);
+const runs = Number(values.runs);
+const began = performance.now();
+let done = 0;
+let events = 0;
+let rounds = 0;
+const failed = [];
+const rules = new Map();
+await runSeeds(bundle, {
+  first,
+  runs,
+  jobs: Number(values.jobs),
+  trace: values.trace,
+  onReport(report) {
+    done += 1;
+    events += report.events;
+    rounds += report.rounds;
+    if (values.trace) console.log(report.trace.join("\n"));
+    if (report.violations.length === 0) return true;
+    failed.push(report);
+    const [{ rule, what }] = report.violations;
+    const known = rules.get(rule) ?? [];
+    rules.set(rule, [...known, report.seed]);
+    if (known.length < 3) console.log(`seed ${report.seed}: ${rule}: ${what}`);
+    return values["keep-going"];
+  },
+});
+const seconds = (performance.now() - began) / 1000;
+console.log(
+  `${done} schedules, ${failed.length} failed; ${rounds} rounds, ${events} events in ${seconds.toFixed(1)} s`,
+);
+for (const [rule, seeds] of [...rules].sort((a, b) => b[1].length - a[1].length)) {
+  console.log(`${String(seeds.length).padStart(7)}  ${rule}: seeds ${seeds.slice(0, 10).join(" ")}`);
+}
+if (failed.length > 0 && !values.trace && !values["keep-going"]) {
+  await runSeeds(bundle, {
+    first: failed[0].seed,
+    runs: 1,
+    jobs: 1,
+    trace: true,
+    onReport({ seed, trace, digest }) {
+      console.log(trace.join("\n"));
+      if (digest !== failed[0].digest)
+        console.log(`seed ${seed} did not replay: ${digest}, not ${failed[0].digest}`);
+      console.log(`again: npm run simulate -- --seed ${seed} --runs 1 --trace`);
+      return true;
+    },
+  });
+}
+process.exitCode = failed.length === 0 ? 0 : 1;

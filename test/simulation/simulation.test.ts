@@ -1,0 +1,25 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { buildSimulation } from "./build.mjs";
+import { runSeeds } from "./run-seeds.mjs";
+
+const folder = mkdtempSync(join(import.meta.dirname, "../../build/simulation-"));
+let bundle: string;
+beforeAll(async () => {
+  bundle = await buildSimulation({ outfile: join(folder, "simulation.mjs") });
+});
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+test("a seed is the same schedule every time, in whatever thread it runs, with its trace or without", async () => {
+  const digests = async (options: { first: number; runs: number; jobs: number; trace?: boolean }) => {
+    const found = new Map<number, string>();
+    await runSeeds(bundle, { ...options, onReport: ({ seed, digest }) => !!found.set(seed, digest) });
+    return found;
+  };
+  const once = await digests({ first: 1, runs: 40, jobs: 2 });
+  expect(new Set(once.values()).size).toBe(40);
+  expect([...(await digests({ first: 21, runs: 20, jobs: 1, trace: true }))]).toEqual(
+    [...once].filter(([seed]) => seed > 20).sort(([one], [other]) => one - other),
+  );
+});

@@ -1,0 +1,491 @@
+/** What is prepared with the virtual transport: it meets its peers, and runs one round at a time. */
+import { Deadline, waitUntil } from "../../../src/deadline.ts";
+import { TensorBusError } from "../../../src/errors.ts";
+import type { Memory } from "../../../src/memory/memory.ts";
+import type { Program } from "../../../src/plan/planner/program.ts";
+import { bindProgram } from "../../../src/transport/binding.ts";
+import type {
+  PostOptions,
+  PreparedTransfer,
+  RoundProgress,
+  RoundReport,
+  TensorBinding,
+} from "../../../src/transport/transport.ts";
+import type { Link } from "../world/network.ts";
+import type { Failure, Frame } from "./frames.ts";
+import { Payloads } from "./payload.ts";
+import { type ChannelMoves, readProgram } from "./program.ts";
+import type { VirtualSession } from "./session.ts";
+
+/** Between two looks whether a peer can be reached. */
+const lookAgainMs = 10;
+
+interface Setup {
+  readonly session: VirtualSession;
+  readonly number: number;
+  readonly key: string;
+  readonly program: Program;
+  readonly bindings: readonly TensorBinding[];
+}
+
+interface Channel extends ChannelMoves {
+  /** The last round for which the target has granted it (send), or this rank has (receive). */
+  granted: number;
+  done: number;
+  isFinished: boolean;
+}
+
+interface Side {
+  readonly rank: number;
+  readonly channels: readonly Channel[];
+  link: Link<Frame> | undefined;
+  /** The peer's number of it. */
+  remote: number | undefined;
+  isAgreed: boolean;
+  isGone: boolean;
+}
+
+interface Round {
+  readonly number: number;
+  readonly began: number;
+  readonly resolve: (report: RoundReport) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+export class VirtualTransfer implements PreparedTransfer {
+  readonly key: string;
+  readonly number: number;
+  readonly stagingBytes: bigint;
+  readonly transports: ReadonlyMap<number, string>;
+  readonly #setup: Setup;
+  readonly #payloads: Payloads;
+  readonly #local: readonly Channel[];
+  readonly #sides: readonly Side[];
+  #state: "preparing" | "ready" | "ended" = "preparing";
+  #why: unknown;
+  #failPrepare: (error: TensorBusError) => void = () => {};
+  #agreed: () => void = () => {};
+  #round: Round | undefined;
+  #running: Promise<unknown> = Promise.resolve();
+  #lastRound = 0;
+  /** Rounds that are known to have failed, this one or later ones, with why. */
+  readonly #aborted = new Map<number, Failure>();
+  #bytesDone = 0n;
+
+  constructor(setup: Setup) {
+    const { session, number, key, program, bindings } = setup;
+    const memories = new Map([...session.memories].map((memory) => [memory, memory.address]));
+    bindProgram(program, bindings, { rank: session.rank, memories });
+    this.#setup = setup;
+    this.#payloads = new Payloads(program, bindings);
+    this.key = key;
+    this.number = number;
+    this.stagingBytes = program.stagingBytes;
+    const channels = readProgram(program).map((moves) => ({
+      ...moves,
+      granted: 0,
+      done: 0,
+      isFinished: false,
+    }));
+    this.#local = channels.filter(({ direction }) => direction === "local");
+    this.#sides = program.peers
+      .filter((rank) => rank !== session.rank)
+      .map((rank) => ({
+        rank,
+        channels: channels.filter(({ peer, direction }) => peer === rank && direction !== "local"),
+        link: undefined,
+        remote: undefined,
+        isAgreed: false,
+        isGone: false,
+      }));
+    this.transports = new Map(this.#sides.map(({ rank }) => [rank, "virtual"]));
+  }
+
+  uses(memory: Memory): boolean {
+    return this.#setup.bindings.some(
+      ({ source, target }) => source?.memory === memory || target?.memory === memory,
+    );
+  }
+
+  // ---- preparing -----------------------------------------------------------------------------------------
+
+  async prepare(deadline: Deadline): Promise<void> {
+    const { session } = this.#setup;
+    try {
+      await waitUntil<void>(`preparing ${this.key}`, deadline, (resolve, reject) => {
+        this.#failPrepare = reject;
+        this.#agreed = resolve;
+        let timer: ReturnType<typeof setTimeout> | undefined;
+        const meet = () => {
+          timer = undefined;
+          for (const side of this.#sides) if (side.link === undefined) this.#meet(side);
+          if (this.#sides.some(({ link }) => link === undefined)) timer = setTimeout(meet, lookAgainMs);
+          this.#checkAgreed();
+        };
+        meet();
+        return () => clearTimeout(timer);
+      });
+    } catch (error) {
+      this.#leave(asFailure(error, session.rank), isRefusal(error));
+      const details = { rank: session.rank, ...(error as TensorBusError).details };
+      const { code, message, cause } = error as TensorBusError;
+      throw new TensorBusError(code, message, { details, cause });
+    }
+    this.#state = "ready";
+  }
+
+  /** True while a peer's prepare of this key is what it waits for. */
+  awaits(rank: number): boolean {
+    const side = this.#sides.find((each) => each.rank === rank);
+    return this.#state === "preparing" && side !== undefined && side.remote === undefined;
+  }
+
+  onPrepare(rank: number, link: Link<Frame>, frame: Extract<Frame, { kind: "prepare" }>): void {
+    const side = this.#sides.find((each) => each.rank === rank)!;
+    if (side.link === undefined) this.#meet(side, link);
+    if (side.link !== link) return;
+    side.remote = frame.from;
+    const { program } = this.#setup;
+    if (frame.digest !== program.digest || frame.channels !== channelsOf(side)) {
+      this.#failPrepare(
+        new TensorBusError("TB_PLAN_MISMATCH", `ranks hold different plans of ${this.key}`, {
+          details: { rank },
+        }),
+      );
+      return;
+    }
+    link.send(this.#setup.session, { kind: "match", from: this.number, to: frame.from });
+    this.#checkAgreed();
+  }
+
+  onRelease(rank: number, { from, forGood, why }: Extract<Frame, { kind: "release" }>): void {
+    const side = this.#sides.find((each) => each.rank === rank && each.remote === from);
+    if (side === undefined || side.isGone) return;
+    if (this.#state === "preparing" && !side.isAgreed && !forGood) {
+      side.remote = undefined;
+      return;
+    }
+    side.isGone = true;
+    if (this.#state === "preparing") this.#failPrepare(errorOf(why));
+    else if (isUnfinished(side)) this.#fail(errorOf(why));
+  }
+
+  onLost(rank: number, link: Link<Frame>, error: TensorBusError): void {
+    const side = this.#sides.find((each) => each.rank === rank && each.link === link);
+    if (side === undefined || side.isGone) return;
+    if (this.#state === "preparing" && side.remote === undefined) {
+      // Whoever comes in its place may still prepare.
+      side.link = undefined;
+      side.isAgreed = false;
+      this.#failPrepare(error);
+      return;
+    }
+    side.isGone = true;
+    if (this.#state === "preparing") this.#failPrepare(error);
+    else if (this.#round !== undefined && isUnfinished(side)) this.#fail(error);
+  }
+
+  #meet(side: Side, known?: Link<Frame>): void {
+    const { session, program } = this.#setup;
+    const link = known ?? session.network.connect(session, side.rank);
+    if (link === undefined) return;
+    side.link = link;
+    link.send(session, {
+      kind: "prepare",
+      from: this.number,
+      key: this.key,
+      digest: program.digest,
+      checksum: false,
+      channels: channelsOf(side),
+    });
+    const early = session.earlyFrom(link, this.key);
+    if (early !== undefined) this.onPrepare(side.rank, link, early);
+  }
+
+  #checkAgreed(): void {
+    const isWhole = this.#sides.every(({ remote, isAgreed }) => remote !== undefined && isAgreed);
+    if (this.#state === "preparing" && isWhole) this.#agreed();
+  }
+
+  // ---- rounds --------------------------------------------------------------------------------------------
+
+  async post(options: PostOptions = {}): Promise<RoundReport> {
+    this.#checkUsable();
+    const deadline = new Deadline(options);
+    const round = options.round ?? this.#lastRound + 1;
+    if (!Number.isSafeInteger(round) || round <= this.#lastRound) {
+      throw new TypeError(`round ${round} does not follow round ${this.#lastRound}`);
+    }
+    if (this.#round !== undefined) {
+      throw new TensorBusError("TB_BUSY", `a round of ${this.key} is under way`, {
+        details: { key: this.key },
+      });
+    }
+    this.#lastRound = round;
+    const { signal } = deadline;
+    const { rank } = this.#setup.session;
+    const cancel = () =>
+      this.#fail(
+        new TensorBusError("TB_CANCELLED", `rank ${rank} cancelled round ${round}`, {
+          details: { rank },
+          cause: signal?.reason,
+        }),
+      );
+    const ended = new Promise<RoundReport>((resolve, reject) => {
+      this.#round = { number: round, began: performance.now(), resolve, reject };
+    });
+    const late = setTimeout(() => {
+      const first = this.#sides.find(isUnfinished)?.rank;
+      const message = `rank ${rank} waited too long in round ${round}, for rank ${first} first of all`;
+      this.#fail(new TensorBusError("TB_TIMEOUT", message, { details: { rank } }));
+    }, deadline.remainingMs);
+    signal?.addEventListener("abort", cancel, { once: true });
+    this.#running = ended.catch(() => {});
+    try {
+      // A round that is cancelled before it began is begun all the same, so that its end is told to all others.
+      if (signal?.aborted) cancel();
+      else this.#begin(round);
+      return await ended;
+    } finally {
+      clearTimeout(late);
+      signal?.removeEventListener("abort", cancel);
+    }
+  }
+
+  progress(): RoundProgress {
+    this.#checkUsable();
+    const all = [...this.#local, ...this.#sides.flatMap(({ channels }) => channels)];
+    const bytesTotal = all.reduce((sum, { bytes }) => sum + bytes, 0n);
+    return { round: this.#lastRound, bytesDone: this.#bytesDone, bytesTotal };
+  }
+
+  async release(): Promise<void> {
+    if (this.#state === "ended") return;
+    if (this.#round !== undefined) throw new TensorBusError("TB_BUSY", `a round of ${this.key} is under way`);
+    const { rank } = this.#setup.session;
+    this.#leave({ code: "TB_INVALIDATED", rank, message: `rank ${rank} released ${this.key}` }, false);
+    this.end(new TensorBusError("TB_CLOSED", `${this.key} was released`));
+    this.#setup.session.forget(this);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const { rank } = this.#setup.session;
+    if (this.#round !== undefined) {
+      this.#fail(new TensorBusError("TB_CANCELLED", `rank ${rank} cancelled it`, { details: { rank } }));
+      await this.#running;
+    }
+    await this.release();
+  }
+
+  /** The session ends, or this is released: nothing touches memory any more. */
+  end(reason: TensorBusError): void {
+    if (this.#state === "preparing") this.#failPrepare(reason);
+    this.#state = "ended";
+    this.#why = reason;
+    const round = this.#round;
+    this.#round = undefined;
+    round?.reject(reason);
+  }
+
+  onFrame(rank: number, frame: Exclude<Frame, { kind: "prepare" | "release" }>): void {
+    const side = this.#sides.find((each) => each.rank === rank);
+    if (side === undefined || this.#state === "ended") return;
+    switch (frame.kind) {
+      case "match":
+        if (frame.from !== side.remote && side.remote !== undefined) return;
+        side.remote = frame.from;
+        side.isAgreed = true;
+        this.#checkAgreed();
+        return;
+      case "grant":
+        this.#onGrant(side, frame.round, frame.channel);
+        return;
+      case "data":
+        this.#onData(side, frame);
+        return;
+      case "taken":
+        if (this.#round?.number === frame.round) this.#finish(channelOf(side, frame.channel));
+        return;
+      case "abort":
+        this.#spread(frame.round, frame.why);
+    }
+  }
+
+  #begin(round: number): void {
+    this.#bytesDone = 0n;
+    for (const channel of [...this.#local, ...this.#sides.flatMap(({ channels }) => channels)]) {
+      channel.done = 0;
+      channel.isFinished = false;
+    }
+    const aborted = this.#aborted.get(round);
+    if (aborted !== undefined) {
+      this.#fail(errorOf(aborted));
+      return;
+    }
+    const gone = this.#sides.find(({ isGone }) => isGone);
+    if (gone !== undefined) {
+      const { rank } = gone;
+      const message = `rank ${rank} went away after it was prepared`;
+      this.#fail(new TensorBusError("TB_PEER_LOST", message, { details: { rank } }));
+      return;
+    }
+    for (const side of this.#sides) {
+      for (const channel of side.channels) {
+        if (channel.direction === "receive") this.#grant(side, channel, round);
+        // A target that began before this rank has granted already.
+        else if (channel.granted === round) this.#send(side, channel, round);
+      }
+    }
+    setTimeout(() => this.#moveLocally(round), 0);
+  }
+
+  #grant(side: Side, channel: Channel, round: number): void {
+    channel.granted = round;
+    this.#say(side, { kind: "grant", to: side.remote!, round, channel: channel.name });
+    if (channel.buckets.length === 0) this.#take(side, channel, round);
+  }
+
+  #onGrant(side: Side, round: number, name: string): void {
+    const channel = channelOf(side, name);
+    const running = this.#round;
+    if (round <= channel.granted || (running === undefined && round <= this.#lastRound)) return;
+    if (running !== undefined && round < running.number) return;
+    channel.granted = round;
+    if (running === undefined) return;
+    if (round === running.number) {
+      this.#send(side, channel, round);
+      return;
+    }
+    // A peer that is ahead never began this round, unless it has no more to do with it.
+    if (channel.isFinished) return;
+    const { rank } = side;
+    const message = `rank ${rank} went on to round ${round}`;
+    this.#fail(new TensorBusError("TB_CANCELLED", message, { details: { rank } }));
+  }
+
+  #send(side: Side, channel: Channel, round: number): void {
+    channel.buckets.forEach((chunks, bucket) => {
+      const payload = chunks.map((chunk) => this.#payloads.pack(chunk));
+      this.#say(side, { kind: "data", to: side.remote!, round, channel: channel.name, bucket, payload });
+    });
+    this.#bytesDone += channel.bytes;
+  }
+
+  #onData(side: Side, { round, channel: name, bucket, payload }: Extract<Frame, { kind: "data" }>): void {
+    if (this.#round?.number !== round) return;
+    const channel = channelOf(side, name);
+    for (const [index, chunk] of channel.buckets[bucket]!.entries())
+      this.#payloads.unpack(chunk, payload[index]!);
+    channel.done += 1;
+    if (channel.done === channel.buckets.length) this.#take(side, channel, round);
+  }
+
+  #take(side: Side, channel: Channel, round: number): void {
+    this.#bytesDone += channel.bytes;
+    this.#say(side, { kind: "taken", to: side.remote!, round, channel: channel.name });
+    this.#finish(channel);
+  }
+
+  #moveLocally(round: number): void {
+    if (this.#round?.number !== round) return;
+    for (const channel of this.#local) {
+      for (const chunk of channel.buckets.flat()) this.#payloads.copy(chunk);
+      this.#bytesDone += channel.bytes;
+      channel.isFinished = true;
+    }
+    this.#checkDone();
+  }
+
+  #finish(channel: Channel): void {
+    channel.isFinished = true;
+    this.#checkDone();
+  }
+
+  #checkDone(): void {
+    const round = this.#round;
+    if (round === undefined) return;
+    if (this.#sides.some(isUnfinished) || this.#local.some(({ isFinished }) => !isFinished)) return;
+    this.#round = undefined;
+    const sum = (direction: string) =>
+      [...this.#local, ...this.#sides.flatMap(({ channels }) => channels)]
+        .filter((channel) => channel.direction === direction)
+        .reduce((bytes, channel) => bytes + channel.bytes, 0n);
+    round.resolve({
+      round: round.number,
+      bytesSent: sum("send"),
+      bytesReceived: sum("receive"),
+      bytesCopied: sum("local"),
+      seconds: (performance.now() - round.began) / 1000,
+      stagingHighWater: 0n,
+    });
+  }
+
+  #fail(error: TensorBusError): void {
+    const round = this.#round;
+    if (round === undefined) return;
+    this.#round = undefined;
+    this.#tellAbort(round.number, asFailure(error, this.#setup.session.rank));
+    round.reject(error);
+  }
+
+  /** Goes on to all peers once for each round, also from a rank that is done with it or has not begun it. */
+  #spread(round: number, why: Failure): void {
+    if (this.#aborted.has(round)) return;
+    if (this.#round?.number === round) this.#fail(errorOf(why));
+    else this.#tellAbort(round, why);
+  }
+
+  #tellAbort(round: number, why: Failure): void {
+    if (this.#aborted.has(round)) return;
+    this.#aborted.set(round, why);
+    for (const side of this.#sides) {
+      if (side.remote !== undefined) this.#say(side, { kind: "abort", to: side.remote, round, why });
+    }
+  }
+
+  #say(side: Side, frame: Frame): void {
+    if (!side.isGone) side.link?.send(this.#setup.session, frame);
+  }
+
+  /** Peers that were told of it are told that it is no more. */
+  #leave(why: Failure, forGood: boolean): void {
+    for (const side of this.#sides) this.#say(side, { kind: "release", from: this.number, forGood, why });
+  }
+
+  #checkUsable(): void {
+    if (this.#state === "ended") {
+      throw new TensorBusError("TB_CLOSED", `${this.key} has ended`, { cause: this.#why });
+    }
+  }
+}
+
+function channelOf(side: Side, name: string): Channel {
+  return side.channels.find((channel) => channel.name === name)!;
+}
+
+function channelsOf({ channels }: Side): string {
+  return channels
+    .map(({ name, bytes, buckets }) => `${name} ${bytes} ${buckets.length}`)
+    .sort()
+    .join();
+}
+
+function isUnfinished({ channels }: Side): boolean {
+  return channels.some(({ isFinished }) => !isFinished);
+}
+
+/** No other attempt would do. */
+function isRefusal(error: unknown): boolean {
+  return error instanceof TensorBusError && error.code === "TB_PLAN_MISMATCH";
+}
+
+/** A deadline that passed is this rank's own; for others, it gave up. */
+function asFailure(error: unknown, own: number): Failure {
+  const { code, message, details } = error as TensorBusError;
+  const rank = typeof details["rank"] === "number" ? details["rank"] : own;
+  return { code: code === "TB_TIMEOUT" ? "TB_CANCELLED" : code, rank, message };
+}
+
+function errorOf({ code, message, rank }: Failure): TensorBusError {
+  return new TensorBusError(code, message, { details: { rank } });
+}

@@ -1,0 +1,16 @@
+/** Runs the schedules of a range of seeds in a thread, and posts what each came to. */
+import { parentPort, workerData } from "node:worker_threads";
+import { runSchedule } from "./job/schedule.ts";
+
+export { runSchedule };
+
+interface Work {
+  readonly seeds: readonly number[];
+  readonly trace: boolean;
+}
+
+const work = workerData as Work | null;
+if (parentPort !== null && work !== null) {
+  for (const seed of work.seeds) parentPort.postMessage(await runSchedule(seed, { trace: work.trace }));
+  parentPort.close();
+}

@@ -1,0 +1,156 @@
+/**
+ * Virtual time. Everything that happens is an event of a process, or of the world itself; one is taken at a time, in the
+ * order of their moments, and all that follows from it at once (promises) is done before the next one is.
+ */
+
+/** What an operating system can do to a process. Its own events are only taken while it runs. */
+export class Process {
+  readonly name: string;
+  state: "running" | "stopped" | "dead" = "running";
+  /** What has come while it was stopped. */
+  readonly parked: (() => void)[] = [];
+
+  constructor(name: string) {
+    this.name = name;
+  }
+}
+
+export interface Timer {
+  cancel(): void;
+  /** As those of Node.js. */
+  ref(): void;
+  unref(): void;
+}
+
+interface Event {
+  readonly at: number;
+  readonly order: number;
+  readonly owner: Process | undefined;
+  run: (() => void) | undefined;
+}
+
+const nothing = () => {};
+/** Not the bundle's own: `./platform/globals.ts` would ask this scheduler. */
+const nextTurn = globalThis.setImmediate;
+
+export class Scheduler {
+  /** Milliseconds since the world began. */
+  now = 0;
+  /** Whose event is being taken. */
+  current: Process | undefined;
+  /** Events taken so far. */
+  taken = 0;
+  readonly #heap: Event[] = [];
+  #order = 0;
+
+  /** In so many milliseconds, for the process whose event this is. */
+  after(ms: number, run: () => void): Timer {
+    return this.afterFor(this.current, ms, run);
+  }
+
+  /** The same, for another process or (`undefined`) the world. */
+  afterFor(owner: Process | undefined, ms: number, run: () => void): Timer {
+    const event: Event = { at: this.now + ms, order: this.#order++, owner, run };
+    this.#push(event);
+    return {
+      cancel: () => {
+        event.run = undefined;
+      },
+      ref: nothing,
+      unref: nothing,
+    };
+  }
+
+  /** When the next event is; `undefined` where there is none. */
+  get next(): number | undefined {
+    while (this.#heap.length > 0 && !isAlive(this.#heap[0]!)) this.#pop();
+    return this.#heap[0]?.at;
+  }
+
+  /** Timers and messages that wait for a process. */
+  waitingFor(owner: Process): number {
+    return this.#heap.filter((event) => event.owner === owner && event.run !== undefined).length;
+  }
+
+  /** Takes the next event. False where there is none. */
+  async step(): Promise<boolean> {
+    if (this.next === undefined) return false;
+    const event = this.#pop();
+    this.now = Math.max(this.now, event.at);
+    const { owner, run } = event;
+    if (run === undefined) return true;
+    if (owner?.state === "stopped") {
+      owner.parked.push(run);
+      return true;
+    }
+    event.run = undefined;
+    await this.act(owner, run);
+    return true;
+  }
+
+  /** Has a process do something now, with all that follows at once. */
+  async act(owner: Process | undefined, run: () => void): Promise<void> {
+    this.taken++;
+    this.current = owner;
+    try {
+      run();
+      await new Promise<void>((resolve) => nextTurn(resolve));
+    } finally {
+      this.current = undefined;
+    }
+  }
+
+  stop(process: Process): void {
+    if (process.state === "running") process.state = "stopped";
+  }
+
+  /** It goes on with what has come meanwhile, in that order. */
+  resume(process: Process): void {
+    if (process.state !== "stopped") return;
+    process.state = "running";
+    for (const run of process.parked.splice(0)) this.afterFor(process, 0, run);
+  }
+
+  kill(process: Process): void {
+    process.state = "dead";
+    process.parked.length = 0;
+  }
+
+  #push(event: Event): void {
+    const heap = this.#heap;
+    let at = heap.push(event) - 1;
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      if (!isBefore(event, heap[parent]!)) break;
+      heap[at] = heap[parent]!;
+      at = parent;
+    }
+    heap[at] = event;
+  }
+
+  #pop(): Event {
+    const heap = this.#heap;
+    const first = heap[0]!;
+    const last = heap.pop()!;
+    if (heap.length === 0) return first;
+    let at = 0;
+    for (;;) {
+      let child = 2 * at + 1;
+      if (child >= heap.length) break;
+      if (child + 1 < heap.length && isBefore(heap[child + 1]!, heap[child]!)) child++;
+      if (!isBefore(heap[child]!, last)) break;
+      heap[at] = heap[child]!;
+      at = child;
+    }
+    heap[at] = last;
+    return first;
+  }
+}
+
+function isAlive({ run, owner }: Event): boolean {
+  return run !== undefined && owner?.state !== "dead";
+}
+
+function isBefore(a: Event, b: Event): boolean {
+  return a.at < b.at || (a.at === b.at && a.order < b.order);
+}
