@@ -32,9 +32,12 @@ function runProgram(what: string): void {
   const native = join(root, "native");
   const program = join(root, "build/gpu/nccl");
   mkdirSync(dirname(program), { recursive: true });
-  const sources = ["carriers/nccl/nccl_api.c", "cuda/cuda_api.c", "base/dynamic_library.c", "base/error.c"].map((file) =>
-    join(native, "src", file),
-  );
+  const sources = [
+    "carriers/nccl/nccl_api.c",
+    "cuda/cuda_api.c",
+    "base/dynamic_library.c",
+    "base/error.c",
+  ].map((file) => join(native, "src", file));
   const flags = ["-std=c11", "-D_GNU_SOURCE", "-O1", `-I${native}/include`, `-I${native}/src`];
   const files = [join(root, "test/gpu/nccl.c"), ...sources];
   try {
