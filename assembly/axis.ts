@@ -23,6 +23,8 @@ export class Axis {
   sizes: usize;
   factors: usize;
   cuts: usize;
+  /** Elements that are planned as one; runs, lengths and starts count these. */
+  unit: i64;
   groups: u32;
   /** Runs of group g are `pointers[g]` up to `pointers[g + 1]`, ascending. */
   pointers: usize;
@@ -211,16 +213,36 @@ function renumber(axis: Axis, order: usize): void {
   axis.lengths = lengths;
 }
 
+/** An element at which a cut falls inside of a unit when `layOut` failed, else -1. */
+export let amid: i64 = -1;
+
+/** Counts units in place of elements. False: a run begins or ends inside of one. */
+function countUnits(axis: Axis): bool {
+  const unit = axis.unit;
+  for (let run: u32 = 0; run < u32At(axis.pointers, axis.groups); run++) {
+    const start = i64At(axis.starts, run);
+    const length = i64At(axis.lengths, run);
+    if (start % unit != 0 || length % unit != 0) {
+      amid = start % unit != 0 ? start : start + length;
+      return false;
+    }
+    setI64(axis.starts, run, start / unit);
+    setI64(axis.lengths, run, length / unit);
+  }
+  return true;
+}
+
 /** The sharding mesh dimension whose sizes did not fit when `layOut` failed, else -1; and what it cuts. */
 export let misfit: i32 = -1;
 export let misfitLength: i64 = 0;
 
 /**
- * Fills in the groups of an axis in its reading. False: sizes do not fit (`misfit`), or the `order` reading has
- * no meaning for it.
+ * Fills in the groups of an axis in its reading. False: sizes do not fit (`misfit`), a cut falls inside of a
+ * unit (`amid`), or the `order` reading has no meaning for it.
  */
 export function layOut(axis: Axis): bool {
   misfit = -1;
+  amid = -1;
   const order = alloc(<usize>axis.dims << 2);
   for (let dim: u32 = 0; dim < axis.dims; dim++) setU32(order, dim, dim);
   if (axis.reading == ORDER) {
@@ -229,6 +251,7 @@ export function layOut(axis: Axis): bool {
   } else if (!cutLists(axis, order)) {
     return false;
   }
+  if (axis.unit > 1 && !countUnits(axis)) return false;
   axis.locals = allocZero(<usize>axis.groups << 3);
   for (let group: u32 = 0; group < axis.groups; group++) {
     let length: i64 = 0;

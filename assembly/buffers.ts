@@ -114,7 +114,7 @@ export function writeBuffers(rank: u32, at: usize): void {
     store<u8>(at, <u8>(kind == SOURCE ? pattern.sourceDtype : pattern.targetDtype), 5);
     store<u16>(at, 0, 6);
     store<i64>(at, (last + 1) * item, 8);
-    store<i64>(at, elements, 16);
+    store<i64>(at, elements * pattern.movedPerUnit, 16);
     store<i64>(at, 0, 24);
     at += BUFFER_BYTES;
   }

@@ -4,6 +4,7 @@
  */
 export const TB_PLACEMENT: i32 = 102;
 export const TB_STRIDED_SHARD: i32 = 105;
+export const TB_DTYPE: i32 = 107;
 export const TB_PLAN_TOO_LARGE: i32 = 108;
 export const TB_STRIDES: i32 = 111;
 /** No code of the table: a fault of the planner itself. */

@@ -3,8 +3,8 @@
  * once: meshes with their inverse, patterns with their axes, overlaps and offset tables.
  */
 import { alloc, allocZero } from "./arena";
-import { Axis, layOut, misfit, misfitLength, ORDER, sameRuns, SPLIT } from "./axis";
-import { fail, TB_PLACEMENT, TB_STRIDED_SHARD } from "./error";
+import { amid, Axis, layOut, misfit, misfitLength, ORDER, sameRuns, SPLIT } from "./axis";
+import { fail, TB_DTYPE, TB_PLACEMENT, TB_STRIDED_SHARD } from "./error";
 import { Overlap, sweep } from "./overlap";
 import { Mesh, Side } from "./side";
 import { i32At, i64At, setI64, setU32, u32At } from "./words";
@@ -58,6 +58,10 @@ export class Pattern {
   cutItem: i64;
   operator: u32;
   divisor: i64;
+  /** Elements of a packed type that fill whole bytes: the last dimension is planned in units of them; else 1. */
+  unit: i64;
+  /** Elements of the type as which a unit is moved. */
+  movedPerUnit: i64;
   shape: usize;
   source: usize;
   target: usize;
@@ -183,6 +187,8 @@ function loadPattern(record: usize, index: u32): usize {
   pattern.stripes = 0;
   pattern.operator = <u32>i64At(record, 8);
   pattern.divisor = i64At(record, 9);
+  pattern.unit = i64At(record, 10);
+  pattern.movedPerUnit = i64At(record, 11);
   pattern.shape = record + SHAPE_AT * 8;
   pattern.source = loadSide(pattern, record + SIDE_AT * 8, sourceMesh, 0);
   pattern.target = loadSide(pattern, record + (SIDE_AT + SIDE_WORDS) * 8, targetMesh, 1);
@@ -301,10 +307,12 @@ function findAxis(pattern: Pattern, side: Side, words: usize, dim: i32, ndim: u3
   const length = i64At(pattern.shape, dim);
   const reading = <i32>i64At(words, 0);
   const first = reading == 0 || !strided ? SPLIT : reading;
-  const axis = internAxis(length, first, dims, sizes, factors, cuts);
-  const isBoth = strided && reading == 0 && misfit < 0;
-  const other = isBoth ? internAxis(length, ORDER, dims, sizes, factors, cuts) : axis;
+  const unit = <u32>dim + 1 == pattern.ndim ? pattern.unit : 1;
+  const axis = internAxis(length, first, dims, sizes, factors, cuts, unit);
+  const isBoth = strided && reading == 0 && misfit < 0 && amid < 0;
+  const other = isBoth ? internAxis(length, ORDER, dims, sizes, factors, cuts, unit) : axis;
   if (misfit >= 0) fail(TB_PLACEMENT, pattern.index, which, u32At(meshDims, misfit), misfitLength);
+  if (amid >= 0) fail(TB_DTYPE, pattern.index, which, dim, amid);
   if (axis == 0 || other == 0) fail(TB_STRIDED_SHARD, pattern.index, which, dim, 1);
   if (axis != other && !sameRuns(changetype<Axis>(axis), changetype<Axis>(other))) {
     fail(TB_STRIDED_SHARD, pattern.index, which, dim, 0);
@@ -320,6 +328,7 @@ function internAxis(
   sizes: usize,
   factors: usize,
   cuts: usize,
+  unit: i64,
 ): usize {
   for (let at = axisList; at != 0; at = changetype<Axis>(at).next) {
     const axis = changetype<Axis>(at);
@@ -327,6 +336,7 @@ function internAxis(
       axis.length == length &&
       axis.reading == reading &&
       axis.dims == dims &&
+      axis.unit == unit &&
       memory.compare(axis.sizes, sizes, <usize>dims << 2) == 0 &&
       memory.compare(axis.factors, factors, <usize>dims << 3) == 0 &&
       memory.compare(axis.cuts, cuts, <usize>dims << 2) == 0
@@ -341,6 +351,7 @@ function internAxis(
   axis.sizes = sizes;
   axis.factors = factors;
   axis.cuts = cuts;
+  axis.unit = unit;
   if (!layOut(axis)) return 0;
   axis.next = axisList;
   axisList = changetype<usize>(axis);

@@ -224,7 +224,7 @@ function writeChunk(at: usize, record: usize): void {
   }
   store<u32>(at, sourceEnd);
   store<u32>(at, targetEnd, 4);
-  store<i64>(at, load<i64>(record, 32), 16);
+  store<i64>(at, load<i64>(record, 32) * pattern.movedPerUnit, 16);
   store<u8>(at, <u8>(stage == 2 ? pattern.targetDtype : pattern.sourceDtype), 24);
   store<u8>(at, <u8>wireDtype(pattern, stage), 25);
   store<u8>(at, <u8>(stage == 0 ? pattern.sourceDtype : pattern.targetDtype), 26);

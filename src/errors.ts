@@ -41,7 +41,11 @@ export const errorCodes = {
     meaning: "A StridedShard has two readings that differ for a planned shape, and none was named.",
   },
   TB_SHAPE: { number: 106, exit: 2, meaning: "A tensor's shape is out of range." },
-  TB_DTYPE: { number: 107, exit: 2, meaning: "An element type is unknown." },
+  TB_DTYPE: {
+    number: 107,
+    exit: 2,
+    meaning: "An element type is unknown, cannot be cast as asked, or is cut inside of a byte.",
+  },
   TB_PLAN_TOO_LARGE: { number: 108, exit: 2, meaning: "More chunks were asked for than maxChunks allows." },
   TB_PLAN_FORMAT: {
     number: 109,

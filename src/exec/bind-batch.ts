@@ -1,13 +1,13 @@
 /** What a rank brings to a batch: its local tensors, checked against the plan before anything is prepared. */
 import { TensorBusError } from "../errors.ts";
-import { holdingOf, itemSize } from "../layout/index.ts";
+import { holdingOf } from "../layout/index.ts";
 import type { TensorMemory } from "../memory/memory.ts";
 import type { LocalStrides, PlanInput, TensorInput } from "../plan/input/types.ts";
 import type { Program } from "../plan/planner/program.ts";
 import type { TensorBinding } from "../transport/transport.ts";
 import { type BatchView, findAlias } from "./aliases.ts";
 import { chunksIntoBuffers, type ProgramChunk } from "./program-chunks.ts";
-import { endOf, type StridedBytes, stridedOfDescriptor, stridedOfTensor } from "./strided.ts";
+import { endOf, type StridedBytes, stridedOfDescriptor, stridedOfType } from "./strided.ts";
 
 /** The memory of one tensor on this rank: what it sends from, what it receives into, or both. */
 export interface BatchTensor {
@@ -81,7 +81,7 @@ function localBytes(
   if (holding === undefined) return undefined;
   const type = kind === "source" ? tensor.dtype : (tensor.targetDtype ?? tensor.dtype);
   const address = place.memory.address + place.offset;
-  const bytes = stridedOfTensor(address, holding.localShape, itemSize(type), memories.strides?.[kind]);
+  const bytes = stridedOfType(address, holding.localShape, type, memories.strides?.[kind]);
   if (bytes === undefined) return undefined;
   const end = place.memory.address + place.memory.bytes;
   if (place.offset < 0n || BigInt(endOf(bytes)) > end) {

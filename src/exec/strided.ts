@@ -1,3 +1,4 @@
+import { type DType, unitOf } from "../layout/index.ts";
 import { contiguousStrides } from "../layout/strides.ts";
 
 /**
@@ -36,6 +37,25 @@ export function stridedOfTensor(
   if (shape.includes(0)) return undefined;
   const loops = shape.map((count, dim) => ({ count, stride: strides[dim]! * itemBytes }));
   return strided(Number(address), loops, itemBytes);
+}
+
+/** The same of a tensor by its element type; packed types have the strides that the planner takes of them. */
+export function stridedOfType(
+  address: bigint,
+  shape: readonly number[],
+  dtype: DType,
+  strides: readonly number[] = contiguousStrides(shape),
+): StridedBytes | undefined {
+  const unit = unitOf(dtype);
+  if (unit.elements === 1) return stridedOfTensor(address, shape, unit.bytes, strides);
+  const last = shape.length - 1;
+  const inUnits = (value: number) => value / unit.elements;
+  return stridedOfTensor(
+    address,
+    shape.with(last, inUnits(shape[last]!)),
+    unit.bytes,
+    strides.map((stride, dim) => (dim === last ? 1 : inUnits(stride))),
+  );
 }
 
 /** One past the last byte. */

@@ -1,4 +1,19 @@
-export { type DType, dtypeNumber, dtypes, isDType, itemSize } from "./dtype.ts";
+export {
+  arithmeticTypes,
+  bytesOf,
+  checkCast,
+  type DType,
+  dtypeNumber,
+  dtypes,
+  isDType,
+  isOpaque,
+  isPacked,
+  itemSize,
+  movedAs,
+  type PackedType,
+  refusePacked,
+  unitOf,
+} from "./dtype.ts";
 export {
   coordinateOf,
   type Holding,

@@ -1,8 +1,18 @@
 /** The kernels of the native library over memory of this process. Each runs in the calling thread, until it is done. */
 
+import { TensorBusError } from "../errors.ts";
 import { nativeKernels } from "../ffi/kernels.ts";
 import { addressOf } from "../ffi/koffi.ts";
-import { type DType, dtypeNumber, itemSize, type PartialOp, partialOps } from "../layout/index.ts";
+import {
+  checkCast,
+  type DType,
+  dtypeNumber,
+  isOpaque,
+  itemSize,
+  movedAs,
+  type PartialOp,
+  partialOps,
+} from "../layout/index.ts";
 import type { Memory } from "./memory.ts";
 
 /** Bytes that a kernel may touch: what a view shows, or a part of a memory (all of it from `offset` unless told). */
@@ -41,11 +51,15 @@ function placeOf(bytes: Bytes): Place {
 
 /**
  * Copies every element of `from` to `to`, in order, casting where the types differ (`docs/element-types.md`). The two may
- * not overlap. `TB_REGION` where a descriptor leaves its bytes or the counts differ, `TB_PLAN_FORMAT` for a malformed one.
+ * not overlap. Elements of a type that is only moved are copied as they are, packed ones byte by byte. `TB_REGION` where a
+ * descriptor leaves its bytes or the counts differ, `TB_PLAN_FORMAT` for a malformed one, `TB_DTYPE` for a cast that there
+ * is not.
  */
 export function move(to: Elements, from: Elements): void {
-  const ends = [to, from].map(({ bytes, dtype, descriptor }) => {
+  checkCast(from.dtype, to.dtype, "a move");
+  const ends = [to, from].map(({ bytes, dtype: named, descriptor }) => {
     const place = placeOf(bytes);
+    const dtype = movedAs(named);
     const size = BigInt(itemSize(dtype));
     const words = descriptor ?? BigInt64Array.of(0n, 0n, place.bytes - (place.bytes % size));
     const end = BigUint64Array.of(place.address, place.bytes, addressOf(words), 0n);
@@ -100,6 +114,11 @@ export function accumulatorOf(dtype: DType): DType {
  */
 export function reduce(accumulator: Bytes, contribution: Bytes, options: ReduceOptions): void {
   const { dtype, op, first } = options;
+  if (isOpaque(dtype)) {
+    throw new TensorBusError("TB_PARTIAL_OP", `${dtype} cannot be reduced, it is only moved`, {
+      details: { dtype, op },
+    });
+  }
   const into = placeOf(accumulator);
   const from = placeOf(contribution);
   const count = elementsIn(from, dtype);

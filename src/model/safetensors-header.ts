@@ -35,6 +35,16 @@ const namesInFile: Readonly<Record<DType, string>> = {
   int8: "I8",
   uint8: "U8",
   bool: "BOOL",
+  uint16: "U16",
+  uint32: "U32",
+  uint64: "U64",
+  complex64: "C64",
+  float8_e8m0fnu: "F8_E8M0",
+  float8_e4m3fnuz: "F8_E4M3FNUZ",
+  float8_e5m2fnuz: "F8_E5M2FNUZ",
+  float4_e2m1fn: "F4",
+  float6_e2m3fn: "F6_E2M3",
+  float6_e3m2fn: "F6_E3M2",
 };
 const dtypesInFile = new Map<unknown, DType>(
   Object.entries(namesInFile).map(([dtype, name]) => [name, dtype as DType]),
@@ -133,7 +143,7 @@ function parseEntry(name: string, value: unknown, dataBegin: number, file: strin
   if (expected !== end - begin) {
     throw damaged(
       file,
-      `${at}: ${shape.join(" x ") || "one element"} of ${typeName} takes ${Number.isSafeInteger(expected) ? expected : "too many"} bytes, ` +
+      `${at}: ${shape.join(" x ") || "one element"} of ${typeName} takes ${expected <= Number.MAX_SAFE_INTEGER ? expected : "too many"} bytes, ` +
         `its data_offsets [${begin}, ${end}] hold ${end - begin}`,
       { tensor: name, shape, dtype, begin, end },
     );
@@ -233,6 +243,10 @@ function placeTensors(tensors: readonly ModelTensor[], file: string): Safetensor
         isDType(dtype) && isCounts(shape)
           ? (elementCount(shape) ?? Number.NaN) * itemSize(dtype)
           : Number.NaN;
+      if (bytes % 1 !== 0 && Number.isFinite(bytes)) {
+        const what = `tensor ${JSON.stringify(name)} of shape [${shape}] ends inside of a byte of ${dtype}`;
+        throw damaged(file, what, { tensor: name, shape, dtype });
+      }
       if (!Number.isSafeInteger(position + bytes)) {
         throw damaged(file, `tensor ${JSON.stringify(name)} of shape [${shape}] is too large`, {
           tensor: name,

@@ -79,7 +79,7 @@ export class SafetensorsCheckpoint implements AsyncDisposable {
   /**
    * Reads a box of a tensor. Packed into `into` unless `target` says that `into` is a larger row-major tensor. Bytes of
    * `into` outside of the box stay as they are. `TB_SHAPE` for a box that does not lie in its tensor, `TB_REGION` where
-   * `into` has another size than the target.
+   * `into` has another size than the target, `TB_DTYPE` where a run of a packed type begins or ends inside of a byte.
    */
   async readBox(
     name: string,
@@ -103,6 +103,8 @@ export class SafetensorsCheckpoint implements AsyncDisposable {
     const window = new RunWindow();
     for (const run of boxRuns(tensor.shape, box, shape, offsets)) {
       const [from, to, length] = [tensor.position + run.from * item, run.to * item, run.length * item];
+      if (!Number.isInteger(from) || !Number.isInteger(to) || !Number.isInteger(length))
+        throw amidByte(tensor, box);
       if (window.take(from, to, length)) continue;
       await this.#flush(tensor.file, window, into, options);
       window.take(from, to, length);
@@ -149,6 +151,14 @@ export class SafetensorsCheckpoint implements AsyncDisposable {
       done += bytesRead;
     }
   }
+}
+
+function amidByte({ name, dtype, shape }: SafetensorsEntry, box: Box): TensorBusError {
+  return new TensorBusError(
+    "TB_DTYPE",
+    `tensor ${JSON.stringify(name)}: a row of the box at [${box.offsets}] of lengths [${box.lengths}] begins or ends inside of a byte of ${dtype}`,
+    { details: { tensor: name, dtype, shape, ...box } },
+  );
 }
 
 /** Runs in ascending order that are read as one. */

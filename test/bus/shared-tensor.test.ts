@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { fromFloat32, toFloat32 } from "../../src/bus/tensor/float-bits.ts";
 import { storageOf } from "../../src/bus/tensor/shared-arena.ts";
 import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
-import { dtypes, itemSize } from "../../src/layout/index.ts";
+import { dtypes, isPacked, itemSize } from "../../src/layout/index.ts";
 
 function counted(shape: readonly number[]): SharedTensor<"float32"> {
   const tensor = SharedTensor.allocate(shape, "float32");
@@ -13,6 +13,10 @@ function counted(shape: readonly number[]): SharedTensor<"float32"> {
 describe("a shared tensor", () => {
   it("is a typed array of zeros in shared memory, for every element type", () => {
     for (const dtype of dtypes) {
+      if (isPacked(dtype)) {
+        expect(() => SharedTensor.allocate([3, 6], dtype)).toThrow(/say uint8/);
+        continue;
+      }
       const tensor = SharedTensor.allocate([3, 5], dtype);
       expect(tensor.data.length).toBe(15);
       expect(tensor.data.BYTES_PER_ELEMENT).toBe(itemSize(dtype));
@@ -106,6 +110,13 @@ describe("a shared tensor", () => {
       },
     );
     fc.assert(property, { seed: 3, numRuns: 300 });
+  });
+
+  it("has no values of types that are only moved", () => {
+    expect(() => toFloat32(new Uint8Array(4), "float8_e8m0fnu")).toThrow(
+      expect.objectContaining({ code: "TB_DTYPE" }),
+    );
+    expect(() => fromFloat32([1], "uint16")).toThrow(/float32 cannot be cast to uint16/);
   });
 
   it("has bit patterns for floats that JavaScript has no array for", () => {

@@ -1,6 +1,6 @@
 /** Every pair of types and every operator, against the loops of the host and a naive fold. */
 import { createExecutor } from "../../src/exec/executor.ts";
-import { DeviceMesh, dtypes, itemSize, partialOps, Replicate } from "../../src/layout/index.ts";
+import { arithmeticTypes, DeviceMesh, itemSize, partialOps, Replicate } from "../../src/layout/index.ts";
 import { DeviceMemory, move } from "../../src/memory/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
@@ -18,11 +18,11 @@ const shapes = [
 ] as const;
 
 export function kernelCases(machine: Machine): GpuCase[] {
-  const cast = (from: (typeof dtypes)[number]): GpuCase => ({
+  const cast = (from: (typeof arithmeticTypes)[number]): GpuCase => ({
     name: `copies and casts of ${from}, bit for bit as on the host`,
     run: () =>
       within(machine.device, 2, async (sessions) => {
-        for (const to of dtypes)
+        for (const to of arithmeticTypes)
           for (const shape of shapes) await castOnce(sessions, machine.device, from, to, shape);
       }),
   });
@@ -35,7 +35,7 @@ export function kernelCases(machine: Machine): GpuCase[] {
       }),
   });
   return [
-    ...dtypes.map(cast),
+    ...arithmeticTypes.map(cast),
     {
       name: "strided tensors of random layouts",
       run: () => runCases(machine, [10, 11, 12], { strided: true }),
@@ -65,8 +65,8 @@ async function within(
 async function castOnce(
   sessions: readonly TransportSession[],
   device: string,
-  from: (typeof dtypes)[number],
-  to: (typeof dtypes)[number],
+  from: (typeof arithmeticTypes)[number],
+  to: (typeof arithmeticTypes)[number],
   [rows, columns]: readonly [number, number],
 ): Promise<void> {
   const only = (rank: number) => ({

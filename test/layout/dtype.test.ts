@@ -1,6 +1,18 @@
 import { describe, expect, it } from "vitest";
 import type { TensorBusError } from "../../src/errors.ts";
-import { type DType, dtypeNumber, dtypes, isDType, itemSize, partialOps } from "../../src/layout/index.ts";
+import {
+  arithmeticTypes,
+  type DType,
+  dtypeNumber,
+  dtypes,
+  isDType,
+  isOpaque,
+  isPacked,
+  itemSize,
+  movedAs,
+  partialOps,
+  unitOf,
+} from "../../src/layout/index.ts";
 
 describe("element types", () => {
   // Saved plans, programs and C hold these numbers: a change here is a change of their formats.
@@ -19,8 +31,30 @@ describe("element types", () => {
       ["int8", 9, 1],
       ["uint8", 10, 1],
       ["bool", 11, 1],
+      ["uint16", 12, 2],
+      ["uint32", 13, 4],
+      ["uint64", 14, 8],
+      ["complex64", 15, 8],
+      ["float8_e8m0fnu", 16, 1],
+      ["float8_e4m3fnuz", 17, 1],
+      ["float8_e5m2fnuz", 18, 1],
+      ["float4_e2m1fn", 19, 0.5],
+      ["float6_e2m3fn", 20, 0.75],
+      ["float6_e3m2fn", 21, 0.75],
     ]);
     expect(partialOps).toEqual(["sum", "avg", "product", "max", "min"]);
+  });
+
+  it("are moved as a type of as many bytes where they are only moved", () => {
+    for (const dtype of dtypes) {
+      const carrier = movedAs(dtype);
+      expect(arithmeticTypes).toContain(carrier);
+      expect(carrier === dtype).toBe(!isOpaque(dtype));
+      const unit = unitOf(dtype);
+      expect(unit.bytes).toBe(unit.elements * itemSize(dtype));
+      expect(unit.bytes % itemSize(carrier)).toBe(0);
+      expect(isPacked(dtype)).toBe(unit.elements > 1);
+    }
   });
 
   it("are known by name only", () => {
@@ -32,10 +66,10 @@ describe("element types", () => {
   it("refuse unknown names with TB_DTYPE", () => {
     expect.assertions(2);
     try {
-      itemSize("complex64" as DType);
+      itemSize("complex128" as DType);
     } catch (error) {
       expect((error as TensorBusError).code).toBe("TB_DTYPE");
-      expect((error as TensorBusError).details).toEqual({ dtype: "complex64", known: dtypes });
+      expect((error as TensorBusError).details).toEqual({ dtype: "complex128", known: dtypes });
     }
   });
 });

@@ -4,7 +4,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { dtypes, itemSize } from "../../src/layout/index.ts";
+import { type DType, dtypes, isPacked, itemSize } from "../../src/layout/index.ts";
 import { createSafetensors, openSafetensors } from "../../src/model/safetensors.ts";
 
 /** Why the reference implementation cannot be asked; nothing where it can. */
@@ -33,9 +33,13 @@ afterAll(async () => {
   await rm(folder, { recursive: true });
 });
 
+/** torch has no 6-bit types; of its packed one, two elements count as one. */
+const known = dtypes.filter((dtype) => !dtype.startsWith("float6"));
+const torchName = (dtype: DType) => (isPacked(dtype) ? `${dtype}_x2` : dtype);
+
 describe.skipIf(reason !== undefined)("the reference implementation", () => {
   const tensors = [
-    ...dtypes.map((dtype) => ({ name: dtype, shape: [2, 3], dtype })),
+    ...known.map((dtype) => ({ name: dtype, shape: isPacked(dtype) ? [2, 6] : [2, 3], dtype })),
     { name: "scalar", shape: [], dtype: "float32" as const },
     { name: "empty", shape: [0, 4], dtype: "bfloat16" as const },
   ];
@@ -69,8 +73,8 @@ print(json.dumps(out))`;
     const expected = tensors.map(({ name, shape, dtype }, index) => [
       name,
       [
-        dtype,
-        shape,
+        torchName(dtype),
+        isPacked(dtype) ? shape.map((extent, dim) => (dim === 1 ? extent / 2 : extent)) : shape,
         [
           ...bytesOf(
             index,
@@ -90,14 +94,20 @@ print(json.dumps(out))`;
 import sys, torch
 from safetensors.torch import save_file
 names = sys.argv[2].split(",")
-save_file({n: torch.arange(24).reshape(4, 6).to(getattr(torch, n)) for n in names}, sys.argv[1], {"made": "there"})`,
+def make(n):
+    t = getattr(torch, n)
+    try:
+        return torch.arange(24).reshape(4, 6).to(t)
+    except (NotImplementedError, RuntimeError):
+        return torch.zeros(4, 6 * t.itemsize, dtype=torch.uint8).view(t)
+save_file({n: make(n) for n in names}, sys.argv[1], {"made": "there"})`,
       path,
-      dtypes.join(","),
+      known.map(torchName).join(","),
     );
     await using checkpoint = await openSafetensors(path);
     expect(checkpoint.metadata).toEqual({ made: "there" });
     expect([...checkpoint.tensors.values()].map(({ name, dtype }) => [name, dtype]).sort()).toEqual(
-      dtypes.map((dtype) => [dtype, dtype]).sort(),
+      known.map((dtype) => [torchName(dtype), dtype]).sort(),
     );
     const column = new Int16Array(4);
     await checkpoint.readBox("int16", { offsets: [0, 5], lengths: [4, 1] }, new Uint8Array(column.buffer));

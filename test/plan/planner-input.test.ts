@@ -128,7 +128,7 @@ describe("malformed input", () => {
       "TB_PARTIAL_TARGET",
       withValue(good, ["pairs", "p", "target"], layout([Partial("sum"), Replicate()])),
     ],
-    "an unknown type": ["TB_DTYPE", withValue(good, ["tensors", "0", "dtype"], "complex64")],
+    "an unknown type": ["TB_DTYPE", withValue(good, ["tensors", "0", "dtype"], "complex128")],
     "nine dimensions": ["TB_SHAPE", withValue(good, ["tensors", "0", "shape"], [1, 1, 1, 1, 1, 1, 1, 1, 1])],
     "more than 2^62 bytes": ["TB_SHAPE", withValue(good, ["tensors", "0", "shape"], [2 ** 31, 2 ** 31])],
     "a negative size": ["TB_SHAPE", withValue(good, ["tensors", "0", "shape"], [4, -6])],

@@ -4,7 +4,7 @@
  */
 import { markAsUntransferable } from "node:worker_threads";
 import { TensorBusError } from "../../errors.ts";
-import { type DType, dtypeNumber, itemSize } from "../../layout/index.ts";
+import { type DType, dtypeNumber, itemSize, refusePacked } from "../../layout/index.ts";
 import { contiguousStrides } from "../../layout/strides.ts";
 import { DeviceMemory } from "../../memory/cuda/index.ts";
 import { BufferMemory } from "../../memory/host-memory.ts";
@@ -334,6 +334,7 @@ function placeOf(
     );
   }
   dtypeNumber(dtype);
+  refusePacked(dtype);
   const size = itemSize(dtype);
   const memory = ArrayBuffer.isView(data) ? memoryOfView(data) : memoryOfCuda(data);
   const byteOffset = description.byteOffset ?? 0;

@@ -5,7 +5,7 @@
  */
 import { z } from "zod";
 import { TensorBusError } from "../../errors.ts";
-import { type DType, dtypeNumber, dtypes, isDType } from "../../layout/dtype.ts";
+import { type DType, dtypeNumber, dtypes, isDType, isPacked } from "../../layout/dtype.ts";
 
 /** One local tensor of a client, as its agent needs to know it. */
 export interface TensorRecord {
@@ -155,6 +155,7 @@ export function decodeTensorTable(table: TensorTable, regions: number): TensorRe
     at += dims * 8;
     if (record.pair === undefined) throw refuse(i, "its pair is not in the command");
     if (!isDType(record.dtype)) throw refuse(i, "its element type is unknown", { dtype: table.dtype[i] });
+    if (isPacked(record.dtype)) throw refuse(i, `elements of ${record.dtype} share bytes: register uint8`);
     if (record.region >= regions) throw refuse(i, `its region ${record.region} is not in the command`);
     if (record.shape.some((size) => size < 0n))
       throw refuse(i, "a size is negative", { shape: record.shape });

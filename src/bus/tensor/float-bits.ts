@@ -16,9 +16,22 @@ const arrays = {
   int8: Int8Array,
   uint8: Uint8Array,
   bool: Uint8Array,
+  uint16: Uint16Array,
+  uint32: Uint32Array,
+  uint64: BigUint64Array,
+  complex64: BigUint64Array,
+  float8_e8m0fnu: Uint8Array,
+  float8_e4m3fnuz: Uint8Array,
+  float8_e5m2fnuz: Uint8Array,
+  float4_e2m1fn: Uint8Array,
+  float6_e2m3fn: Uint8Array,
+  float6_e3m2fn: Uint8Array,
 } as const satisfies Record<DType, TypedArrayConstructor>;
 
-/** The typed array that holds elements of a type: of their bits for 16- and 8-bit floats, of 0 and 1 for bool. */
+/**
+ * The typed array that holds elements of a type: of their bits for 16- and 8-bit floats and complex numbers, of 0 and 1 for
+ * bool, of the bytes that they share for packed types.
+ */
 export type TensorArray<D extends DType = DType> = InstanceType<(typeof arrays)[D]>;
 
 export function arrayTypeOf<D extends DType>(dtype: D): (typeof arrays)[D] {

@@ -1,6 +1,6 @@
 /** Tensors in memory that the agent maps: what it moves is what the caller reads and writes, without a copy. */
 import type { DType } from "../../layout/index.ts";
-import { itemSize } from "../../layout/index.ts";
+import { itemSize, refusePacked } from "../../layout/index.ts";
 import { contiguousStrides } from "../../layout/strides.ts";
 import { describeElements, move } from "../../memory/kernels.ts";
 import { arrayTypeOf, type TensorArray } from "./float-bits.ts";
@@ -49,10 +49,11 @@ export class SharedTensor<D extends DType = DType> {
 
   /**
    * A new tensor of zeros, packed and row-major. `RangeError` for a shape that none can have, `TB_DTYPE` for an unknown
-   * element type, `TB_NO_SPACE` where shared memory is full.
+   * element type or a packed one, `TB_NO_SPACE` where shared memory is full.
    */
   static allocate<D extends DType>(shape: readonly number[], dtype: D): SharedTensor<D> {
     checkShape(shape);
+    refusePacked(dtype);
     const { storage, offset } = arenas.allocate(elementCount(shape) * itemSize(dtype));
     const strides = contiguousStrides(shape);
     return new SharedTensor(dtype, { shape, strides, offset: 0 }, { storage, base: offset });

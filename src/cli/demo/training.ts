@@ -1,12 +1,14 @@
 import { arrayTypeOf } from "../../bus/tensor/float-bits.ts";
-import { type DType, itemSize } from "../../layout/index.ts";
+import { type DType, isOpaque, itemSize } from "../../layout/index.ts";
 
 /**
  * What training makes of the checkpoint's values by a round, in place. Whoever knows the round knows every value, so that the
  * engine's side can tell what must have arrived. Values of one round differ from those of any other.
  */
 export function train(bytes: Uint8Array, dtype: DType, round: number): void {
-  const values = new (arrayTypeOf(dtype))(
+  // Types that are only moved have no values to train.
+  if (isOpaque(dtype)) throw new TypeError(`the demo trains no ${dtype}`);
+  const values = new (arrayTypeOf(dtype as Exclude<DType, "uint64" | "complex64">))(
     bytes.buffer as ArrayBuffer,
     bytes.byteOffset,
     bytes.byteLength / itemSize(dtype),

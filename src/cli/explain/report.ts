@@ -1,4 +1,4 @@
-import { formatPlacement, type Holding, itemSize } from "../../layout/index.ts";
+import { bytesOf, formatPlacement, type Holding } from "../../layout/index.ts";
 import type { Spec } from "../../model/spec.ts";
 import type { Box, Explanation, PairInput, Place, Plan, TensorInput } from "../../plan/index.ts";
 import { formatStrategy } from "../plan/tables.ts";
@@ -69,8 +69,8 @@ function describeHolding(
   { runs, localShape }: Holding,
 ): string {
   const { dtype, targetDtype = dtype } = tensor;
-  const item = itemSize(side === "source" ? dtype : targetDtype);
-  const bytes = localShape.reduce((product, extent) => product * BigInt(extent), BigInt(item));
+  const elements = localShape.reduce((product, extent) => product * BigInt(extent), 1n);
+  const bytes = bytesOf(side === "source" ? dtype : targetDtype, elements);
   const held = runs.map((own, dim) => formatRuns(own, tensor.shape[dim]!)).join(", ");
   const local = localShape.length === 0 ? "" : `, ${localShape.join(" x ")} locally`;
   return `rank ${rank} of ${spec[side].name} holds [${held}]${local}, ${formatBytes(bytes)}`;

@@ -1,4 +1,4 @@
-import { itemSize } from "../../layout/index.ts";
+import { bytesOf } from "../../layout/index.ts";
 import type { SpecSide } from "../../model/spec.ts";
 import type { PatternStats, PlanStats, RankStats } from "../../plan/index.ts";
 import { formatBytes, formatCount } from "../ui/format.ts";
@@ -122,5 +122,6 @@ function numbers(...heads: string[]): Column[] {
 }
 
 export function tensorBytes(pattern: PatternStats, type: "dtype" | "targetDtype"): bigint {
-  return pattern.shape.reduce((product, extent) => product * BigInt(extent), BigInt(itemSize(pattern[type])));
+  const elements = pattern.shape.reduce((product, extent) => product * BigInt(extent), 1n);
+  return bytesOf(pattern[type], elements);
 }

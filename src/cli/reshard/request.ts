@@ -1,6 +1,6 @@
 import { resolve } from "node:path";
 import { TensorBusError } from "../../errors.ts";
-import { type DType, formatPlacement, isDType } from "../../layout/index.ts";
+import { type DType, formatPlacement, isDType, isOpaque } from "../../layout/index.ts";
 import { parseSpec, type Spec } from "../../model/spec.ts";
 import type { PlanInput } from "../../plan/input/types.ts";
 
@@ -64,10 +64,12 @@ export function checkReshardable({ input }: Spec): void {
   }
 }
 
-/** Integers and booleans stay what they are: a type for weights is not meant for positions. */
+/**
+ * Integers and booleans stay what they are: a type for weights is not meant for positions. So do types that cannot be cast.
+ */
 function castFloats(input: PlanInput, targetDtype: DType): PlanInput {
   const tensors = input.tensors.map((tensor) =>
-    /float/.test(tensor.dtype) ? { ...tensor, targetDtype } : tensor,
+    /float/.test(tensor.dtype) && !isOpaque(tensor.dtype) ? { ...tensor, targetDtype } : tensor,
   );
   return { ...input, tensors };
 }

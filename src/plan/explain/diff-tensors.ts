@@ -1,8 +1,8 @@
 import {
+  bytesOf,
   type DeviceMesh,
   type DType,
   formatPlacement,
-  itemSize,
   type StridedShardReading,
 } from "../../layout/index.ts";
 import type { PlanInput, SelectInput } from "../input/types.ts";
@@ -224,8 +224,8 @@ function deliveredBytes({ input }: Side, index: number): bigint {
       kind === "replicate" && dim !== tensor.target?.select?.dim ? product * mesh.shape[dim]! : product,
     1,
   );
-  const item = itemSize(tensor.targetDtype ?? tensor.dtype);
-  return tensor.shape.reduce((product, extent) => product * BigInt(extent), BigInt(item * replicas));
+  const elements = tensor.shape.reduce((product, extent) => product * BigInt(extent), BigInt(replicas));
+  return bytesOf(tensor.targetDtype ?? tensor.dtype, elements);
 }
 
 function patternOf({ plan }: Side, index: number | undefined): number | undefined {

@@ -4,6 +4,7 @@ import {
   type DType,
   dtypeNumber,
   dtypes,
+  isOpaque,
   type Layout,
   type PartialOp,
   type Placement,
@@ -28,7 +29,7 @@ import type {
 const magic = 0x4c504254;
 /** The layout of these bytes. A plan is written in the first one that can say it, so that its digest stays. */
 export const formatVersion = 3;
-/** The first that knows speeds of links between two hosts, and the first that knows cuts by size. */
+/** The first that knows speeds of links between two hosts; the first that knows cuts by size and types that are only moved. */
 const linksVersion = 2;
 const sizesVersion = 3;
 /** Grows with every change of what the planner answers to the same input. */
@@ -90,6 +91,7 @@ function formatOf({ topology, pairs, kinds }: NormalInput): number {
   const sides = kinds.flatMap(({ source, target }) => [source, target]);
   if (layouts.some(({ placements }) => placements.some(isSized))) return sizesVersion;
   if (sides.some(({ selectSizes }) => selectSizes !== undefined)) return sizesVersion;
+  if (kinds.some(({ dtype }) => isOpaque(dtype))) return sizesVersion;
   return topology !== undefined && topology.links.length > 0 ? linksVersion : 1;
 }
 

@@ -1,7 +1,10 @@
 import {
+  bytesOf,
+  checkCast,
   DeviceMesh,
   type DType,
   dtypeNumber,
+  isPacked,
   itemSize,
   type Layout,
   type StridedShardReading,
@@ -321,7 +324,8 @@ function makeKind(
   const targetDtype = tensor.targetDtype ?? dtype;
   dtypeNumber(dtype);
   dtypeNumber(targetDtype);
-  const shape = checkShape(tensor, place, Math.max(itemSize(dtype), itemSize(targetDtype)));
+  checkCast(dtype, targetDtype, place);
+  const shape = checkShape(tensor, place, itemSize(dtype) > itemSize(targetDtype) ? dtype : targetDtype);
   const source = normalSide(
     pairs[pair]!.source,
     tensor.source,
@@ -361,7 +365,7 @@ function internKind(kind: TensorKind, kinds: TensorKind[], keys: Map<string, num
   return number;
 }
 
-function checkShape(tensor: TensorInput, place: string, item: number): readonly number[] {
+function checkShape(tensor: TensorInput, place: string, largest: DType): readonly number[] {
   const { shape, name } = tensor;
   if (shape.length > 8) {
     throw fail("TB_SHAPE", `${place}: ${shape.length} dimensions, at most 8 are possible`, {
@@ -369,13 +373,20 @@ function checkShape(tensor: TensorInput, place: string, item: number): readonly 
       shape,
     });
   }
-  let bytes = BigInt(item);
+  let elements = 1n;
   for (const size of shape) {
     if (!Number.isSafeInteger(size) || size < 0) {
       throw fail("TB_SHAPE", `${place}: dimension of size ${size}`, { tensor: name, shape });
     }
-    bytes *= BigInt(size);
+    elements *= BigInt(size);
   }
+  if (shape.length === 0 && isPacked(largest)) {
+    throw fail("TB_SHAPE", `${place}: one element of ${largest} fills no whole byte`, {
+      tensor: name,
+      shape,
+    });
+  }
+  const bytes = bytesOf(largest, elements);
   if (bytes > maxBytes) {
     throw fail("TB_SHAPE", `${place}: more than 2^62 bytes`, { tensor: name, shape, bytes });
   }

@@ -1,4 +1,4 @@
-import { itemSize } from "../../layout/index.ts";
+import { bytesOf, itemSize } from "../../layout/index.ts";
 import type { NormalInput, Pattern } from "./normalize.ts";
 import type { NormalSide } from "./sides.ts";
 import { subMeshBase } from "./sides.ts";
@@ -59,8 +59,10 @@ function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology)
   const spread = spreadOf(input, pattern, topology);
   const count = BigInt(pattern.count);
   const elements = pattern.shape.reduce((product, size) => product * BigInt(size), 1n) * count;
-  const wire = BigInt(Math.min(itemSize(pattern.dtype), itemSize(pattern.targetDtype)));
-  const item = BigInt(itemSize(pattern.targetDtype));
+  const { dtype, targetDtype } = pattern;
+  const wireType = itemSize(dtype) < itemSize(targetDtype) ? dtype : targetDtype;
+  const wire = (count: bigint) => bytesOf(wireType, count);
+  const item = (count: bigint) => bytesOf(targetDtype, count);
   // The part of a target rank, evenly cut.
   const part = ceilDiv(elements, BigInt(spread.targetGroups));
   const latency = BigInt(topology.latencyUs) * 1000n;
@@ -75,8 +77,8 @@ function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology)
   const cross = (bytes: bigint) => nanoseconds(bytes, speeds.cross);
   /** Stage 1, where each part goes to `copies` ranks and a rank receives one of `shares` shares of it. */
   const crossing = (copies: number, shares: number): bigint => {
-    const sent = ceilDiv(elements * BigInt(copies), BigInt(spread.sources)) * wire;
-    return max(cross(sent), cross(ceilDiv(part, BigInt(shares)) * wire)) + latency;
+    const sent = wire(ceilDiv(elements * BigInt(copies), BigInt(spread.sources)));
+    return max(cross(sent), cross(wire(ceilDiv(part, BigInt(shares))))) + latency;
   };
   const { replicas, hosts, most, fewest } = spread;
   const direct = crossing(replicas, 1);
@@ -85,14 +87,14 @@ function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology)
       ? undefined
       : crossing(1, replicas) +
         max(
-          inHost(ceilDiv(part * BigInt(most - 1), BigInt(replicas)) * item),
-          across(ceilDiv(part * BigInt(replicas - fewest), BigInt(replicas)) * item),
+          inHost(item(ceilDiv(part * BigInt(most - 1), BigInt(replicas)))),
+          across(item(ceilDiv(part * BigInt(replicas - fewest), BigInt(replicas)))),
         ) +
         latency;
   const host =
     most === 1
       ? undefined
-      : crossing(hosts, fewest) + inHost(ceilDiv(part * BigInt(most - 1), BigInt(most)) * item) + latency;
+      : crossing(hosts, fewest) + inHost(item(ceilDiv(part * BigInt(most - 1), BigInt(most)))) + latency;
   return { direct, all, host };
 }
 

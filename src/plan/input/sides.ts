@@ -2,6 +2,7 @@ import {
   type DeviceMesh,
   type DType,
   formatPlacement,
+  isOpaque,
   type Layout,
   type PartialOp,
   type Placement,
@@ -161,6 +162,13 @@ export function normalSide(
     if (typeof side !== "object" || side === null)
       throw fail("TB_PLAN_INPUT", `${place}: must be an object`, { tensor });
     checkKeys(side, ["select", "stridedShard"], place);
+  }
+  if (layout.op !== undefined && isOpaque(dtype)) {
+    throw fail("TB_PARTIAL_OP", `${place}: ${dtype} cannot be reduced, it is only moved`, {
+      tensor,
+      place,
+      dtype,
+    });
   }
   if (layout.hasAvg && integers.has(dtype)) {
     throw fail("TB_PARTIAL_OP", `${place}: avg is not defined for ${dtype}`, { tensor, place, dtype });

@@ -1,4 +1,13 @@
-import { type DeviceMesh, dtypeNumber, itemSize, maxRanks, partialOps } from "../../layout/index.ts";
+import {
+  type DeviceMesh,
+  type DType,
+  dtypeNumber,
+  itemSize,
+  maxRanks,
+  movedAs,
+  partialOps,
+  unitOf,
+} from "../../layout/index.ts";
 import { type NormalInput, type Pattern, readingNumber } from "../input/normalize.ts";
 import { groupings, type Routing } from "../input/routing.ts";
 import { type NormalSide, subMeshBase } from "../input/sides.ts";
@@ -112,17 +121,21 @@ type SizesAt = (sizes: readonly number[]) => number;
 function patternRecord(pattern: Pattern, routing: Routing, sizesAt: SizesAt): BigInt64Array {
   const words = new BigInt64Array(patternWords);
   const { source, target } = pattern;
+  // Packed types are planned in units of whole bytes, along the last dimension.
+  const unit = unitOf(pattern.dtype);
+  const moved = [pattern.dtype, pattern.targetDtype].map(movedAs) as [DType, DType];
   const numbers = [
     source.layout.meshNumber,
     target.layout.meshNumber,
     pattern.shape.length,
-    dtypeNumber(pattern.dtype),
-    dtypeNumber(pattern.targetDtype),
-    itemSize(pattern.dtype),
-    itemSize(pattern.targetDtype),
+    ...moved.map(dtypeNumber),
+    unit.bytes,
+    unitOf(pattern.targetDtype).bytes,
     groupings.indexOf(routing.groups),
     source.layout.op === undefined ? 0 : partialOps.indexOf(source.layout.op),
     divisorOf(source),
+    unit.elements,
+    unit.bytes / itemSize(moved[0]),
   ];
   numbers.forEach((number, index) => {
     words[index] = BigInt(number);

@@ -1,4 +1,5 @@
 import { TensorBusError } from "../../errors.ts";
+import { isPacked, unitOf } from "../../layout/index.ts";
 import { defaultMaxChunks } from "../input/normalize.ts";
 import type { Bucket, Chunk, ChunkKind, Stage } from "../input/types.ts";
 import { Question, type Subject } from "./question.ts";
@@ -43,6 +44,8 @@ interface Gathered {
   readonly wave: Uint32Array;
   readonly dependencyFirst: Uint32Array;
   readonly dependencies: Uint32Array;
+  /** For each tensor of a packed type, how many of its elements are one; absent if there is none. */
+  readonly units: ReadonlyMap<number, bigint> | undefined;
   /** The ids of buckets that were asked for, where chunks and buckets are listed together and name them again. */
   readonly ids?: string[];
 }
@@ -98,7 +101,18 @@ function readAnswers(question: Question, subject: Subject, forBuckets: boolean):
     wave: words(answers.usedWave, at[answers.usedCount]!),
     dependencyFirst,
     dependencies: words(answers.dependencies, dependencyFirst[bucketCount]!),
+    units: packedUnits(subject),
   };
+}
+
+function packedUnits({ input }: Subject): ReadonlyMap<number, bigint> | undefined {
+  if (!input.kinds.some(({ dtype }) => isPacked(dtype))) return undefined;
+  const units = new Map<number, bigint>();
+  input.tensorKinds.forEach((number, tensor) => {
+    const { dtype } = input.kinds[number]!;
+    if (isPacked(dtype)) units.set(tensor, BigInt(unitOf(dtype).elements));
+  });
+  return units;
 }
 
 function tooLarge(count: bigint, most: number): TensorBusError {
@@ -157,6 +171,9 @@ function chunkAt(gathered: Gathered, at: number, tensor: number, bucket: string,
   const ndim = (flags >>> 16) & 0xff;
   const stage = (flags & 0xff) as Stage;
   const offsets = at + headBytes / 4;
+  const unit = gathered.units?.get(words[at + 2]!);
+  const inElements = (values: bigint[]) =>
+    unit === undefined ? values : values.with(-1, values.at(-1)! * unit);
   return {
     id: `${bucket}:${words[at + 7]}`,
     stage,
@@ -166,9 +183,9 @@ function chunkAt(gathered: Gathered, at: number, tensor: number, bucket: string,
     tensor,
     from: stage === 2 ? "target" : flags >>> 24 === 0 ? "source" : "reduced",
     to: stage === 0 ? "reduced" : "target",
-    srcOffsets: vector(gathered, offsets, 0, ndim),
-    dstOffsets: vector(gathered, offsets, dims, ndim),
-    lengths: vector(gathered, offsets, 2 * dims, ndim),
+    srcOffsets: inElements(vector(gathered, offsets, 0, ndim)),
+    dstOffsets: inElements(vector(gathered, offsets, dims, ndim)),
+    lengths: inElements(vector(gathered, offsets, 2 * dims, ndim)),
     bytes: bytesAt(gathered, at),
     bucket,
     wave,

@@ -1,6 +1,7 @@
 import type { TensorBusError } from "../../errors.ts";
+import { unitOf } from "../../layout/index.ts";
 import { fail } from "../input/check.ts";
-import type { NormalInput } from "../input/normalize.ts";
+import type { NormalInput, TensorKind } from "../input/normalize.ts";
 import type { LocalStrides } from "../input/types.ts";
 import { Program } from "./program.ts";
 import { Question, type Subject } from "./question.ts";
@@ -46,11 +47,34 @@ function strideEntries(input: NormalInput, strides: StridesByTensor): BigInt64Ar
       const given = local[side];
       if (given === undefined) return;
       checkStrides(input.names[tensor]!, side, given, kind.shape.length);
-      const entry = [tensor, number, ...given].map(BigInt);
+      const units = strideUnits(input.names[tensor]!, side, given, kind);
+      const entry = [tensor, number, ...units].map(BigInt);
       words.push(...entry, ...new Array(entryWords - entry.length).fill(0n));
     });
   }
   return BigInt64Array.from(words);
+}
+
+/** Strides in what is planned: units of whole bytes, for packed types. */
+function strideUnits(
+  tensor: string,
+  side: string,
+  strides: readonly number[],
+  { dtype, shape }: TensorKind,
+): readonly number[] {
+  const { elements: unit } = unitOf(dtype);
+  if (unit === 1) return strides;
+  return strides.map((stride, dim) => {
+    const isLast = dim === shape.length - 1;
+    if (isLast ? stride === 1 : stride % unit === 0) return isLast ? 1 : stride / unit;
+    const why = `stride ${stride} of dimension ${dim} leaves elements of ${dtype} inside of a byte`;
+    throw fail("TB_STRIDES", `tensor ${JSON.stringify(tensor)}, ${side}: ${why}`, {
+      tensor,
+      side,
+      strides,
+      dtype,
+    });
+  });
 }
 
 function checkStrides(tensor: string, side: string, strides: readonly number[], ndim: number): void {

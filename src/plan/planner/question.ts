@@ -1,5 +1,5 @@
 import { TensorBusError } from "../../errors.ts";
-import { formatPlacement, type ShardPlacement, sumOf } from "../../layout/index.ts";
+import { formatPlacement, type ShardPlacement, sumOf, unitOf } from "../../layout/index.ts";
 import type { NormalInput } from "../input/normalize.ts";
 import type { Image } from "./image.ts";
 import { borrowPlanner, giveBack, type Planner, PlannerFault, plainError } from "./wasm.ts";
@@ -81,6 +81,7 @@ const ofChunks = -3n;
 /** Puts names to the numbers of a fault. */
 function named(fault: PlannerFault, input: NormalInput): TensorBusError {
   if (fault.code === "TB_STRIDED_SHARD") return stridedShardError(fault, input);
+  if (fault.code === "TB_DTYPE") return packedError(fault, input);
   if (fault.code === "TB_PLACEMENT") return sizesError(fault, input);
   if (fault.code === "TB_STRIDES") return stridesError(fault, input);
   if (fault.code === "TB_PLAN_TOO_LARGE") {
@@ -97,6 +98,21 @@ function named(fault: PlannerFault, input: NormalInput): TensorBusError {
     });
   }
   return plainError(fault);
+}
+
+/** A cut of a packed type falls inside of a byte, or of the bytes that several elements share. */
+function packedError(fault: PlannerFault, input: NormalInput): TensorBusError {
+  const [index, which, dim, element] = fault.values.map(Number) as [number, number, number, number];
+  const { shape, dtype, first } = input.patterns[index]!;
+  const side = which === 0 ? "source" : "target";
+  const tensor = input.names[first]!;
+  const unit = unitOf(dtype);
+  const where = element === shape[dim] ? "ends" : "is cut";
+  return new TensorBusError(
+    "TB_DTYPE",
+    `tensor ${JSON.stringify(tensor)}, ${side}: dimension ${dim} of [${shape.join(", ")}] ${where} at element ${element}, inside of a byte: ${unit.elements} elements of ${dtype} lie in ${unit.bytes === 1 ? "a byte" : `${unit.bytes} bytes`}`,
+    { details: { tensor, side, dim, element, dtype, shape }, cause: fault },
+  );
 }
 
 /** The sizes of a shard do not add up to what they cut. */

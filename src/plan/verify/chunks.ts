@@ -17,8 +17,8 @@ export class TensorView {
   readonly name: string;
   readonly source: SideHoldings;
   readonly target: SideHoldings;
-  /** Bytes of an element on the wire, by stage. */
-  readonly #wireBytes: readonly number[];
+  /** Bits of an element on the wire, by stage. */
+  readonly #wireBits: readonly bigint[];
   readonly #shape: readonly number[];
 
   constructor(index: number, tensor: TensorInput, pair: PairInput, sides: Map<string, SideHoldings>) {
@@ -32,9 +32,9 @@ export class TensorView {
     }
     this.source = holdingsOf("source", tensor, pair, sides);
     this.target = holdingsOf("target", tensor, pair, sides);
-    const from = itemSize(tensor.dtype);
-    const to = itemSize(tensor.targetDtype ?? tensor.dtype);
-    this.#wireBytes = [from, Math.min(from, to), to];
+    const from = itemSize(tensor.dtype) * 8;
+    const to = itemSize(tensor.targetDtype ?? tensor.dtype) * 8;
+    this.#wireBits = [from, Math.min(from, to), to].map(BigInt);
   }
 
   /** The rules of a chunk alone: kind and buffers, bytes, and that both ends hold the same global indices. */
@@ -44,12 +44,14 @@ export class TensorView {
     const dst = this.#numbers(chunk, chunk.dstOffsets, 0);
     const lengths = this.#numbers(chunk, chunk.lengths, 1);
     const elements = chunk.lengths.reduce((product, length) => product * length, 1n);
-    if (chunk.bytes !== elements * BigInt(this.#wireBytes[chunk.stage]!)) {
+    const bits = this.#wireBits[chunk.stage]!;
+    if (chunk.bytes * 8n !== elements * bits) {
       throw this.broken(chunk, "the bytes of a chunk are not those of its elements on the wire", {
         bytes: chunk.bytes,
         elements,
       });
     }
+    this.#checkBytes(chunk, bits);
     this.#checkIndices(chunk, { src, dst, lengths });
     return { src, dst, lengths };
   }
@@ -112,6 +114,14 @@ export class TensorView {
       }
       return number;
     });
+  }
+
+  /** Elements that share bytes with others are not parted from them: local rows are whole bytes, and so are boxes. */
+  #checkBytes(chunk: Chunk, bits: bigint): void {
+    if (bits >= 8n) return;
+    const places = [chunk.srcOffsets, chunk.dstOffsets, chunk.lengths].map((values) => values.at(-1) ?? 1n);
+    if (places.every((place) => (place * bits) % 8n === 0n)) return;
+    throw this.broken(chunk, "a box of a packed type begins or ends inside of a byte", { places });
   }
 
   #checkIndices(chunk: Chunk, box: ChunkBox): void {

@@ -1,8 +1,8 @@
 import fc from "fast-check";
 import {
+  arithmeticTypes,
   DeviceMesh,
   type DType,
-  dtypes,
   type Layout,
   Partial,
   type PartialOp,
@@ -112,12 +112,12 @@ function tensors(
   target: Layout,
   extent: number,
 ): fc.Arbitrary<readonly Omit<TensorInput, "name">[]> {
-  const sourceTypes = ops.includes("avg") ? averaged : dtypes;
+  const sourceTypes = ops.includes("avg") ? averaged : arithmeticTypes;
   const tensor = fc
     .record({
       shape: fc.array(fc.integer({ min: 0, max: extent }), { minLength: ndim, maxLength: ndim }),
       dtype: fc.constantFrom(...sourceTypes),
-      targetDtype: fc.option(fc.constantFrom(...dtypes), { nil: undefined }),
+      targetDtype: fc.option(fc.constantFrom(...arithmeticTypes), { nil: undefined }),
       source: sides(source),
       target: sides(target),
     })
