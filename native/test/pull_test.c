@@ -6,6 +6,7 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
+#include "carriers/book.h"
 #include "carriers/carrier.h"
 #include "kernels/dtype.h"
 #include "base/error.h"
@@ -353,17 +354,19 @@ static void test_stopped_target(bool dies) {
     kit_free(&k);
 }
 
-/* A source that names a process in whose memory its token does not stand: it may be any other of this user. */
+/* A source that names a file in which no answer of its own stands: that of any other process of this user. */
 static void test_liar(void) {
-    static const uint8_t elsewhere[16];
-    world_options options = {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM};
+    world_options options = {
+        .kind = TB_BACKEND_TCP, .threads = 1, .connections = 1, .carriers = TB_CARRY_SHM | TB_CARRY_APART};
+    tb_book *elsewhere;
+    CHECK(tb_book_create(2, &elsewhere, NULL) == TB_OK);
     world w;
     kit k;
     endless(&k, 1);
     world_open(&w, &options, 2);
     tb_session *session = tb_handle_get(TB_HANDLE_SESSION, w.session[0], NULL);
     CHECK(session != NULL);
-    session->identity.token_at = (uint64_t)(uintptr_t)elsewhere;
+    session->identity.book = tb_book_file(elsewhere);
     tb_handle_put(w.session[0]);
     for (int rank = 0; rank < 2; rank++) {
         world_prepare_rank(&w, &k, rank, 0, 20 * SECOND);
@@ -371,6 +374,7 @@ static void test_liar(void) {
     for (int rank = 0; rank < 2; rank++) {
         world_expect(&w, rank, TB_EVENT_PREPARED, TB_EAUTH, 0, NULL);
     }
+    tb_book_free(elsewhere);
     world_close(&w);
     kit_free(&k);
 }

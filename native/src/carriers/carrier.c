@@ -6,10 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "carriers/book.h"
 #include "base/error.h"
 #include "base/handle.h"
 
@@ -184,6 +184,7 @@ int32_t tb_host_identify(tb_session *session, tb_error *err) {
     identity->carriers = (asked == 0 ? TB_CARRY_STREAM : asked) | shared;
     identity->pid = getpid();
     identity->user = geteuid();
+    identity->book = -1;
     memcpy(identity->device, session->options.device, sizeof identity->device);
     if ((asked & ~(uint32_t)TB_CARRY_STREAM) == 0) {
         return TB_OK;
@@ -196,11 +197,14 @@ int32_t tb_host_identify(tb_session *session, tb_error *err) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, errno, "/proc does not say who this process is");
     }
     identity->pid_space = space.st_ino;
-    identity->token_at = (uint64_t)(uintptr_t)identity->token;
-    if (getrandom(identity->token, sizeof identity->token, 0) != sizeof identity->token) {
-        return tb_fail(err, TB_ESYSTEM, -1, errno, "getrandom");
+    if ((asked & TB_CARRY_SHM) == 0) {
+        return TB_OK;
     }
-    return TB_OK;
+    int32_t code = tb_book_create(session->options.world, &session->book, err);
+    if (code == TB_OK) {
+        identity->book = tb_book_file(session->book);
+    }
+    return code;
 }
 
 int32_t tb_session_identity(uint64_t handle, uint8_t identity[TB_IDENTITY_BYTES], tb_error *err) {
@@ -209,10 +213,7 @@ int32_t tb_session_identity(uint64_t handle, uint8_t identity[TB_IDENTITY_BYTES]
     if (session == NULL) {
         return TB_ECLOSED;
     }
-    tb_wire_identity own = session->identity;
-    own.token_at = 0; /* a process that knew it could claim to be this one */
-    memset(own.token, 0, sizeof own.token);
-    memcpy(identity, &own, sizeof own);
+    memcpy(identity, &session->identity, sizeof session->identity);
     tb_handle_put(handle);
     return TB_OK;
 }

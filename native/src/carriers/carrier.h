@@ -70,8 +70,10 @@ struct tb_import {
     tb_exchange *exchange; /* NULL where it is not wanted any more */
     const struct tb_carrier *carrier;
     enum tb_import_state state;
-    int32_t rank; /* the source, and its process */
+    int32_t rank; /* the source, its number of the transfer, and its process */
+    uint64_t remote;
     tb_wire_identity identity;
+    uint8_t nonce[16]; /* that we have asked it to place in its book */
     uint8_t *bytes; /* as exported */
     uint64_t byte_count, got, limit;
     const tb_wire_region *regions;
@@ -124,7 +126,7 @@ typedef struct tb_carrier {
     bool same_device, other_device; /* the two ends may lie on the same GPU, on different ones */
     /*
      * Source: describes a region of this session for its peers. address, bytes: all of it. row->memory,
-     * address and bytes are filled in. The lock is held.
+     * number and bytes are filled in. The lock is held.
      */
     int32_t (*describe)(tb_session *session, const tb_region *region, tb_wire_region *row, tb_error *err);
     /*

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "carriers/book.h"
 #include "carriers/carrier.h"
 #include "wire/conn.h"
 #include "cuda/device.h"
@@ -45,8 +46,8 @@ static void count_ends(export *out) {
     }
 }
 
-static int32_t add_region(export *out, const tb_region *region, tb_wire_region *row, tb_error *err) {
-    *row = (tb_wire_region){.memory = region->memory, .address = region->address, .bytes = region->bytes};
+static int32_t add_region(export *out, const tb_region *region, uint32_t number, tb_wire_region *row, tb_error *err) {
+    *row = (tb_wire_region){.memory = region->memory, .number = number, .bytes = region->bytes};
     return out->carrier->describe(out->exchange->transfer->session, region, row, err);
 }
 
@@ -55,8 +56,8 @@ static int32_t use_region(export *out, uint32_t number, tb_error *err) {
         return TB_OK;
     }
     out->region_of[number] = out->header.regions;
-    return add_region(out, &out->exchange->transfer->session->regions[number], &out->regions[out->header.regions++],
-                      err);
+    return add_region(out, &out->exchange->transfer->session->regions[number], number,
+                      &out->regions[out->header.regions++], err);
 }
 
 static int32_t use_pool(export *out, tb_error *err) {
@@ -71,7 +72,7 @@ static int32_t use_pool(export *out, tb_error *err) {
                         .device = transfer->pool.device};
     out->pool = out->header.regions;
     tb_wire_region *row = &out->regions[out->header.regions++];
-    int32_t code = add_region(out, &region, row, err);
+    int32_t code = add_region(out, &region, TB_WIRE_POOL, row, err);
     if (!on_device) {
         row->pieces = transfer->program.header->piece_count;
         row->pieces_at = (uint64_t)((uint8_t *)transfer->pool.shared_at - transfer->pool.memory);
@@ -181,6 +182,9 @@ int32_t tb_export_say(tb_exchange *exchange, tb_error *err) {
     } else {
         memset(out.region_of, 0xff, (session->region_count + 1) * sizeof *out.region_of);
         code = add_ends(&out, err);
+    }
+    if (code == TB_OK && session->book != NULL) {
+        tb_book_answer(session->book, session->options.rank, exchange->peer->rank, exchange->identity.nonce);
     }
     if (code == TB_OK) {
         out.header.bytes = sizeof out.header + out.header.regions * sizeof *out.regions + bytes;

@@ -26,7 +26,9 @@ tb_import *tb_import_create(tb_exchange *exchange) {
     import->exchange = exchange;
     import->carrier = tb_carriers[exchange->carrier];
     import->rank = exchange->peer->rank;
+    import->remote = exchange->remote;
     import->identity = exchange->identity;
+    memcpy(import->nonce, exchange->peer->nonce, sizeof import->nonce);
     for (int stage = 0; stage < TB_STAGES; stage++) {
         if (exchange->receive[stage] != TB_NONE) {
             import->first_end[stage] = import->end_count;
@@ -152,8 +154,7 @@ static int32_t check_regions(const tb_import *import, tb_error *err) {
         const tb_wire_region *region = &import->regions[i];
         uint64_t end;
         uint64_t table;
-        bool sound = !__builtin_add_overflow(region->address, region->bytes, &end)
-                     && !__builtin_add_overflow(region->file_offset, region->bytes, &end)
+        bool sound = !__builtin_add_overflow(region->file_offset, region->bytes, &end)
                      && !__builtin_mul_overflow(region->pieces, sizeof(uint64_t), &table)
                      && region->pieces_at <= region->bytes && table <= region->bytes - region->pieces_at
                      && region->pieces_at % sizeof(uint64_t) == 0;

@@ -152,6 +152,8 @@ struct tb_peer {
     bool left;      /* it ended the last connection itself, once it had come to rest */
     tb_early *early;
     uint32_t early_count;
+    bool has_nonce;
+    uint8_t nonce[16]; /* that it places in its book for us while it is connected */
     atomic_bool heard; /* bytes came since the last tick */
     uint32_t silent_ticks;
     uint32_t turn; /* where the search for a transfer to send of begins */
@@ -390,6 +392,8 @@ struct tb_session {
     bool stop;
     uint64_t stop_at;
     tb_wire_identity identity;
+    struct tb_book *book; /* NULL: its peers never read in its memory */
+    tb_session *next_own; /* of the sessions of this process */
     tb_device *device;    /* on which registered memory may lie; NULL: there is none */
     tb_import *imports;   /* that wait for a thread */
     uint32_t stale_pulls; /* of rounds that have failed: no connection is closed before they are over */

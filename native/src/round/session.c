@@ -7,7 +7,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "carriers/book.h"
 #include "carriers/carrier.h"
+#include "carriers/own.h"
 #include "wire/conn.h"
 #include "cuda/device.h"
 #include "base/error.h"
@@ -154,6 +156,7 @@ static void free_session(tb_session *session) {
     if (session->device != NULL) {
         tb_device_close(session->device, session->options.quiesce_ms);
     }
+    tb_book_free(session->book);
     free(session->peers);
     free(session->regions);
     pthread_cond_destroy(&session->thread_ended);
@@ -241,6 +244,7 @@ int32_t tb_session_open(const tb_session_options *options, uint64_t *handle, int
     }
     code = tb_handle_add(TB_HANDLE_SESSION, session, NULL, handle, err);
     if (code == TB_OK) {
+        tb_own_add(session);
         return TB_OK;
     }
     session->backend->close(session);
@@ -368,6 +372,7 @@ int32_t tb_session_close(uint64_t handle, tb_error *err) {
     if (session == NULL) {
         return TB_ECLOSED;
     }
+    tb_own_remove(session);
     if (!is_stopping(session)) {
         stop(session);
     }

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "carriers/carrier.h"
 #include "wire/conn.h"
@@ -35,6 +36,11 @@ void tb_transfer_say_prepare(tb_exchange *exchange) {
         .joined = transfer->joined,
         .identity = identity_of(transfer),
     };
+    tb_peer *peer = exchange->peer;
+    if (!peer->has_nonce) {
+        peer->has_nonce = getrandom(peer->nonce, sizeof peer->nonce, 0) == sizeof peer->nonce;
+    }
+    memcpy(prepare.identity.nonce, peer->nonce, sizeof peer->nonce);
     memcpy(prepare.digest, program->header->digest, sizeof prepare.digest);
     for (int i = 0; i < 2 * TB_STAGES; i++) {
         uint32_t index = i < TB_STAGES ? exchange->send[i] : exchange->receive[i - TB_STAGES];
@@ -327,8 +333,10 @@ int32_t tb_transfer_on_match(tb_exchange *exchange, const tb_wire_header *header
     if (exchange->transfer->state != TB_TRANSFER_PREPARING || exchange->remote != header->round || exchange->matched) {
         return TB_OK;
     }
-    if (header->count != exchange->carrier && header->count != TB_CARRIER_STREAM
-        && exchange->carrier != TB_CARRIER_STREAM) {
+    bool streams = (exchange->identity.carriers & exchange->transfer->session->identity.carriers & TB_CARRY_STREAM) != 0;
+    bool fits = header->count == exchange->carrier || exchange->carrier == TB_CARRIER_STREAM
+                || (header->count == TB_CARRIER_STREAM && streams);
+    if (!fits) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "another carrier, %u", header->count);
     }
     exchange->matched = true;

@@ -6,10 +6,16 @@
 #ifndef TB_LINK_H
 #define TB_LINK_H
 
+#include <stdbool.h>
+#include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
 typedef struct tb_link tb_link;
+
+typedef struct tb_link_name {
+    uint8_t here[24], there[24];
+} tb_link_name;
 
 typedef struct tb_link_kind {
     /*
@@ -20,6 +26,8 @@ typedef struct tb_link_kind {
     /* No more bytes will be written. */
     void (*finish)(tb_link *link);
     void (*close)(tb_link *link);
+    /* What its two ends are called, here and at the other end the same. False where that is not known. */
+    bool (*name)(const tb_link *link, tb_link_name *name);
 } tb_link_kind;
 
 struct tb_link {

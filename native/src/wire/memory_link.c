@@ -131,7 +131,18 @@ static void pipe_close(tb_link *link) {
     }
 }
 
-static const tb_link_kind pipe_kind = {pipe_readv, pipe_writev, pipe_finish, pipe_close};
+static void write_name(const tb_pipe *pipe, int end, uint8_t name[24]) {
+    uint64_t parts[3] = {(uint64_t)(uintptr_t)pipe, (uint64_t)end, 0};
+    memcpy(name, parts, sizeof parts);
+}
+
+static bool pipe_name(const tb_link *link, tb_link_name *name) {
+    write_name(link->pipe, link->end, name->here);
+    write_name(link->pipe, 1 - link->end, name->there);
+    return true;
+}
+
+static const tb_link_kind pipe_kind = {pipe_readv, pipe_writev, pipe_finish, pipe_close, pipe_name};
 
 bool tb_pipe_create(tb_link ends[2]) {
     tb_pipe *pipe = calloc(1, sizeof *pipe);

@@ -37,6 +37,7 @@ void tb_peer_up(tb_peer *peer) {
     peer->connecting = false;
     peer->retry_at = 0;
     peer->silent_ticks = 0;
+    peer->has_nonce = false; /* what was placed for an earlier connection proves nothing */
     tb_exchange *next;
     for (tb_exchange *exchange = peer->exchanges; exchange != NULL; exchange = next) {
         next = exchange->next; /* a mismatch takes this side out of the list */

@@ -85,7 +85,31 @@ static void tcp_close(tb_link *link) {
     link->fd = -1;
 }
 
-static const tb_link_kind tcp_kind = {tcp_readv, tcp_writev, tcp_finish, tcp_close};
+/* Address and port; an IPv4 address is written as IPv6 writes it, which a socket of both may do or not. */
+static bool write_name(const struct sockaddr_storage *at, uint8_t name[24]) {
+    memset(name, 0, 24);
+    if (at->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *six = (const struct sockaddr_in6 *)at;
+        memcpy(name, &six->sin6_addr, 16);
+        memcpy(name + 16, &six->sin6_port, 2);
+        return true;
+    }
+    const struct sockaddr_in *four = (const struct sockaddr_in *)at;
+    memset(name + 10, 0xff, 2);
+    memcpy(name + 12, &four->sin_addr, 4);
+    memcpy(name + 16, &four->sin_port, 2);
+    return at->ss_family == AF_INET;
+}
+
+static bool tcp_name(const tb_link *link, tb_link_name *name) {
+    struct sockaddr_storage here, there;
+    socklen_t here_length = sizeof here, there_length = sizeof there;
+    return getsockname(link->fd, (struct sockaddr *)&here, &here_length) == 0
+           && getpeername(link->fd, (struct sockaddr *)&there, &there_length) == 0
+           && write_name(&here, name->here) && write_name(&there, name->there);
+}
+
+static const tb_link_kind tcp_kind = {tcp_readv, tcp_writev, tcp_finish, tcp_close, tcp_name};
 
 tb_link tb_tcp_link(int fd) {
     return (tb_link){.kind = &tcp_kind, .fd = fd, .epoll_fd = -1};

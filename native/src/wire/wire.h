@@ -76,8 +76,9 @@ typedef struct tb_wire_identity {
     uint8_t device[16]; /* UUID of the GPU that its tensors lie on, or 0 */
     uint32_t nccl;      /* version of its library, or 0 */
     uint32_t reserved;
-    uint64_t token_at; /* where in its memory the token stands: who reads it there knows whose memory it is */
-    uint8_t token[16];
+    int32_t book;       /* the sender's descriptor of its book (book.h), or -1 */
+    uint32_t reserved2;
+    uint8_t nonce[16]; /* in a PREPARE: what the receiver has to place in its own book for the sender */
 } tb_wire_identity;
 
 typedef struct tb_wire_prepare {
@@ -103,13 +104,15 @@ typedef struct tb_wire_export {
     uint32_t ends;
 } tb_wire_export;
 
+enum { TB_WIRE_POOL = 0xffffffff };
 typedef struct tb_wire_region {
     uint32_t memory;    /* the bit of its kind */
     int32_t descriptor; /* shared: the sender's descriptor of the file, and which file it is; CUDA: 1 if there
                            is a handle */
     uint64_t device, inode, file_bytes;
     uint64_t file_offset; /* shared: of the region in the file */
-    uint64_t address;     /* in the sender's memory */
+    uint32_t number;      /* of the region in the sender's session; TB_WIRE_POOL: the pool of its transfer */
+    uint32_t reserved;
     uint64_t bytes;
     uint64_t pieces; /* a pool: how many places of pieces stand at pieces_at, as u64 offsets in the region */
     uint64_t pieces_at;

@@ -8,6 +8,7 @@
 
 #include "cuda/device.h"
 #include "base/error.h"
+#include "carriers/own.h"
 
 typedef struct ipc_region {
     uint64_t base;   /* of the region, in this process */
@@ -37,6 +38,7 @@ static int32_t ipc_describe(tb_session *session, const tb_region *region, tb_wir
 typedef struct open_call {
     tb_import *import;
     ipc_import *opened;
+    const uint64_t *own; /* where its regions lie, where it is a session of this process */
 } open_call;
 
 static int32_t open_region(tb_cuda_worker *worker, const tb_import *import, uint32_t index, ipc_region *own,
@@ -65,12 +67,13 @@ static int32_t open_region(tb_cuda_worker *worker, const tb_import *import, uint
 
 static int32_t do_open(tb_cuda_worker *worker, void *argument, tb_error *err) {
     open_call *ask = argument;
-    const tb_wire_identity *own = &ask->import->session->identity;
-    bool here = ask->import->identity.pid == own->pid && ask->import->identity.pid_start == own->pid_start;
     int32_t code = TB_OK;
     for (uint32_t i = 0; i < ask->import->region_count && code == TB_OK; i++) {
-        if (here) {
-            ask->opened->regions[i].base = ask->import->regions[i].address;
+        if (ask->own != NULL && ask->own[i] == 0) {
+            code = tb_fail(err, TB_EPROTOCOL, ask->import->rank, 0, "rank %d has no region %u", ask->import->rank,
+                           ask->import->regions[i].number);
+        } else if (ask->own != NULL) {
+            ask->opened->regions[i].base = ask->own[i];
         } else {
             code = open_region(worker, ask->import, i, &ask->opened->regions[i], err);
         }
@@ -123,8 +126,13 @@ static int32_t ipc_open(tb_import *import, const tb_exchange *exchange, tb_error
                        import->rank);
     }
     import->opened = opened;
-    open_call ask = {import, opened};
+    uint64_t *addresses = calloc((size_t)import->region_count + 1, sizeof *addresses);
+    if (addresses == NULL) {
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u regions of rank %d", import->region_count, import->rank);
+    }
+    open_call ask = {import, opened, tb_own_find(import, exchange, addresses) ? addresses : NULL};
     int32_t code = tb_cuda_worker_call(tb_device_worker(device), do_open, &ask, err);
+    free(addresses);
     if (code == TB_OK) {
         code = add_buckets(import, exchange, err);
     }
@@ -147,7 +155,7 @@ static void ipc_close(tb_import *import) {
         return;
     }
     tb_device *device = import->session->device;
-    open_call ask = {import, opened};
+    open_call ask = {import, opened, NULL};
     tb_device_unload(device, &opened->moves);
     tb_cuda_worker_call(tb_device_worker(device), do_close, &ask, NULL);
     free(opened);

@@ -12,14 +12,17 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "carriers/book.h"
 #include "carriers/carrier.h"
+#include "carriers/own.h"
 #include "base/error.h"
 #include "flow/flow_parts.h"
 #include "memory/shared_table.h"
 #include "carriers/shm/shm_map.h"
 
 typedef struct shm_region {
-    const uint8_t *base; /* where it lies in this process; NULL: only in the other one */
+    const uint8_t *base; /* where it lies in this process; NULL: only in the other one, */
+    uint64_t there;      /* at this address of it */
     tb_shm_map *map;
 } shm_region;
 
@@ -34,7 +37,9 @@ static int32_t shm_describe(tb_session *session, const tb_region *region, tb_wir
                             tb_error *err) {
     tb_shared shared;
     if (region->memory != TB_MEMORY_SHARED) {
-        return TB_OK;
+        return tb_book_note(session->book, row->number, region->address)
+                   ? TB_OK
+                   : tb_fail(err, TB_EUNSUPPORTED, session->options.rank, 0, "more regions than a book has room for");
     }
     if (!tb_shared_find(region->address, region->bytes, &shared)) {
         return tb_fail(err, TB_EREGION, session->options.rank, 0,
@@ -46,12 +51,6 @@ static int32_t shm_describe(tb_session *session, const tb_region *region, tb_wir
     row->file_bytes = shared.file_bytes;
     row->file_offset = region->address - shared.address;
     return TB_OK;
-}
-
-static bool is_own(const tb_import *import) {
-    const tb_wire_identity *own = &import->session->identity;
-    return (import->session->options.carriers & TB_CARRY_APART) == 0 && import->identity.pid == own->pid
-           && import->identity.pid_start == own->pid_start;
 }
 
 static int32_t pin(tb_import *import, shm_import *opened, tb_error *err) {
@@ -70,19 +69,22 @@ static int32_t pin(tb_import *import, shm_import *opened, tb_error *err) {
 }
 
 /*
- * Whether the kernel lets us read there at all, and whether the process is the one that we talk to, is better known
- * before a round: a peer names its process itself, and could name another one of this user, or this one, to have it
- * read.
+ * Whether the kernel lets us read there at all is better known before a round: it is asked for the first and the last
+ * byte.
  */
-static int32_t prove(const tb_import *import, tb_error *err) {
-    uint8_t token[sizeof import->identity.token];
-    struct iovec here = {token, sizeof token};
-    struct iovec there = {(void *)(uintptr_t)import->identity.token_at, sizeof token};
-    ssize_t got = process_vm_readv(import->identity.pid, &here, 1, &there, 1, 0);
-    if (got == (ssize_t)sizeof token && memcmp(token, import->identity.token, sizeof token) == 0) {
+static int32_t try_reading(const tb_import *import, const tb_wire_region *region, uint64_t there, tb_error *err) {
+    uint8_t bytes[2];
+    uint64_t last;
+    if (there == 0 || __builtin_add_overflow(there, region->bytes - 1, &last)) {
+        return tb_fail(err, TB_EREGION, import->rank, 0, "rank %d does not say where its memory lies", import->rank);
+    }
+    struct iovec here = {bytes, sizeof bytes};
+    struct iovec ends[] = {{(void *)(uintptr_t)there, 1}, {(void *)(uintptr_t)last, 1}};
+    ssize_t got = process_vm_readv(import->identity.pid, &here, 1, ends, 2, 0);
+    if (got == (ssize_t)sizeof bytes) {
         return TB_OK;
     }
-    int os_errno = got < 0 ? errno : 0;
+    int os_errno = got < 0 ? errno : EFAULT;
     if (os_errno == EPERM || os_errno == ENOSYS || os_errno == EACCES) {
         return tb_fail(err, TB_EUNSUPPORTED, import->rank, os_errno,
                        "process_vm_readv of private memory of rank %d is not allowed "
@@ -90,23 +92,19 @@ static int32_t prove(const tb_import *import, tb_error *err) {
                        "or a process that is not dumpable); shared memory needs no such right",
                        import->rank);
     }
-    if (os_errno == ESRCH) {
-        return tb_fail(err, TB_EPEER_LOST, import->rank, os_errno, "the process of rank %d is gone", import->rank);
-    }
-    return tb_fail(err, TB_EAUTH, import->rank, os_errno, "rank %d is not the process %d that it says", import->rank,
-                   import->identity.pid);
+    return tb_fail(err, os_errno == ESRCH ? TB_EPEER_LOST : TB_EREGION, import->rank, os_errno,
+                   "private memory of rank %d cannot be read", import->rank);
 }
 
-static int32_t open_region(tb_import *import, uint32_t index, tb_error *err) {
+static int32_t open_region(tb_import *import, uint32_t index, int book, tb_error *err) {
     shm_import *opened = import->opened;
     const tb_wire_region *region = &import->regions[index];
     shm_region *own = &opened->regions[index];
-    bool here = is_own(import);
-    if (here || region->memory != TB_MEMORY_SHARED) {
-        own->base = here ? (const uint8_t *)(uintptr_t)region->address : NULL;
-        return !here && region->pieces > 0
-                   ? tb_fail(err, TB_EPROTOCOL, import->rank, 0, "a pool in private memory")
-                   : prove(import, err);
+    if (region->memory != TB_MEMORY_SHARED) {
+        own->there = tb_book_look(book, import->session->options.world, region->number);
+        return region->pieces > 0 ? tb_fail(err, TB_EPROTOCOL, import->rank, 0, "a pool in private memory")
+               : region->bytes == 0 ? TB_OK
+                                    : try_reading(import, region, own->there, err);
     }
     int32_t code = tb_shm_map_open(&import->identity, region, import->rank, &own->map, err);
     if (code == TB_OK) {
@@ -115,18 +113,59 @@ static int32_t open_region(tb_import *import, uint32_t index, tb_error *err) {
     return code;
 }
 
-static int32_t shm_open(tb_import *import, const tb_exchange *exchange, tb_error *err) {
-    (void)exchange;
-    shm_import *opened = calloc(1, sizeof *opened + import->region_count * sizeof *opened->regions);
-    if (opened == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u regions of rank %d", import->region_count,
-                       import->rank);
+/* It was the same process all along if it is still there. */
+static bool is_there(const shm_import *opened) {
+    struct pollfd process = {.fd = opened->pid_fd, .events = POLLIN};
+    return poll(&process, 1, 0) == 0;
+}
+
+static int32_t lost(const tb_import *import, int os_errno, tb_error *err) {
+    return tb_fail(err, TB_EPEER_LOST, import->rank, os_errno, "rank %d is gone: its memory cannot be read",
+                   import->rank);
+}
+
+/* A session of this process: its memory is ours. */
+static int32_t take_own(tb_import *import, const uint64_t *addresses, tb_error *err) {
+    shm_import *opened = import->opened;
+    for (uint32_t i = 0; i < import->region_count; i++) {
+        if (addresses[i] == 0) {
+            return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d has no region %u", import->rank,
+                           import->regions[i].number);
+        }
+        opened->regions[i].base = (const uint8_t *)(uintptr_t)addresses[i];
     }
-    import->opened = opened;
+    return TB_OK;
+}
+
+static int32_t open_other(tb_import *import, tb_error *err) {
+    const tb_session *session = import->session;
+    shm_import *opened = import->opened;
+    int book = -1;
     int32_t code = pin(import, opened, err);
-    for (uint32_t i = 0; i < import->region_count && code == TB_OK; i++) {
-        code = open_region(import, i, err);
+    if (code == TB_OK) {
+        code = tb_book_open(&import->identity, import->rank, session->options.world, session->options.rank,
+                            import->nonce, &book, err);
     }
+    for (uint32_t i = 0; i < import->region_count && code == TB_OK; i++) {
+        code = open_region(import, i, book, err);
+    }
+    if (book >= 0) {
+        close(book);
+    }
+    return code != TB_OK && code != TB_EAUTH ? code : is_there(opened) ? code : lost(import, 0, err);
+}
+
+static int32_t shm_open(tb_import *import, const tb_exchange *exchange, tb_error *err) {
+    shm_import *opened = calloc(1, sizeof *opened + import->region_count * sizeof *opened->regions);
+    uint64_t *addresses = calloc((size_t)import->region_count + 1, sizeof *addresses);
+    import->opened = opened;
+    if (opened == NULL || addresses == NULL) {
+        free(addresses);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u regions of rank %d", import->region_count, import->rank);
+    }
+    opened->pid_fd = -1;
+    int32_t code = tb_own_find(import, exchange, addresses) ? take_own(import, addresses, err) : open_other(import, err);
+    free(addresses);
     return code;
 }
 
@@ -177,14 +216,9 @@ static int32_t start_chunk(tb_job *job, tb_error *err) {
         return start_piece(job, import, end, bytes, err);
     }
     const uint8_t *base = opened->regions[end->region].base;
-    uintptr_t at = base != NULL ? (uintptr_t)base : (uintptr_t)import->regions[end->region].address;
+    uintptr_t at = base != NULL ? (uintptr_t)base : (uintptr_t)opened->regions[end->region].there;
     tb_cursor_start(&job->source, (void *)(at + end->at), import->words + end->descriptor);
     return TB_OK;
-}
-
-static int32_t lost(const tb_import *import, int os_errno, tb_error *err) {
-    return tb_fail(err, TB_EPEER_LOST, import->rank, os_errno, "rank %d is gone: its memory cannot be read",
-                   import->rank);
 }
 
 /* The next elements of the chunk into the buffer; how many. */
@@ -238,9 +272,7 @@ static enum tb_moved shm_move(tb_job *job, uint64_t limit, tb_error *err) {
     if (job->flow.left > 0) {
         return TB_MOVED_PART;
     }
-    /* It was the same process all along if it is still there. */
-    struct pollfd process = {.fd = opened->pid_fd, .events = POLLIN};
-    if (poll(&process, 1, 0) != 0) {
+    if (opened->pid_fd >= 0 && !is_there(opened)) {
         lost(import, 0, err);
         return TB_MOVED_NOT;
     }

@@ -3,12 +3,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "carriers/book.h"
 #include "carriers/carrier.h"
 #include "base/error.h"
 
@@ -42,13 +42,10 @@ static tb_shm_map *find(const tb_wire_region *region) {
 /* The descriptor is that of a process which we do not trust to name what it says: it could be anything. */
 static int32_t open_file(const tb_wire_identity *identity, const tb_wire_region *region, int32_t rank, int *fd,
                          tb_error *err) {
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/fd/%d", identity->pid, region->descriptor);
-    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (*fd >= 0) {
+    int os_errno = tb_file_of(identity->pid, region->descriptor, fd);
+    if (os_errno == 0) {
         return TB_OK;
     }
-    int os_errno = errno;
     if (os_errno == EACCES || os_errno == EPERM) {
         return tb_fail(err, TB_EUNSUPPORTED, rank, os_errno, "shared memory of rank %d by way of /proc/%d/fd",
                        rank, identity->pid);
