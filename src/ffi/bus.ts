@@ -1,4 +1,4 @@
-/** The section "bus" of `native/include/tensorbus.h`: semaphores, waits, kernel-freed locks, the gate, the heartbeat. */
+/** `native/include/tensorbus_bus.h`: semaphores, waits, kernel-freed locks, the gate, the heartbeat. */
 import { declareNative } from "./native.ts";
 
 export const nativeBus = declareNative({
