@@ -14,7 +14,10 @@ const [rows, columns] = [2048, 1024];
 const bytes = BigInt(rows * columns * 4);
 
 function layoutOf({ ranks, placements }: Side): Layout {
-  return { mesh: new DeviceMesh([ranks.length], { ranks }), placements: placements!.map(parsePlacement) };
+  return {
+    mesh: new DeviceMesh([ranks.length], { ranks }),
+    placements: (placements as readonly string[]).map(parsePlacement),
+  };
 }
 
 async function register(world: AgentWorld) {

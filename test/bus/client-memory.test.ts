@@ -2,6 +2,7 @@ import { existsSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { MessageChannel } from "node:worker_threads";
 import { describe, expect, it } from "vitest";
+import { LayoutList } from "../../src/bus/client/layout.ts";
 import { type ClientTensor, describeTensor, RegionList } from "../../src/bus/client/memory.ts";
 import { hostRegions } from "../../src/bus/tensor/host-regions.ts";
 import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
@@ -10,7 +11,7 @@ import { exitOf, forkFixture, freshPaths, messageOf } from "./kit/processes.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 const describe1 = (tensor: ClientTensor, regions = new RegionList(true)) =>
-  describeTensor(tensor, "p", regions, 0);
+  describeTensor(tensor, "p", regions, 0, new LayoutList(0));
 
 describe("a tensor's description", () => {
   it("finds the memory of any array on a shared tensor", () => {

@@ -179,20 +179,22 @@ describe("a table of tensors", () => {
       region: fc.nat(9),
       offset: fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }),
       globalShape: fc.option(fc.array(size, { maxLength: 4 }), { nil: undefined }),
+      layout: fc.option(fc.nat(4), { nil: undefined }),
     })
-    .map(({ dims, name, globalShape, ...rest }) => ({
+    .map(({ dims, name, globalShape, layout, ...rest }) => ({
       ...rest,
       shape: dims.map(([size]) => size),
       strides: dims.map(([, stride]) => stride),
       ...(name === undefined ? {} : { name }),
       ...(globalShape === undefined ? {} : { globalShape }),
+      ...(layout === undefined ? {} : { layout }),
     }));
 
   it("comes out as it went in", () => {
     fc.assert(
       fc.property(fc.array(record, { minLength: 1, maxLength: 20 }), (records) => {
         const table = encodeTensorTable(records);
-        expect(decodeTensorTable(unpack(pack(table)) as typeof table, 10)).toEqual(records);
+        expect(decodeTensorTable(unpack(pack(table)) as typeof table, 10, 5)).toEqual(records);
       }),
       { seed: 3, numRuns: 200 },
     );
@@ -205,11 +207,13 @@ describe("a table of tensors", () => {
       { ...table, dims: Buffer.from([2, 3]) },
       { ...table, shape: table.shape.subarray(8) },
       { ...table, pair: Buffer.from([0, 0, 1, 0]) },
-      { ...table, dtype: Buffer.from([0, 12]) },
+      { ...table, dtype: Buffer.from([0, 255]) },
       { ...table, names: ["one"] },
+      { ...table, layout: Buffer.from([0, 0]) },
+      { ...table, layout: Buffer.from([0, 0, 2, 0]) },
       { ...table, shape: Buffer.alloc(32, 0xff) },
     ];
-    for (const each of bad) expect(refusal(() => decodeTensorTable(each, 1))).toBe("TB_COMMAND");
+    for (const each of bad) expect(refusal(() => decodeTensorTable(each, 1, 2))).toBe("TB_COMMAND");
     expect(refusal(() => decodeTensorTable(table, 0))).toBe("TB_COMMAND");
     expect(refusal(() => encodeTensorTable([]))).toBe("TB_COMMAND");
     expect(refusal(() => encodeTensorTable([{ ...tensor, strides: [1n] }]))).toBe("TB_COMMAND");

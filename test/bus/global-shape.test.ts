@@ -1,13 +1,22 @@
 /** Global shapes from local ones: for any layout, what its holdings were made from. */
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type SideContext, solveSide, type TensorTable } from "../../src/bus/batch/global-shape.ts";
+import { type SideContext, solveSide } from "../../src/bus/batch/global-shape.ts";
+import type { TensorTable } from "../../src/bus/batch/tensor-kinds.ts";
+import { layoutMessage } from "../../src/bus/client/layout.ts";
 import { DeviceMesh, holdingOf, type Layout, parsePlacement } from "../../src/layout/index.ts";
 
 fc.configureGlobal({ seed: 20_261 });
 
 function contextOf(layout: Layout | undefined, ranks: readonly number[]): SideContext {
-  return { side: "trainer", pairs: ["weights"], layouts: [layout], ranks, nameOf: String };
+  const message = layout && layoutMessage({ ...layout, deviceMesh: layout.mesh }, layout.mesh.ranks[0]!);
+  return {
+    side: "trainer",
+    pairs: [{ pair: "weights", layout: message, whole: layout === undefined }],
+    ranks,
+    layouts: ranks.map(() => []),
+    nameOf: String,
+  };
 }
 
 function tableOf(...shapes: (readonly number[])[]): TensorTable {

@@ -17,11 +17,13 @@ import { Direction, type Role } from "./direction.ts";
 import type { LocalTensor } from "./local-tensors.ts";
 import type { MetBatch } from "./meeting.ts";
 import type { HeldRegions } from "./memory.ts";
-import { type BatchSubject, type PlannedDirection, planDirection } from "./plan.ts";
+import { alignNames } from "./names.ts";
+import { type PlannedDirection, planDirection } from "./plan.ts";
 import { predictSeconds } from "./planning.ts";
 import type { BatchKeys } from "./records.ts";
 import { RoundEpochs } from "./round-epoch.ts";
 import { type ShadowedTensor, StagedCommit } from "./staged-commit.ts";
+import type { BatchSubject } from "./subject.ts";
 import { TransferSignal } from "./transfer-signal.ts";
 
 /** What one client has registered. */
@@ -33,6 +35,12 @@ export interface BatchSide {
   readonly tensors: readonly LocalTensor[];
   readonly places: readonly TensorMemory[];
   readonly held: HeldRegions;
+}
+
+/** What a direction's plan is known by, and how many tensors travel by it. */
+export interface PlanSummary {
+  readonly digest: string;
+  readonly tensors: number;
 }
 
 export interface BatchOptions {
@@ -55,8 +63,8 @@ export class Batch {
   readonly sides: readonly BatchSide[];
   /** By the side that sends. */
   readonly directions: ReadonlyMap<string, Direction | TensorBusError>;
-  /** Of each direction's plan, by the side that sends. */
-  readonly digests: ReadonlyMap<string, string>;
+  /** The plan of each direction that has one, by the side that sends. */
+  readonly planned: ReadonlyMap<string, PlanSummary>;
   /** Why it has to be registered anew. */
   broken: TensorBusError | undefined;
   #closing: Promise<void> | undefined;
@@ -69,14 +77,14 @@ export class Batch {
     { pairs }: BatchSubject,
     sides: readonly BatchSide[],
     directions: ReadonlyMap<string, Direction | TensorBusError>,
-    digests: ReadonlyMap<string, string>,
+    planned: ReadonlyMap<string, PlanSummary>,
   ) {
     this.id = id;
     this.pairs = pairs.map(({ pair }) => pair);
     this.number = met.number;
     this.sides = sides;
     this.directions = directions;
-    this.digests = digests;
+    this.planned = planned;
   }
 
   get live(): readonly Direction[] {
@@ -203,11 +211,12 @@ export async function prepareBatch(
   results.forEach((result, source) => {
     if (result.status === "fulfilled") directions.set(names[source]!, result.value);
   });
-  const digests = new Map<string, string>();
+  const summaries = new Map<string, PlanSummary>();
   planned.forEach((direction, source) => {
-    if ("plan" in direction) digests.set(names[source]!, direction.plan.digest);
+    if (!("plan" in direction)) return;
+    summaries.set(names[source]!, { digest: direction.plan.digest, tensors: direction.tensors });
   });
-  const batch = new Batch(options, subject, sides, directions, digests);
+  const batch = new Batch(options, subject, sides, directions, summaries);
   if (rejected?.status === "rejected") {
     for (const direction of batch.live) await direction.close(rejected.reason as TensorBusError);
     throw rejected.reason;
@@ -236,7 +245,8 @@ async function prepareDirection(
   const from = subject.sides[source].name;
   const to = subject.sides[target].name;
   const local = (name: string) => sides.find((side) => side.name === name);
-  const receiver = local(to);
+  const sender = bindable(local(from), subject, source, planned, rank);
+  const receiver = bindable(local(to), subject, target, planned, rank);
   const shadow = commit === "staged" && receiver !== undefined ? allocateShadow(receiver) : undefined;
   if (shadow !== undefined) connection.session.register(shadow.memory);
   const letGo = () => {
@@ -248,13 +258,7 @@ async function prepareDirection(
     }
     shadow.memory.close();
   };
-  const tensors = bindSides(planned, {
-    rank,
-    source: local(from),
-    target: receiver,
-    shadow,
-    indices: [source, target],
-  });
+  const tensors = bindSides(sender, receiver, shadow);
   const signal = deadline.signal === undefined ? stop : AbortSignal.any([deadline.signal, stop]);
   let execution: Execution;
   try {
@@ -286,7 +290,7 @@ async function prepareDirection(
           tell,
         });
   const roles: Role[] = [];
-  if (local(from) !== undefined) roles.push("source");
+  if (sender !== undefined) roles.push("source");
   if (receiver !== undefined) roles.push("target");
   const pairs = subject.pairs.map(({ pair }) => pair);
   const identity = { batch: id, pairs, number: met.number, from, to };
@@ -310,47 +314,54 @@ async function prepareDirection(
   });
 }
 
+/** A local tensor that travels in a direction: where it lies, and which tensor of the plan it is. */
+interface BoundTensor {
+  readonly planned: number;
+  readonly tensor: LocalTensor;
+  readonly place: TensorMemory;
+}
+
+/** Those tensors of a side's registration that travel. */
+function bindable(
+  side: BatchSide | undefined,
+  { sides }: BatchSubject,
+  index: 0 | 1,
+  { plannedOf }: Extract<PlannedDirection, { plan: unknown }>,
+  rank: number,
+): BoundTensor[] | undefined {
+  if (side === undefined) return undefined;
+  const indices = alignNames(side.tensors, sides[index].tensors);
+  return side.tensors.flatMap((tensor, at) => {
+    const planned = plannedOf(indices[at]!, rank, index);
+    return planned === undefined ? [] : [{ planned, tensor, place: side.places[at]! }];
+  });
+}
+
 interface Shadow {
   readonly memory: HostMemory;
-  readonly offsets: readonly bigint[];
+  /** By planned tensor. */
+  readonly offsets: ReadonlyMap<number, bigint>;
   readonly tensors: readonly ShadowedTensor[];
 }
 
 /** Room for all that a side receives: packed tensors, each on a line of the cache. */
-function allocateShadow({ tensors, places }: BatchSide): Shadow {
+function allocateShadow(targets: readonly BoundTensor[]): Shadow {
   let end = 0n;
-  const offsets = tensors.map(({ dtype, shape }) => {
-    const offset = end;
+  const offsets = new Map<number, bigint>();
+  const tensors = targets.map(({ planned, tensor: { dtype, shape, strides }, place }) => {
+    const shadowOffset = end;
     const bytes = BigInt(shape.reduce((product, size) => product * size, itemSize(dtype)));
-    end = offset + ((bytes + 63n) & ~63n);
-    return offset;
+    end = shadowOffset + ((bytes + 63n) & ~63n);
+    offsets.set(planned, shadowOffset);
+    return { dtype, shape, strides, ...place, shadowOffset };
   });
-  const memory = HostMemory.allocate(end > 0n ? end : 64n);
-  return {
-    memory,
-    offsets,
-    tensors: tensors.map(({ dtype, shape, strides }, index) => ({
-      dtype,
-      shape,
-      strides,
-      ...places[index]!,
-      shadowOffset: offsets[index]!,
-    })),
-  };
-}
-
-interface Bound {
-  readonly rank: number;
-  readonly source: BatchSide | undefined;
-  readonly target: BatchSide | undefined;
-  readonly shadow: Shadow | undefined;
-  /** Index in the subject of the source's side, and of the target's. */
-  readonly indices: readonly [0 | 1, 0 | 1];
+  return { memory: HostMemory.allocate(end > 0n ? end : 64n), offsets, tensors };
 }
 
 function bindSides(
-  { plannedOf }: Extract<PlannedDirection, { plan: unknown }>,
-  { rank, source, target, shadow, indices }: Bound,
+  sources: readonly BoundTensor[] | undefined,
+  targets: readonly BoundTensor[] | undefined,
+  shadow: Shadow | undefined,
 ): Map<number, BatchTensor> {
   const bound = new Map<number, { source?: TensorMemory; target?: TensorMemory; strides?: LocalStrides }>();
   const entryOf = (planned: number) => {
@@ -360,20 +371,20 @@ function bindSides(
     bound.set(planned, made);
     return made as NonNullable<typeof known>;
   };
-  source?.tensors.forEach(({ packed, strides }, tensor) => {
-    const entry = entryOf(plannedOf(tensor, rank, indices[0]));
-    entry.source = source.places[tensor]!;
-    if (!packed) entry.strides = { ...entry.strides, source: strides };
-  });
-  target?.tensors.forEach(({ packed, strides }, tensor) => {
-    const entry = entryOf(plannedOf(tensor, rank, indices[1]));
+  for (const { planned, tensor, place } of sources ?? []) {
+    const entry = entryOf(planned);
+    entry.source = place;
+    if (!tensor.packed) entry.strides = { ...entry.strides, source: tensor.strides };
+  }
+  for (const { planned, tensor, place } of targets ?? []) {
+    const entry = entryOf(planned);
     if (shadow !== undefined) {
-      entry.target = { memory: shadow.memory, offset: shadow.offsets[tensor]! };
-      return;
+      entry.target = { memory: shadow.memory, offset: shadow.offsets.get(planned)! };
+      continue;
     }
-    entry.target = target.places[tensor]!;
-    if (!packed) entry.strides = { ...entry.strides, target: strides };
-  });
+    entry.target = place;
+    if (!tensor.packed) entry.strides = { ...entry.strides, target: tensor.strides };
+  }
   return bound;
 }
 

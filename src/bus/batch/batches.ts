@@ -19,11 +19,11 @@ import { type Batch, type BatchSide, newInstance, prepareBatch } from "./batch.t
 import { asBusError, Direction, type TransferResult } from "./direction.ts";
 import { shareEnd } from "./end.ts";
 import { placeTensors, sortTensors } from "./local-tensors.ts";
-import { type MetBatch, meetBatch, type RankRegistration } from "./meeting.ts";
+import { type MetBatch, meetBatch, type RankRegistration, readSides } from "./meeting.ts";
 import type { ClientMemory, HeldRegions } from "./memory.ts";
-import { type BatchSubject, joinSides } from "./plan.ts";
-import { makeRankRegistration, requireSameNames } from "./rank-record.ts";
+import { makeRankRegistration } from "./rank-record.ts";
 import { BatchKeys } from "./records.ts";
+import { type BatchSubject, joinSides } from "./subject.ts";
 
 export interface BatchesOptions {
   readonly rank: number;
@@ -86,7 +86,7 @@ export class Batches {
     const { client } = command;
     const id = normalizeBatchId(command.batch);
     const connection = await this.#options.uplink.connected(deadline.rest);
-    const records = decodeTensorTable(command.tensors, command.regions.length);
+    const records = decodeTensorTable(command.tensors, command.regions.length, command.layouts?.length);
     const pairs = [...new Set(records.map(({ pair }) => pair))].sort();
     const entry = await this.#entry(id);
     const sides = pairs.map((pair) => this.#sideOf(entry, pair, client));
@@ -106,16 +106,9 @@ export class Batches {
       const began = performance.now();
       const registration = makeRankRegistration(this.#options, side, sides, mets, command);
       const met = await meetBatch(connection.rendezvous, registration, bounded);
-      await requireSameNames(connection.rendezvous, registration, met, bounded);
+      const names = await readSides(connection.rendezvous, registration, met, bounded);
       const { planning } = this.#options;
-      const subject = joinSides(
-        registration.batch,
-        met.local,
-        met.remote,
-        mets,
-        registration.names,
-        planning,
-      );
+      const subject = joinSides(registration.batch, met.local, met.remote, mets, names, planning);
       const meet = (performance.now() - began) / 1000;
       const batch = await this.#join(entry, { side, met, subject }, registration, connection, bounded, meet);
       return this.#result(batch, side, subject);
@@ -349,7 +342,7 @@ export class Batches {
     const other = sides.find(({ name }) => name !== side.name)!.name;
     const about = (from: string) => {
       const direction = batch.directions.get(from);
-      if (direction instanceof Direction) return { digest: batch.digests.get(from)! };
+      if (direction instanceof Direction) return batch.planned.get(from)!;
       const { code, message } = direction!;
       return { refused: { code: code as ErrorCode, message } };
     };

@@ -6,7 +6,8 @@ import { dtypeNumber, itemSize } from "../../layout/index.ts";
 import type { Memory, TensorMemory } from "../../memory/memory.ts";
 import type { RegionMessage } from "../queue/commands.ts";
 import type { TensorRecord } from "../queue/tensor-table.ts";
-import type { TensorKind, TensorTable } from "./global-shape.ts";
+import { compareNames } from "./names.ts";
+import type { TensorKind, TensorTable } from "./tensor-kinds.ts";
 
 /** One local tensor, its name filled in and its numbers exact. */
 export interface LocalTensor {
@@ -21,6 +22,8 @@ export interface LocalTensor {
   readonly region: number;
   readonly offset: bigint;
   readonly globalShape?: readonly number[] | undefined;
+  /** Index in the command's layouts. */
+  readonly layout?: number | undefined;
 }
 
 /**
@@ -30,10 +33,7 @@ export interface LocalTensor {
 export function sortTensors(records: readonly TensorRecord[], pairs: readonly string[]): LocalTensor[] {
   const indexOf = new Map(pairs.map((pair, index) => [pair, index]));
   const tensors = records.map((record, index) => localTensor(record, index, indexOf.get(record.pair)!));
-  tensors.sort(
-    (a, b) =>
-      a.pair - b.pair || a.name.length - b.name.length || (a.name < b.name ? -1 : a.name > b.name ? 1 : 0),
-  );
+  tensors.sort(compareNames);
   for (let index = 1; index < tensors.length; index++) {
     const [before, after] = [tensors[index - 1]!, tensors[index]!];
     if (before.pair !== after.pair || before.name !== after.name) continue;
@@ -57,7 +57,7 @@ function localTensor(record: TensorRecord, index: number, pair: number): LocalTe
   const strides = exact(record.strides, "TB_STRIDES");
   const globalShape =
     record.globalShape === undefined ? {} : { globalShape: exact(record.globalShape, "TB_SHAPE") };
-  const { dtype, region, offset } = record;
+  const { dtype, region, offset, layout } = record;
   return {
     name,
     pair,
@@ -68,6 +68,7 @@ function localTensor(record: TensorRecord, index: number, pair: number): LocalTe
     region,
     offset,
     ...globalShape,
+    ...(layout === undefined ? {} : { layout }),
   };
 }
 
@@ -85,11 +86,15 @@ export function tableOf(tensors: readonly LocalTensor[]): TensorTable {
   const kinds: TensorKind[] = [];
   const byText = new Map<string, number>();
   const kindOf = new Uint32Array(tensors.length);
-  tensors.forEach(({ pair, dtype, shape, globalShape }, index) => {
-    const text = `${pair} ${dtypeNumber(dtype)} ${shape.join()} ${globalShape?.join() ?? "-"}`;
+  tensors.forEach(({ pair, dtype, shape, globalShape, layout }, index) => {
+    const text = `${pair} ${dtypeNumber(dtype)} ${shape.join()} ${globalShape?.join() ?? "-"} ${layout ?? "-"}`;
     let kind = byText.get(text);
     if (kind === undefined) {
-      kind = kinds.push({ pair, dtype, shape, ...(globalShape === undefined ? {} : { globalShape }) }) - 1;
+      const own = {
+        ...(globalShape === undefined ? {} : { globalShape }),
+        ...(layout === undefined ? {} : { layout }),
+      };
+      kind = kinds.push({ pair, dtype, shape, ...own }) - 1;
       byText.set(text, kind);
     }
     kindOf[index] = kind;

@@ -4,11 +4,11 @@
  */
 import { Deadline } from "../../deadline.ts";
 import { type ErrorCode, errorCodes, TensorBusError } from "../../errors.ts";
-import type { Layout } from "../../layout/index.ts";
 import { led, type MetPair } from "../pair/meeting.ts";
-import { agentKey, agentSchema, layoutOf } from "../pair/records.ts";
+import { agentKey, agentSchema, sharedLayout } from "../pair/records.ts";
 import type { Rendezvous } from "../pair/rendezvous.ts";
 import { solveSide } from "./global-shape.ts";
+import type { TensorName } from "./names.ts";
 import { differingOption, showOption } from "./planning.ts";
 import {
   type BatchKeys,
@@ -16,10 +16,12 @@ import {
   batchSideSchema,
   decodeTable,
   encodeTable,
+  namesDigest,
   type RankRecord,
   rankSchema,
   tensorNamesSchema,
 } from "./records.ts";
+import { type Holder, type SideUnion, uniteHolders } from "./union.ts";
 
 /** What one rank brings. */
 export interface RankRegistration {
@@ -28,8 +30,8 @@ export interface RankRegistration {
   readonly record: RankRecord;
   /** In the order of the record's pairs. */
   readonly pairs: readonly MetPair[];
-  /** Pair and name of each tensor. */
-  readonly names: readonly { readonly pair: number; readonly name: string }[];
+  /** The tensors of this rank, sorted. */
+  readonly names: readonly TensorName[];
 }
 
 export interface MetBatch {
@@ -54,11 +56,13 @@ export async function meetBatch(
   const { local, remote } = record.pairs[0]!;
   const number = (await latestNumber(rendezvous, keys, deadline)) + 1;
   const own = keys.rank(number, local, record.rank);
+  const ownNames = keys.rankNames(number, local, record.rank);
   const stop = new AbortController();
   const signal =
     deadline.signal === undefined ? stop.signal : AbortSignal.any([stop.signal, deadline.signal]);
   const bounded = new Deadline({ timeoutMs: deadline.remainingMs, signal });
   try {
+    if (record.partial) await publishNames(rendezvous, ownNames, registration.names, bounded);
     await rendezvous.publish(own, record, bounded.rest);
     const leads = registration.pairs[0]!.local.ranks[0] === record.rank;
     const leading = leads ? lead(rendezvous, registration, number, bounded) : undefined;
@@ -71,8 +75,9 @@ export async function meetBatch(
     return { number, local: mine, remote: theirs };
   } catch (error) {
     await rendezvous.remove(own, cleaning).catch(() => {});
+    if (record.partial) await rendezvous.remove(ownNames, cleaning).catch(() => {});
     // What was found wrong stands in the records of this number: who tries again takes the next one.
-    const found = error instanceof TensorBusError && !unfinished.has(error.code);
+    const found = error instanceof TensorBusError && !isUnfinished(error);
     if (found) await raiseLatest(rendezvous, keys, number, new Deadline(cleaning)).catch(() => {});
     throw error;
   } finally {
@@ -88,6 +93,10 @@ const unfinished = new Set<ErrorCode>([
   "TB_CLOSED",
   "TB_AUTH",
 ]);
+
+function isUnfinished({ code }: TensorBusError): boolean {
+  return unfinished.has(code);
+}
 
 async function latestNumber(rendezvous: Rendezvous, keys: BatchKeys, deadline: Deadline): Promise<number> {
   const bytes = await rendezvous.store.get(keys.latest, deadline.rest);
@@ -124,7 +133,7 @@ async function lead(
   number: number,
   deadline: Deadline,
 ): Promise<void> {
-  const { keys, record, pairs, names } = registration;
+  const { keys, record, pairs } = registration;
   const { local } = record.pairs[0]!;
   const { ranks } = pairs[0]!.local;
   const rankKeys = ranks.map((rank) => keys.rank(number, local, rank));
@@ -141,17 +150,15 @@ async function lead(
     .catch(async (error) => {
       throw await nameMissing(rendezvous, registration, rankKeys, error);
     });
-  await rendezvous.publish(
-    keys.names(number, local),
-    names.map(({ pair, name }) => [pair, name]),
-    deadline.rest,
-  );
+  const listOf = await readLists(rendezvous, registration, number, records, deadline);
   let side: BatchSideRecord;
   let failure: TensorBusError | undefined;
   try {
-    side = putTogether(registration, records);
+    const union = uniteHolders(holdersOf(registration, records, listOf));
+    side = putTogether(registration, records, union);
+    await publishNames(rendezvous, keys.names(number, local), union.names, deadline);
   } catch (error) {
-    if (!(error instanceof TensorBusError)) throw error;
+    if (!(error instanceof TensorBusError) || isUnfinished(error)) throw error;
     failure = error;
     side = failedSide(registration, records, error);
   }
@@ -197,8 +204,7 @@ function requireAlike(batch: string, side: string, records: readonly RankRecord[
   const fields: [ErrorCode, string, (record: RankRecord) => unknown][] = [
     ["TB_BATCH_MISMATCH", "pairs", ({ pairs }) => pairs.map(({ pair }) => pair).join(", ")],
     ["TB_BATCH_MISMATCH", "commit", ({ commit }) => commit],
-    ["TB_BATCH_MISMATCH", "number of tensors", ({ names }) => names.count],
-    ["TB_BATCH_MISMATCH", "names of tensors", ({ names }) => names.digest],
+    ["TB_BATCH_MISMATCH", "match", ({ match }) => match],
     ["TB_BUCKET_SIZE", "bucketSize", ({ bucketBytes }) => bucketBytes],
     ["TB_PAIR_MISMATCH", "layouts", ({ pairs }) => JSON.stringify(pairs)],
   ];
@@ -221,28 +227,93 @@ function requireAlike(batch: string, side: string, records: readonly RankRecord[
   }
 }
 
-function putTogether(registration: RankRegistration, records: readonly RankRecord[]): BatchSideRecord {
-  const { record, pairs, names, batch } = registration;
+/** Names of ranks whose tensors are not those of all, by their digests. */
+type NameLists = ReadonlyMap<string, readonly TensorName[]>;
+
+async function readLists(
+  rendezvous: Rendezvous,
+  { keys, record, names }: RankRegistration,
+  number: number,
+  records: readonly RankRecord[],
+  deadline: Deadline,
+): Promise<NameLists> {
+  const { local } = record.pairs[0]!;
+  const lists = new Map([[record.names.digest, names]]);
+  for (const {
+    rank,
+    partial,
+    names: { digest },
+  } of records) {
+    if (!partial || lists.has(digest)) continue;
+    const list = await readNames(rendezvous, keys.rankNames(number, local, rank), deadline);
+    lists.set(digest, list);
+  }
+  return lists;
+}
+
+/** The tensors of each rank. `TB_BATCH_MISMATCH` if one has other tensors than its layouts leave to it. */
+function holdersOf(
+  { batch, record }: RankRegistration,
+  records: readonly RankRecord[],
+  lists: NameLists,
+): Holder[] {
   const { local } = record.pairs[0]!;
   requireAlike(batch, local, records);
-  const layouts = pairs.map(({ local: side }): Layout | undefined =>
-    side.layout === undefined ? undefined : layoutOf(side.layout),
+  const first = records.find(({ partial }) => partial);
+  // What all ranks of the side hold, as one of those says that hold more.
+  const common = first && commonNames(first, lists.get(first.names.digest)!, records.length);
+  const digest = common === undefined ? records[0]!.names.digest : namesDigest(common, record.pairs);
+  return records.map((each) => {
+    const { rank, partial, names } = each;
+    if (!partial && names.digest !== digest) throw differentNames(batch, local, each, first ?? records[0]!);
+    const list = lists.get(names.digest) ?? common!;
+    return { rank, names: list, table: decodeTable(each.table, each) };
+  });
+}
+
+function commonNames(record: RankRecord, names: readonly TensorName[], ranks: number): TensorName[] {
+  const { kinds, kindOf } = decodeTable(record.table, record);
+  return names.filter((_, tensor) => {
+    const { layout } = kinds[kindOf[tensor]!]!;
+    return layout === undefined || record.layouts[layout]!.mesh.ranks.length === ranks;
+  });
+}
+
+function differentNames(batch: string, side: string, odd: RankRecord, other: RankRecord): TensorBusError {
+  const { pair } = odd.pairs[0]!;
+  const [value, expected] = [odd.names.count, other.names.count];
+  const field = value === expected ? "names of tensors" : "number of tensors";
+  return new TensorBusError(
+    "TB_BATCH_MISMATCH",
+    `batch ${batch}, pair ${pair}, side ${side}: ${field} of rank ${odd.rank} (${value}) differ from those of rank ${other.rank} (${expected}): tensors that only some ranks hold need a layout that names these`,
+    { details: { batch, pair, side, rank: odd.rank, field, value, expected } },
   );
-  // Where one side has no layout, tensors of the other are whole as well: rank i's goes to rank i.
-  const whole = pairs.map((pair, index) => (pair.remote.layout === undefined ? undefined : layouts[index]));
-  const { tables, tableOf } = solveSide(
-    records.map(({ table, names: { count } }) => decodeTable(table, count, pairs.length)),
-    {
-      side: local,
-      pairs: record.pairs.map(({ pair }) => pair),
-      layouts: whole,
-      ranks: records.map(({ rank }) => rank),
-      nameOf: (tensor) => names[tensor]!.name,
-    },
-  );
+}
+
+function putTogether(
+  registration: RankRegistration,
+  records: readonly RankRecord[],
+  { names, tables: held }: SideUnion,
+): BatchSideRecord {
+  const { record, pairs } = registration;
+  const { local } = record.pairs[0]!;
+  const { tables, tableOf, layouts } = solveSide(held, {
+    side: local,
+    pairs: pairs.map(({ local: side, remote }, index) => ({
+      pair: record.pairs[index]!.pair,
+      layout: sharedLayout(side.layout),
+      // If one side has no layout, tensors of the other are whole as well: rank i's goes to rank i.
+      whole: side.layout === undefined || remote.layout === undefined,
+    })),
+    ranks: records.map(({ rank }) => rank),
+    layouts: records.map((each) => each.layouts),
+    nameOf: (tensor) => names[tensor]!.name,
+  });
   const refusal = records.find((each) => each.refusal !== undefined)?.refusal;
   return {
     ...sideHead(registration, records),
+    names: { count: names.length, digest: namesDigest(names, record.pairs) },
+    layouts: [...layouts],
     tables: tables.map(encodeTable),
     tableOf: [...tableOf],
     ...(refusal === undefined ? {} : { refusal }),
@@ -250,9 +321,20 @@ function putTogether(registration: RankRegistration, records: readonly RankRecor
 }
 
 function sideHead({ record }: RankRegistration, records: readonly RankRecord[]) {
-  const { version, generation, pairs, bucketBytes, commit, planning, names } = record;
-  const members = records.map(({ rank, nonce }) => ({ rank, nonce }));
-  return { version, generation, pairs, bucketBytes, commit, planning, names, leader: record.rank, members };
+  const { version, generation, pairs, bucketBytes, commit, planning, names, match } = record;
+  return {
+    version,
+    generation,
+    pairs,
+    bucketBytes,
+    commit,
+    planning,
+    names,
+    layouts: [],
+    ...(match === undefined ? {} : { match }),
+    leader: record.rank,
+    members: records.map(({ rank, nonce }) => ({ rank, nonce })),
+  };
 }
 
 function failedSide(
@@ -323,13 +405,40 @@ function awaitRemote(
   });
 }
 
-/** Names of a side's tensors, for saying what differs. */
-export function readNames(
+/** The names that stand under a key. `TB_CANCELLED` if they are gone: their registration has ended meanwhile. */
+async function readNames(rendezvous: Rendezvous, key: string, deadline: Deadline): Promise<TensorName[]> {
+  const names = await rendezvous.read(key, tensorNamesSchema, deadline.rest);
+  if (names !== undefined) return names.map(([pair, name]) => ({ pair, name }));
+  throw new TensorBusError("TB_CANCELLED", `the names of tensors in ${key} are gone: their rank has left`, {
+    details: { key },
+  });
+}
+
+async function publishNames(
   rendezvous: Rendezvous,
-  keys: BatchKeys,
-  number: number,
-  side: string,
+  key: string,
+  names: readonly TensorName[],
   deadline: Deadline,
-): Promise<[number, string][] | undefined> {
-  return rendezvous.read(keys.names(number, side), tensorNamesSchema, deadline.rest);
+): Promise<void> {
+  const message = names.map(({ pair, name }) => [pair, name]);
+  await rendezvous.publish(key, message, deadline.rest);
+}
+
+/** The tensors of both sides, sorted: read from the store only if they are not this rank's own. */
+export async function readSides(
+  rendezvous: Rendezvous,
+  { keys, names, record }: RankRegistration,
+  { number, local, remote }: MetBatch,
+  deadline: Deadline,
+): Promise<readonly [local: readonly TensorName[], remote: readonly TensorName[]]> {
+  const [side, other] = [record.pairs[0]!.local, record.pairs[0]!.remote];
+  const ours =
+    local.names.digest === record.names.digest
+      ? names
+      : await readNames(rendezvous, keys.names(number, side), deadline);
+  const theirs =
+    remote.names.digest === local.names.digest
+      ? ours
+      : await readNames(rendezvous, keys.names(number, other), deadline);
+  return [ours, theirs];
 }

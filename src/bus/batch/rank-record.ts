@@ -1,20 +1,18 @@
 /** A rank's registration of a batch, as it tells the others. */
 import { randomBytes } from "node:crypto";
-import type { Deadline } from "../../deadline.ts";
-import { TensorBusError } from "../../errors.ts";
 import type { PlanOptions } from "../../plan/index.ts";
 import type { MetPair } from "../pair/meeting.ts";
 import type { PairSide } from "../pair/pairs.ts";
 import { layoutDigest } from "../pair/records.ts";
-import { type Rendezvous, recordVersion } from "../pair/rendezvous.ts";
-import { type CommandOf, normalizeBatchId } from "../queue/commands.ts";
+import { recordVersion } from "../pair/rendezvous.ts";
+import { type CommandOf, type LayoutMessage, normalizeBatchId } from "../queue/commands.ts";
 import type { BatchSide } from "./batch.ts";
 import { refuseTargets, tableOf } from "./local-tensors.ts";
-import { type MetBatch, type RankRegistration, readNames } from "./meeting.ts";
+import type { RankRegistration } from "./meeting.ts";
 import { recordPlanning } from "./planning.ts";
 import { BatchKeys, encodeTable, namesDigest, type RankRecord } from "./records.ts";
 
-/** Of a batch whose client names none: the planner's default. */
+/** Used if the client names none: the planner's default. */
 const defaultBucketBytes = 8 * 2 ** 20;
 
 export interface RegistrationSelf {
@@ -31,55 +29,52 @@ export function makeRankRegistration(
   { tensors, places }: BatchSide,
   sides: readonly PairSide[],
   mets: readonly MetPair[],
-  { bucketBytes = defaultBucketBytes, commit = self.commit, batch }: CommandOf<"RegisterTensors">,
+  {
+    bucketBytes = defaultBucketBytes,
+    commit = self.commit,
+    batch,
+    layouts = [],
+    match,
+  }: CommandOf<"RegisterTensors">,
 ): RankRegistration {
   const { rank, generation } = self;
   const id = normalizeBatchId(batch);
   const refusal = refuseTargets(tensors, places);
+  const pairs = sides.map(({ spec: { pair, local, remote } }, index) => ({
+    pair,
+    local,
+    remote,
+    localLayout: layoutDigest(mets[index]!.local.layout),
+    remoteLayout: layoutDigest(mets[index]!.remote.layout),
+  }));
+  const names = tensors.map(({ pair, name }) => ({ pair, name }));
   const record: RankRecord = {
     version: recordVersion,
     rank,
     generation,
     nonce: randomBytes(8).readBigUInt64LE(),
-    pairs: sides.map(({ spec: { pair, local, remote } }, index) => ({
-      pair,
-      local,
-      remote,
-      localLayout: layoutDigest(mets[index]!.local.layout),
-      remoteLayout: layoutDigest(mets[index]!.remote.layout),
-    })),
+    pairs,
     bucketBytes,
     commit,
     planning: recordPlanning(self.planning),
-    names: {
-      count: tensors.length,
-      digest: namesDigest(tensors.map(({ pair, name }) => ({ pair: sides[pair]!.spec.pair, name }))),
-    },
+    names: { count: tensors.length, digest: namesDigest(names, pairs) },
+    layouts,
+    ...(match === undefined ? {} : { match }),
     table: encodeTable(tableOf(tensors)),
+    partial: isPartial(tensors, layouts, mets),
     ...(refusal === undefined ? {} : { refusal: { ...refusal, rank } }),
   };
-  const names = tensors.map(({ pair, name }) => ({ pair, name }));
   return { batch: String(id), keys: new BatchKeys(id), record, pairs: mets, names };
 }
 
-/** Both sides name the same tensors; the first that only one of them has is told. */
-export async function requireSameNames(
-  rendezvous: Rendezvous,
-  { keys, names, record, batch }: RankRegistration,
-  { number, local, remote }: MetBatch,
-  deadline: Deadline,
-): Promise<void> {
-  if (local.names.digest === remote.names.digest || local.names.count !== remote.names.count) return;
-  const other = record.pairs[0]!.remote;
-  const theirs = await readNames(rendezvous, keys, number, other, deadline);
-  const index = names.findIndex(
-    ({ pair, name }, at) => theirs?.[at]?.[0] !== pair || theirs[at]?.[1] !== name,
-  );
-  const [is, expected] = [names[index]?.name, theirs?.[index]?.[1]];
-  const { pair } = record.pairs[names[index]?.pair ?? 0]!;
-  throw new TensorBusError(
-    "TB_BATCH_MISMATCH",
-    `batch ${batch}, pair ${pair}: tensor ${is} of side ${record.pairs[0]!.local} stands where side ${other} (rank ${remote.leader}) has ${expected}`,
-    { details: { batch, pair, rank: remote.leader, tensor: is, value: is, expected } },
+/** Whether some tensor's layout leaves ranks of the side out. */
+function isPartial(
+  tensors: BatchSide["tensors"],
+  layouts: readonly LayoutMessage[],
+  mets: readonly MetPair[],
+): boolean {
+  const sizes = layouts.map(({ mesh }) => mesh.ranks.length);
+  return tensors.some(
+    ({ pair, layout }) => layout !== undefined && sizes[layout]! < mets[pair]!.local.ranks.length,
   );
 }

@@ -5,8 +5,9 @@ import { z } from "zod";
 import { TensorBusError } from "../../errors.ts";
 import { dtypeNumber, dtypes } from "../../layout/index.ts";
 import { keyPart, recordVersion } from "../pair/rendezvous.ts";
-import { type BatchId, batchKey } from "../queue/commands.ts";
-import type { TensorTable } from "./global-shape.ts";
+import { type BatchId, batchKey, layoutSchema } from "../queue/commands.ts";
+import type { TensorName } from "./names.ts";
+import type { TensorTable } from "./tensor-kinds.ts";
 
 const maxTensors = 1_000_000;
 const rank = z
@@ -33,8 +34,12 @@ const namesSchema = z.strictObject({
 });
 
 const tableSchema = z.strictObject({
-  /** Index of the pair, number of the type, shape, and the global shape where it was said. */
-  kinds: z.array(z.tuple([z.int().min(0), z.int().min(0).max(255), sizes, sizes.nullable()])).max(maxTensors),
+  /** Index of the pair, number of the type, shape, the global shape if it was said, index of the layout if it has one. */
+  kinds: z
+    .array(
+      z.tuple([z.int().min(0), z.int().min(0).max(255), sizes, sizes.nullable(), z.int().min(0).nullable()]),
+    )
+    .max(maxTensors),
   /** The kind of each tensor: u32 little-endian, deflated. */
   kindOf: z.instanceof(Uint8Array),
 });
@@ -51,6 +56,9 @@ const common = {
   /** `PlanningRecord`. */
   planning: z.record(z.string(), z.string()),
   names: namesSchema,
+  /** Those that kinds of the tables name. */
+  layouts: z.array(layoutSchema),
+  match: z.enum(["exact", "target", "common"]).optional(),
 };
 
 /** What one rank registers. */
@@ -59,6 +67,11 @@ export const rankSchema = z.strictObject({
   rank,
   nonce,
   table: tableSchema,
+  /**
+   * It holds tensors that other ranks of the side do not, by their layouts, and has published the names of its own. The
+   * other tensors of a rank are those that all ranks of its side hold.
+   */
+  partial: z.boolean(),
   /** Why its tensors cannot be received into. */
   refusal: refusalSchema.optional(),
 });
@@ -102,6 +115,10 @@ export class BatchKeys {
   names(number: number, side: string): string {
     return `${this.#at(number)}/${keyPart(side)}/names`;
   }
+  /** Of one rank's tensors, if they are not those of all ranks. */
+  rankNames(number: number, side: string, rank: number): string {
+    return `${this.#at(number)}/${keyPart(side)}/names/${rank}`;
+  }
   /** Everything of the rounds from one side. */
   rounds(number: number, sourceSide: string): string {
     return `${this.#at(number)}/${keyPart(sourceSide)}/rounds`;
@@ -121,18 +138,22 @@ export class BatchKeys {
 
 export function encodeTable({ kinds, kindOf }: TensorTable): TableMessage {
   return {
-    kinds: kinds.map(({ pair, dtype, shape, globalShape }) => [
+    kinds: kinds.map(({ pair, dtype, shape, globalShape, layout }) => [
       pair,
       dtypeNumber(dtype),
       [...shape],
       globalShape === undefined ? null : [...globalShape],
+      layout ?? null,
     ]),
     kindOf: deflateSync(Buffer.from(kindOf.buffer, kindOf.byteOffset, kindOf.byteLength), { level: 1 }),
   };
 }
 
-/** `TB_VERSION` for a table that is none of `count` tensors of that many pairs. */
-export function decodeTable({ kinds, kindOf }: TableMessage, count: number, pairs: number): TensorTable {
+/** The table in a record that also says how many tensors, pairs and layouts there are; `TB_VERSION` if it does not fit. */
+export function decodeTable(
+  { kinds, kindOf }: TableMessage,
+  { names: { count }, pairs, layouts }: Pick<RankRecord, "names" | "pairs" | "layouts">,
+): TensorTable {
   const malformed = (what: string) =>
     new TensorBusError("TB_VERSION", `the record of a batch is malformed: ${what}`);
   let bytes: Buffer;
@@ -146,19 +167,26 @@ export function decodeTable({ kinds, kindOf }: TableMessage, count: number, pair
   if (words.some((kind) => kind >= kinds.length)) throw malformed("a kind that there is not");
   return {
     kindOf: words,
-    kinds: kinds.map(([pair, number, shape, globalShape]) => {
+    kinds: kinds.map(([pair, number, shape, globalShape, layout]) => {
       const dtype = dtypes[number];
-      if (dtype === undefined || pair >= pairs)
-        throw malformed(`a type ${number} or pair ${pair} that there is not`);
-      return { pair, dtype, shape, ...(globalShape === null ? {} : { globalShape }) };
+      if (dtype === undefined || pair >= pairs.length || (layout ?? -1) >= layouts.length)
+        throw malformed(`a type ${number}, pair ${pair} or layout ${layout} that there is not`);
+      return {
+        pair,
+        dtype,
+        shape,
+        ...(globalShape === null ? {} : { globalShape }),
+        ...(layout === null ? {} : { layout }),
+      };
     }),
   };
 }
 
-/** Of pairs and names, in their order. */
-export function namesDigest(tensors: Iterable<{ readonly pair: string; readonly name: string }>): string {
+/** Of pairs (by their names) and names, in their order. */
+export function namesDigest(tensors: Iterable<TensorName>, pairs: readonly BatchPair[]): string {
   const hash = createHash("sha256");
   const lines: string[] = [];
-  for (const { pair, name } of tensors) lines.push(`${JSON.stringify(pair)}${JSON.stringify(name)}`);
+  for (const { pair, name } of tensors)
+    lines.push(`${JSON.stringify(pairs[pair]!.pair)}${JSON.stringify(name)}`);
   return hash.update(lines.join("\n")).digest("hex");
 }

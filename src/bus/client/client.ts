@@ -5,23 +5,18 @@
  */
 import { Deadline, type DeadlineOptions, waitUntil } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
-import {
-  type DeviceMesh,
-  formatPlacement,
-  type Placement,
-  parsePlacement,
-  type StridedShardReading,
-} from "../../layout/index.ts";
+import type { DeviceMesh, Placement, StridedShardReading } from "../../layout/index.ts";
 import { logger } from "../process/logger.ts";
 import { Semaphore } from "../process/semaphore.ts";
 import type { CommandQueue } from "../queue/command-queue.ts";
-import { type BatchId, type LayoutMessage, normalizeBatchId } from "../queue/commands.ts";
+import { type BatchId, normalizeBatchId, type SideLayout } from "../queue/commands.ts";
 import type { Environment } from "../queue/environment.ts";
 import type { State } from "../queue/state.ts";
 import { encodeTensorTable } from "../queue/tensor-table.ts";
 import type { AgentLink } from "./agent-link.ts";
 import { BatchHandler } from "./batch-handler.ts";
 import { ClientConnection } from "./connection.ts";
+import { LayoutList, layoutMessage } from "./layout.ts";
 import { type ClientTensor, describeTensor, RegionList } from "./memory.ts";
 import { type Registration, Registrations } from "./registration.ts";
 import type { TransferResult } from "./round-events.ts";
@@ -68,6 +63,11 @@ export interface InitPairOptions extends CallOptions {
   readonly placements?: readonly (Placement | string)[];
   /** How strided shards read; needed only where the two readings differ. */
   readonly stridedShard?: StridedShardReading;
+  /**
+   * In place of `deviceMesh` and `placements`: each tensor of this side names its own layout when it is registered, so that
+   * one pair holds a whole model. A rank registers the tensors that it holds.
+   */
+  readonly tensorLayouts?: boolean;
 }
 
 export interface RegisterOptions extends DeadlineOptions {
@@ -75,6 +75,11 @@ export interface RegisterOptions extends DeadlineOptions {
   readonly bucketSize?: number;
   /** Whether targets change as bytes arrive, or on all ranks at once. Default: the agent's. */
   readonly commit?: "direct" | "staged";
+  /**
+   * Which tensors travel: `exact`, both sides have the same names, anything else is an error; `target`, all that the
+   * target has; `common`, those that both have. Default: what the other side says, else `exact`.
+   */
+  readonly match?: "exact" | "target" | "common";
 }
 
 /** Longer than a transport may take to make a cancelled round's memory quiet: its default is 5 s. */
@@ -201,7 +206,10 @@ export class TensorBusClient implements AsyncDisposable {
     await this.#pairsMatched(pairNames, deadline);
     const link = await this.#link(deadline.rest);
     const regions = new RegionList(this.#connection.isEmbedded);
-    const records = tensors.map(([tensor, pair], index) => describeTensor(tensor, pair, regions, index));
+    const layouts = new LayoutList(this.agentRank);
+    const records = tensors.map(([tensor, pair], index) =>
+      describeTensor(tensor, pair, regions, index, layouts),
+    );
     const hold = regions.hold();
     try {
       const { queued, outcome } = link.submit(
@@ -211,6 +219,8 @@ export class TensorBusClient implements AsyncDisposable {
           batch,
           ...(bucketSize === undefined ? {} : { bucketBytes: bucketSize }),
           ...(options.commit === undefined ? {} : { commit: options.commit }),
+          ...(options.match === undefined ? {} : { match: options.match }),
+          ...(layouts.messages.length === 0 ? {} : { layouts: layouts.messages }),
           regions: regions.messages,
           tensors: encodeTensorTable(records),
         },
@@ -327,29 +337,21 @@ export class TensorBusClient implements AsyncDisposable {
     }
   }
 
-  #layoutOf({ deviceMesh, placements, stridedShard }: InitPairOptions): LayoutMessage | undefined {
+  #layoutOf({
+    deviceMesh,
+    placements,
+    stridedShard,
+    tensorLayouts,
+  }: InitPairOptions): SideLayout | undefined {
+    if (tensorLayouts === true) {
+      if (deviceMesh === undefined && placements === undefined) return "tensors";
+      throw new TypeError("tensorLayouts stands for deviceMesh and placements: each tensor names its own");
+    }
     if (deviceMesh === undefined && placements === undefined) return undefined;
     if (deviceMesh === undefined || placements === undefined) {
       throw new TypeError("deviceMesh and placements are given both or not at all");
     }
-    const ranks = [...deviceMesh.ranks];
-    if (!ranks.includes(this.agentRank)) {
-      throw new TensorBusError("TB_MESH", `rank ${this.agentRank} is not in its own mesh`, {
-        details: { rank: this.agentRank, ranks },
-      });
-    }
-    if (placements.length !== deviceMesh.ndim) {
-      const message = `${placements.length} placements for a mesh of ${deviceMesh.ndim} dimensions`;
-      throw new TensorBusError("TB_PLACEMENT", message, { details: { placements, mesh: deviceMesh.shape } });
-    }
-    const { shape, dimNames } = deviceMesh;
-    return {
-      mesh: { shape: [...shape], ranks, ...(dimNames === undefined ? {} : { dimNames: [...dimNames] }) },
-      placements: placements.map((each) =>
-        formatPlacement(typeof each === "string" ? parsePlacement(each) : each),
-      ),
-      ...(stridedShard === undefined ? {} : { stridedShard }),
-    };
+    return layoutMessage({ deviceMesh, placements, stridedShard }, this.agentRank);
   }
 }
 

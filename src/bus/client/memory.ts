@@ -14,6 +14,7 @@ import { hostRegions } from "../tensor/host-regions.ts";
 import { type SharedStorage, storageOf } from "../tensor/shared-arena.ts";
 import { SharedTensor } from "../tensor/shared-tensor.ts";
 import { elementCount, elementSpan } from "../tensor/strided-shape.ts";
+import type { ClientLayout, LayoutList } from "./layout.ts";
 
 /** Memory of a CUDA device, as its owner exports it. Without events the caller has synchronised. */
 export interface CudaMemory {
@@ -58,8 +59,10 @@ export interface TensorDescription {
   readonly byteOffset?: number;
   /** The same on both sides; default: its index in the batch. */
   readonly name?: string;
-  /** Where the local shapes leave it open. */
+  /** Needed only if the local shapes leave it open. */
   readonly globalShape?: readonly number[];
+  /** How it lies over the ranks of its side; default: the layout of its pair. */
+  readonly layout?: ClientLayout;
 }
 
 export type ClientTensor = SharedTensor | ArrayBufferView | TensorDescription;
@@ -259,6 +262,7 @@ export function describeTensor(
   pair: string,
   regions: RegionList,
   index: number,
+  layouts: LayoutList,
 ): TensorRecord {
   const description = isDescription(tensor) ? tensor : { data: tensor };
   const { data } = description;
@@ -288,6 +292,7 @@ export function describeTensor(
     offset: isEmpty ? 0n : BigInt(offset),
     ...(description.name === undefined ? {} : { name: description.name }),
     ...(description.globalShape === undefined ? {} : { globalShape: description.globalShape.map(BigInt) }),
+    ...(description.layout === undefined ? {} : { layout: layouts.add(description.layout) }),
   };
 }
 

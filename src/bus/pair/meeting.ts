@@ -17,6 +17,7 @@ import {
   orderRanks,
   type SideRecord,
   type SideSpec,
+  sharedLayout,
   sideRecordKey,
   sideSchema,
   slotKey,
@@ -103,7 +104,7 @@ export class PairMeeting {
       ...(layout === undefined ? {} : { layout }),
     };
     const bytes = pack(record);
-    const position = layout?.mesh.ranks.indexOf(this.#self.rank) ?? this.#self.rank;
+    const position = sharedLayout(layout)?.mesh.ranks.indexOf(this.#self.rank) ?? this.#self.rank;
     const taken: number[] = [];
     for (let step = 0; step < worldSize; step++) {
       const slot = (position + step) % worldSize;
@@ -206,7 +207,8 @@ export class PairMeeting {
   #withMissing(error: unknown, missing: readonly number[]): unknown {
     if (!(error instanceof TensorBusError) || error.code !== "TB_TIMEOUT" || missing.length === 0)
       return error;
-    const { pair, local, worldSize, layout } = this.#spec;
+    const { pair, local, worldSize } = this.#spec;
+    const layout = sharedLayout(this.#spec.layout);
     const who =
       layout === undefined
         ? `${missing.length} of ${worldSize} ranks`

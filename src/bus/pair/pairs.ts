@@ -3,11 +3,11 @@ import { z } from "zod";
 import { Deadline, waitUntil } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
-import { type CommandOf, type CommandResult, layoutSchema } from "../queue/commands.ts";
+import { type CommandOf, type CommandResult, sideLayoutSchema } from "../queue/commands.ts";
 import type { Records, Table } from "../queue/state.ts";
 import type { AgentEvent } from "./events.ts";
 import { type MetPair, PairMeeting } from "./meeting.ts";
-import { layoutDigest, layoutOf, type SideSpec } from "./records.ts";
+import { layoutDigest, layoutOf, type SideSpec, sharedLayout } from "./records.ts";
 import { keyPart } from "./rendezvous.ts";
 import type { Uplink } from "./uplink.ts";
 
@@ -40,7 +40,7 @@ const specSchema = z.strictObject({
   local: z.string(),
   remote: z.string(),
   worldSize: z.int().min(1),
-  layout: layoutSchema.optional(),
+  layout: sideLayoutSchema.optional(),
 });
 
 /** How long a side that is remembered waits for the others. */
@@ -146,26 +146,27 @@ export class Pairs {
         details: { ...details, value: `${local} and ${remote}`, expected },
       });
     }
-    if (layout === undefined) return;
-    const { mesh } = layoutOf(layout);
+    const shared = sharedLayout(layout);
+    if (shared === undefined) return;
+    const { mesh } = layoutOf(shared);
     const wrong = (what: string, more: object) =>
       new TensorBusError("TB_MESH", `pair ${pair}, side ${local}: ${what}`, {
         details: { ...details, ...more },
       });
     if (!mesh.ranks.includes(rank))
-      throw wrong(`rank ${rank} is not in its own mesh`, { ranks: layout.mesh.ranks });
+      throw wrong(`rank ${rank} is not in its own mesh`, { ranks: shared.mesh.ranks });
     if (mesh.size !== worldSize) {
       throw wrong(`a mesh of ${mesh.size} ranks for a side of ${worldSize}`, {
         value: mesh.size,
         expected: worldSize,
       });
     }
-    const outside = layout.mesh.ranks.find((other) => other >= world);
+    const outside = shared.mesh.ranks.find((other) => other >= world);
     if (outside !== undefined)
       throw wrong(`rank ${outside} is not in the world of ${world}`, { value: outside });
-    if (layout.placements.length !== mesh.ndim) {
-      throw wrong(`${layout.placements.length} placements for ${mesh.ndim} mesh dimensions`, {
-        value: layout.placements.length,
+    if (shared.placements.length !== mesh.ndim) {
+      throw wrong(`${shared.placements.length} placements for ${mesh.ndim} mesh dimensions`, {
+        value: shared.placements.length,
         expected: mesh.ndim,
       });
     }

@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import { z } from "zod";
 import { TensorBusError } from "../../errors.ts";
 import { DeviceMesh, type Layout, parsePlacement } from "../../layout/index.ts";
-import { type LayoutMessage, layoutSchema, pack } from "../queue/commands.ts";
+import { type LayoutMessage, pack, type SideLayout, sideLayoutSchema } from "../queue/commands.ts";
 import { keyPart, recordVersion } from "./rendezvous.ts";
 
 /** One side of a pair, as a rank of it sees it. */
@@ -12,7 +12,7 @@ export interface SideSpec {
   readonly local: string;
   readonly remote: string;
   readonly worldSize: number;
-  readonly layout?: LayoutMessage | undefined;
+  readonly layout?: SideLayout | undefined;
 }
 
 const name = z.string().min(1).max(4096);
@@ -30,7 +30,7 @@ export const memberSchema = z.strictObject({
   nonce: z.bigint().min(0n),
   remote: name,
   worldSize: z.int().min(1),
-  layout: layoutSchema.optional(),
+  layout: sideLayoutSchema.optional(),
 });
 export type MemberRecord = z.infer<typeof memberSchema>;
 
@@ -49,7 +49,7 @@ export const sideSchema = z.strictObject({
   /** In the order that layout-less tensors follow: ascending, or that of the mesh. */
   ranks: z.array(rank).min(1),
   nonces: z.array(z.bigint()),
-  layout: layoutSchema.optional(),
+  layout: sideLayoutSchema.optional(),
   failure: failureSchema.optional(),
 });
 export type SideRecord = z.infer<typeof sideSchema>;
@@ -63,12 +63,17 @@ export const slotKey = (pair: string, side: string, slot: number) => `${sideKey(
 export const sideRecordKey = (pair: string, side: string) => `${sideKey(pair, side)}/side`;
 
 /** Equal for specs that say the same of a side. */
-export function layoutDigest(layout: LayoutMessage | undefined): string {
+export function layoutDigest(layout: SideLayout | undefined): string {
   const canonical =
-    layout === undefined
-      ? null
-      : [layout.mesh.shape, layout.mesh.ranks, layout.placements, layout.stridedShard ?? null];
+    typeof layout === "object"
+      ? [layout.mesh.shape, layout.mesh.ranks, layout.placements, layout.stridedShard ?? null]
+      : (layout ?? null);
   return createHash("sha256").update(pack(canonical)).digest("hex");
+}
+
+/** The layout that all tensors of a side share; `undefined` if it has none, or if each tensor has its own. */
+export function sharedLayout(layout: SideLayout | undefined): LayoutMessage | undefined {
+  return typeof layout === "object" ? layout : undefined;
 }
 
 export function layoutOf(message: LayoutMessage): Layout {
@@ -82,18 +87,20 @@ export function layoutOf(message: LayoutMessage): Layout {
 }
 
 /** The order in which ranks count: that of the mesh, else ascending. */
-export function orderRanks(ranks: readonly number[], layout: LayoutMessage | undefined): number[] {
-  return layout === undefined ? [...ranks].sort((a, b) => a - b) : [...layout.mesh.ranks];
+export function orderRanks(ranks: readonly number[], layout: SideLayout | undefined): number[] {
+  return sharedLayout(layout)?.mesh.ranks.slice() ?? [...ranks].sort((a, b) => a - b);
 }
 
 /** Fields in which members of one side must agree, as they are shown to people. */
-function claimsOf({ remote, worldSize, layout }: MemberRecord): Record<string, string> {
+function claimsOf(member: MemberRecord): Record<string, string> {
+  const layout = sharedLayout(member.layout);
+  const none = member.layout === "tensors" ? "each tensor's own" : "none";
   return {
-    remote,
-    worldSize: String(worldSize),
-    mesh: layout === undefined ? "none" : layout.mesh.shape.join(" x "),
-    ranks: layout === undefined ? "none" : layout.mesh.ranks.join(","),
-    placements: layout === undefined ? "none" : layout.placements.join(", "),
+    remote: member.remote,
+    worldSize: String(member.worldSize),
+    mesh: layout?.mesh.shape.join(" x ") ?? none,
+    ranks: layout?.mesh.ranks.join(",") ?? none,
+    placements: layout?.placements.join(", ") ?? none,
     stridedShard: layout?.stridedShard ?? "none",
   };
 }

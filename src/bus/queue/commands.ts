@@ -6,7 +6,7 @@ import { Packr } from "msgpackr";
 import { z } from "zod";
 import { type ErrorCode, errorCodes, TensorBusError } from "../../errors.ts";
 import { type CommandHeader, type CommandType, findWrongField, headerFields } from "./command-header.ts";
-import { tensorTableSchema } from "./tensor-table.ts";
+import { maxTableLayouts, tensorTableSchema } from "./tensor-table.ts";
 
 /** The most bytes of one command; 70,000 tensors with long names take about 7 MiB. */
 export const maxCommandBytes = 64 * 2 ** 20;
@@ -61,6 +61,10 @@ export const layoutSchema = z.strictObject({
 });
 export type LayoutMessage = z.infer<typeof layoutSchema>;
 
+/** How a side's tensors lie: all by one layout, or each by its own, which the tensors of a batch then name. */
+export const sideLayoutSchema = z.union([layoutSchema, z.literal("tensors")]);
+export type SideLayout = z.infer<typeof sideLayoutSchema>;
+
 const sizeBytes = u64;
 const cudaHandle = z.instanceof(Uint8Array).refine((handle) => handle.length === 64, "has not 64 bytes");
 const regionSchema = z.discriminatedUnion("kind", [
@@ -98,14 +102,18 @@ const bodies = {
       .min(1)
       .max(2 ** 20),
     /** Without one, rank i's whole tensor goes to rank i of the other side. */
-    layout: layoutSchema.optional(),
+    layout: sideLayoutSchema.optional(),
   },
   RegisterTensors: {
     batch: batchId,
     bucketBytes: z.int().min(1).optional(),
     /** When targets change: as bytes arrive, or all at once on all ranks. The same everywhere; default: the agent's. */
     commit: z.enum(["direct", "staged"]).optional(),
+    /** Which tensors of the two sides belong together; default: what the other side says, else `exact`. */
+    match: z.enum(["exact", "target", "common"]).optional(),
     regions: z.array(regionSchema).min(1).max(1_000_000),
+    /** The layouts that tensors of the table name. */
+    layouts: z.array(layoutSchema).max(maxTableLayouts).optional(),
     tensors: tensorTableSchema,
   },
   Transfer: {
@@ -232,6 +240,11 @@ const failureSchema = z.strictObject({
   message: z.string(),
 });
 const bytesMoved = z.bigint().min(0n);
+const plannedSchema = z.union([
+  /** How many of this side's tensors, over all of its ranks, travel: fewer than it has where `match` leaves some out. */
+  z.strictObject({ digest: z.string(), tensors: z.int().min(0) }),
+  z.strictObject({ refused: failureSchema }),
+]);
 
 /** What the agent answers to each command that did not fail. */
 export const resultSchemas = {
@@ -246,8 +259,8 @@ export const resultSchemas = {
     /** How often the batch of this id was registered on both sides, this time included. */
     number: z.int(),
     /** Digests of the plans, and why a direction cannot be used. */
-    send: z.union([z.strictObject({ digest: z.string() }), z.strictObject({ refused: failureSchema })]),
-    recv: z.union([z.strictObject({ digest: z.string() }), z.strictObject({ refused: failureSchema })]),
+    send: plannedSchema,
+    recv: plannedSchema,
   }),
   Transfer: z.strictObject({
     round: z.int(),

@@ -21,11 +21,17 @@ export interface TensorRecord {
   readonly region: number;
   /** Bytes from the region's start to the element (0, …, 0). */
   readonly offset: bigint;
-  /** Only where the local shapes leave it open. */
+  /** Only if the local shapes leave it open. */
   readonly globalShape?: readonly bigint[];
+  /** Index in the command's layouts; default: the layout of its pair. */
+  readonly layout?: number;
 }
 
 const maxTensors = 1_000_000;
+/** In the column of layouts: the layout of the tensor's pair. */
+const pairLayout = 0xffff;
+/** The most layouts that the tensors of one command can name. */
+export const maxTableLayouts = pairLayout;
 const maxDims = 64;
 
 const bytes = z.instanceof(Uint8Array);
@@ -38,6 +44,8 @@ export const tensorTableSchema = z.strictObject({
   names: z.array(z.string().max(4096)).max(maxTensors),
   /** u16 each: index in pairs. */
   pair: bytes,
+  /** Empty, or u16 each: index in the command's layouts, 0xffff for the layout of the tensor's pair. */
+  layout: bytes,
   /** u8 each: number of the element type. */
   dtype: bytes,
   /** u8 each: number of dimensions. */
@@ -97,6 +105,13 @@ export function encodeTensorTable(records: readonly TensorRecord[]): TensorTable
     }
     if (record.globalShape !== undefined) globalShapes.push([i, record.globalShape.map(String)]);
   });
+  const placed = records.some(({ layout }) => layout !== undefined);
+  const layout = Buffer.alloc(placed ? count * 2 : 0);
+  if (placed) {
+    records.forEach((record, i) => {
+      layout.writeUInt16LE(record.layout ?? pairLayout, i * 2);
+    });
+  }
   const named = records.some(({ name }) => name !== undefined);
   const names = named ? records.map(({ name }) => name ?? "") : [];
   return {
@@ -104,6 +119,7 @@ export function encodeTensorTable(records: readonly TensorRecord[]): TensorTable
     pairs: [...pairs.keys()],
     names,
     pair,
+    layout,
     dtype,
     dims,
     region,
@@ -120,8 +136,10 @@ function bufferOf(view: Uint8Array): Buffer {
   return Buffer.from(view.buffer, view.byteOffset, view.byteLength);
 }
 
-/** The records of a table that came in a message, `regions` of which exist. `TB_COMMAND` for whatever does not fit. */
-export function decodeTensorTable(table: TensorTable, regions: number): TensorRecord[] {
+/**
+ * The records of a table that came in a message with that many regions and layouts. `TB_COMMAND` for whatever does not fit.
+ */
+export function decodeTensorTable(table: TensorTable, regions: number, layouts = 0): TensorRecord[] {
   const { count, pairs, names } = table;
   for (const [name, width] of Object.entries(widths) as [keyof typeof widths, number][]) {
     if (table[name].length !== count * width) {
@@ -130,6 +148,12 @@ export function decodeTensorTable(table: TensorTable, regions: number): TensorRe
         `column ${name} has ${table[name].length} bytes for ${count} tensors`,
       );
     }
+  }
+  if (table.layout.length !== 0 && table.layout.length !== count * 2) {
+    throw new TensorBusError(
+      "TB_COMMAND",
+      `column layout has ${table.layout.length} bytes for ${count} tensors`,
+    );
   }
   const dimensions = table.dims.reduce((sum, dims) => sum + dims, 0);
   if (table.shape.length !== dimensions * 8 || table.strides.length !== dimensions * 8) {
@@ -141,6 +165,7 @@ export function decodeTensorTable(table: TensorTable, regions: number): TensorRe
   const globalShapes = new Map(table.globalShapes.map(([index, sizes]) => [index, sizes.map(BigInt)]));
   const [pair, region, offset] = [bufferOf(table.pair), bufferOf(table.region), bufferOf(table.offset)];
   const [shapes, strides] = [bufferOf(table.shape), bufferOf(table.strides)];
+  const layoutOf = layoutReader(table.layout, layouts);
   let at = 0;
   return Array.from({ length: count }, (_, i) => {
     const dims = table.dims[i]!;
@@ -160,12 +185,25 @@ export function decodeTensorTable(table: TensorTable, regions: number): TensorRe
     if (record.shape.some((size) => size < 0n))
       throw refuse(i, "a size is negative", { shape: record.shape });
     const { name, globalShape } = { name: names[i] || undefined, globalShape: globalShapes.get(i) };
+    const layout = layoutOf(i);
     return {
       ...(record as TensorRecord),
       ...(name === undefined ? {} : { name }),
+      ...(layout === undefined ? {} : { layout }),
       ...(globalShape === undefined ? {} : { globalShape }),
     };
   });
+}
+
+function layoutReader(column: Uint8Array, layouts: number): (tensor: number) => number | undefined {
+  if (column.length === 0) return () => undefined;
+  const words = bufferOf(column);
+  return (tensor) => {
+    const layout = words.readUInt16LE(tensor * 2);
+    if (layout === pairLayout) return undefined;
+    if (layout >= layouts) throw refuse(tensor, `its layout ${layout} is not in the command`);
+    return layout;
+  };
 }
 
 function readWords(from: Buffer, offset: number, count: number): bigint[] {

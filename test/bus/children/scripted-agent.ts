@@ -94,7 +94,12 @@ function register(command: CommandOf<"RegisterTensors">): unknown {
   instances += 1n;
   batches.set(key, { instance: instances, owner: command.client.id, memories, command });
   const digest = "00";
-  const result = { instance: instances, number: 1, send: { digest }, recv: { digest } };
+  const result = {
+    instance: instances,
+    number: 1,
+    send: { digest, tensors: 1 },
+    recv: { digest, tensors: 1 },
+  };
   return command.batch === "late"
     ? new Promise((resolve) => setTimeout(() => resolve(result), 100))
     : (result satisfies CommandResult<"RegisterTensors">);

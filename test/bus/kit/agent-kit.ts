@@ -77,7 +77,7 @@ export class AgentWorld implements AsyncDisposable {
 export interface Side {
   readonly name: string;
   readonly ranks: readonly number[];
-  readonly placements: readonly string[] | undefined;
+  readonly placements: readonly string[] | "tensors" | undefined;
   readonly mesh?: readonly number[];
 }
 
@@ -121,12 +121,14 @@ export function pairOptions(side: Side, other: Side, pairName = "weights") {
     localName: side.name,
     remoteName: other.name,
     expectedWorldSize: ranks.length,
-    ...(placements === undefined
-      ? {}
-      : {
-          deviceMesh: new DeviceMesh(mesh, { ranks }),
-          placements: placements.map(parsePlacement) as Placement[],
-        }),
+    ...(placements === "tensors"
+      ? { tensorLayouts: true }
+      : placements === undefined
+        ? {}
+        : {
+            deviceMesh: new DeviceMesh(mesh, { ranks }),
+            placements: placements.map(parsePlacement) as Placement[],
+          }),
   };
 }
 
