@@ -39,10 +39,10 @@ export class DeviceMesh {
         ranks: ranks.length,
       });
     }
-    const seen = new Uint8Array(maxRanks);
+    const outside = ranks.find((rank) => !Number.isInteger(rank) || rank < 0 || rank >= maxRanks);
+    if (outside !== undefined) throw meshError(`invalid rank ${outside}`, { rank: outside });
+    const seen = new Uint8Array(ranks.reduce((most, rank) => Math.max(most, rank), 0) + 1);
     for (const rank of ranks) {
-      if (!Number.isInteger(rank) || rank < 0 || rank >= maxRanks)
-        throw meshError(`invalid rank ${rank}`, { rank });
       if (seen[rank] !== 0) throw meshError(`rank ${rank} stands twice in the mesh`, { rank });
       seen[rank] = 1;
     }

@@ -7,6 +7,7 @@ import { columnsToRows } from "../transport/compliance/data.ts";
 import { testFailures } from "../transport/compliance/failures.ts";
 import { testLifecycle } from "../transport/compliance/lifecycle.ts";
 import { testRefusals } from "../transport/compliance/refusals.ts";
+import { testRounds } from "../transport/compliance/rounds.ts";
 import { runCase, type Subject } from "../transport/compliance/world.ts";
 import { Random } from "../transport/kit/random.ts";
 import type { Frame } from "./transport/frames.ts";
@@ -48,6 +49,7 @@ const subject: Subject = {
 
 testFailures(subject);
 testLifecycle(subject);
+testRounds(subject);
 testRefusals(subject);
 
 describe("virtual: data", () => {

@@ -40,7 +40,7 @@ export async function runSchedule(seed: number, { trace = false } = {}): Promise
     ledger.violate("nothing is thrown away", String((error as Error)?.stack ?? error));
   process.on("unhandledRejection", onRejection);
   try {
-    cluster.trace.say("seed", brief(scenario));
+    cluster.trace.say("seed", String(seed), scenario);
     await new Schedule(scenario, cluster, job).run();
   } catch (error) {
     if (!(error instanceof Stuck)) ledger.violate("nothing throws", (error as Error).stack ?? String(error));

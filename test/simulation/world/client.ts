@@ -6,7 +6,6 @@ import { TensorBusError } from "../../../src/errors.ts";
 import type { SimulatedAgent } from "./agent.ts";
 import type { Cluster } from "./cluster.ts";
 import { Process } from "./scheduler.ts";
-import { brief } from "./trace.ts";
 
 /** One command, from when it was asked to when it was answered. */
 export interface Call {
@@ -103,17 +102,13 @@ export class SimulatedClient {
       ...body,
     } as unknown as Command;
     const quiet = type === "QueryStatus";
-    if (!quiet) trace.say(this.name, `calls ${call.number}: ${type} ${brief(shown(body))}`);
+    if (!quiet) trace.say(this.name, `calls ${call.number}: ${type}`, shown(body));
     const settle = (result: unknown, error: TensorBusError | undefined) => {
       if (call.ended !== undefined) return;
       call.ended = scheduler.now;
       call.result = result;
       call.error = error;
-      if (!quiet)
-        trace.say(
-          this.name,
-          `call ${call.number} ${error === undefined ? "done" : "failed"}: ${brief(error ?? result)}`,
-        );
+      if (!quiet) trace.say(this.name, `call ${call.number} ${error?.code ?? "done"}`, error ?? result);
       settled(call);
     };
     const { process } = agent;

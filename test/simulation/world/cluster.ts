@@ -11,7 +11,7 @@ import { SimulatedClient } from "./client.ts";
 import { Network } from "./network.ts";
 import { Scheduler } from "./scheduler.ts";
 import { StoreServer } from "./store.ts";
-import { brief, Trace } from "./trace.ts";
+import { Trace } from "./trace.ts";
 
 export type Watcher = (agent: SimulatedAgent, event: AgentEvent) => void;
 
@@ -94,7 +94,7 @@ export class Cluster {
 
   told(agent: SimulatedAgent, event: AgentEvent): void {
     const { kind, ...rest } = event;
-    this.trace.say(agent.name, `${kind} ${brief(rest)}`);
+    this.trace.say(agent.name, kind, rest);
     this.#watch(agent, event);
   }
 
@@ -102,6 +102,7 @@ export class Cluster {
   async until(holds: () => boolean, ms: number): Promise<boolean> {
     const { scheduler } = this;
     const end = scheduler.now + ms;
+    await scheduler.act(undefined, () => {});
     for (;;) {
       if (holds()) return true;
       const { next } = scheduler;

@@ -1,12 +1,11 @@
 /** What happened in a schedule, for people, and a number that two runs of one seed have in common. */
-import { createHash, type Hash } from "node:crypto";
 import type { Scheduler } from "./scheduler.ts";
 
 export class Trace {
   readonly lines: string[] = [];
   readonly #scheduler: Scheduler;
   readonly #keeps: boolean;
-  readonly #hash: Hash = createHash("sha256");
+  #hash = 0x811c9dc5;
 
   /** `keeps`: lines can be read afterwards. */
   constructor(scheduler: Scheduler, keeps: boolean) {
@@ -14,14 +13,24 @@ export class Trace {
     this.#keeps = keeps;
   }
 
-  say(who: string, what: string): void {
-    const line = `${this.#scheduler.now.toFixed(3).padStart(11)}  ${who.padEnd(10)} ${what}`;
-    this.#hash.update(line);
-    if (this.#keeps) this.lines.push(line);
+  /** `detail` is only looked at where lines are kept. */
+  say(who: string, what: string, detail?: unknown): void {
+    const { now } = this.#scheduler;
+    this.#mix(`${now} ${who} ${what}`);
+    if (!this.#keeps) return;
+    const more = detail === undefined ? "" : ` ${brief(detail)}`;
+    this.lines.push(`${now.toFixed(3).padStart(11)}  ${who.padEnd(10)} ${what}${more}`);
   }
 
   get digest(): string {
-    return this.#hash.copy().digest("hex").slice(0, 16);
+    return this.#hash.toString(16).padStart(8, "0");
+  }
+
+  /** FNV-1a. */
+  #mix(text: string): void {
+    for (let index = 0; index < text.length; index++) {
+      this.#hash = Math.imul(this.#hash ^ text.charCodeAt(index), 0x01000193) >>> 0;
+    }
   }
 }
 
