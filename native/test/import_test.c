@@ -3,7 +3,7 @@
 #include "carriers/carrier.h"
 #include "kernels/cursor.h"
 #include "kernels/dtype.h"
-#include "round/engine.h"
+#include "round/thread.h"
 #include "world_kit.h"
 
 enum { COLUMNS = 5, ROWS = 6, CHUNKS = 3, REGION = 512 };
@@ -39,7 +39,7 @@ static void fake_start(fake *f, const kit *k, const uint8_t *memory) {
     f->session.options.world = 2;
     f->session.options.carriers = TB_CARRY_SHM | TB_CARRY_APART;
     CHECK(tb_host_identify(&f->session, NULL) == TB_OK);
-    f->peer.session = &f->session;
+    f->peer.net = &f->session.net;
     f->transfer.session = &f->session;
     f->transfer.state = TB_TRANSFER_PREPARING;
     f->transfer.exchanges = &f->exchange;

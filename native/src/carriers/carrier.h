@@ -43,7 +43,7 @@
 #ifndef TB_CARRIER_H
 #define TB_CARRIER_H
 
-#include "round/engine.h"
+#include "round/thread.h"
 
 enum tb_carrier_number {
     TB_CARRIER_STREAM = 0,

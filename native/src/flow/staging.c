@@ -1,4 +1,5 @@
-#include "round/round.h"
+/* Staging memory: how much is in use, and how much a stream may take. It has a lock of its own. */
+#include "flow/stream.h"
 
 int tb_staging_init(tb_staging *staging) {
     int error = pthread_mutex_init(&staging->lock, NULL);

@@ -79,7 +79,7 @@ void tb_round_start(tb_transfer *transfer, uint64_t round, uint64_t deadline) {
     transfer->failing = false;
     atomic_store(&transfer->stop, false);
     reset(transfer);
-    tb_session_timer(transfer->session, deadline);
+    tb_net_timer(&transfer->session->net, deadline);
     if (fail_at_once(transfer)) {
         return;
     }
@@ -130,7 +130,7 @@ static void finish(tb_transfer *transfer) {
     transfer->state = TB_TRANSFER_READY;
     transfer->deadline = 0;
     transfer->quiet_deadline = 0;
-    tb_session_event_reserved(transfer->session, &event, &transfer->reserved);
+    tb_net_event_reserved(&transfer->session->net, &event, &transfer->reserved);
 }
 
 void tb_round_check(tb_transfer *transfer) {

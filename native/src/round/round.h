@@ -5,7 +5,8 @@
 #ifndef TB_ROUND_H
 #define TB_ROUND_H
 
-#include "round/engine.h"
+#include "round/thread.h"
+#include "wire/conn.h"
 
 /* ---- round.c ------------------------------------------------------------------------------------------- */
 
@@ -30,7 +31,7 @@ void tb_round_apply_grant(tb_transfer *transfer, uint32_t channel, uint32_t from
 /* Takes the next bucket that may be sent to a peer; false where there is none. Counts it in transfer->active. */
 bool tb_round_claim(tb_peer *peer, tb_frame *frame);
 /* Its last byte is with the link. Releases it. */
-void tb_round_sent(tb_transfer *transfer, uint32_t bucket);
+void tb_round_sent(tb_stream *stream, uint32_t bucket);
 
 /* ---- round_receive.c ----------------------------------------------------------------------------------- */
 
@@ -46,9 +47,9 @@ void tb_round_announce(tb_transfer *transfer, uint32_t channel); /* sends a GRAN
  * A bucket begins to come. arrival->transfer is NULL where it is to be dropped. A code where the peer broke the
  * protocol.
  */
-int32_t tb_round_arrive(tb_exchange *exchange, tb_arrival *arrival, tb_error *err);
-/* It has come, and is good. Releases it. */
-void tb_round_arrived(tb_transfer *transfer, uint32_t bucket, uint32_t slot);
+int32_t tb_round_arrive(tb_peer *peer, tb_arrival *arrival, tb_error *err);
+/* It has come; whether it is good is decided here. Releases it. */
+void tb_round_arrived(tb_stream *stream, const tb_arrival *arrival, const tb_wire_trailer *trailer, int32_t rank);
 
 /* ---- round_fold.c -------------------------------------------------------------------------------------- */
 
@@ -100,24 +101,15 @@ int32_t tb_transfer_on_prepare(tb_peer *peer, const tb_wire_header *header, cons
 int32_t tb_transfer_on_match(tb_exchange *exchange, const tb_wire_header *header, tb_error *err);
 int32_t tb_transfer_on_export(tb_exchange *exchange, const tb_wire_header *header, const uint8_t *body, tb_error *err);
 
+/* ---- peers.c --------------------------------------------------------------------------------------------- */
+
+/* What connections ask and tell the rounds of a session. */
+extern const tb_peer_handler tb_round_peers;
+
 /* ---- transfer_peer.c: frames of peers --------------------------------------------------------------------- */
 
 tb_exchange *tb_peer_exchange(tb_peer *peer, uint64_t transfer);
 int32_t tb_transfer_on_frame(tb_peer *peer, const tb_wire_header *header, const uint8_t *body, tb_error *err);
 void tb_transfer_say_failure(tb_exchange *exchange, uint8_t kind, uint64_t number, const tb_error *error);
-
-/* ---- staging.c: without the lock ----------------------------------------------------------------------- */
-
-int tb_staging_init(tb_staging *staging);
-void tb_staging_destroy(tb_staging *staging);
-/* Bytes that are in use from here on, and those that are not any more. */
-void tb_staging_add(tb_staging *staging, uint64_t bytes);
-void tb_staging_remove(tb_staging *staging, uint64_t bytes);
-/*
- * The right to as many bytes for a stream as the limit leaves. wait: at least an element; whoever waits holds
- * no other such right. direction: 0 sending, 1 receiving.
- */
-uint64_t tb_staging_reserve(tb_staging *staging, int direction, uint64_t bytes, bool wait);
-void tb_staging_unreserve(tb_staging *staging, int direction, uint64_t bytes);
 
 #endif

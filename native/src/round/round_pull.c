@@ -114,7 +114,7 @@ void tb_pulls_await_quiet(tb_transfer *transfer) {
             exchange->awaits_quiet = true;
             transfer->active++;
             transfer->quiet_deadline = tb_deadline((uint64_t)session->options.quiesce_ms * 1000000);
-            tb_session_timer(session, exchange->gone ? tb_now() : transfer->quiet_deadline);
+            tb_net_timer(&session->net, exchange->gone ? tb_now() : transfer->quiet_deadline);
         }
     }
 }

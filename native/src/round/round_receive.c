@@ -1,3 +1,6 @@
+/* Receiving: what is granted in which order, and what becomes of a bucket that comes. The session's lock is held. */
+#include <stdio.h>
+
 #include "carriers/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
@@ -90,10 +93,14 @@ static int32_t check_bucket(const tb_transfer *transfer, uint32_t channel, const
     return TB_OK;
 }
 
-int32_t tb_round_arrive(tb_exchange *exchange, tb_arrival *arrival, tb_error *err) {
+int32_t tb_round_arrive(tb_peer *peer, tb_arrival *arrival, tb_error *err) {
     const tb_wire_header *header = &arrival->header;
+    tb_exchange *exchange = tb_peer_exchange(peer, header->transfer);
+    arrival->stream = NULL;
+    if (exchange == NULL) {
+        return TB_OK; /* of a transfer that was released here */
+    }
     tb_transfer *transfer = exchange->transfer;
-    arrival->transfer = NULL;
     if (header->stage >= TB_STAGES || exchange->receive[header->stage] == TB_NONE || header->round > transfer->round
         || tb_is_pulled(transfer, exchange->receive[header->stage])) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a bucket that nobody asked for");
@@ -109,11 +116,10 @@ int32_t tb_round_arrive(tb_exchange *exchange, tb_arrival *arrival, tb_error *er
     uint32_t bucket = transfer->program.channels[channel].first_bucket + header->sequence;
     transfer->buckets[bucket] = TB_BUCKET_MOVING;
     transfer->active++;
-    arrival->transfer = transfer;
+    arrival->stream = &transfer->stream;
     arrival->bucket = bucket;
     arrival->slot = TB_NONE;
     arrival->checksum = (transfer->flags & TB_TRANSFER_CHECKSUM) != 0;
-    arrival->crc = 0;
     if (header->stage > 0 || tb_folds_turn(transfer, bucket)) {
         tb_flow_start(&arrival->flow, &transfer->places, bucket, true);
         return TB_OK;
@@ -154,11 +160,7 @@ void tb_round_consumed(tb_transfer *transfer, uint32_t bucket) {
     }
 }
 
-void tb_round_arrived(tb_transfer *transfer, uint32_t bucket, uint32_t slot) {
-    if (transfer->failing) {
-        tb_round_release(transfer);
-        return;
-    }
+static void take_bucket(tb_transfer *transfer, uint32_t bucket, uint32_t slot) {
     if (tb_bucket_channel(&transfer->program, bucket)->stage > 0) {
         tb_round_bucket_done(transfer, bucket);
         tb_round_consumed(transfer, bucket);
@@ -170,6 +172,20 @@ void tb_round_arrived(tb_transfer *transfer, uint32_t bucket, uint32_t slot) {
             transfer->buckets[bucket] = TB_BUCKET_QUEUED;
             tb_round_offer(transfer, bucket);
         }
+    }
+}
+
+void tb_round_arrived(tb_stream *stream, const tb_arrival *arrival, const tb_wire_trailer *trailer, int32_t rank) {
+    tb_transfer *transfer = tb_transfer_of(stream);
+    bool good = trailer->verdict == TB_TRAILER_GOOD; /* if not, its sender gave up: the reason follows */
+    if (arrival->checksum && good && trailer->crc != arrival->crc && !transfer->failing) {
+        char message[160];
+        snprintf(message, sizeof message, "bucket %u of stage %u from rank %d: CRC-32C is %08x, not %08x",
+                 arrival->header.sequence, arrival->header.stage, rank, arrival->crc, trailer->crc);
+        tb_round_fail(transfer, TB_ECHECKSUM, transfer->session->options.rank, 0, message);
+    }
+    if (good && !transfer->failing) {
+        take_bucket(transfer, arrival->bucket, arrival->slot);
     }
     tb_round_release(transfer);
 }

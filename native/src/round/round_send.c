@@ -57,7 +57,7 @@ bool tb_round_claim(tb_peer *peer, tb_frame *frame) {
     transfer->buckets[bucket] = TB_BUCKET_MOVING;
     transfer->channels[transfer->program.buckets[bucket].channel].done++;
     transfer->active++;
-    frame->transfer = transfer;
+    frame->stream = &transfer->stream;
     frame->bucket = bucket;
     frame->checksum = (transfer->flags & TB_TRANSFER_CHECKSUM) != 0;
     frame->payload = transfer->program.buckets[bucket].bytes;
@@ -76,7 +76,8 @@ bool tb_round_claim(tb_peer *peer, tb_frame *frame) {
     return true;
 }
 
-void tb_round_sent(tb_transfer *transfer, uint32_t bucket) {
+void tb_round_sent(tb_stream *stream, uint32_t bucket) {
+    tb_transfer *transfer = tb_transfer_of(stream);
     if (!transfer->failing) {
         tb_folds_read(transfer, bucket);
         tb_round_bucket_done(transfer, bucket);

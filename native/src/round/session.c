@@ -18,87 +18,11 @@
 #include "carriers/nccl/nccl_rounds.h"
 #include "round/round.h"
 
-enum { MOST_RANKS = 1 << 20, MOST_FAULTS = 256 };
+enum { MOST_RANKS = 1 << 20 };
 /* An orderly end waits this long for peers to read it. */
 #define FAREWELL_NS 500000000ull
 
-/* ---- events -------------------------------------------------------------------------------------------- */
-
-void tb_session_event_reserved(tb_session *session, const tb_event *event, tb_event_node **reserved) {
-    tb_event_node *node = *reserved;
-    bool first = session->events == NULL;
-    /* Who closes waits for one event more, and for no other. */
-    if ((session->closing && event->kind != TB_EVENT_ENDED) || node == NULL) {
-        return;
-    }
-    *reserved = NULL;
-    node->next = NULL;
-    node->event = *event;
-    *session->events_end = node;
-    session->events_end = &node->next;
-    if (first) {
-        /* The pipe is empty, or holds a byte that was not read yet; both will be seen. */
-        ssize_t written = write(session->event_write, "", 1);
-        (void)written;
-    }
-}
-
-bool tb_session_event(tb_session *session, const tb_event *event) {
-    tb_event_node *node = malloc(sizeof *node);
-    bool made = node != NULL;
-    tb_session_event_reserved(session, event, &node);
-    bool taken = made && node == NULL;
-    free(node);
-    return taken;
-}
-
-/* Strangers cause them, as many as they like: those that nobody takes are not kept for ever. */
-void tb_session_fault(tb_session *session, const tb_error *error) {
-    tb_event event = {.kind = TB_EVENT_FAULT, .error = *error};
-    if (session->fault_count < MOST_FAULTS && tb_session_event(session, &event)) {
-        session->fault_count++;
-    }
-}
-
-static void next_event(tb_session *session, tb_event *event) {
-    tb_event_node *node = session->events;
-    if (node == NULL) {
-        memset(event, 0, sizeof *event);
-        return;
-    }
-    *event = node->event;
-    session->fault_count -= event->kind == TB_EVENT_FAULT;
-    session->events = node->next;
-    if (session->events == NULL) {
-        session->events_end = &session->events;
-        char bytes[8];
-        ssize_t drained = read(session->event_read, bytes, sizeof bytes);
-        (void)drained; /* whoever watches the pipe may have been faster */
-    }
-    free(node);
-}
-
 /* ---- opening ------------------------------------------------------------------------------------------- */
-
-void tb_session_timer(tb_session *session, uint64_t at) {
-    if (at < session->next_timer) {
-        session->next_timer = at;
-        tb_thread_wake(&session->threads[0]);
-    }
-}
-
-tb_peer *tb_session_peer(tb_session *session, int32_t rank) {
-    tb_peer *peer = session->peers[rank];
-    if (peer == NULL) {
-        peer = calloc(1, sizeof *peer);
-        if (peer != NULL) {
-            peer->session = session;
-            peer->rank = rank;
-            session->peers[rank] = peer;
-        }
-    }
-    return peer;
-}
 
 static int32_t check_options(const tb_session_options *options, tb_error *err) {
     if (options->struct_bytes != sizeof *options) {
@@ -109,8 +33,8 @@ static int32_t check_options(const tb_session_options *options, tb_error *err) {
         || options->rank >= options->world) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "rank %d of %d", options->rank, options->world);
     }
-    if (options->io_threads < 1 || options->io_threads > 16) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u threads, not 1 to 16", options->io_threads);
+    if (options->io_threads < 1 || options->io_threads > TB_LOOPS) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u threads, not 1 to %d", options->io_threads, TB_LOOPS);
     }
     if (options->kind > TB_BACKEND_TCP) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "no transport %u", options->kind);
@@ -136,76 +60,33 @@ static void free_session(tb_session *session) {
         tb_transfer_free(transfer);
         transfer = next;
     }
-    for (int32_t rank = 0; session->peers != NULL && rank < session->options.world; rank++) {
-        if (session->peers[rank] != NULL) {
-            tb_peer_free(session->peers[rank]);
-        }
-    }
     tb_nccl_free(session);
-    while (session->events != NULL) {
-        tb_event_node *node = session->events;
-        session->events = node->next;
-        free(node);
-    }
-    if (session->event_read >= 0) {
-        close(session->event_read);
-        close(session->event_write);
-    }
+    tb_net_free(&session->net);
     tb_threads_free(session);
-    session->backend->free(session);
     if (session->device != NULL) {
         tb_device_close(session->device, session->options.quiesce_ms);
     }
     tb_book_free(session->book);
-    free(session->peers);
     free(session->regions);
     pthread_cond_destroy(&session->thread_ended);
-    pthread_mutex_destroy(&session->lock);
     free(session);
 }
 
 /* The session's memory and its pipe; *event_fd is the caller's end. */
-static int32_t make_session(const tb_session_options *options, tb_session **made, int32_t *event_fd,
-                            tb_error *err) {
-    int32_t code = TB_OK;
-    int ends[2] = {-1, -1};
+static int32_t make_session(const tb_session_options *options, tb_session **made, int32_t *event_fd, tb_error *err) {
     tb_session *session = calloc(1, sizeof *session);
     if (session == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a session");
     }
+    const tb_backend *backend = options->kind == TB_BACKEND_TCP ? &tb_backend_tcp : &tb_backend_memory;
     tb_cond_init(&session->thread_ended);
-    pthread_mutex_init(&session->lock, NULL);
-    session->options = *options;
-    session->backend = options->kind == TB_BACKEND_TCP ? &tb_backend_tcp : &tb_backend_memory;
-    session->events_end = &session->events;
-    session->event_read = -1;
-    session->listen_fd = -1;
-    session->spare_fd = -1;
-    session->next_timer = UINT64_MAX;
-    session->peers = calloc((size_t)options->world, sizeof(tb_peer *));
-    if (session->peers == NULL) {
-        code = tb_fail(err, TB_ENO_MEMORY, -1, 0, "a session of %d ranks", options->world);
-        goto fail;
-    }
-    if (getrandom(&session->incarnation, sizeof session->incarnation, 0) != sizeof session->incarnation
-        || pipe2(ends, O_NONBLOCK | O_CLOEXEC) != 0) {
-        code = tb_fail(err, TB_ESYSTEM, -1, errno, "the session's pipe");
-        goto fail;
-    }
-    session->event_write = ends[1];
-    session->event_read = fcntl(ends[0], F_DUPFD_CLOEXEC, 0);
-    if (session->event_read < 0) {
-        code = tb_fail(err, TB_ESYSTEM, -1, errno, "the session's pipe");
-        close(ends[0]);
-        close(ends[1]);
-        goto fail;
+    int32_t code = tb_net_init(&session->net, options, backend, &tb_round_peers, event_fd, err);
+    if (code != TB_OK) {
+        free_session(session);
+        return code;
     }
     *made = session;
-    *event_fd = ends[0];
     return TB_OK;
-fail:
-    free_session(session);
-    return code;
 }
 
 static int32_t open_device(tb_session *session, tb_error *err) {
@@ -233,12 +114,15 @@ int32_t tb_session_open(const tb_session_options *options, uint64_t *handle, int
         code = open_device(session, err);
     }
     if (code == TB_OK) {
+        code = tb_threads_make(session, err);
+    }
+    if (code == TB_OK) {
         code = tb_threads_start(session, err);
     }
     if (code != TB_OK) {
         goto no_threads;
     }
-    code = session->backend->open(session, err);
+    code = session->backend->open(&session->net, err);
     if (code != TB_OK) {
         goto no_backend;
     }
@@ -247,7 +131,7 @@ int32_t tb_session_open(const tb_session_options *options, uint64_t *handle, int
         tb_own_add(session);
         return TB_OK;
     }
-    session->backend->close(session);
+    session->backend->close(&session->net);
 no_backend:
     tb_threads_join(session, UINT64_MAX);
 no_threads:
@@ -291,8 +175,8 @@ static void say_farewell(tb_session *session) {
         peer->retry_at = 0;
         tb_peer_say(peer, &(tb_wire_header){.kind = TB_FRAME_BYE}, NULL);
     }
-    for (uint32_t i = 0; i < session->thread_count; i++) {
-        for (tb_conn *conn = session->threads[i].conns; conn != NULL; conn = conn->next) {
+    for (uint32_t i = 0; i < session->loop_count; i++) {
+        for (tb_conn *conn = session->loops[i]->conns; conn != NULL; conn = conn->next) {
             if (conn->state == TB_CONN_OPEN) {
                 tb_conn_close_orderly(conn, session->stop_at);
             } else if (conn->state != TB_CONN_CLOSING) {
@@ -306,19 +190,19 @@ void tb_session_rests(tb_session *session) {
     if (session->closing && !session->farewell) {
         say_farewell(session);
     }
-    for (uint32_t i = 0; i < session->thread_count; i++) {
-        for (tb_conn *conn = session->threads[i].conns; conn != NULL; conn = conn->next) {
+    for (uint32_t i = 0; i < session->loop_count; i++) {
+        for (tb_conn *conn = session->loops[i]->conns; conn != NULL; conn = conn->next) {
             if (conn->doomed) {
                 tb_conn_kick(conn);
             }
         }
-        tb_thread_wake(&session->threads[i]);
+        tb_loop_wake(session->loops[i]);
     }
 }
 
 static void stop(tb_session *session) {
     uint64_t quiesce = (uint64_t)session->options.quiesce_ms * 1000000;
-    session->backend->close(session);
+    session->backend->close(&session->net);
     pthread_mutex_lock(&session->lock);
     session->closing = true;
     bool exposed = end_rounds(session);
@@ -328,8 +212,8 @@ static void stop(tb_session *session) {
         say_farewell(session);
     }
     session->stop = true;
-    for (uint32_t i = 0; i < session->thread_count; i++) {
-        tb_thread_wake(&session->threads[i]);
+    for (uint32_t i = 0; i < session->loop_count; i++) {
+        tb_loop_wake(session->loops[i]);
     }
     pthread_mutex_unlock(&session->lock);
 }
@@ -403,7 +287,7 @@ int32_t tb_session_next_event(uint64_t handle, tb_event *event, tb_error *err) {
         return TB_ECLOSED;
     }
     pthread_mutex_lock(&session->lock);
-    next_event(session, event);
+    tb_net_next_event(&session->net, event);
     pthread_mutex_unlock(&session->lock);
     tb_handle_put(handle);
     return TB_OK;

@@ -102,7 +102,7 @@ static int32_t make_member_sides(tb_transfer *transfer, tb_error *err) {
         if (member->rank == own || (!together && !exchanges)) {
             continue;
         }
-        tb_peer *peer = tb_session_peer(transfer->session, member->rank);
+        tb_peer *peer = tb_net_peer(&transfer->session->net, member->rank);
         if (peer == NULL) {
             return tb_fail(err, TB_ENO_MEMORY, -1, 0, "peer %d", member->rank);
         }
@@ -122,7 +122,7 @@ static int32_t make_sides(tb_transfer *transfer, tb_error *err) {
         if (channel->direction == TB_LOCAL) {
             continue;
         }
-        tb_peer *peer = tb_session_peer(transfer->session, (int32_t)channel->peer);
+        tb_peer *peer = tb_net_peer(&transfer->session->net, (int32_t)channel->peer);
         if (peer == NULL) {
             return tb_fail(err, TB_ENO_MEMORY, -1, 0, "peer %u", channel->peer);
         }
@@ -161,7 +161,7 @@ static void meet_peers(tb_transfer *transfer) {
         exchange->next = exchange->peer->exchanges;
         exchange->peer->exchanges = exchange;
     }
-    tb_session_timer(transfer->session, transfer->deadline);
+    tb_net_timer(&transfer->session->net, transfer->deadline);
     if (transfer->exchange_count == 0) {
         tb_transfer_check_prepared(transfer);
     }

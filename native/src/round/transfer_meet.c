@@ -103,7 +103,7 @@ static void end_prepare(tb_transfer *transfer, enum tb_transfer_state state, con
     }
     transfer->state = state;
     transfer->deadline = 0;
-    tb_session_event_reserved(transfer->session, &event, &transfer->reserved);
+    tb_net_event_reserved(&transfer->session->net, &event, &transfer->reserved);
 }
 
 void tb_transfer_fail_prepare(tb_transfer *transfer, int32_t code, int32_t rank, int os_errno, const char *message) {

@@ -1,15 +1,15 @@
+/* The life of a connection. conn.h says what needs the lock. */
 #include "wire/conn.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "round/round.h"
 
 /* Of control frames that wait: who reads that slowly has stopped, and is lost with its connection. */
 enum { MOST_CONTROL_BYTES = 64 * 1024 * 1024 };
 
-tb_conn *tb_conn_create(tb_session *session, const tb_link *link, enum tb_conn_state state) {
+tb_conn *tb_conn_create(tb_net *net, const tb_link *link, enum tb_conn_state state) {
     tb_conn *conn = calloc(1, sizeof *conn);
     if (conn != NULL) {
         conn->read_buffer = malloc(TB_READ_BYTES);
@@ -23,18 +23,18 @@ tb_conn *tb_conn_create(tb_session *session, const tb_link *link, enum tb_conn_s
         }
         return NULL;
     }
-    tb_thread *thread = &session->threads[session->next_thread++ % session->thread_count];
-    conn->session = session;
-    conn->thread = thread;
+    tb_loop *loop = net->loops[net->next_loop++ % net->loop_count];
+    conn->net = net;
+    conn->loop = loop;
     conn->link = *link;
     conn->state = state;
     conn->rank = -1;
     conn->reach = TB_IOVECS;
-    conn->next = thread->conns;
-    if (thread->conns != NULL) {
-        thread->conns->before = conn;
+    conn->next = loop->conns;
+    if (loop->conns != NULL) {
+        loop->conns->before = conn;
     }
-    thread->conns = conn;
+    loop->conns = conn;
     return conn;
 }
 
@@ -42,19 +42,19 @@ void tb_conn_kick(tb_conn *conn) {
     if (conn->runnable) {
         return;
     }
-    tb_thread *thread = conn->thread;
+    tb_loop *loop = conn->loop;
     conn->runnable = true;
     conn->next_runnable = NULL;
-    *thread->runnable_end = conn;
-    thread->runnable_end = &conn->next_runnable;
-    tb_thread_wake(thread);
+    *loop->runnable_end = conn;
+    loop->runnable_end = &conn->next_runnable;
+    tb_loop_wake(loop);
 }
 
 void tb_conn_signal(tb_conn *conn, uint8_t signals) {
-    pthread_mutex_lock(&conn->session->lock);
+    pthread_mutex_lock(&conn->net->lock);
     conn->signals |= signals;
     tb_conn_kick(conn);
-    pthread_mutex_unlock(&conn->session->lock);
+    pthread_mutex_unlock(&conn->net->lock);
 }
 
 void tb_conn_doom(tb_conn *conn) {
@@ -116,11 +116,11 @@ void tb_conn_open(tb_conn *conn, tb_peer *peer, uint32_t index) {
 /* A frame of which nothing has gone out yet is dropped; one that has begun must be filled up. */
 static void let_frame_go(tb_conn *conn, uint32_t *kept, uint32_t index, bool all) {
     tb_frame *frame = &conn->frames[index % TB_BATCH];
-    tb_transfer *transfer = frame->transfer;
-    bool stale = transfer != NULL && (all || transfer->failing);
+    tb_stream *stream = frame->stream;
+    bool stale = stream != NULL && (all || atomic_load(&stream->stop));
     if (stale) {
-        frame->transfer = NULL;
-        tb_round_release(transfer);
+        frame->stream = NULL;
+        conn->net->handler->let_go(stream);
     }
     if (!stale || frame->sent > 0) {
         uint32_t to = (conn->first_frame + (*kept)++) % TB_BATCH;
@@ -136,10 +136,10 @@ void tb_conn_let_go(tb_conn *conn, bool all) {
         let_frame_go(conn, &kept, conn->first_frame + i, all);
     }
     conn->frame_count = kept;
-    tb_transfer *transfer = conn->arrival.transfer;
-    if (transfer != NULL && (all || transfer->failing)) {
-        conn->arrival.transfer = NULL;
-        tb_round_release(transfer);
+    tb_stream *stream = conn->arrival.stream;
+    if (stream != NULL && (all || atomic_load(&stream->stop))) {
+        conn->arrival.stream = NULL;
+        conn->net->handler->let_go(stream);
     }
 }
 
@@ -150,18 +150,18 @@ void tb_conn_close_orderly(tb_conn *conn, uint64_t deadline) {
 }
 
 static void unlink_conn(tb_conn *conn) {
-    tb_thread *thread = conn->thread;
-    for (tb_conn **at = &thread->runnable; conn->runnable && *at != NULL; at = &(*at)->next_runnable) {
+    tb_loop *loop = conn->loop;
+    for (tb_conn **at = &loop->runnable; conn->runnable && *at != NULL; at = &(*at)->next_runnable) {
         if (*at == conn) {
             *at = conn->next_runnable;
-            thread->runnable_end = *at == NULL ? at : thread->runnable_end;
+            loop->runnable_end = *at == NULL ? at : loop->runnable_end;
             break;
         }
     }
     if (conn->before != NULL) {
         conn->before->next = conn->next;
     } else {
-        thread->conns = conn->next;
+        loop->conns = conn->next;
     }
     if (conn->next != NULL) {
         conn->next->before = conn->before;
@@ -169,22 +169,22 @@ static void unlink_conn(tb_conn *conn) {
 }
 
 void tb_conn_end(tb_conn *conn) {
-    tb_session *session = conn->session;
+    tb_net *net = conn->net;
     conn->link.kind->close(&conn->link); /* nobody signals it from here on */
-    pthread_mutex_lock(&session->lock);
+    pthread_mutex_lock(&net->lock);
     conn->doomed = true;
-    if (!session->closing && (conn->peer == NULL || !conn->peer->up)) {
-        session->backend->ended(conn);
+    if (!net->closing && (conn->peer == NULL || !conn->peer->up)) {
+        net->backend->ended(conn);
     }
     if (conn->peer != NULL) {
         tb_peer_lost(conn->peer, TB_EPEER_LOST, 0, "the connection ended", conn->state == TB_CONN_CLOSING);
     }
     tb_conn_let_go(conn, true);
     if (conn->handshake != NULL && conn->handshake->accepted) {
-        session->half_open--;
+        net->half_open--;
     }
     unlink_conn(conn);
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
     free(conn->handshake);
     free(conn->sending);
     free(conn->control);
@@ -194,12 +194,12 @@ void tb_conn_end(tb_conn *conn) {
 }
 
 void tb_conn_fail(tb_conn *conn, int32_t code, int os_errno, const char *message) {
-    tb_session *session = conn->session;
-    pthread_mutex_lock(&session->lock);
+    tb_net *net = conn->net;
+    pthread_mutex_lock(&net->lock);
     if (conn->peer != NULL) {
         conn->peer->left |= conn->ended;
         tb_peer_lost(conn->peer, code, os_errno, message, false);
     }
     conn->doomed = true;
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
 }

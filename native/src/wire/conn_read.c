@@ -5,7 +5,6 @@
 
 #include "wire/conn.h"
 #include "base/error.h"
-#include "round/round.h"
 
 /* Bytes after which other connections have their turn: one large call. */
 enum { READ_TURN = TB_CALL_BYTES };
@@ -17,12 +16,12 @@ static uint32_t buffered(const tb_conn *conn) {
 }
 
 static bool broken(tb_conn *conn, const tb_error *error) {
-    tb_session *session = conn->session;
-    pthread_mutex_lock(&session->lock);
+    tb_net *net = conn->net;
+    pthread_mutex_lock(&net->lock);
     tb_error fault = *error;
     fault.rank = conn->peer != NULL ? conn->peer->rank : -1;
-    tb_session_fault(session, &fault);
-    pthread_mutex_unlock(&session->lock);
+    tb_net_fault(net, &fault);
+    pthread_mutex_unlock(&net->lock);
     tb_conn_fail(conn, error->code, 0, error->message);
     return false;
 }
@@ -30,21 +29,21 @@ static bool broken(tb_conn *conn, const tb_error *error) {
 /* ---- a bucket ------------------------------------------------------------------------------------------ */
 
 static bool may_touch(const tb_arrival *arrival) {
-    return arrival->transfer != NULL && !atomic_load(&arrival->transfer->stop);
+    return arrival->stream != NULL && !atomic_load(&arrival->stream->stop);
 }
 
 static bool start_bucket(tb_conn *conn) {
     tb_arrival *arrival = &conn->arrival;
-    tb_session *session = conn->session;
+    tb_net *net = conn->net;
     tb_error error;
     int32_t code = TB_OK;
-    pthread_mutex_lock(&session->lock);
-    arrival->transfer = NULL;
-    tb_exchange *exchange = conn->peer != NULL ? tb_peer_exchange(conn->peer, arrival->header.transfer) : NULL;
-    if (exchange != NULL) {
-        code = tb_round_arrive(exchange, arrival, &error);
+    pthread_mutex_lock(&net->lock);
+    arrival->stream = NULL;
+    arrival->crc = 0;
+    if (conn->peer != NULL) {
+        code = net->handler->arrive(conn->peer, arrival, &error);
     }
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
     arrival->left = arrival->header.body_bytes;
     arrival->state = arrival->left > 0 ? TB_READ_PAYLOAD : TB_READ_TRAILER;
     return code == TB_OK || broken(conn, &error);
@@ -55,8 +54,8 @@ static void count_received(tb_arrival *arrival, uint64_t bytes) {
     if (arrival->left == 0) {
         arrival->state = TB_READ_TRAILER;
     }
-    if (arrival->transfer != NULL) {
-        atomic_fetch_add_explicit(&arrival->transfer->bytes_received, bytes, memory_order_relaxed);
+    if (arrival->stream != NULL) {
+        atomic_fetch_add_explicit(&arrival->stream->bytes_received, bytes, memory_order_relaxed);
     }
 }
 
@@ -72,28 +71,16 @@ static void put(tb_arrival *arrival, const uint8_t *bytes, uint64_t count) {
 
 static void finish_bucket(tb_conn *conn, const tb_wire_trailer *trailer) {
     tb_arrival *arrival = &conn->arrival;
-    tb_session *session = conn->session;
+    tb_net *net = conn->net;
     arrival->state = TB_READ_HEADER;
-    if (arrival->transfer == NULL) {
+    if (arrival->stream == NULL) {
         return;
     }
-    pthread_mutex_lock(&session->lock);
-    tb_transfer *transfer = arrival->transfer;
-    arrival->transfer = NULL;
-    if (arrival->checksum && trailer->verdict == TB_TRAILER_GOOD && trailer->crc != arrival->crc
-        && !transfer->failing) {
-        char message[160];
-        snprintf(message, sizeof message, "bucket %u of stage %u from rank %d: CRC-32C is %08x, not %08x",
-                 arrival->header.sequence, arrival->header.stage, conn->peer != NULL ? conn->peer->rank : -1,
-                 arrival->crc, trailer->crc);
-        tb_round_fail(transfer, TB_ECHECKSUM, session->options.rank, 0, message);
-    }
-    if (trailer->verdict == TB_TRAILER_GOOD) {
-        tb_round_arrived(transfer, arrival->bucket, arrival->slot);
-    } else {
-        tb_round_release(transfer); /* its sender gave up: the reason follows */
-    }
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_lock(&net->lock);
+    tb_stream *stream = arrival->stream;
+    arrival->stream = NULL;
+    net->handler->arrived(stream, arrival, trailer, conn->peer != NULL ? conn->peer->rank : -1);
+    pthread_mutex_unlock(&net->lock);
 }
 
 /* ---- frames out of the buffer -------------------------------------------------------------------------- */
@@ -113,13 +100,13 @@ static bool check_header(tb_conn *conn, const tb_wire_header *header) {
 }
 
 static bool take_control(tb_conn *conn) {
-    tb_session *session = conn->session;
+    tb_net *net = conn->net;
     tb_error error;
     const tb_wire_header *header = &conn->arrival.header;
     const uint8_t *body = conn->read_buffer + conn->read_begin;
-    pthread_mutex_lock(&session->lock);
+    pthread_mutex_lock(&net->lock);
     int32_t code = tb_peer_on_frame(conn, header, body, &error);
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
     conn->read_begin += (uint32_t)header->body_bytes;
     conn->arrival.state = TB_READ_HEADER;
     return code == TB_OK ? !conn->doomed : broken(conn, &error);
@@ -195,23 +182,23 @@ static void plan_bounce(tb_conn *conn, read_plan *plan) {
     }
     /* A bucket of stage 0 has a slot that it has not taken; others share what was announced. */
     if (arrival->header.stage > 0) {
-        plan->bounced = tb_staging_reserve(&arrival->transfer->staging, 1, plan->bounced, true);
+        plan->bounced = tb_staging_reserve(&arrival->stream->staging, 1, plan->bounced, true);
         plan->reserved = plan->bounced;
     }
     plan->staged = plan->bounced;
-    tb_staging_add(&arrival->transfer->staging, plan->staged);
+    tb_staging_add(&arrival->stream->staging, plan->staged);
 }
 
-static void give_bounce(tb_transfer *transfer, const read_plan *plan) {
+static void give_bounce(tb_stream *stream, const read_plan *plan) {
     if (plan->staged > 0) {
-        tb_staging_remove(&transfer->staging, plan->staged);
-        tb_staging_unreserve(&transfer->staging, 1, plan->reserved);
+        tb_staging_remove(&stream->staging, plan->staged);
+        tb_staging_unreserve(&stream->staging, 1, plan->reserved);
     }
 }
 
 static void plan_read(tb_conn *conn, read_plan *plan) {
     tb_arrival *arrival = &conn->arrival;
-    struct iovec *iov = conn->thread->iov;
+    struct iovec *iov = conn->loop->iov;
     memset(plan, 0, offsetof(read_plan, after));
     if (arrival->state == TB_READ_PAYLOAD) {
         bool bounce = true;
@@ -219,13 +206,13 @@ static void plan_read(tb_conn *conn, read_plan *plan) {
             plan->after = arrival->flow;
             int max = (int)conn->reach < TB_IOVECS - 3 ? (int)conn->reach : TB_IOVECS - 3;
             plan->count =
-                tb_flow_scatter(&plan->after, iov, max, conn->thread->sink, TB_CALL_BYTES, &plan->direct);
+                tb_flow_scatter(&plan->after, iov, max, conn->loop->sink, TB_CALL_BYTES, &plan->direct);
             bounce = plan->after.left > 0 && plan->after.mode != TB_FLOW_RUNS;
         }
         plan->direct_count = plan->count;
         if (bounce) {
             plan_bounce(conn, plan);
-            iov[plan->count++] = (struct iovec){conn->thread->bounce, plan->bounced};
+            iov[plan->count++] = (struct iovec){conn->loop->bounce, plan->bounced};
         }
     }
     if (arrival->state != TB_READ_PAYLOAD || plan->direct + plan->bounced == arrival->left) {
@@ -252,7 +239,7 @@ static void accept_direct(tb_conn *conn, read_plan *plan, uint64_t bytes) {
         return;
     }
     if (arrival->checksum) {
-        check_direct(arrival, conn->thread->iov, plan->direct_count, direct);
+        check_direct(arrival, conn->loop->iov, plan->direct_count, direct);
     }
     if (direct == plan->direct) {
         arrival->flow = plan->after;
@@ -281,7 +268,7 @@ static void accept_bytes(tb_conn *conn, read_plan *plan, uint64_t got) {
     got -= got < plan->direct ? got : plan->direct;
     uint64_t bounced = got < plan->bounced ? got : plan->bounced;
     if (bounced > 0) {
-        put(arrival, conn->thread->bounce, bounced);
+        put(arrival, conn->loop->bounce, bounced);
     }
     conn->read_end += (uint32_t)(got - bounced);
 }
@@ -313,13 +300,13 @@ static uint64_t read_once(tb_conn *conn) {
         conn->read_begin = 0;
     }
     plan_read(conn, &plan);
-    tb_transfer *transfer = conn->arrival.transfer;
-    ssize_t got = conn->link.kind->readv(&conn->link, conn->thread->iov, plan.count);
+    tb_stream *stream = conn->arrival.stream;
+    ssize_t got = conn->link.kind->readv(&conn->link, conn->loop->iov, plan.count);
     if (got > 0) {
         conn->readable = (uint64_t)got == plan.direct + plan.bounced + plan.ahead || conn->hung_up;
         accept_bytes(conn, &plan, (uint64_t)got);
     }
-    give_bounce(transfer, &plan);
+    give_bounce(stream, &plan);
     if (got <= 0) {
         link_ended(conn, got);
         return 0;
@@ -330,7 +317,7 @@ static uint64_t read_once(tb_conn *conn) {
 /* Of a connection that ends in order, only its end is still of interest. */
 static void drain(tb_conn *conn) {
     while (conn->readable && !conn->doomed) {
-        struct iovec iov = {conn->thread->bounce, TB_BOUNCE_BYTES};
+        struct iovec iov = {conn->loop->bounce, TB_BOUNCE_BYTES};
         ssize_t got = conn->link.kind->readv(&conn->link, &iov, 1);
         if (got <= 0) {
             link_ended(conn, got);

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "wire/conn.h"
-#include "round/round.h"
 
 /* Bytes after which other connections have their turn: one large call. */
 enum { WRITE_TURN = TB_CALL_BYTES };
@@ -52,7 +51,7 @@ static void take_work(tb_conn *conn) {
         waiting += frame_bytes(frame_at(conn, i)) - frame_at(conn, i)->sent;
     }
     while (conn->state == TB_CONN_OPEN && conn->peer != NULL && conn->frame_count < TB_BATCH
-           && waiting < BATCH_BYTES && tb_round_claim(conn->peer, frame_at(conn, conn->frame_count))) {
+           && waiting < BATCH_BYTES && conn->net->handler->claim(conn->peer, frame_at(conn, conn->frame_count))) {
         waiting += frame_bytes(frame_at(conn, conn->frame_count++));
     }
 }
@@ -96,19 +95,19 @@ static uint32_t check_offered(const tb_gather *gather, int first, uint64_t befor
 }
 
 static uint64_t offer_from_memory(tb_frame *frame, tb_gather *gather, bool first_frame) {
-    tb_transfer *transfer = frame->transfer;
+    tb_stream *stream = frame->stream;
     uint64_t left = frame->flow.left;
     uint64_t may_pack = left < PACK_BYTES ? left : PACK_BYTES;
-    uint64_t taken = tb_staging_reserve(&transfer->staging, 0, may_pack, first_frame);
+    uint64_t taken = tb_staging_reserve(&stream->staging, 0, may_pack, first_frame);
     int first = gather->count > 0 ? gather->count - 1 : 0; /* packed bytes may be added to the last iovec */
     uint64_t before = gather->count > 0 ? gather->iov[first].iov_len : 0;
     gather->may_pack = taken;
     frame->next = frame->flow;
     uint64_t offered = tb_flow_gather(&frame->next, gather);
     frame->packed = taken - gather->may_pack;
-    tb_staging_unreserve(&transfer->staging, 0, gather->may_pack);
+    tb_staging_unreserve(&stream->staging, 0, gather->may_pack);
     if (frame->packed > 0) {
-        tb_staging_add(&transfer->staging, frame->packed);
+        tb_staging_add(&stream->staging, frame->packed);
     }
     if (frame->checksum) {
         frame->next_crc = check_offered(gather, first, before, offered, frame->crc);
@@ -119,7 +118,7 @@ static uint64_t offer_from_memory(tb_frame *frame, tb_gather *gather, bool first
 static void offer_trailer(tb_frame *frame, tb_gather *gather) {
     uint64_t at =
         frame->sent > TB_HEADER_BYTES + frame->payload ? frame->sent - TB_HEADER_BYTES - frame->payload : 0;
-    bool good = frame->transfer != NULL || frame->good;
+    bool good = frame->stream != NULL || frame->good;
     tb_wire_trailer trailer = {
         .verdict = good ? TB_TRAILER_GOOD : TB_TRAILER_VOID,
         .crc = frame->checksum && good ? frame->next_crc : 0,
@@ -138,7 +137,7 @@ static bool offer_frame(tb_frame *frame, tb_gather *gather, bool first_frame) {
         uint64_t left = passed < frame->payload ? frame->payload - passed : 0;
         uint64_t offered = 0;
         if (left > 0) {
-            offered = frame->transfer == NULL ? offer_zeros(gather, left)
+            offered = frame->stream == NULL ? offer_zeros(gather, left)
                                            : offer_from_memory(frame, gather, first_frame);
         } else {
             frame->next_crc = frame->crc;
@@ -162,9 +161,9 @@ static void offer_control(tb_conn *conn, write_plan *plan) {
 
 static void plan_write(tb_conn *conn, write_plan *plan) {
     *plan = (write_plan){
-        .gather = {.iov = conn->thread->iov,
+        .gather = {.iov = conn->loop->iov,
                    .max = TB_IOVECS,
-                   .bounce = conn->thread->bounce,
+                   .bounce = conn->loop->bounce,
                    .size = TB_BOUNCE_BYTES,
                    .limit = TB_CALL_BYTES},
     };
@@ -187,13 +186,13 @@ static void plan_write(tb_conn *conn, write_plan *plan) {
 static void accept_frame(tb_frame *frame, uint64_t bytes) {
     uint64_t begin = frame->sent;
     frame->sent += bytes;
-    tb_transfer *transfer = frame->transfer;
-    if (transfer == NULL) {
+    tb_stream *stream = frame->stream;
+    if (stream == NULL) {
         return;
     }
     if (frame->packed > 0) {
-        tb_staging_remove(&transfer->staging, frame->packed);
-        tb_staging_unreserve(&transfer->staging, 0, frame->packed);
+        tb_staging_remove(&stream->staging, frame->packed);
+        tb_staging_unreserve(&stream->staging, 0, frame->packed);
     }
     frame->good = frame->sent > TB_HEADER_BYTES + frame->payload;
     uint64_t from = begin > TB_HEADER_BYTES ? begin - TB_HEADER_BYTES : 0;
@@ -211,7 +210,7 @@ static void accept_frame(tb_frame *frame, uint64_t bytes) {
     } else {
         tb_flow_skip(&frame->flow, to - from);
     }
-    atomic_fetch_add_explicit(&transfer->bytes_sent, to - from, memory_order_relaxed);
+    atomic_fetch_add_explicit(&stream->bytes_sent, to - from, memory_order_relaxed);
 }
 
 static void accept_bytes(tb_conn *conn, write_plan *plan, uint64_t taken) {
@@ -234,12 +233,12 @@ static void accept_bytes(tb_conn *conn, write_plan *plan, uint64_t taken) {
 static void retire_frames(tb_conn *conn) {
     while (conn->frame_count > 0 && frame_at(conn, 0)->sent == frame_bytes(frame_at(conn, 0))) {
         tb_frame *frame = frame_at(conn, 0);
-        tb_transfer *transfer = frame->transfer;
+        tb_stream *stream = frame->stream;
         uint32_t bucket = frame->bucket;
         conn->first_frame = (conn->first_frame + 1) % TB_BATCH;
         conn->frame_count--;
-        if (transfer != NULL) {
-            tb_round_sent(transfer, bucket);
+        if (stream != NULL) {
+            conn->net->handler->sent(stream, bucket);
         }
     }
 }
@@ -252,18 +251,18 @@ static bool prepare_write(tb_conn *conn) {
 }
 
 bool tb_conn_write(tb_conn *conn) {
-    tb_session *session = conn->session;
+    tb_net *net = conn->net;
     uint64_t bytes = 0;
     while (conn->writable && !conn->doomed && bytes < WRITE_TURN) {
-        pthread_mutex_lock(&session->lock);
+        pthread_mutex_lock(&net->lock);
         bool work = prepare_write(conn);
-        pthread_mutex_unlock(&session->lock);
+        pthread_mutex_unlock(&net->lock);
         if (!work) {
             return false;
         }
         write_plan plan;
         plan_write(conn, &plan);
-        ssize_t taken = conn->link.kind->writev(&conn->link, conn->thread->iov, plan.gather.count);
+        ssize_t taken = conn->link.kind->writev(&conn->link, conn->loop->iov, plan.gather.count);
         accept_bytes(conn, &plan, taken > 0 ? (uint64_t)taken : 0);
         if (taken < 0 && taken != -EAGAIN && taken != -EINTR) {
             conn->ended = taken == -ECONNRESET || taken == -EPIPE;
@@ -272,9 +271,9 @@ bool tb_conn_write(tb_conn *conn) {
         }
         conn->writable = taken == -EINTR || (taken > 0 && (uint64_t)taken == plan.gather.bytes);
         bytes += taken > 0 ? (uint64_t)taken : 0;
-        pthread_mutex_lock(&session->lock);
+        pthread_mutex_lock(&net->lock);
         retire_frames(conn);
-        pthread_mutex_unlock(&session->lock);
+        pthread_mutex_unlock(&net->lock);
     }
     return conn->writable && !conn->doomed;
 }

@@ -11,14 +11,14 @@
 /* An end of a link that waits for its session to take it. */
 typedef struct offer {
     struct offer *next;
-    tb_session *to;
+    tb_net *to;
     int32_t from;
     tb_link link;
 } offer;
 
 typedef struct member {
     struct member *next;
-    tb_session *session;
+    tb_net *net;
 } member;
 
 /* The lock is taken before that of a session, never after it. */
@@ -63,61 +63,61 @@ int32_t tb_hub_destroy(uint64_t handle, tb_error *err) {
     return TB_OK;
 }
 
-static void call_session(tb_session *session) {
-    pthread_mutex_lock(&session->lock);
-    session->accept_pending = true;
-    tb_thread_wake(&session->threads[0]);
-    pthread_mutex_unlock(&session->lock);
+static void call_net(tb_net *net) {
+    pthread_mutex_lock(&net->lock);
+    net->accept_pending = true;
+    tb_loop_wake(net->loops[0]);
+    pthread_mutex_unlock(&net->lock);
 }
 
 static member *find_rank(struct tb_hub *hub, int32_t rank) {
     member *at = hub->members;
-    while (at != NULL && at->session->options.rank != rank) {
+    while (at != NULL && at->net->options.rank != rank) {
         at = at->next;
     }
     return at;
 }
 
-static int32_t join_hub(struct tb_hub *hub, tb_session *session, tb_error *err) {
+static int32_t join_hub(struct tb_hub *hub, tb_net *net, tb_error *err) {
     member *new = malloc(sizeof *new);
     if (new == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a member of a hub");
     }
     pthread_mutex_lock(&hub->lock);
-    if (find_rank(hub, session->options.rank) != NULL) {
+    if (find_rank(hub, net->options.rank) != NULL) {
         pthread_mutex_unlock(&hub->lock);
         free(new);
         return tb_fail(err, TB_EADDRESS_IN_USE, -1, 0, "rank %d of this hub is open already",
-                       session->options.rank);
+                       net->options.rank);
     }
     for (member *at = hub->members; at != NULL; at = at->next) {
-        call_session(at->session); /* who waits for this rank can connect now */
+        call_net(at->net); /* who waits for this rank can connect now */
     }
-    new->session = session;
+    new->net = net;
     new->next = hub->members;
     hub->members = new;
     hub->users++;
-    session->hub = hub;
+    net->hub = hub;
     pthread_mutex_unlock(&hub->lock);
     return TB_OK;
 }
 
-static int32_t memory_open(tb_session *session, tb_error *err) {
-    uint64_t handle = session->options.hub;
+static int32_t memory_open(tb_net *net, tb_error *err) {
+    uint64_t handle = net->options.hub;
     struct tb_hub *hub = tb_handle_get(TB_HANDLE_HUB, handle, err);
     if (hub == NULL) {
         return TB_ECLOSED;
     }
-    int32_t code = join_hub(hub, session, err);
+    int32_t code = join_hub(hub, net, err);
     tb_handle_put(handle);
     return code;
 }
 
-static void memory_close(tb_session *session) {
-    struct tb_hub *hub = session->hub;
+static void memory_close(tb_net *net) {
+    struct tb_hub *hub = net->hub;
     pthread_mutex_lock(&hub->lock);
     for (member **at = &hub->members; *at != NULL; at = &(*at)->next) {
-        if ((*at)->session == session) {
+        if ((*at)->net == net) {
             member *gone = *at;
             *at = gone->next;
             free(gone);
@@ -126,7 +126,7 @@ static void memory_close(tb_session *session) {
     }
     for (offer **at = &hub->offers; *at != NULL;) {
         offer *made = *at;
-        if (made->to == session) {
+        if (made->to == net) {
             *at = made->next;
             made->link.kind->close(&made->link);
             free(made);
@@ -138,31 +138,31 @@ static void memory_close(tb_session *session) {
 }
 
 /* A thread of the session may be in the hub until it has ended. */
-static void memory_free(tb_session *session) {
-    if (session->hub != NULL) {
-        let_hub_go(session->hub);
+static void memory_free(tb_net *net) {
+    if (net->hub != NULL) {
+        let_hub_go(net->hub);
     }
 }
 
 /* The lower rank connects. */
-static void memory_connect(tb_session *session, tb_peer *peer) {
-    if (session->options.rank < peer->rank) {
-        session->accept_pending = true;
-        tb_thread_wake(&session->threads[0]);
+static void memory_connect(tb_net *net, tb_peer *peer) {
+    if (net->options.rank < peer->rank) {
+        net->accept_pending = true;
+        tb_loop_wake(net->loops[0]);
     }
 }
 
 /* A connection with that rank over this link, which its thread opens. The hub's lock is held. */
-static void make_conn(tb_session *session, tb_link *link, int32_t rank) {
-    pthread_mutex_lock(&session->lock);
-    tb_conn *conn = session->closing ? NULL : tb_conn_create(session, link, TB_CONN_CONNECTING);
+static void make_conn(tb_net *net, tb_link *link, int32_t rank) {
+    pthread_mutex_lock(&net->lock);
+    tb_conn *conn = net->closing ? NULL : tb_conn_create(net, link, TB_CONN_CONNECTING);
     if (conn != NULL) {
         conn->rank = rank;
         conn->readable = true;
         conn->writable = true;
         tb_conn_kick(conn);
     }
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
     if (conn == NULL) {
         link->kind->close(link);
     }
@@ -173,79 +173,79 @@ static bool same_job(const tb_session_options *a, const tb_session_options *b) {
            && memcmp(a->name_space, b->name_space, sizeof a->name_space) == 0;
 }
 
-static void offer_link(struct tb_hub *hub, tb_session *session, tb_session *other) {
+static void offer_link(struct tb_hub *hub, tb_net *net, tb_net *other) {
     tb_link ends[2];
     offer *made = malloc(sizeof *made);
     if (made == NULL || !tb_pipe_create(ends)) {
         free(made); /* the prepare that wants it ends at its deadline */
         return;
     }
-    *made = (offer){hub->offers, other, session->options.rank, ends[1]};
+    *made = (offer){hub->offers, other, net->options.rank, ends[1]};
     hub->offers = made;
-    make_conn(session, &ends[0], other->options.rank);
-    call_session(other);
+    make_conn(net, &ends[0], other->options.rank);
+    call_net(other);
 }
 
 /* The next rank from `from` on that this session is to connect with; marked as being connected. */
-static int32_t next_wanted(tb_session *session, int32_t from) {
-    int32_t rank = from > session->options.rank ? from : session->options.rank + 1;
-    pthread_mutex_lock(&session->lock);
-    for (; rank < session->options.world; rank++) {
-        tb_peer *peer = session->peers[rank];
-        if (peer != NULL && peer->exchanges != NULL && !peer->up && !peer->connecting) {
+static int32_t next_wanted(tb_net *net, int32_t from) {
+    int32_t rank = from > net->options.rank ? from : net->options.rank + 1;
+    pthread_mutex_lock(&net->lock);
+    for (; rank < net->options.world; rank++) {
+        tb_peer *peer = net->peers[rank];
+        if (peer != NULL && net->handler->wanted(peer) && !peer->up && !peer->connecting) {
             break;
         }
     }
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
     return rank;
 }
 
-static void connect_wanted(struct tb_hub *hub, tb_session *session) {
-    for (int32_t rank = next_wanted(session, 0); rank < session->options.world;
-         rank = next_wanted(session, rank + 1)) {
+static void connect_wanted(struct tb_hub *hub, tb_net *net) {
+    for (int32_t rank = next_wanted(net, 0); rank < net->options.world;
+         rank = next_wanted(net, rank + 1)) {
         member *other = find_rank(hub, rank);
         if (other == NULL) {
             continue; /* it will call when it is there */
         }
-        bool same = same_job(&session->options, &other->session->options);
-        pthread_mutex_lock(&session->lock);
+        bool same = same_job(&net->options, &other->net->options);
+        pthread_mutex_lock(&net->lock);
         if (same) {
-            session->peers[rank]->connecting = true;
+            net->peers[rank]->connecting = true;
         } else {
             char message[96];
             snprintf(message, sizeof message, "rank %d is of another namespace, generation or world", rank);
-            tb_peer_unreachable(session->peers[rank], TB_EAUTH, 0, message);
+            net->handler->unreachable(net->peers[rank], TB_EAUTH, 0, message);
         }
-        pthread_mutex_unlock(&session->lock);
+        pthread_mutex_unlock(&net->lock);
         if (same) {
-            offer_link(hub, session, other->session);
+            offer_link(hub, net, other->net);
         }
     }
 }
 
-static void memory_accept(tb_session *session) {
-    struct tb_hub *hub = session->hub;
+static void memory_accept(tb_net *net) {
+    struct tb_hub *hub = net->hub;
     pthread_mutex_lock(&hub->lock);
     for (offer **at = &hub->offers; *at != NULL;) {
         offer *made = *at;
-        if (made->to == session) {
+        if (made->to == net) {
             *at = made->next;
-            make_conn(session, &made->link, made->from);
+            make_conn(net, &made->link, made->from);
             free(made);
         } else {
             at = &made->next;
         }
     }
-    connect_wanted(hub, session);
+    connect_wanted(hub, net);
     pthread_mutex_unlock(&hub->lock);
 }
 
 /* In its own thread: so the pipe can tell it of bytes from the first one on, and nobody ends it meanwhile. */
 static void memory_establish(tb_conn *conn) {
-    tb_session *session = conn->session;
+    tb_net *net = conn->net;
     tb_pipe_attach(&conn->link, conn);
-    pthread_mutex_lock(&session->lock);
-    tb_peer *peer = session->closing ? NULL : tb_session_peer(session, conn->rank);
+    pthread_mutex_lock(&net->lock);
+    tb_peer *peer = net->closing ? NULL : tb_net_peer(net, conn->rank);
     if (peer != NULL && peer->up) {
         tb_peer_lost(peer, TB_EPEER_LOST, 0, "it came back as another one", true);
     }
@@ -255,7 +255,7 @@ static void memory_establish(tb_conn *conn) {
     } else {
         conn->doomed = true;
     }
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
 }
 
 /* A link of memory is there or not; nothing ends between. */

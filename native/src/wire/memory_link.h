@@ -2,7 +2,7 @@
 #ifndef TB_MEMORY_LINK_H
 #define TB_MEMORY_LINK_H
 
-#include "round/engine.h"
+#include "wire/net.h"
 
 typedef struct tb_pipe tb_pipe;
 

@@ -9,7 +9,6 @@
 
 #include "base/error.h"
 #include "base/handle.h"
-#include "round/round.h"
 #include "wire/tcp.h"
 
 /* A port that refuses may be about to be opened; after this long nobody will. */
@@ -18,20 +17,15 @@
 enum { DOUBLINGS = 5 };
 
 static bool is_wanted(const tb_peer *peer) {
-    for (const tb_exchange *exchange = peer->exchanges; exchange != NULL; exchange = exchange->next) {
-        if (exchange->transfer->state == TB_TRANSFER_PREPARING && !exchange->told) {
-            return true;
-        }
-    }
-    return false;
+    return peer->net->handler->wanted(peer);
 }
 
-static int start_connection(tb_session *session, tb_peer *peer, uint32_t index) {
+static int start_connection(tb_net *net, tb_peer *peer, uint32_t index) {
     int fd = socket(peer->address->at.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) {
         return errno;
     }
-    int error = tb_tcp_configure(session, fd);
+    int error = tb_tcp_configure(net, fd);
     if (error == 0 && connect(fd, (struct sockaddr *)&peer->address->at, peer->address->length) != 0
         && errno != EINPROGRESS) {
         error = errno;
@@ -42,14 +36,14 @@ static int start_connection(tb_session *session, tb_peer *peer, uint32_t index) 
     }
     tb_link link = tb_tcp_link(fd);
     tb_handshake *shake =
-        tb_handshake_create(session, false, peer->rank, index, session->options.connections);
-    tb_conn *conn = shake == NULL ? NULL : tb_conn_create(session, &link, TB_CONN_CONNECTING);
+        tb_handshake_create(net, false, peer->rank, index, net->options.connections);
+    tb_conn *conn = shake == NULL ? NULL : tb_conn_create(net, &link, TB_CONN_CONNECTING);
     if (conn == NULL) {
         free(shake);
         close(fd);
         return ENOMEM;
     }
-    shake->number = ++session->connection_count;
+    shake->number = ++net->connection_count;
     conn->handshake = shake;
     conn->rank = peer->rank;
     error = tb_tcp_watch(conn);
@@ -61,7 +55,7 @@ static int start_connection(tb_session *session, tb_peer *peer, uint32_t index) 
 }
 
 static void retry(tb_peer *peer, int os_errno) {
-    tb_session *session = peer->session;
+    tb_net *net = peer->net;
     uint64_t now = tb_now();
     peer->connecting = false;
     if (!is_wanted(peer)) {
@@ -70,22 +64,22 @@ static void retry(tb_peer *peer, int os_errno) {
     if (os_errno != 0 && now - peer->first_try >= PATIENCE_NS) {
         char message[64];
         snprintf(message, sizeof message, "rank %d cannot be reached", peer->rank);
-        tb_peer_unreachable(peer, TB_ECONNECT, os_errno, message);
+        net->handler->unreachable(peer, TB_ECONNECT, os_errno, message);
         return;
     }
     peer->retry_at = now + (FIRST_PAUSE_NS << (peer->tries < DOUBLINGS ? peer->tries : DOUBLINGS));
     peer->tries++;
-    tb_session_timer(session, peer->retry_at);
+    tb_net_timer(net, peer->retry_at);
 }
 
-void tb_tcp_connect(tb_session *session, tb_peer *peer) {
-    if (session->options.rank > peer->rank || !peer->has_address || peer->connecting || peer->up
+void tb_tcp_connect(tb_net *net, tb_peer *peer) {
+    if (net->options.rank > peer->rank || !peer->has_address || peer->connecting || peer->up
         || !is_wanted(peer)) {
         return;
     }
     peer->connecting = true;
-    for (uint32_t i = 0; i < session->options.connections && peer->connecting; i++) {
-        int error = start_connection(session, peer, i);
+    for (uint32_t i = 0; i < net->options.connections && peer->connecting; i++) {
+        int error = start_connection(net, peer, i);
         if (error != 0) {
             retry(peer, error);
         }
@@ -94,15 +88,15 @@ void tb_tcp_connect(tb_session *session, tb_peer *peer) {
 
 /* The others of its set end with it. */
 void tb_tcp_ended(tb_conn *conn) {
-    tb_session *session = conn->session;
+    tb_net *net = conn->net;
     tb_peer *peer =
-        conn->rank >= 0 && conn->rank < session->options.world ? session->peers[conn->rank] : NULL;
-    bool ours = peer != NULL && session->options.rank < conn->rank;
+        conn->rank >= 0 && conn->rank < net->options.world ? net->peers[conn->rank] : NULL;
+    bool ours = peer != NULL && net->options.rank < conn->rank;
     if (!ours || !peer->connecting || (conn->handshake != NULL && conn->handshake->refused)) {
         return;
     }
-    for (uint32_t i = 0; i < session->thread_count; i++) {
-        for (tb_conn *other = session->threads[i].conns; other != NULL; other = other->next) {
+    for (uint32_t i = 0; i < net->loop_count; i++) {
+        for (tb_conn *other = net->loops[i]->conns; other != NULL; other = other->next) {
             if (other->rank == conn->rank && other != conn && other->state != TB_CONN_CLOSING) {
                 tb_conn_doom(other);
             }
@@ -122,12 +116,12 @@ static void finish_connect(tb_conn *conn) {
         conn->doomed = true;
         return;
     }
-    tb_session *session = conn->session;
-    pthread_mutex_lock(&session->lock);
+    tb_net *net = conn->net;
+    pthread_mutex_lock(&net->lock);
     conn->state = TB_CONN_HANDSHAKE;
     conn->deadline = tb_now() + (uint64_t)HANDSHAKE_SECONDS * 1000000000;
-    tb_session_timer(session, conn->deadline);
-    pthread_mutex_unlock(&session->lock);
+    tb_net_timer(net, conn->deadline);
+    pthread_mutex_unlock(&net->lock);
 }
 
 void tb_tcp_establish(tb_conn *conn) {
@@ -139,8 +133,8 @@ void tb_tcp_establish(tb_conn *conn) {
     }
 }
 
-static int32_t set_peer(tb_session *session, int32_t rank, const struct tb_address *address, tb_error *err) {
-    tb_peer *peer = tb_session_peer(session, rank);
+static int32_t set_peer(tb_net *net, int32_t rank, const struct tb_address *address, tb_error *err) {
+    tb_peer *peer = tb_net_peer(net, rank);
     if (peer != NULL && peer->address == NULL) {
         peer->address = malloc(sizeof *address);
     }
@@ -156,23 +150,23 @@ static int32_t set_peer(tb_session *session, int32_t rank, const struct tb_addre
 }
 
 int32_t tb_session_set_peer(uint64_t handle, int32_t rank, const char *host, uint32_t port, tb_error *err) {
-    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
-    if (session == NULL) {
+    tb_net *net = tb_handle_get(TB_HANDLE_SESSION, handle, err);
+    if (net == NULL) {
         return TB_ECLOSED;
     }
     struct tb_address address;
     int32_t code;
-    if (session->options.kind != TB_BACKEND_TCP) {
+    if (net->options.kind != TB_BACKEND_TCP) {
         code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this transport has no addresses");
-    } else if (rank < 0 || rank >= session->options.world || rank == session->options.rank) {
+    } else if (rank < 0 || rank >= net->options.world || rank == net->options.rank) {
         code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "rank %d is no peer", rank);
     } else {
         code = tb_tcp_parse(host, port, &address, err);
     }
     if (code == TB_OK) {
-        pthread_mutex_lock(&session->lock);
-        code = session->closing ? TB_OK : set_peer(session, rank, &address, err);
-        pthread_mutex_unlock(&session->lock);
+        pthread_mutex_lock(&net->lock);
+        code = net->closing ? TB_OK : set_peer(net, rank, &address, err);
+        pthread_mutex_unlock(&net->lock);
     }
     tb_handle_put(handle);
     return code;

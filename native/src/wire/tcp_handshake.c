@@ -9,10 +9,9 @@
 
 #include "base/error.h"
 #include "base/handle.h"
-#include "round/round.h"
 #include "wire/tcp.h"
 
-tb_handshake *tb_handshake_create(tb_session *session, bool accepted, int32_t peer, uint32_t index,
+tb_handshake *tb_handshake_create(tb_net *net, bool accepted, int32_t peer, uint32_t index,
                                   uint32_t count) {
     tb_handshake *shake = calloc(1, sizeof *shake);
     if (shake == NULL) {
@@ -21,14 +20,14 @@ tb_handshake *tb_handshake_create(tb_session *session, bool accepted, int32_t pe
     shake->accepted = accepted;
     tb_hello *hello = &shake->ours;
     tb_hello_start(hello);
-    hello->rank = session->options.rank;
+    hello->rank = net->options.rank;
     hello->peer = peer;
-    hello->world = session->options.world;
+    hello->world = net->options.world;
     hello->connections = count;
     hello->connection = index;
-    hello->generation = session->options.generation;
-    hello->incarnation = session->incarnation;
-    memcpy(hello->name_space, session->options.name_space, sizeof hello->name_space);
+    hello->generation = net->options.generation;
+    hello->incarnation = net->incarnation;
+    memcpy(hello->name_space, net->options.name_space, sizeof hello->name_space);
     if (getrandom(hello->nonce, sizeof hello->nonce, 0) != sizeof hello->nonce) {
         free(shake);
         return NULL;
@@ -59,22 +58,22 @@ static void ask(tb_conn *conn, uint32_t step) {
     memcpy(event.handshake_hello[1], shake->accepted ? &shake->ours : &shake->theirs, TB_HELLO_BYTES);
     memcpy(event.handshake_proof, shake->proof, TB_PROOF_BYTES);
     event.error.rank = conn->rank;
-    tb_session_event(conn->session, &event);
+    tb_net_event(conn->net, &event);
 }
 
 /* ---- refusing ------------------------------------------------------------------------------------------ */
 
 /* The peer is told why, if it can understand; then the connection ends. The lock is held. */
 static void refuse(tb_conn *conn, const tb_error *error, bool tell) {
-    tb_session *session = conn->session;
+    tb_net *net = conn->net;
     if (conn->handshake->refused) {
         return;
     }
     conn->handshake->refused = true;
-    tb_session_fault(session, error);
-    if (!conn->handshake->accepted && session->peers[conn->rank] != NULL) {
-        tb_peer_unreachable(session->peers[conn->rank], error->code, error->os_errno, error->message);
-        session->peers[conn->rank]->connecting = false;
+    tb_net_fault(net, error);
+    if (!conn->handshake->accepted && net->peers[conn->rank] != NULL) {
+        net->handler->unreachable(net->peers[conn->rank], error->code, error->os_errno, error->message);
+        net->peers[conn->rank]->connecting = false;
     }
     if (!tell) {
         conn->doomed = true;
@@ -91,7 +90,7 @@ static void refuse(tb_conn *conn, const tb_error *error, bool tell) {
  * is held.
  */
 static void hear_hello(tb_conn *conn, const uint8_t *bytes) {
-    tb_session *session = conn->session;
+    tb_net *net = conn->net;
     tb_handshake *shake = conn->handshake;
     tb_error error = {.rank = -1};
     memcpy(&shake->theirs, bytes, TB_HELLO_BYTES);
@@ -102,14 +101,14 @@ static void hear_hello(tb_conn *conn, const uint8_t *bytes) {
         return;
     }
     if (shake->accepted) {
-        bool ranked = shake->theirs.rank >= 0 && shake->theirs.rank < session->options.world;
+        bool ranked = shake->theirs.rank >= 0 && shake->theirs.rank < net->options.world;
         conn->rank = ranked ? shake->theirs.rank : -1;
         error.rank = conn->rank;
         shake->ours.peer = shake->theirs.rank;
         shake->ours.connections = shake->theirs.connections;
         shake->ours.connection = shake->theirs.connection;
         say_hello(conn);
-        bool lower = shake->theirs.rank < session->options.rank;
+        bool lower = shake->theirs.rank < net->options.rank;
         bool counted = shake->theirs.connections >= 1 && shake->theirs.connections <= TB_CONNECTIONS
                        && shake->theirs.connection < shake->theirs.connections;
         if (code == TB_OK && (!lower || !counted)) {
@@ -194,12 +193,12 @@ static bool hear(tb_conn *conn, uint32_t *needed) {
 }
 
 static void read_handshake(tb_conn *conn) {
-    tb_session *session = conn->session;
+    tb_net *net = conn->net;
     while (!conn->doomed) {
         uint32_t needed;
-        pthread_mutex_lock(&session->lock);
+        pthread_mutex_lock(&net->lock);
         bool more = hear(conn, &needed);
-        pthread_mutex_unlock(&session->lock);
+        pthread_mutex_unlock(&net->lock);
         if (!more || !conn->readable) {
             return;
         }
@@ -221,10 +220,10 @@ static void read_handshake(tb_conn *conn) {
 
 /* The lock is held. */
 static void establish(tb_conn *conn) {
-    tb_session *session = conn->session;
+    tb_net *net = conn->net;
     tb_handshake *shake = conn->handshake;
-    tb_peer *peer = tb_session_peer(session, conn->rank);
-    if (peer == NULL || session->closing) {
+    tb_peer *peer = tb_net_peer(net, conn->rank);
+    if (peer == NULL || net->closing) {
         conn->doomed = true;
         return;
     }
@@ -244,36 +243,36 @@ static void establish(tb_conn *conn) {
     peer->incarnation = shake->theirs.incarnation;
     peer->connections = shake->ours.connections;
     uint32_t index = shake->ours.connection;
-    session->half_open -= shake->accepted;
+    net->half_open -= shake->accepted;
     conn->handshake = NULL;
     free(shake);
     tb_conn_open(conn, peer, index);
 }
 
 void tb_handshake_advance(tb_conn *conn) {
-    tb_session *session = conn->session;
-    pthread_mutex_lock(&session->lock);
+    tb_net *net = conn->net;
+    pthread_mutex_lock(&net->lock);
     if (!conn->handshake->accepted && !conn->handshake->said_hello) {
         say_hello(conn);
     }
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
     read_handshake(conn);
     if (conn->doomed) {
         return;
     }
     tb_conn_write(conn);
-    pthread_mutex_lock(&session->lock);
+    pthread_mutex_lock(&net->lock);
     if (conn->state == TB_CONN_HANDSHAKE && conn->handshake->proof_good && conn->handshake->welcomed) {
         establish(conn);
     }
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
 }
 
 /* ---- the caller's answers ------------------------------------------------------------------------------ */
 
-static tb_conn *find(tb_session *session, uint64_t number) {
-    for (uint32_t i = 0; i < session->thread_count; i++) {
-        for (tb_conn *conn = session->threads[i].conns; conn != NULL; conn = conn->next) {
+static tb_conn *find(tb_net *net, uint64_t number) {
+    for (uint32_t i = 0; i < net->loop_count; i++) {
+        for (tb_conn *conn = net->loops[i]->conns; conn != NULL; conn = conn->next) {
             if (conn->handshake != NULL && conn->handshake->number == number && !conn->doomed) {
                 return conn;
             }
@@ -307,16 +306,16 @@ static void answer(tb_conn *conn, const uint8_t proof[32], uint32_t accept) {
 
 int32_t tb_session_handshake(uint64_t handle, uint64_t connection, const uint8_t proof[32], uint32_t accept,
                              tb_error *err) {
-    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
-    if (session == NULL) {
+    tb_net *net = tb_handle_get(TB_HANDLE_SESSION, handle, err);
+    if (net == NULL) {
         return TB_ECLOSED;
     }
-    pthread_mutex_lock(&session->lock);
-    tb_conn *conn = find(session, connection);
+    pthread_mutex_lock(&net->lock);
+    tb_conn *conn = find(net, connection);
     if (conn != NULL) {
         answer(conn, proof, accept); /* one that has ended needs none */
     }
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
     tb_handle_put(handle);
     return TB_OK;
 }

@@ -8,7 +8,6 @@
 
 #include "base/error.h"
 #include "base/handle.h"
-#include "round/round.h"
 #include "wire/tcp.h"
 
 /* Without a free descriptor, connections wait this long. */
@@ -20,8 +19,8 @@ static int32_t port_of(const struct sockaddr_storage *at) {
                                      : ntohs(((const struct sockaddr_in *)at)->sin_port);
 }
 
-static int32_t listen_at(tb_session *session, const struct tb_address *address, tb_error *err) {
-    const tb_session_options *options = &session->options;
+static int32_t listen_at(tb_net *net, const struct tb_address *address, tb_error *err) {
+    const tb_session_options *options = &net->options;
     int yes = 1;
     struct sockaddr_storage bound;
     socklen_t length = sizeof bound;
@@ -29,9 +28,9 @@ static int32_t listen_at(tb_session *session, const struct tb_address *address, 
     if (fd < 0) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "a socket");
     }
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = session};
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = net};
     /* Buffers are inherited by what is accepted, and only then are they there for the first bytes. */
-    int error = tb_tcp_configure(session, fd);
+    int error = tb_tcp_configure(net, fd);
     if (error == 0
         && (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0
             || bind(fd, (const struct sockaddr *)&address->at, address->length) != 0
@@ -39,16 +38,16 @@ static int32_t listen_at(tb_session *session, const struct tb_address *address, 
         error = errno;
     }
     /* Whoever knows the port connects from here on, and a thread accepts. */
-    pthread_mutex_lock(&session->lock);
-    if (error == 0 && epoll_ctl(session->threads[0].epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
+    pthread_mutex_lock(&net->lock);
+    if (error == 0 && epoll_ctl(net->loops[0]->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
         error = errno;
     }
     if (error == 0) {
-        session->listen_fd = fd;
-        session->port = (uint32_t)port_of(&bound);
-        session->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        net->listen_fd = fd;
+        net->port = (uint32_t)port_of(&bound);
+        net->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     }
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
     if (error != 0) {
         close(fd);
         return tb_fail(err, error == EADDRINUSE ? TB_EADDRESS_IN_USE : TB_ESYSTEM, -1, error,
@@ -57,8 +56,8 @@ static int32_t listen_at(tb_session *session, const struct tb_address *address, 
     return TB_OK;
 }
 
-static int32_t tcp_open(tb_session *session, tb_error *err) {
-    tb_session_options *options = &session->options;
+static int32_t tcp_open(tb_net *net, tb_error *err) {
+    tb_session_options *options = &net->options;
     struct tb_address address;
     options->listen_host[sizeof options->listen_host - 1] = '\0';
     if (options->connections < 1 || options->connections > TB_CONNECTIONS) {
@@ -67,60 +66,60 @@ static int32_t tcp_open(tb_session *session, tb_error *err) {
     }
     const char *host = options->listen_host[0] == '\0' ? "127.0.0.1" : options->listen_host;
     int32_t code = tb_tcp_parse(host, options->listen_port, &address, err);
-    return code == TB_OK ? listen_at(session, &address, err) : code;
+    return code == TB_OK ? listen_at(net, &address, err) : code;
 }
 
-static void tcp_close(tb_session *session) {
-    pthread_mutex_lock(&session->lock);
-    epoll_ctl(session->threads[0].epoll_fd, EPOLL_CTL_DEL, session->listen_fd, NULL);
-    close(session->listen_fd);
-    session->listen_fd = -1;
-    if (session->spare_fd >= 0) {
-        close(session->spare_fd);
-        session->spare_fd = -1;
+static void tcp_close(tb_net *net) {
+    pthread_mutex_lock(&net->lock);
+    epoll_ctl(net->loops[0]->epoll_fd, EPOLL_CTL_DEL, net->listen_fd, NULL);
+    close(net->listen_fd);
+    net->listen_fd = -1;
+    if (net->spare_fd >= 0) {
+        close(net->spare_fd);
+        net->spare_fd = -1;
     }
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
 }
 
 /* Sockets end with their connections, and the listener with close. */
-static void tcp_free(tb_session *session) {
-    (void)session;
+static void tcp_free(tb_net *net) {
+    (void)net;
 }
 
-static uint32_t most_half_open(const tb_session *session) {
-    uint64_t peers = (uint64_t)session->options.world * session->options.connections;
+static uint32_t most_half_open(const tb_net *net) {
+    uint64_t peers = (uint64_t)net->options.world * net->options.connections;
     return peers > MOST_HALF_OPEN     ? MOST_HALF_OPEN
            : peers < FEWEST_HALF_OPEN ? FEWEST_HALF_OPEN
                                       : (uint32_t)peers;
 }
 
-static void take_connection(tb_session *session, int fd) {
+static void take_connection(tb_net *net, int fd) {
     tb_link link = tb_tcp_link(fd);
     tb_handshake *shake = NULL;
     tb_conn *conn = NULL;
-    if (session->half_open < most_half_open(session) && tb_tcp_configure(session, fd) == 0) {
-        shake = tb_handshake_create(session, true, -1, 0, 1);
-        conn = shake == NULL ? NULL : tb_conn_create(session, &link, TB_CONN_HANDSHAKE);
+    if (net->half_open < most_half_open(net) && tb_tcp_configure(net, fd) == 0) {
+        shake = tb_handshake_create(net, true, -1, 0, 1);
+        conn = shake == NULL ? NULL : tb_conn_create(net, &link, TB_CONN_HANDSHAKE);
     }
     if (conn == NULL) {
         free(shake);
         close(fd);
         return;
     }
-    shake->number = ++session->connection_count;
+    shake->number = ++net->connection_count;
     conn->handshake = shake;
     conn->deadline = tb_now() + (uint64_t)HANDSHAKE_SECONDS * 1000000000;
-    session->half_open++;
-    tb_session_timer(session, conn->deadline);
+    net->half_open++;
+    tb_net_timer(net, conn->deadline);
     if (tb_tcp_watch(conn) != 0) {
         tb_conn_doom(conn);
     }
 }
 
 /* Nothing is heard of the listener where events is 0. */
-static void watch_listener(tb_session *session, uint32_t events) {
-    struct epoll_event event = {.events = events, .data.ptr = session};
-    epoll_ctl(session->threads[0].epoll_fd, EPOLL_CTL_MOD, session->listen_fd, &event);
+static void watch_listener(tb_net *net, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.ptr = net};
+    epoll_ctl(net->loops[0]->epoll_fd, EPOLL_CTL_MOD, net->listen_fd, &event);
 }
 
 /*
@@ -128,56 +127,56 @@ static void watch_listener(tb_session *session, uint32_t events) {
  * instead. Where somebody was faster and took the spare descriptor, it waits after all, and the listener with
  * it.
  */
-static void turn_away(tb_session *session, int os_errno) {
+static void turn_away(tb_net *net, int os_errno) {
     tb_error error;
     tb_fail(&error, TB_ESYSTEM, -1, os_errno, "a connection could not be taken");
-    tb_session_fault(session, &error);
-    if (session->spare_fd >= 0) {
-        close(session->spare_fd);
-        session->spare_fd = -1;
-        int fd = accept4(session->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    tb_net_fault(net, &error);
+    if (net->spare_fd >= 0) {
+        close(net->spare_fd);
+        net->spare_fd = -1;
+        int fd = accept4(net->listen_fd, NULL, NULL, SOCK_CLOEXEC);
         if (fd >= 0) {
             close(fd);
         }
     }
-    session->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    if (session->spare_fd < 0) {
-        watch_listener(session, 0);
-        session->accept_at = tb_now() + PAUSE_NS;
-        tb_session_timer(session, session->accept_at);
+    net->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (net->spare_fd < 0) {
+        watch_listener(net, 0);
+        net->accept_at = tb_now() + PAUSE_NS;
+        tb_net_timer(net, net->accept_at);
     }
 }
 
 /* accept4 of a listener that does not block may be called with the lock: so nobody closes it meanwhile. */
-static void tcp_accept(tb_session *session) {
-    pthread_mutex_lock(&session->lock);
-    if (session->accept_at != 0 && session->listen_fd >= 0) {
-        session->accept_at = 0;
-        watch_listener(session, EPOLLIN);
+static void tcp_accept(tb_net *net) {
+    pthread_mutex_lock(&net->lock);
+    if (net->accept_at != 0 && net->listen_fd >= 0) {
+        net->accept_at = 0;
+        watch_listener(net, EPOLLIN);
     }
-    while (session->listen_fd >= 0) {
-        int fd = accept4(session->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    while (net->listen_fd >= 0) {
+        int fd = accept4(net->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            take_connection(session, fd);
+            take_connection(net, fd);
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-            turn_away(session, errno);
+            turn_away(net, errno);
             break;
         } else if (errno == EAGAIN) {
             break;
         }
         /* Anything else is an error of the connection that was to be taken: on to the next one. */
     }
-    pthread_mutex_unlock(&session->lock);
+    pthread_mutex_unlock(&net->lock);
 }
 
 int32_t tb_session_port(uint64_t handle, uint32_t *port, tb_error *err) {
-    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
-    if (session == NULL) {
+    tb_net *net = tb_handle_get(TB_HANDLE_SESSION, handle, err);
+    if (net == NULL) {
         return TB_ECLOSED;
     }
     int32_t code = TB_OK;
-    if (session->options.kind == TB_BACKEND_TCP) {
-        *port = session->port;
+    if (net->options.kind == TB_BACKEND_TCP) {
+        *port = net->port;
     } else {
         code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this transport has no ports");
     }

@@ -35,8 +35,8 @@ static int set(int fd, int level, int name, int value) {
     return setsockopt(fd, level, name, &value, sizeof value) == 0 ? 0 : errno;
 }
 
-int tb_tcp_configure(const tb_session *session, int fd) {
-    uint32_t timeout = session->options.peer_timeout_ms;
+int tb_tcp_configure(const tb_net *net, int fd) {
+    uint32_t timeout = net->options.peer_timeout_ms;
     int idle = timeout / 2000 > 1 ? (int)(timeout / 2000) : 1;
     int error = set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     error = error ? error : set(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, (int)timeout);
@@ -48,10 +48,10 @@ int tb_tcp_configure(const tb_session *session, int fd) {
 
 int tb_tcp_watch(tb_conn *conn) {
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = conn};
-    if (epoll_ctl(conn->thread->epoll_fd, EPOLL_CTL_ADD, conn->link.fd, &event) != 0) {
+    if (epoll_ctl(conn->loop->epoll_fd, EPOLL_CTL_ADD, conn->link.fd, &event) != 0) {
         return errno;
     }
-    conn->link.epoll_fd = conn->thread->epoll_fd;
+    conn->link.epoll_fd = conn->loop->epoll_fd;
     return 0;
 }
 

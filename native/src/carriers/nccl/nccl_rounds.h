@@ -22,7 +22,7 @@
 #ifndef TB_NCCL_ROUNDS_H
 #define TB_NCCL_ROUNDS_H
 
-#include "round/engine.h"
+#include "round/thread.h"
 #include "carriers/nccl/nccl_api.h"
 #include "carriers/nccl/nccl_steps.h"
 

@@ -15,7 +15,7 @@
 #define TB_NCCL_STEPS_H
 
 #include "cuda/cuda_moves.h"
-#include "round/engine.h"
+#include "round/thread.h"
 
 /* One end of a bucket in a group. */
 typedef struct tb_nccl_op {

@@ -1,0 +1,69 @@
+/*
+ * A session: what is prepared and registered in it, on top of the connections that it shares (wire/net.h), whose lock
+ * guards all of this.
+ */
+#ifndef TB_SESSION_H
+#define TB_SESSION_H
+
+#include "wire/net.h"
+
+typedef struct tb_session tb_session;
+typedef struct tb_thread tb_thread;
+typedef struct tb_transfer tb_transfer;
+typedef struct tb_exchange tb_exchange;
+typedef struct tb_import tb_import;
+typedef struct tb_pull tb_pull;
+typedef struct tb_job tb_job;
+typedef struct tb_region tb_region;
+typedef struct tb_device tb_device;
+
+/* How peers reach memory of a GPU: the handle of the allocation that it lies in, and where. */
+typedef struct tb_device_memory {
+    bool on_device;
+    bool has_handle;
+    uint8_t handle[64];
+    uint64_t offset;
+} tb_device_memory;
+
+struct tb_region {
+    uint64_t address, bytes;
+    uint32_t memory; /* the bit of its kind: tb_memory_bits */
+    tb_device_memory device;
+    uint32_t uses;
+    bool open;
+    bool quarantined; /* a peer may still read it, for good */
+};
+
+struct tb_session {
+    union { /* first: wire/ knows this part alone */
+        struct tb_net;
+        tb_net net;
+    };
+    tb_thread *threads; /* one for each loop */
+    uint32_t threads_running, threads_ended;
+    pthread_cond_t thread_ended;
+    bool farewell; /* it was said, or there is nothing to wait for before */
+    bool stop;
+    uint64_t stop_at;
+    tb_wire_identity identity;
+    struct tb_book *book;  /* NULL: its peers never read in its memory */
+    tb_session *next_own; /* of the sessions of this process */
+    tb_device *device;  /* on which registered memory may lie; NULL: there is none */
+    tb_import *imports; /* that wait for a thread */
+    bool quarantined;
+    tb_transfer *transfers;
+    uint64_t transfer_count;
+    tb_region *regions;
+    uint32_t region_count;
+    struct tb_nccl *nccl; /* NULL: it has no device of its own */
+};
+
+/* The session that a part of it belongs to. */
+static inline tb_session *tb_session_of(tb_net *net) {
+    return (tb_session *)net;
+}
+
+/* All pulls of failed rounds are over: what waited for that goes on. The lock is held. */
+void tb_session_rests(tb_session *session);
+
+#endif
