@@ -38,7 +38,7 @@ function faultsOf(session: TransportSession): TransportEvent[] {
 describe("tcp: strangers at the port", () => {
   test.each([
     ["garbage", Buffer.alloc(4096, "GET / HTTP/1.1\r\n"), "TB_PROTOCOL"],
-    ["another version", hello({ version: 2 }), "TB_VERSION"],
+    ["another version", hello({ version: 99 }), "TB_VERSION"],
     ["another world", hello({ world: 3 }), "TB_AUTH"],
     ["another rank's peer", hello({ to: 1 }), "TB_AUTH"],
   ])("%s is refused, told, and disturbs nobody", async (_, bytes, code) => {
@@ -52,7 +52,7 @@ describe("tcp: strangers at the port", () => {
   });
 
   test("a peer of another version fails the prepare with its rank", async () => {
-    await using listener = await listen((socket) => socket.write(hello({ version: 2, from: 1, to: 0 })));
+    await using listener = await listen((socket) => socket.write(hello({ version: 99, from: 1, to: 0 })));
     const store = await storeSaying({ 1: listener.port });
     await using session = await tcp().open({ rank: 0, world: 2, store });
     const other = await tcp().open({ rank: 1, world: 2, store: await storeSaying({ 0: listener.port }) });
