@@ -131,7 +131,7 @@ export const errorCodes = {
   TB_BUS_FORMAT: {
     number: 707,
     exit: 3,
-    meaning: "A folder of the bus holds files of another format or version.",
+    meaning: "A folder of the bus holds files that are damaged, or of another format or version.",
   },
   TB_FOREIGN: {
     number: 708,
@@ -149,6 +149,11 @@ export const errorCodes = {
   TB_BUCKET_SIZE: { number: 713, exit: 2, meaning: "Two ranks of a batch name different bucket sizes." },
   TB_IN_DOUBT: { number: 714, exit: 4, meaning: "It is not known yet whether a staged round was committed." },
   TB_AGENT_RANK: { number: 715, exit: 2, meaning: "The agent on these paths runs another rank." },
+  TB_NAMESPACE: {
+    number: 716,
+    exit: 3,
+    meaning: "Agent and client run in different PID or time namespaces, or on different machines.",
+  },
 } as const satisfies Record<string, CodeEntry>;
 
 export type ErrorCode = keyof typeof errorCodes;

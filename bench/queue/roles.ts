@@ -11,7 +11,8 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
-import { openBell, privateName, unlinkSemaphore } from "../../src/bus/process/semaphore.ts";
+import { privateName } from "../../src/bus/process/names.ts";
+import { openBell, unlinkSemaphore } from "../../src/bus/process/semaphore.ts";
 import { nativeBus } from "../../src/ffi/bus.ts";
 import { EchoClient } from "../../test/bus/children/echo-client.ts";
 

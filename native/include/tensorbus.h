@@ -51,6 +51,7 @@ enum tb_code {
     TB_ELIBRARY = 401,
     TB_EDEVICE = 402,
     TB_EEXISTS = 704,
+    TB_EBUS_FORMAT = 707,
     TB_EFOREIGN = 708,
 };
 

@@ -52,6 +52,8 @@ TB_API int32_t tb_waiter_stop(uint64_t waiter, tb_error *err);
 TB_API int32_t tb_lock_open(const char *path, uint64_t *lock, tb_error *err);
 /* Takes the lock at offset without waiting; *taken is 0 where another holds it. */
 TB_API int32_t tb_lock_try(uint64_t lock, uint64_t offset, uint32_t *taken, tb_error *err);
+/* The same beside others that share it. */
+TB_API int32_t tb_lock_share(uint64_t lock, uint64_t offset, uint32_t *taken, tb_error *err);
 TB_API int32_t tb_lock_release(uint64_t lock, uint64_t offset, tb_error *err);
 /* *held is 1 while another open of the file, in whatever process, holds the lock at offset. */
 TB_API int32_t tb_lock_held(uint64_t lock, uint64_t offset, uint32_t *held, tb_error *err);
@@ -73,6 +75,25 @@ TB_API int32_t tb_gate_open(uint64_t port, const char *path, uint64_t token, uin
  * where the file does not stand yet; call it again once LMDB has made it.
  */
 TB_API int32_t tb_gate_attach(uint64_t gate, const char *lock_path, uint32_t *attached, tb_error *err);
+/*
+ * Inside of the gate, before LMDB opens its files in this process: checks all that LMDB would trust, and takes the space
+ * of what it touches first. Makes both files where they are missing. map_bytes: of the map that LMDB will make; others:
+ * some process has the files open. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN; TB_ESYSTEM or TB_ENO_MEMORY where this
+ * process has too few descriptors or too little address space left.
+ */
+TB_API int32_t tb_gate_prepare(uint64_t gate, const char *data_path, const char *lock_path, uint64_t map_bytes,
+                               uint32_t others, tb_error *err);
+/* Inside of the gate, once LMDB has opened its files: from here on tb_gate_enter looks at them, and tb_gate_check does. */
+TB_API int32_t tb_gate_guard(uint64_t gate, const char *data_path, const char *lock_path, tb_error *err);
+/* Before something is read: TB_EBUS_FORMAT where LMDB's files are gone, cut or overwritten. */
+TB_API int32_t tb_gate_check(uint64_t gate, tb_error *err);
+/*
+ * Inside of a write transaction, before it is committed: takes the space that it may need, so that no write fails. It has
+ * put values: those of up to half a page have small_bytes in all, the others take big_pages. A transaction that removes
+ * something may use the last pages, which others leave to it. TB_ENO_SPACE.
+ */
+TB_API int32_t tb_gate_reserve(uint64_t gate, uint32_t puts, uint32_t removes, uint64_t small_bytes, uint64_t big_pages,
+                               tb_error *err);
 /* Inside of a write transaction: *owned is 1 if LMDB's write lock is where tb_gate_attach looks for it. */
 TB_API int32_t tb_gate_verify(uint64_t gate, uint32_t *owned, tb_error *err);
 /* Enters, trying for at most spin_ns; *entered is 0 where another is inside. *holder is a thread id, where known, or 0. */

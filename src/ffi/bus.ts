@@ -19,6 +19,7 @@ export const nativeBus = declareNative({
 
   tb_lock_open: ["string", "out u64"],
   tb_lock_try: ["u64", "u64", "out u32"],
+  tb_lock_share: ["u64", "u64", "out u32"],
   tb_lock_release: ["u64", "u64"],
   tb_lock_held: ["u64", "u64", "out u32"],
   tb_lock_close: ["u64"],
@@ -28,6 +29,10 @@ export const nativeBus = declareNative({
 
   tb_gate_open: ["u64", "string", "u64", "out u64"],
   tb_gate_attach: ["u64", "string", "out u32"],
+  tb_gate_prepare: ["u64", "string", "string", "u64", "u32"],
+  tb_gate_guard: ["u64", "string", "string"],
+  tb_gate_check: ["u64"],
+  tb_gate_reserve: ["u64", "u32", "u32", "u64", "u64"],
   tb_gate_verify: ["u64", "out u32"],
   tb_gate_enter: ["u64", "u64", "out u32", "out i32"],
   tb_gate_leave: ["u64"],

@@ -2,7 +2,8 @@ import fc from "fast-check";
 import { Packr } from "msgpackr";
 import { describe, expect, it } from "vitest";
 import { momentIn, ownIdentity, randomClientId } from "../../src/bus/process/identity.ts";
-import { generateSemaphoreName, privateName } from "../../src/bus/process/semaphore.ts";
+import { privateName } from "../../src/bus/process/names.ts";
+import { generateSemaphoreName } from "../../src/bus/process/semaphore.ts";
 import {
   batchKey,
   type Command,

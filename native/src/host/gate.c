@@ -28,30 +28,14 @@
 #include "host/lock_file.h"
 #include "host/port.h"
 #include "base/error.h"
+#include "host/lmdb.h"
+#include "host/lmdb_files.h"
 
 #define GATE_OFFSET 0
 #define MAPPED_BYTES 4096
 #define FUTEX_OWNER 0x3fffffff /* the bits of a robust mutex's word that name the thread which holds it */
-#define READER_TABLE_OFFSET 24 /* behind magic, format, transaction and count, aligned as a mutex is */
 #define LOOK_AGAIN_NS 1000000  /* at the word of one who did not pass the gate: nobody tells of a change */
 
-/* The head of LMDB's lock file, with the padding of its format; verified when the environment is opened. */
-typedef struct tb_lmdb_locks {
-    union {
-        struct {
-            uint32_t magic;
-            uint32_t format;
-            uint64_t transaction;
-            uint32_t readers;
-            uint32_t padding;
-            _Atomic uint32_t reader_table; /* the first word of the reader table's pthread_mutex_t */
-        } body;
-        char pad[(READER_TABLE_OFFSET + sizeof(pthread_mutex_t) + 63) & ~(size_t)63];
-    } head;
-    _Atomic uint32_t writer; /* the first word of the writers' pthread_mutex_t */
-} tb_lmdb_locks;
-
-_Static_assert(offsetof(tb_lmdb_locks, head.body.reader_table) == READER_TABLE_OFFSET, "LMDB's alignment");
 _Static_assert(sizeof(tb_lmdb_locks) <= MAPPED_BYTES, "the lock words lie in the first page");
 
 typedef struct tb_gate {
@@ -64,10 +48,12 @@ typedef struct tb_gate {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     const tb_lmdb_locks *_Atomic locks;
+    tb_lmdb_files files; /* of the event loop: LMDB's, once it has them open */
 } tb_gate;
 
-static uint32_t owner_of(const _Atomic uint32_t *word) {
-    return atomic_load_explicit((_Atomic uint32_t *)word, memory_order_acquire) & FUTEX_OWNER;
+/* A mutex begins with its word. */
+static uint32_t owner_of(const pthread_mutex_t *mutex) {
+    return atomic_load_explicit((_Atomic uint32_t *)mutex, memory_order_acquire) & FUTEX_OWNER;
 }
 
 /* The thread that holds a lock of LMDB's, or 0. A dead one's lock is free: LMDB recovers it. */
@@ -127,6 +113,7 @@ static void destroy_gate(void *object) {
     }
     pthread_cond_destroy(&gate->changed);
     pthread_mutex_destroy(&gate->mutex);
+    tb_lmdb_files_close(&gate->files);
     close(gate->wait_fd);
     close(gate->fd);
     tb_source_detach(&gate->source);
@@ -138,6 +125,7 @@ int32_t tb_gate_open(uint64_t port, const char *path, uint64_t token, uint64_t *
     if (gate == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, ENOMEM, "no memory for a gate");
     }
+    gate->files = TB_LMDB_NO_FILES;
     int32_t rc = tb_bus_open_lock_file(path, &gate->fd, err);
     if (rc != TB_OK) {
         goto free_gate;
@@ -168,7 +156,7 @@ free_gate:
 }
 
 /*
- * A second mapping of a file that this process has mapped already, or NULL. The file must not be opened a
+ * A second mapping of a file that this process has mapped to write, as LMDB does, or NULL. The file must not be opened a
  * second time then: closing it again would free the locks on it by which LMDB knows that this process lives.
  */
 static void *find_mapping(const struct stat *file) {
@@ -185,7 +173,7 @@ static void *find_mapping(const struct stat *file) {
         static const char form[] = "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64;
         int fields =
             sscanf(line, form, &start, &end, mode, &offset, &major_id, &minor_id, &inode);
-        if (fields != 7 || offset != 0 || mode[3] != 's' || inode != file->st_ino ||
+        if (fields != 7 || offset != 0 || mode[1] != 'w' || mode[3] != 's' || inode != file->st_ino ||
             makedev(major_id, minor_id) != file->st_dev) {
             continue;
         }
@@ -231,6 +219,58 @@ int32_t tb_gate_attach(uint64_t handle, const char *lock_path, uint32_t *attache
     return rc;
 }
 
+int32_t tb_gate_prepare(uint64_t handle, const char *data_path, const char *lock_path, uint64_t map_bytes,
+                        uint32_t others, tb_error *err) {
+    tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
+    if (gate == NULL) {
+        return TB_ECLOSED;
+    }
+    struct stat file;
+    void *mapping = stat(lock_path, &file) == 0 ? find_mapping(&file) : NULL;
+    int32_t rc = TB_OK;
+    if (mapping == NULL) {
+        rc = tb_lmdb_prepare(data_path, lock_path, map_bytes, others != 0, err);
+    } else {
+        /* Another thread of this process has LMDB open. */
+        munmap(mapping, MAPPED_BYTES);
+    }
+    tb_handle_put(handle);
+    return rc;
+}
+
+int32_t tb_gate_guard(uint64_t handle, const char *data_path, const char *lock_path, tb_error *err) {
+    tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
+    if (gate == NULL) {
+        return TB_ECLOSED;
+    }
+    tb_lmdb_files_close(&gate->files);
+    int32_t rc = tb_lmdb_files_open(&gate->files, data_path, lock_path, err);
+    tb_handle_put(handle);
+    return rc;
+}
+
+int32_t tb_gate_check(uint64_t handle, tb_error *err) {
+    tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
+    if (gate == NULL) {
+        return TB_ECLOSED;
+    }
+    int32_t rc = tb_lmdb_files_check(&gate->files, NULL, err);
+    tb_handle_put(handle);
+    return rc;
+}
+
+int32_t tb_gate_reserve(uint64_t handle, uint32_t puts, uint32_t removes, uint64_t small_bytes, uint64_t big_pages,
+                        tb_error *err) {
+    tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
+    if (gate == NULL) {
+        return TB_ECLOSED;
+    }
+    const tb_lmdb_change change = {puts, removes, small_bytes, big_pages};
+    int32_t rc = tb_lmdb_files_reserve(&gate->files, &change, err);
+    tb_handle_put(handle);
+    return rc;
+}
+
 int32_t tb_gate_verify(uint64_t handle, uint32_t *owned, tb_error *err) {
     tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {
@@ -264,12 +304,15 @@ int32_t tb_gate_enter(uint64_t handle, uint64_t spin_ns, uint32_t *entered, int3
         sched_yield();
         failed = try_to_enter(gate, holder);
     }
-    *entered = failed == 0;
-    tb_handle_put(handle);
-    if (failed == 0 || failed == EAGAIN) {
-        return TB_OK;
+    int32_t rc = failed == 0 || failed == EAGAIN
+                     ? TB_OK
+                     : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be taken");
+    if (failed == 0 && (rc = tb_lmdb_files_check(&gate->files, atomic_load(&gate->locks), err)) != TB_OK) {
+        tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
     }
-    return tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be taken");
+    *entered = failed == 0 && rc == TB_OK;
+    tb_handle_put(handle);
+    return rc;
 }
 
 int32_t tb_gate_leave(uint64_t handle, tb_error *err) {

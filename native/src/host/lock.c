@@ -63,6 +63,12 @@ int32_t tb_lock_try(uint64_t handle, uint64_t offset, uint32_t *taken, tb_error 
     return rc;
 }
 
+int32_t tb_lock_share(uint64_t handle, uint64_t offset, uint32_t *taken, tb_error *err) {
+    int32_t rc = TB_OK;
+    *taken = operate(handle, F_OFD_SETLK, F_RDLCK, offset, &rc, err) == 0;
+    return rc;
+}
+
 int32_t tb_lock_release(uint64_t handle, uint64_t offset, tb_error *err) {
     int32_t rc = TB_OK;
     operate(handle, F_OFD_SETLK, F_UNLCK, offset, &rc, err);

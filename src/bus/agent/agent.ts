@@ -206,14 +206,16 @@ export class Agent implements AsyncDisposable {
 
   async #close(drainMs: number): Promise<void> {
     const closed = closedError();
-    await this.#post.retire();
-    const drained = this.#post.drain();
+    const onFault = (error: unknown) => this.#tell({ kind: "fault", error: asFault(error) });
+    // A state that is full or damaged takes no last word: clients learn of the end by the agent's lock.
+    await this.#post.retire().catch(onFault);
+    const drained = this.#post.drain().catch(onFault);
     this.#core.retire(closed);
     await this.#core.idle(new Deadline({ timeoutMs: drainMs }));
     try {
       await this.#core.close(closed, drained);
     } finally {
-      await this.#post.close();
+      await this.#post.close().catch(onFault);
       this.#events.complete();
     }
   }

@@ -14,6 +14,7 @@ import {
   startHeartbeat,
   unlinkHeartbeat,
 } from "../process/liveness.ts";
+import { sweepNames } from "../process/names.ts";
 import { packageVersion } from "../process/package-version.ts";
 import { openWaker, unlinkSemaphore, type Waker } from "../process/semaphore.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
@@ -87,9 +88,7 @@ export class AgentIntake {
    */
   static async open(options: AgentPostOptions, deadline: Deadline): Promise<AgentIntake> {
     const undo: (() => unknown)[] = [];
-    const release = async () => {
-      for (const step of undo.splice(0).reverse()) await step();
-    };
+    const release = () => runAll(undo.splice(0).reverse());
     const owned = <T>(value: T, close: (value: T) => unknown): T => {
       undo.push(() => close(value));
       return value;
@@ -119,6 +118,7 @@ export class AgentIntake {
         unlinkSemaphore(predecessor.wake);
         unlinkHeartbeat(predecessor.heartbeat);
       }
+      sweepNames();
       await settleLeftovers(queue, state);
       return new AgentIntake(options, agent, { port, queue, state, claims, waker, heartbeat }, release);
     } catch (error) {
@@ -197,13 +197,15 @@ export class AgentIntake {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    await this.#door?.close();
-    await this.#pump?.close();
-    this.#keeper?.close();
-    this.#letGo?.();
-    this.#heartbeat.close();
-    this.#waker.close();
-    await this.#release();
+    await runAll([
+      () => this.#door?.close(),
+      () => this.#pump?.close(),
+      () => this.#keeper?.close(),
+      () => this.#letGo?.(),
+      () => this.#heartbeat.close(),
+      () => this.#waker.close(),
+      this.#release,
+    ]);
   }
 
   async #openDoor(handlers: DoorHandlers, events$: Observable<AgentEvent>): Promise<void> {
@@ -222,4 +224,18 @@ export class AgentIntake {
     this.#door = door;
     events$.subscribe((event) => door.tell(event));
   }
+}
+
+/** Runs each step whatever became of those before it, since what a full disk keeps from being written is no reason to
+ * leave a name in /dev/shm; then fails as the first that failed. */
+async function runAll(steps: readonly (() => unknown)[]): Promise<void> {
+  const failed: unknown[] = [];
+  for (const step of steps) {
+    try {
+      await step();
+    } catch (error) {
+      failed.push(error);
+    }
+  }
+  if (failed.length > 0) throw failed[0];
 }

@@ -33,6 +33,8 @@ interface Ended {
  * so soon. Nobody waits for that; an agent that dies meanwhile leaves a result that stands.
  */
 const lingerMs = 50;
+/** Milliseconds after which a full file system is tried again: somebody may have made room. */
+const fullMs = 200;
 /** Commands started in one transaction. */
 const batchSize = 64;
 
@@ -55,6 +57,7 @@ export class CommandPump implements AsyncDisposable {
   #working: Promise<void> | undefined;
   #linger: NodeJS.Timeout | undefined;
   #woken = false;
+  #batchSize = batchSize;
   #stopped = false;
 
   constructor(options: PumpOptions) {
@@ -92,9 +95,12 @@ export class CommandPump implements AsyncDisposable {
   }
 
   async close(): Promise<void> {
-    await this.drain();
-    for (const bell of this.#bells.values()) bell.close();
-    this.#bells.clear();
+    try {
+      await this.drain();
+    } finally {
+      for (const bell of this.#bells.values()) bell.close();
+      this.#bells.clear();
+    }
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -111,11 +117,28 @@ export class CommandPump implements AsyncDisposable {
         const fault = asError(error);
         this.#options.onFault(fault);
         // Nothing was lost: what failed has not happened, and waits its own deadline when it is tried again.
-        if (fault.code !== "TB_QUEUE_STUCK") return;
+        if (fault.code !== "TB_QUEUE_STUCK") {
+          this.#setBack(fault);
+          return;
+        }
         this.#woken = true;
       }
     }
     if (this.#finished.length > 0) this.#linger = setTimeout(() => this.wake(), lingerMs);
+  }
+
+  /** Answers that cannot be written. */
+  #setBack(fault: TensorBusError): void {
+    // Who waits for one looks for itself, and finds the damage.
+    if (fault.code === "TB_BUS_FORMAT") {
+      this.#tell(this.#ended.map(({ started }) => started.header));
+      for (const bell of this.#bells.values()) bell.ring();
+    }
+    if (fault.code === "TB_NO_SPACE" && !this.#stopped) {
+      // One command at a time can be taken off a queue that is full.
+      this.#batchSize = 1;
+      this.#linger = setTimeout(() => this.wake(), fullMs);
+    }
   }
 
   /** Answers questions, which are marked in no queue first, so that their client waits for one write less. */
@@ -132,7 +155,9 @@ export class CommandPump implements AsyncDisposable {
     this.#woken = false;
     if (!this.#stopped) await this.#answerQuestions();
     const finished = this.#finished;
-    const batch = await this.#options.queue.dequeue(this.#stopped ? 0 : batchSize, finished);
+    const max = this.#stopped ? 0 : this.#batchSize;
+    const batch = await this.#options.queue.dequeue(max, finished);
+    this.#batchSize = batchSize;
     const { started, dropped } = batch;
     this.#finished = this.#finished.slice(finished.length);
     for (const { error } of dropped) this.#options.onFault(error);
@@ -142,7 +167,7 @@ export class CommandPump implements AsyncDisposable {
     }
     if (batch.clientsChanged) this.#options.onClients?.();
     // Others may wait behind a full batch without posting again.
-    this.#woken ||= started.length + dropped.length === batchSize;
+    this.#woken ||= max > 0 && started.length + dropped.length === max;
   }
 
   #begin(started: StartedCommand): void {

@@ -101,6 +101,11 @@ export class AgentLink {
       first: (id) => state.result(this.identity.id, id),
       all: (from) => state.results(this.identity.id, from),
       silenceMs: () => this.#pulse!.ageMs(),
+      examine: () => {
+        queue.environment.examine();
+        state.environment.examine();
+      },
+      examineRoom: () => state.environment.examineRoom(),
     });
     this.#waker.onWake(() => this.#pending.collect());
   }

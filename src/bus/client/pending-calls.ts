@@ -14,6 +14,10 @@ export interface PendingCallsOptions {
   readonly all: (from: bigint) => readonly [bigint, Outcome][];
   /** Milliseconds since the agent's last heartbeat. */
   readonly silenceMs: () => number;
+  /** Throws where no answer can come: queue or state is damaged. */
+  readonly examine: () => void;
+  /** Throws where the agent may not be able to answer: the file system is full. */
+  readonly examineRoom: () => void;
 }
 
 export interface CallOptions {
@@ -113,7 +117,10 @@ export class PendingCalls {
   /** Takes the answers that have come. */
   collect(): void {
     try {
-      for (const [id, outcome] of this.#answers()) this.#answer(id, outcome);
+      const answers = this.#answers();
+      // Woken for nothing: the agent may have found damage.
+      if (answers.length === 0 && this.#calls.size > 0) this.#options.examine();
+      for (const [id, outcome] of answers) this.#answer(id, outcome);
     } catch (error) {
       // The state cannot be read: no answer will ever be.
       this.failAll(error as TensorBusError);
@@ -182,6 +189,8 @@ export class PendingCalls {
    * know whether its memory is quiet. So its answer is waited for as long as its heart beats, and a while at most.
    */
   #overdue(call: PendingCall): void {
+    this.collect();
+    if (call.isSettled) return;
     const now = performance.now();
     call.graceEnd ??= now + call.graceMs;
     const silence = this.#options.silenceMs();
@@ -190,8 +199,18 @@ export class PendingCalls {
       call.timer = setTimeout(() => this.#overdue(call), waitMs + 1);
       return;
     }
-    const error = silence >= unresponsiveMs ? unresponsive(call, silence) : (call.aborted ?? timedOut(call));
+    const error =
+      silence >= unresponsiveMs ? unresponsive(call, silence) : (call.aborted ?? this.#unanswered(call));
     this.#settle(call, { ok: false, error });
+  }
+
+  #unanswered(call: PendingCall): TensorBusError {
+    try {
+      this.#options.examineRoom();
+      return timedOut(call);
+    } catch (error) {
+      return error as TensorBusError;
+    }
   }
 }
 

@@ -17,7 +17,7 @@ import {
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { TensorBusError } from "../../errors.ts";
-import { bootId } from "./identity.ts";
+import { bootId, ownNamespaces } from "./identity.ts";
 
 export type FolderKind = "queue" | "state";
 
@@ -29,7 +29,7 @@ export const folderFiles = {
   lock: "lock.mdb",
   /** The single-byte locks of `lockOffsets`. */
   locks: "locks",
-  /** Kind and version of the folder, and the boot that it belongs to. */
+  /** Kind and version of the folder, and the boot and namespaces that it belongs to. */
   format: "format.json",
 } as const;
 
@@ -56,8 +56,7 @@ export function preparePrivateFolder(path: string): string {
   try {
     mkdirSync(wanted, { recursive: true, mode: 0o700 });
   } catch (cause) {
-    const message = `folder ${path} cannot be made: ${(cause as Error).message}`;
-    throw new TensorBusError("TB_FILE", message, { cause, details: { path } });
+    throw fileError(path, cause as NodeJS.ErrnoException);
   }
   const real = realpathSync(wanted);
   const { uid, mode } = statSync(real);
@@ -69,63 +68,118 @@ export function preparePrivateFolder(path: string): string {
   return real;
 }
 
-function formatError(path: string, message: string, details: Record<string, unknown> = {}): TensorBusError {
-  return new TensorBusError("TB_BUS_FORMAT", `${path}: ${message}`, { details: { path, ...details } });
+/** How a folder that nothing can be read from is made good. */
+const wayOut =
+  "end the agent and the clients that use this folder and remove it; what was queued in it is lost, tensors are not";
+
+/** `TB_BUS_FORMAT`, with what to do. */
+export function formatError(
+  path: string,
+  message: string,
+  details: Record<string, unknown> = {},
+  cause?: unknown,
+): TensorBusError {
+  return new TensorBusError("TB_BUS_FORMAT", `${message}: ${wayOut}`, {
+    details: { path, ...details },
+    ...(cause === undefined ? {} : { cause }),
+  });
 }
 
-function readFormat(path: string): { kind: unknown; version: unknown; boot: unknown } | undefined {
+interface Format {
+  readonly kind: unknown;
+  readonly version: unknown;
+  readonly boot: unknown;
+  readonly pidNamespace: unknown;
+  readonly timeNamespace: unknown;
+}
+
+function readFormat(path: string): Format | undefined {
   const file = join(path, folderFiles.format);
   let text: string;
   try {
     text = readFileSync(file, "utf8");
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
-    throw formatError(file, `cannot be read: ${(error as Error).message}`);
+    throw formatError(path, `${file} cannot be read (${(error as Error).message})`);
   }
   try {
-    const { kind, version, boot } = JSON.parse(text);
-    return { kind, version, boot };
+    const { kind, version, boot, pidNamespace, timeNamespace } = JSON.parse(text);
+    return { kind, version, boot, pidNamespace, timeNamespace };
   } catch {
-    throw formatError(file, "is no JSON");
+    throw formatError(path, `${file} is no JSON`);
   }
 }
 
 /**
  * Makes sure that the folder is one of that kind and this version, and LMDB's file in it one that the package can open.
- * To be called inside the gate, before LMDB opens it. What another boot left is removed: its processes are gone, its
- * deadlines have passed, and without a sync it may be damaged.
+ * To be called inside the gate, before LMDB opens it; `others`: some process has it open. What another boot left, or a
+ * container that has ended, is removed: its processes are gone, its deadlines have passed, and without a sync it may be
+ * damaged.
  */
-export function prepareFormat(path: string, kind: FolderKind): void {
+export function prepareFormat(path: string, kind: FolderKind, others: boolean): void {
   const format = readFormat(path);
   if (format === undefined) {
     if (statSync(join(path, folderFiles.data), { throwIfNoEntry: false })) {
-      throw formatError(
-        path,
-        `holds an LMDB file, but no ${folderFiles.format}: it was not made by tensorbus`,
-      );
+      throw formatError(path, `${path} holds an LMDB file, but no ${folderFiles.format}`);
     }
     writeFormat(path, kind);
   } else if (format.kind !== kind || format.version !== formatVersion) {
     const found = `${format.kind} version ${format.version}`;
-    throw formatError(path, `holds a ${found}, not a ${kind} version ${formatVersion}`, { found });
-  } else if (format.boot !== bootId()) {
+    throw formatError(path, `${path} holds a ${found}, not a ${kind} version ${formatVersion}`, { found });
+  } else if (!isOurs(format)) {
+    if (others) throw namespaceError(path, format);
     rmSync(join(path, folderFiles.data), { force: true });
     rmSync(join(path, folderFiles.lock), { force: true });
     writeFormat(path, kind);
   }
-  checkDataFile(join(path, folderFiles.data));
+  checkDataFile(path);
+}
+
+function isOurs({ boot, pidNamespace, timeNamespace }: Format): boolean {
+  const { pid, time } = ownNamespaces();
+  return boot === bootId() && pidNamespace === pid && timeNamespace === time;
+}
+
+/** Pids and clocks tell who lives; who reads others may not take part. */
+function namespaceError(path: string, { boot, pidNamespace, timeNamespace }: Format): TensorBusError {
+  const { pid, time } = ownNamespaces();
+  const [what, found, own, remedy] =
+    boot !== bootId()
+      ? ["on another machine", boot, bootId(), "name a folder of this machine"]
+      : pidNamespace !== pid
+        ? ["in another PID namespace", pidNamespace, pid, "run them in one container, or share it (--pid)"]
+        : ["in another time namespace", timeNamespace, time, "run them in one time namespace"];
+  const message = `${path} is used by processes ${what} (${found}, this one is in ${own}): ${remedy}`;
+  return new TensorBusError("TB_NAMESPACE", message, { details: { path, found, own } });
 }
 
 /** True where LMDB's files in the folder are of this boot: those that `prepareFormat` will leave. */
 export function isOfThisBoot(path: string): boolean {
-  return readFormat(path)?.boot === bootId();
+  const format = readFormat(path);
+  return format !== undefined && isOurs(format);
 }
 
 function writeFormat(path: string, kind: FolderKind): void {
   const file = join(path, folderFiles.format);
-  const text = JSON.stringify({ kind, version: formatVersion, boot: bootId() });
-  writeFileSync(`${file}.new`, `${text}\n`, { mode: 0o600 });
-  renameSync(`${file}.new`, file);
+  const { pid, time } = ownNamespaces();
+  const format = { kind, version: formatVersion, boot: bootId(), pidNamespace: pid, timeNamespace: time };
+  try {
+    writeFileSync(`${file}.new`, `${JSON.stringify(format)}\n`, { mode: 0o600 });
+    renameSync(`${file}.new`, file);
+  } catch (error) {
+    throw fileError(path, error as NodeJS.ErrnoException);
+  }
+}
+
+const fullCodes = new Set(["ENOSPC", "EDQUOT", "EFBIG"]);
+
+/** `TB_NO_SPACE` where the file system is full, else `TB_FILE`. */
+export function fileError(path: string, cause: NodeJS.ErrnoException): TensorBusError {
+  if (fullCodes.has(cause.code ?? "")) {
+    const message = `the file system of ${path} is full: free some space, or name a folder elsewhere`;
+    return new TensorBusError("TB_NO_SPACE", message, { cause, details: { path } });
+  }
+  return new TensorBusError("TB_FILE", `${path}: ${cause.message}`, { cause, details: { path } });
 }
 
 /** Of the meta page of LMDB's data file, as the package writes it: behind a page header of 24 bytes. */
@@ -135,13 +189,15 @@ const dataVersion = 2;
 /** Stock LMDB's page header has 16 bytes. */
 const stockMagicOffset = 16;
 
-function checkDataFile(file: string): void {
+/** What the native check would call damaged: a file of another program. */
+function checkDataFile(path: string): void {
+  const file = join(path, folderFiles.data);
   let fd: number;
   try {
     fd = openSync(file, "r");
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
-    throw formatError(file, `cannot be read: ${(error as Error).message}`);
+    throw formatError(path, `${file} cannot be read (${(error as Error).message})`);
   }
   const head = Buffer.alloc(magicOffset + 8);
   let length: number;
@@ -152,11 +208,15 @@ function checkDataFile(file: string): void {
   }
   // LMDB makes an empty file before it writes both meta pages in one go.
   if (length === 0) return;
-  if (length < head.length) throw formatError(file, `has ${length} bytes only`);
+  if (length < head.length) throw formatError(path, `${file} is damaged: it has ${length} bytes`);
   if (head.readUInt32LE(magicOffset) !== magic) {
     const stock = head.readUInt32LE(stockMagicOffset) === magic;
-    throw formatError(file, stock ? "was written by another implementation of LMDB" : "is no LMDB file");
+    throw formatError(
+      path,
+      stock ? `${file} was written by another implementation of LMDB` : `${file} is no LMDB file`,
+    );
   }
   const version = head.readUInt32LE(magicOffset + 4) & 0xffff;
-  if (version !== dataVersion) throw formatError(file, `has the data version ${version}`, { version });
+  if (version !== dataVersion)
+    throw formatError(path, `${file} has the data version ${version}`, { version });
 }

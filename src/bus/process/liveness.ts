@@ -7,7 +7,7 @@ import { Deadline, type DeadlineOptions, waitUntil } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import { nativeBus } from "../../ffi/bus.ts";
 import type { EventPort } from "./event-port.ts";
-import { privateName } from "./semaphore.ts";
+import { privateName } from "./names.ts";
 
 /** The bytes of a folder's lock file. */
 export const lockOffsets = {
@@ -17,6 +17,8 @@ export const lockOffsets = {
   claim: 1n,
   /** The agent's life: waited for by its clients. A second byte, since those who wait hold it for a moment at the end. */
   agent: 2n,
+  /** Shared by all who have the folder open. */
+  users: 3n,
 } as const;
 
 /** Where a client's byte stands: locks may lie far behind the end of a file. */
@@ -54,6 +56,35 @@ export function tryLock(locksPath: string, offset: bigint): HeldLock | undefined
     return taken === 1 ? lock : undefined;
   } finally {
     if (taken !== 1) lock.close();
+  }
+}
+
+/** A folder that this process has open, as others can tell. */
+export class FolderUse implements Disposable {
+  /** Others had it open when this was taken. */
+  readonly others: boolean;
+  readonly #lock: HeldLock;
+
+  /** To be taken inside the folder's gate, so that of two who come at once one is the first. */
+  constructor(locksPath: string) {
+    const handle = nativeBus.tb_lock_open(locksPath);
+    this.#lock = new HeldLock(handle);
+    try {
+      this.others = nativeBus.tb_lock_held(handle, lockOffsets.users) === 1;
+      nativeBus.tb_lock_share(handle, lockOffsets.users);
+    } catch (error) {
+      this.#lock.close();
+      throw error;
+    }
+  }
+
+  /** A second call does nothing. */
+  close(): void {
+    this.#lock.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
   }
 }
 

@@ -7,6 +7,7 @@ import { randomBytes } from "node:crypto";
 import { Deadline, type DeadlineOptions, waitUntil } from "../../deadline.ts";
 import { nativeBus } from "../../ffi/bus.ts";
 import type { EventPort } from "./event-port.ts";
+import { privateName } from "./names.ts";
 
 /** NAME_MAX less the "sem." that Linux puts before it, and with the slash that it takes away: sem_overview(7). */
 const maxNameBytes = 252;
@@ -92,28 +93,6 @@ export class Semaphore<T = void> {
       return () => {};
     });
   }
-}
-
-/** The form of a wake semaphore's name. The random part is what keeps another user from making it first. */
-const wakeNamePattern = /^\/tensorbus-(\d+)-[0-9a-f]{32}$/;
-
-/** A new name that carries this user's id and 128 random bits; also for shared memory. */
-export function privateName(): string {
-  return `/tensorbus-${process.geteuid!()}-${randomBytes(16).toString("hex")}`;
-}
-
-let ownUid = -1;
-
-/** Asks the system only for a user that it has not named before: every command has such a name. */
-function isOwnUid(uid: number): boolean {
-  if (uid !== ownUid) ownUid = process.geteuid!();
-  return uid === ownUid;
-}
-
-/** True for a name that `privateName` of a process of this user could have made. */
-export function isPrivateName(name: string): boolean {
-  const uid = wakeNamePattern.exec(name)?.[1];
-  return uid !== undefined && isOwnUid(Number(uid));
 }
 
 /** Another process's wake semaphore. */

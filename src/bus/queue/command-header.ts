@@ -2,7 +2,7 @@
  * What every command says of itself. Checked by hand and not by a schema: a small command is little else, and its way to
  * the agent pays for the check twice.
  */
-import { isPrivateName } from "../process/semaphore.ts";
+import { isPrivateName } from "../process/names.ts";
 
 export const commandTypes = [
   "InitPair",

@@ -11,11 +11,16 @@ import { nativeBus } from "../../ffi/bus.ts";
 import type { EventPort } from "../process/event-port.ts";
 import {
   type FolderKind,
+  fileError,
   folderFiles,
+  formatError,
   isOfThisBoot,
   prepareFormat,
   preparePrivateFolder,
 } from "../process/folder.ts";
+import { FolderUse } from "../process/liveness.ts";
+import { sweepNames } from "../process/names.ts";
+import { CountedDatabase } from "./counted-database.ts";
 
 export interface EnvironmentOptions {
   /** A folder; made where it is missing. */
@@ -32,10 +37,15 @@ export interface EnvironmentOptions {
  * Keys and values are bytes. An environment has one database: each further one would cost every transaction that touches
  * it two more pages. The first byte of a key says what it is the key of.
  */
-export type BinaryDatabase = RootDatabase<Buffer, Buffer>;
+export type BinaryDatabase = Pick<
+  CountedDatabase,
+  "get" | "put" | "remove" | "getRange" | "getKeys" | "transactionSync"
+>;
 
 const defaultMapBytes = 2 ** 30;
 const defaultStuckMs = 1000;
+/** `TB_LMDB_READERS` of native/src/host/lmdb.h. */
+const maxReaders = 1024;
 /** Another's write takes about 10 µs: looking again is cheaper than a thread. */
 const spinNs = 100_000n;
 /** Writes that one pass through the gate serves at most, so that others get their turn. */
@@ -43,13 +53,20 @@ const writesPerPass = 32;
 
 interface Job {
   readonly run: () => void;
+  readonly fail: (error: unknown) => void;
 }
 
 /**
  * LMDB must open an environment once in a process, whoever asks for it: its lock files know processes, not callers. The
  * map goes by real paths and counts those who share.
  */
-const opened = new Map<string, { root: BinaryDatabase; users: number }>();
+const opened = new Map<string, { root: RootDatabase<Buffer, Buffer>; users: number }>();
+
+/** Those that are open when the process ends: LMDB closes them then. */
+const environments = new Set<Environment>();
+process.on("exit", () => {
+  for (const environment of environments) environment.mend();
+});
 
 /** Opens an environment in a private folder, which must be of that kind and of this package's LMDB. */
 export async function openEnvironment(
@@ -62,6 +79,8 @@ export async function openEnvironment(
     await environment.enterToOpen(deadline);
   } catch (error) {
     await environment.close();
+    // Whoever follows the advice to remove the folder removes the only place that names what the dead have left.
+    if (error instanceof TensorBusError && error.code === "TB_BUS_FORMAT") sweepNames();
     throw error;
   }
   return environment;
@@ -75,10 +94,13 @@ export class Environment implements AsyncDisposable {
   readonly #options: EnvironmentOptions;
   readonly #port: EventPort;
   readonly #stuckMs: number;
+  readonly #mapBytes: number;
   readonly #token: bigint;
   readonly #gate: bigint;
   readonly #waiting: Job[] = [];
-  #root: BinaryDatabase | undefined;
+  #use: FolderUse | undefined;
+  #root: RootDatabase<Buffer, Buffer> | undefined;
+  #counted: CountedDatabase | undefined;
   #release: (() => void) | undefined;
   #holder = 0;
   #closed = false;
@@ -89,6 +111,7 @@ export class Environment implements AsyncDisposable {
     this.#options = options;
     this.#port = options.port;
     this.#stuckMs = options.stuckMs ?? defaultStuckMs;
+    this.#mapBytes = options.mapBytes ?? defaultMapBytes;
     this.#token = this.#port.listen(() => this.#pass());
     try {
       this.#gate = nativeBus.tb_gate_open(this.#port.handle, this.locksPath, this.#token);
@@ -105,10 +128,14 @@ export class Environment implements AsyncDisposable {
     await this.#inside(`opening ${this.path}`, () => this.#open(), deadline);
   }
 
-  /** LMDB's own. Whoever writes to it outside of `write` passes no gate, and may block. */
+  /** Its records. Whoever writes to it outside of `write` passes no gate, and may block. */
   get root(): BinaryDatabase {
-    if (this.#root === undefined) throw new TensorBusError("TB_CLOSED", `${this.path} was closed`);
-    return this.#root;
+    return this.#records;
+  }
+
+  get #records(): CountedDatabase {
+    if (this.#counted === undefined) throw new TensorBusError("TB_CLOSED", `${this.path} was closed`);
+    return this.#counted;
   }
 
   /**
@@ -125,15 +152,35 @@ export class Environment implements AsyncDisposable {
     return this.#tryInside(() => this.#transact(work));
   }
 
-  /** Reads what was committed last; the values are the caller's. */
+  /** Reads what was committed last; the values are the caller's. `TB_BUS_FORMAT` where the files were damaged. */
   read<T>(work: () => T): T {
-    this.root.resetReadTxn();
-    return work();
+    const records = this.#records;
+    try {
+      nativeBus.tb_gate_check(this.#gate);
+      records.resetReadTxn();
+      return work();
+    } catch (error) {
+      throw this.#typed(error);
+    }
+  }
+
+  /** For who waits for an answer: `TB_BUS_FORMAT` where the files were damaged, since none will come. */
+  examine(): void {
+    this.read(() => {});
+  }
+
+  /** `TB_NO_SPACE` where not even a small record finds room; says nothing while another process writes. */
+  examineRoom(): void {
+    try {
+      this.#tryInside(() => nativeBus.tb_gate_reserve(this.#gate, 1, 0, 0n, 0n));
+    } catch (error) {
+      throw this.#typed(error);
+    }
   }
 
   /** Frees the reader slots of dead processes; how many there were. */
   readerCheck(deadline: DeadlineOptions = {}): Promise<number> {
-    return this.#inside("looking for dead readers", () => this.root.readerCheck(), deadline);
+    return this.#inside("looking for dead readers", () => this.#records.readerCheck(), deadline);
   }
 
   /** Waiting writes end with `TB_CLOSED`. A second call does nothing. */
@@ -142,19 +189,39 @@ export class Environment implements AsyncDisposable {
     this.#closed = true;
     for (const job of this.#waiting.splice(0)) job.run();
     this.#release?.();
+    this.mend();
     nativeBus.tb_gate_close(this.#gate);
     this.#port.unlisten(this.#token);
-    if (this.#root === undefined) return;
-    const shared = opened.get(this.path);
-    this.#root = undefined;
-    if (shared !== undefined && --shared.users === 0) {
-      opened.delete(this.path);
-      await shared.root.close();
+    try {
+      await this.#closeRoot();
+    } finally {
+      this.#use?.close();
+    }
+  }
+
+  /** Has files that were cut get their length again, since LMDB touches them when it is closed. */
+  mend(): void {
+    try {
+      nativeBus.tb_gate_check(this.#gate);
+    } catch {
+      // What is damaged was told, or is told, to whoever uses it.
     }
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  async #closeRoot(): Promise<void> {
+    if (this.#root === undefined) return;
+    environments.delete(this);
+    this.#root = undefined;
+    this.#counted = undefined;
+    const shared = opened.get(this.path);
+    if (shared !== undefined && --shared.users === 0) {
+      opened.delete(this.path);
+      await shared.root.close();
+    }
   }
 
   #inside<T>(what: string, work: () => T, options: DeadlineOptions): Promise<T> {
@@ -177,9 +244,13 @@ export class Environment implements AsyncDisposable {
   }
 
   #enter(): boolean {
-    const [entered, holder] = nativeBus.tb_gate_enter(this.#gate, spinNs);
-    this.#holder = holder;
-    return entered === 1;
+    try {
+      const [entered, holder] = nativeBus.tb_gate_enter(this.#gate, spinNs);
+      this.#holder = holder;
+      return entered === 1;
+    } catch (error) {
+      throw this.#typed(error);
+    }
   }
 
   async #wait<T>(what: string, work: () => T, options: DeadlineOptions): Promise<T> {
@@ -187,7 +258,7 @@ export class Environment implements AsyncDisposable {
     const deadline = new Deadline({ ...options, timeoutMs });
     try {
       return await waitUntil<T>(what, deadline, (resolve, reject) => {
-        const job = { run: () => this.#settle(work, resolve, reject) };
+        const job = { run: () => this.#settle(work, resolve, reject), fail: reject };
         this.#waiting.push(job);
         this.#release ??= this.#port.hold();
         nativeBus.tb_gate_await(this.#gate);
@@ -227,7 +298,14 @@ export class Environment implements AsyncDisposable {
   /** The gate was seen free: the writes that wait go first, in their order. */
   #pass(): void {
     if (this.#closed || this.#waiting.length === 0) return;
-    if (this.#enter()) {
+    let entered: boolean;
+    try {
+      entered = this.#enter();
+    } catch (error) {
+      for (const job of [...this.#waiting]) job.fail(error);
+      return;
+    }
+    if (entered) {
       try {
         for (const job of this.#waiting.slice(0, writesPerPass)) job.run();
       } finally {
@@ -238,28 +316,55 @@ export class Environment implements AsyncDisposable {
   }
 
   #transact<T>(work: () => T): T {
+    const records = this.#records;
+    records.resetCounts();
     try {
-      return this.root.transactionSync(work);
+      return records.transactionSync(() => {
+        const value = work();
+        this.#reserve(records);
+        return value;
+      });
     } catch (error) {
-      throw lmdbError(error, this.path);
+      throw this.#typed(error);
     }
   }
 
+  /** The space that the commit may take: LMDB overruns its memory where a write of its fails. */
+  #reserve({ puts, removes, smallBytes, bigPages }: CountedDatabase): void {
+    if (puts + removes === 0) return;
+    nativeBus.tb_gate_reserve(this.#gate, puts, removes, BigInt(smallBytes), BigInt(bigPages));
+  }
+
   #open(): void {
-    prepareFormat(this.path, this.#options.kind);
-    let shared = opened.get(this.path);
-    if (shared === undefined) {
-      shared = { root: this.#openRoot(), users: 0 };
-      opened.set(this.path, shared);
-    }
+    const shared = opened.get(this.path) ?? this.#openShared();
     shared.users++;
+    this.#use ??= new FolderUse(this.locksPath);
     this.#root = shared.root;
+    this.#counted = new CountedDatabase(shared.root);
+    environments.add(this);
+    nativeBus.tb_gate_guard(this.#gate, join(this.path, folderFiles.data), join(this.path, folderFiles.lock));
     // Takes this thread's slot in the reader table, which needs a lock of its own, while nobody else can hold that.
     this.read(() => shared.root.get(Buffer.from([0])));
     this.#verifyLock();
   }
 
-  #openRoot(): BinaryDatabase {
+  /** The first opening in this thread: looks at all that LMDB would trust. */
+  #openShared(): { root: RootDatabase<Buffer, Buffer>; users: number } {
+    this.#use = new FolderUse(this.locksPath);
+    const { others } = this.#use;
+    const [data, lock] = [join(this.path, folderFiles.data), join(this.path, folderFiles.lock)];
+    prepareFormat(this.path, this.#options.kind, others);
+    try {
+      nativeBus.tb_gate_prepare(this.#gate, data, lock, BigInt(this.#mapBytes), others ? 1 : 0);
+    } catch (error) {
+      throw this.#typed(error);
+    }
+    const shared = { root: this.#openRoot(), users: 0 };
+    opened.set(this.path, shared);
+    return shared;
+  }
+
+  #openRoot(): RootDatabase<Buffer, Buffer> {
     try {
       return open<Buffer, Buffer>({
         path: this.path,
@@ -269,16 +374,39 @@ export class Environment implements AsyncDisposable {
         noSync: true,
         overlappingSync: false,
         // A map that never grows is never remapped under another process.
-        mapSize: this.#options.mapBytes ?? defaultMapBytes,
-        maxReaders: 1024,
+        mapSize: this.#mapBytes,
+        maxReaders,
         // @ts-expect-error: documented and honoured, but missing from the package's types.
         permissionsMode: 0o600,
         keyEncoding: "binary",
         encoding: "binary",
       });
     } catch (error) {
-      throw lmdbError(error, this.path);
+      throw this.#typed(error);
     }
+  }
+
+  /** An error of LMDB, or of the gate, with the folder and what to do. */
+  #typed(error: unknown): unknown {
+    const { path } = this;
+    if (!(error instanceof Error)) return error;
+    if (error instanceof TensorBusError) {
+      if (error.details["path"] !== undefined) return error;
+      if (error.code === "TB_BUS_FORMAT") return formatError(path, error.message);
+      if (error.code === "TB_NO_SPACE") return this.#full(error);
+      return error;
+    }
+    if (fullPattern.test(error.message)) return this.#full(error);
+    if (damagedPattern.test(error.message)) {
+      return formatError(path, `${path} is damaged (${error.message})`, {}, error);
+    }
+    const { code } = error as NodeJS.ErrnoException;
+    return typeof code === "string" ? fileError(path, error) : error;
+  }
+
+  #full(cause: Error): TensorBusError {
+    const message = `${this.path} is full (${cause.message}): free some space, or name a folder elsewhere`;
+    return new TensorBusError("TB_NO_SPACE", message, { cause, details: { path: this.path } });
   }
 
   /** The gate looks at a word in LMDB's lock file: it must be the one that a write transaction sets. */
@@ -291,13 +419,10 @@ export class Environment implements AsyncDisposable {
   }
 }
 
-function lmdbError(error: unknown, path: string): unknown {
-  if (error instanceof TensorBusError || !(error instanceof Error)) return error;
-  if (/MDB_MAP_FULL|No space left/.test(error.message)) {
-    return new TensorBusError("TB_NO_SPACE", `${path} is full`, { cause: error, details: { path } });
-  }
-  return error;
-}
+/** What LMDB says of a map or a file system that is full; a short write is an EIO there. */
+const fullPattern = /MDB_MAP_FULL|No space left|Disk quota|File too large|Input\/output error/;
+const damagedPattern =
+  /MDB_(CORRUPTED|PAGE_NOTFOUND|PANIC|INVALID|VERSION_MISMATCH|BAD_TXN|BAD_RSLOT|PAGE_FULL|CURSOR_FULL)/;
 
 /** A key: what it is of, then numbers of 64 bits, in their order. */
 export function keyOf(kind: number, ...numbers: readonly bigint[]): Buffer {

@@ -3,7 +3,8 @@
  * queue, in the transaction that found it full; who makes room posts them all, after its own has been committed.
  */
 
-import { type Bell, isPrivateName, openBell } from "../process/semaphore.ts";
+import { isPrivateName } from "../process/names.ts";
+import { type Bell, openBell } from "../process/semaphore.ts";
 import { type BinaryDatabase, keyOf, rangeOf } from "./environment.ts";
 
 export class RoomWaits {

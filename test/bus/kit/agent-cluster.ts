@@ -20,12 +20,13 @@ afterEach(async () => {
 type Variables = Readonly<Record<string, string>>;
 
 export class Cluster {
-  readonly folder = temporaryFolder();
+  readonly folder: string;
   readonly agents: RunningCommand[] = [];
   readonly #port: number;
 
-  constructor(port: number) {
+  constructor(port: number, folder = temporaryFolder()) {
     this.#port = port;
+    this.folder = folder;
   }
 
   paths(rank: number) {

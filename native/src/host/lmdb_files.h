@@ -1,0 +1,39 @@
+/*
+ * The files of an LMDB environment that this process has open, as others may treat them: looked at before each
+ * transaction, since LMDB touches them through a map, and grown before each commit.
+ */
+#ifndef TB_BUS_LMDB_FILES_H
+#define TB_BUS_LMDB_FILES_H
+
+#include <stdint.h>
+
+#include "host/lmdb.h"
+#include "tensorbus.h"
+
+typedef struct tb_lmdb_files {
+    int data_fd;
+    int lock_fd; /* names the file only: closing another kind would free LMDB's own locks on it */
+    uint32_t page_bytes;
+    const char *metas;   /* both meta pages, mapped; NULL before the files are open */
+    uint64_t data_bytes; /* the file had as many, and never shrinks */
+    uint64_t reserved;   /* so many have their space */
+    char *data_path;
+    char *lock_path;
+} tb_lmdb_files;
+
+#define TB_LMDB_NO_FILES ((tb_lmdb_files){.data_fd = -1, .lock_fd = -1})
+
+int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const char *lock_path, tb_error *err);
+void tb_lmdb_files_close(tb_lmdb_files *files);
+
+/*
+ * TB_EBUS_FORMAT where the files are gone, cut or overwritten. locks: where nobody writes now, LMDB's lock file, to be
+ * compared with the data; else NULL. Files that were cut get their length again, and are marked as damaged: no process
+ * that maps them is ended by a signal, and each finds the mark.
+ */
+int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, tb_error *err);
+
+/* As tb_gate_reserve. */
+int32_t tb_lmdb_files_reserve(tb_lmdb_files *files, const tb_lmdb_change *change, tb_error *err);
+
+#endif

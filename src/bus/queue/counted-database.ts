@@ -1,0 +1,76 @@
+/** LMDB's database with a count of what a transaction changes, from which the space that its commit takes is known. */
+import type { RootDatabase } from "lmdb";
+
+/** Larger values have pages of their own: LMDB wants two nodes on a page. */
+const largestInlineBytes = 1900;
+const pageBytes = 4096;
+/** What LMDB writes with a key and its value: sizes, its place on the page, where a large value lies. */
+const nodeBytes = 40;
+
+interface Range {
+  readonly start: Buffer;
+  readonly end: Buffer;
+  readonly limit?: number;
+}
+
+export class CountedDatabase {
+  /** Since `resetCounts`. */
+  puts = 0;
+  removes = 0;
+  /** Bytes of keys and values that lie on pages with others. */
+  smallBytes = 0;
+  /** Pages that large values take. */
+  bigPages = 0;
+  readonly #root: RootDatabase<Buffer, Buffer>;
+
+  constructor(root: RootDatabase<Buffer, Buffer>) {
+    this.#root = root;
+  }
+
+  resetCounts(): void {
+    this.puts = 0;
+    this.removes = 0;
+    this.smallBytes = 0;
+    this.bigPages = 0;
+  }
+
+  get(key: Buffer): Buffer | undefined {
+    return this.#root.get(key);
+  }
+
+  /** Inside of a write transaction. */
+  put(key: Buffer, value: Buffer): void {
+    this.puts += 1;
+    if (value.length > largestInlineBytes) this.bigPages += Math.ceil(value.length / pageBytes) + 1;
+    else this.smallBytes += value.length;
+    this.smallBytes += key.length + nodeBytes;
+    this.#root.put(key, value);
+  }
+
+  /** Inside of a write transaction. */
+  remove(key: Buffer): void {
+    this.removes += 1;
+    this.#root.remove(key);
+  }
+
+  getRange(range: Range): Iterable<{ readonly key: Buffer; readonly value: Buffer }> {
+    return this.#root.getRange(range) as Iterable<{ readonly key: Buffer; readonly value: Buffer }>;
+  }
+
+  getKeys(range: Range): Iterable<Buffer> {
+    return this.#root.getKeys(range) as Iterable<Buffer>;
+  }
+
+  /** The next read sees what was committed last. */
+  resetReadTxn(): void {
+    this.#root.resetReadTxn();
+  }
+
+  readerCheck(): number {
+    return this.#root.readerCheck() as unknown as number;
+  }
+
+  transactionSync<T>(work: () => T): T {
+    return this.#root.transactionSync(work) as T;
+  }
+}
