@@ -10,6 +10,7 @@ import { type Quantization, quantizationForm, quantizationSchema } from "./famil
 import type { Config, Family, ModelForm } from "./families/table.ts";
 import { readTextFile } from "./files.ts";
 import { describeIssue } from "./issues.ts";
+import { parseJson } from "./json-keys.ts";
 import type { ModelTensor } from "./tensor.ts";
 
 export interface ConfigOptions {
@@ -90,7 +91,7 @@ export function modelTensors(text: string, options: ConfigOptions = {}, file = "
 
 /** The model of a config's text: what its family's table says of it. `TB_MODEL_CONFIG`. */
 export function modelOf(text: string, options: ConfigOptions = {}, file = "config.json"): Model {
-  const given = parseJson(text, file);
+  const given = parseConfig(text, file);
   const head = check(headSchema, given, file);
   const family = familyOf(head, file);
   const filled = fillKeys(family, check(schemaOf(family), given, file));
@@ -208,9 +209,9 @@ function elementType(head: HeadConfig, options: ConfigOptions, file: string): DT
   throw configError(file, `torch_dtype ${JSON.stringify(name)} is unknown`, { torch_dtype: name });
 }
 
-function parseJson(text: string, file: string): unknown {
+function parseConfig(text: string, file: string): unknown {
   try {
-    return JSON.parse(text);
+    return parseJson(text);
   } catch (cause) {
     throw configError(file, `it is not JSON: ${(cause as Error).message}`, {}, cause);
   }

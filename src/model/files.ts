@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
-import { open, readFile, realpath, rename, rm, stat } from "node:fs/promises";
+import { constants } from "node:fs";
+import { type FileHandle, open, realpath, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { TensorBusError } from "../errors.ts";
 
@@ -30,25 +31,74 @@ export function fileError(cause: unknown, action: string, path: string): TensorB
   });
 }
 
-/** A file as bytes. `TB_FILE` where it cannot be read or is longer than `maxBytes`. */
-export async function readBytes(path: string, maxBytes: number): Promise<Buffer> {
-  let bytes: Buffer;
+export interface ReadOptions {
+  /**
+   * Whether it may be a pipe, which somebody writes for us (`/dev/stdin`, `<(…)`): what a user names on the command line.
+   * Default false: a file that is named in another file is a regular one.
+   */
+  readonly pipes?: boolean;
+}
+
+/** A file as bytes. `TB_FILE` if it cannot be read, is no regular file, or is longer than `maxBytes`: no more is read. */
+export async function readBytes(
+  path: string,
+  maxBytes: number,
+  { pipes = false }: ReadOptions = {},
+): Promise<Buffer> {
+  let handle: FileHandle;
   try {
-    bytes = await readFile(path);
+    // A pipe without a writer would not even be opened otherwise.
+    handle = await open(path, constants.O_RDONLY | (pipes ? 0 : constants.O_NONBLOCK));
   } catch (error) {
     throw fileError(error, "read", path);
   }
-  if (bytes.length > maxBytes) {
-    throw new TensorBusError("TB_FILE", `${path} has ${bytes.length} bytes; at most ${maxBytes} are read`, {
-      details: { path, bytes: bytes.length, maxBytes },
-    });
+  try {
+    const status = await handle.stat();
+    if (!status.isFile() && !status.isDirectory() && !pipes) {
+      throw new TensorBusError("TB_FILE", `cannot read ${path}: it is no regular file`, {
+        details: { path },
+      });
+    }
+    if (status.isFile() && status.size > maxBytes) throw tooLong(path, status.size, maxBytes);
+    return await readUpTo(handle, path, status.isFile() ? status.size : maxBytes, maxBytes);
+  } catch (error) {
+    throw error instanceof TensorBusError ? error : fileError(error, "read", path);
+  } finally {
+    await handle.close();
   }
-  return bytes;
+}
+
+/** At most `expected` bytes, or an error if there are more and those are too many. */
+async function readUpTo(
+  handle: FileHandle,
+  path: string,
+  expected: number,
+  maxBytes: number,
+): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  while (bytes < expected) {
+    const chunk = Buffer.allocUnsafe(Math.min(expected - bytes, 2 ** 20));
+    const { bytesRead } = await handle.read(chunk, 0, chunk.length, null);
+    if (bytesRead === 0) break;
+    chunks.push(chunk.subarray(0, bytesRead));
+    bytes += bytesRead;
+  }
+  if (bytes === maxBytes && (await handle.read(Buffer.allocUnsafe(1), 0, 1, null)).bytesRead > 0) {
+    throw tooLong(path, bytes + 1, maxBytes);
+  }
+  return Buffer.concat(chunks, bytes);
+}
+
+function tooLong(path: string, bytes: number, maxBytes: number): TensorBusError {
+  return new TensorBusError("TB_FILE", `${path} has ${bytes} bytes or more; at most ${maxBytes} are read`, {
+    details: { path, bytes, maxBytes },
+  });
 }
 
 /** A text file as text. `TB_FILE` where it cannot be read, is longer than `maxBytes`, or is no text. */
-export async function readTextFile(path: string, maxBytes: number): Promise<string> {
-  return decodeText(await readBytes(path, maxBytes), path);
+export async function readTextFile(path: string, maxBytes: number, options?: ReadOptions): Promise<string> {
+  return decodeText(await readBytes(path, maxBytes, options), path);
 }
 
 /** The bytes of a file as text; `TB_FILE` where they are none. */

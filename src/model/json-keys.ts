@@ -1,3 +1,19 @@
+/** Deeper than any file that is read here; deeper ones end in a stack that is too small for them. */
+export const maxNesting = 64;
+
+/** `JSON.parse` of a text that is nested no deeper than 64 levels; a `SyntaxError` says what is wrong. */
+export function parseJson(text: string): unknown {
+  let depth = 0;
+  for (let index = 0; index < text.length; index++) {
+    const code = text.charCodeAt(index);
+    if (code === quote) index = endOfString(text, index) - 1;
+    else if (code === openBrace || code === openBracket) depth += 1;
+    else if (code === closeBrace || code === closeBracket) depth -= 1;
+    if (depth > maxNesting) throw new SyntaxError(`nested deeper than ${maxNesting} levels`);
+  }
+  return JSON.parse(text);
+}
+
 /**
  * The first key that stands twice in one object of a valid JSON text. `JSON.parse` keeps the last of them and says
  * nothing, so that two readers of one file could see different tensors.
@@ -51,7 +67,7 @@ const backslash = 0x5c;
 /** One past the closing quote of the string that opens at `start`. */
 function endOfString(json: string, start: number): number {
   let index = start + 1;
-  for (; json.charCodeAt(index) !== quote; index++) {
+  for (; index < json.length && json.charCodeAt(index) !== quote; index++) {
     if (json.charCodeAt(index) === backslash) index++;
   }
   return index + 1;

@@ -1,6 +1,6 @@
 import { TensorBusError } from "../errors.ts";
 import { type DType, isDType, itemSize } from "../layout/index.ts";
-import { duplicateKey } from "./json-keys.ts";
+import { duplicateKey, parseJson } from "./json-keys.ts";
 import { elementCount, type ModelTensor } from "./tensor.ts";
 
 /** A tensor in a safetensors file: its elements are row-major and contiguous. */
@@ -99,7 +99,7 @@ function parseObject(header: Uint8Array, file: string): Record<string, unknown> 
   }
   let value: unknown;
   try {
-    value = JSON.parse(text);
+    value = parseJson(text);
   } catch (cause) {
     throw damaged(file, "its header is not JSON", {}, cause);
   }

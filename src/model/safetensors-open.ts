@@ -2,7 +2,7 @@ import { type FileHandle, open, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { TensorBusError } from "../errors.ts";
 import { fileError, readTextFile } from "./files.ts";
-import { duplicateKey } from "./json-keys.ts";
+import { duplicateKey, parseJson } from "./json-keys.ts";
 import {
   damaged,
   headerLength,
@@ -109,7 +109,7 @@ function joinFiles(
 function parseIndex(text: string, path: string): Map<string, string> {
   let value: unknown;
   try {
-    value = JSON.parse(text);
+    value = parseJson(text);
   } catch (cause) {
     throw damaged(path, "it is not JSON", {}, cause);
   }

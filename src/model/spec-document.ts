@@ -1,9 +1,12 @@
 import { extname } from "node:path";
-import { type Document, isMap, isNode, isScalar, LineCounter, parseDocument } from "yaml";
+import { Composer, type Document, isMap, isNode, isScalar, Lexer, LineCounter, Parser, visit } from "yaml";
 import { TensorBusError } from "../errors.ts";
+import { maxNesting } from "./json-keys.ts";
 import { formatPath, type SpecPath, type SpecPlaces } from "./spec-places.ts";
 
 const maxAliases = 1000;
+/** What the parser holds for each level, at most: a collection, and an entry of it. */
+const maxStack = 2 * maxNesting;
 
 /** The text of a spec as values, and where each of them stands. */
 export class SpecDocument implements SpecPlaces {
@@ -16,19 +19,11 @@ export class SpecDocument implements SpecPlaces {
   constructor(text: string, file: string) {
     this.file = file;
     this.#lines = new LineCounter();
-    this.#document = parseDocument(text, { lineCounter: this.#lines, prettyErrors: false, uniqueKeys: true });
+    this.#document = this.#parse(text);
     const error = this.#document.errors[0];
-    if (error !== undefined) {
-      const language = extname(file) === ".json" ? "JSON" : "YAML";
-      throw new TensorBusError(
-        "TB_SPEC",
-        `${file}:${this.#lineAt(error.pos[0])}: not valid ${language}: ${error.message}`,
-        {
-          details: { file, line: this.#lineAt(error.pos[0]) },
-          cause: error,
-        },
-      );
-    }
+    if (error !== undefined) throw this.#invalid(error.message, error.pos[0], error);
+    const again = repeatedKey(this.#document);
+    if (again !== undefined) throw this.#invalid("Map keys must be unique", again);
     try {
       this.value = this.#document.toJS({ maxAliasCount: maxAliases });
     } catch (cause) {
@@ -37,6 +32,34 @@ export class SpecDocument implements SpecPlaces {
         cause,
       });
     }
+  }
+
+  /** Composes the document as `parseDocument` does, but ends as soon as it is nested too deeply: others ran out of stack. */
+  #parse(text: string): Document.Parsed {
+    this.#lines.addNewLine(0);
+    const parser = new Parser(this.#lines.addNewLine);
+    const composer = new Composer({ prettyErrors: false, uniqueKeys: false });
+    const tooDeep = (offset: number) => this.#invalid(`nested deeper than ${maxNesting} levels`, offset);
+    const tokens = function* () {
+      for (const lexeme of new Lexer().lex(text)) {
+        yield* parser.next(lexeme);
+        if (parser.stack.length > maxStack) throw tooDeep(parser.offset);
+      }
+      yield* parser.end();
+    };
+    const [document, another] = [...composer.compose(tokens(), true, text.length)];
+    if (another !== undefined) throw this.#invalid("it holds several documents", another.range[0]);
+    return document as Document.Parsed;
+  }
+
+  #invalid(what: string, offset: number, cause?: unknown): TensorBusError {
+    const { file } = this;
+    const line = this.#lineAt(offset);
+    const language = extname(file) === ".json" ? "JSON" : "YAML";
+    return new TensorBusError("TB_SPEC", `${file}:${line}: not valid ${language}: ${what}`, {
+      details: { file, line },
+      cause,
+    });
   }
 
   /** `TB_SPEC` that names the file, the line, the path and the values. */
@@ -88,4 +111,24 @@ export class SpecDocument implements SpecPlaces {
   #lineAt(offset: number): number {
     return this.#lines.linePos(offset).line;
   }
+}
+
+/** Where a key stands that its map has already: the parser's own check compares each with all others. */
+function repeatedKey(document: Document.Parsed): number | undefined {
+  let found: number | undefined;
+  visit(document, {
+    Map(_, { items }) {
+      const keys = new Set<unknown>();
+      for (const { key } of items) {
+        if (!isScalar(key)) continue;
+        if (keys.has(key.value)) {
+          found = key.range?.[0] ?? 0;
+          return visit.BREAK;
+        }
+        keys.add(key.value);
+      }
+      return undefined;
+    },
+  });
+  return found;
 }

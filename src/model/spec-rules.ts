@@ -1,6 +1,7 @@
 import type { DType, Placement } from "../layout/index.ts";
 import { formatPlacement } from "../layout/index.ts";
 import type { PairInput, SelectInput, TensorInput, TensorSideInput } from "../plan/input/types.ts";
+import { NameExpression } from "./expression.ts";
 import type { SpecPath, SpecPlaces } from "./spec-places.ts";
 import type { SpecSide } from "./spec-resolve.ts";
 import type { DtypeRule, RuleSide, SpecInput } from "./spec-schema.ts";
@@ -9,7 +10,7 @@ import type { ModelTensor } from "./tensor.ts";
 type SideName = "source" | "target";
 
 interface Rule {
-  readonly match: RegExp;
+  readonly match: NameExpression;
   readonly pair: string;
   readonly source: RuleSide;
   readonly target: RuleSide;
@@ -37,14 +38,14 @@ export function applyRules(
   const used = new Set<Rule>();
   const unmatched: string[] = [];
   const planned = tensors.flatMap(({ name, shape, dtype }): TensorInput[] => {
-    const [rule, captures] = firstMatch(rules, name) ?? [];
-    if (rule === undefined || captures === undefined) {
+    const rule = firstMatch(rules, name);
+    if (rule === undefined) {
       unmatched.push(name);
       return [];
     }
     used.add(rule);
-    const source = tensorSide(places, rule, "source", captures, sides.source, name);
-    const target = tensorSide(places, rule, "target", captures, sides.target, name);
+    const source = tensorSide(places, rule, "source", sides.source, name);
+    const target = tensorSide(places, rule, "target", sides.target, name);
     return [
       {
         name,
@@ -75,18 +76,17 @@ export function pairName({ source, target }: Readonly<Record<SideName, RuleSide>
   return `${formatSide(source.placements)} -> ${formatSide(target.placements)}`;
 }
 
-function firstMatch<R extends { readonly match: RegExp }>(rules: readonly R[], name: string) {
-  for (const rule of rules) {
-    const captures = rule.match.exec(name);
-    if (captures !== null) return [rule, captures] as const;
-  }
-  return undefined;
+function firstMatch<R extends { readonly match: NameExpression }>(
+  rules: readonly R[],
+  name: string,
+): R | undefined {
+  return rules.find(({ match }) => match.test(name));
 }
 
 /** A rule that takes no tensor is a mistake: a misspelt name, or a rule that an earlier one hides. */
 function unusedError(
   places: SpecPlaces,
-  rule: { readonly match: RegExp; readonly path: SpecPath },
+  rule: { readonly match: NameExpression; readonly path: SpecPath },
   tensors: readonly ModelTensor[],
 ): Error {
   const hidden = tensors.filter(({ name }) => rule.match.test(name)).length;
@@ -117,7 +117,6 @@ function tensorSide(
   places: SpecPlaces,
   rule: Rule,
   sideName: SideName,
-  captures: RegExpExecArray,
   side: SpecSide,
   tensor: string,
 ): TensorSideInput | undefined {
@@ -127,7 +126,7 @@ function tensorSide(
   const number = (key: "dim" | "index" | "of"): number => {
     const value = select![key];
     if (typeof value === "number") return value;
-    const text = captures[Number(value.slice(1))];
+    const text = rule.match.group(tensor, Number(value.slice(1)));
     if (text !== undefined && /^\d{1,15}$/.test(text)) return Number(text);
     const found = text === undefined ? "nothing" : JSON.stringify(text);
     throw places.error(path(key), `${value} captured ${found} in tensor ${tensor}, not a number`, {
@@ -167,14 +166,14 @@ function dtypeRule(
     const path = ["targetDtype", index];
     return { match: expression(places, [...path, "match"], match), dtype, path };
   });
-  const used = new Set(tensors.map(({ name }) => firstMatch(rules, name)?.[0]));
+  const used = new Set(tensors.map(({ name }) => firstMatch(rules, name)));
   for (const rule of rules) if (!used.has(rule)) throw unusedError(places, rule, tensors);
-  return (name) => firstMatch(rules, name)?.[0].dtype;
+  return (name) => firstMatch(rules, name)?.dtype;
 }
 
-function expression(places: SpecPlaces, path: SpecPath, text: string): RegExp {
+function expression(places: SpecPlaces, path: SpecPath, text: string): NameExpression {
   try {
-    return new RegExp(text);
+    return new NameExpression(text);
   } catch (cause) {
     throw places.error(path, (cause as Error).message, { match: text }, cause);
   }

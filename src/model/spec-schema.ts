@@ -202,7 +202,7 @@ const side = z.strictObject({
 });
 export type SpecSideInput = z.infer<typeof side>;
 
-const match = pattern.describe("A JavaScript regular expression, found anywhere in a tensor's name.");
+const match = pattern.describe("A regular expression in RE2's syntax, found anywhere in a tensor's name.");
 
 const dtypeRules = z.array(z.strictObject({ match, dtype })).min(1);
 export type DtypeRule = z.infer<typeof dtypeRules>[number];

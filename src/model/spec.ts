@@ -18,15 +18,15 @@ export interface Spec extends ResolvedSpec {
   readonly values?: unknown;
 }
 
-/** The most bytes of a spec that are read. */
-export const maxSpecBytes = 64 * 2 ** 20;
+/** The most bytes of a spec that are read. A model of 70,000 tensors that are listed one by one has a third of this. */
+export const maxSpecBytes = 16 * 2 ** 20;
 
 /**
  * Reads a spec, YAML or JSON. `TB_SPEC` names file, line, path and values; what its model says wrong is
  * `TB_MODEL_CONFIG`, `TB_SAFETENSORS` or `TB_FILE`. Paths in it are relative to its own folder.
  */
 export async function loadSpec(path: string): Promise<Spec> {
-  return parseSpec(await readTextFile(path, maxSpecBytes), path);
+  return parseSpec(await readTextFile(path, maxSpecBytes, { pipes: true }), path);
 }
 
 /** `loadSpec` of a text; `file` is its name in messages, and its folder the one of relative paths. */

@@ -14,6 +14,7 @@ import {
   StridedShard,
   toJSON,
 } from "../../src/plan/index.ts";
+import { Writer } from "../../src/plan/input/bytes.ts";
 
 const input: PlanInput = {
   pairs: {
@@ -136,6 +137,61 @@ describe("canonical bytes", () => {
       }
     }
     expect(refusals).toBeGreaterThan(bytes.length / 2);
+  });
+
+  it("hold no names that grow beyond all bounds by what they share with the one before", async () => {
+    // Each name is all of the last one, twice: 40 of them would be longer than any memory.
+    const forged = (names: number, head: (last: number) => number, tail: (last: number) => number) => {
+      const writer = new Writer(256);
+      writer.u32(0x4c504254);
+      writer.u16(1);
+      writer.u16(plannerVersion);
+      for (const option of [65_536, 2, 4, 1000, 0, 0]) writer.number(option);
+      writer.list([0], () => writer.list([1], (size) => writer.number(size)));
+      writer.signed(0);
+      writer.list(["pair"], (name) => {
+        writer.text(name);
+        for (let side = 0; side < 2; side += 1) for (const zero of [0, 0, 0]) writer.number(zero);
+      });
+      writer.list([0], () => {
+        for (const byte of [0, 0, 0, 0, 0, 0, 0, 0]) writer.u8(byte);
+      });
+      writer.number(names);
+      let length = 0;
+      for (let index = 0; index < names; index += 1) {
+        writer.number(head(length));
+        writer.number(tail(length));
+        writer.text("x");
+        writer.number(0);
+        length = head(length) + tail(length) + 1;
+      }
+      writer.raw(sha256(writer.bytes()).subarray(0, 16));
+      return writer.bytes();
+    };
+    const refused = (bytes: Uint8Array, why: RegExp) =>
+      expect(() => Plan.load(bytes)).toThrowError(
+        expect.objectContaining({ code: "TB_PLAN_FORMAT", message: expect.stringMatching(why) }),
+      );
+    const all = (last: number) => last;
+    refused(forged(40, all, all), /shares more/);
+    refused(
+      forged(5000, all, () => 0),
+      /at most 4096/,
+    );
+    refused(
+      forged(
+        100_000,
+        (last) => Math.min(last, 4095),
+        () => 0,
+      ),
+      /characters together/,
+    );
+    const tensors = (length: number) =>
+      input.tensors.map((tensor) => ({ ...tensor, name: "x".repeat(length) }));
+    await expect(planTransfer({ ...input, tensors: tensors(4096) })).resolves.toBeDefined();
+    await expect(planTransfer({ ...input, tensors: tensors(4097) })).rejects.toMatchObject({
+      code: "TB_PLAN_INPUT",
+    });
   });
 
   it("hold speeds of links in any order as one, in a format that says so only where there are some", async () => {

@@ -11,27 +11,35 @@ export interface Planned {
 }
 
 /** The plan of a trillion parameters in 70,000 tensors has less than a hundredth of this. */
-const maxPlanBytes = maxSpecBytes;
+const maxPlanBytes = 64 * 2 ** 20;
 
 /**
  * The plan of a file, which is a spec or a plan that `plan --save` wrote: its first bytes say which. Errors as those of
  * `loadSpec`, `planTransfer` and `Plan.load`.
  */
 export async function loadPlanned(path: string): Promise<Planned> {
-  const bytes = await readBytes(path, Math.max(maxSpecBytes, maxPlanBytes));
+  const bytes = await readBytes(path, maxPlanBytes, { pipes: true });
   if (isSavedPlan(bytes)) return ofBytes(bytes, path);
+  checkSpecBytes(bytes, path);
   const spec = await parseSpec(decodeText(bytes, path), path);
   return { spec, plan: await planTransfer(spec.input) };
 }
 
 /** The plan of a file that `plan --save` wrote; `TB_PLAN_FORMAT` for any other. */
 export async function loadSavedPlan(path: string): Promise<Planned> {
-  return ofBytes(await readBytes(path, maxPlanBytes), path);
+  return ofBytes(await readBytes(path, maxPlanBytes, { pipes: true }), path);
 }
 
 /** Writes the canonical bytes of a plan, whose SHA-256 is its digest; the file has all of them or is as it was. */
 export async function savePlan(path: string, plan: Plan): Promise<void> {
   await writeWholeFile(path, plan.bytes);
+}
+
+function checkSpecBytes({ length }: Uint8Array, path: string): void {
+  if (length <= maxSpecBytes) return;
+  throw new TensorBusError("TB_FILE", `${path} has ${length} bytes; a spec has at most ${maxSpecBytes}`, {
+    details: { path, bytes: length, maxBytes: maxSpecBytes },
+  });
 }
 
 function ofBytes(bytes: Uint8Array, path: string): Planned {

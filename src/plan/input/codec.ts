@@ -12,7 +12,7 @@ import {
   type StridedShardReading,
 } from "../../layout/index.ts";
 import { Reader, Writer } from "./bytes.ts";
-import { fail } from "./check.ts";
+import { fail, NameLimits } from "./check.ts";
 import { type NormalInput, type Pattern, readingNumber } from "./normalize.ts";
 import { groupings, type Routing, reasons } from "./routing.ts";
 import type { SideLayout } from "./sides.ts";
@@ -334,10 +334,19 @@ function readSide(reader: Reader, format: number): ReadSide {
 
 function readTensors(reader: Reader, kinds: readonly ReadKind[]): TensorInput[] {
   let last = "";
+  const limits = new NameLimits();
   return reader.list(() => {
     const head = reader.number();
     const tail = reader.number();
-    const name = last.slice(0, head) + reader.text() + (tail === 0 ? "" : last.slice(-tail));
+    if (head + tail > last.length) {
+      throw fail("TB_PLAN_FORMAT", "a damaged plan: a name shares more with the last one than there is", {
+        head,
+        tail,
+      });
+    }
+    const between = reader.text();
+    limits.take(head + between.length + tail, "TB_PLAN_FORMAT");
+    const name = last.slice(0, head) + between + (tail === 0 ? "" : last.slice(-tail));
     last = name;
     const kind = reader.entry(kinds, reader.number());
     const source = sideInput(kind.source, reader);

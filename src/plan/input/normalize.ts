@@ -9,7 +9,7 @@ import {
   type Layout,
   type StridedShardReading,
 } from "../../layout/index.ts";
-import { checkKeys, fail, integerIn } from "./check.ts";
+import { checkKeys, fail, integerIn, NameLimits } from "./check.ts";
 import { type NormalSide, normalSide, type SideLayout, sideLayout } from "./sides.ts";
 import { type NormalTopology, normalTopology } from "./topology.ts";
 import type { PairInput, PlanInput, PlanOptions, Strategy, TensorInput, TensorSideInput } from "./types.ts";
@@ -187,6 +187,7 @@ function normalTensors(tensors: readonly TensorInput[], pairs: readonly NormalPa
   const patterns: Pattern[] = [];
   const patternKeys = new Map<string, number>();
   const names: string[] = new Array(tensors.length);
+  const limits = new NameLimits();
   const tensorKinds = new Uint32Array(tensors.length);
   const sourceIndices = new Float64Array(tensors.length);
   const targetIndices = new Float64Array(tensors.length);
@@ -205,6 +206,7 @@ function normalTensors(tensors: readonly TensorInput[], pairs: readonly NormalPa
       else known.push(form);
     }
     const kind = formKinds[form]!;
+    limits.take(tensor.name.length, "TB_PLAN_INPUT");
     names[index] = tensor.name;
     tensorKinds[index] = kind;
     patterns[kinds[kind]!.pattern]!.count++;

@@ -1,4 +1,5 @@
 import { TensorBusError } from "../../../errors.ts";
+import { NameExpression } from "../../../model/expression.ts";
 import { formatPath, type SpecPath, type SpecPlaces } from "../../../model/spec-places.ts";
 import { checkSpec, resolveSpec } from "../../../model/spec-resolve.ts";
 import { pairName } from "../../../model/spec-rules.ts";
@@ -74,7 +75,7 @@ function pathOf({ code, details }: TensorBusError, rules: SpecInput["placements"
   };
   const rule =
     typeof tensor === "string"
-      ? rules.findIndex(({ match }) => new RegExp(match).test(tensor))
+      ? rules.findIndex(({ match }) => new NameExpression(match).test(tensor))
       : rules.findIndex((one) => String(place).startsWith(`pairs.${pairName(one)}.`));
   if (rule === -1) return [];
   return side === "source" || side === "target" ? ["placements", rule, side] : ["placements", rule];
