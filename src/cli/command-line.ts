@@ -1,30 +1,74 @@
 import { Command, CommanderError } from "commander";
 import { packageVersion } from "../bus/process/package-version.ts";
 import { TensorBusError } from "../errors.ts";
-import { agentCommand } from "./agent/command.ts";
-import { demoCommand, demoRankCommand, demoSocketCommand } from "./demo/command.ts";
-import { diffCommand } from "./diff/command.ts";
-import { doctorCommand } from "./doctor/command.ts";
-import { explainCommand } from "./explain/command.ts";
-import { planCommand } from "./plan/command.ts";
-import { reshardCommand, reshardRankCommand } from "./reshard/command.ts";
 import { type CommandContext, type CommandStreams, createContext } from "./ui/context.ts";
 import { OutputClosed } from "./ui/output.ts";
 
-type CommandFactory = (context: CommandContext) => Command;
+/** A command of the help: it is loaded once it is called, so that each loads only what it needs. */
+interface CommandEntry {
+  readonly name: string;
+  readonly summary: string;
+  readonly load: () => Promise<(context: CommandContext) => Command>;
+}
 
-/** The commands, in the order of the help. Each is a file of its own. */
-const commands: readonly CommandFactory[] = [
-  planCommand,
-  diffCommand,
-  explainCommand,
-  reshardCommand,
-  agentCommand,
-  demoCommand,
-  doctorCommand,
+/** In the order of the help. */
+const commands: readonly CommandEntry[] = [
+  {
+    name: "plan",
+    summary: "Plans the transfer of a spec and says what it would take, without moving anything.",
+    load: async () => (await import("./plan/command.ts")).planCommand,
+  },
+  {
+    name: "diff",
+    summary: "Says what changed between two plans: tensors, ranks and links, and by how many bytes.",
+    load: async () => (await import("./diff/command.ts")).diffCommand,
+  },
+  {
+    name: "explain",
+    summary: "Says where each part of a rank's tensor comes from and goes to, stage by stage.",
+    load: async () => (await import("./explain/command.ts")).explainCommand,
+  },
+  {
+    name: "reshard",
+    summary: "Moves a safetensors checkpoint from one layout to another, one process a rank.",
+    load: async () => (await import("./reshard/command.ts")).reshardCommand,
+  },
+  {
+    name: "agent",
+    summary: "Runs the agent of one rank, until SIGTERM.",
+    load: async () => (await import("./agent/command.ts")).agentCommand,
+  },
+  {
+    name: "demo",
+    summary:
+      "Hands the weights of a trainer to an engine, both on this machine, for several rounds, and verifies every byte.",
+    load: async () => (await import("./demo/command.ts")).demoCommand,
+  },
+  {
+    name: "doctor",
+    summary: "Says what this machine has and lacks, and how to get it.",
+    load: async () => (await import("./doctor/command.ts")).doctorCommand,
+  },
 ];
-/** What commands start as processes of their own. */
-const workers: readonly CommandFactory[] = [reshardRankCommand, demoRankCommand, demoSocketCommand];
+
+/** What commands start as processes of their own; the help does not list them. */
+const workers: readonly CommandEntry[] = [
+  {
+    name: "reshard-rank",
+    summary: "One rank of reshard.",
+    load: async () => (await import("./reshard/command.ts")).reshardRankCommand,
+  },
+  {
+    name: "demo-rank",
+    summary: "One rank's client in the demo.",
+    load: async () => (await import("./demo/command.ts")).demoRankCommand,
+  },
+  {
+    name: "demo-socket",
+    summary: "The sender of demo's raw-socket ceiling.",
+    load: async () => (await import("./demo/command.ts")).demoSocketCommand,
+  },
+];
 
 const usageError = 2;
 const failed = 4;
@@ -38,7 +82,7 @@ export async function runCommandLine(argv: readonly string[], streams: CommandSt
   const context = createContext(streams, (code) => {
     exitCode = code;
   });
-  const program = createProgram(context);
+  const program = await createProgram(argv, context);
   try {
     await program.parseAsync([...argv], { from: "user" });
     return exitCode;
@@ -52,15 +96,20 @@ export async function runCommandLine(argv: readonly string[], streams: CommandSt
   }
 }
 
-function createProgram(context: CommandContext): Command {
+async function createProgram(argv: readonly string[], context: CommandContext): Promise<Command> {
   const program = new Command("tensorbus")
     .description("Plans and moves sharded tensors between jobs: any DTensor layout to any other.")
     .version(packageVersion(), "-V, --version", "print the version")
     .option("--debug", "print stacks and values of errors")
     .helpCommand("help [command]", "print the help of a command")
     .addHelpText("after", examples);
-  for (const create of commands) program.addCommand(create(context));
-  for (const create of workers) program.addCommand(create(context), { hidden: true });
+  const called = argv.find((word) => !word.startsWith("-") && word !== "help");
+  const add = async ({ name, summary, load }: CommandEntry, hidden: boolean) => {
+    const command = name === called ? (await load())(context) : new Command(name);
+    program.addCommand(command.description(summary), { hidden });
+  };
+  for (const entry of commands) await add(entry, false);
+  for (const entry of workers) await add(entry, true);
   for (const command of [program, ...program.commands]) {
     command
       .helpOption("-h, --help", "print this help")

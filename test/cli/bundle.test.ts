@@ -46,6 +46,34 @@ function run(...args: string[]): { code: number; stdout: string; stderr: string 
 }
 
 describe("the shipped command line", () => {
+  test("loads what a command needs once the command is called, and nothing but that to start", async () => {
+    const { metafile } = await build({
+      absWorkingDir: root,
+      entryPoints: { cli: "src/cli/main.ts" },
+      outdir: join(folder, "split"),
+      bundle: true,
+      splitting: true,
+      format: "esm",
+      platform: "node",
+      packages: "external",
+      metafile: true,
+      write: false,
+    });
+    const outputs = Object.entries(metafile.outputs);
+    const loaded = new Set([outputs.find(([, { entryPoint }]) => entryPoint === "src/cli/main.ts")![0]]);
+    const packages = new Set<string>();
+    for (const path of loaded) {
+      for (const { path: target, kind, external } of metafile.outputs[path]!.imports) {
+        if (kind !== "import-statement") continue;
+        if (external !== true) loaded.add(target);
+        else if (!target.startsWith("node:")) packages.add(target);
+      }
+    }
+    expect([...packages].sort()).toEqual(["commander", "picocolors"]);
+    const bytes = [...loaded].reduce((sum, path) => sum + metafile.outputs[path]!.bytes, 0);
+    expect(bytes).toBeLessThan(64 * 1024);
+  });
+
   test("is a program", () => {
     expect(execFileSync(cli, ["--version"], { encoding: "utf8" })).toMatch(/^\d+\.\d+\.\d+\n$/);
   });

@@ -40,7 +40,6 @@ interface AgentFlags {
 /** `tensorbus agent`: runs the agent of one rank until SIGTERM or SIGINT. */
 export function agentCommand(context: CommandContext): Command {
   return new Command("agent")
-    .description("Runs the agent of one rank, until SIGTERM.")
     .option("--rank <n>", "rank in the world of agents (AGENT_RANK, else RANK + AGENT_RANK_OFFSET)")
     .option("--world <n>", "one more than the largest rank (TENSOR_BUS_WORLD_SIZE; default 4096)")
     .option("--store <url>", "tcp://host:port[?serve] or etcd://… (TENSOR_BUS_STORE)")

@@ -17,9 +17,6 @@ const rounds = 5;
 /** `tensorbus demo`: the weights of a trainer, fully sharded over four ranks, to the two ranks of a tensor-parallel engine. */
 export function demoCommand(context: CommandContext): Command {
   return new Command("demo")
-    .description(
-      "Hands the weights of a trainer to an engine, both on this machine, for several rounds, and verifies every byte.",
-    )
     .option("--dir <dir>", "where the demo's checkpoint is kept (427 MB, made on the first run)")
     .addHelpText(
       "after",
@@ -36,14 +33,12 @@ Examples:
 
 /** The sender of the raw-socket ceiling; only `demo` starts it. */
 export function demoSocketCommand(): Command {
-  return new Command("demo-socket")
-    .description("the sender of demo's raw-socket ceiling")
-    .action(serveSocket);
+  return new Command("demo-socket").action(serveSocket);
 }
 
 /** A client of either job; only `demo` starts it. */
 export function demoRankCommand(): Command {
-  return new Command("demo-rank").description("one rank's client in the demo").action(runDemoRank);
+  return new Command("demo-rank").action(runDemoRank);
 }
 
 async function runDemo(context: CommandContext, folder: string): Promise<void> {

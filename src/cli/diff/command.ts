@@ -18,7 +18,6 @@ const mostLinks = 1000;
 /** `tensorbus diff`: what changed between two plans. */
 export function diffCommand(context: CommandContext): Command {
   return new Command("diff")
-    .description("Says what changed between two plans: tensors, ranks and links, and by how many bytes.")
     .argument("<before>", "a spec or a saved plan")
     .argument("<after>", "a spec or a saved plan")
     .option("--json", "print one JSON object")

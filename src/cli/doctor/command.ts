@@ -13,7 +13,6 @@ const headings: readonly (readonly [Check["needed"], string])[] = [
 /** `tensorbus doctor`: what this machine has, what it lacks, and how to get that. */
 export function doctorCommand(context: CommandContext): Command {
   return new Command("doctor")
-    .description("Says what this machine has and lacks, and how to get it.")
     .option("--json", "print one JSON object")
     .addHelpText(
       "after",

@@ -19,7 +19,6 @@ interface ExplainOptions {
 /** `tensorbus explain`: where one rank's parts of a tensor come from and go to. */
 export function explainCommand(context: CommandContext): Command {
   return new Command("explain")
-    .description("Says where each part of a rank's tensor comes from and goes to, stage by stage.")
     .argument("<spec>", "a spec or a saved plan")
     .requiredOption("--tensor <name>", "the whole name of a tensor")
     .requiredOption("--rank <rank>", "a rank of either side", parseRank)

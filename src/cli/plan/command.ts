@@ -27,7 +27,6 @@ interface PlanOptions {
 /** `tensorbus plan`: what a transfer would take, without moving anything. */
 export function planCommand(context: CommandContext): Command {
   return new Command("plan")
-    .description("Plans the transfer of a spec and says what it would take, without moving anything.")
     .argument("[spec]", "a YAML or JSON file (docs/spec.md says what stands in it), or a saved plan")
     .option("--load <file>", "a plan that --save wrote, in place of a spec")
     .option("--save <file>", "write the plan to a file; its SHA-256 is the plan's digest")

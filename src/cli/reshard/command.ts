@@ -23,7 +23,6 @@ interface ReshardOptions {
 /** `tensorbus reshard`: a real checkpoint, from one layout to another, through one process a rank. */
 export function reshardCommand(context: CommandContext): Command {
   return new Command("reshard")
-    .description("Moves a safetensors checkpoint from one layout to another, one process a rank.")
     .argument("<checkpoint>", "a .safetensors file, an index, or a folder with either")
     .requiredOption("--source <layout>", "the layout it is read in: MESH:PLACEMENTS")
     .requiredOption("--target <layout>", "the layout it is written in")
@@ -70,7 +69,7 @@ No file appears under its final name before every rank has written and verified 
 
 /** One rank of `reshard`; only `reshard` starts it. */
 export function reshardRankCommand(): Command {
-  return new Command("reshard-rank").description("one rank of reshard").action(runReshardRank);
+  return new Command("reshard-rank").action(runReshardRank);
 }
 
 function collect(value: string, previous: readonly string[]): string[] {

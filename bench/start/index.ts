@@ -1,0 +1,73 @@
+/**
+ * The start of the command line, beside that of an empty script of Node.js, run in turns with it. Both are whole processes;
+ * the bundle of `npm run build` is measured.
+ */
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+export interface StartOptions {
+  readonly root: string;
+  /** Measured starts of a case; default 21. */
+  readonly pairs?: number | undefined;
+  /** Only cases whose name contains this. */
+  readonly filter?: string | undefined;
+  readonly log?: (line: string) => void;
+}
+
+export interface StartResult {
+  /** `start/ARGUMENTS`. */
+  readonly name: string;
+  readonly pairs: number;
+  /** Medians. */
+  readonly milliseconds: number;
+  readonly emptyMilliseconds: number;
+  /** Times as long as the empty script, the median of the pairs. */
+  readonly ratio: number;
+}
+
+const cases = [["--version"], ["--help"], ["plan", "--help"], ["doctor", "--help"]] as const;
+
+export async function bench(options: StartOptions): Promise<StartResult[]> {
+  const { root, pairs = 21, filter = "", log = () => {} } = options;
+  const folder = mkdtempSync(join(tmpdir(), "tensorbus-start-"));
+  const empty = join(folder, "empty.mjs");
+  writeFileSync(empty, "");
+  const results: StartResult[] = [];
+  try {
+    for (const words of cases) {
+      const name = `start/${words.join(" ")}`;
+      if (!name.includes(filter)) continue;
+      const times = Array.from({ length: pairs }, () => [
+        millisecondsOf(join(root, "dist/cli.js"), ...words),
+        millisecondsOf(empty),
+      ]) as [number, number][];
+      const result = {
+        name,
+        pairs,
+        milliseconds: median(times.map(([ours]) => ours)),
+        emptyMilliseconds: median(times.map(([, other]) => other)),
+        ratio: median(times.map(([ours, other]) => ours / other)),
+      };
+      log(
+        `${name.padEnd(24)} ${result.milliseconds.toFixed(0)} ms, ${result.ratio.toFixed(2)} of an empty script`,
+      );
+      results.push(result);
+    }
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+  return results;
+}
+
+function millisecondsOf(...command: string[]): number {
+  const began = performance.now();
+  const { status } = spawnSync(process.execPath, command, { stdio: "ignore" });
+  if (status !== 0) throw new Error(`${command.join(" ")} ended with ${status}: run npm run build first`);
+  return performance.now() - began;
+}
+
+function median(values: number[]): number {
+  return values.sort((a, b) => a - b)[Math.floor(values.length / 2)]!;
+}
