@@ -39,6 +39,11 @@ const commands: readonly CommandEntry[] = [
     load: async () => (await import("./agent/command.ts")).agentCommand,
   },
   {
+    name: "agents",
+    summary: "Runs the agents of this host under one process, until SIGTERM.",
+    load: async () => (await import("./agent/agents-command.ts")).agentsCommand,
+  },
+  {
     name: "demo",
     summary:
       "Hands the weights of a trainer to an engine, both on this machine, for several rounds, and verifies every byte.",

@@ -98,6 +98,7 @@ describe("the agent's socket", () => {
       pair: column(2),
       dtype: column(1),
       dims: column(1),
+      layout: column(0),
       region: column(4),
       offset: column(8),
       shape: column(0),

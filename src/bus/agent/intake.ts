@@ -32,6 +32,7 @@ export interface AgentPostOptions {
   readonly stuckMs?: number;
   readonly clientSocketPath?: string;
   readonly clientUids?: readonly number[];
+  readonly sides?: ReadonlyMap<string, readonly number[]>;
 }
 
 export interface PostHandlers {
@@ -209,7 +210,7 @@ export class AgentIntake {
   }
 
   async #openDoor(handlers: DoorHandlers, events$: Observable<AgentEvent>): Promise<void> {
-    const { rank, commandQueuePath, clientSocketPath, clientUids = [] } = this.#options;
+    const { rank, commandQueuePath, clientSocketPath, clientUids = [], sides = new Map() } = this.#options;
     const door = await Door.open(
       {
         rank,
@@ -217,6 +218,7 @@ export class AgentIntake {
         version: packageVersion(),
         path: clientSocketPath ?? join(commandQueuePath, "client.sock"),
         uids: clientUids,
+        sides: Object.fromEntries(sides),
         heartbeat: this.#heartbeat.name,
       },
       handlers,

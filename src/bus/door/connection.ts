@@ -25,6 +25,7 @@ import {
 /** What a connection needs of the door and its agent. */
 export interface ConnectionHost {
   readonly rank: number;
+  readonly sides: Readonly<Record<string, readonly number[]>>;
   readonly generation: bigint;
   /** The version of the package, for people. */
   readonly version: string;
@@ -169,7 +170,7 @@ export class ClientConnection {
 
   #welcome(bytes: Buffer): void {
     const { hello, protocol } = readHello(bytes);
-    const { rank, generation, version, descriptors } = this.#host;
+    const { rank, sides, generation, version, descriptors } = this.#host;
     if (this.#host.isDraining()) throw drainingError(rank);
     descriptors.expect(this.#secret, this.#uid);
     this.#identity = {
@@ -189,6 +190,7 @@ export class ClientConnection {
       protocol,
       agent: version,
       rank,
+      sides,
       generation,
       pid: process.pid,
       secret: this.#secret,

@@ -24,6 +24,8 @@ export interface DoorOptions {
   readonly path: string;
   /** Users besides the agent's own whose processes may be clients. */
   readonly uids: readonly number[];
+  /** The ranks of sides by name, as far as they are known beforehand. */
+  readonly sides: Readonly<Record<string, readonly number[]>>;
   /** The name of the agent's own, which clients are lent. */
   readonly heartbeat: string;
 }
@@ -152,9 +154,10 @@ export class Door {
   }
 
   #host(): ConnectionHost {
-    const { rank, generation, version } = this.#options;
+    const { rank, sides, generation, version } = this.#options;
     return {
       rank,
+      sides,
       generation,
       version,
       descriptors: this.#descriptors,

@@ -75,6 +75,7 @@ export type AgentFrame =
       readonly protocol: number;
       readonly agent: string;
       readonly rank: number;
+      readonly sides: Readonly<Record<string, readonly number[]>>;
       readonly generation: bigint;
       readonly pid: number;
       /** What the client's socket for descriptors begins with. */

@@ -11,6 +11,7 @@ import type { PlanOptions } from "../../plan/index.ts";
 import { type IgnoredRecord, openStore } from "../../store/index.ts";
 import { chooseTransport, type TransportName, transportOption } from "../transports.ts";
 import type { CommandContext } from "../ui/context.ts";
+import { parseSides } from "./supervisor.ts";
 
 interface AgentFlags {
   readonly rank?: string;
@@ -35,6 +36,7 @@ interface AgentFlags {
   readonly metricsPort?: string;
   readonly drain: string;
   readonly log: string;
+  readonly untilStdinEnds?: boolean;
 }
 
 /** `tensorbus agent`: runs the agent of one rank until SIGTERM or SIGINT. */
@@ -66,6 +68,7 @@ export function agentCommand(context: CommandContext): Command {
     .option("--checksum", "check each bucket by CRC-32C")
     .option("--metrics-port <n>", "serve Prometheus metrics on this port of loopback")
     .option("--drain <seconds>", "how long SIGTERM waits for rounds under way", "10")
+    .addOption(new Option("--until-stdin-ends", "end with whoever has started this, too").hideHelp())
     .option("--log <level>", "pino's levels: silent, error, warn, info, debug", "info")
     .addHelpText(
       "after",
@@ -109,6 +112,7 @@ async function runAgent(context: CommandContext, flags: AgentFlags): Promise<voi
       commandQueuePath: flags.queue ?? environment["TENSOR_BUS_COMMAND_QUEUE_PATH"] ?? paths.commandQueuePath,
       agentStatePath: flags.state ?? environment["TENSOR_BUS_STATE_PATH"] ?? paths.agentStatePath,
       ...(clientSocket ? { clientSocketPath: clientSocket } : {}),
+      sides: parseSides((environment["TENSOR_BUS_SIDES"] ?? "").split(";").filter((side) => side !== "")),
       clientUids: flags.clientUid.map((uid) => integer("--client-uid", uid, 0)),
       commit: flags.commit,
       checksum: flags.checksum ?? false,
@@ -149,7 +153,7 @@ async function runAgent(context: CommandContext, flags: AgentFlags): Promise<voi
       metrics = await serveMetrics(agent, { port: integer("--metrics-port", flags.metricsPort, 0) });
     }
     const told = metrics === undefined ? "" : `, metrics at http://127.0.0.1:${metrics.port}/metrics`;
-    const stopped = awaitStop(agent);
+    const stopped = awaitStop(agent, flags.untilStdinEnds === true);
     await context.stdout.line(`ready: rank ${rank} of ${world}, generation ${agent.generation}${told}`);
     await stopped;
   } finally {
@@ -169,8 +173,8 @@ function planningOf({ input: { strategy, topology, bucketsInFlight, peersInFligh
 }
 
 /** Resolves when the agent has drained: a first signal begins that, a second one hurries it. */
-function awaitStop(agent: Agent): Promise<void> {
-  return new Promise((resolve, reject) => {
+function awaitStop(agent: Agent, untilStdinEnds: boolean): Promise<void> {
+  return new Promise<void>((resolve, reject) => {
     let signals = 0;
     const stop = () => {
       signals += 1;
@@ -178,7 +182,8 @@ function awaitStop(agent: Agent): Promise<void> {
     };
     process.on("SIGTERM", stop);
     process.on("SIGINT", stop);
-  });
+    if (untilStdinEnds) process.stdin.resume().once("end", stop).once("error", stop);
+  }).finally(() => process.stdin.pause());
 }
 
 /** The rank of this agent, as its clients find it: `bootstrapClient`. */

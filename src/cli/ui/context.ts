@@ -1,3 +1,4 @@
+import type { ExitCode } from "../../errors.ts";
 import { Output, type OutputStream } from "./output.ts";
 
 /** What a command runs in: a process's own streams and environment, or a test's. */
@@ -5,8 +6,8 @@ export interface CommandContext {
   readonly stdout: Output;
   readonly stderr: Output;
   readonly environment: NodeJS.ProcessEnv;
-  /** Sets the exit code of a command that ended well but found something: 1 a check, 3 the environment. */
-  exit(code: 0 | 1 | 3): void;
+  /** Sets the exit code of a command that ended well but found something, or watched others end. */
+  exit(code: 0 | ExitCode): void;
 }
 
 export interface CommandStreams {

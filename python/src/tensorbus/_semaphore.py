@@ -1,0 +1,156 @@
+"""What ``transfer`` returns: a semaphore of one count, as the original client has it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ._link import Call, Link
+from .errors import DeadlineError, TensorBusError
+
+
+def _busy_error() -> type[Exception] | None:
+    try:
+        import posix_ipc
+    except ImportError:
+        return None
+    kind: type[Exception] = posix_ipc.BusyError
+    return kind
+
+
+class Semaphore:
+    """Has its count once the round has ended, or raises what the round failed with.
+
+    A wait that ends by its own timeout leaves the round as it is.
+
+    Attributes:
+        name: The name of the command, as the agent's log has it.
+    """
+
+    def __init__(self, link: Link, call: Call, finish: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self.name = call.name
+        self._link = link
+        self._call = call
+        self._finish = finish
+        self._counted = threading.Condition()
+        self._count = 0
+        self._result: dict[str, Any] | None = None
+
+    def acquire(self, timeout: float | None = None) -> None:
+        """Waits for the end of the round and takes the count. ``timeout`` in seconds: ``None`` for ever, 0 at once.
+
+        Raises:
+            TimeoutError: It has not ended yet (also ``posix_ipc.BusyError`` where that is installed).
+            TensorBusError: What the round failed with.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        self._wait(timeout)
+        with self._counted:
+            while self._count == 0:
+                left = None if until is None else until - time.monotonic()
+                if left is not None and left <= 0:
+                    raise _as_busy(DeadlineError("TB_TIMEOUT", f"{self.name}: its count was taken"))
+                self._counted.wait(left)
+            self._count -= 1
+
+    def release(self) -> None:
+        """Gives a count back."""
+        with self._counted:
+            self._count += 1
+            self._counted.notify()
+
+    def result(self, timeout: float | None = None) -> dict[str, Any]:
+        """Waits for the end of the round: what it moved. The count stays. Errors are those of ``acquire``."""
+        self._wait(timeout)
+        assert self._result is not None
+        return self._result
+
+    def done(self) -> bool:
+        """True once the round has ended, well or not. Never waits."""
+        if not self._call.done:
+            self._link.look()
+        return self._call.done
+
+    def _wait(self, timeout: float | None) -> None:
+        try:
+            value = self._link.wait(self._call, timeout)
+        except DeadlineError as error:
+            raise (_as_busy(error) if not self._call.done else error) from None
+        self._settle(value)
+
+    def _settle(self, value: dict[str, Any]) -> None:
+        with self._counted:
+            if self._result is None:
+                self._result = self._finish(value)
+                self._count += 1
+                self._counted.notify()
+
+    async def wait(self) -> dict[str, Any]:
+        """As ``result``, for asyncio: the event loop reads the socket itself."""
+        value = await await_call(self._link, self._call)
+        self._settle(value)
+        assert self._result is not None
+        return self._result
+
+    def close(self) -> None:
+        """Nothing is left to be closed: it is no file."""
+
+    def unlink(self) -> None:
+        """Nothing is left to be removed: it is no file."""
+
+    def __enter__(self) -> Semaphore:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _as_busy(error: TensorBusError) -> TensorBusError:
+    busy = _busy_error()
+    if busy is None:
+        return error
+    kind = type("DeadlineError", (DeadlineError, busy), {})
+    made: TensorBusError = kind(error.code, error.message, error.details)
+    return made
+
+
+async def await_call(link: Link, call: Call) -> Any:
+    """The answer of a command, on an event loop that reads the socket as long as somebody waits."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def tell(_: Call) -> None:
+        loop.call_soon_threadsafe(ended.set)
+
+    call.on_done(tell)
+    readers = _readers(loop)
+    descriptor = link.fileno()
+    if not call.done:
+        readers[descriptor] = readers.get(descriptor, 0) + 1
+        loop.add_reader(descriptor, link.look)
+    try:
+        # What came before the loop watched has to be looked for.
+        link.look()
+        while not call.done:
+            try:
+                await asyncio.wait_for(ended.wait(), 0.25)
+            except asyncio.TimeoutError:
+                link.expire(call)
+    finally:
+        if descriptor in readers:
+            readers[descriptor] -= 1
+            if readers[descriptor] <= 0:
+                del readers[descriptor]
+                loop.remove_reader(descriptor)
+    return call.result()
+
+
+_watched: dict[int, dict[int, int]] = {}
+
+
+def _readers(loop: asyncio.AbstractEventLoop) -> dict[int, int]:
+    return _watched.setdefault(id(loop), {})

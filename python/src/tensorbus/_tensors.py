@@ -1,0 +1,284 @@
+"""Tensors of the caller: torch's (DTensors by their local part), numpy's, and what speaks DLPack on a CPU.
+
+A tensor in our shared memory is used where it lies. Any other has a copy there: written before a send, read back after
+a receive. Every round looks at its tensors again, since a module may have put others in their place.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ._dtypes import ITEM_SIZES, NUMBERS, dtype_name
+from ._memory import SharedMemory, align, find_memory
+from .errors import TensorBusError, add_note, make_error
+
+
+def is_torch(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def is_dtensor(value: Any) -> bool:
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
+def is_numpy(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def local_tensor(value: Any) -> Any:
+    """What of a tensor lies on this rank: a torch tensor without gradient, or a numpy array."""
+    if is_dtensor(value):
+        value = value.to_local()
+    if is_torch(value):
+        wait = getattr(value, "wait", None)
+        plain = wait() if callable(wait) and type(value).__name__ == "AsyncCollectiveTensor" else value
+        return plain.detach()
+    if is_numpy(value):
+        return value
+    if hasattr(value, "__dlpack__"):
+        return _from_dlpack(value)
+    raise TypeError(f"a tensor is torch's, numpy's, or speaks DLPack; {type(value).__name__} does not")
+
+
+def _from_dlpack(value: Any) -> Any:
+    kind = int(value.__dlpack_device__()[0])
+    if kind != 1:
+        raise make_error(
+            "TB_UNSUPPORTED",
+            f"a DLPack tensor on device type {kind}: only those on a CPU are taken",
+            {"device": kind},
+        )
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return torch.from_dlpack(value)
+    import numpy
+
+    return numpy.from_dlpack(value)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies, and how: strides in elements."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    address: int
+    device: str
+
+    @property
+    def span(self) -> int:
+        """Bytes from the first element to behind the last."""
+        if 0 in self.shape:
+            return 0
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return (last + 1) * ITEM_SIZES[self.dtype]
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * ITEM_SIZES[self.dtype]
+
+
+def place_of(tensor: Any) -> Place:
+    """Where a local tensor lies."""
+    if is_numpy(tensor):
+        item = tensor.itemsize
+        if any(stride < 0 or stride % item for stride in tensor.strides):
+            raise make_error(
+                "TB_STRIDES", f"an array with strides of {tensor.strides} bytes", {"strides": tensor.strides}
+            )
+        address = tensor.__array_interface__["data"][0]
+        return Place(
+            dtype_name(tensor.dtype),
+            tuple(tensor.shape),
+            tuple(stride // item for stride in tensor.strides),
+            address,
+            "cpu",
+        )
+    if tensor.layout is not sys.modules["torch"].strided:
+        raise make_error("TB_UNSUPPORTED", f"a tensor of layout {tensor.layout}: only strided ones travel")
+    if tensor.device.type == "meta":
+        raise make_error("TB_REGION", "a tensor on the meta device has no memory: move the module to a device first")
+    address = tensor.data_ptr() if tensor.numel() else 0
+    return Place(dtype_name(tensor.dtype), tuple(tensor.shape), tuple(tensor.stride()), address, tensor.device.type)
+
+
+def packed_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+class Slot:
+    """A tensor of a batch: who gives it, and the memory that the agent knows."""
+
+    def __init__(self, label: str, get: Callable[[], Any], dtype: str | None = None) -> None:
+        self.label = label
+        self._get = get
+        local = self._look()
+        place = place_of(local)
+        self.dtype = dtype or place.dtype
+        self.shape = place.shape
+        self._source_dtype = place.dtype
+        self.memory: SharedMemory | None = None
+        if place.device == "cpu" and self.dtype == place.dtype and place.span:
+            self.memory = find_memory(place.address, place.span)
+        self.is_copied = self.memory is None
+        self.strides = packed_strides(self.shape) if self.memory is None else place.strides
+        self.offset = 0 if self.memory is None else place.address - self.memory.address
+        self._view: Any = None
+        self._warned = False
+
+    def _look(self) -> Any:
+        try:
+            return local_tensor(self._get())
+        except TensorBusError as error:
+            add_note(error, f"The tensor is {self.label}.")
+            raise
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of it in shared memory."""
+        return prod(self.shape) * ITEM_SIZES[self.dtype]
+
+    def place_in(self, memory: SharedMemory, offset: int) -> None:
+        """Gives it a place for its copy."""
+        self.memory, self.offset = memory, offset
+
+    def check(self) -> tuple[Any, bool]:
+        """The tensor as it is now, and whether it has to be copied. An error where it is another kind of tensor."""
+        local = self._look()
+        place = place_of(local)
+        if place.shape != self.shape or place.dtype != self._source_dtype:
+            found, was = f"{place.dtype}{list(place.shape)}", f"{self._source_dtype}{list(self.shape)}"
+            message = f"tensor {self.label} is {found} now, and was registered as {was}"
+            raise make_error("TB_SHAPE", message, {"tensor": self.label, "found": found, "registered": was})
+        if self.is_copied:
+            return local, True
+        assert self.memory is not None
+        moved = place.span != 0 and place.address != self.memory.address + self.offset
+        if moved and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"tensor {self.label} lies no longer in shared memory (another was put in its place): "
+                "it is copied every round",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return local, moved
+
+    def _shared_view(self, like: Any) -> Any:
+        """The shared memory of it, as the caller's kind of tensor."""
+        if self._view is None:
+            self._view = tensor_on(self.memory, self.offset, self.shape, self.strides, self.dtype, is_torch(like))
+        return self._view
+
+    def write(self) -> int:
+        """Before a send: brings the copy up to date. Bytes that were copied."""
+        local, copies = self.check()
+        if not copies or self.bytes == 0:
+            return 0
+        _copy(self._shared_view(local), local)
+        return self.bytes
+
+    def read_back(self) -> int:
+        """After a receive: brings the tensor up to date. Bytes that were copied."""
+        local, copies = self.check()
+        if not copies or self.bytes == 0:
+            return 0
+        _copy(local, self._shared_view(local))
+        return self.bytes
+
+
+def _copy(to: Any, source: Any) -> None:
+    if is_torch(to):
+        torch = sys.modules["torch"]
+        with torch.no_grad():
+            to.copy_(source if is_torch(source) else torch.from_numpy(source))
+        return
+    import numpy
+
+    numpy.copyto(to, source, casting="unsafe")
+
+
+def tensor_on(
+    memory: SharedMemory | None,
+    offset: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    dtype: str,
+    as_torch: bool,
+) -> Any:
+    """A tensor on shared memory, which it keeps."""
+    import numpy
+
+    assert memory is not None
+    item = ITEM_SIZES[dtype]
+    span = (
+        0 if 0 in shape else (1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))) * item
+    )
+    raw = numpy.frombuffer(memory, dtype=numpy.uint8, count=span, offset=offset)
+    if as_torch:
+        torch = sys.modules["torch"]
+        flat = (
+            torch.from_numpy(raw).view(getattr(torch, dtype)) if span else torch.empty(0, dtype=getattr(torch, dtype))
+        )
+        return flat.as_strided(tuple(shape), tuple(strides)) if span else flat.reshape(tuple(shape))
+    flat = raw.view(numpy_dtype(dtype))
+    return numpy.lib.stride_tricks.as_strided(
+        flat, tuple(shape), tuple(stride * item for stride in strides), writeable=True
+    )
+
+
+def numpy_dtype(name: str) -> Any:
+    """The type of numpy, or of the package ``ml_dtypes`` for those that numpy does not have."""
+    import numpy
+
+    if name == "bfloat16" or name.startswith("float8"):
+        try:
+            import ml_dtypes
+        except ImportError as cause:
+            message = f"numpy has no {name}: the package ml_dtypes has"
+            raise make_error("TB_DTYPE", message, {"dtype": name}) from cause
+        return numpy.dtype(getattr(ml_dtypes, name))
+    return numpy.dtype(name)
+
+
+def assign_copies(slots: Sequence[Slot]) -> SharedMemory | None:
+    """Gives all tensors that are copied their places, in one piece of shared memory."""
+    copied = [slot for slot in slots if slot.is_copied]
+    size = sum(align(slot.bytes) for slot in copied)
+    if not copied:
+        return None
+    memory = SharedMemory(size, "tensorbus-copies")
+    at = 0
+    for slot in copied:
+        slot.place_in(memory, at)
+        at += align(slot.bytes)
+    return memory
+
+
+def number_of(dtype: str) -> int:
+    return NUMBERS[dtype]
+
+
+def empty(shape: int | Sequence[int], dtype: Any = "float32") -> Any:
+    """A tensor in shared memory, which rounds use where it lies: a torch tensor for a torch type, else a numpy array.
+
+    Its elements are zero. Views of it are in shared memory too.
+    """
+    name = dtype_name(dtype)
+    sizes = (shape,) if isinstance(shape, int) else tuple(int(size) for size in shape)
+    memory = SharedMemory(prod(sizes) * ITEM_SIZES[name])
+    return tensor_on(memory, 0, sizes, packed_strides(sizes), name, type(dtype).__module__ == "torch")

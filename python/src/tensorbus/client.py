@@ -1,0 +1,429 @@
+"""The client: what a process hands its tensors to, and asks for transfers."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from . import _places, _wire
+from ._batch import BatchHandler, Registration
+from ._layouts import layout_message, own_rank
+from ._link import Call, Link
+from ._semaphore import Semaphore
+from ._tensors import Slot, assign_copies
+from .errors import TensorBusError, add_note, make_error
+from .messages import InitPair, Message, NamedSlot, QueryStatus, RegisterTensors, Transfer
+
+__all__ = ["TensorBusClient"]
+
+# Longer than a transport may take to make a cancelled round's memory quiet.
+_ROUND_GRACE = 15.0
+_LOOK_FOR_AGENT = 0.05
+
+
+class TensorBusClient:
+    """Talks to the agent of one rank. Safe to use from many threads.
+
+    Args:
+        agent_rank: The rank of the agent, in the world of agents.
+        lmdb_command_queue_path: The folder of its command queue, in which its socket stands; default
+            ``TENSOR_BUS_COMMAND_QUEUE_PATH``.
+        agent_state_lmdb_path: The folder of its state; default ``TENSOR_BUS_STATE_PATH``. It is only told on.
+        connection_timeout: Seconds in which an agent must be found.
+
+    Raises:
+        ValueError: There is no path.
+        ConnectionError: No agent answers there until the timeout, or it is that of another rank.
+    """
+
+    def __init__(
+        self,
+        agent_rank: int,
+        lmdb_command_queue_path: str | None = None,
+        agent_state_lmdb_path: str | None = None,
+        connection_timeout: float = 30.0,
+    ) -> None:
+        if not isinstance(agent_rank, int) or isinstance(agent_rank, bool) or agent_rank < 0:
+            raise ValueError(f"agent_rank must be a rank of the world of agents, not {agent_rank!r}")
+        queue = lmdb_command_queue_path or os.environ.get("TENSOR_BUS_COMMAND_QUEUE_PATH")
+        state = agent_state_lmdb_path or os.environ.get("TENSOR_BUS_STATE_PATH")
+        if not queue and not os.environ.get("TENSOR_BUS_CLIENT_SOCKET"):
+            raise ValueError("lmdb_command_queue_path must be given, or TENSOR_BUS_COMMAND_QUEUE_PATH set")
+        self._agent_rank = agent_rank
+        self._queue_path = queue or ""
+        self._state_path = state
+        self._pid = os.getpid()
+        self._closed = False
+        self._registrations: weakref.WeakSet[Registration] = weakref.WeakSet()
+        self._matching: dict[str, tuple[Link, Call]] = {}
+        self._link_now: Link | None = None
+        self.await_agent(connection_timeout)
+
+    # ---- the tie to the agent ----------------------------------------------------------------------------
+
+    @property
+    def agent_rank(self) -> int:
+        """The rank of its agent."""
+        return self._agent_rank
+
+    @property
+    def agent_state_lmdb_path(self) -> str | None:
+        """The folder of the agent's state, as it was given."""
+        return self._state_path
+
+    @property
+    def agent(self) -> dict[str, Any]:
+        """What the agent said of itself: its rank, generation, process, and the version of its package."""
+        return {name: self._link().welcome[name] for name in ("rank", "generation", "pid", "agent", "protocol")}
+
+    def __getattr__(self, name: str) -> Any:
+        instead = {
+            "command_queue": "calls go over the agent's socket; Semaphore.done() tells how they stand",
+            "state_db": "BatchHandler.plans and Semaphore.result() give what it holds",
+            "state_env": "BatchHandler.plans and Semaphore.result() give what it holds",
+        }
+        if name in instead:
+            raise AttributeError(f"{name} is an LMDB object of the original client, and is not here: {instead[name]}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def await_agent(self, timeout: float = 30.0) -> None:
+        """Waits until the agent answers, and ties to it. Calls tie by themselves to an agent that lives.
+
+        Raises:
+            ConnectionError: There is none until the timeout.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self._tie(deadline - time.monotonic())
+                return
+            except TensorBusError as error:
+                away = error.code in ("TB_AGENT_LOST", "TB_AGENT_UNRESPONSIVE", "TB_CLOSED") and not self._closed
+                if not away or time.monotonic() + _LOOK_FOR_AGENT >= deadline:
+                    raise
+            time.sleep(_LOOK_FOR_AGENT)
+
+    def _tie(self, timeout: float) -> Link:
+        self._require_here()
+        link = self._link_now
+        if link is not None and link.is_open:
+            return link
+        path = _places.socket_path(self._queue_path)
+        try:
+            connected = _wire.connect(path, timeout)
+        except OSError as cause:
+            raise self._no_agent(path, cause) from cause
+        link = Link(path, connected, max(timeout, 0.5))
+        if link.rank != self._agent_rank:
+            link.close()
+            message = f"the agent at {path} is that of rank {link.rank}, not {self._agent_rank}"
+            raise make_error("TB_AGENT_RANK", message, {"wanted": self._agent_rank, "found": link.rank})
+        registrations = self._registrations
+        link.on_batch_end = lambda batch, error: _end_batch(registrations, batch, error)
+        self._link_now = link
+        return link
+
+    def _no_agent(self, path: str, cause: OSError) -> TensorBusError:
+        if isinstance(cause, PermissionError):
+            return make_error("TB_FOREIGN", f"the socket {path} belongs to another user", {"path": path})
+        rank, offset = own_rank(), os.environ.get("AGENT_RANK_OFFSET", "0")
+        derived = rank is not None and offset.isdigit() and rank + int(offset) == self._agent_rank
+        how = f" (RANK {rank} + AGENT_RANK_OFFSET {offset})" if derived else ""
+        here = _places.rank_list(_places.ranks_here())
+        error = make_error(
+            "TB_AGENT_LOST",
+            f"no agent of rank {self._agent_rank}{how} at {path}; agents here: {here or 'none'}",
+            {"path": path, "rank": self._agent_rank},
+        )
+        add_note(error, f"Start one: tensorbus agent --rank {self._agent_rank} --store tcp://HOST:PORT")
+        return error
+
+    def _require_here(self) -> None:
+        if self._closed:
+            raise make_error("TB_CLOSED", f"the client of rank {self._agent_rank} was closed")
+        if os.getpid() != self._pid:
+            message = f"the client of rank {self._agent_rank} belongs to process {self._pid}: make one after the fork"
+            raise make_error("TB_CLOSED", message, {"pid": self._pid})
+
+    def _link(self) -> Link:
+        link = self._link_now
+        if link is not None and link.is_open and not self._closed:
+            return link
+        return self._tie(5.0)
+
+    def close(self) -> None:
+        """Frees what this client made: its batches, its memory's registrations, its commands; never the agent's own."""
+        if self._closed:
+            return
+        self._closed = True
+        link = self._link_now
+        if link is not None:
+            link.close()
+        for registration in list(self._registrations):
+            registration.end(make_error("TB_CLOSED", f"the client of rank {self._agent_rank} was closed"))
+
+    def __enter__(self) -> TensorBusClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        link = getattr(self, "_link_now", None)
+        if link is not None and os.getpid() == self._pid:
+            link.close()
+
+    # ---- commands ----------------------------------------------------------------------------------------
+
+    def _start(
+        self,
+        message: Message,
+        timeout: float | None,
+        *,
+        descriptors: Sequence[int] = (),
+        grace: float | None = None,
+    ) -> tuple[Link, Call]:
+        link = self._link()
+        more = {} if grace is None else {"grace": grace}
+        call = link.submit(
+            type(message).__name__,
+            message.body,
+            timeout,
+            name=message.semaphore_name,
+            timestamp=message.timestamp,
+            descriptors=descriptors,
+            keep=self,
+            **more,
+        )
+        return link, call
+
+    def _run(self, message: Message, timeout: float | None, **more: Any) -> tuple[Link, Any]:
+        """Sends a command and waits for its answer; an interrupt takes it back."""
+        link, call = self._start(message, timeout, **more)
+        return link, _wait_or_cancel(link, call)
+
+    def init_pair(
+        self,
+        pair_name: str,
+        local_name: str,
+        remote_name: str,
+        expected_world_size: int,
+        device_mesh: Any = None,
+        placements: Sequence[Any] | None = None,
+        blocking: bool = True,
+        timeout: float = 30.0,
+        *,
+        strided_shard: str | None = None,
+        tensor_layouts: bool = False,
+    ) -> None:
+        """Registers this rank's side of a pair, and waits until both sides are complete and matched.
+
+        Args:
+            pair_name: What both sides call the pair.
+            local_name: This side.
+            remote_name: The other side.
+            expected_world_size: Ranks that this side has in all.
+            device_mesh: With ``placements``: how this side's tensors lie. A torch ``DeviceMesh``, a ``Mesh``, or
+                ``(shape, dim_names)``; its ranks are those of this job. Without both, rank i's whole tensor goes to
+                rank i of the other side.
+            placements: One for each dimension of the mesh: torch's, or text (``S(0)``, ``R``).
+            blocking: False returns once the command is sent; what fails later is told by ``register_tensors``.
+            timeout: Seconds.
+            strided_shard: How strided shards read (``split`` or ``order``), where that makes a difference.
+            tensor_layouts: This side's tensors name their own layouts when they are registered.
+
+        Raises:
+            ValueError: A mesh without this rank, ranks that do not agree, a side that is registered already.
+            TimeoutError: The other ranks did not come.
+        """
+        for name in (pair_name, local_name, remote_name):
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"a name must be text, not {name!r}")
+        if not isinstance(expected_world_size, int) or expected_world_size < 1:
+            raise ValueError(f"expected_world_size must be a count of ranks, not {expected_world_size!r}")
+        if (device_mesh is None) != (placements is None):
+            raise ValueError("device_mesh and placements are given both or not at all")
+        layout: dict[str, Any] | str | None = "tensors" if tensor_layouts else None
+        if device_mesh is not None and placements is not None:
+            layout = layout_message(device_mesh, placements, self.rank_offset(), strided_shard)
+            if self._agent_rank not in layout["mesh"]["ranks"]:
+                ranks = layout["mesh"]["ranks"]
+                raise make_error("TB_MESH", f"rank {self._agent_rank} is not in its own mesh {ranks}", {"ranks": ranks})
+        message = InitPair(pair_name, local_name, remote_name, expected_world_size, layout)
+        link, call = self._start(message, timeout)
+        if blocking:
+            _wait_or_cancel(link, call)
+            self._matching.pop(pair_name, None)
+        else:
+            self._matching[pair_name] = (link, call)
+
+    def rank_offset(self) -> int:
+        """What is added to a rank of this job to get the rank of its agent."""
+        rank = own_rank()
+        return 0 if rank is None else self._agent_rank - rank
+
+    def register_tensors(
+        self,
+        batch_id: str | int,
+        tensors: Sequence[tuple[Any, str]],
+        bucket_size: int | None = None,
+        timeout: float = 30.0,
+        *,
+        commit: str | None = None,
+    ) -> BatchHandler:
+        """Hands tensors to the agent, each with its pair, and waits until all ranks of both sides have done so.
+
+        Tensors match by their position within their pair. What is not in shared memory (``tensorbus.empty``,
+        ``tensorbus.share``) has a copy there: see ``BatchHandler.copied_bytes``.
+
+        Args:
+            batch_id: Text or an integer, the same on both sides.
+            tensors: Pairs of a tensor and the name of its pair.
+            bucket_size: Bytes of a bucket on the wire; the same on both sides.
+            timeout: Seconds.
+            commit: When targets change: ``direct`` (as bytes arrive) or ``staged`` (on all ranks at once).
+        """
+        if not tensors:
+            raise ValueError("a batch has at least one tensor")
+        counts: dict[str, int] = {}
+        named = []
+        for at, (tensor, pair) in enumerate(tensors):
+            position = counts.get(pair, 0)
+            counts[pair] = position + 1
+            slot = Slot(f"{at} of batch {batch_id}", lambda tensor=tensor: tensor)  # type: ignore[misc]
+            named.append(NamedSlot(slot, pair, str(position)))
+        message = RegisterTensors(batch_id, named, bucket_size, commit)
+        return self._register(message, timeout)
+
+    def _register(self, message: RegisterTensors, timeout: float) -> BatchHandler:
+        deadline = time.monotonic() + timeout
+        slots = [named.slot for named in message.tensors]
+        pairs = list(dict.fromkeys(named.pair for named in message.tensors))
+        self._await_pairs(pairs, deadline)
+        assign_copies(slots)
+        _, descriptors, _ = message.regions()
+        link, answer = self._run(message, deadline - time.monotonic(), descriptors=descriptors)
+        registration = Registration(link, message.batch_id, pairs, slots, answer)
+        self._registrations.add(registration)
+        return BatchHandler(self, message.batch_id, pairs, registration)
+
+    def _await_pairs(self, pairs: Sequence[str], deadline: float) -> None:
+        for pair in pairs:
+            matching = self._matching.pop(pair, None)
+            if matching is not None:
+                link, call = matching
+                link.wait(call, max(0.0, deadline - time.monotonic()))
+
+    def transfer(
+        self,
+        batch_id: str | int,
+        transfer_type: str,
+        blocking: bool = False,
+        timeout: float = 30.0,
+        *,
+        version: int | None = None,
+    ) -> Semaphore:
+        """Runs one round of all pairs of a batch.
+
+        Args:
+            batch_id: Of the batch that this client has registered.
+            transfer_type: ``"send"`` or ``"recv"``.
+            blocking: Wait for the end of the round.
+            timeout: Seconds; then the round is cancelled, on all ranks.
+            version: What is sent, or at least wanted: a growing integer.
+
+        Returns:
+            A semaphore that has its count when the round has ended; a receive is to be waited for by it, since that is
+            when tensors that are copied are brought up to date.
+        """
+        _require_direction(transfer_type)
+        return self._transfer(self._find(batch_id), transfer_type, blocking, timeout, version)
+
+    def _find(self, batch_id: str | int) -> Registration:
+        for registration in list(self._registrations):
+            if registration.batch_id == batch_id and registration.error is None:
+                return registration
+        message = f"batch {batch_id} is not registered by this client"
+        raise make_error("TB_BATCH_UNKNOWN", message, {"batch": batch_id, "rank": self._agent_rank})
+
+    def _transfer(
+        self,
+        registration: Registration,
+        transfer_type: str,
+        blocking: bool,
+        timeout: float | None,
+        version: int | None = None,
+    ) -> Semaphore:
+        _require_direction(transfer_type)
+        self._require_here()
+        registration.require_open()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if transfer_type == "send":
+            registration.write()
+        else:
+            registration.check()
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        message = Transfer(registration.batch_id, transfer_type, registration.instance, version)
+        link = registration.link
+        call = link.submit(
+            "Transfer",
+            message.body,
+            left,
+            name=message.semaphore_name,
+            timestamp=message.timestamp,
+            grace=_ROUND_GRACE,
+            keep=(self, registration.slots),
+        )
+        slots = registration.slots
+
+        def finish(value: dict[str, Any]) -> dict[str, Any]:
+            if transfer_type == "recv":
+                for slot in slots:
+                    slot.read_back()
+            return value
+
+        semaphore = Semaphore(link, call, finish)
+        if blocking:
+            try:
+                semaphore.result()
+            except BaseException:
+                if not call.done:
+                    link.post("Cancel", {"command": call.id})
+                raise
+        return semaphore
+
+    def query_transfer_signal(self, batch_id: str | int, blocking: bool = True, timeout: float = 30.0) -> bool:
+        """True once every rank of the sending side has its round ready, until the receiving side has taken it."""
+        return bool(self._query(self._find(batch_id), timeout)["ready"])
+
+    def _query(self, registration: Registration, timeout: float) -> dict[str, Any]:
+        registration.require_open()
+        message = QueryStatus(registration.batch_id, registration.instance)
+        link = registration.link
+        answer: dict[str, Any] = link.wait(
+            link.submit("QueryStatus", message.body, timeout, name=message.semaphore_name)
+        )
+        return answer
+
+
+def _require_direction(transfer_type: str) -> None:
+    if transfer_type not in ("send", "recv"):
+        raise ValueError(f'a transfer is "send" or "recv", not {transfer_type!r}')
+
+
+def _wait_or_cancel(link: Link, call: Call) -> Any:
+    try:
+        return link.wait(call)
+    except BaseException:
+        if not call.done:
+            link.post("Cancel", {"command": call.id})
+        raise
+
+
+def _end_batch(registrations: weakref.WeakSet[Registration], batch: Any, error: TensorBusError) -> None:
+    for registration in list(registrations):
+        if registration.batch_id == batch:
+            registration.end(error)

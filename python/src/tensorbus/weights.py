@@ -1,0 +1,302 @@
+"""A model's weights, between a side that trains it and one that uses it, in three lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from . import _places, _wire
+from ._batch import BatchHandler
+from ._bootstrap import resolve
+from ._dtypes import dtype_name
+from ._layouts import Mesh, own_rank, own_world_size
+from ._link import Link
+from ._models import LayoutList, LayoutOf, model_tensors, named_slots
+from ._semaphore import Semaphore
+from .client import TensorBusClient
+from .errors import TensorBusError, add_note, make_error
+from .messages import RegisterTensors
+
+__all__ = ["Weights"]
+
+_DIRECTIONS = {"source": "send", "target": "recv"}
+_SIDES = {"source": ("trainer", "engine"), "target": ("engine", "trainer")}
+
+
+class Weights:
+    """A model's tensors on this rank, registered with its agent under the names that both sides know.
+
+    Every rank of both sides makes one, and calls ``send`` or ``recv`` for each round. Nothing is agreed beforehand but
+    the name and the names of the sides.
+
+    Args:
+        name: What both sides call the model.
+        module_or_tensors: A torch module, or a mapping of names to tensors. A DTensor lies as it says; any other tensor
+            as ``layout`` says, else every rank holds the whole of it.
+        role: ``"source"`` or ``"target"``.
+        me: The name of this side; default ``"trainer"`` for a source, ``"engine"`` for a target.
+        peer: The name of the other side.
+        client: The client to use; default: one of its own, found by ``AGENT_RANK``, by RANK and ``AGENT_RANK_OFFSET``,
+            or by RANK and the sides that the agents know (``tensorbus agents --side``).
+        rank: This process's rank in its job; default: of ``torch.distributed``, else ``RANK``.
+        world_size: The size of the job; default: of ``torch.distributed``, else ``WORLD_SIZE``.
+        layout: ``layout(name, tensor)`` gives mesh and placements of a plain tensor: of which whole this is a part. A
+            mesh is a ``DeviceMesh``, a ``Mesh``, or ``(shape, dim_names)`` without a process group.
+        rename: ``rename(name)`` gives the other side's name, or None to leave the tensor out.
+        dtype: What floating-point tensors travel as, where the copy is to be in that type already.
+        match: ``"exact"`` refuses a difference of names, ``"target"`` leaves out what only the source has, ``"common"``
+            what only one side has.
+        buffers: ``"persistent"``, ``"all"`` or ``"none"``.
+        commit: When targets change: ``"direct"`` (as bytes arrive) or ``"staged"`` (on all ranks at once).
+        bucket_size: Bytes of a bucket on the wire; the same on both sides.
+        timeout: Seconds for finding the agent, the other ranks and the other side.
+
+    Attributes:
+        statistics: What the last round moved on this rank, and how long it took.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module_or_tensors: Any,
+        *,
+        role: str,
+        me: str | None = None,
+        peer: str | None = None,
+        client: TensorBusClient | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        layout: LayoutOf | None = None,
+        rename: Callable[[str], str | None] | None = None,
+        dtype: Any = None,
+        match: str | None = None,
+        buffers: str = "persistent",
+        commit: str | None = None,
+        bucket_size: int | None = None,
+        timeout: float = 300.0,
+    ) -> None:
+        if role not in _DIRECTIONS:
+            raise ValueError(f'role is "source" or "target", not {role!r}')
+        if match not in (None, "exact", "target", "common"):
+            raise ValueError(f'match is "exact", "target" or "common", not {match!r}')
+        self.name = name
+        self.role = role
+        self.me = me or _SIDES[role][0]
+        self.peer = peer or _SIDES[role][1]
+        self.statistics: dict[str, Any] = {}
+        self._rank, self._world_size = _own_place(rank, world_size)
+        self._model = module_or_tensors
+        self._layout, self._rename, self._match, self._buffers = layout, rename, match, buffers
+        self._dtype = None if dtype is None else dtype_name(dtype)
+        self._commit, self._bucket_size = commit, bucket_size
+        deadline = time.monotonic() + timeout
+        self._owns_client = client is None
+        self.client = client or find_client(self.me, self._rank, timeout)
+        self._handler: BatchHandler | None = None
+        try:
+            self._pair(deadline)
+            self._handler = self._register(deadline)
+        except BaseException:
+            self.close()
+            raise
+
+    # ---- making it ---------------------------------------------------------------------------------------
+
+    def _pair(self, deadline: float) -> None:
+        try:
+            self.client.init_pair(
+                self.name,
+                self.me,
+                self.peer,
+                self._world_size,
+                timeout=max(0.0, deadline - time.monotonic()),
+                tensor_layouts=True,
+            )
+        except TensorBusError as error:
+            if error.code == "TB_EXISTS":
+                add_note(
+                    error,
+                    f"Agent {self.client.agent_rank} already serves side {self.me}: is AGENT_RANK_OFFSET missing, "
+                    "or was a Weights of this name not closed?",
+                )
+            if error.code == "TB_TIMEOUT":
+                add_note(error, f"Weights({self.name!r}) was waiting for all ranks of {self.me} and of {self.peer}.")
+            raise
+
+    def _register(self, deadline: float) -> BatchHandler:
+        tensors = model_tensors(self._model, self._buffers, tied_once=self.role == "target")
+        whole = (Mesh((self._world_size,)), ["R"])
+        layouts = LayoutList(self.client.agent_rank - self._rank, whole, self._layout)
+        slots = named_slots(tensors, self.name, layouts, self._rename, self._dtype)
+        message = RegisterTensors(
+            self.name, slots, self._bucket_size, self._commit, self._match, tuple(layouts.messages)
+        )
+        return self.client._register(message, max(0.0, deadline - time.monotonic()))
+
+    def refresh(self, timeout: float = 300.0) -> None:
+        """Registers the model anew, on all ranks of both sides: parameters are others, or the batch has ended."""
+        if self._handler is not None:
+            self._handler.close(timeout=timeout)
+            self._handler = None
+        self._handler = self._register(time.monotonic() + timeout)
+
+    def close(self) -> None:
+        """Frees what it has made in the agent. A second call does nothing."""
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            handler.close(blocking=False)
+        if self._owns_client:
+            self.client.close()
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- rounds ------------------------------------------------------------------------------------------
+
+    @property
+    def _open(self) -> BatchHandler:
+        if self._handler is None:
+            raise make_error("TB_CLOSED", f"the weights {self.name} were closed", {"name": self.name})
+        return self._handler
+
+    @property
+    def plan(self) -> str:
+        """The digest of the plan that all ranks hold."""
+        plan = self._open.plans[_DIRECTIONS[self.role]]
+        if "refused" in plan:
+            raise make_error(plan["refused"]["code"], plan["refused"]["message"])
+        return str(plan["digest"])
+
+    @property
+    def prediction(self) -> float | None:
+        """Seconds that the last round was expected to take, where that was known."""
+        return self.statistics.get("predictedSeconds")
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes that each round copies between tensors and shared memory on this rank."""
+        return self._open.copied_bytes
+
+    def send(self, version: int | None = None, *, wait: bool = True, timeout: float = 300.0) -> Semaphore:
+        """Sends the weights as they are now, on every rank of a source.
+
+        Args:
+            version: What they are: a growing integer, which ``recv`` returns.
+            wait: For the targets to have taken them. Without it, the parameters may be changed once this returns if
+                they are copied, and else once the semaphore has its count.
+            timeout: Seconds.
+        """
+        return self._round("source", version, wait, timeout)
+
+    def recv(self, *, timeout: float | None = None) -> int:
+        """Waits for the next weights, on every rank of a target: their version, else the number of the round."""
+        semaphore = self._round("target", None, True, timeout)
+        return _version_of(semaphore.result())
+
+    def _round(self, role: str, version: int | None, wait: bool, timeout: float | None) -> Semaphore:
+        if role != self.role:
+            raise ValueError(f"these weights are a {self.role}: they can only {_DIRECTIONS[self.role]}")
+        handler = self._open
+        semaphore = self.client._transfer(handler._registration, _DIRECTIONS[role], wait, timeout, version)
+        if wait:
+            self.statistics = semaphore.result()
+        return semaphore
+
+    async def asend(self, version: int | None = None, *, timeout: float = 300.0) -> None:
+        """As ``send``, for asyncio."""
+        semaphore = self._round("source", version, False, timeout)
+        self.statistics = await semaphore.wait()
+
+    async def arecv(self, *, timeout: float | None = None) -> int:
+        """As ``recv``, for asyncio."""
+        semaphore = self._round("target", None, False, timeout)
+        self.statistics = await semaphore.wait()
+        return _version_of(self.statistics)
+
+    def pending(self) -> bool:
+        """True if every source rank has sent what this side has not received yet, so that ``recv`` will not wait long.
+
+        The job's rank 0 asks and tells the others, so that no two ranks can disagree: all ranks call it.
+        """
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
+            return self._open.query_transfer_signal()
+        answer = [self._open.query_transfer_signal() if distributed.get_rank() == 0 else None]
+        distributed.broadcast_object_list(answer, src=0)
+        return bool(answer[0])
+
+
+def _version_of(result: Mapping[str, Any]) -> int:
+    return int(result.get("version", result["round"]))
+
+
+def _own_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    found_rank = own_rank() if rank is None else rank
+    found_size = own_world_size() if world_size is None else world_size
+    if found_rank is None or found_size is None:
+        what = "rank" if found_rank is None else "world_size"
+        raise ValueError(
+            f"{what} is not known: give it, set {what.upper()} (torchrun does), or start torch.distributed"
+        )
+    if not 0 <= found_rank < found_size:
+        raise ValueError(f"rank {found_rank} is not in a job of {found_size}")
+    return found_rank, found_size
+
+
+def find_client(side: str, rank: int, timeout: float) -> TensorBusClient:
+    """A client of this rank's agent: as ``bootstrap_client``, or by the side's name where agents know their sides."""
+    named = any(os.environ.get(name) for name in ("AGENT_RANK", "AGENT_RANK_OFFSET", "TENSOR_BUS_COMMAND_QUEUE_PATH"))
+    agent_rank = None if named else _agent_of(side, rank, timeout)
+    if agent_rank is None:
+        if named or own_rank() is not None:
+            info = resolve()
+            return TensorBusClient(info.agent_rank, info.command_queue_path, info.agent_state_path, timeout)
+        agent_rank = rank
+    paths = _places.default_paths(agent_rank)
+    return TensorBusClient(agent_rank, paths.command_queue_path, paths.agent_state_path, timeout)
+
+
+def _agent_of(side: str, rank: int, timeout: float) -> int | None:
+    """The agent of a rank of a side, as any agent of this host knows it. Waits until there is an agent."""
+    deadline = time.monotonic() + timeout
+    while True:
+        for here in _places.ranks_here():
+            sides = _sides_of(here)
+            if sides is None:
+                continue
+            if not sides:
+                return None
+            return _member(sides, side, rank)
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.1)
+
+
+def _sides_of(agent_rank: int) -> Mapping[str, Sequence[int]] | None:
+    path = os.path.join(_places.default_paths(agent_rank).command_queue_path, "client.sock")
+    try:
+        link = Link(path, _wire.connect(path, 2.0), 2.0)
+    except (OSError, TensorBusError):
+        return None
+    link.close()
+    sides: Mapping[str, Sequence[int]] = link.welcome.get("sides") or {}
+    return sides
+
+
+def _member(sides: Mapping[str, Sequence[int]], side: str, rank: int) -> int:
+    members = sides.get(side)
+    if members is None:
+        known = ", ".join(sorted(sides))
+        raise make_error(
+            "TB_PAIR_MISMATCH", f"the agents here know no side {side}: they were told of {known}", {"side": side}
+        )
+    if rank >= len(members):
+        message = f"side {side} has {len(members)} agents, and this is rank {rank} of it"
+        raise make_error("TB_AGENT_RANK", message, {"side": side, "ranks": list(members), "rank": rank})
+    return int(members[rank])
