@@ -238,10 +238,11 @@ TB_API int32_t tb_transfer_prepare(uint64_t session, const char *key, const void
                                 const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
                                 uint64_t timeout_ns, uint64_t *transfer, tb_error *err);
 
-/* What a rank is to a transfer some of whose buckets go by NCCL. */
+/* What a rank is to a transfer beyond what its program exchanges with it. */
 enum tb_member_roles {
     TB_MEMBER_JOINS = 1, /* it is of the communicator; others only begin their rounds with those who are */
     TB_MEMBER_PEER = 2,  /* what it and this rank exchange goes by NCCL; both join then */
+    TB_MEMBER_LINKED = 4, /* neither of the two completes a round that the other has not begun; the role is mutual */
 };
 typedef struct tb_member {
     int32_t rank;
@@ -283,6 +284,7 @@ TB_API int32_t tb_identity_read(const uint8_t identity[TB_IDENTITY_BYTES], uint3
 TB_API int32_t tb_carrier_between(const uint8_t one[TB_IDENTITY_BYTES], const uint8_t other[TB_IDENTITY_BYTES],
                                   uint32_t memory, uint32_t flags, uint32_t *carrier, tb_error *err);
 /* Starts a round, at least 1 and larger than the last one. Ends with TB_EVENT_ROUND. TB_EBUSY while one is under way. */
+/* A round that a peer had given up before it was posted fails at once, with ESTALE in os_errno. */
 TB_API int32_t tb_transfer_post(uint64_t session, uint64_t transfer, uint64_t round, uint64_t timeout_ns,
                                 tb_error *err);
 /* Begins a round and cancels it before a byte of it moves, so that its end is told to all others. */
@@ -294,6 +296,16 @@ TB_API int32_t tb_transfer_progress(uint64_t session, uint64_t transfer, uint64_
                                     uint64_t *total, uint64_t *staging, tb_error *err);
 /* What carries the buckets between this rank and a peer of the transfer: the number of its bit in tb_carrier_bits. */
 TB_API int32_t tb_transfer_carrier(uint64_t session, uint64_t transfer, int32_t rank, uint32_t *carrier, tb_error *err);
+/*
+ * Whom the round under way, or the last one if it failed, waits or waited for: at most `capacity` ranks of the transfer's
+ * peers, each with one of these states. *count is how many there are.
+ */
+enum tb_wait_states {
+    TB_WAITS_ABSENT = 1, /* it has not begun the round, as far as is known here */
+    TB_WAITS_UNFINISHED = 2,
+};
+TB_API int32_t tb_transfer_waits(uint64_t session, uint64_t transfer, int32_t *ranks, uint32_t *states, uint32_t capacity,
+                              uint32_t *count, tb_error *err);
 /* TB_EBUSY while a prepare or round is under way. Peers' next rounds of it fail with TB_EINVALIDATED. */
 TB_API int32_t tb_transfer_release(uint64_t session, uint64_t transfer, tb_error *err);
 

@@ -45,6 +45,70 @@ static void test_receipt_before_data(void) {
     close_pair(&e);
 }
 
+/* The next frame that is no word of a round's beginning, or of its end ahead of time: how often that was said. */
+static int take_frame(evil_world *e, tb_wire_header *frame, uint64_t ahead) {
+    static uint8_t body[4096];
+    for (int aborts = 0;; aborts += frame->kind == TB_FRAME_ABORT) {
+        evil_take(&e->w, e->fd, frame, sizeof *frame);
+        if (frame->kind != TB_FRAME_HERE && (frame->kind != TB_FRAME_ABORT || frame->round != ahead)) {
+            return aborts;
+        }
+        CHECK(frame->body_bytes <= sizeof body);
+        evil_take(&e->w, e->fd, body, frame->body_bytes);
+    }
+}
+
+/* Takes all of a round as rank 0, and says so; how often it heard of the end of the round `ahead`. */
+static int take_round(evil_world *e, uint64_t round, uint64_t ahead) {
+    int aborts = 0;
+    static uint8_t body[EVIL_BYTES];
+    tb_wire_header frame = {
+        .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .graph = e->graph, .round = round};
+    evil_send(e->fd, &frame, sizeof frame);
+    for (int i = 0; i < EVIL_PARTS; i++) {
+        tb_wire_trailer trailer;
+        aborts += take_frame(e, &frame, ahead);
+        CHECK(frame.kind == TB_FRAME_DATA && frame.round == round && frame.body_bytes == sizeof body);
+        evil_take(&e->w, e->fd, body, sizeof body);
+        evil_take(&e->w, e->fd, &trailer, sizeof trailer);
+    }
+    frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .graph = e->graph, .round = round};
+    evil_send(e->fd, &frame, sizeof frame);
+    return aborts;
+}
+
+static void give_up(evil_world *e, uint64_t round) {
+    struct {
+        tb_wire_header header;
+        tb_wire_failure failure;
+    } abort = {{.kind = TB_FRAME_ABORT, .graph = e->graph, .round = round, .body_bytes = sizeof abort.failure},
+               {TB_ECANCELLED, 0}};
+    evil_send(e->fd, &abort, sizeof abort);
+}
+
+/* A peer spoils the rounds that it names, and none before them, however far ahead they are. */
+static void test_aborts_ahead(void) {
+    evil_world e;
+    tb_event event;
+    int aborts = 0;
+    open_pair(&e);
+    give_up(&e, UINT64_MAX);
+    give_up(&e, 1000);
+    give_up(&e, 3);
+    for (uint64_t round = 1; round <= 4; round++) {
+        world_post(&e.w, 1, round, 20 * SECOND);
+        if (round != 3) {
+            aborts += take_round(&e, round, 3);
+            world_expect(&e.w, 1, TB_EVENT_ROUND, TB_OK, -1, NULL);
+            continue;
+        }
+        world_expect(&e.w, 1, TB_EVENT_ROUND, TB_ECANCELLED, 0, &event);
+        CHECK(event.error.os_errno == ESTALE);
+    }
+    CHECK(aborts == 2); /* it was passed on when it came, and said again when it failed here */
+    close_pair(&e);
+}
+
 /* Rank 0 never began round 1 and grants round 2: the round fails, the connection and the grant remain. */
 static void test_peer_ahead(void) {
     evil_world e;
@@ -55,14 +119,14 @@ static void test_peer_ahead(void) {
         .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .transfer = e.transfer, .round = 2};
     evil_send(e.fd, &frame, sizeof frame);
     world_expect(&e.w, 1, TB_EVENT_ROUND, TB_ECANCELLED, 0, NULL);
-    evil_take(&e.w, e.fd, &frame, sizeof frame);
+    take_frame(&e, &frame, 0);
     CHECK(frame.kind == TB_FRAME_ABORT && frame.round == 1);
     static uint8_t body[EVIL_BYTES];
     evil_take(&e.w, e.fd, body, frame.body_bytes);
     world_post(&e.w, 1, 2, 20 * SECOND);
     for (int i = 0; i < EVIL_PARTS; i++) {
         tb_wire_trailer trailer;
-        evil_take(&e.w, e.fd, &frame, sizeof frame);
+        take_frame(&e, &frame, 0);
         CHECK(frame.kind == TB_FRAME_DATA && frame.round == 2 && frame.body_bytes == sizeof body);
         evil_take(&e.w, e.fd, body, sizeof body);
         evil_take(&e.w, e.fd, &trailer, sizeof trailer);
@@ -155,7 +219,9 @@ static void test_end_before_receipt(void) {
     tb_wire_header frame = {
         .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .transfer = e.transfer, .round = 1};
     evil_send(e.fd, &frame, sizeof frame);
-    take_of_both(&e.w, fd, (uint64_t)EVIL_PARTS * (TB_HEADER_BYTES + EVIL_BYTES + TB_TRAILER_BYTES));
+    take_of_both(&e.w, fd,
+                 TB_HEADER_BYTES /* HERE */
+                     + (uint64_t)EVIL_PARTS * (TB_HEADER_BYTES + EVIL_BYTES + TB_TRAILER_BYTES));
     close(fd[1]);
     for (int i = 0; i < 10; i++) {
         world_pump(&e.w, 5); /* the end of it is seen */
@@ -336,6 +402,7 @@ static void test_end_of_hub(void) {
 int main(void) {
     test_receipt_before_data();
     test_peer_ahead();
+    test_aborts_ahead();
     test_questions_without_end();
     test_sizes_of_a_set();
     test_end_before_receipt();

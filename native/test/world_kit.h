@@ -43,6 +43,7 @@ typedef struct world {
     kit_program program[WORLD_RANKS];
     tb_event *events[WORLD_RANKS];
     int event_count[WORLD_RANKS];
+    bool linked; /* ranks 0 and 2 are, at the next prepare */
 } world;
 
 static inline uint64_t test_now(void) {
@@ -262,8 +263,11 @@ static inline int32_t world_prepare_code(world *w, const kit *k, int rank, uint3
         bindings[i] =
             (tb_binding){(uint64_t)(uintptr_t)memory, k->span[program->tensor[i]][program->kind[i]]};
     }
-    return tb_transfer_prepare(w->session[rank], "batch", program->bytes, program->byte_count, bindings,
-                            program->buffer_count, flags, timeout, &w->transfer[rank], err);
+    tb_member links[2] = {{0, rank == 2 ? TB_MEMBER_LINKED : 0}, {2, rank == 0 ? TB_MEMBER_LINKED : 0}};
+    uint32_t link_count = w->linked && rank % 2 == 0 ? 2 : 0;
+    return tb_transfer_prepare_among(w->session[rank], "batch", program->bytes, program->byte_count, bindings,
+                                  program->buffer_count, flags, timeout, links, link_count, &w->transfer[rank],
+                                  err);
 }
 
 static inline void world_prepare_rank(world *w, const kit *k, int rank, uint32_t flags, uint64_t timeout) {

@@ -3,6 +3,7 @@ import { TensorBusError } from "../errors.ts";
 import type { LocalStrides, PlanInput } from "../plan/input/types.ts";
 import type { Program } from "../plan/planner/program.ts";
 import type {
+  AwaitedRank,
   PlanLinks,
   PostOptions,
   PreparedTransfer,
@@ -12,6 +13,7 @@ import type {
   TransportSession,
 } from "../transport/transport.ts";
 import { type BatchTensors, bindBatch } from "./bind-batch.ts";
+import { linksOf } from "./connect.ts";
 import { type PeerTraffic, type ProgramTraffic, trafficOf } from "./program-chunks.ts";
 
 /** What the executor needs of a `Plan`. */
@@ -21,8 +23,10 @@ export interface ExecutablePlan {
   channels(): PlanLinks;
 }
 
-export interface ExecutionOptions extends PrepareOptions {
+export interface ExecutionOptions extends Omit<PrepareOptions, "links" | "linked"> {
   readonly tensors: BatchTensors;
+  /** All ranks that run the plan: those that it leaves apart are linked (`linksOf`). Unless given, nobody is. */
+  readonly ranks?: readonly number[];
   /** Milliseconds between two values of `progress$`; default 100. */
   readonly progressMs?: number;
 }
@@ -52,9 +56,15 @@ export function createExecutor(session: TransportSession): Executor {
       const program = plan.program(session.rank, strides.size === 0 ? {} : { strides });
       const bindings = bindBatch(plan.input, program, options.tensors);
       requireKernels(session);
-      const links = () => plan.channels();
-      const transfer = await session.prepare(program, bindings, { ...options, links });
-      return new Execution(transfer, program, options.progressMs ?? 100);
+      let channels: PlanLinks | undefined;
+      const links = () => {
+        channels ??= plan.channels();
+        return channels;
+      };
+      const { ranks = [] } = options;
+      const linked = ranks.length < 2 ? [] : linksOf(links(), ranks, session.rank);
+      const transfer = await session.prepare(program, bindings, { ...options, links, linked });
+      return new Execution(transfer, program, linked, options.progressMs ?? 100);
     },
   };
 }
@@ -63,6 +73,8 @@ export function createExecutor(session: TransportSession): Executor {
 export class Execution implements AsyncDisposable {
   readonly key: string;
   readonly stats: ExecutionStats;
+  /** Ranks that keep pace with this one without exchanging anything with it. */
+  readonly linked: readonly number[];
   /**
    * How far the round under way is, each `progressMs` while one runs and once at its end; completes on `release`. Only
    * who subscribes makes it ask.
@@ -72,8 +84,9 @@ export class Execution implements AsyncDisposable {
   readonly #running = new BehaviorSubject<"idle" | "running" | "ended">("idle");
   readonly #released = new Subject<void>();
 
-  constructor(transfer: PreparedTransfer, program: Program, progressMs: number) {
+  constructor(transfer: PreparedTransfer, program: Program, linked: readonly number[], progressMs: number) {
     this.key = transfer.key;
+    this.linked = linked;
     this.stats = statsOf(program, transfer);
     this.#transfer = transfer;
     this.progress$ = this.#running.pipe(
@@ -98,6 +111,11 @@ export class Execution implements AsyncDisposable {
 
   progress(): RoundProgress {
     return this.#transfer.progress();
+  }
+
+  /** Whom the round under way waits for; see `PreparedTransfer.awaited`. */
+  awaited(): readonly AwaitedRank[] {
+    return this.#transfer.awaited();
   }
 
   /** `TB_BUSY` while a round is under way. A second call does nothing. */

@@ -22,19 +22,21 @@ const carrierBits = {
 } as const;
 export type Carrier = keyof typeof carrierBits;
 const memoryBits = { host: 1, shared: 2, cuda: 4 } as const;
-const memberRoles = { joins: 1, peer: 2 } as const;
+const memberRoles = { joins: 1, peer: 2, linked: 4 } as const;
 export const transferFlags = { checksum: 1 } as const;
 /** `TB_IDENTITY_BYTES`. */
 export const identityBytes = 96;
 const gpuBytes = 32;
 
-/** What a rank is to a transfer some of whose buckets go by NCCL. */
+/** What a rank is to a transfer beyond what its program exchanges with it. */
 export interface Member {
   readonly rank: number;
-  /** It is of the communicator. */
+  /** It is of the communicator of a transfer some of whose buckets go by NCCL. */
   readonly joins: boolean;
   /** What it and this rank exchange goes by NCCL. */
   readonly peer: boolean;
+  /** Neither of the two completes a round that the other has not begun. */
+  readonly linked?: boolean;
 }
 
 /** Who a session is to carriers, as it may be told to anybody. */
@@ -81,9 +83,9 @@ export function carrierMask(carriers: readonly Carrier[]): number {
 
 export function encodeMembers(members: readonly Member[]): Int32Array {
   return Int32Array.from(
-    members.flatMap(({ rank, joins, peer }) => [
+    members.flatMap(({ rank, joins, peer, linked = false }) => [
       rank,
-      (joins ? memberRoles.joins : 0) + (peer ? memberRoles.peer : 0),
+      (joins ? memberRoles.joins : 0) + (peer ? memberRoles.peer : 0) + (linked ? memberRoles.linked : 0),
     ]),
   );
 }

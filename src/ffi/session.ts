@@ -30,6 +30,7 @@ const native = declareNative({
   tb_transfer_post_cancelled: ["u64", "u64", "u64"],
   tb_transfer_cancel: ["u64", "u64", "i32"],
   tb_transfer_progress: ["u64", "u64", "out u64", "out u64", "out u64", "out u64"],
+  tb_transfer_waits: ["u64", "u64", "pointer", "pointer", "u32", "out u32"],
   tb_transfer_release: ["u64", "u64"],
 });
 
@@ -77,6 +78,7 @@ export const sessionStructs = {
 const maxHostBytes = 63;
 const helloBytes = 128;
 const proofBytes = 32;
+const waitStates = { absent: 1 } as const;
 const transportKinds = { memory: 0, tcp: 1 } as const;
 /** What means nothing within a process, but must be in range. */
 const withinProcess = { connections: 1, peerTimeoutMs: 10_000 } as const;
@@ -157,7 +159,7 @@ export interface TransferOptions {
   readonly bindings: readonly NativeBinding[];
   readonly checksum: boolean;
   readonly timeoutNs: bigint;
-  /** Who begins its rounds together, by ascending rank, this one among them; none where no bucket goes by NCCL. */
+  /** Who begins its rounds together or is linked, by ascending rank, this one among them; none where nobody is. */
   readonly members?: readonly Member[];
 }
 
@@ -280,6 +282,21 @@ export function cancelTransfer(session: bigint, transfer: bigint, code: number):
 export function transferProgress(session: bigint, transfer: bigint): TransferProgress {
   const [round, bytesDone, bytesTotal, stagingBytes] = native.tb_transfer_progress(session, transfer);
   return { round, bytesDone, bytesTotal, stagingBytes };
+}
+
+/** Whom the round under way waits for, or the last one waited for when it failed; `most` peers have a part in it. */
+export function transferWaits(
+  session: bigint,
+  transfer: bigint,
+  most: number,
+): { rank: number; absent: boolean }[] {
+  const ranks = new Int32Array(Math.max(1, most));
+  const states = new Uint32Array(ranks.length);
+  const count = native.tb_transfer_waits(session, transfer, ranks, states, ranks.length);
+  return Array.from({ length: Math.min(count, ranks.length) }, (_, index) => ({
+    rank: ranks[index]!,
+    absent: states[index] === waitStates.absent,
+  }));
 }
 
 export function releaseTransfer(session: bigint, transfer: bigint): void {

@@ -148,7 +148,8 @@ export class NativeSession implements TransportSession {
     bind(); // what is wrong with it is said before anyone is waited for
     const onDevice = bindings.some(({ source, target }) => (source ?? target)?.memory.kind === "cuda");
     for (;;) {
-      const members = onDevice ? await this.#choose(program, options, deadline) : [];
+      const chosen = onDevice ? await this.#choose(program, options, deadline) : [];
+      const members = withLinks(chosen, options.linked ?? [], this.rank);
       await this.#introduce(program, members, deadline);
       try {
         // Memory may have been unregistered meanwhile, and its address taken by other memory.
@@ -180,9 +181,12 @@ export class NativeSession implements TransportSession {
     if (directory === undefined) return;
     // The lowest of those who join is connected with all others.
     const leader = members.find(({ joins }) => joins)?.rank;
-    const more =
-      leader === this.rank ? members.map(({ rank }) => rank) : leader === undefined ? [] : [leader];
-    const peers = [...new Set([...program.peers, ...more])].filter((rank) => rank !== this.rank);
+    const more = members.filter(
+      ({ rank, linked = false }) => linked || rank === leader || leader === this.rank,
+    );
+    const peers = [...new Set([...program.peers, ...more.map(({ rank }) => rank)])].filter(
+      (rank) => rank !== this.rank,
+    );
     await directory.lookUp(peers, deadline, (rank, { host, port }) => {
       this.#checkOpen();
       native.setPeer(this.#handle, rank, host, port);
@@ -212,6 +216,7 @@ export class NativeSession implements TransportSession {
       key,
       rank: this.rank,
       peers: program.peers.filter((rank) => rank !== this.rank),
+      ranks: program.peers.length + members.length,
       stream: this.#setup.stream,
       pipe: this.#pipe,
       forget: () => this.#transfers.delete(handle),
@@ -356,6 +361,17 @@ export class NativeSession implements TransportSession {
       details: { kind: memory.kind, supported: this.capabilities.memory },
     });
   }
+}
+
+/** Those who begin rounds together, and those who are linked with this rank, by ascending rank. */
+function withLinks(members: readonly Member[], linked: readonly number[], own: number): readonly Member[] {
+  if (linked.length === 0) return members;
+  const all = new Map(members.map((member) => [member.rank, member]));
+  for (const rank of [own, ...linked]) {
+    const known = all.get(rank) ?? { rank, joins: false, peer: false };
+    all.set(rank, { ...known, linked: rank !== own });
+  }
+  return [...all.values()].sort((a, b) => a.rank - b.rank);
 }
 
 /** Of those who join, their ranks; nothing where this one does not. */

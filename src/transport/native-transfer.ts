@@ -1,10 +1,11 @@
+import { constants } from "node:os";
 import { Deadline } from "../deadline.ts";
 import { errorCodes, TensorBusError } from "../errors.ts";
 import { transferCarrier } from "../ffi/carriers.ts";
 import type { TransferEvent } from "../ffi/session.ts";
 import * as native from "../ffi/session.ts";
 import type { EventPipe } from "./event-pipe.ts";
-import type { PostOptions, PreparedTransfer, RoundProgress, RoundReport } from "./transport.ts";
+import type { AwaitedRank, PostOptions, PreparedTransfer, RoundProgress, RoundReport } from "./transport.ts";
 
 interface TransferSetup {
   readonly session: bigint;
@@ -13,6 +14,8 @@ interface TransferSetup {
   readonly rank: number;
   /** Other ranks that the program deals with. */
   readonly peers: readonly number[];
+  /** How many ranks it has to do with at most, with those that it begins rounds together with. */
+  readonly ranks: number;
   /** The transport that is meant where buckets stream over connections. */
   readonly stream: string;
   readonly pipe: EventPipe;
@@ -84,7 +87,9 @@ export class NativeTransfer implements PreparedTransfer {
     if (deadline.signal?.aborted) native.postCancelledTransfer(session, transfer, BigInt(round));
     else native.postTransfer(session, transfer, BigInt(round), deadline.remainingNs);
     this.#lastRound = round;
-    const event = await this.#outcome(`round ${round} of ${this.key}`, deadline.signal);
+    const event = await this.#outcome(`round ${round} of ${this.key}`, deadline.signal).catch((error) => {
+      throw this.#explain(error);
+    });
     return {
       round,
       bytesSent: event.bytesSent,
@@ -102,6 +107,11 @@ export class NativeTransfer implements PreparedTransfer {
       this.#setup.transfer,
     );
     return { round: Number(round), bytesDone, bytesTotal };
+  }
+
+  awaited(): readonly AwaitedRank[] {
+    this.#checkUsable();
+    return native.transferWaits(this.#setup.session, this.#setup.transfer, this.#setup.ranks);
   }
 
   async release(): Promise<void> {
@@ -166,6 +176,20 @@ export class NativeTransfer implements PreparedTransfer {
       pipe.unhold();
       this.#underWay = undefined;
     }
+  }
+
+  /** Says of a round that failed what its code does not. */
+  #explain(error: unknown): unknown {
+    if (!(error instanceof TensorBusError)) return error;
+    const { errno, ...details } = error.details;
+    if (errno === constants.errno.ESTALE) {
+      return new TensorBusError(error.code, error.message, { details: { ...details, hadFailed: true } });
+    }
+    if (error.code !== "TB_TIMEOUT" || this.#ended !== undefined) return error;
+    const awaited = this.awaited();
+    const absent = awaited.filter((each) => each.absent).map(({ rank }) => rank);
+    const waitsFor = awaited.map(({ rank }) => rank);
+    return new TensorBusError(error.code, error.message, { details: { ...error.details, absent, waitsFor } });
   }
 
   #checkUsable(): void {

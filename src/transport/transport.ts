@@ -70,6 +70,11 @@ export interface PrepareOptions extends WaitOptions {
    * those of this rank.
    */
   readonly links?: () => PlanLinks;
+  /**
+   * Ranks that this one keeps pace with beyond what the program exchanges with them, and they with it: neither of two linked
+   * ranks completes a round that the other has not begun, and each hears of the other's failed rounds and of its end.
+   */
+  readonly linked?: readonly number[];
   /** Names the batch and direction: the same on all ranks, unique in the session. */
   readonly key: string;
   /** Send and check CRC-32C of every bucket; default false. Both ends must agree. */
@@ -130,6 +135,13 @@ export interface RoundReport {
   readonly stagingHighWater: bigint;
 }
 
+/** A rank that a round waits for. */
+export interface AwaitedRank {
+  readonly rank: number;
+  /** True where it has not begun the round, as far as is known here; else it has not finished what is between the two. */
+  readonly absent: boolean;
+}
+
 export interface RoundProgress {
   readonly round: number;
   readonly bytesDone: bigint;
@@ -141,11 +153,15 @@ export interface PreparedTransfer extends AsyncDisposable {
   /**
    * Runs one round. Settles only when nothing can touch the round's memory any more, whether it succeeded, failed
    * (`TB_PEER_LOST`, `TB_CHECKSUM`, … with `details.rank`, the rank where it began), was cancelled or timed out.
-   * `TB_BUSY` while a round is under way.
+   * `TB_BUSY` while a round is under way. A round that another rank had given up before it was posted here fails with
+   * `details.hadFailed`. `TB_TIMEOUT` lists `details.absent` and `details.waitsFor`, its `rank` is the lowest that was absent,
+   * else the first that has not finished.
    */
   post(options?: PostOptions): Promise<RoundReport>;
   /** Of the round under way, or the last one. Cheap: reads counters. */
   progress(): RoundProgress;
+  /** Whom the round under way waits for, or the last one waited for when it failed. */
+  awaited(): readonly AwaitedRank[];
   /** Bytes of staging memory that this rank takes for it, known before the first round. */
   readonly stagingBytes: bigint;
   /** By peer, the name of the transport that its buckets take. */

@@ -1,5 +1,6 @@
 #include "round/round.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -29,11 +30,15 @@ static void reset_channels(tb_transfer *transfer) {
         for (int stage = 0; stage < TB_STAGES; stage++) {
             exchange->unfinished += (exchange->send[stage] != TB_NONE) + (exchange->receive[stage] != TB_NONE);
         }
+        exchange->awaited = exchange->linked && exchange->here < transfer->round;
+        exchange->unfinished += exchange->awaited;
+        transfer->links_left += exchange->awaited;
     }
 }
 
 static void reset(tb_transfer *transfer) {
     const tb_program *program = &transfer->program;
+    transfer->links_left = 0;
     reset_channels(transfer);
     memset(transfer->buckets, TB_BUCKET_IDLE, program->header->bucket_count);
     for (uint32_t b = 0; b < program->header->bucket_count; b++) {
@@ -54,9 +59,12 @@ static void reset(tb_transfer *transfer) {
 
 /* A round that cannot succeed any more when it begins. True where it failed. */
 static bool fail_at_once(tb_transfer *transfer) {
-    if (transfer->aborted_round >= transfer->round) {
-        tb_error why = transfer->aborted;
-        tb_round_fail(transfer, why.code, why.rank, 0, why.message);
+    const tb_abort *why = tb_aborts_find(&transfer->aborts, transfer->round);
+    if (why != NULL) {
+        char message[96];
+        snprintf(message, sizeof message, "round %llu had failed on rank %d before it began here",
+                 (unsigned long long)transfer->round, why->rank);
+        tb_round_fail(transfer, why->code, why->rank, ESTALE, message);
         return true;
     }
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
@@ -77,11 +85,16 @@ void tb_round_start(tb_transfer *transfer, uint64_t round, uint64_t deadline) {
     transfer->deadline = deadline;
     transfer->started = tb_now();
     transfer->failing = false;
+    tb_aborts_move(&transfer->aborts, round);
     atomic_store(&transfer->stop, false);
     reset(transfer);
     tb_net_timer(&transfer->session->net, deadline);
     if (fail_at_once(transfer)) {
         return;
+    }
+    for (uint32_t i = 0; i < transfer->exchange_count; i++) {
+        tb_wire_header here = {.kind = TB_FRAME_HERE, .transfer = transfer->exchanges[i].remote, .round = round};
+        tb_peer_say(transfer->exchanges[i].peer, &here, NULL);
     }
     if (transfer->nccl_steps != NULL) {
         tb_nccl_round_start(transfer);
@@ -137,7 +150,8 @@ void tb_round_check(tb_transfer *transfer) {
     if (transfer->state != TB_TRANSFER_RUNNING || transfer->active > 0) {
         return;
     }
-    bool done = transfer->receives_left == 0 && transfer->sends_left == 0 && transfer->locals_left == 0;
+    bool done = transfer->receives_left == 0 && transfer->sends_left == 0 && transfer->locals_left == 0
+             && transfer->links_left == 0;
     if (transfer->failing || done) {
         finish(transfer);
     }
@@ -155,10 +169,8 @@ void tb_round_fail(tb_transfer *transfer, int32_t code, int32_t rank, int os_err
     transfer->failing = true;
     atomic_store(&transfer->stop, true);
     tb_fail(&transfer->error, code, rank, os_errno, "%s", message);
-    if (transfer->aborted_round < transfer->round) {
-        transfer->aborted_round = transfer->round;
-        transfer->aborted = transfer->error;
-    }
+    tb_aborts_add(&transfer->aborts, transfer->round, code, rank);
+    transfer->aborted = transfer->error;
     transfer->jobs.count = 0;
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
         transfer->exchanges[i].ready.count = 0;

@@ -92,14 +92,15 @@ static tb_exchange *exchange_of(tb_transfer *transfer, tb_peer *peer) {
     return exchange;
 }
 
-/* Who leads knows all members, and they know it, whether they exchange anything or not. */
+/* Who leads knows all members, and they know it, whether they exchange anything or not; so do those who are linked. */
 static int32_t make_member_sides(tb_transfer *transfer, tb_error *err) {
     int32_t own = transfer->session->options.rank;
     for (uint32_t i = 0; i < transfer->member_count; i++) {
         const tb_member *member = &transfer->members[i];
         bool together = transfer->leader == own || member->rank == transfer->leader;
         bool exchanges = (member->roles & TB_MEMBER_PEER) != 0;
-        if (member->rank == own || (!together && !exchanges)) {
+        bool linked = (member->roles & TB_MEMBER_LINKED) != 0;
+        if (member->rank == own || (!together && !exchanges && !linked)) {
             continue;
         }
         tb_peer *peer = tb_net_peer(&transfer->session->net, member->rank);
@@ -107,6 +108,7 @@ static int32_t make_member_sides(tb_transfer *transfer, tb_error *err) {
             return tb_fail(err, TB_ENO_MEMORY, -1, 0, "peer %d", member->rank);
         }
         tb_exchange *exchange = exchange_of(transfer, peer);
+        exchange->linked = linked;
         exchange->together = together;
         exchange->joins = (member->roles & TB_MEMBER_JOINS) != 0;
         exchange->by_nccl = exchanges;

@@ -12,6 +12,7 @@
 
 #include "base/heap.h"
 #include "flow/flow.h"
+#include "round/aborts.h"
 #include "round/session.h"
 
 struct tb_cuda_moves;
@@ -35,7 +36,10 @@ struct tb_exchange {
     bool matched;    /* the peer has paired its transfer with this one, too */
     bool gone;       /* the peer, or its transfer, went away after all */
     bool pooled;     /* the peer owns reduced pieces */
-    uint32_t unfinished; /* channels of the round under way */
+    uint32_t unfinished; /* channels of the round under way, and the link */
+    bool linked;         /* a round of the two ends only once both have begun it */
+    bool awaited;        /* linked, and the peer has not begun the round under way */
+    uint64_t here;       /* the latest round that the peer has begun */
     uint32_t send[TB_STAGES], receive[TB_STAGES]; /* channels, or TB_NONE */
     tb_heap ready; /* buckets, in the order of their numbers: (wave, stage, channel, sequence) */
     /* Carriers (carrier.h). */
@@ -148,9 +152,9 @@ struct tb_transfer {
         uint8_t stage;
         uint32_t first, count;
     } offer;
-    uint64_t aborted_round; /* the latest one that a peer spoiled, and why */
-    tb_error aborted;
-    uint32_t receives_left, sends_left, locals_left;
+    tb_aborts aborts; /* rounds that were given up, here or elsewhere */
+    tb_error aborted; /* why the last one was */
+    uint32_t receives_left, sends_left, locals_left, links_left;
     /* Stages 1 and 2: the next turn, and what was granted in turns and has not come. */
     struct {
         uint32_t next, buckets;

@@ -154,20 +154,43 @@ static int32_t on_taken(tb_exchange *exchange, const tb_wire_header *header, tb_
     return TB_OK;
 }
 
+/* A peer that is ahead of this rank never began what is unfinished between the two. By NCCL, it may be done before. */
+static void on_here(tb_exchange *exchange, const tb_wire_header *header) {
+    tb_transfer *transfer = exchange->transfer;
+    exchange->here = header->round > exchange->here ? header->round : exchange->here;
+    if (transfer->state != TB_TRANSFER_RUNNING || transfer->failing || header->round < transfer->round) {
+        return;
+    }
+    if (header->round > transfer->round) {
+        if (exchange->unfinished > 0 && !exchange->by_nccl) {
+            char message[96];
+            snprintf(message, sizeof message, "rank %d went on to round %llu", exchange->peer->rank,
+                     (unsigned long long)header->round);
+            tb_round_fail(transfer, TB_ECANCELLED, exchange->peer->rank, 0, message);
+        }
+        return;
+    }
+    if (exchange->awaited) {
+        exchange->awaited = false;
+        exchange->unfinished--;
+        transfer->links_left--;
+        tb_round_check(transfer);
+    }
+}
+
 /*
  * A failure goes on to all peers of the transfer, once for each round, also from a rank that is done with the
  * round or has not begun it: there may be ranks that are unfinished and know its origin only by way of this
  * one.
  */
 static void spread_abort(tb_transfer *transfer, uint64_t round, const tb_error *why) {
-    if (round <= transfer->aborted_round) {
-        return;
-    }
     if (round == transfer->round && transfer->state == TB_TRANSFER_RUNNING) {
         tb_round_fail(transfer, why->code, why->rank, 0, why->message);
         return;
     }
-    transfer->aborted_round = round;
+    if (!tb_aborts_add(&transfer->aborts, round, why->code, why->rank)) {
+        return;
+    }
     transfer->aborted = *why;
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
         tb_transfer_say_failure(&transfer->exchanges[i], TB_FRAME_ABORT, round, why);
@@ -181,7 +204,7 @@ static int32_t on_abort(tb_exchange *exchange, const tb_wire_header *header, con
     if (code == TB_OK) {
         spread_abort(transfer, header->round, &why);
         tb_pulls_owe_quiet(exchange, header->round);
-        if (transfer->nccl_steps != NULL) {
+        if (transfer->nccl_steps != NULL && tb_aborts_find(&transfer->aborts, header->round) != NULL) {
             tb_nccl_on_abort(exchange, header->round, why.code);
         }
     }
@@ -222,6 +245,9 @@ int32_t tb_transfer_on_frame(tb_peer *peer, const tb_wire_header *header, const 
         if (exchange->transfer->nccl_steps != NULL) {
             tb_nccl_on_drain(exchange, header);
         }
+        return TB_OK;
+    case TB_FRAME_HERE:
+        on_here(exchange, header);
         return TB_OK;
     case TB_FRAME_GRANT:
         return on_grant(exchange, header, err);

@@ -70,6 +70,7 @@ uint64_t tb_frame_limit(uint8_t kind) {
     case TB_FRAME_BEGIN:
     case TB_FRAME_TURN:
     case TB_FRAME_DRAIN:
+    case TB_FRAME_HERE:
         return 0;
     default:
         return UINT64_MAX;

@@ -39,6 +39,7 @@ enum tb_frame_kind {
     TB_FRAME_BEGIN = 17, /* NCCL: the sender has begun the round; sequence: the epoch; to the rank that leads */
     TB_FRAME_TURN = 18,  /* NCCL: all have, and it is next on their communicator; from the rank that leads */
     TB_FRAME_DRAIN = 19, /* NCCL: all have given the round up: what it still sends is of no use to anybody; as TURN */
+    TB_FRAME_HERE = 20,  /* the sender has begun the round */
 };
 
 /* Of a RELEASE in a prepare: whether the receiver's may go on, or be tried again once the store was asked anew. */

@@ -1,5 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
+import type { TensorBusError } from "../../../src/errors.ts";
 import { createExecutor, type Execution } from "../../../src/exec/executor.ts";
 import { DeviceMesh, Replicate, Shard } from "../../../src/layout/index.ts";
 import { planTransfer } from "../../../src/plan/index.ts";
@@ -35,7 +36,30 @@ export const twoToTwo: TransferCase = {
     tensors: [{ name: "matrix", pair: "all", shape: [64, 48], dtype: "float32" }],
   },
 };
+/** Ranks 0 and 1 exchange a row each way of nothing else, and so do 2 and 3: two groups that no channel connects. */
+const twoApart: TransferCase = {
+  ...columnsToRows(8, 8, {}, [0, 1, 2, 3]),
+  input: {
+    pairs: Object.fromEntries(
+      [0, 2].map((rank) => [
+        `from ${rank}`,
+        {
+          source: { mesh: new DeviceMesh([1], { ranks: [rank] }), placements: [Replicate()] },
+          target: { mesh: new DeviceMesh([1], { ranks: [rank + 1] }), placements: [Replicate()] },
+        },
+      ]),
+    ),
+    tensors: [0, 2].map((rank) => ({
+      name: `m${rank}`,
+      pair: `from ${rank}`,
+      shape: [8, 8],
+      dtype: "float32",
+    })),
+  },
+};
 const allToAll = columnsToRows(96, 60, {}, [0, 1, 2]);
+
+let attempt = 1;
 
 export function testFailures(subject: Subject): void {
   /** A world in which a case is prepared. */
@@ -102,11 +126,67 @@ export function testFailures(subject: Subject): void {
       within(allToAll, async (prepared) => {
         const early = [post(prepared, 0, { timeoutMs: 40 }), post(prepared, 1)];
         expect(await Promise.all(early)).toEqual([
-          { code: "TB_TIMEOUT", rank: 0 },
-          { code: "TB_CANCELLED", rank: 0 },
+          { code: "TB_TIMEOUT", rank: 2 },
+          { code: "TB_CANCELLED", rank: 2 },
         ]);
-        expect(await post(prepared, 2)).toEqual({ code: "TB_CANCELLED", rank: 0 });
+        expect(prepared.executions[0]!.awaited()).toContainEqual({ rank: 2, absent: true });
+        expect(await post(prepared, 2)).toEqual({ code: "TB_CANCELLED", rank: 2 });
         await prepared.round();
+      }));
+
+    test("a timeout lists who was absent and who is waited for", () =>
+      within(allToAll, async ({ executions }) => {
+        const one = executions[1]!.run().catch(() => {});
+        const failure = await executions[0]!.run({ timeoutMs: 40 }).catch((error: TensorBusError) => error);
+        expect(failure).toMatchObject({
+          code: "TB_TIMEOUT",
+          details: { rank: 2, absent: [2], waitsFor: expect.arrayContaining([2]) },
+        });
+        await one;
+      }));
+
+    test("a round that another rank had given up fails when it is posted, and says that it had failed before", () =>
+      within(allToAll, async (prepared) => {
+        const { executions } = prepared;
+        const given = executions[0]!.run({ signal: AbortSignal.abort() }).catch(() => {});
+        await given;
+        // It is heard of by way of the ranks; until then it is a round like any other, and fails while it is under way.
+        const failed = (error: TensorBusError) => error;
+        const ends = await Promise.all([1, 2].map((rank) => executions[rank]!.run().catch(failed)));
+        expect(ends).toMatchObject([1, 2].map(() => ({ code: "TB_CANCELLED", details: { rank: 0 } })));
+        await expect
+          .poll(async () => {
+            attempt += 1;
+            const round = attempt;
+            await executions[0]!.run({ round, signal: AbortSignal.abort() }).catch(() => {});
+            await delay(5);
+            const failure = await executions[1]!.run({ round }).catch(failed);
+            await executions[2]!.run({ round }).catch(failed);
+            return (failure as TensorBusError).details["hadFailed"];
+          })
+          .toBe(true);
+      }));
+
+    test("ranks that are linked keep pace, and hear of each other's failures", () =>
+      within(twoApart, async ({ executions }) => {
+        expect(executions.map(({ linked }) => linked)).toEqual([[2], [], [0], []]);
+        const [zero, one] = [0, 1].map((rank) => executions[rank]!.run());
+        await one;
+        expect(await Promise.race([zero, delay(50)])).toBe(undefined);
+        expect(executions[0]!.awaited()).toEqual([{ rank: 2, absent: true }]);
+        await Promise.all([zero, ...[2, 3].map((rank) => executions[rank]!.run())]);
+        const ends = [0, 2].map((rank) => outcomeOf(executions[rank]!.run()));
+        await executions[1]!.run({ signal: AbortSignal.abort() }).catch(() => {});
+        // Rank 3 is by itself with rank 2, and hears of it all the same.
+        for (const end of [...ends, outcomeOf(executions[3]!.run())])
+          expect(await end).toEqual({ code: "TB_CANCELLED", rank: 1 });
+      }));
+
+    test("ranks that are linked hear of each other's end", () =>
+      within(twoApart, async ({ executions }, { sessions }) => {
+        const two = outcomeOf(executions[2]!.run());
+        await sessions[0]!.close();
+        expect(await two).toEqual({ code: "TB_PEER_LOST", rank: 0 });
       }));
 
     test("a session that closes in a round is a lost peer to all others, at once", () =>

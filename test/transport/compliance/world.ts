@@ -56,7 +56,12 @@ export async function prepareCase(
   const key = `case ${keys++}`;
   const executions = await Promise.all(
     sessions.map((session, rank) =>
-      createExecutor(session).prepare(plan, { key, ...options, tensors: memories[rank]!.tensors }),
+      createExecutor(session).prepare(plan, {
+        key,
+        ...options,
+        ranks: sessions.map((_, each) => each),
+        tensors: memories[rank]!.tensors,
+      }),
     ),
   );
   let number = 0;
