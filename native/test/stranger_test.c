@@ -63,7 +63,7 @@ static int take_round(evil_world *e, uint64_t round, uint64_t ahead) {
     int aborts = 0;
     static uint8_t body[EVIL_BYTES];
     tb_wire_header frame = {
-        .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .graph = e->graph, .round = round};
+        .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .transfer = e->transfer, .round = round};
     evil_send(e->fd, &frame, sizeof frame);
     for (int i = 0; i < EVIL_PARTS; i++) {
         tb_wire_trailer trailer;
@@ -72,7 +72,7 @@ static int take_round(evil_world *e, uint64_t round, uint64_t ahead) {
         evil_take(&e->w, e->fd, body, sizeof body);
         evil_take(&e->w, e->fd, &trailer, sizeof trailer);
     }
-    frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .graph = e->graph, .round = round};
+    frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .transfer = e->transfer, .round = round};
     evil_send(e->fd, &frame, sizeof frame);
     return aborts;
 }
@@ -81,7 +81,7 @@ static void give_up(evil_world *e, uint64_t round) {
     struct {
         tb_wire_header header;
         tb_wire_failure failure;
-    } abort = {{.kind = TB_FRAME_ABORT, .graph = e->graph, .round = round, .body_bytes = sizeof abort.failure},
+    } abort = {{.kind = TB_FRAME_ABORT, .transfer = e->transfer, .round = round, .body_bytes = sizeof abort.failure},
                {TB_ECANCELLED, 0}};
     evil_send(e->fd, &abort, sizeof abort);
 }

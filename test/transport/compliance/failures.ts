@@ -178,8 +178,9 @@ export function testFailures(subject: Subject): void {
         const ends = [0, 2].map((rank) => outcomeOf(executions[rank]!.run()));
         await executions[1]!.run({ signal: AbortSignal.abort() }).catch(() => {});
         // Rank 3 is by itself with rank 2, and hears of it all the same.
-        for (const end of [...ends, outcomeOf(executions[3]!.run())])
-          expect(await end).toEqual({ code: "TB_CANCELLED", rank: 1 });
+        const cancelled = { code: "TB_CANCELLED", rank: 1 };
+        expect(await Promise.all(ends)).toEqual([cancelled, cancelled]);
+        expect(await outcomeOf(executions[3]!.run())).toEqual(cancelled);
       }));
 
     test("ranks that are linked hear of each other's end", () =>
