@@ -111,6 +111,8 @@ export const errorCodes = {
   TB_VERIFY: { number: 505, exit: 1, meaning: "Moved data differ from what they should be." },
   TB_TENSOR_UNKNOWN: { number: 506, exit: 2, meaning: "No tensor of the plan has this name." },
   TB_RANK_EMPTY: { number: 507, exit: 2, meaning: "A rank holds nothing of this tensor, on either side." },
+  TB_PARTS: { number: 508, exit: 2, meaning: "Parts of parameters do not fit together." },
+  TB_PRESET: { number: 509, exit: 2, meaning: "A preset does not know, or does not serve, what is asked." },
   // 6xx: stores
   TB_STORE_LOST: { number: 600, exit: 4, meaning: "The store could not be reached any more." },
   TB_STORE_PROTOCOL: { number: 601, exit: 4, meaning: "The store answered outside of its protocol." },

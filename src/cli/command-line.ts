@@ -29,6 +29,11 @@ const commands: readonly CommandEntry[] = [
     load: async () => (await import("./explain/command.ts")).explainCommand,
   },
   {
+    name: "layout",
+    summary: "Says which parameters a rank of an engine or a trainer has, and what they are made of.",
+    load: async () => (await import("./layout/command.ts")).layoutCommand,
+  },
+  {
     name: "reshard",
     summary: "Moves a safetensors checkpoint from one layout to another, one process a rank.",
     load: async () => (await import("./reshard/command.ts")).reshardCommand,

@@ -33,8 +33,9 @@ export interface Model {
   readonly config: Config;
   readonly head: Head;
   readonly form: ModelForm;
+  /** The type of all tensors that have no type of their own. */
   readonly dtype: DType;
-  /** Whether the type is the config's or the caller's word; else it is transformers' default. */
+  /** Whether config or caller name that type; else `bfloat16` stands for it, which no type of a tensor's own is. */
   readonly hasDtype: boolean;
   /** Rows and columns of a block of weights that shares a scale. */
   readonly block: readonly [number, number] | undefined;
@@ -103,9 +104,10 @@ export function modelOf(text: string, options: ConfigOptions = {}, file = "confi
   const refused = family.refuse?.(config);
   if (refused !== undefined) throw configError(file, refused, {});
   checkCount(family, config, file);
-  const dtype = elementType(head, options, file);
+  const named = elementType(head, options, file);
+  const dtype = named ?? "bfloat16";
   const tensors = expand(family, config, {
-    dtype: dtype ?? "float32",
+    dtype,
     form,
     head: kind,
     labels: head.num_labels ?? (head.id2label == null ? 2 : Object.keys(head.id2label).length),
@@ -118,8 +120,8 @@ export function modelOf(text: string, options: ConfigOptions = {}, file = "confi
     config,
     head: kind,
     form,
-    dtype: dtype ?? "float32",
-    hasDtype: dtype !== undefined,
+    dtype,
+    hasDtype: named !== undefined,
     block: quantized ? (head.quantization_config?.weight_block_size ?? undefined) : undefined,
     quantMethod: quantized ? (head.quantization_config?.quant_method ?? undefined) : undefined,
     tensors,

@@ -118,6 +118,7 @@ export const deepseekV3: Family = {
     n_shared_experts: size(1, { none: null }),
     first_k_dense_replace: { kind: "count", absent: 3, none: 0 },
     moe_layer_freq: size(1),
+    n_group: size(8, { none: null }),
     num_nextn_predict_layers: predictionCount,
   },
   rows: decoder(before, latentAttention, routedExperts, [correction], sharedExperts, blockNorms, after),
@@ -136,6 +137,7 @@ export const deepseekV2: Family = {
     n_routed_experts: expertCount(64, "num_local_experts", "num_experts"),
     n_shared_experts: size(2, { none: null }),
     first_k_dense_replace: { kind: "count", absent: 0, none: 0 },
+    n_group: size(null, { none: null }),
   },
   rows: decoder(latentAttention, routedExperts, sharedExperts, blockNorms),
   experts: "n_routed_experts",
@@ -156,6 +158,7 @@ export const glm4Moe: Family = {
     n_routed_experts: expertCount(128, "num_local_experts", "num_experts"),
     n_shared_experts: size(1),
     first_k_dense_replace: { kind: "count", absent: 1 },
+    n_group: size(1, { none: null }),
     num_nextn_predict_layers: predictionCount,
   },
   rows: decoder(

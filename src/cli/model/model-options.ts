@@ -1,0 +1,57 @@
+import { stat } from "node:fs/promises";
+import { join } from "node:path";
+import { type Command, InvalidArgumentError, Option } from "commander";
+import { type DType, dtypes } from "../../layout/index.ts";
+import { type ConfigOptions, type Model, readModel } from "../../model/config.ts";
+import { type ModelForm, modelForms } from "../../model/families/table.ts";
+
+/** What a command line says of a model. */
+export interface ModelOptions {
+  readonly model?: string;
+  readonly dtype?: DType;
+  readonly form?: ModelForm;
+  readonly mtp?: boolean;
+  /** `false` by `--no-quantized`; commander makes it true otherwise. */
+  readonly quantized?: boolean;
+}
+
+/** Adds the options of a model, of which `--model` alone is required where it stands alone. */
+export function addModelOptions(command: Command, required: boolean): Command {
+  const model = new Option("--model <path>", "a Hugging Face config.json, or a folder with one");
+  if (required) model.makeOptionMandatory();
+  return command
+    .addOption(model)
+    .addOption(
+      new Option("--form <form>", "names and shapes as published, or as transformers 5 holds them").choices(
+        modelForms,
+      ),
+    )
+    .option("--dtype <type>", "the element type, in place of the config's", parseDType)
+    .option("--mtp", "with the layers that predict further tokens")
+    .option("--no-quantized", "plain weights, whatever the config's quantization_config says");
+}
+
+/** The model of a path. Errors as those of `readModel`. */
+export async function loadModel(path: string, options: ModelOptions): Promise<Model> {
+  return readModel(await configPath(path), configOptions(options));
+}
+
+function configOptions({ dtype, form, mtp, quantized }: ModelOptions): ConfigOptions {
+  return {
+    ...(dtype !== undefined && { dtype }),
+    ...(form !== undefined && { form }),
+    ...(mtp !== undefined && { mtp }),
+    ...(quantized === false && { quantized }),
+  };
+}
+
+/** A folder's config.json; any other path as it is. */
+async function configPath(path: string): Promise<string> {
+  const found = await stat(path).catch(() => undefined);
+  return found?.isDirectory() ? join(path, "config.json") : path;
+}
+
+function parseDType(text: string): DType {
+  if ((dtypes as readonly string[]).includes(text)) return text as DType;
+  throw new InvalidArgumentError(`It is one of ${dtypes.join(", ")}.`);
+}

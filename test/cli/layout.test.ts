@@ -1,0 +1,87 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { configOf, presetOf, type VllmParameter, vllmCases } from "../model/kit/vllm-cases.ts";
+import { BundledCli } from "./kit/bundled-cli.ts";
+import { runCli } from "./kit/command-line.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "tensorbus-layout-"));
+let cli: BundledCli;
+beforeAll(async () => {
+  cli = await BundledCli.build();
+});
+afterAll(() => {
+  cli.remove();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+function write(name: string, config: string): string {
+  const path = join(folder, `${name}.json`);
+  writeFileSync(path, config);
+  return path;
+}
+
+const byName = (params: readonly VllmParameter[]) => Object.fromEntries(params.map((one) => [one.name, one]));
+
+describe("tensorbus layout", () => {
+  // One of each family; all 56 are compared without a process a case (test/model/vllm-layouts.test.ts).
+  const families = [...new Map(vllmCases.map((one) => [`${one.family} ${one.quant?.method}`, one])).values()];
+  test.each(families.map((one) => [one.case, one] as const))("prints what vLLM loads: %s", async (_, one) => {
+    const path = write(one.case, configOf(one));
+    const argv = ["layout", "--model", path, "--engine", presetOf(one), "--form", one.hfForm, "--json"];
+    const { code, stdout, stderr } = await cli.run(...argv);
+    expect(stderr).toBe("");
+    expect(code).toBe(0);
+    const { ranks } = JSON.parse(stdout) as { ranks: { params: VllmParameter[] }[] };
+    expect(ranks.map(({ params }) => byName(params))).toEqual(one.ranks.map(({ params }) => byName(params)));
+  });
+
+  test("of one rank, and with the model's own type where the config has one", async () => {
+    const one = vllmCases.find(({ case: name }) => name === "llama-tp2-pp2")!;
+    const path = write("typed", JSON.stringify({ ...JSON.parse(configOf(one)), torch_dtype: "bfloat16" }));
+    const { code, stdout } = await runCli(
+      "layout",
+      "--model",
+      path,
+      "--engine",
+      presetOf(one),
+      "--rank",
+      "3",
+      "--json",
+    );
+    expect(code).toBe(0);
+    const { rank, params } = JSON.parse(stdout) as { rank: number; params: VllmParameter[] };
+    expect(rank).toBe(3);
+    const expected = one.ranks[3]!.params.map((parameter) => ({ ...parameter, dtype: "bfloat16" }));
+    expect(byName(params)).toEqual(byName(expected));
+  });
+
+  test("for people: names, shapes, what parameters are made of, and the proof", async () => {
+    const one = vllmCases.find(({ case: name }) => name === "qwen3moe-ep4-10experts")!;
+    const path = write("people", configOf(one));
+    const { code, stdout } = await runCli(
+      "layout",
+      "--model",
+      path,
+      "--engine",
+      "vllm:tp=4,ep",
+      "--rank",
+      "3",
+    );
+    expect(code).toBe(0);
+    expect(stdout).toContain("Layout qwen3_moe as vllm:tp=4,ep, rank 3 of 4");
+    expect(stdout).toMatch(/self_attn\.q_proj\.weight\[96:128, 0:64\]/);
+    expect(stdout).toContain("zeros");
+    expect(stdout).toMatch(/Proved \d+ tensors lie whole in \d+ parameters on 4 ranks/);
+  });
+
+  test("a folder is its config.json, a rank that is none is refused", async () => {
+    writeFileSync(join(folder, "config.json"), configOf(vllmCases[0]!));
+    const found = await runCli("layout", "--model", folder, "--engine", "vllm:tp=2", "--rank", "2");
+    expect(found.code).toBe(2);
+    expect(found.stderr).toContain("vllm:tp=2 has ranks 0 to 1, not 2 (TB_MESH)");
+    const missing = await runCli("layout", "--model", join(folder, "none"), "--engine", "vllm:tp=2");
+    expect(missing.stderr).toContain("(TB_FILE)");
+  });
+});
