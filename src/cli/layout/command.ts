@@ -22,9 +22,7 @@ interface LayoutOptions extends ModelOptions {
 /** `tensorbus layout`: the parameters of an engine's ranks, and where their elements come from. */
 export function layoutCommand(context: CommandContext): Command {
   const command = new Command("layout")
-    .description(
-      "Says which parameters a rank of an engine or a trainer has, and what they are made of.",
-    )
+    .description("Says which parameters a rank of an engine or a trainer has, and what they are made of.")
     .requiredOption("--engine <preset>", `${Object.values(presetForms).join("; ")}`)
     .option("--rank <rank>", "only this rank", parseRank)
     .option("--json", 'print JSON: {"params": [...]} of a rank, {"ranks": [...]} of all');
