@@ -56,6 +56,24 @@ export function duplicateKey(json: string): string | undefined {
   return undefined;
 }
 
+/** The first number of a valid JSON text that is not written as a plain integer, such as `4.0`: `JSON.parse` hides that. */
+export function fractionalNumber(json: string): string | undefined {
+  for (let index = 0; index < json.length; index++) {
+    const code = json.charCodeAt(index);
+    if (code === quote) {
+      index = endOfString(json, index) - 1;
+    } else if (code === minus || (code >= zero && code <= nine)) {
+      const [number] = /^[-+.\deE]+/.exec(json.slice(index, index + 64))!;
+      if (/[.eE]/.test(number)) return number;
+      index += number.length - 1;
+    }
+  }
+  return undefined;
+}
+
+const minus = 0x2d;
+const zero = 0x30;
+const nine = 0x39;
 const openBrace = 0x7b;
 const closeBrace = 0x7d;
 const openBracket = 0x5b;

@@ -1,6 +1,6 @@
 import { TensorBusError } from "../errors.ts";
 import { type DType, isDType, itemSize } from "../layout/index.ts";
-import { duplicateKey, parseJson } from "./json-keys.ts";
+import { duplicateKey, fractionalNumber, parseJson } from "./json-keys.ts";
 import { elementCount, type ModelTensor } from "./tensor.ts";
 
 /** A tensor in a safetensors file: its elements are row-major and contiguous. */
@@ -106,6 +106,9 @@ function parseObject(header: Uint8Array, file: string): Record<string, unknown> 
   if (!isObject(value)) throw damaged(file, "its header is no JSON object");
   const key = duplicateKey(text);
   if (key !== undefined) throw damaged(file, `its header has ${JSON.stringify(key)} twice`, { key });
+  const number = fractionalNumber(text);
+  if (number !== undefined)
+    throw damaged(file, `its header has the number ${number}, no integer`, { number });
   return value;
 }
 

@@ -102,6 +102,7 @@ function joinFiles(
     new Map(opened.map((file) => [file.path, file.handle])),
     tensors,
     metadata,
+    opened.reduce((sum, { entries }) => sum + entries.length, -tensors.size),
   );
 }
 
@@ -124,7 +125,7 @@ function parseIndex(text: string, path: string): Map<string, string> {
     if (!isFileName(file)) {
       throw damaged(
         path,
-        `tensor ${JSON.stringify(name)} is said to be in ${JSON.stringify(file)}, which is no file name`,
+        `tensor ${JSON.stringify(name)} is said to be in ${JSON.stringify(file)}, which is no file in its folder`,
         {
           tensor: name,
           holder: file,
@@ -135,9 +136,10 @@ function parseIndex(text: string, path: string): Map<string, string> {
   return new Map(entries as [string, string][]);
 }
 
-/** A name in the index's own folder: an index that comes from elsewhere must not reach other files. */
+/** A path below the index's own folder: an index that comes from elsewhere must not reach other files. */
 function isFileName(value: unknown): value is string {
-  return typeof value === "string" && /^[^/\\\0]+$/.test(value) && value !== "." && value !== "..";
+  if (typeof value !== "string" || /[\\\0]/.test(value)) return false;
+  return value.split("/").every((part) => part !== "" && part !== "." && part !== "..");
 }
 
 async function openFile(path: string): Promise<OpenFile> {
@@ -162,10 +164,30 @@ async function readHeader(handle: FileHandle, path: string): Promise<Safetensors
   if (!stats.isFile()) {
     throw new TensorBusError("TB_FILE", `cannot read ${path}: it is no regular file`, { details: { path } });
   }
-  const length = headerLength(await readStart(handle, path, 0, prefixBytes), stats.size, path);
+  const start = await readStart(handle, path, 0, lookedAtBytes);
+  refuseOthers(start, path);
+  const length = headerLength(start.subarray(0, prefixBytes), stats.size, path);
   const header = await readStart(handle, path, prefixBytes, length);
   if (header.length < length) throw damaged(path, "it became shorter while it was read");
   return parseHeader(header, stats.size, path);
+}
+
+const lookedAtBytes = 256;
+
+/** What stands in place of a checkpoint where its download went wrong. */
+function refuseOthers(start: Uint8Array, path: string): void {
+  const text = new TextDecoder("latin1").decode(start).trimStart().toLowerCase();
+  if (text.startsWith("version https://git-lfs")) {
+    const size = /^size (\d+)$/m.exec(text)?.[1];
+    throw damaged(
+      path,
+      `it is a git-LFS pointer${size === undefined ? "" : ` to ${size} bytes`}, not the file: run \`git lfs pull\` in its repository`,
+      { pointer: true },
+    );
+  }
+  if (/^<(!doctype|html|\?xml)/.test(text)) {
+    throw damaged(path, "it is an HTML page, perhaps an error of the server: download the file again", {});
+  }
 }
 
 /** Up to `length` bytes: less only at the end of the file. */

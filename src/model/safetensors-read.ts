@@ -37,16 +37,20 @@ export class SafetensorsCheckpoint implements AsyncDisposable {
   readonly tensors: ReadonlyMap<string, SafetensorsTensor>;
   /** The `__metadata__` of the files; the first file wins where they differ. */
   readonly metadata: Readonly<Record<string, string>>;
+  /** How many tensors its files hold that its index does not list. */
+  readonly unlisted: number;
   readonly #handles: ReadonlyMap<string, FileHandle>;
 
   constructor(
     handles: ReadonlyMap<string, FileHandle>,
     tensors: ReadonlyMap<string, SafetensorsTensor>,
     metadata: Readonly<Record<string, string>>,
+    unlisted = 0,
   ) {
     this.#handles = handles;
     this.tensors = tensors;
     this.metadata = metadata;
+    this.unlisted = unlisted;
   }
 
   /** The paths of its files. */

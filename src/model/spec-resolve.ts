@@ -18,6 +18,8 @@ export interface ResolvedSpec {
   readonly source: SpecSide;
   readonly target: SpecSide;
   readonly input: PlanInput;
+  /** For each tensor of the input the index of the rule that took it. */
+  readonly ruleOf: readonly number[];
   readonly budget: Budget;
 }
 
@@ -43,8 +45,8 @@ export function resolveSpec(
     spec.colocated ? 0 : source.mesh.ranks.reduce((a, b) => Math.max(a, b)) + 1,
   );
   checkOverlap(places, source, target, spec.colocated === true);
-  const applied = applyRules(places, spec, tensors, { source, target });
-  return { source, target, input: { ...applied, ...planOptions(spec) }, budget: spec.budget ?? {} };
+  const { ruleOf, ...applied } = applyRules(places, spec, tensors, { source, target });
+  return { source, target, input: { ...applied, ...planOptions(spec) }, ruleOf, budget: spec.budget ?? {} };
 }
 
 function readSide(

@@ -14,7 +14,15 @@ interface Rule {
   readonly pair: string;
   readonly source: RuleSide;
   readonly target: RuleSide;
+  readonly targetDtype?: DType | undefined;
   readonly path: SpecPath;
+}
+
+export interface AppliedRules {
+  readonly pairs: Record<string, PairInput>;
+  readonly tensors: TensorInput[];
+  /** For each tensor the index of the rule that takes it. */
+  readonly ruleOf: readonly number[];
 }
 
 /** The pairs and tensors of a plan: each tensor by the first rule whose expression is found in its name. */
@@ -23,7 +31,7 @@ export function applyRules(
   spec: SpecInput,
   tensors: readonly ModelTensor[],
   sides: Readonly<Record<SideName, SpecSide>>,
-): { readonly pairs: Record<string, PairInput>; readonly tensors: TensorInput[] } {
+): AppliedRules {
   const pairs: Record<string, PairInput> = {};
   const rules = spec.placements.map((rule, index): Rule => {
     const path = ["placements", index];
@@ -35,7 +43,7 @@ export function applyRules(
     return { ...rule, match: expression(places, [...path, "match"], rule.match), pair, path };
   });
   const targetDtype = dtypeRule(places, spec.targetDtype, tensors);
-  const used = new Set<Rule>();
+  const ruleOf: number[] = [];
   const unmatched: string[] = [];
   const planned = tensors.flatMap(({ name, shape, dtype }): TensorInput[] => {
     const rule = firstMatch(rules, name);
@@ -43,7 +51,7 @@ export function applyRules(
       unmatched.push(name);
       return [];
     }
-    used.add(rule);
+    ruleOf.push(rules.indexOf(rule));
     const source = tensorSide(places, rule, "source", sides.source, name);
     const target = tensorSide(places, rule, "target", sides.target, name);
     return [
@@ -52,7 +60,7 @@ export function applyRules(
         pair: rule.pair,
         shape,
         dtype,
-        targetDtype: targetDtype(name) ?? dtype,
+        targetDtype: rule.targetDtype ?? targetDtype(name) ?? dtype,
         ...(source && { source }),
         ...(target && { target }),
       },
@@ -67,8 +75,22 @@ export function applyRules(
       },
     );
   }
-  for (const rule of rules) if (!used.has(rule)) throw unusedError(places, rule, tensors);
-  return { pairs, tensors: planned };
+  const used = new Set(ruleOf);
+  rules.forEach((rule, index) => {
+    // A last rule for whatever is left may find nothing left.
+    const isRest = index === rules.length - 1 && rule.match.source === ".*";
+    if (!used.has(index) && !(isRest && tensors.length > 0)) throw unusedError(places, rule, tensors);
+  });
+  return { pairs: usedPairs(pairs, planned), tensors: planned, ruleOf };
+}
+
+/** Without those of a last rule that found nothing left. */
+function usedPairs(
+  pairs: Readonly<Record<string, PairInput>>,
+  tensors: readonly TensorInput[],
+): Record<string, PairInput> {
+  const used = new Set(tensors.map(({ pair }) => pair));
+  return Object.fromEntries(Object.entries(pairs).filter(([name]) => used.has(name)));
 }
 
 /** Rules with the same placements share a pair. */

@@ -267,6 +267,11 @@ const rule = z.strictObject({
   match,
   source: ruleSide.describe("Placements on the source's mesh."),
   target: ruleSide.describe("Placements on the target's mesh."),
+  targetDtype: dtype
+    .describe(
+      "The element type on the target of the tensors that this rule takes; counts more than the spec's.",
+    )
+    .optional(),
 });
 
 /** A spec as it stands in its file, version 1. */

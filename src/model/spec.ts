@@ -12,7 +12,7 @@ export type { SpecSide } from "./spec-resolve.ts";
 export type { Budget } from "./spec-schema.ts";
 
 /** A spec that was read and checked: what the planner takes, and what the command line adds. */
-export interface Spec extends ResolvedSpec {
+export interface Spec extends Omit<ResolvedSpec, "ruleOf"> {
   readonly file: string;
   /** The values of the file as they stand there; `undefined` where there is no such file. */
   readonly values?: unknown;
@@ -34,7 +34,8 @@ export async function parseSpec(text: string, file: string): Promise<Spec> {
   const document = new SpecDocument(text, file);
   const spec = checkSpec(document, document.value);
   const tensors = await readModel(document, spec.model, dirname(resolve(file)));
-  return { file, values: document.value, ...resolveSpec(document, spec, tensors) };
+  const { ruleOf: _, ...resolved } = resolveSpec(document, spec, tensors);
+  return { file, values: document.value, ...resolved };
 }
 
 async function readModel(

@@ -160,7 +160,7 @@ describe("tensorbus reshard", () => {
   it("gives no file its final name where one cannot have it", async () => {
     mkdirSync(join(out, "rank-3.safetensors", "in the way"), { recursive: true });
     const layouts = ["--source", "2:S(0)", "--target", "2:S(0)", ...rules];
-    const { code, stderr } = await cli.run("reshard", checkpoint, ...layouts, "--out", out);
+    const { code, stderr } = await cli.run("reshard", checkpoint, ...layouts, "--force", "--out", out);
     expect(`${code} ${stderr}`).toMatch(/^2 [\s\S]*rank 3: .*rank-3\.safetensors.*TB_FILE/);
     expect(readdirSync(out)).toEqual(["rank-3.safetensors"]);
   });

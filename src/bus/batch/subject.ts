@@ -1,10 +1,11 @@
 /** Both sides of a batch put together: what they must agree on, and which of their tensors belong together. */
 import { TensorBusError } from "../../errors.ts";
 import type { Layout } from "../../layout/index.ts";
+import { collapseNames } from "../../model/names.ts";
 import type { PlanOptions } from "../../plan/index.ts";
 import type { MetPair } from "../pair/meeting.ts";
 import { layoutOf } from "../pair/records.ts";
-import { alignNames, collapseNames, type TensorName } from "./names.ts";
+import { alignNames, type TensorName } from "./names.ts";
 import { differingOption, showOption } from "./planning.ts";
 import type { BatchPair, BatchSideRecord } from "./records.ts";
 import { decodeTable } from "./records.ts";

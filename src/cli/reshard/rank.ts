@@ -102,7 +102,8 @@ async function runRank(job: RankJob, channel: SupervisorChannel, signal: AbortSi
   const tensors = localTensors(plan.input, job.rank, job.role);
   const total = tensors.reduce((sum, { bytes }) => sum + bytes, 0);
   await using checkpoint = await openSafetensors(job.checkpoint);
-  const writer = job.role === "target" ? await beginFile(job, plan, tensors, signal) : undefined;
+  const writer =
+    job.role === "target" ? await beginFile(job, plan, tensors, checkpoint.metadata, signal) : undefined;
   try {
     const { memory, places } = allocateTensors(tensors);
     await using _memory = memory;
@@ -141,6 +142,7 @@ function beginFile(
   job: RankJob,
   plan: Plan,
   tensors: readonly LocalTensor[],
+  metadata: Readonly<Record<string, string>>,
   signal: AbortSignal,
 ): Promise<SafetensorsWriter> {
   const list = tensors.map(({ tensor, holding, dtype }) => ({
@@ -150,7 +152,12 @@ function beginFile(
   }));
   return createSafetensors(job.outPath!, list, {
     signal,
-    metadata: { format: "pt", "tensorbus.rank": String(job.rank), "tensorbus.plan": plan.digest },
+    metadata: {
+      format: "pt",
+      ...metadata,
+      "tensorbus.rank": String(job.rank),
+      "tensorbus.plan": plan.digest,
+    },
   });
 }
 
@@ -200,6 +207,7 @@ async function transfer(
     port: job.storePort,
     namespace: "reshard",
     signal,
+    timeoutMs,
   });
   const transport = chooseTransport(job.transport);
   await using session = await transport.open({

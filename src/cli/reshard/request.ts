@@ -1,7 +1,18 @@
+/** What the command line asks of a reshard, as a spec: which rule takes each tensor, and which of them are cast. */
 import { resolve } from "node:path";
 import { TensorBusError } from "../../errors.ts";
-import { type DType, formatPlacement, isDType, isOpaque } from "../../layout/index.ts";
-import { parseSpec, type Spec } from "../../model/spec.ts";
+import {
+  arithmeticTypes,
+  type DType,
+  formatPlacement,
+  isDType,
+  itemSize,
+  type Placement,
+} from "../../layout/index.ts";
+import { collapseNames } from "../../model/names.ts";
+import { openSafetensors } from "../../model/safetensors.ts";
+import type { SpecPath, SpecPlaces } from "../../model/spec-places.ts";
+import { checkSpec, type ResolvedSpec, resolveSpec } from "../../model/spec-resolve.ts";
 import type { PlanInput } from "../../plan/input/types.ts";
 
 /** What the command line says of a layout: `4:S(0)`, `2x4:R,S(0)`, with `@order` or `@split` for strided shards. */
@@ -14,69 +25,189 @@ interface LayoutText {
 export interface ReshardFlags {
   readonly source: string;
   readonly target: string;
-  /** `REGEX=SOURCE->TARGET`, first match wins; what none matches has the layouts of `source` and `target`. */
+  /** `REGEX=SOURCE->TARGET[:TYPE]`, first match wins; what none matches has the layouts of `source` and `target`. */
   readonly rules: readonly string[];
   readonly targetDtype?: string;
 }
 
-/** The spec that a checkpoint and the flags make. `TB_SPEC` names the flag. */
-export async function specOfFlags(checkpoint: string, flags: ReshardFlags): Promise<Spec> {
+/** What is resharded. */
+export interface ReshardRequest extends ResolvedSpec {
+  readonly file: string;
+  /** Tensors in files of the checkpoint that its index leaves out: they are not moved. */
+  readonly unlisted: number;
+}
+
+/** The spec that a checkpoint and the flags make. Errors name the flag. */
+export async function requestOfFlags(checkpoint: string, flags: ReshardFlags): Promise<ReshardRequest> {
   const source = parseLayout("--source", flags.source);
   const target = parseLayout("--target", flags.target);
   const rules = flags.rules.map(parseRule);
-  const text = JSON.stringify({
+  const places = new FlagPlaces(flags);
+  const file = resolve(checkpoint);
+  await using opened = await openSafetensors(file);
+  const tensors = [...opened.tensors.values()];
+  if (tensors.length === 0) {
+    throw new TensorBusError("TB_SAFETENSORS", `${checkpoint} holds 0 tensors: there is nothing to move`, {
+      details: { path: checkpoint },
+    });
+  }
+  const value = checkSpec(places, {
     version: 1,
-    model: { safetensors: resolve(checkpoint) },
-    source: { mesh: source.mesh, stridedShard: source.stridedShard },
-    target: { mesh: target.mesh, stridedShard: target.stridedShard },
-    placements: [...rules, { match: ".*", source: source.placements, target: target.placements }],
+    model: { safetensors: file },
+    source: { mesh: source.mesh, ...(source.stridedShard && { stridedShard: source.stridedShard }) },
+    target: { mesh: target.mesh, ...(target.stridedShard && { stridedShard: target.stridedShard }) },
+    placements: [
+      ...rules.map(({ dtype, ...rule }) => ({ ...rule, ...(dtype && { targetDtype: dtype }) })),
+      { match: ".*", source: source.placements, target: target.placements },
+    ],
   });
-  const spec = await parseSpec(text, "the command line");
-  return flags.targetDtype === undefined
-    ? spec
-    : { ...spec, input: castFloats(spec.input, parseDType(flags.targetDtype)) };
+  const spec = resolveSpec(places, value, tensors);
+  requireReshardable(spec);
+  requireDimensions(spec, rules.length, flags);
+  const isTyped = (tensor: number) => rules[spec.ruleOf[tensor]!]?.dtype !== undefined;
+  const input =
+    flags.targetDtype === undefined
+      ? spec.input
+      : castMain(spec.input, parseDType(flags.targetDtype), isTyped);
+  return { ...spec, input, file: checkpoint, unlisted: opened.unlisted };
 }
 
-/** What a checkpoint can be resharded by: values, not contributions, and no process on both sides. */
-export function checkReshardable({ input }: Spec): void {
-  for (const [pair, { source }] of Object.entries(input.pairs)) {
-    const partial = source.placements.find((placement) => placement.kind === "partial");
-    if (partial !== undefined) {
-      throw new TensorBusError(
-        "TB_SPEC",
-        `${pair}: a checkpoint holds values, and ${formatPlacement(partial)} is a contribution to one`,
-        { details: { pair } },
-      );
+/** Errors of a spec that was made from flags name the flag, and the rule as it was typed. */
+class FlagPlaces implements SpecPlaces {
+  readonly #flags: ReshardFlags;
+
+  constructor(flags: ReshardFlags) {
+    this.#flags = flags;
+  }
+
+  error(
+    path: SpecPath,
+    what: string,
+    details: Readonly<Record<string, unknown>> = {},
+    cause?: unknown,
+  ): TensorBusError {
+    const flag = this.#flagAt(path);
+    return new TensorBusError("TB_SPEC", `${flag}: ${what}`, { details: { ...details, flag }, cause });
+  }
+
+  at<T>(path: SpecPath, make: () => T): T {
+    try {
+      return make();
+    } catch (error) {
+      if (!(error instanceof TensorBusError) || error.code === "TB_SPEC") throw error;
+      throw this.error(path, error.message, { ...error.details, code: error.code }, error);
     }
   }
-  const sources = new Set(Object.values(input.pairs).flatMap(({ source }) => [...source.mesh.ranks]));
-  const shared = Object.values(input.pairs)
-    .flatMap(({ target }) => [...target.mesh.ranks])
-    .find((rank) => sources.has(rank));
-  if (shared !== undefined) {
+
+  #flagAt([first, second, third]: SpecPath): string {
+    const { source, target, rules } = this.#flags;
+    const rule = first === "placements" ? rules[Number(second)] : undefined;
+    if (rule !== undefined) return `--rule ${JSON.stringify(rule)}`;
+    if (first === "source" || third === "source") return `--source ${JSON.stringify(source)}`;
+    return `--target ${JSON.stringify(target)}`;
+  }
+}
+
+/** A checkpoint holds values, not contributions to them. */
+function requireReshardable({ input }: ResolvedSpec): void {
+  for (const [pair, { source }] of Object.entries(input.pairs)) {
+    const partial = source.placements.find((placement) => placement.kind === "partial");
+    if (partial === undefined) continue;
     throw new TensorBusError(
       "TB_SPEC",
-      `rank ${shared} is on both sides; reshard runs one process a rank and side`,
-      {
-        details: { rank: shared },
-      },
+      `${pair}: a checkpoint holds values, and ${formatPlacement(partial)} is a contribution to one`,
+      { details: { pair } },
     );
   }
 }
 
+/** Tensors of too few dimensions for the layout of all others need a rule, which is named. */
+function requireDimensions({ input, ruleOf }: ResolvedSpec, fallback: number, flags: ReshardFlags): void {
+  for (const side of ["source", "target"] as const) {
+    const odd = input.tensors.filter(({ pair, shape }, tensor) => {
+      if (ruleOf[tensor] !== fallback) return false;
+      return input.pairs[pair]![side].placements.some((placement) => cuts(placement, shape.length));
+    });
+    if (odd.length === 0) continue;
+    const names = odd.map(({ name }) => name);
+    const both = (["source", "target"] as const).map((each) => placeholder(flags[each]));
+    throw new TensorBusError(
+      "TB_SPEC",
+      `--${side} ${JSON.stringify(flags[side])} cuts a dimension that these tensors lack: ${collapseNames(names)}. ` +
+        `Add a rule for them, such as --rule "${expressionFor(names)}=${both.join("->")}"`,
+      { details: { flag: `--${side}`, tensors: names } },
+    );
+  }
+}
+
+function cuts(placement: Placement, ndim: number): boolean {
+  if (placement.kind !== "shard" && placement.kind !== "stridedShard") return false;
+  return placement.dim >= ndim || placement.dim < -ndim;
+}
+
+/** The layout that suits any tensor, on the mesh of a flag. */
+function placeholder(layout: string): string {
+  return layout
+    .split(":")[0]!
+    .split("x")
+    .map(() => "R")
+    .join(",");
+}
+
+/** The words that tell these names from others: `norm|bias`. */
+function expressionFor(names: readonly string[]): string {
+  const words = names.map((name) => {
+    const parts = name.split(".");
+    return parts.length > 1 && parts.at(-1) === "weight" ? parts.at(-2)! : parts.at(-1)!;
+  });
+  const distinct = [...new Set(words)].sort();
+  return distinct.length <= 6 ? distinct.join("|") : `^${names[0]}$`;
+}
+
 /**
- * Integers and booleans stay what they are: a type for weights is not meant for positions. So do types that cannot be cast.
+ * Casts what the checkpoint mainly is: its floating-point type with the most bytes. What it keeps in another type (routers in
+ * float32 beside weights in bfloat16, float8 beside its scales) it keeps for a reason, and only a rule casts it; integers and
+ * types without arithmetic stay what they are.
  */
-function castFloats(input: PlanInput, targetDtype: DType): PlanInput {
-  const tensors = input.tensors.map((tensor) =>
-    /float/.test(tensor.dtype) && !isOpaque(tensor.dtype) ? { ...tensor, targetDtype } : tensor,
+function castMain(input: PlanInput, targetDtype: DType, isTyped: (tensor: number) => boolean): PlanInput {
+  const bytes = new Map<DType, number>();
+  for (const { dtype, shape } of input.tensors) {
+    if (!isFloat(dtype)) continue;
+    bytes.set(
+      dtype,
+      (bytes.get(dtype) ?? 0) + shape.reduce((product, size) => product * size, itemSize(dtype)),
+    );
+  }
+  const main = [...bytes].sort(([, a], [, b]) => b - a)[0]?.[0];
+  const scaled = scaledTensors(input);
+  const tensors = input.tensors.map((tensor, index) =>
+    tensor.dtype === main && !isTyped(index) && !scaled.has(tensor.name)
+      ? { ...tensor, targetDtype }
+      : tensor,
   );
   return { ...input, tensors };
 }
 
-function parseDType(text: string): DType {
+function isFloat(dtype: DType): boolean {
+  return /float/.test(dtype) && arithmeticTypes.includes(dtype);
+}
+
+/** Tensors that are nothing without another one, and those others: `w` with `w_scale_inv`, `w_scale` or `w_scale_2`. */
+function scaledTensors({ tensors }: PlanInput): Set<string> {
+  const names = new Set(tensors.map(({ name }) => name));
+  const scaled = new Set<string>();
+  for (const { name } of tensors) {
+    const weight = name.replace(/_scale(_inv|_\d+)?$/, "");
+    if (weight === name || !names.has(weight)) continue;
+    scaled.add(weight);
+    scaled.add(name);
+  }
+  return scaled;
+}
+
+function parseDType(text: string, flag = "--target-dtype"): DType {
   if (isDType(text)) return text;
-  throw new TensorBusError("TB_DTYPE", `--target-dtype: unknown element type ${JSON.stringify(text)}`, {
+  throw new TensorBusError("TB_DTYPE", `${flag}: unknown element type ${JSON.stringify(text)}`, {
     details: { dtype: text },
   });
 }
@@ -87,9 +218,7 @@ function parseLayout(flag: string, text: string): LayoutText {
     throw new TensorBusError(
       "TB_SPEC",
       `${flag} ${JSON.stringify(text)}: expected MESH:PLACEMENTS such as 2x4:R,S(0)`,
-      {
-        details: { flag, value: text },
-      },
+      { details: { flag, value: text } },
     );
   }
   const [, mesh, placements, stridedShard] = match;
@@ -100,18 +229,32 @@ function parseLayout(flag: string, text: string): LayoutText {
   };
 }
 
-function parseRule(text: string): { match: string; source: string[]; target: string[] } {
-  const match = /^(.+)=([^=]+)->([^=]+)$/.exec(text);
+interface RuleText {
+  readonly match: string;
+  readonly source: string[];
+  readonly target: string[];
+  readonly dtype?: DType;
+}
+
+function parseRule(text: string): RuleText {
+  const match = /^(.+)=([^=]+)->([^=:]+)(?::(\w+))?$/.exec(text);
+  const flag = `--rule ${JSON.stringify(text)}`;
   if (match === null) {
     throw new TensorBusError(
       "TB_SPEC",
-      `--rule ${JSON.stringify(text)}: expected REGEX=PLACEMENTS->PLACEMENTS`,
+      `${flag}: expected REGEX=PLACEMENTS->PLACEMENTS, or with :TYPE behind it`,
       {
         details: { flag: "--rule", value: text },
       },
     );
   }
-  return { match: match[1]!, source: splitPlacements(match[2]!), target: splitPlacements(match[3]!) };
+  const [, expression, source, target, dtype] = match;
+  return {
+    match: expression!,
+    source: splitPlacements(source!),
+    target: splitPlacements(target!),
+    ...(dtype !== undefined && { dtype: parseDType(dtype, flag) }),
+  };
 }
 
 /** At the commas that stand outside of parentheses. */

@@ -32,6 +32,8 @@ export interface ReshardRun {
   readonly entry: string;
   /** The phase that the slowest rank is in, and its bytes over all ranks. */
   readonly onProgress?: (progress: ReshardProgress) => void;
+  /** Called once, before the first file takes its final name. */
+  readonly onPublish?: () => Promise<void>;
   readonly onStart?: (pids: ReadonlyMap<number, number>) => void;
 }
 
@@ -203,6 +205,7 @@ class RankGroup {
   async #publish(): Promise<void> {
     const published: [temporary: string, path: string][] = [];
     try {
+      await this.#run.onPublish?.();
       for (const [rank, temporary] of this.#sealed) {
         const path = this.#run.targetFiles.get(rank)!;
         await publish(temporary, path);

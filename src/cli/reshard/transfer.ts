@@ -7,13 +7,15 @@ import { formatBytes, formatCount, formatDuration, formatRanks } from "../ui/for
 import { type Progress, startProgress } from "../ui/progress.ts";
 import { formatFields } from "../ui/table.ts";
 import type { Phase } from "./messages.ts";
+import type { ResultFolder } from "./result.ts";
 import { type ReshardProgress, runReshard } from "./supervisor.ts";
 
 export interface CheckpointTransfer {
   readonly plan: Plan;
   readonly checkpoint: string;
-  /** Where a target rank's file goes. */
-  readonly fileOf: (rank: number) => string;
+  /** Tensors in its files that its index leaves out. */
+  readonly unlisted: number;
+  readonly result: ResultFolder;
   readonly transport: TransportName;
   readonly verify: boolean;
   readonly timeoutMs: number;
@@ -32,15 +34,21 @@ export async function transferCheckpoint(
   transfer: CheckpointTransfer,
 ): Promise<void> {
   nativeLibrary(); // without it every rank would fail: better one answer, before any is started
-  const { plan } = transfer;
+  const { plan, result, unlisted } = transfer;
   const pairs = Object.values(plan.input.pairs);
   const sources = ranksOf(pairs.map(({ source }) => source.mesh.ranks));
   const targets = ranksOf(pairs.map(({ target }) => target.mesh.ranks));
   await stdout.line(
     formatFields(stdout, [
       ["checkpoint", `${transfer.checkpoint}, ${formatCount(plan.input.tensors.length)} tensors`],
+      ...(unlisted > 0
+        ? ([
+            ["left out", `${formatCount(unlisted)} tensors in its files that its index does not list`],
+          ] as const)
+        : []),
       ["source", `ranks ${formatRanks(sources)}, one process each`],
       ["target", `ranks ${formatRanks(targets)}, one process and one file each`],
+      ["types", describeTypes(plan)],
       ["plan", plan.digest.slice(0, 16)],
     ]),
   );
@@ -55,12 +63,14 @@ export async function transferCheckpoint(
     const summary = await runReshard({
       ...transfer,
       sourceRanks: sources,
-      targetFiles: new Map(targets.map((rank) => [rank, transfer.fileOf(rank)])),
+      targetFiles: new Map(targets.map((rank) => [rank, result.fileOf(rank)])),
+      onPublish: () => result.invalidate(),
       signal: cancel.signal,
       entry: entryScript(),
       onProgress: (progress) => bars.show(progress),
     });
     bars.stop();
+    await result.complete(plan.digest, transfer.checkpoint, targets);
     const { movedBytes, seconds, transports, verifiedBytes } = summary;
     await stdout.line(
       formatFields(stdout, [
@@ -72,7 +82,7 @@ export async function transferCheckpoint(
         [
           "verified",
           transfer.verify
-            ? `${formatBytes(verifiedBytes)} of target files equal the checkpoint, byte for byte`
+            ? `${formatBytes(verifiedBytes)} of target files are, byte for byte, the checkpoint${isCasting(plan) ? " cast again" : ""}`
             : "no (--no-verify)",
         ],
       ]),
@@ -82,6 +92,20 @@ export async function transferCheckpoint(
     process.off("SIGINT", onSignal);
     process.off("SIGTERM", onSignal);
   }
+}
+
+/** How many tensors are cast from what to what, and how many keep their type. */
+function describeTypes({ input }: Plan): string {
+  const counts = new Map<string, number>();
+  for (const { dtype, targetDtype = dtype } of input.tensors) {
+    const what = targetDtype === dtype ? `${dtype} kept` : `${dtype} -> ${targetDtype} cast`;
+    counts.set(what, (counts.get(what) ?? 0) + 1);
+  }
+  return [...counts].map(([what, count]) => `${formatCount(count)} ${what}`).join(", ");
+}
+
+function isCasting({ input }: Plan): boolean {
+  return input.tensors.some(({ dtype, targetDtype = dtype }) => targetDtype !== dtype);
 }
 
 /** All ranks of some meshes, each once, ascending. */
