@@ -1,3 +1,4 @@
+import { checkAnswer, grantAnswer, renewalAnswer } from "./etcd-answers.ts";
 import { type EtcdGateway, isLeaseGone } from "./etcd-gateway.ts";
 
 /** The lease of this client ran out: its leased keys are gone, or will be. */
@@ -7,6 +8,8 @@ export class LeaseGone extends Error {
 
 /** A lease is renewed this many times before it would run out. */
 const renewalsPerLease = 3;
+/** A timer that is longer fires at once. */
+const longestTimerMs = 2 ** 31 - 1;
 
 /** One lease of etcd, taken when it is first needed and renewed until `end`; `onGone` hears that it could not be kept. */
 export class EtcdLease {
@@ -45,32 +48,34 @@ export class EtcdLease {
   }
 
   async #grant(): Promise<string> {
-    const { ID, TTL } = await this.#gateway.ask(
-      "/v3/lease/grant",
-      { TTL: this.#seconds },
-      this.#renewing.signal,
-    );
-    const id = String(ID);
-    this.#renew(id, Number(TTL) * 1000);
+    const { signal } = this.#renewing;
+    const answer = await this.#gateway.ask("/v3/lease/grant", { TTL: this.#seconds }, signal);
+    const { ID: id, TTL } = checkAnswer(grantAnswer, "lease/grant", answer);
+    this.#renew(id, TTL * 1000);
     return id;
   }
 
   #renew(id: string, ttlMs: number): void {
     const { signal } = this.#renewing;
     if (signal.aborted) return;
-    this.#timer = setTimeout(() => {
-      // A renewal that comes too late is none: etcd then answers that it does not know the lease.
-      this.#gateway.ask("/v3/lease/keepalive", { ID: id }, signal).then(
-        ({ result }) => {
-          const left = Number((result as { TTL?: string } | undefined)?.TTL ?? 0);
-          if (left > 0) this.#renew(id, left * 1000);
-          else if (!signal.aborted) this.#onGone(new LeaseGone("the lease ran out"));
-        },
-        (error: unknown) => {
-          if (!signal.aborted) this.#onGone(isLeaseGone(error) ? new LeaseGone("the lease ran out") : error);
-        },
-      );
-    }, ttlMs / renewalsPerLease);
+    this.#timer = setTimeout(
+      () => {
+        // A renewal that comes too late is none: etcd then answers that it does not know the lease.
+        const renewal = this.#gateway.ask("/v3/lease/keepalive", { ID: id }, signal);
+        const checked = renewal.then((answer) => checkAnswer(renewalAnswer, "lease/keepalive", answer));
+        checked.then(
+          ({ result: { TTL: left } }) => {
+            if (left > 0) this.#renew(id, left * 1000);
+            else if (!signal.aborted) this.#onGone(new LeaseGone("the lease ran out"));
+          },
+          (error: unknown) => {
+            if (!signal.aborted)
+              this.#onGone(isLeaseGone(error) ? new LeaseGone("the lease ran out") : error);
+          },
+        );
+      },
+      Math.min(ttlMs / renewalsPerLease, longestTimerMs),
+    );
     // An idle process may end; its lease then runs out, as it should.
     this.#timer.unref();
   }

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Deadline } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import { addToCounter, checkKey, checkValue, defaultNamespace, keyPrefix } from "./checks.ts";
+import { checkAnswer, deleteAnswer, type EtcdKeyValue, rangeAnswer, swapAnswer } from "./etcd-answers.ts";
 import {
   EtcdGateway,
   type EtcdMessage,
@@ -37,15 +38,12 @@ const defaultSilenceMs = 10_000;
 const defaultLeaseSeconds = 10;
 const defaultMaxValueBytes = 2 ** 20;
 const maxKeyBytes = 8 * 1024;
+/** A longer one could not be renewed in time: timers count milliseconds in 31 bits. */
+const maxLeaseSeconds = 20 * 24 * 3600;
 const firstRetryMs = 20;
 const longestRetryMs = 1000;
 /** How long closing tries to give the lease back; it runs out by itself all the same. */
 const revokeMs = 2000;
-
-interface KeyValue {
-  readonly value: string;
-  readonly mod_revision: string;
-}
 
 /**
  * A client of an etcd v3 cluster, over the JSON gateway that each member serves beside gRPC on its client port. Tries to
@@ -56,6 +54,11 @@ interface KeyValue {
  */
 export async function etcdStore(options: EtcdStoreOptions): Promise<Store> {
   if (options.endpoints.length === 0) throw new TensorBusError("TB_STORE_OPTIONS", "etcd needs an endpoint");
+  const { leaseSeconds = defaultLeaseSeconds } = options;
+  if (!(leaseSeconds > 0 && leaseSeconds <= maxLeaseSeconds)) {
+    const message = `a lease takes more than 0 and at most ${maxLeaseSeconds} seconds (20 days), not ${leaseSeconds}`;
+    throw new TensorBusError("TB_STORE_OPTIONS", message, { details: { leaseSeconds, maxLeaseSeconds } });
+  }
   const store = new EtcdStore(options, keyPrefix(options.namespace ?? defaultNamespace));
   await store[connectFirst](new Deadline(options));
   return store;
@@ -118,7 +121,7 @@ class EtcdStore implements Store {
   async get(key: string, options?: StoreCallOptions): Promise<Uint8Array | undefined> {
     const name = this.#key(key);
     return this.#call(`get of ${key}`, options, async (signal) => {
-      const current = firstOf(await this.#gateway.ask("/v3/kv/range", { key: name }, signal));
+      const current = await this.#read(name, signal);
       return current && bytesOf(current.value);
     });
   }
@@ -157,11 +160,11 @@ class EtcdStore implements Store {
   async add(key: string, delta: bigint, options?: StoreCallOptions): Promise<bigint> {
     const name = this.#key(key);
     return this.#call(`add to ${key}`, options, async (signal) => {
-      let current = firstOf(await this.#gateway.ask("/v3/kv/range", { key: name }, signal));
+      let current = await this.#read(name, signal);
       for (;;) {
         const sum = addToCounter(key, current && bytesOf(current.value), delta);
         const put = { key: name, value: this.#encode64(Buffer.from(String(sum))) };
-        const revision = current?.mod_revision ?? "0";
+        const revision = String(current?.mod_revision ?? 0n);
         const compare = { key: name, target: "MOD", result: "EQUAL", mod_revision: revision };
         const swap = await this.#swap(compare, put, current !== undefined, signal);
         if (swap.swapped) return sum;
@@ -178,8 +181,8 @@ class EtcdStore implements Store {
   async delete(key: string, options?: StoreCallOptions): Promise<boolean> {
     const name = this.#key(key);
     return this.#call(`delete of ${key}`, options, async (signal) => {
-      const { deleted } = await this.#gateway.change("/v3/kv/deleterange", { key: name }, signal);
-      return Number(deleted ?? 0) > 0;
+      const answer = await this.#gateway.change("/v3/kv/deleterange", { key: name }, signal);
+      return checkAnswer(deleteAnswer, "deleterange", answer).deleted > 0;
     });
   }
 
@@ -194,13 +197,18 @@ class EtcdStore implements Store {
     return this.close();
   }
 
+  async #read(name: string, signal: AbortSignal): Promise<EtcdKeyValue | undefined> {
+    const answer = await this.#gateway.ask("/v3/kv/range", { key: name }, signal);
+    return checkAnswer(rangeAnswer, "range", answer).kvs[0];
+  }
+
   /** Puts if the comparison holds; else says what stands there. The put keeps the lease of a key that `exists`. */
   async #swap(
     compare: EtcdMessage,
     put: EtcdMessage,
     exists: boolean,
     signal: AbortSignal,
-  ): Promise<{ swapped: boolean; current: KeyValue | undefined }> {
+  ): Promise<{ swapped: boolean; current: EtcdKeyValue | undefined }> {
     const answer = await this.#gateway.change(
       "/v3/kv/txn",
       {
@@ -210,9 +218,9 @@ class EtcdStore implements Store {
       },
       signal,
     );
-    if (answer.succeeded === true) return { swapped: true, current: undefined };
-    const [response] = (answer.responses ?? []) as { response_range?: EtcdMessage }[];
-    return { swapped: false, current: firstOf(response?.response_range ?? {}) };
+    const { succeeded, responses } = checkAnswer(swapAnswer, "txn", answer);
+    if (succeeded) return { swapped: true, current: undefined };
+    return { swapped: false, current: responses[0]?.response_range?.kvs[0] };
   }
 
   /** One call; what makes the client as a whole useless ends it for every call. */
@@ -256,12 +264,8 @@ class EtcdStore implements Store {
   }
 }
 
-function firstOf(range: EtcdMessage): KeyValue | undefined {
-  return (range.kvs as KeyValue[] | undefined)?.[0];
-}
-
-function bytesOf(base64: string | undefined): Uint8Array {
-  return Buffer.from(base64 ?? "", "base64");
+function bytesOf(base64: string): Uint8Array {
+  return Buffer.from(base64, "base64");
 }
 
 /** Errors leave as `TensorBusError`: what etcd refused without a reason of the caller's is outside of what is asked here. */

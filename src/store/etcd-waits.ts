@@ -1,19 +1,12 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { TensorBusError } from "../errors.ts";
+import { checkAnswer, lookAnswer, watchAnswer } from "./etcd-answers.ts";
 import { type EtcdGateway, type EtcdMessage, EtcdUnreachable } from "./etcd-gateway.ts";
 
 /** Keys that are looked up in one transaction: etcd takes 128 operations by default. */
 const keysPerTransaction = 100;
 /** Before keys are looked up again because a stream broke. */
 const pauseMs = 100;
-
-interface WatchAnswer extends EtcdMessage {
-  readonly canceled?: boolean;
-  readonly cancel_reason?: string;
-  /** Set where a watch was cancelled because its revision was compacted away. */
-  readonly compact_revision?: string;
-  readonly events?: readonly { readonly type?: string; readonly kv: { readonly key: string } }[];
-}
 
 /** Waits for keys by etcd's watch: looks them up, then hears of each change from that revision on, so that none is missed. */
 export class EtcdWaits {
@@ -56,11 +49,11 @@ export class EtcdWaits {
     for (let from = 0; from < keys.length; from += keysPerTransaction) {
       const part = keys.slice(from, from + keysPerTransaction);
       const success = part.map((key) => ({ request_range: { key, count_only: true } }));
-      const { header, responses } = await this.#gateway.ask("/v3/kv/txn", { success }, signal);
-      const revision = String(BigInt((header as { revision: string }).revision) + 1n);
+      const answer = await this.#gateway.ask("/v3/kv/txn", { success }, signal);
+      const { header, responses } = checkAnswer(lookAnswer, "txn", answer);
+      const revision = String(header.revision + 1n);
       for (const [index, key] of part.entries()) {
-        const answer = (responses as { response_range: { count?: string } }[])[index];
-        if (Number(answer?.response_range.count ?? 0) > 0) missing.delete(key);
+        if ((responses[index]?.response_range.count ?? 0) > 0) missing.delete(key);
         else watches.push({ create_request: { key, start_revision: revision, filters: ["NODELETE"] } });
       }
     }
@@ -71,17 +64,13 @@ export class EtcdWaits {
   async #watch(watches: readonly EtcdMessage[], missing: Set<string>, signal: AbortSignal): Promise<void> {
     try {
       await this.#gateway.stream("/v3/watch", watches, signal, (message) => {
-        const {
-          events,
-          canceled,
-          cancel_reason: reason,
-          compact_revision: compacted,
-        } = message as WatchAnswer;
-        for (const { kv } of events ?? []) missing.delete(kv.key);
-        if (canceled === true && compacted === undefined) {
+        const answer = checkAnswer(watchAnswer, "watch", message);
+        const { events, canceled, cancel_reason: reason, compact_revision: compacted } = answer;
+        for (const { kv } of events) missing.delete(kv.key);
+        if (canceled && compacted === undefined) {
           throw new TensorBusError("TB_STORE_PROTOCOL", `etcd cancelled a watch: ${reason ?? "no reason"}`);
         }
-        return missing.size === 0 || canceled === true;
+        return missing.size === 0 || canceled;
       });
     } catch (error) {
       // The look-up finds another endpoint, or that there is none.

@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import { isIPv4 } from "node:net";
 import { TensorBusError } from "../errors.ts";
 import { defaultNamespace } from "./checks.ts";
 import { type EtcdStoreOptions, etcdStore } from "./etcd-store.ts";
@@ -40,7 +41,7 @@ export interface OpenedStore extends AsyncDisposable {
 /**
  * Opens the store that a URL names: `tcp://host:port` (with `?serve`: and serves it here), `etcd://host:port[,host:port]`,
  * or `etcds://…` over TLS. Without a URL it is `TENSOR_BUS_STORE`. `TB_STORE_OPTIONS` for a URL or a secret that is
- * malformed; else what `tcpStore`, `etcdStore` and `serveTcpStore` fail with.
+ * malformed, and for serving beyond loopback without a secret; else what `tcpStore`, `etcdStore` and `serveTcpStore` fail with.
  */
 export async function openStore(url?: string, options: OpenStoreOptions = {}): Promise<OpenedStore> {
   const env = options.env ?? process.env;
@@ -48,6 +49,7 @@ export async function openStore(url?: string, options: OpenStoreOptions = {}): P
   const namespace = options.namespace ?? env.TENSOR_BUS_NAMESPACE ?? defaultNamespace;
   const secrets = options.secrets ?? secretsFrom(env);
   const serve = options.serve ?? address.serve;
+  if (serve !== false && secrets.length === 0) refuseForeign(address, serve);
   const server = serve === false ? undefined : await serveAt(address, serve);
   try {
     const plain = await connect(address, namespace, options, server);
@@ -96,6 +98,21 @@ function parseHost(text: string): { host: string; port: number } | undefined {
   const port = Number(match?.[3]);
   if (match === null || port > 65_535) return undefined;
   return { host: (match[1] ?? match[2])!, port };
+}
+
+/** Without a secret nobody's records can be told from a stranger's: then strangers must not come in. */
+function refuseForeign({ hosts }: StoreAddress, serve: true | TcpStoreServerOptions): void {
+  const host = (serve === true ? undefined : serve.host) ?? hosts[0]!.host;
+  if (isLoopback(host)) return;
+  throw new TensorBusError(
+    "TB_STORE_OPTIONS",
+    `a store that listens on ${host} needs a secret: set TENSOR_BUS_SECRET_FILE or TENSOR_BUS_SECRET`,
+    { details: { host } },
+  );
+}
+
+function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || (isIPv4(host) && host.startsWith("127."));
 }
 
 function serveAt(

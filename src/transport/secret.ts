@@ -8,6 +8,9 @@ export interface SecretOptions {
   readonly secretFile?: string;
 }
 
+/** Fewer can be guessed from one handshake that somebody has seen. */
+const leastSecretBytes = 16;
+
 /** The secret of a job that has none: all know it, so it is for loopback only. */
 const noSecret: readonly Uint8Array[] = [new Uint8Array(0)];
 
@@ -71,8 +74,12 @@ function linesOf(text: string): Buffer[] {
 /** Errors name where a secret came from, never the secret. */
 function checkSecrets(secrets: readonly Uint8Array[], from: string): readonly Uint8Array[] {
   if (secrets.length === 1 || secrets.length === 2) {
-    if (secrets.every((secret) => secret.length > 0)) return secrets;
-    throw new TensorBusError("TB_AUTH", `an empty secret in ${from}`);
+    const short = secrets.find((secret) => secret.length < leastSecretBytes);
+    if (short === undefined) return secrets;
+    throw new TensorBusError(
+      "TB_AUTH",
+      `a secret of ${short.length} bytes in ${from}, not ${leastSecretBytes} or more`,
+    );
   }
   throw new TensorBusError("TB_AUTH", `${secrets.length} secrets in ${from}, not one or two`);
 }

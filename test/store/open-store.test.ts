@@ -85,10 +85,24 @@ describe("openStore", () => {
       code: "TB_CONNECT",
     });
     await using wide = await openStore("tcp://localhost:0", {
-      env: {},
+      env: { TENSOR_BUS_SECRET: oneSecret },
       serve: { host: "::", maxMemoryBytes: 2 ** 20 },
     });
     expect(wide.server!.host).toBe("::");
+  });
+
+  it.each([
+    ["tcp://0.0.0.0:0?serve", undefined],
+    ["tcp://192.0.2.1:0?serve", undefined],
+    ["tcp://trainer.example:0?serve", undefined],
+    ["tcp://127.0.0.1:0", { host: "0.0.0.0" }],
+    ["tcp://127.0.0.1:0", { host: "::" }],
+  ])("serves no strangers without a secret: %s %o", async (address, serve) => {
+    const refused = openStore(address, { env: {}, ...(serve && { serve }) });
+    await expect(refused).rejects.toMatchObject({
+      code: "TB_STORE_OPTIONS",
+      message: expect.stringMatching(/needs a secret/),
+    });
   });
 
   it.each([

@@ -18,27 +18,36 @@ describe("secrets", () => {
   });
   afterAll(() => rmSync(folder, { recursive: true }));
 
+  const [a, b, c, d] = ["a", "b", "c", "d"].map((letter) => `${letter}: a secret of the tests`) as [
+    string,
+    string,
+    string,
+    string,
+  ];
+
   test("come from the option, its file, the variable, or the variable's file, in this order", async () => {
-    const environment = { TENSOR_BUS_SECRET: "c", TENSOR_BUS_SECRET_FILE: file("d", "d\n") };
-    const secretFile = file("b", "b\n");
-    expect(await loadSecrets({ secret: "a", secretFile }, true, environment)).toEqual(bytes("a"));
-    expect(await loadSecrets({ secretFile }, true, environment)).toEqual(bytes("b"));
-    expect(await loadSecrets({}, true, environment)).toEqual(bytes("c"));
+    const environment = { TENSOR_BUS_SECRET: c, TENSOR_BUS_SECRET_FILE: file("d", `${d}\n`) };
+    const secretFile = file("b", `${b}\n`);
+    expect(await loadSecrets({ secret: a, secretFile }, true, environment)).toEqual(bytes(a));
+    expect(await loadSecrets({ secretFile }, true, environment)).toEqual(bytes(b));
+    expect(await loadSecrets({}, true, environment)).toEqual(bytes(c));
     const { TENSOR_BUS_SECRET_FILE } = environment;
-    expect(await loadSecrets({}, true, { TENSOR_BUS_SECRET_FILE })).toEqual(bytes("d"));
+    expect(await loadSecrets({}, true, { TENSOR_BUS_SECRET_FILE })).toEqual(bytes(d));
   });
 
-  test("are one or two, a line each in text", async () => {
-    expect(await loadSecrets({ secret: ["new", Buffer.from("old")] }, true)).toEqual(bytes("new", "old"));
-    expect(await loadSecrets({ secretFile: file("two", "new\r\nold\r\n") }, true)).toEqual(
-      bytes("new", "old"),
-    );
+  test("are one or two of at least 16 bytes, a line each in text", async () => {
+    expect(await loadSecrets({ secret: [a, Buffer.from(b)] }, true)).toEqual(bytes(a, b));
+    expect(await loadSecrets({ secretFile: file("two", `${a}\r\n${b}\r\n`) }, true)).toEqual(bytes(a, b));
+    expect(await loadSecrets({ secret: "x".repeat(16) }, true)).toHaveLength(1);
     const wrong = [
       { secret: [] },
-      { secret: ["a", "b", "c"] },
+      { secret: [a, b, c] },
       { secret: "" },
+      { secret: "x".repeat(15) },
+      { secret: [a, "short"] },
       { secretFile: file("empty", "\n") },
-      { secretFile: file("three", "a\nb\nc\n") },
+      { secretFile: file("three", `${a}\n${b}\n${c}\n`) },
+      { secretFile: file("short", "short\n") },
     ];
     for (const options of wrong) {
       await expect(loadSecrets(options, true)).rejects.toMatchObject({ code: "TB_AUTH" });

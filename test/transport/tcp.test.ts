@@ -35,6 +35,8 @@ function faultsOf(session: TransportSession): TransportEvent[] {
   return events;
 }
 
+const [one, two] = ["one secret of the tests", "two secrets of the tests"] as const;
+
 describe("tcp: strangers at the port", () => {
   test.each([
     ["garbage", Buffer.alloc(4096, "GET / HTTP/1.1\r\n"), "TB_PROTOCOL"],
@@ -84,9 +86,9 @@ describe("tcp: secrets", () => {
   };
 
   test.each([
-    ["the same", "one", "one"],
-    ["bytes", Buffer.from("one"), "one"],
-    ["two during a rotation", ["new", "old"], ["old", "new"]],
+    ["the same", one, one],
+    ["bytes", Buffer.from(one), one],
+    ["two during a rotation", [two, one], [one, two]],
   ])("%s let ranks meet", async (_, first, second) => {
     const sessions = await open([{ secret: first }, { secret: second }], false);
     await runCase(sessions, pair);
@@ -94,7 +96,7 @@ describe("tcp: secrets", () => {
   });
 
   test("an address that another secret wrote is TB_AUTH", async () => {
-    const sessions = await open([{ secret: "one" }, { secret: "two" }], false);
+    const sessions = await open([{ secret: one }, { secret: two }], false);
     const outcomes = await prepareEach(sessions, apart);
     expect(outcomes).toEqual([
       { code: "TB_AUTH", rank: 1 },
@@ -104,23 +106,23 @@ describe("tcp: secrets", () => {
   });
 
   test("a peer that cannot prove the secret is TB_AUTH, at both ends", async () => {
-    const [zero, one, ...believing] = await open([{ secret: "one" }, { secret: "two" }], true);
-    const faults = [faultsOf(zero!), faultsOf(one!)];
+    const [zero, first, ...believing] = await open([{ secret: one }, { secret: two }], true);
+    const faults = [faultsOf(zero!), faultsOf(first!)];
     const outcomes = await prepareEach(believing, apart);
     expect(outcomes).toContainEqual({ code: "TB_AUTH", rank: expect.any(Number) });
     await until(() => faults.flat().length > 0);
     expect(faults.flat()[0]).toMatchObject({ error: { code: "TB_AUTH" } });
-    for (const session of [zero!, one!, ...believing]) await session.close();
+    for (const session of [zero!, first!, ...believing]) await session.close();
   });
 
   test("ranks of another namespace are refused", async () => {
     const options = [
-      { secret: "one", namespace: "a" },
-      { secret: "one", namespace: "b" },
+      { secret: one, namespace: "a" },
+      { secret: one, namespace: "b" },
     ];
-    const [zero, one, ...believing] = await open(options, true);
+    const [zero, first, ...believing] = await open(options, true);
     expect(await prepareEach(believing, apart)).toContainEqual({ code: "TB_AUTH", rank: expect.any(Number) });
-    for (const session of [zero!, one!, ...believing]) await session.close();
+    for (const session of [zero!, first!, ...believing]) await session.close();
   });
 });
 
@@ -137,9 +139,9 @@ describe("tcp: where it listens", () => {
     await expect(open({ host: "0.0.0.0", advertise: "127.0.0.1" })).rejects.toMatchObject({
       code: "TB_AUTH",
     });
-    await expect(open({ host: "0.0.0.0", secret: "one" })).rejects.toThrow(TypeError);
+    await expect(open({ host: "0.0.0.0", secret: one })).rejects.toThrow(TypeError);
     await expect(open({ advertise: "host:99999" })).rejects.toThrow(TypeError);
-    await using world = await openTcp(2, () => ({ host: "0.0.0.0", advertise: "localhost", secret: "one" }));
+    await using world = await openTcp(2, () => ({ host: "0.0.0.0", advertise: "localhost", secret: one }));
     await runCase(world.sessions, pair);
   });
 

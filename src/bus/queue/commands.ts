@@ -6,6 +6,7 @@ import { Packr } from "msgpackr";
 import { z } from "zod";
 import { type ErrorCode, errorCodes, TensorBusError } from "../../errors.ts";
 import { type CommandHeader, type CommandType, findWrongField, headerFields } from "./command-header.ts";
+import { findNotPlain } from "./plain-values.ts";
 import { maxTableLayouts, tensorTableSchema } from "./tensor-table.ts";
 
 /** The most bytes of one command; 70,000 tensors with long names take about 7 MiB. */
@@ -158,8 +159,10 @@ export function pack(value: unknown): Buffer {
   return packer.pack(value);
 }
 
-/** The value in those bytes; `TB_COMMAND` where they are no MessagePack. */
+/** The value in those bytes; `TB_COMMAND` where they are no MessagePack, or more than plain data. */
 export function unpack(bytes: Uint8Array): unknown {
+  const wrong = findNotPlain(bytes);
+  if (wrong !== undefined) throw new TensorBusError("TB_COMMAND", `no plain MessagePack: ${wrong}`);
   try {
     return packer.unpack(bytes);
   } catch (cause) {
