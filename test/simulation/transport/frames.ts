@@ -1,5 +1,5 @@
 /** What sessions of the virtual transport say to each other: `docs/wire-protocol.md`, as objects. */
-import type { ErrorCode } from "../../../src/errors.ts";
+import { type ErrorCode, TensorBusError } from "../../../src/errors.ts";
 
 export interface Failure {
   readonly code: ErrorCode;
@@ -20,6 +20,8 @@ export type Frame =
     }
   | { readonly kind: "match"; readonly from: number; readonly to: number }
   | { readonly kind: "release"; readonly from: number; readonly forGood: boolean; readonly why: Failure }
+  /** The sender has begun that round. */
+  | { readonly kind: "here"; readonly to: number; readonly round: number }
   | { readonly kind: "grant"; readonly to: number; readonly round: number; readonly channel: string }
   | {
       readonly kind: "data";
@@ -32,3 +34,14 @@ export type Frame =
   | { readonly kind: "taken"; readonly to: number; readonly round: number; readonly channel: string }
   | { readonly kind: "here"; readonly to: number; readonly round: number }
   | { readonly kind: "abort"; readonly to: number; readonly round: number; readonly why: Failure };
+
+/** A deadline that passed is this rank's own; for others, it gave up. */
+export function asFailure(error: unknown, own: number): Failure {
+  const { code, message, details } = error as TensorBusError;
+  const rank = typeof details["rank"] === "number" ? details["rank"] : own;
+  return { code: code === "TB_TIMEOUT" ? "TB_CANCELLED" : code, rank, message };
+}
+
+export function errorOf({ code, message, rank }: Failure): TensorBusError {
+  return new TensorBusError(code, message, { details: { rank } });
+}

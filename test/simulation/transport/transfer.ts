@@ -5,7 +5,6 @@ import type { Memory } from "../../../src/memory/memory.ts";
 import type { Program } from "../../../src/plan/planner/program.ts";
 import { bindProgram } from "../../../src/transport/binding.ts";
 import type {
-  AwaitedRank,
   PostOptions,
   PreparedTransfer,
   RoundProgress,
@@ -13,20 +12,22 @@ import type {
   TensorBinding,
 } from "../../../src/transport/transport.ts";
 import type { Link } from "../world/network.ts";
-import type { Failure, Frame } from "./frames.ts";
+import {
+  type Awaited,
+  awaitedIn,
+  type Channel,
+  channelOf,
+  describeChannels,
+  type Exchange,
+  isUnfinished,
+  lateError,
+  newChannel,
+  sumUp,
+} from "./exchange.ts";
+import { asFailure, errorOf, type Failure, type Frame } from "./frames.ts";
 import { Payloads } from "./payload.ts";
 import { readProgram } from "./program.ts";
 import type { VirtualSession } from "./session.ts";
-import {
-  asFailure,
-  type Channel,
-  channelOf,
-  channelsOf,
-  errorOf,
-  isRefusal,
-  isUnfinished,
-  type Side,
-} from "./side.ts";
 
 /** Between two looks whether a peer can be reached. */
 const lookAgainMs = 10;
@@ -37,7 +38,6 @@ interface Setup {
   readonly key: string;
   readonly program: Program;
   readonly bindings: readonly TensorBinding[];
-  /** Ranks that keep pace with this one. */
   readonly linked: readonly number[];
 }
 
@@ -56,7 +56,7 @@ export class VirtualTransfer implements PreparedTransfer {
   readonly #setup: Setup;
   readonly #payloads: Payloads;
   readonly #local: readonly Channel[];
-  readonly #sides: readonly Side[];
+  readonly #exchanges: readonly Exchange[];
   #state: "preparing" | "ready" | "ended" = "preparing";
   #why: unknown;
   #failPrepare: (error: TensorBusError) => void = () => {};
@@ -67,9 +67,10 @@ export class VirtualTransfer implements PreparedTransfer {
   /** Rounds that are known to have failed, this one or later ones, with why. */
   readonly #aborted = new Map<number, Failure>();
   #bytesDone = 0n;
+  #waited: readonly Awaited[] = [];
 
   constructor(setup: Setup) {
-    const { session, number, key, program, bindings, linked } = setup;
+    const { session, number, key, program, bindings } = setup;
     const memories = new Map([...session.memories].map((memory) => [memory, memory.address]));
     bindProgram(program, bindings, { rank: session.rank, memories });
     this.#setup = setup;
@@ -77,28 +78,21 @@ export class VirtualTransfer implements PreparedTransfer {
     this.key = key;
     this.number = number;
     this.stagingBytes = program.stagingBytes;
-    const channels = readProgram(program).map((moves) => ({
-      ...moves,
-      granted: 0,
-      done: 0,
-      isFinished: false,
-    }));
+    const channels = readProgram(program).map(newChannel);
     this.#local = channels.filter(({ direction }) => direction === "local");
-    this.#sides = [...new Set([...program.peers, ...linked])]
-      .filter((rank) => rank !== session.rank)
-      .map((rank) => ({
-        rank,
-        channels: channels.filter(({ peer, direction }) => peer === rank && direction !== "local"),
-        link: undefined,
-        remote: undefined,
-        isAgreed: false,
-        isGone: false,
-        isLinked: linked.includes(rank),
-        here: 0,
-        isAwaited: false,
-      }));
-    const peers = program.peers.filter((rank) => rank !== session.rank);
-    this.transports = new Map(peers.map((rank) => [rank, "virtual"]));
+    const peers = [...new Set([...program.peers, ...setup.linked])].filter((rank) => rank !== session.rank);
+    this.#exchanges = peers.map((rank) => ({
+      rank,
+      channels: channels.filter(({ peer, direction }) => peer === rank && direction !== "local"),
+      isLinked: setup.linked.includes(rank),
+      link: undefined,
+      remote: undefined,
+      isAgreed: false,
+      isGone: false,
+      here: 0,
+      isAwaited: false,
+    }));
+    this.transports = new Map(this.#exchanges.map(({ rank }) => [rank, "virtual"]));
   }
 
   uses(memory: Memory): boolean {
@@ -118,8 +112,8 @@ export class VirtualTransfer implements PreparedTransfer {
         let timer: ReturnType<typeof setTimeout> | undefined;
         const meet = () => {
           timer = undefined;
-          for (const side of this.#sides) if (side.link === undefined) this.#meet(side);
-          if (this.#sides.some(({ link }) => link === undefined)) timer = setTimeout(meet, lookAgainMs);
+          for (const exchange of this.#exchanges) if (exchange.link === undefined) this.#meet(exchange);
+          if (this.#exchanges.some(({ link }) => link === undefined)) timer = setTimeout(meet, lookAgainMs);
           this.#checkAgreed();
         };
         meet();
@@ -127,8 +121,10 @@ export class VirtualTransfer implements PreparedTransfer {
       });
     } catch (error) {
       this.#leave(asFailure(error, session.rank), isRefusal(error));
-      const details = { rank: session.rank, ...(error as TensorBusError).details };
       const { code, message, cause } = error as TensorBusError;
+      const missing = this.#exchanges.find(({ remote, isAgreed }) => remote === undefined || !isAgreed)?.rank;
+      const rank = code === "TB_TIMEOUT" ? (missing ?? session.rank) : session.rank;
+      const details = { rank, ...(error as TensorBusError).details };
       throw new TensorBusError(code, message, { details, cause });
     }
     this.#state = "ready";
@@ -136,17 +132,17 @@ export class VirtualTransfer implements PreparedTransfer {
 
   /** True while a peer's prepare of this key is what it waits for. */
   awaits(rank: number): boolean {
-    const side = this.#sides.find((each) => each.rank === rank);
-    return this.#state === "preparing" && side !== undefined && side.remote === undefined;
+    const exchange = this.#exchanges.find((each) => each.rank === rank);
+    return this.#state === "preparing" && exchange !== undefined && exchange.remote === undefined;
   }
 
   onPrepare(rank: number, link: Link<Frame>, frame: Extract<Frame, { kind: "prepare" }>): void {
-    const side = this.#sides.find((each) => each.rank === rank)!;
-    if (side.link === undefined) this.#meet(side, link);
-    if (side.link !== link) return;
-    side.remote = frame.from;
+    const exchange = this.#exchanges.find((each) => each.rank === rank)!;
+    if (exchange.link === undefined) this.#meet(exchange, link);
+    if (exchange.link !== link) return;
+    exchange.remote = frame.from;
     const { program } = this.#setup;
-    if (frame.digest !== program.digest || frame.channels !== channelsOf(side)) {
+    if (frame.digest !== program.digest || frame.channels !== describeChannels(exchange)) {
       this.#failPrepare(
         new TensorBusError("TB_PLAN_MISMATCH", `ranks hold different plans of ${this.key}`, {
           details: { rank },
@@ -159,51 +155,51 @@ export class VirtualTransfer implements PreparedTransfer {
   }
 
   onRelease(rank: number, { from, forGood, why }: Extract<Frame, { kind: "release" }>): void {
-    const side = this.#sides.find((each) => each.rank === rank && each.remote === from);
-    if (side === undefined || side.isGone) return;
-    if (this.#state === "preparing" && !side.isAgreed && !forGood) {
-      side.remote = undefined;
+    const exchange = this.#exchanges.find((each) => each.rank === rank && each.remote === from);
+    if (exchange === undefined || exchange.isGone) return;
+    if (this.#state === "preparing" && !exchange.isAgreed && !forGood) {
+      exchange.remote = undefined;
       return;
     }
-    side.isGone = true;
+    exchange.isGone = true;
     if (this.#state === "preparing") this.#failPrepare(errorOf(why));
-    else if (isUnfinished(side)) this.#fail(errorOf(why));
+    else if (isUnfinished(exchange)) this.#fail(errorOf(why));
   }
 
   onLost(rank: number, link: Link<Frame>, error: TensorBusError): void {
-    const side = this.#sides.find((each) => each.rank === rank && each.link === link);
-    if (side === undefined || side.isGone) return;
-    if (this.#state === "preparing" && side.remote === undefined) {
+    const exchange = this.#exchanges.find((each) => each.rank === rank && each.link === link);
+    if (exchange === undefined || exchange.isGone) return;
+    if (this.#state === "preparing" && exchange.remote === undefined) {
       // Whoever comes in its place may still prepare.
-      side.link = undefined;
-      side.isAgreed = false;
+      exchange.link = undefined;
+      exchange.isAgreed = false;
       this.#failPrepare(error);
       return;
     }
-    side.isGone = true;
+    exchange.isGone = true;
     if (this.#state === "preparing") this.#failPrepare(error);
-    else if (this.#round !== undefined && isUnfinished(side)) this.#fail(error);
+    else if (this.#round !== undefined && isUnfinished(exchange)) this.#fail(error);
   }
 
-  #meet(side: Side, known?: Link<Frame>): void {
+  #meet(exchange: Exchange, known?: Link<Frame>): void {
     const { session, program } = this.#setup;
-    const link = known ?? session.network.connect(session, side.rank);
+    const link = known ?? session.network.connect(session, exchange.rank);
     if (link === undefined) return;
-    side.link = link;
+    exchange.link = link;
     link.send(session, {
       kind: "prepare",
       from: this.number,
       key: this.key,
       digest: program.digest,
       checksum: false,
-      channels: channelsOf(side),
+      channels: describeChannels(exchange),
     });
     const early = session.earlyFrom(link, this.key);
-    if (early !== undefined) this.onPrepare(side.rank, link, early);
+    if (early !== undefined) this.onPrepare(exchange.rank, link, early);
   }
 
   #checkAgreed(): void {
-    const isWhole = this.#sides.every(({ remote, isAgreed }) => remote !== undefined && isAgreed);
+    const isWhole = this.#exchanges.every(({ remote, isAgreed }) => remote !== undefined && isAgreed);
     if (this.#state === "preparing" && isWhole) this.#agreed();
   }
 
@@ -235,13 +231,7 @@ export class VirtualTransfer implements PreparedTransfer {
       this.#round = { number: round, began: performance.now(), resolve, reject };
     });
     const late = setTimeout(() => {
-      const awaited = this.awaited();
-      const absent = awaited.filter((each) => each.absent).map((each) => each.rank);
-      const waitsFor = awaited.map((each) => each.rank);
-      const first = absent.length > 0 ? Math.min(...absent) : waitsFor[0];
-      const message = `rank ${rank} waited too long in round ${round}, for rank ${first} first of all`;
-      const details = { rank: first ?? rank, absent, waitsFor };
-      this.#fail(new TensorBusError("TB_TIMEOUT", message, { details }));
+      this.#fail(lateError(rank, round, this.awaited()));
     }, deadline.remainingMs);
     signal?.addEventListener("abort", cancel, { once: true });
     this.#running = ended.catch(() => {});
@@ -258,15 +248,14 @@ export class VirtualTransfer implements PreparedTransfer {
 
   progress(): RoundProgress {
     this.#checkUsable();
-    const all = [...this.#local, ...this.#sides.flatMap(({ channels }) => channels)];
+    const all = this.#channels;
     const bytesTotal = all.reduce((sum, { bytes }) => sum + bytes, 0n);
     return { round: this.#lastRound, bytesDone: this.#bytesDone, bytesTotal };
   }
 
-  awaited(): readonly AwaitedRank[] {
-    return this.#sides
-      .filter(isUnfinished)
-      .map(({ rank, here }) => ({ rank, absent: here < this.#lastRound }));
+  /** Whom the round under way waits for, or the last one waited for when it failed. */
+  awaited(): readonly Awaited[] {
+    return this.#round === undefined ? this.#waited : awaitedIn(this.#exchanges, this.#round.number);
   }
 
   async release(): Promise<void> {
@@ -298,38 +287,43 @@ export class VirtualTransfer implements PreparedTransfer {
   }
 
   onFrame(rank: number, frame: Exclude<Frame, { kind: "prepare" | "release" }>): void {
-    const side = this.#sides.find((each) => each.rank === rank);
-    if (side === undefined || this.#state === "ended") return;
+    const exchange = this.#exchanges.find((each) => each.rank === rank);
+    if (exchange === undefined || this.#state === "ended") return;
     switch (frame.kind) {
       case "match":
-        if (frame.from !== side.remote && side.remote !== undefined) return;
-        side.remote = frame.from;
-        side.isAgreed = true;
+        if (frame.from !== exchange.remote && exchange.remote !== undefined) return;
+        exchange.remote = frame.from;
+        exchange.isAgreed = true;
         this.#checkAgreed();
         return;
+      case "here":
+        this.#onHere(exchange, frame.round);
+        return;
       case "grant":
-        this.#onGrant(side, frame.round, frame.channel);
+        this.#onGrant(exchange, frame.round, frame.channel);
         return;
       case "data":
-        this.#onData(side, frame);
+        this.#onData(exchange, frame);
         return;
       case "taken":
-        if (this.#round?.number === frame.round) this.#finish(channelOf(side, frame.channel));
-        return;
-      case "here":
-        this.#onHere(side, frame.round);
+        if (this.#round?.number === frame.round) this.#finish(channelOf(exchange, frame.channel));
         return;
       case "abort":
         this.#spread(frame.round, frame.why);
     }
   }
 
+  get #channels(): Channel[] {
+    return [...this.#local, ...this.#exchanges.flatMap(({ channels }) => channels)];
+  }
+
   #begin(round: number): void {
     this.#bytesDone = 0n;
-    for (const channel of [...this.#local, ...this.#sides.flatMap(({ channels }) => channels)]) {
+    for (const channel of this.#channels) {
       channel.done = 0;
       channel.isFinished = false;
     }
+    for (const exchange of this.#exchanges) exchange.isAwaited = exchange.isLinked && exchange.here < round;
     const aborted = this.#aborted.get(round);
     if (aborted !== undefined) {
       const { code, rank } = aborted;
@@ -337,84 +331,92 @@ export class VirtualTransfer implements PreparedTransfer {
       this.#fail(new TensorBusError(code, message, { details: { rank, hadFailed: true } }));
       return;
     }
-    const gone = this.#sides.find(({ isGone }) => isGone);
+    const gone = this.#exchanges.find(({ isGone }) => isGone);
     if (gone !== undefined) {
       const { rank } = gone;
       const message = `rank ${rank} went away after it was prepared`;
       this.#fail(new TensorBusError("TB_PEER_LOST", message, { details: { rank } }));
       return;
     }
-    for (const side of this.#sides) {
-      side.isAwaited = side.isLinked && side.here < round;
-      this.#say(side, { kind: "here", to: side.remote!, round });
+    for (const exchange of this.#exchanges) {
+      this.#say(exchange, { kind: "here", to: exchange.remote!, round });
     }
-    for (const side of this.#sides) {
-      for (const channel of side.channels) {
-        if (channel.direction === "receive") this.#grant(side, channel, round);
+    for (const exchange of this.#exchanges) {
+      for (const channel of exchange.channels) {
+        if (channel.direction === "receive") this.#grant(exchange, channel, round);
         // A target that began before this rank has granted already.
-        else if (channel.granted === round) this.#send(side, channel, round);
+        else if (channel.granted === round) this.#send(exchange, channel, round);
       }
     }
     setTimeout(() => this.#moveLocally(round), 0);
   }
 
-  #grant(side: Side, channel: Channel, round: number): void {
+  #grant(exchange: Exchange, channel: Channel, round: number): void {
     channel.granted = round;
-    this.#say(side, { kind: "grant", to: side.remote!, round, channel: channel.name });
-    if (channel.buckets.length === 0) this.#take(side, channel, round);
+    this.#say(exchange, { kind: "grant", to: exchange.remote!, round, channel: channel.name });
+    if (channel.buckets.length === 0) this.#take(exchange, channel, round);
   }
 
-  #onHere(side: Side, round: number): void {
-    side.here = Math.max(side.here, round);
-    const running = this.#round;
-    if (running === undefined || round < running.number) return;
-    if (round === running.number) {
-      side.isAwaited = false;
-      this.#checkDone();
-    } else if (isUnfinished(side)) {
-      const message = `rank ${side.rank} went on to round ${round}`;
-      this.#fail(new TensorBusError("TB_CANCELLED", message, { details: { rank: side.rank } }));
-    }
-  }
-
-  #onGrant(side: Side, round: number, name: string): void {
-    const channel = channelOf(side, name);
+  #onGrant(exchange: Exchange, round: number, name: string): void {
+    const channel = channelOf(exchange, name);
     const running = this.#round;
     if (round <= channel.granted || (running === undefined && round <= this.#lastRound)) return;
     if (running !== undefined && round < running.number) return;
     channel.granted = round;
     if (running === undefined) return;
     if (round === running.number) {
-      this.#send(side, channel, round);
+      this.#send(exchange, channel, round);
       return;
     }
-    // A peer that is ahead never began this round, unless it has no more to do with it.
-    if (channel.isFinished) return;
-    const { rank } = side;
+    if (!channel.isFinished) this.#wentOn(exchange, round);
+  }
+
+  #onHere(exchange: Exchange, round: number): void {
+    exchange.here = Math.max(exchange.here, round);
+    const running = this.#round;
+    if (running === undefined || round < running.number) return;
+    if (round === running.number) {
+      exchange.isAwaited = false;
+      this.#checkDone();
+    } else if (isUnfinished(exchange)) this.#wentOn(exchange, round);
+  }
+
+  /** A peer that is ahead never began this round, unless it has no more to do with it. */
+  #wentOn({ rank }: Exchange, round: number): void {
     const message = `rank ${rank} went on to round ${round}`;
     this.#fail(new TensorBusError("TB_CANCELLED", message, { details: { rank } }));
   }
 
-  #send(side: Side, channel: Channel, round: number): void {
+  #send(exchange: Exchange, channel: Channel, round: number): void {
     channel.buckets.forEach((chunks, bucket) => {
       const payload = chunks.map((chunk) => this.#payloads.pack(chunk));
-      this.#say(side, { kind: "data", to: side.remote!, round, channel: channel.name, bucket, payload });
+      this.#say(exchange, {
+        kind: "data",
+        to: exchange.remote!,
+        round,
+        channel: channel.name,
+        bucket,
+        payload,
+      });
     });
     this.#bytesDone += channel.bytes;
   }
 
-  #onData(side: Side, { round, channel: name, bucket, payload }: Extract<Frame, { kind: "data" }>): void {
+  #onData(
+    exchange: Exchange,
+    { round, channel: name, bucket, payload }: Extract<Frame, { kind: "data" }>,
+  ): void {
     if (this.#round?.number !== round) return;
-    const channel = channelOf(side, name);
+    const channel = channelOf(exchange, name);
     for (const [index, chunk] of channel.buckets[bucket]!.entries())
       this.#payloads.unpack(chunk, payload[index]!);
     channel.done += 1;
-    if (channel.done === channel.buckets.length) this.#take(side, channel, round);
+    if (channel.done === channel.buckets.length) this.#take(exchange, channel, round);
   }
 
-  #take(side: Side, channel: Channel, round: number): void {
+  #take(exchange: Exchange, channel: Channel, round: number): void {
     this.#bytesDone += channel.bytes;
-    this.#say(side, { kind: "taken", to: side.remote!, round, channel: channel.name });
+    this.#say(exchange, { kind: "taken", to: exchange.remote!, round, channel: channel.name });
     this.#finish(channel);
   }
 
@@ -436,25 +438,16 @@ export class VirtualTransfer implements PreparedTransfer {
   #checkDone(): void {
     const round = this.#round;
     if (round === undefined) return;
-    if (this.#sides.some(isUnfinished) || this.#local.some(({ isFinished }) => !isFinished)) return;
+    if (this.awaited().length > 0 || this.#local.some(({ isFinished }) => !isFinished)) return;
     this.#round = undefined;
-    const sum = (direction: string) =>
-      [...this.#local, ...this.#sides.flatMap(({ channels }) => channels)]
-        .filter((channel) => channel.direction === direction)
-        .reduce((bytes, channel) => bytes + channel.bytes, 0n);
-    round.resolve({
-      round: round.number,
-      bytesSent: sum("send"),
-      bytesReceived: sum("receive"),
-      bytesCopied: sum("local"),
-      seconds: (performance.now() - round.began) / 1000,
-      stagingHighWater: 0n,
-    });
+    const seconds = (performance.now() - round.began) / 1000;
+    round.resolve({ round: round.number, ...sumUp(this.#channels), seconds, stagingHighWater: 0n });
   }
 
   #fail(error: TensorBusError): void {
     const round = this.#round;
     if (round === undefined) return;
+    this.#waited = this.awaited();
     this.#round = undefined;
     this.#tellAbort(round.number, asFailure(error, this.#setup.session.rank));
     round.reject(error);
@@ -470,18 +463,20 @@ export class VirtualTransfer implements PreparedTransfer {
   #tellAbort(round: number, why: Failure): void {
     if (this.#aborted.has(round)) return;
     this.#aborted.set(round, why);
-    for (const side of this.#sides) {
-      if (side.remote !== undefined) this.#say(side, { kind: "abort", to: side.remote, round, why });
+    for (const exchange of this.#exchanges) {
+      if (exchange.remote !== undefined)
+        this.#say(exchange, { kind: "abort", to: exchange.remote, round, why });
     }
   }
 
-  #say(side: Side, frame: Frame): void {
-    if (!side.isGone) side.link?.send(this.#setup.session, frame);
+  #say(exchange: Exchange, frame: Frame): void {
+    if (!exchange.isGone) exchange.link?.send(this.#setup.session, frame);
   }
 
   /** Peers that were told of it are told that it is no more. */
   #leave(why: Failure, forGood: boolean): void {
-    for (const side of this.#sides) this.#say(side, { kind: "release", from: this.number, forGood, why });
+    for (const exchange of this.#exchanges)
+      this.#say(exchange, { kind: "release", from: this.number, forGood, why });
   }
 
   #checkUsable(): void {
@@ -489,4 +484,9 @@ export class VirtualTransfer implements PreparedTransfer {
       throw new TensorBusError("TB_CLOSED", `${this.key} has ended`, { cause: this.#why });
     }
   }
+}
+
+/** No other attempt would do. */
+function isRefusal(error: unknown): boolean {
+  return error instanceof TensorBusError && error.code === "TB_PLAN_MISMATCH";
 }
