@@ -43,6 +43,8 @@ export class Ledger {
   readonly #staged = new Map<string, Outcomes>();
   /** When agents were stopped: from, to. */
   readonly #stops: { readonly agent: SimulatedAgent; readonly from: number; to: number }[] = [];
+  /** By batch and number, the agents that have registered it: which of them, and when it ended there. */
+  readonly #standing = new Map<string, Map<SimulatedAgent, { readonly generation: bigint; ended: number }>>();
   #stamps = 0;
 
   constructor(cluster: Cluster) {
@@ -96,11 +98,9 @@ export class Ledger {
       return;
     }
     if (round !== undefined && error.code !== "TB_IN_DOUBT") this.#record(transfer, round, false);
-    if (registration.plan.commit !== "staged" || isUnknown(error.code)) {
-      registration.settled = undefined;
-      return;
-    }
-    if (error.code === "TB_IN_DOUBT") registration.settled = undefined;
+    const { torn } = error.details;
+    const mayDiffer = registration.plan.commit === "direct" ? torn !== false : error.code === "TB_IN_DOUBT";
+    if (mayDiffer || isUnknown(error.code)) registration.settled = undefined;
     else this.#checkSame(transfer, registration.values);
   }
 
@@ -108,9 +108,28 @@ export class Ledger {
     if (event.kind === "fault" && event.error.code === "TB_SYSTEM") {
       this.violate("errors are typed", `${agent.name}: ${event.error.message}`);
     }
+    if (event.kind === "batchRegistered") this.#registered(agent, event);
+    if (event.kind === "batchEnded") this.#batchEnded(agent, event);
     if (event.kind !== "resolved") return;
     const key = `${String(event.batch)} #${event.number} from ${event.from}, round ${event.round}`;
     this.#note(key, agent.rank, event.committed, "resolved");
+  }
+
+  /**
+   * Every agent that lives has heard of the end of a batch soon after the first. For schedules in which nothing but processes
+   * and calls comes to grief: what is cut off or stopped hears later.
+   */
+  checkEnds(withinMs: number): void {
+    for (const [batch, agents] of this.#standing) {
+      const ends = [...agents.values()].map(({ ended }) => ended);
+      const first = Math.min(...ends);
+      for (const [agent, { generation, ended }] of agents) {
+        if (agent.generation !== generation || first === Number.POSITIVE_INFINITY) continue;
+        this.require(ended - first <= withinMs, "every end is heard in time", () => {
+          return `${agent.name} heard of the end of ${batch} ${(ended - first).toFixed(0)} ms after the first`;
+        });
+      }
+    }
   }
 
   /** Calls that should have ended by now. */
@@ -119,6 +138,25 @@ export class Ledger {
       if (call.ended !== undefined || !call.client.isAlive) continue;
       this.violate("every call ends", `${call.client.name} call ${call.number} (${call.type}) never ended`);
     }
+  }
+
+  #registered(
+    agent: SimulatedAgent,
+    { batch, number }: { readonly batch: unknown; readonly number: number },
+  ) {
+    const key = `${String(batch)} #${number}`;
+    const agents = this.#standing.get(key) ?? new Map();
+    this.#standing.set(key, agents);
+    agents.set(agent, { generation: agent.generation, ended: Number.POSITIVE_INFINITY });
+  }
+
+  #batchEnded(
+    agent: SimulatedAgent,
+    { batch, number }: { readonly batch: unknown; readonly number: number },
+  ) {
+    const known = this.#standing.get(`${String(batch)} #${number}`)?.get(agent);
+    if (known !== undefined && known.generation === agent.generation)
+      known.ended = Math.min(known.ended, this.#cluster.scheduler.now);
   }
 
   #checkTime(call: Call): void {

@@ -8,7 +8,7 @@ import { inject } from "./faults.ts";
 import { Job } from "./job.ts";
 import type { Violation } from "./ledger.ts";
 import type { Registration } from "./registration.ts";
-import { type BatchPlan, makeScenario, type Scenario } from "./scenario.ts";
+import { type BatchPlan, type FaultKind, makeScenario, type Scenario } from "./scenario.ts";
 
 export interface Report {
   readonly seed: number;
@@ -20,6 +20,15 @@ export interface Report {
   readonly rounds: number;
   readonly trace: readonly string[];
 }
+
+/** Faults after which everyone can be told at once that a batch has ended. */
+const tellsEnds: ReadonlySet<FaultKind> = new Set([
+  "kill agent",
+  "kill host",
+  "kill client",
+  "abort",
+  "clean up",
+]);
 
 const startMs = 20_000;
 const joinMs = 15_000;
@@ -209,6 +218,9 @@ class Schedule {
     await this.#cluster.until(() => this.#job.pending.length === 0, 10_000);
     ledger.overdue(this.#job.pending);
     await this.#cluster.pass(3000);
+    const { faults, peerTimeoutMs, storeMs } = this.#scenario;
+    if (faults.every(({ kind }) => tellsEnds.has(kind)))
+      ledger.checkEnds(1000 + 1.3 * peerTimeoutMs + 4 * storeMs[1]);
     for (const { name, memory } of agents) {
       ledger.require(memory.size === 0, "nothing leaks", () => `${name} holds ${memory.size} regions`);
     }
@@ -227,6 +239,10 @@ class Schedule {
     const kept = [...store.entries.keys()].filter((key) => !isKept(key));
     ledger.require(kept.length === 0, "nothing leaks", () => `in the store: ${kept.slice(0, 6).join(", ")}`);
     ledger.require(store.waiting === 0, "nothing leaks", () => `${store.waiting} waits in the store`);
+    for (const { name, process } of agents) {
+      const timers = this.#cluster.scheduler.waitingFor(process);
+      ledger.require(timers === 0, "nothing leaks", () => `${timers} timers of ${name}`);
+    }
     ledger.require(network.connections === 0, "nothing leaks", () => `${network.connections} connections`);
   }
 

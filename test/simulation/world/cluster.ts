@@ -13,6 +13,9 @@ import { Scheduler } from "./scheduler.ts";
 import { StoreServer } from "./store.ts";
 import { Trace } from "./trace.ts";
 
+/** Not the bundle's own, which is this world's (`../platform/globals.ts`). */
+const nextTurn = globalThis.setImmediate;
+
 export type Watcher = (agent: SimulatedAgent, event: AgentEvent) => void;
 
 export class Cluster {
@@ -99,10 +102,25 @@ export class Cluster {
   }
 
   /** Time goes on until that holds, or for so long. False where it does not hold then. */
-  async until(holds: () => boolean, ms: number): Promise<boolean> {
+  until(holds: () => boolean, ms: number): Promise<boolean> {
+    return new Promise((resolve, reject) => {
+      nextTurn(() => {
+        try {
+          resolve(this.#goOn(holds, ms));
+        } catch (error) {
+          reject(error);
+        }
+      });
+    });
+  }
+
+  async pass(ms: number): Promise<void> {
+    await this.until(() => false, ms);
+  }
+
+  #goOn(holds: () => boolean, ms: number): boolean {
     const { scheduler } = this;
     const end = scheduler.now + ms;
-    await scheduler.act(undefined, () => {});
     for (;;) {
       if (holds()) return true;
       const { next } = scheduler;
@@ -110,11 +128,7 @@ export class Cluster {
         scheduler.now = end;
         return holds();
       }
-      await scheduler.step();
+      scheduler.step();
     }
-  }
-
-  async pass(ms: number): Promise<void> {
-    await this.until(() => false, ms);
   }
 }
