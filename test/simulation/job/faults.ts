@@ -28,7 +28,11 @@ export function inject(fault: Fault, cluster: Cluster, job: Job): (() => void) |
       };
     }
     case "kill client": {
-      const side = scenario.sides[fault.side].includes(rank) ? fault.side : fault.side === "A" ? "B" : "A";
+      const side = cluster.launch.sides[fault.side].includes(rank)
+        ? fault.side
+        : fault.side === "A"
+          ? "B"
+          : "A";
       job.killClient(rank, side);
       return () => job.replaceClient(rank, side);
     }

@@ -28,7 +28,8 @@ export class Job {
 
   /** Clients on all ranks, which have registered nothing yet. */
   begin(): void {
-    for (const { rank, side } of placesOf(this.cluster.scenario)) this.replaceClient(rank, side);
+    this.#registrations.clear();
+    for (const { rank, side } of placesOf(this.cluster.launch)) this.replaceClient(rank, side);
   }
 
   killClient(rank: number, side: SideName): void {
@@ -39,14 +40,14 @@ export class Job {
   replaceClient(rank: number, side: SideName): void {
     const { cluster } = this;
     const client = cluster.startClient(rank, side);
-    for (const plan of cluster.scenario.batches) {
+    for (const plan of cluster.launch.batches) {
       this.#registrations.set(keyOf(rank, side, plan), new Registration(cluster, client, plan));
     }
   }
 
   /** A client tells its agent of a pair; one that stands already is as good. */
   async initPair(client: SimulatedClient, { pair, spreads }: BatchPlan, timeoutMs: number): Promise<Call> {
-    const { sides } = this.cluster.scenario;
+    const { sides } = this.cluster.launch;
     const { side } = client;
     const layout = layoutOf(spreads[side], sides[side]);
     return this.#call(client, "InitPair", timeoutMs, {
@@ -88,11 +89,11 @@ export class Job {
   begins({ batch, from, parts }: Step): void {
     const { scenario, scheduler } = this.cluster;
     const version = this.nextVersion();
-    const plan = scenario.batches[batch]!;
+    const plan = this.cluster.launch.batches[batch]!;
     for (const side of ["A", "B"] as const) {
       for (const [place, { at }] of parts[side].entries()) {
         if (at === undefined) continue;
-        const rank = scenario.sides[side][place]!;
+        const rank = this.cluster.launch.sides[side][place]!;
         scheduler.afterFor(undefined, at, () => {
           const registration = this.registrationOf(rank, side, plan);
           if (registration.client.isAlive) this.transfer(registration, from, scenario.callTimeoutMs, version);
@@ -124,6 +125,7 @@ export class Job {
       registration,
       from,
       version,
+      hadDoubt: registration.inDoubt,
       before: registration.values.slice(),
     };
     const direction = side === from ? ("send" as const) : ("recv" as const);

@@ -22,6 +22,8 @@ export interface TransferCall {
   readonly registration: Registration;
   readonly from: SideName;
   readonly version: number | undefined;
+  /** It is not known what an earlier round has come to, or will: memory may be its. */
+  readonly hadDoubt: boolean;
   /** What the client's memory held when it called. */
   readonly before: Int32Array;
 }
@@ -92,6 +94,7 @@ export class Ledger {
     const round = roundOf(call);
     const isTarget = transfer.from !== registration.side;
     if (error === undefined) {
+      registration.inDoubt = false;
       if (isTarget) this.#checkDelivered(transfer, round!);
       else this.#checkSame(transfer, registration.values);
       this.#record(transfer, round!, true);
@@ -99,8 +102,10 @@ export class Ledger {
     }
     if (round !== undefined && error.code !== "TB_IN_DOUBT") this.#record(transfer, round, false);
     const { torn } = error.details;
-    const mayDiffer = registration.plan.commit === "direct" ? torn !== false : error.code === "TB_IN_DOUBT";
-    if (mayDiffer || isUnknown(error.code)) registration.settled = undefined;
+    const isInDoubt = error.code === "TB_IN_DOUBT" || isUnknown(error.code);
+    const mayDiffer = registration.plan.commit === "direct" ? torn !== false : isInDoubt || transfer.hadDoubt;
+    if (isInDoubt) registration.inDoubt = true;
+    if (mayDiffer || isInDoubt) registration.settled = undefined;
     else this.#checkSame(transfer, registration.values);
   }
 

@@ -3,7 +3,7 @@ import { encodeTensorTable } from "../../../src/bus/queue/tensor-table.ts";
 import type { HostMemory } from "../../../src/memory/host-memory.ts";
 import type { SimulatedClient } from "../world/client.ts";
 import type { Cluster } from "../world/cluster.ts";
-import { type BatchPlan, type LocalPart, partOf, type Scenario, type SideName } from "./scenario.ts";
+import { type BatchPlan, type Launch, type LocalPart, partOf, type SideName } from "./scenario.ts";
 
 export interface Element {
   readonly value: number;
@@ -18,6 +18,8 @@ export class Registration {
   readonly memory: HostMemory;
   /** What it must hold while no call is under way; `undefined` where that is not known. */
   settled: Int32Array | undefined;
+  /** A round has ended in doubt, and none has been completed since. */
+  inDoubt = false;
   /** Of the agent's; `undefined` while it is not registered. */
   instance: bigint | undefined;
   /** Of the registration that stands, or stood last. */
@@ -26,7 +28,7 @@ export class Registration {
   readonly #part: LocalPart;
 
   constructor(cluster: Cluster, client: SimulatedClient, plan: BatchPlan) {
-    const ranks = cluster.scenario.sides[client.side];
+    const ranks = cluster.launch.sides[client.side];
     this.plan = plan;
     this.client = client;
     this.side = client.side;
@@ -82,9 +84,7 @@ export class Registration {
   }
 }
 
-/** Every client that stands on a side of a scenario. */
-export function* placesOf({
-  sides,
-}: Scenario): Generator<{ readonly side: SideName; readonly rank: number }> {
+/** Every client that stands on a side of a launch. */
+export function* placesOf({ sides }: Launch): Generator<{ readonly side: SideName; readonly rank: number }> {
   for (const side of ["A", "B"] as const) for (const rank of sides[side]) yield { side, rank };
 }

@@ -54,12 +54,18 @@ export interface Step {
   readonly parts: Readonly<Record<SideName, readonly Part[]>>;
 }
 
-export interface Scenario {
+/** Who transfers what: what a job was launched with. */
+export interface Launch {
+  readonly sides: Readonly<Record<SideName, readonly number[]>>;
+  readonly batches: readonly BatchPlan[];
+}
+
+export interface Scenario extends Launch {
   readonly seed: number;
   readonly world: number;
   readonly ranks: readonly number[];
-  readonly sides: Readonly<Record<SideName, readonly number[]>>;
-  readonly batches: readonly BatchPlan[];
+  /** All processes are killed in the end, and the job is launched anew under the same names, in another way. */
+  readonly again: Launch | undefined;
   readonly versions: boolean;
   readonly networkMs: readonly [number, number];
   readonly storeMs: readonly [number, number];
@@ -73,6 +79,8 @@ export interface Scenario {
   readonly faults: readonly Fault[];
 }
 
+/** Ranks that there can be. */
+const world = 6;
 /** Of each dimension of a global tensor: every side divides it. */
 export const size = 12;
 
@@ -102,18 +110,19 @@ const all: readonly FaultKind[] = [
 export function makeScenario(seed: number): Scenario {
   const random = new Random(seed);
   const [a, b] = [random.integer(1, 3), random.integer(1, 3)];
-  const sides = { A: range(0, a), B: range(random.chance(15) ? a - 1 : a, b) };
-  const ranks = [...new Set([...sides.A, ...sides.B])];
-  const batches = Array.from({ length: random.chance(30) ? 2 : 1 }, (_, index) =>
-    makeBatch(random, index, a === b),
-  );
+  const batchCount = random.chance(30) ? 2 : 1;
+  const { sides, batches } = makeLaunch(random, a, b, batchCount);
+  const ranks = ranksOf(sides);
   const callTimeoutMs = random.pick([400, 1000, 2000]);
   const slowStore = random.chance(10);
   const duration = random.integer(1, 4) * callTimeoutMs;
   return {
     seed,
-    world: ranks.length,
+    world,
     ranks,
+    again: random.chance(8)
+      ? makeLaunch(random, random.integer(1, 3), random.integer(1, 3), batchCount)
+      : undefined,
     sides,
     batches,
     versions: random.chance(40),
@@ -136,6 +145,18 @@ export function makeScenario(seed: number): Scenario {
     steps: makeSteps(random, batches, sides, duration, callTimeoutMs),
     faults: makeFaults(random, ranks, duration),
   };
+}
+
+function makeLaunch(random: Random, a: number, b: number, batches: number): Launch {
+  return {
+    sides: { A: range(0, a), B: range(random.chance(15) ? a - 1 : a, b) },
+    batches: Array.from({ length: batches }, (_, index) => makeBatch(random, index, a === b)),
+  };
+}
+
+/** Everyone who stands on a side. */
+export function ranksOf(sides: Launch["sides"]): number[] {
+  return [...new Set([...sides.A, ...sides.B])];
 }
 
 function range(first: number, count: number): number[] {

@@ -8,7 +8,7 @@ import { inject } from "./faults.ts";
 import { Job } from "./job.ts";
 import type { Violation } from "./ledger.ts";
 import type { Registration } from "./registration.ts";
-import { type BatchPlan, type FaultKind, makeScenario, type Scenario } from "./scenario.ts";
+import { type BatchPlan, type FaultKind, type Launch, makeScenario, type Scenario } from "./scenario.ts";
 
 export interface Report {
   readonly seed: number;
@@ -93,6 +93,7 @@ class Schedule {
     await this.#heal();
     for (const plan of this.#scenario.batches) await this.#rejoin(plan);
     await this.#lockstep();
+    if (this.#scenario.again !== undefined) await this.#launchAgain(this.#scenario.again);
     await this.#end();
   }
 
@@ -107,7 +108,7 @@ class Schedule {
     const joined = this.#job.registrations.map((registration) => this.#join(registration));
     const errors = await this.#through(Promise.all(joined), "registering");
     const failed = errors.find((error) => error !== undefined);
-    this.#must(failed === undefined, "registering without faults works", () => brief(failed));
+    this.#must(failed === undefined, "registering at the first try works", () => brief(failed));
   }
 
   async #faultyTime(): Promise<void> {
@@ -181,8 +182,8 @@ class Schedule {
 
   /** The second lockstep call at the latest succeeds on every rank. */
   async #lockstep(): Promise<void> {
-    const { callTimeoutMs, batches } = this.#scenario;
-    for (const plan of batches) {
+    const { callTimeoutMs } = this.#scenario;
+    for (const plan of this.#cluster.launch.batches) {
       for (let attempt = 1; attempt <= 3; attempt++) {
         const version = this.#job.nextVersion();
         this.#cluster.trace.say("TEST", `lockstep call ${attempt} of ${plan.id}`);
@@ -205,6 +206,23 @@ class Schedule {
         await this.#cluster.pass(1000);
       }
     }
+  }
+
+  /** Records of the dead bind nobody: everything is killed at once, and comes back in another way under the same names. */
+  async #launchAgain(launch: Launch): Promise<void> {
+    const { agents, clients, trace, random, scheduler } = this.#cluster;
+    trace.say("TEST", "all processes are killed, and the job is launched in another way", launch);
+    for (const client of clients) client.kill();
+    for (const agent of agents) {
+      scheduler.afterFor(undefined, random.integer(0, 20), () => agent.kill(random.chance(20)));
+    }
+    await this.#cluster.pass(20 + random.pick([1, 100, 10_000]));
+    this.#cluster.relaunch(launch);
+    for (const agent of this.#cluster.agents) agent.start();
+    await this.#ready();
+    this.#job.begin();
+    await this.#joinAll();
+    await this.#lockstep();
   }
 
   /** What all have let go of is gone. */

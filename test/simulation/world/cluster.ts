@@ -3,7 +3,7 @@ import type { AgentEvent } from "../../../src/bus/pair/events.ts";
 import { HostMemory } from "../../../src/memory/host-memory.ts";
 import type { Memory } from "../../../src/memory/memory.ts";
 import { Random } from "../../transport/kit/random.ts";
-import type { Scenario, SideName } from "../job/scenario.ts";
+import { type Launch, ranksOf, type Scenario, type SideName } from "../job/scenario.ts";
 import { usePlatform } from "../platform/current.ts";
 import type { Frame } from "../transport/frames.ts";
 import { SimulatedAgent } from "./agent.ts";
@@ -20,6 +20,8 @@ export type Watcher = (agent: SimulatedAgent, event: AgentEvent) => void;
 
 export class Cluster {
   readonly scenario: Scenario;
+  /** What stands now. */
+  launch: Launch;
   readonly scheduler = new Scheduler();
   readonly random: Random;
   readonly trace: Trace;
@@ -51,7 +53,19 @@ export class Cluster {
       latencyMs: scenario.networkMs,
       peerTimeoutMs: scenario.peerTimeoutMs,
     });
-    for (const rank of scenario.ranks) this.#agents.set(rank, new SimulatedAgent(this, rank));
+    this.launch = scenario;
+    this.relaunch(scenario);
+  }
+
+  /** From here on these stand on the sides; none of their agents has started yet. */
+  relaunch(launch: Launch): void {
+    this.launch = launch;
+    this.#clients.clear();
+    const ranks = ranksOf(launch.sides);
+    for (const rank of this.#agents.keys()) if (!ranks.includes(rank)) this.#agents.delete(rank);
+    for (const rank of ranks) {
+      if (!this.#agents.has(rank)) this.#agents.set(rank, new SimulatedAgent(this, rank));
+    }
   }
 
   get agents(): readonly SimulatedAgent[] {
