@@ -6,6 +6,7 @@ import { testData } from "./data.ts";
 import { testFailures } from "./failures.ts";
 import { testLifecycle } from "./lifecycle.ts";
 import { testRefusals } from "./refusals.ts";
+import { testRounds } from "./rounds.ts";
 import { testStrategies } from "./strategies.ts";
 import type { Subject } from "./world.ts";
 
@@ -15,4 +16,5 @@ export function testTransport(subject: Subject): void {
   testFailures(subject);
   testLifecycle(subject);
   testRefusals(subject);
+  testRounds(subject);
 }
