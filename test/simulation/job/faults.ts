@@ -76,6 +76,14 @@ export function inject(fault: Fault, cluster: Cluster, job: Job): (() => void) |
         for (const client of cut) client.mend();
       };
     }
+    case "drain agent":
+      agent.drain();
+      return () => {
+        if (!agent.isAlive) agent.start();
+      };
+    case "call twice":
+      job.callTwice(rank);
+      return undefined;
     case "abort":
       job.cancelOne(rank);
       return undefined;

@@ -1,4 +1,5 @@
 /** The programs of the clients: what they ask of their agents, step by step. */
+import type { CommandBody } from "../../../src/bus/queue/commands.ts";
 import type { TensorBusError } from "../../../src/errors.ts";
 import type { Call, SimulatedClient } from "../world/client.ts";
 import type { Cluster } from "../world/cluster.ts";
@@ -145,6 +146,19 @@ export class Job {
   cancelOne(rank: number): void {
     const call = this.pending.find(({ client, type }) => client.rank === rank && type === "Transfer");
     if (call !== undefined) call.client.cancel(call);
+  }
+
+  /** A call while another of the same client and direction is under way: it is refused at once, and changes nothing. */
+  callTwice(rank: number): void {
+    const first = this.pending.find(({ client, type }) => client.rank === rank && type === "Transfer");
+    if (first === undefined) return;
+    const { client, body, timeoutMs, began } = first;
+    const second = client.call("Transfer", body as CommandBody<"Transfer">, timeoutMs, (ended) => {
+      this.ledger.ended(ended);
+      this.ledger.secondEnded(ended, first);
+    });
+    // The first may still be on its way to the agent.
+    if (began < this.cluster.scheduler.now) this.#calls.add(second);
   }
 
   cleanUpOne(rank: number): void {

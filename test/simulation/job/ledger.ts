@@ -87,6 +87,14 @@ export class Ledger {
     });
   }
 
+  /** A call that was made while another one was under way. */
+  secondEnded({ client, number, error }: Call, first: Call): void {
+    const wasUnderWay = first.ended === undefined;
+    this.require(error !== undefined || !wasUnderWay, "a round has one call a rank and side", () => {
+      return `${client.name} call ${number} was done while call ${first.number} was under way`;
+    });
+  }
+
   transferEnded(transfer: TransferCall): void {
     const { call, registration } = transfer;
     this.ended(call);

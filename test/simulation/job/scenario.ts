@@ -26,7 +26,9 @@ export type FaultKind =
   | "wipe store"
   | "cut store"
   | "cut store one way"
+  | "drain agent"
   | "abort"
+  | "call twice"
   | "clean up";
 
 export interface Fault {
@@ -104,6 +106,8 @@ const all: readonly FaultKind[] = [
   "wipe store",
   "cut store",
   "cut store one way",
+  "drain agent",
+  "call twice",
   "clean up",
 ];
 

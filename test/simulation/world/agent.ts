@@ -80,6 +80,19 @@ export class SimulatedAgent {
     }
   }
 
+  /** As at SIGTERM: it ends in order, and takes nothing more. */
+  drain(): void {
+    if (this.process.state !== "running" || this.core === undefined) return;
+    const { process } = this;
+    this.#cluster.trace.say(this.name, "is told to end");
+    this.#cluster.scheduler.afterFor(process, 0, () => {
+      const end = () => {
+        if (this.process === process) this.kill(false);
+      };
+      this.close().then(end, end);
+    });
+  }
+
   stop(): void {
     if (this.process.state !== "running") return;
     this.#cluster.trace.say(this.name, "is stopped");
