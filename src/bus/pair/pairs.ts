@@ -50,6 +50,7 @@ export class Pairs {
   readonly #options: PairsOptions;
   readonly #table: Table<z.infer<typeof specSchema>>;
   readonly #sides = new Map<string, PairSide>();
+  readonly #remembered = new Map<string, SideSpec>();
   #count = 0;
 
   constructor(options: PairsOptions) {
@@ -57,10 +58,13 @@ export class Pairs {
     this.#table = options.state.table("pairs", specSchema);
   }
 
-  /** Takes up the sides that this rank had registered with an earlier agent. */
+  /**
+   * Remembers the sides that this rank had registered before: with an earlier agent, or over a store that was lost. They are
+   * taken up when a client asks for something of them; until then they bind nobody, for the job may come back in another way.
+   */
   restore(): void {
     for (const [, spec] of this.#table.entries()) {
-      if (!this.#sides.has(keyOf(spec))) this.#join(spec, undefined, rememberedMs);
+      if (!this.#sides.has(keyOf(spec))) this.#remembered.set(keyOf(spec), spec);
     }
   }
 
@@ -93,8 +97,9 @@ export class Pairs {
   sidesOf(pair: string, client: ClientIdentity): PairSide[] {
     const all = [...this.#sides.values()].filter(({ spec }) => spec.pair === pair);
     const own = all.filter(({ owner }) => owner === client.id);
+    if (own.length > 0) return own.sort((a, b) => a.order - b.order);
     const orphaned = all.filter(({ owner }) => owner === undefined || !this.#options.isAlive(owner));
-    const sides = own.length > 0 ? own : orphaned;
+    const sides = [...orphaned, ...this.#recall(pair)];
     if (sides.length > 0) return sides.sort((a, b) => a.order - b.order);
     const message = `pair ${pair} is not registered by this client on rank ${this.#options.rank}`;
     throw new TensorBusError("TB_PAIR_UNKNOWN", message, { details: { pair, rank: this.#options.rank } });
@@ -172,6 +177,12 @@ export class Pairs {
     }
   }
 
+  /** Takes up the sides of a pair that are remembered. */
+  #recall(pair: string): PairSide[] {
+    const specs = [...this.#remembered.values()].filter((spec) => spec.pair === pair);
+    return specs.map((spec) => this.#join(spec, undefined, rememberedMs));
+  }
+
   #claim(spec: SideSpec, client: ClientIdentity, deadline: Deadline): PairSide {
     const known = this.#sides.get(keyOf(spec));
     if (known !== undefined) {
@@ -206,6 +217,7 @@ export class Pairs {
     this.#count += 1;
     const side: PairSide = { spec, owner, settled: false, met, meeting, abort, order: this.#count };
     this.#sides.set(keyOf(spec), side);
+    this.#remembered.delete(keyOf(spec));
     const { pair, local, remote } = spec;
     met.then(
       () => {
