@@ -102,7 +102,7 @@ export class VirtualSession implements TransportSession, Station<Frame> {
       throw new TensorBusError("TB_BUSY", `${options.key} is prepared already`);
     }
     const number = ++this.#count;
-    const { key, linked = [] } = options as PrepareOptions & { readonly linked?: readonly number[] };
+    const { key, linked = [] } = options;
     const transfer = new VirtualTransfer({ session: this, number, key, program, bindings, linked });
     this.#transfers.set(number, transfer);
     try {
