@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import client_of
 
 import tensorbus
+from conftest import client_of
 
 Clients = tuple[tensorbus.TensorBusClient, tensorbus.TensorBusClient]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import ctypes
 import errno
-import fcntl
 import mmap
 import os
 import threading
@@ -29,6 +28,10 @@ class SharedMemory(mmap.mmap):
     inode: int
 
     def __new__(cls, size: int, name: str = "tensorbus") -> SharedMemory:
+        if not hasattr(os, "memfd_create"):
+            raise make_error("TB_UNSUPPORTED", "shared memory for an agent is a sealed memfd, which is Linux's")
+        import fcntl
+
         size = max(size, 1)
         descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:

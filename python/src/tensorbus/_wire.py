@@ -11,6 +11,8 @@ from typing import Any
 
 import msgpack
 
+from .errors import make_error
+
 PROTOCOL = (1, 1)
 _LENGTH = struct.Struct("<I")
 _NUMBER = struct.Struct("<Q")
@@ -51,6 +53,8 @@ def descriptors_path(path: str) -> str:
 
 def connect(path: str, timeout: float) -> socket.socket:
     """A connection to a Unix socket, however long its path is. Blocks for ``timeout`` seconds at most."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise make_error("TB_UNSUPPORTED", "an agent is reached by a Unix socket, which this system does not have")
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     folder = -1
     try:

@@ -1,0 +1,127 @@
+"""What holds without an agent: frames as recorded, names, folders, imports everywhere, and what pip makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import zipfile
+from typing import Any
+
+import pytest
+
+import tensorbus
+from tensorbus import _wire, errors
+from tensorbus._places import default_paths, rank_list
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = json.loads((ROOT / "test" / "golden" / "client-protocol.json").read_text())
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if isinstance(value, dict):
+        return {name: plain(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [plain(member) for member in value]
+    return value
+
+
+@pytest.mark.parametrize("exchange", GOLDEN["exchanges"], ids=lambda exchange: exchange["name"])
+def test_frames_are_read_as_recorded(exchange: dict[str, Any]) -> None:
+    for frame in exchange["frames"]:
+        data = bytes.fromhex(frame["hex"])
+        messages, rest = _wire.decode(data + data[:3])
+        assert rest == data[:3]
+        assert plain(messages[0]) == frame["message"]
+        if frame["from"] == "client":
+            assert _wire.encode(messages[0]) == data
+
+
+def test_codes_are_those_of_the_agents() -> None:
+    known = set(re.findall(r"^  (TB_\w+): \{", (ROOT / "src" / "errors.ts").read_text(), re.MULTILINE))
+    assert set(errors._classes) | set(errors._advice) <= known
+
+
+def test_types_are_those_of_the_agents() -> None:
+    source = (ROOT / "src" / "layout" / "dtype.ts").read_text()
+    listed = re.findall(r'^  "(\w+)",$', source.split("as const")[0], re.MULTILINE)
+    assert tuple(listed[: len(tensorbus._dtypes.DTYPES)]) == tensorbus._dtypes.DTYPES
+
+
+def test_folders_are_those_of_the_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
+    monkeypatch.setenv("TENSOR_BUS_NAMESPACE", "a b/ü!")
+    user = os.geteuid()
+    assert default_paths(3).command_queue_path == f"/run/user/1/tensorbus-{user}/a%20b%2F%C3%BC!/rank-3/queue"
+    monkeypatch.setenv("TENSOR_BUS_NAMESPACE", "..")
+    assert f"tensorbus-{user}/%2E%2E/" in default_paths(3).agent_state_path
+
+
+def test_ranks_are_listed_for_people() -> None:
+    assert rank_list([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert rank_list([]) == ""
+
+
+def test_exceptions_are_pythons_and_can_be_pickled() -> None:
+    import pickle
+
+    error = errors.make_error("TB_TIMEOUT", "too late", {"rank": 3})
+    assert isinstance(error, TimeoutError)
+    assert str(error) == "too late (TB_TIMEOUT)"
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.code, again.details) == (type(error), "TB_TIMEOUT", {"rank": 3})
+    assert isinstance(errors.make_error("TB_SOMETHING_NEW", "later"), RuntimeError)
+
+
+def test_imports_where_linux_is_missing() -> None:
+    """The package is looked at on laptops too: nothing of Linux is needed before a client is made."""
+    script = """
+import os, socket, sys
+for name in ("memfd_create", "posix_fallocate", "geteuid"):
+    delattr(os, name)
+for name in ("AF_UNIX", "SCM_RIGHTS"):
+    delattr(socket, name)
+sys.modules["fcntl"] = None
+import tensorbus
+assert tensorbus.Weights
+"""
+    subprocess.run(
+        [sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "python" / "src")}
+    )
+
+
+def test_wheel_and_source_distribution(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("build")
+    package = ROOT / "python"
+    assert (package / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(package)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("tensorbus-*.whl")
+    assert len(list(tmp_path.glob("tensorbus-*.tar.gz"))) == 1
+    with zipfile.ZipFile(wheel) as made:
+        names = made.namelist()
+        (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+        text = made.read(metadata).decode()
+    assert "tensorbus/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "License-Expression: Apache-2.0" in text
+    assert "Requires-Dist: msgpack" in text
+    assert f"Version: {tensorbus.__version__}" in text
+
+
+def test_doctor_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorbus.__main__ import main
+
+    monkeypatch.setenv("TENSORBUS_CLI", "/nowhere/tensorbus")
+    monkeypatch.setenv("TENSOR_BUS_NAMESPACE", "nobody-is-here")
+    assert main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert "absent  command line" in told
+    assert "/nowhere/tensorbus" in told
+    assert "tensorbus agents --side" in told
