@@ -37,14 +37,3 @@ export function addressOf(bytes: ArrayBufferView | ArrayBufferLike): bigint {
   const offset = ArrayBuffer.isView(bytes) ? bytes.byteOffset : 0;
   return loadKoffi().address(new Uint8Array(buffer)) + BigInt(offset);
 }
-
-/** The most bytes of one view: Node 20 ends when koffi makes one beyond 4 GiB. */
-export const maxViewBytes = 2 ** 30;
-
-/** An ArrayBuffer over memory that it does not own; `RangeError` beyond `maxViewBytes`. */
-export function viewOf(address: bigint, bytes: number): ArrayBuffer {
-  if (bytes > maxViewBytes) {
-    throw new RangeError(`a view of ${bytes} bytes; windows of at most ${maxViewBytes} are to be had`);
-  }
-  return loadKoffi().view(address, bytes);
-}

@@ -1,6 +1,5 @@
-import { markAsUntransferable } from "node:worker_threads";
 import { TensorBusError } from "../errors.ts";
-import { maxViewBytes, viewOf } from "../ffi/koffi.ts";
+import { maxViewBytes, viewOf } from "../ffi/view.ts";
 
 /** The typed arrays that memory can be seen as. 16- and 8-bit floats are seen as integers of their size. */
 export type TypedArrayConstructor =
@@ -22,9 +21,6 @@ export interface MappingRelease {
   /** At once when it is closed, even if it stays mapped. */
   readonly closed?: () => void;
 }
-
-/** Whose views were all collected is one reason less for a mapping to stay. */
-const collected = new FinalizationRegistry<Mapping>((mapping) => mapping.viewCollected());
 
 /**
  * Pages of this process that are not JavaScript's own. They are unmapped when their owner has closed them, nobody
@@ -76,16 +72,11 @@ export class Mapping {
   /** A window of at most 1 GiB. Its bounds were checked. */
   window(offset: bigint, bytes: number): ArrayBuffer {
     this.#check();
-    const window = viewOf(this.#address + offset, bytes);
-    // A transferred buffer would leave its object behind, whose end would then say nothing about its memory.
-    markAsUntransferable(window);
     this.#views++;
-    collected.register(window, this);
-    return window;
-  }
-  viewCollected(): void {
-    this.#views--;
-    this.#unmapIfUnused();
+    return viewOf(this.#address + offset, bytes, () => {
+      this.#views--;
+      this.#unmapIfUnused();
+    });
   }
 
   #check(): void {

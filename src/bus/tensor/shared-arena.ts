@@ -3,21 +3,19 @@
  * grow with bytes and not with tensors.
  */
 import { fstatSync } from "node:fs";
-import { maxViewBytes } from "../../ffi/koffi.ts";
+import { maxViewBytes } from "../../ffi/view.ts";
 import { SharedMemory } from "../../memory/shared-memory.ts";
 
 /** A memfd of this process, seen as one ArrayBuffer where it is not too large for that. */
 export class SharedStorage {
   readonly memory: SharedMemory;
-  readonly #buffer: ArrayBuffer | undefined;
+  readonly #bytes: number;
+  #buffer: ArrayBuffer | undefined;
   #identity: { readonly device: bigint; readonly inode: bigint } | undefined;
 
   constructor(bytes: number) {
     this.memory = SharedMemory.create(bytes, "tensorbus-tensor");
-    if (bytes <= maxViewBytes) {
-      this.#buffer = this.memory.view(Uint8Array).buffer as ArrayBuffer;
-      storages.set(this.#buffer, { storage: this, offset: 0 });
-    }
+    this.#bytes = bytes;
   }
 
   /** What fstat says of the memfd: what the agent compares. */
@@ -31,10 +29,19 @@ export class SharedStorage {
 
   /** That part of it: an ArrayBuffer, and where the part begins there. `RangeError` for more than 1 GiB. */
   window(offset: number, bytes: number): { readonly buffer: ArrayBuffer; readonly offset: number } {
-    if (this.#buffer !== undefined) return { buffer: this.#buffer, offset };
+    if (this.#bytes <= maxViewBytes) return { buffer: this.#whole(), offset };
     const buffer = this.memory.view(Uint8Array, offset, bytes).buffer as ArrayBuffer;
     if (bytes > 0) storages.set(buffer, { storage: this, offset });
     return { buffer, offset: 0 };
+  }
+
+  /** One that was transferred to another thread is empty here; the memory is not. */
+  #whole(): ArrayBuffer {
+    if (this.#buffer === undefined || this.#buffer.byteLength !== this.#bytes) {
+      this.#buffer = this.memory.view(Uint8Array).buffer as ArrayBuffer;
+      storages.set(this.#buffer, { storage: this, offset: 0 });
+    }
+    return this.#buffer;
   }
 }
 

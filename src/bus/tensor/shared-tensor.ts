@@ -85,9 +85,10 @@ export class SharedTensor<D extends DType = DType> {
    * `RangeError` for more than 1 GiB: take slices.
    */
   get data(): TensorArray<D> {
-    if (this.#data === undefined) {
+    const length = elementSpan(this.shape, this.strides);
+    // One that was transferred to another thread is empty here.
+    if (this.#data === undefined || this.#data.length !== length) {
       const type = arrayTypeOf(this.dtype);
-      const length = elementSpan(this.shape, this.strides);
       const window = this.storage.window(this.storageOffset, length * itemSize(this.dtype));
       this.#data = new type(window.buffer, window.offset, length) as TensorArray<D>;
     }
