@@ -107,7 +107,7 @@ export class Agent implements AsyncDisposable {
     try {
       const { rank, world = defaultWorld, store, transport, distrust } = options;
       const { commit = "direct", checksum = false, planning = {} } = options;
-      const { generation, state } = post;
+      const { generation, predecessor, state } = post;
       const tell = (event: AgentEvent) => events.next(event);
       const onFault = (error: unknown) => tell({ kind: "fault", error: asFault(error) });
       const memory = new AgentMemory(hostRegions, { port: post.port, onFault }, post.descriptors);
@@ -117,6 +117,7 @@ export class Agent implements AsyncDisposable {
           rank,
           world,
           generation,
+          predecessor,
           store,
           transport,
           distrust,

@@ -22,6 +22,8 @@ export interface AgentCoreOptions {
   readonly rank: number;
   readonly world: number;
   readonly generation: bigint;
+  /** That of the agent before it on its paths. */
+  readonly predecessor?: bigint | undefined;
   readonly store: Store | StoreFactory;
   readonly transport: Transport;
   readonly distrust?: Distrust | undefined;
@@ -72,13 +74,14 @@ export class AgentCore {
 
   /** Finds the store, joins a session of the transport, and takes up the pairs of an earlier agent. */
   static async open(options: AgentCoreOptions, deadline: DeadlineOptions): Promise<AgentCore> {
-    const { rank, world, generation, store, transport, distrust } = options;
+    const { rank, world, generation, predecessor, store, transport, distrust } = options;
     let core: AgentCore | undefined;
     const uplink = await Uplink.open(
       {
         rank,
         world,
         generation,
+        predecessor,
         store,
         transport,
         distrust,

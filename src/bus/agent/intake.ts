@@ -44,6 +44,8 @@ export interface PostHandlers {
 }
 
 export class AgentIntake {
+  /** The generation of the last agent on these paths, which has ended. */
+  readonly predecessor: bigint | undefined;
   readonly state: State;
   readonly #options: AgentPostOptions;
   readonly #record: AgentRecord;
@@ -62,6 +64,7 @@ export class AgentIntake {
   private constructor(
     options: AgentPostOptions,
     record: AgentRecord,
+    predecessor: AgentRecord | undefined,
     parts: {
       port: EventPort;
       queue: CommandQueue;
@@ -74,6 +77,7 @@ export class AgentIntake {
   ) {
     this.#options = options;
     this.#record = record;
+    this.predecessor = predecessor?.generation;
     this.state = parts.state;
     this.#port = parts.port;
     this.#queue = parts.queue;
@@ -121,7 +125,13 @@ export class AgentIntake {
       }
       sweepNames();
       await settleLeftovers(queue, state);
-      return new AgentIntake(options, agent, { port, queue, state, claims, waker, heartbeat }, release);
+      return new AgentIntake(
+        options,
+        agent,
+        predecessor,
+        { port, queue, state, claims, waker, heartbeat },
+        release,
+      );
     } catch (error) {
       await release();
       throw error;

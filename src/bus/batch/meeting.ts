@@ -374,16 +374,18 @@ function awaitLocal(
 
 function awaitRemote(
   rendezvous: Rendezvous,
-  { keys, record, batch }: RankRegistration,
+  { keys, record, batch, pairs }: RankRegistration,
   remote: string,
   number: number,
   deadline: Deadline,
 ): Promise<BatchSideRecord> {
   const { pair } = record.pairs[0]!;
+  const [leader] = pairs[0]!.remote.ranks;
   const key = keys.side(number, remote);
   const look = async (rest: object) => {
     const side = await rendezvous.read(key, batchSideSchema, rest);
-    if (side === undefined) return undefined;
+    // Another rank's is what a job has left that was launched in another way.
+    if (side === undefined || side.leader !== leader) return undefined;
     if (
       await areStale(rendezvous, [{ rank: side.leader, generation: side.generation }], new Deadline(rest))
     ) {

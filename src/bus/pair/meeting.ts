@@ -7,9 +7,8 @@ import { randomBytes } from "node:crypto";
 import { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import { pack, unpack } from "../queue/commands.ts";
+import { type Incumbent, isPresent } from "./presence.ts";
 import {
-  agentKey,
-  agentSchema,
   findOdd,
   layoutDigest,
   type MemberRecord,
@@ -22,7 +21,7 @@ import {
   sideSchema,
   slotKey,
 } from "./records.ts";
-import { type Rendezvous, recordVersion } from "./rendezvous.ts";
+import { inGroups, type Rendezvous, recordVersion } from "./rendezvous.ts";
 
 /** Who meets. */
 export interface Attendant {
@@ -42,6 +41,8 @@ export class PairMeeting {
   readonly #self: Attendant;
   readonly #spec: SideSpec;
   readonly #nonce = randomBytes(8).readBigUInt64LE();
+  /** Agents that have answered. */
+  readonly #present = new Set<string>();
   #slot: number | undefined;
 
   constructor(rendezvous: Rendezvous, self: Attendant, spec: SideSpec) {
@@ -83,6 +84,15 @@ export class PairMeeting {
     if (record !== undefined && this.#memberOf(record)?.nonce === this.#nonce) {
       await this.#rendezvous.store.delete(key, cleaning);
     }
+    if (slot === 0) await this.#removeSide();
+  }
+
+  /** The record of the side, where this rank's has not been replaced. */
+  async #removeSide(): Promise<void> {
+    const { rank, generation } = this.#self;
+    const key = sideRecordKey(this.#spec.pair, this.#spec.local);
+    const side = await this.#rendezvous.read(key, sideSchema, cleaning);
+    if (side?.leader === rank && side.generation === generation) await this.#rendezvous.remove(key, cleaning);
   }
 
   #memberOf(bytes: Uint8Array): MemberRecord | undefined {
@@ -137,12 +147,14 @@ export class PairMeeting {
     return slot;
   }
 
-  async #isStale(
-    { rank, generation }: Pick<MemberRecord, "rank" | "generation">,
-    deadline: Deadline,
-  ): Promise<boolean> {
-    const agent = await this.#rendezvous.read(agentKey(rank), agentSchema, deadline.rest);
-    return agent === undefined || agent.generation !== generation;
+  /** Each is asked once: who has died since is the matter of what is agreed next. */
+  async #isStale({ rank, generation }: Incumbent, deadline: Deadline): Promise<boolean> {
+    const isOwn = rank === this.#self.rank && generation === this.#self.generation;
+    const name = `${rank} ${generation}`;
+    if (isOwn || this.#present.has(name)) return false;
+    if (!(await isPresent(this.#rendezvous, { rank, generation }, deadline))) return true;
+    this.#present.add(name);
+    return false;
   }
 
   /** Reads all slots, until all that stand are of agents that live and agree; then writes the side's record. */
@@ -191,9 +203,8 @@ export class PairMeeting {
     const members = records.map((bytes) => (bytes === undefined ? undefined : this.#memberOf(bytes)));
     if (members.includes(undefined)) return undefined;
     const all = members as MemberRecord[];
-    if (findOdd(this.#spec.pair, this.#spec.local, all) === undefined) return all;
-    // Who differs may be what a dead agent has left, whose successor will come.
-    const stale = await Promise.all(all.map((member) => this.#isStale(member, deadline)));
+    // Any may be what a dead agent has left, in whose place another rank will come.
+    const stale = await inGroups(all.length, (index) => this.#isStale(all[index]!, deadline));
     return stale.includes(true) ? undefined : all;
   }
 
@@ -232,6 +243,7 @@ export class PairMeeting {
         return false;
       }
       const same =
+        side.ranks.length === this.#spec.worldSize &&
         side.ranks.includes(this.#self.rank) &&
         side.remote === remote &&
         layoutDigest(side.layout) === layoutDigest(layout);

@@ -163,7 +163,8 @@ async function pause(milliseconds: number, { signal, remainingMs }: Deadline): P
   });
 }
 
-async function inGroups<T>(count: number, call: (index: number) => Promise<T>): Promise<T[]> {
+/** Calls for each index, some at a time. */
+export async function inGroups<T>(count: number, call: (index: number) => Promise<T>): Promise<T[]> {
   const results: T[] = [];
   for (let start = 0; start < count; start += readsAtOnce) {
     const group = Array.from({ length: Math.min(readsAtOnce, count - start) }, (_, index) =>

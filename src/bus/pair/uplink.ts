@@ -8,8 +8,8 @@ import { TensorBusError } from "../../errors.ts";
 import { createExecutor, type Executor } from "../../exec/executor.ts";
 import type { Store, StoreCallOptions } from "../../store/store.ts";
 import type { Transport, TransportEvent, TransportSession } from "../../transport/transport.ts";
-import { agentKey } from "./records.ts";
-import { type Distrust, Rendezvous, recordVersion } from "./rendezvous.ts";
+import { Presence } from "./presence.ts";
+import { type Distrust, Rendezvous } from "./rendezvous.ts";
 
 /** A store, and what closes it and all that was opened with it: what `openStore` gives. */
 export interface StoreHandle {
@@ -24,6 +24,8 @@ export interface UplinkOptions {
   readonly rank: number;
   readonly world: number;
   readonly generation: bigint;
+  /** That of the agent before it on its paths, which is known to have ended. */
+  readonly predecessor?: bigint | undefined;
   /** A store of the caller's is never closed here, and not replaced when it is lost. */
   readonly store: Store | StoreFactory;
   readonly transport: Transport;
@@ -39,15 +41,13 @@ export interface Connection {
   /** Closes a store that was opened here. */
   readonly closeStore: () => Promise<void>;
   readonly rendezvous: Rendezvous;
+  readonly presence: Presence;
   readonly session: TransportSession;
   readonly executor: Executor;
 }
 
 const firstRetryMs = 50;
 const longestRetryMs = 2000;
-/** A key that nobody writes: who waits for it learns when the store is lost. */
-const neverKey = "bus/never";
-const watchMs = 2 ** 31 - 1;
 
 export class Uplink implements AsyncDisposable {
   readonly #options: UplinkOptions;
@@ -107,7 +107,7 @@ export class Uplink implements AsyncDisposable {
   }
 
   async #connect(deadline: Deadline): Promise<Connection> {
-    const { rank, world, generation, transport, onTransport, distrust } = this.#options;
+    const { rank, world, generation, predecessor, transport, onTransport, distrust } = this.#options;
     const given = this.#options.store;
     const opened =
       typeof given === "function" ? await given(deadline.rest) : { store: given, close: async () => {} };
@@ -115,10 +115,11 @@ export class Uplink implements AsyncDisposable {
     const closeStore = () => opened.close();
     try {
       const rendezvous = new Rendezvous(store, distrust);
-      await rendezvous.publish(agentKey(rank), { version: recordVersion, generation }, deadline.rest);
+      const presence = new Presence(rendezvous, { rank, generation });
+      await presence.claim(predecessor, deadline.rest);
       const session = await transport.open({ rank, world, store, ...deadline.rest });
       session.events$.subscribe(onTransport);
-      return { store, closeStore, rendezvous, session, executor: createExecutor(session) };
+      return { store, closeStore, rendezvous, presence, session, executor: createExecutor(session) };
     } catch (error) {
       await closeStore();
       throw error;
@@ -134,15 +135,10 @@ export class Uplink implements AsyncDisposable {
 
   async #watch(connection: Connection): Promise<void> {
     const { signal } = this.#stop;
-    for (;;) {
-      try {
-        await connection.store.wait([neverKey], { timeoutMs: watchMs, signal });
-      } catch (error) {
-        if (signal.aborted) return;
-        if (error instanceof TensorBusError && error.code === "TB_TIMEOUT") continue;
-        await this.#lose(connection, error);
-        return;
-      }
+    try {
+      await connection.presence.answer(signal);
+    } catch (error) {
+      if (!signal.aborted) await this.#lose(connection, error);
     }
   }
 
@@ -176,9 +172,9 @@ export class Uplink implements AsyncDisposable {
     }
   }
 
-  async #leave({ session, closeStore, rendezvous }: Connection): Promise<void> {
+  async #leave({ session, closeStore, presence }: Connection): Promise<void> {
     await session.close();
-    await rendezvous.remove(agentKey(this.#options.rank), { timeoutMs: 1000 }).catch(() => {});
+    await presence.leave();
     await closeStore();
   }
 }

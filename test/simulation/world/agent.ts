@@ -163,6 +163,7 @@ export class SimulatedAgent {
           rank,
           world: scenario.world,
           generation,
+          predecessor: generation - 1n,
           store: async (options) => {
             const client = await cluster.store.open(process, options);
             this.#stores.push(client);
