@@ -59,7 +59,7 @@ static uint32_t owner_of(const pthread_mutex_t *mutex) {
 /* The thread that holds a lock of LMDB's, or 0. A dead one's lock is free: LMDB recovers it. */
 static uint32_t holder_of(tb_gate *gate) {
     const tb_lmdb_locks *locks = atomic_load_explicit(&gate->locks, memory_order_acquire);
-    if (locks == NULL) {
+    if (locks == NULL || tb_lmdb_files_mend_locks(&gate->files)) {
         return 0;
     }
     uint32_t writer = owner_of(&locks->writer);
@@ -125,7 +125,7 @@ int32_t tb_gate_open(uint64_t port, const char *path, uint64_t token, uint64_t *
     if (gate == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, ENOMEM, "no memory for a gate");
     }
-    gate->files = TB_LMDB_NO_FILES;
+    tb_lmdb_files_init(&gate->files);
     int32_t rc = tb_bus_open_lock_file(path, &gate->fd, err);
     if (rc != TB_OK) {
         goto free_gate;

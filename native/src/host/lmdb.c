@@ -25,7 +25,7 @@ static bool is_page_size(uint32_t bytes) {
     return bytes >= 512 && bytes <= 65536 && (bytes & (bytes - 1)) == 0;
 }
 
-static const char *check_meta(const tb_lmdb_meta *meta) {
+const char *tb_lmdb_check_meta(const tb_lmdb_meta *meta) {
     if ((meta->page.flags & TB_LMDB_META) == 0 || meta->magic != TB_LMDB_MAGIC) {
         return "a meta page is none";
     }
@@ -52,7 +52,7 @@ static const char *check_meta(const tb_lmdb_meta *meta) {
 
 const tb_lmdb_meta *tb_lmdb_newest(const tb_lmdb_meta metas[TB_LMDB_METAS], const char **problem) {
     for (int i = 0; i < TB_LMDB_METAS; i++) {
-        *problem = check_meta(&metas[i]);
+        *problem = tb_lmdb_check_meta(&metas[i]);
         if (*problem != NULL) {
             return NULL;
         }

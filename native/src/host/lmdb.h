@@ -99,6 +99,9 @@ _Static_assert(offsetof(tb_lmdb_locks, head.body.reader_table) == TB_LMDB_READER
 /* One cache line a reader. */
 #define TB_LMDB_LOCK_BYTES (sizeof(tb_lmdb_locks) + TB_LMDB_READERS * TB_LMDB_CACHE_LINE)
 
+/* What is wrong with a meta page, or NULL. */
+const char *tb_lmdb_check_meta(const tb_lmdb_meta *meta);
+
 /* The meta page of the last transaction, or NULL and what is wrong with them in *problem. metas: both, copied. */
 const tb_lmdb_meta *tb_lmdb_newest(const tb_lmdb_meta metas[TB_LMDB_METAS], const char **problem);
 

@@ -13,6 +13,17 @@
 
 #include "base/error.h"
 
+void tb_lmdb_files_init(tb_lmdb_files *files) {
+    files->data_fd = -1;
+    atomic_store(&files->lock_fd, -1);
+    files->page_bytes = 0;
+    files->metas = NULL;
+    files->data_bytes = 0;
+    files->reserved = 0;
+    files->data_path = NULL;
+    files->lock_path = NULL;
+}
+
 void tb_lmdb_files_close(tb_lmdb_files *files) {
     if (files->metas != NULL) {
         munmap((void *)files->metas, (size_t)files->page_bytes * TB_LMDB_METAS);
@@ -25,7 +36,7 @@ void tb_lmdb_files_close(tb_lmdb_files *files) {
     }
     free(files->data_path);
     free(files->lock_path);
-    *files = TB_LMDB_NO_FILES;
+    tb_lmdb_files_init(files);
 }
 
 static int32_t map_metas(tb_lmdb_files *files, tb_error *err) {
@@ -35,7 +46,14 @@ static int32_t map_metas(tb_lmdb_files *files, tb_error *err) {
         || pread(files->data_fd, &meta, sizeof meta, 0) != (ssize_t)sizeof meta) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "%s cannot be read", files->data_path);
     }
+    const char *problem = tb_lmdb_check_meta(&meta);
+    if (problem != NULL) {
+        return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s is damaged: %s", files->data_path, problem);
+    }
     files->page_bytes = meta.trees[TB_LMDB_FREE].page_bytes;
+    if ((uint64_t)status.st_size < (uint64_t)files->page_bytes * TB_LMDB_METAS) {
+        return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s is damaged: it was cut", files->data_path);
+    }
     files->data_bytes = (uint64_t)status.st_size;
     size_t bytes = (size_t)files->page_bytes * TB_LMDB_METAS;
     void *mapping = mmap(NULL, bytes, PROT_READ, MAP_SHARED, files->data_fd, 0);
@@ -47,7 +65,7 @@ static int32_t map_metas(tb_lmdb_files *files, tb_error *err) {
 }
 
 int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const char *lock_path, tb_error *err) {
-    *files = TB_LMDB_NO_FILES;
+    tb_lmdb_files_init(files);
     files->data_path = strdup(data_path);
     files->lock_path = strdup(lock_path);
     files->data_fd = open(data_path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
@@ -101,6 +119,15 @@ static uint64_t bytes_in_use(const tb_lmdb_files *files) {
         bytes = meta->magic == TB_LMDB_MAGIC && used > bytes ? used : bytes;
     }
     return bytes;
+}
+
+bool tb_lmdb_files_mend_locks(const tb_lmdb_files *files) {
+    struct stat locks;
+    if (files->lock_fd < 0 || fstat(files->lock_fd, &locks) != 0 || locks.st_size >= (off_t)TB_LMDB_LOCK_BYTES) {
+        return false;
+    }
+    mend_length(files);
+    return true;
 }
 
 static int32_t check_sizes(const tb_lmdb_files *files, tb_error *err) {

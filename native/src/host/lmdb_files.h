@@ -12,7 +12,7 @@
 
 typedef struct tb_lmdb_files {
     int data_fd;
-    int lock_fd; /* names the file only: closing another kind would free LMDB's own locks on it */
+    _Atomic int lock_fd; /* names the file only: closing another kind would free LMDB's own locks on it */
     uint32_t page_bytes;
     const char *metas;   /* both meta pages, mapped; NULL before the files are open */
     uint64_t data_bytes; /* the file had as many, and never shrinks */
@@ -21,7 +21,8 @@ typedef struct tb_lmdb_files {
     char *lock_path;
 } tb_lmdb_files;
 
-#define TB_LMDB_NO_FILES ((tb_lmdb_files){.data_fd = -1, .lock_fd = -1})
+/* Nothing is open; a value that tb_lmdb_files_close may have. */
+void tb_lmdb_files_init(tb_lmdb_files *files);
 
 int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const char *lock_path, tb_error *err);
 void tb_lmdb_files_close(tb_lmdb_files *files);
@@ -32,6 +33,9 @@ void tb_lmdb_files_close(tb_lmdb_files *files);
  * that maps them is ended by a signal, and each finds the mark.
  */
 int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, tb_error *err);
+
+/* Before the lock file is looked at through a map, from any thread: true where it was cut, and mended as above. */
+bool tb_lmdb_files_mend_locks(const tb_lmdb_files *files);
 
 /* As tb_gate_reserve. */
 int32_t tb_lmdb_files_reserve(tb_lmdb_files *files, const tb_lmdb_change *change, tb_error *err);

@@ -61,9 +61,15 @@ export class CountedDatabase {
     return this.#root.getKeys(range) as Iterable<Buffer>;
   }
 
-  /** The next read sees what was committed last. */
-  resetReadTxn(): void {
+  /** Sees what was committed last. */
+  readSync<T>(work: () => T): T {
     this.#root.resetReadTxn();
+    try {
+      return work();
+    } finally {
+      // LMDB would end it by a timer, whose touch of a lock file that was cut meanwhile nobody looks at before.
+      this.#root.resetReadTxn();
+    }
   }
 
   readerCheck(): number {

@@ -125,7 +125,11 @@ export class Environment implements AsyncDisposable {
   async enterToOpen(deadline: DeadlineOptions): Promise<void> {
     // Who holds LMDB's lock past the gate would hold up the opening too; a lock file that is about to go tells nothing.
     if (isOfThisBoot(this.path)) nativeBus.tb_gate_attach(this.#gate, join(this.path, folderFiles.lock));
-    await this.#inside(`opening ${this.path}`, () => this.#open(), deadline);
+    try {
+      await this.#inside(`opening ${this.path}`, () => this.#open(), deadline);
+    } catch (error) {
+      throw this.#typed(error);
+    }
   }
 
   /** Its records. Whoever writes to it outside of `write` passes no gate, and may block. */
@@ -157,8 +161,7 @@ export class Environment implements AsyncDisposable {
     const records = this.#records;
     try {
       nativeBus.tb_gate_check(this.#gate);
-      records.resetReadTxn();
-      return work();
+      return records.readSync(work);
     } catch (error) {
       throw this.#typed(error);
     }
@@ -354,11 +357,7 @@ export class Environment implements AsyncDisposable {
     const { others } = this.#use;
     const [data, lock] = [join(this.path, folderFiles.data), join(this.path, folderFiles.lock)];
     prepareFormat(this.path, this.#options.kind, others);
-    try {
-      nativeBus.tb_gate_prepare(this.#gate, data, lock, BigInt(this.#mapBytes), others ? 1 : 0);
-    } catch (error) {
-      throw this.#typed(error);
-    }
+    nativeBus.tb_gate_prepare(this.#gate, data, lock, BigInt(this.#mapBytes), others ? 1 : 0);
     const shared = { root: this.#openRoot(), users: 0 };
     opened.set(this.path, shared);
     return shared;

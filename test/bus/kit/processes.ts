@@ -22,7 +22,7 @@ const temporary: string[] = [];
 const used: BusPaths[] = [];
 
 /** The bundle of a fixture of this folder. */
-function bundle(name: string): string {
+export function bundle(name: string): string {
   const outfile = join(folder, `${name}.mjs`);
   if (!built.has(name)) {
     mkdirSync(folder, { recursive: true });

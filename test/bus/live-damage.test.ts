@@ -1,0 +1,59 @@
+/** The files of a live agent are damaged: its clients learn of it before their deadline, it ends when it is told to. */
+import { readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { expect, it } from "vitest";
+import { TensorBusClient } from "../../src/bus/client/client.ts";
+import { freePort } from "../kit/free-ports.ts";
+import { Cluster } from "./kit/agent-cluster.ts";
+import { failureOf } from "./kit/agent-kit.ts";
+
+const pair = { pairName: "p", localName: "a", remoteName: "b", expectedWorldSize: 1 };
+const namesOf = (pid: number) =>
+  readdirSync("/dev/shm").filter((name) => new RegExp(`tensorbus-\\d+-\\d+-${pid}-`).test(name));
+
+async function start(): Promise<{ cluster: Cluster; pid: number; client: TensorBusClient }> {
+  const cluster = new Cluster(await freePort());
+  const agent = await cluster.start(0);
+  return { cluster, pid: agent.process.pid!, client: await cluster.client(0) };
+}
+
+it.each([
+  ["state", "data.mdb", (file: string) => truncateSync(file, 4096)],
+  ["state", "data.mdb", (file: string) => writeFileSync(file, Buffer.alloc(65_536, 0xa5))],
+  ["state", "lock.mdb", (file: string) => truncateSync(file, 0)],
+  ["queue", "data.mdb", (file: string) => truncateSync(file, 0)],
+  ["queue", "lock.mdb", (file: string) => truncateSync(file, 100)],
+] as const)("%s/%s of a live agent: TB_BUS_FORMAT in time, and the agent ends", async (folder, file, damage) => {
+  const { cluster, pid, client } = await start();
+  const waiting = failureOf(client.initPair({ ...pair, timeoutMs: 1500 }));
+  await expect.poll(() => client.commandQueue.size()).toBe(0);
+  const began = performance.now();
+  damage(join(cluster.folder, `${folder}-0`, file));
+  expect(await waiting).toMatchObject({ code: "TB_BUS_FORMAT", message: expect.stringMatching(/remove it/) });
+  expect(performance.now() - began).toBeLessThan(4000);
+  expect(await failureOf(client.initPair({ ...pair, timeoutMs: 1500 }))).toMatchObject({
+    code: "TB_BUS_FORMAT",
+  });
+  const late = TensorBusClient.connect({ agentRank: 0, ...cluster.paths(0), connectionTimeoutMs: 2000 });
+  expect(await failureOf(late)).toMatchObject({ code: "TB_BUS_FORMAT" });
+  await client.close();
+  const agent = cluster.agents[0]!;
+  agent.process.kill("SIGTERM");
+  expect((await agent.finished).code).not.toBeNull();
+  expect(namesOf(pid)).toEqual([]);
+});
+
+it("names in /dev/shm go with a folder that is removed, though its agent was killed", async () => {
+  const { cluster, pid, client } = await start();
+  await client.close();
+  cluster.agents[0]!.process.kill("SIGKILL");
+  await cluster.agents[0]!.finished;
+  expect(namesOf(pid).length).toBeGreaterThan(0);
+  const state = join(cluster.folder, "state-0");
+  truncateSync(join(state, "data.mdb"), 4096);
+  expect(await failureOf(cluster.client(0))).toMatchObject({ code: "TB_BUS_FORMAT" });
+  rmSync(state, { recursive: true });
+  expect(namesOf(pid)).toEqual([]);
+  await cluster.start(0);
+  await cluster.client(0);
+});
