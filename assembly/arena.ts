@@ -8,6 +8,7 @@ import { fail, TB_PLAN_TOO_LARGE } from "./error";
 const OF_MEMORY: i64 = -1;
 export const OF_CHANNELS: i64 = -2;
 export const OF_CHUNKS: i64 = -3;
+export const OF_RUNS: i64 = -4;
 
 /** Addresses have 32 bits. */
 const MOST: usize = 0xffff0000;

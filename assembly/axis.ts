@@ -4,8 +4,12 @@
  * The rules are PyTorch's: chunks of ceil(length / n) until the data runs out, later mesh dimensions cut what
  * earlier ones left.
  */
-import { alloc, allocZero, grow } from "./arena";
+import { alloc, allocZero, grow, OF_RUNS } from "./arena";
+import { fail, TB_PLAN_TOO_LARGE } from "./error";
 import { ceilDiv, i64At, setI64, setU32, u32At } from "./words";
+
+/** More runs than this are refused: a strided shard makes one of each of its pieces, for each group. */
+const RUNS_MOST: i64 = 1 << 23;
 
 export const SPLIT: i32 = 1;
 export const ORDER: i32 = 2;
@@ -93,6 +97,10 @@ function takeSlice(first: u32, low: i64, high: i64): void {
   }
 }
 
+function admitRuns(count: i64): void {
+  if (<i64>runs + count > RUNS_MOST) fail(TB_PLAN_TOO_LARGE, OF_RUNS, <i64>runs + count);
+}
+
 /**
  * Cuts `[0, length)` by the mesh dimensions in the order given: group numbers come out row-major in that
  * order. A factor of 0 cuts as Shard does; k cuts the list into k pieces and gives group i its part of every
@@ -131,6 +139,7 @@ function cutLists(axis: Axis, order: usize): bool {
       }
       const piece = ceilDiv(length, max<i64>(factor, 1));
       const full = ceilDiv(piece, n);
+      if (cuts == 0 && factor > 1 && piece > 1) admitRuns(ceilDiv(length, piece) * min<i64>(n, piece));
       let taken: i64 = 0;
       seek(parentStarts, parentLengths, first);
       for (let i: u32 = 0; i < n; i++) {
@@ -140,6 +149,9 @@ function cutLists(axis: Axis, order: usize): bool {
           taken += i64At(cuts, i);
         } else if (factor <= 1) {
           takeSlice(begin, min(full * i, length), min(full * (i + 1), length));
+        } else if (piece <= 1) {
+          // Pieces of one index each are all the first group's.
+          if (i == 0) takeSlice(begin, 0, length);
         } else {
           seek(parentStarts, parentLengths, first);
           for (let at: i64 = 0; at < length; at += piece) {

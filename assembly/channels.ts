@@ -19,6 +19,7 @@ import {
   Side,
   world,
 } from "./model";
+import { nextClass, startClasses } from "./homes";
 import { NONE, toChannels } from "./sink";
 import { stripePeriod } from "./stripe";
 import { enter, enterSource, enterTarget, ordinal, pattern, source } from "./tensor";
@@ -60,12 +61,13 @@ export function addChannel(stage: u32, from: u32, to: u32): void {
   setU32(counts, stage, count + 1);
 }
 
-/** Ranks that a side of any pattern knows; answers how many they are. */
-function markRanks(marks: usize, asSource: bool): u32 {
+/** How many ranks the targets of all patterns know. */
+function countTargets(): u32 {
+  const marks = allocZero(world);
   let count: u32 = 0;
   for (let index: u32 = 0; index < patternCount; index++) {
     const one = patternAt(index);
-    const mesh = changetype<Mesh>(changetype<Side>(asSource ? one.source : one.target).mesh);
+    const mesh = changetype<Mesh>(changetype<Side>(one.target).mesh);
     for (let position: u32 = 0; position < mesh.size; position++) {
       const rank = u32At(mesh.ranks, position);
       if (load<u8>(marks + rank) != 0) continue;
@@ -77,10 +79,7 @@ function markRanks(marks: usize, asSource: bool): u32 {
 }
 
 export function findChannels(): void {
-  const sources = allocZero(world);
-  const targets = allocZero(world);
-  markRanks(sources, true);
-  const targetCount = markRanks(targets, false);
+  const targetCount = countTargets();
   const periods = classPeriods();
   const places = alloc(PERIOD_MOST);
   const pointers = alloc((<usize>world + 1) * 4 * STAGES);
@@ -96,12 +95,15 @@ export function findChannels(): void {
     for (let stage: u32 = 0; stage < STAGES; stage++) {
       setU32(pointers, stage * (world + 1) + home, u32At(counts, stage));
     }
-    for (let index: u32 = 0; index < classCount && load<u8>(sources + home) != 0; index++) {
+    startClasses(home, true);
+    for (let index = nextClass(); index >= 0; index = nextClass()) {
       walkClass(index, u32At(periods, index), places, true);
       // Nobody is left to be found.
       if (!reduces && u32At(counts, 1) - first == targetCount) break;
     }
-    for (let index: u32 = 0; index < classCount && fans && load<u8>(targets + home) != 0; index++) {
+    if (!fans) continue;
+    startClasses(home, false);
+    for (let index = nextClass(); index >= 0; index = nextClass()) {
       walkClass(index, u32At(periods, index), places, false);
     }
   }
@@ -236,6 +238,18 @@ export function channelWave(stage: u32, channel: u32): u32 {
   let wave = u32At(wavesOf(stage), channel);
   for (let earlier: u32 = 0; earlier < stage; earlier++) wave += stageWaves(earlier);
   return wave;
+}
+
+/** Marks the homes of all channels whose peers are marked. */
+export function markHomes(marked: usize, homes: usize): void {
+  for (let stage: u32 = 0; stage < STAGES; stage++) {
+    for (let rank: u32 = 0; rank < world; rank++) {
+      const end = firstChannel(stage, rank + 1);
+      for (let at = firstChannel(stage, rank); at < end && load<u8>(homes + rank) == 0; at++) {
+        if (load<u8>(marked + u32At(peersOf(stage), at)) != 0) store<u8>(homes + rank, 1);
+      }
+    }
+  }
 }
 
 /** The channel of a stage between a home rank and a peer, `NONE` if there is none. */

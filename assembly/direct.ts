@@ -2,10 +2,12 @@
 import { boxLengths } from "./box";
 import { cutBox, pieces, placePiece } from "./cut";
 import { bucketBytes, hosts } from "./model";
+import { findHost, foundFirst, holderAt, indexOnHost, nearbyList } from "./nearby";
 import { rotation, senderOf } from "./route";
 import { COPY, emit, emitOnce, SEND } from "./sink";
 import {
   holdsSource,
+  hostOf,
   pattern,
   source,
   sourceOrigin,
@@ -13,6 +15,7 @@ import {
   target,
   targetOrigin,
   targetRankAt,
+  wantsTarget,
 } from "./tensor";
 
 /** What of the box at hand begins at `rank`. */
@@ -35,7 +38,7 @@ export function sendBox(rank: u32, origin: u32): void {
     }
     return;
   }
-  if (pattern.meeting) copyOwn(rank, targetAt);
+  if (pattern.meeting) copyOwn(rank);
   // Of the items (piece, replica) in order, every `senders`-th is this rank's.
   const items = pieces * target.replicas;
   const start = rotation(items, senders);
@@ -51,26 +54,60 @@ export function sendBox(rank: u32, origin: u32): void {
   }
 }
 
-/** The rank wants what it holds: all pieces, from itself. */
-function copyOwn(rank: u32, targetAt: u32): void {
-  for (let replica: u32 = 0; replica < target.replicas; replica++) {
-    if (targetRankAt(targetAt, replica) != rank) continue;
+/** If the rank wants what it holds: all pieces, from itself. */
+function copyOwn(rank: u32): void {
+  if (!wantsTarget(rank)) return;
+  for (let piece: i64 = 0; piece < pieces; piece++) {
+    placePiece(piece);
+    emit(1, COPY, rank, rank);
+    if (emitOnce) return;
+  }
+}
+
+/**
+ * With a topology the candidates differ from target to target: those on its host take turns, if there are any, else
+ * all do. The pieces for one target come in order.
+ */
+function sendChosen(rank: u32, origin: u32, targetAt: u32): void {
+  const items = pieces * target.replicas;
+  const senders: i64 = source.replicas;
+  if (pattern.meeting) copyOwn(rank);
+  const nearby = nearbyList(source, origin);
+  let item = (<i64>sourceReplica - rotation(items, senders) + senders) % senders;
+  for (; item < items; item += senders) {
+    const to = targetRankAt(targetAt, <u32>(item % target.replicas));
+    if (findHost(nearby, hostOf(to)) == 0) sendPiece(rank, to, item / target.replicas);
+  }
+  const near: i64 = findHost(nearby, hostOf(rank));
+  sendNear(rank, targetAt, near, (<i64>indexOnHost(nearby, sourceReplica) - rotation(items, near) + near) % near);
+}
+
+/** Of the items for targets on the rank's host, every `near`-th from item `first` on is this rank's. */
+function sendNear(rank: u32, targetAt: u32, near: i64, first: i64): void {
+  const targets = nearbyList(target, targetAt);
+  const host = hostOf(rank);
+  const count = findHost(targets, host);
+  if (<i64>target.replicas <= near * count) {
+    for (let item = first; item < pieces * target.replicas; item += near) {
+      const to = targetRankAt(targetAt, <u32>(item % target.replicas));
+      if (hostOf(to) == host) sendPiece(rank, to, item / target.replicas);
+    }
+    return;
+  }
+  const begin = foundFirst;
+  for (let place = begin; place < begin + count; place++) {
+    const replica = holderAt(targets, place);
     for (let piece: i64 = 0; piece < pieces; piece++) {
-      placePiece(piece);
-      emit(1, COPY, rank, rank);
+      if ((piece * target.replicas + replica) % near != first) continue;
+      sendPiece(rank, targetRankAt(targetAt, replica), piece);
     }
   }
 }
 
-/** With a topology the candidates differ from target to target. */
-function sendChosen(rank: u32, origin: u32, targetAt: u32): void {
-  const items = pieces * target.replicas;
-  for (let item: i64 = 0; item < items; item++) {
-    const to = targetRankAt(targetAt, <u32>(item % target.replicas));
-    if (senderOf(origin, item, items, to) != rank) continue;
-    placePiece(item / target.replicas);
-    emit(1, to == rank ? COPY : SEND, rank, to);
-  }
+function sendPiece(rank: u32, to: u32, piece: i64): void {
+  if (pattern.meeting && holdsSource(to)) return;
+  placePiece(piece);
+  emit(1, SEND, rank, to);
 }
 
 /** What of the box at hand ends at `rank` and begins elsewhere. */

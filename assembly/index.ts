@@ -4,10 +4,11 @@
  * they lie.
  */
 import { alloc, allocZero, OF_CHUNKS, reset } from "./arena";
-import { findChannel, findChannels, stageWaves, tableAt, tableLength, useTable } from "./channels";
+import { findChannel, findChannels, markHomes, stageWaves, tableAt, tableLength, useTable } from "./channels";
 import { boxCount, chunkCount, countTensor, countWorld } from "./count";
 import { dependencies as dependencyList, dependencyFirst, findDependencies } from "./depend";
 import { fail, TB_PLAN_TOO_LARGE } from "./error";
+import { startHomes } from "./homes";
 import { linksAt } from "./links";
 import { fans, loadImage, reduces, wide, world } from "./model";
 import {
@@ -25,9 +26,11 @@ import { programLength, writeProgram } from "./program";
 import { startReplay, tallyHome } from "./replay";
 import { startRoutes } from "./route";
 import { NONE, recordBytes, recordCount, records, restartPieces, seen, toRecords } from "./sink";
+import { startNearby } from "./nearby";
+import { startShares } from "./shares";
 import { startStripes } from "./stripe";
 import { buckets, endHome, endTally, kinds, ranks, startHome, startTally } from "./tally";
-import { walkHome, walkHomeOf, walkRank } from "./walk";
+import { walkHome, walkRank, walkTensor } from "./walk";
 import { i64At } from "./words";
 
 export { errorCode, errorValue } from "./error";
@@ -45,7 +48,10 @@ export function reserve(bytes: u32): usize {
 /** Takes the image that was written to `at`: the geometry of all patterns is made. */
 export function open(at: usize): void {
   loadImage(at);
+  startNearby();
+  startHomes();
   startRoutes();
+  startShares();
   startStripes();
 }
 
@@ -80,7 +86,7 @@ export function gather(rank: i32, limit: i64, dependencies: bool): i64 {
  */
 export function gatherTensor(tensor: u32, limit: i64): i64 {
   toRecords(limit);
-  for (let home: u32 = 0; home < world; home++) walkHomeOf(home, tensor);
+  walkTensor(tensor);
   if (seen > limit) return seen;
   orderRecords(-1);
   findDependencies();
@@ -102,16 +108,8 @@ function findInvolved(rank: u32): usize {
 /** Marks the homes of all chunks that begin or end at a marked rank. */
 function findHomes(marked: usize): usize {
   const marks = allocZero(world);
-  for (let rank: u32 = 0; rank < world; rank++) {
-    if (load<u8>(marked + rank) == 0) continue;
-    store<u8>(marks + rank, 1);
-    for (let home: u32 = 0; home < world; home++) {
-      if (load<u8>(marks + home) != 0) continue;
-      for (let stage: u32 = 0; stage < 3; stage++) {
-        if (findChannel(stage, home, rank) != NONE) store<u8>(marks + home, 1);
-      }
-    }
-  }
+  memory.copy(marks, marked, world);
+  markHomes(marked, marks);
   return marks;
 }
 

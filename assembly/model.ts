@@ -98,12 +98,13 @@ export let hosts: usize = 0;
 export let dimsMost: u32 = 0;
 /** Whether an index in some tensor needs more than 32 bits. */
 export let wide: bool = false;
-/** Most ranks that hold one box. */
-export let holdersMost: u32 = 1;
 /** Whether a pattern has a reduce stage, and whether one has a fanout stage. */
 export let reduces: bool = false;
 export let fans: bool = false;
 
+/** How many kinds of sides there are (`Side.kind`). */
+export let sideKindCount: u32 = 0;
+let sideKinds: usize = 0;
 let image: usize = 0;
 let meshCount: u32 = 0;
 let meshes: usize = 0;
@@ -134,14 +135,15 @@ export function loadImage(at: usize): void {
   classTensors = image + u32At(image, CLASS_TENSORS_AT);
   axisList = 0;
   overlapList = 0;
+  sideKindCount = 0;
   dimsMost = 0;
   wide = false;
-  holdersMost = 1;
   reduces = false;
   fans = false;
   loadMeshes(image + u32At(image, MESH_AT));
   meetings = allocZero(meshCount * meshCount);
   patterns = alloc(<usize>patternCount << 2);
+  sideKinds = alloc(<usize>patternCount << 3);
   for (let index: u32 = 0; index < patternCount; index++) {
     const record = image + u32At(image, PATTERN_AT) + <usize>index * PATTERN_WORDS * 8;
     setU32(patterns, index, <u32>loadPattern(record, index));
@@ -199,7 +201,6 @@ function loadPattern(record: usize, index: u32): usize {
   if (source.contributions > 1) reduces = true;
   if (pattern.striping != DIRECT) fans = true;
   dimsMost = max(dimsMost, pattern.ndim);
-  holdersMost = max(holdersMost, source.replicas * source.contributions);
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
     if (i64At(pattern.shape, dim) > <i64>u32.MAX_VALUE) wide = true;
   }
@@ -254,7 +255,35 @@ function loadSide(pattern: Pattern, words: usize, mesh: u32, which: i32): usize 
   side.replicaOffsets = offsetsOf(side, -1);
   side.contributions = countOf(side, -2);
   side.contributionOffsets = offsetsOf(side, -2);
+  number(side);
   return changetype<usize>(side);
+}
+
+/** Sets the numbers of what a side has in common with others. */
+function number(side: Side): void {
+  side.kind = sideKindCount;
+  side.subMesh = sideKindCount;
+  for (let at: u32 = 0; at < sideKindCount; at++) {
+    const known = changetype<Side>(u32At(sideKinds, at));
+    if (!isOnSame(known, side)) continue;
+    side.subMesh = known.subMesh;
+    if (!replicatesAlike(known, side)) continue;
+    side.kind = at;
+    return;
+  }
+  setU32(sideKinds, sideKindCount++, <u32>changetype<usize>(side));
+}
+
+function isOnSame(one: Side, other: Side): bool {
+  if (one.mesh != other.mesh) return false;
+  return memory.compare(one.shape, other.shape, <usize>changetype<Mesh>(one.mesh).ndim << 2) == 0;
+}
+
+function replicatesAlike(one: Side, other: Side): bool {
+  for (let dim: u32 = 0; dim < changetype<Mesh>(one.mesh).ndim; dim++) {
+    if (min(i32At(one.shards, dim), 0) != min(i32At(other.shards, dim), 0)) return false;
+  }
+  return true;
 }
 
 function countOf(side: Side, shards: i32): u32 {

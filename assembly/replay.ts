@@ -2,9 +2,10 @@
  * Replay: tensors of a class that stand in the same place of all rotations have the same chunks at a home. The
  * tally walks the first of them and notes its chunks; of the others it only puts as many bytes into buckets.
  */
-import { alloc, grow } from "./arena";
+import { alloc, allocZero, grow } from "./arena";
 import { classPeriods } from "./channels";
-import { classCount, classFirst, classTensor, tensorClass, tensorCount, tensorOrdinal } from "./model";
+import { findTensors, foundTensor } from "./homes";
+import { classCount, classFirst, classTensor, tensorClass, tensorOrdinal } from "./model";
 import { NONE, toNotes, toTally } from "./sink";
 import { addSums, fill } from "./tally";
 import { enter, source } from "./tensor";
@@ -19,6 +20,9 @@ let placeCount: u32 = 0;
 let firstNotes: usize = 0;
 let endNotes: usize = 0;
 let uses: usize = 0;
+/** The places that the home at hand has. */
+let used: usize = 0;
+let usedCount: u32 = 0;
 
 /** A note: u32 stage, kind, from, to; i64 bytes. */
 const NOTE_BYTES: usize = 24;
@@ -41,17 +45,22 @@ export function startReplay(): void {
   }
   firstNotes = alloc(<usize>placeCount << 2);
   endNotes = alloc(<usize>placeCount << 2);
-  uses = alloc(<usize>placeCount << 2);
+  uses = allocZero(<usize>placeCount << 2);
+  used = alloc(<usize>placeCount << 2);
+  usedCount = 0;
+  noteCapacity = 64;
+  notes = alloc(<usize>noteCapacity * NOTE_BYTES);
 }
 
 /** Takes all chunks of a home, in the order of the tensors. */
 export function tallyHome(home: u32): void {
-  memory.fill(uses, 0, <usize>placeCount << 2);
+  for (let place: u32 = 0; place < usedCount; place++) setU32(uses, u32At(used, place), 0);
+  usedCount = 0;
   noteCount = 0;
-  noteCapacity = 64;
-  notes = alloc(<usize>noteCapacity * NOTE_BYTES);
   toTally();
-  for (let tensor: u32 = 0; tensor < tensorCount; tensor++) {
+  const tensors = findTensors(home);
+  for (let at: u32 = 0; at < tensors; at++) {
+    const tensor = foundTensor(at);
     const group = tensorClass(tensor);
     let place = u32At(firstPlaces, group);
     if (place == NONE) {
@@ -60,13 +69,14 @@ export function tallyHome(home: u32): void {
     }
     const period = u32At(periods, group);
     if (period > 1) place += tensorOrdinal(tensor) % period;
-    if (u32At(uses, place) == 0) noteHome(home, tensor, place);
+    if (u32At(uses, place) == 0) {
+      noteHome(home, tensor, place);
+      setU32(used, usedCount++, place);
+    }
     setU32(uses, place, u32At(uses, place) + 1);
     replay(place);
   }
-  for (let place: u32 = 0; place < placeCount; place++) {
-    if (u32At(uses, place) > 0) sumUp(place);
-  }
+  for (let place: u32 = 0; place < usedCount; place++) sumUp(u32At(used, place));
 }
 
 function noteHome(home: u32, tensor: u32, place: u32): void {

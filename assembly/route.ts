@@ -3,8 +3,9 @@
  * the box, the piece and the target's replica, so that any rank can work out its own part alone, and both
  * ends agree.
  */
-import { hosts, holdersMost } from "./model";
+import { hosts, patternAt, patternCount, Side } from "./model";
 import { alloc } from "./arena";
+import { findHost, foundEnd, foundFirst, holderAt, hostCount, listedHost, nearbyList } from "./nearby";
 import {
   foundContribution,
   foundReplica,
@@ -20,13 +21,34 @@ import {
 } from "./tensor";
 import { commonDivisor, setU32, u32At } from "./words";
 
+/** Who may own the pieces of a box of a pattern: the same for all that go from the same holders to the same. */
+// @ts-ignore: decorator
+@unmanaged
+class Owners {
+  sourceAt: u32;
+  targetAt: u32;
+  count: u32;
+  list: usize;
+}
+
+const NOWHERE: u32 = 0xffffffff;
+let ownersOf: usize = 0;
 let owners: usize = 0;
 let ownerCount: u32 = 0;
 /** All holders own pieces: `owners` was not filled in, since entry i is i. */
 let allOwn: bool = false;
 
 export function startRoutes(): void {
-  owners = alloc(<usize>holdersMost << 2);
+  ownersOf = alloc(<usize>patternCount << 2);
+  for (let index: u32 = 0; index < patternCount; index++) {
+    const one = changetype<Side>(patternAt(index).source);
+    setU32(ownersOf, index, 0);
+    if (one.contributions == 1) continue;
+    const made = changetype<Owners>(alloc(offsetof<Owners>()));
+    made.sourceAt = NOWHERE;
+    made.list = alloc(<usize>(one.replicas * one.contributions) << 2);
+    setU32(ownersOf, index, <u32>changetype<usize>(made));
+  }
 }
 
 /** The box at hand: its number among the boxes of its source group, and how many those are. */
@@ -64,8 +86,13 @@ function hop(items: i64, senders: i64): i64 {
 
 /** Where the rotation of the box at hand, of so many items, begins; its item i is `(start + i) mod senders`. */
 export function rotation(items: i64, senders: i64): i64 {
+  return (rotationOf(items, senders) + (box % senders) * (items % senders)) % senders;
+}
+
+/** Where the rotation of the first box of the source group begins. */
+export function rotationOf(items: i64, senders: i64): i64 {
   const step = hop(((boxes % senders) * (items % senders)) % senders, senders);
-  return (<i64>pattern.index + (ordinal % senders) * step + (box % senders) * (items % senders)) % senders;
+  return (<i64>pattern.index + (ordinal % senders) * step) % senders;
 }
 
 /** The rank that sends item `item` of the box at hand to a target rank. Sources without Partial only. */
@@ -74,32 +101,14 @@ export function senderOf(origin: u32, item: i64, items: i64, rank: u32): u32 {
   const senders = source.replicas;
   if (senders == 1) return sourceRankAt(origin, 0, 0);
   if (hosts != 0) {
-    const near = countOnHost(origin, hostOf(rank));
+    const nearby = nearbyList(source, origin);
+    const near = findHost(nearby, hostOf(rank));
     if (near > 0) {
-      const at = <u32>((rotation(items, near) + item) % near);
-      return nthOnHost(origin, hostOf(rank), at);
+      const place = foundFirst + <u32>((rotation(items, near) + item) % near);
+      return sourceRankAt(origin, holderAt(nearby, place), 0);
     }
   }
   return sourceRankAt(origin, <u32>((rotation(items, senders) + item) % senders), 0);
-}
-
-function countOnHost(origin: u32, host: u32): u32 {
-  let count: u32 = 0;
-  for (let replica: u32 = 0; replica < source.replicas; replica++) {
-    if (hostOf(sourceRankAt(origin, replica, 0)) == host) count++;
-  }
-  return count;
-}
-
-function nthOnHost(origin: u32, host: u32, index: u32): u32 {
-  let left = index;
-  for (let replica: u32 = 0; replica < source.replicas; replica++) {
-    const rank = sourceRankAt(origin, replica, 0);
-    if (hostOf(rank) != host) continue;
-    if (left == 0) return rank;
-    left--;
-  }
-  return 0;
 }
 
 /**
@@ -108,16 +117,23 @@ function nthOnHost(origin: u32, host: u32, index: u32): u32 {
  */
 export function listOwners(sourceAt: u32, targetAt: u32): void {
   const holders = source.replicas * source.contributions;
+  const known = changetype<Owners>(u32At(ownersOf, pattern.index));
+  owners = known.list;
+  if (known.sourceAt == sourceAt && known.targetAt == targetAt) {
+    ownerCount = known.count;
+    allOwn = ownerCount == 0;
+    if (allOwn) ownerCount = holders;
+    return;
+  }
   ownerCount = 0;
   if (pattern.meeting) {
     if (target.replicas < holders) listMeetingReplicas(targetAt);
     else listMeetingHolders(sourceAt, holders);
   }
-  if (ownerCount == 0 && hosts != 0) {
-    for (let entry: u32 = 0; entry < holders; entry++) {
-      if (isNearTarget(ownerRank(sourceAt, entry), targetAt)) setU32(owners, ownerCount++, entry);
-    }
-  }
+  if (ownerCount == 0 && hosts != 0) listNearTargets(sourceAt, targetAt, holders);
+  known.sourceAt = sourceAt;
+  known.targetAt = targetAt;
+  known.count = ownerCount;
   allOwn = ownerCount == 0;
   if (allOwn) ownerCount = holders;
 }
@@ -139,11 +155,41 @@ function listMeetingReplicas(targetAt: u32): void {
   }
 }
 
-function isNearTarget(rank: u32, targetAt: u32): bool {
-  for (let replica: u32 = 0; replica < target.replicas; replica++) {
-    if (hostOf(targetRankAt(targetAt, replica)) == hostOf(rank)) return true;
+/** Holders on a host of a target; none are listed if all of them are. */
+function listNearTargets(sourceAt: u32, targetAt: u32, holders: u32): void {
+  const all = nearbyList(source, sourceAt);
+  const targets = nearbyList(target, targetAt);
+  let near: u32 = 0;
+  for (let index: u32 = 0; index < hostCount(targets); index++) near += findHost(all, listedHost(targets, index));
+  if (near == holders) return;
+  for (let index: u32 = 0; index < hostCount(targets); index++) {
+    if (findHost(all, listedHost(targets, index)) == 0) continue;
+    for (let place = foundFirst; place < foundEnd; place++) setU32(owners, ownerCount++, holderAt(all, place));
   }
-  return false;
+  sortEntries();
+}
+
+/** Sorts the owners ascending: heaps of their numbers, in place. */
+function sortEntries(): void {
+  for (let half = ownerCount >> 1; half > 0; half--) sink(half - 1, ownerCount);
+  for (let end = ownerCount; end > 1; end--) {
+    const last = u32At(owners, end - 1);
+    setU32(owners, end - 1, u32At(owners, 0));
+    setU32(owners, 0, last);
+    sink(0, end - 1);
+  }
+}
+
+function sink(from: u32, end: u32): void {
+  let at = from;
+  for (let below = at * 2 + 1; below < end; below = at * 2 + 1) {
+    if (below + 1 < end && u32At(owners, below + 1) > u32At(owners, below)) below++;
+    const value = u32At(owners, at);
+    if (value >= u32At(owners, below)) return;
+    setU32(owners, at, u32At(owners, below));
+    setU32(owners, below, value);
+    at = below;
+  }
 }
 
 /** The entry (see `listOwners`) that owns a piece of the box at hand; `start` is `ownerRotation()`. */

@@ -20,6 +20,10 @@ export class Mesh {
 export class Side {
   mesh: usize;
   shape: usize;
+  /** Equal for sides whose holders stand alike: mesh, sub-mesh's shape, and what of it replicates or is partial. */
+  kind: u32;
+  /** Equal for sides on one mesh with sub-meshes of one shape. */
+  subMesh: u32;
   /** Tensor dimension that each mesh dimension shards, -1 for none; -2 is Partial. */
   shards: usize;
   /** What one step of a coordinate adds to the group number, the replica or the contribution. */

@@ -11,17 +11,15 @@ import { cutBox, cutGrid, pieceLengths, pieceOffsets, pieces, slabAt, slabStart 
 import { bucketBytes, DIRECT, HOST, hosts, patternAt, patternCount, Side, world } from "./model";
 import { stripeRotation } from "./route";
 import {
-  foundReplica,
+  holdsSource,
   hostOf,
   pattern,
   source,
-  sourceRankAt,
   target,
   targetGroups,
   targetLength,
   targetOrigin,
   targetRankAt,
-  wantsTarget,
 } from "./tensor";
 import { commonMultiple, i64At, setI64, setU32, u32At } from "./words";
 
@@ -36,12 +34,18 @@ class Stripes {
   /** Whose they are: the index in the mesh of the first replica. */
   origin: u32;
   groups: u32;
+  /** Members of the largest group. */
+  largest: u32;
   /** Replicas in group g are `members[pointers[g]]` up to `members[pointers[g + 1]]`. */
   pointers: usize;
   members: usize;
   groupOf: usize;
   /** A byte for each group: a member holds the box at hand on the source side. */
   holds: usize;
+  /** The source of that box, and the replicas without it in groups of which a member holds it. */
+  heldAt: u32;
+  missing: usize;
+  missingCount: u32;
   cells: i64;
   slabs: usize;
   lengths: usize;
@@ -63,6 +67,8 @@ export function startStripes(): void {
     made.members = alloc(replicas << 2);
     made.groupOf = alloc(replicas << 2);
     made.holds = alloc(replicas);
+    made.heldAt = NOWHERE;
+    made.missing = alloc(replicas << 2);
     made.slabs = alloc(64);
     made.lengths = alloc(64);
     one.stripes = changetype<usize>(made);
@@ -76,8 +82,11 @@ export function enterStripes(origin: u32): void {
   // One group of all is the same wherever it stands.
   if (stripes.origin == NOWHERE || pattern.striping == HOST) formGroups(origin);
   stripes.origin = origin;
-  let largest: u32 = 0;
-  for (let group: u32 = 0; group < stripes.groups; group++) largest = max(largest, groupSize(group));
+  stripes.heldAt = NOWHERE;
+  stripes.largest = 0;
+  for (let group: u32 = 0; group < stripes.groups; group++) {
+    stripes.largest = max(stripes.largest, groupSize(group));
+  }
   let empty = false;
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
     setI64(stripes.lengths, dim, targetLength(dim));
@@ -88,7 +97,7 @@ export function enterStripes(origin: u32): void {
   const least = bucketBytes / CELLS_PER_BUCKET;
   stripes.cells = empty
     ? 0
-    : cutGrid(pattern.ndim, stripes.lengths, item, bucketBytes, largest, least, stripes.slabs);
+    : cutGrid(pattern.ndim, stripes.lengths, item, bucketBytes, stripes.largest, least, stripes.slabs);
 }
 
 /** Numbers groups by their first replicas; replicas stay in order within a group. */
@@ -163,6 +172,9 @@ export function nextTargetGroup(): bool {
 export function groupCount(): u32 {
   return stripes.groups;
 }
+export function largestGroup(): u32 {
+  return stripes.largest;
+}
 export function groupSize(group: u32): u32 {
   return u32At(stripes.pointers, group + 1) - u32At(stripes.pointers, group);
 }
@@ -187,11 +199,25 @@ export function stripeMember(group: u32, cell: i64): u32 {
  * Marks the groups with a member that holds the box at hand as a source: the others get it from there, or
  * from wherever a direct plan takes it, and there is nothing to be striped.
  */
-export function markHolders(origin: u32): void {
+export function markHolders(origin: u32, targetAt: u32): void {
+  if (stripes.heldAt == origin) return;
+  stripes.heldAt = origin;
   memory.fill(stripes.holds, 0, stripes.groups);
-  for (let replica: u32 = 0; replica < source.replicas; replica++) {
-    if (wantsTarget(sourceRankAt(origin, replica, 0))) store<u8>(stripes.holds + groupOf(foundReplica), 1);
+  for (let replica: u32 = 0; replica < target.replicas; replica++) {
+    if (holdsSource(targetRankAt(targetAt, replica))) store<u8>(stripes.holds + groupOf(replica), 1);
   }
+  stripes.missingCount = 0;
+  for (let replica: u32 = 0; replica < target.replicas; replica++) {
+    if (!groupHolds(groupOf(replica)) || holdsSource(targetRankAt(targetAt, replica))) continue;
+    setU32(stripes.missing, stripes.missingCount++, replica);
+  }
+}
+
+export function missingCount(): u32 {
+  return stripes.missingCount;
+}
+export function missingReplica(at: u32): u32 {
+  return u32At(stripes.missing, at);
 }
 
 export function groupHolds(group: u32): bool {

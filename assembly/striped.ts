@@ -5,7 +5,9 @@
  * boxes of a cell may not be striped, every piece by itself.
  */
 import { pieces, placePiece } from "./cut";
-import { senderOf } from "./route";
+import { HOST, hosts } from "./model";
+import { findHost, foundFirst, holderAt, indexOnHost, nearbyList } from "./nearby";
+import { rotation, senderOf } from "./route";
 import { COPY, emit, emitOnce, NONE, SEND } from "./sink";
 import {
   cell,
@@ -17,12 +19,24 @@ import {
   groupOf,
   groupSize,
   markHolders,
+  missingCount,
+  missingReplica,
   nextPart,
   placeCell,
   startParts,
   stripeMember,
 } from "./stripe";
-import { pattern, source, sourceOrigin, targetOrigin, targetRankAt } from "./tensor";
+import {
+  hostOf,
+  pattern,
+  source,
+  sourceOrigin,
+  sourceReplica,
+  target,
+  targetOrigin,
+  targetRankAt,
+  wantsTarget,
+} from "./tensor";
 
 /** The stripe of a record (`sink.ts`) that is handed on by itself: its box names it. */
 export const PIECE: u32 = 0xfffffffe;
@@ -34,40 +48,99 @@ export function stripeName(): u32 {
   return pattern.meeting ? PIECE : <u32>cell;
 }
 
-/** What of the box at hand begins at `rank`, a source. */
+/** What of the box at hand begins at `rank`, a source. Items are (part, piece, group) in order. */
 export function sendStripes(rank: u32, origin: u32): void {
   const senders: i64 = source.replicas;
   const targetAt = targetOrigin();
   const total = startParts(targetAt, senders);
-  const groups = groupCount();
-  const items = total * groups;
-  if (pattern.meeting) markHolders(origin);
-  let number: i64 = 0;
+  const groups: i64 = groupCount();
+  if (pattern.meeting) markHolders(origin, targetAt);
+  const isOwn = pattern.meeting && wantsTarget(rank);
+  startTurns(rank, origin, targetAt, total * groups);
+  let first: i64 = 0;
   while (nextPart(senders)) {
-    for (let piece: i64 = 0; piece < pieces; piece++) {
-      placePiece(piece);
-      for (let group: u32 = 0; group < groups; group++) {
-        const item = (number + piece) * groups + group;
-        if (pattern.meeting && groupHolds(group)) {
-          sendToGroup(rank, origin, targetAt, group, item, items);
-          continue;
-        }
-        const to = targetRankAt(targetAt, stripeMember(group, cell));
-        if (senders > 1 && senderOf(origin, item, items, to) != rank) continue;
-        emit(1, SEND, rank, to, 0, stripeName());
-      }
-      if (emitOnce && senders == 1) break;
-    }
-    number += pieces;
+    const count = emitOnce && senders == 1 ? 1 : pieces;
+    if (isOwn) copyPieces(rank, count);
+    sendTurns(rank, targetAt, first, first + count * groups);
+    if (hosts != 0 && senders > 1) sendNear(rank, targetAt, first, first + count * groups);
+    if (pattern.meeting) sendMissing(rank, origin, targetAt, first, total * groups, count);
+    first += pieces * groups;
+    // One of a kind was enough; the turns go on with the next part.
+    if (count < pieces) turn = first;
   }
 }
 
-/** To every member of a group: items count on from member to member. */
-function sendToGroup(rank: u32, origin: u32, targetAt: u32, group: u32, item: i64, items: i64): void {
-  for (let index: u32 = 0; index < groupSize(group); index++) {
-    const to = targetRankAt(targetAt, groupMember(group, index));
-    if (senderOf(origin, item + index, items, to) != rank) continue;
-    emit(1, to == rank ? COPY : SEND, rank, to);
+function copyPieces(rank: u32, count: i64): void {
+  for (let piece: i64 = 0; piece < count; piece++) {
+    placePiece(piece);
+    emit(1, COPY, rank, rank);
+  }
+}
+
+/** The next item that is the rank's by turns among all sources, and among those of its host; who these are. */
+let turn: i64 = 0;
+let nearTurn: i64 = 0;
+let near: i64 = 0;
+let nearby: usize = 0;
+/** The group of the rank's own host, if groups are those of hosts. */
+let ownGroup: u32 = 0;
+
+function startTurns(rank: u32, origin: u32, targetAt: u32, items: i64): void {
+  const senders: i64 = source.replicas;
+  turn = (<i64>sourceReplica - rotation(items, senders) + senders) % senders;
+  if (hosts == 0 || senders == 1) return;
+  nearby = nearbyList(source, origin);
+  near = findHost(nearby, hostOf(rank));
+  nearTurn = (<i64>indexOnHost(nearby, sourceReplica) - rotation(items, near) + near) % near;
+  const targets = nearbyList(target, targetAt);
+  ownGroup = findHost(targets, hostOf(rank)) > 0 ? groupOf(holderAt(targets, foundFirst)) : NONE;
+}
+
+/** Of all items every `senders`-th is this rank's, but those for hosts that have sources of their own. */
+function sendTurns(rank: u32, targetAt: u32, first: i64, end: i64): void {
+  const senders: i64 = source.replicas;
+  const groups: i64 = groupCount();
+  for (; turn < end; turn += senders) {
+    const group = <u32>((turn - first) % groups);
+    if (pattern.meeting && groupHolds(group)) continue;
+    const to = targetRankAt(targetAt, stripeMember(group, cell));
+    if (hosts != 0 && senders > 1 && findHost(nearby, hostOf(to)) > 0) continue;
+    placePiece((turn - first) / groups);
+    emit(1, SEND, rank, to, 0, stripeName());
+  }
+}
+
+/** Of the items for targets on the rank's host, every `near`-th is this rank's. */
+function sendNear(rank: u32, targetAt: u32, first: i64, end: i64): void {
+  if (ownGroup == NONE) return;
+  const groups: i64 = groupCount();
+  const isOneGroup = pattern.striping == HOST && near < groups;
+  // By the items of the only group on the host, or by turns, whichever are fewer.
+  let item = isOneGroup ? first + ownGroup : nearTurn;
+  for (; item < end; item += isOneGroup ? groups : near) {
+    const group = <u32>((item - first) % groups);
+    if (item % near != nearTurn % near || (pattern.meeting && groupHolds(group))) continue;
+    const to = targetRankAt(targetAt, stripeMember(group, cell));
+    if (hostOf(to) != hostOf(rank)) continue;
+    placePiece((item - first) / groups);
+    emit(1, SEND, rank, to, 0, stripeName());
+  }
+  if (!isOneGroup) nearTurn = item;
+}
+
+/** To those members of a group that lack what another has: items count on from member to member. */
+function sendMissing(rank: u32, origin: u32, targetAt: u32, first: i64, items: i64, count: i64): void {
+  for (let at: u32 = 0; at < missingCount(); at++) {
+    const replica = missingReplica(at);
+    const group = groupOf(replica);
+    const to = targetRankAt(targetAt, replica);
+    const index = indexIn(group, replica);
+    for (let piece: i64 = 0; piece < count; piece++) {
+      const item = first + piece * groupCount() + group + index;
+      if (senderOf(origin, item, items, to) != rank) continue;
+      placePiece(piece);
+      emit(1, SEND, rank, to);
+    }
   }
 }
 
@@ -79,7 +152,7 @@ export function takeStripes(rank: u32, replica: u32, targetAt: u32, arrivals: bo
   const groups = groupCount();
   const items = total * groups;
   const group = groupOf(replica);
-  if (pattern.meeting) markHolders(origin);
+  if (pattern.meeting) markHolders(origin, targetAt);
   const isDirect = pattern.meeting && groupHolds(group);
   const index = isDirect ? indexIn(group, replica) : 0;
   let number: i64 = 0;

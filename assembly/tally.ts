@@ -2,7 +2,7 @@
  * Tally: sums over all chunks of the world, home by home, with no chunk kept. Buckets are cut here as
  * `order.ts` cuts them, with what is open for each peer as the only state; a test holds the two together.
  */
-import { alloc, allocZero, grow, mark, release } from "./arena";
+import { alloc, allocZero, grow } from "./arena";
 import { noteLink, startLinks } from "./links";
 import { bucketBytes, bucketsInFlight, Pattern, peersInFlight, tensorRun, world } from "./model";
 import { NONE } from "./sink";
@@ -57,22 +57,19 @@ export function startTally(): void {
     setU32(takeStaged, stage, <u32>allocZero(<usize>world << 3));
     setU32(takeLargest, stage, <u32>allocZero(<usize>world << 3));
   }
-}
-
-let beforeHome: usize = 0;
-
-export function startHome(): void {
-  beforeHome = mark();
-  pieceTotal = 0;
   pieceCapacity = 64;
-  bringers = 0;
-  largestPiece = 0;
   ends = alloc(64 << 3);
   bringer = alloc(64 << 2);
   lastOfBringer = alloc(64 << 2);
-  spanCount = 0;
   spanCapacity = 64;
   spans = alloc(64 << 3);
+}
+
+export function startHome(): void {
+  pieceTotal = 0;
+  bringers = 0;
+  largestPiece = 0;
+  spanCount = 0;
 }
 
 function addTo(array: usize, index: u32, value: i64): void {
@@ -201,7 +198,6 @@ export function endHome(home: u32): void {
     setU32(touchedCount, stage, 0);
   }
   setI64(ranks, home * RANK_WORDS + 6, pool());
-  release(beforeHome);
 }
 
 function raise(array: usize, index: u32, value: i64): void {

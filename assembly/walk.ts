@@ -4,9 +4,11 @@
  */
 import { boxLengths, boxSource, boxTarget } from "./box";
 import { sendBox, takeBox } from "./direct";
-import { DIRECT, tensorCount } from "./model";
+import { DIRECT, tensorCount, tensorSourceBase, tensorTargetBase } from "./model";
+import { findTensors, foundTensor, subMeshRank, subMeshSize } from "./homes";
 import { reduceBox, takeReduced } from "./reduced";
 import { enterBox } from "./route";
+import { findOwn, found, foundBox, isShared } from "./shares";
 import { admitBoxes } from "./sink";
 import { fanCells, sendStripes, takeStripes } from "./striped";
 import {
@@ -18,6 +20,7 @@ import {
   source,
   sourceGroups,
   sourceOrigin,
+  target,
   targetGroups,
   targetOrigin,
   targetReplica,
@@ -43,9 +46,14 @@ export function walkSource(rank: u32, contributions: bool): void {
     setU32(end, dim, u32At(pointers, group + 1));
     boxes *= u32At(pointers, group + 1) - u32At(pointers, group);
   }
-  admitBoxes(boxes);
+  const isOwn = boxes > 1 && isShared();
+  if (isOwn) findOwn(rank, boxes, contributions);
+  const walked: i64 = isOwn ? found : boxes;
+  admitBoxes(walked);
   const origin = sourceOrigin();
-  for (let box: i64 = 0; box < boxes; box++) {
+  for (let number: i64 = 0; number < walked; number++) {
+    const box = isOwn ? foundBox(<u32>number) : number;
+    if (isOwn) goTo(box);
     for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
       const overlap = overlapAt(dim);
       const segment = u32At(at, dim);
@@ -56,7 +64,18 @@ export function walkSource(rank: u32, contributions: bool): void {
     if (source.contributions > 1) reduceBox(rank, origin, targetOrigin(), contributions);
     else if (pattern.striping != DIRECT) sendStripes(rank, origin);
     else sendBox(rank, origin);
-    step();
+    if (!isOwn) step();
+  }
+}
+
+/** Makes `at` a box of the source group, by its number. */
+function goTo(box: i64): void {
+  let rest = box;
+  for (let dim = pattern.ndim; dim > 0; dim--) {
+    const begin = u32At(first, dim - 1);
+    const count = u32At(end, dim - 1) - begin;
+    setU32(at, dim - 1, begin + <u32>(rest % count));
+    rest /= count;
   }
 }
 
@@ -140,7 +159,22 @@ export function walkRank(rank: u32): void {
 
 /** What is at home at a rank: every chunk of the world is at home at exactly one. */
 export function walkHome(rank: u32): void {
-  for (let index: u32 = 0; index < tensorCount; index++) walkHomeOf(rank, index);
+  const tensors = findTensors(rank);
+  for (let at: u32 = 0; at < tensors; at++) walkHomeOf(rank, foundTensor(at));
+}
+
+/** All chunks of one tensor: what is at home at each of its ranks. */
+export function walkTensor(tensor: u32): void {
+  enter(tensor);
+  const sources = subMeshSize(source);
+  for (let index: u32 = 0; index < sources; index++) {
+    walkSource(subMeshRank(source, tensorSourceBase(tensor), index), false);
+  }
+  if (pattern.striping == DIRECT) return;
+  const targets = subMeshSize(target);
+  for (let index: u32 = 0; index < targets; index++) {
+    walkFanout(subMeshRank(target, tensorTargetBase(tensor), index));
+  }
 }
 
 /** What of one tensor is at home at a rank. */

@@ -158,15 +158,32 @@ function decodedPosition(
 /** The list of indices is cut into `splitFactor` pieces, and each piece among `count`: part `index` of each is kept. */
 function cut(runs: readonly Run[], count: number, index: number, splitFactor: number): Run[] {
   const length = total(runs);
+  // Pieces of one index each are all the first part's.
+  if (splitFactor > 1 && splitFactor >= length) return index === 0 || count === 1 ? [...runs] : [];
+  if (count > 1) admitPieces(splitFactor);
+  else return [...runs];
   const kept: Run[] = [];
+  const cursor = { run: 0, position: 0 };
   for (const piece of chunkBounds(length, splitFactor)) {
     const size = piece.end - piece.begin;
     const step = Math.ceil(size / count);
     const begin = piece.begin + Math.min(index * step, size);
     const end = piece.begin + Math.min((index + 1) * step, size);
-    if (end > begin) slice(runs, begin, end, kept);
+    if (end > begin) slice(runs, begin, end, kept, cursor);
   }
   return kept;
+}
+
+/** More runs of one rank than this are refused. */
+const mostPieces = 2 ** 22;
+
+function admitPieces(count: number): void {
+  if (count <= mostPieces) return;
+  throw new TensorBusError(
+    "TB_PLAN_TOO_LARGE",
+    `a strided shard cuts a dimension into ${count} pieces, more than ${mostPieces}`,
+    { details: { runs: count } },
+  );
 }
 
 function cutBySizes(runs: readonly Run[], sizes: readonly number[], index: number, meshDim: number): Run[] {
@@ -190,10 +207,20 @@ function* chunkBounds(length: number, count: number): Generator<{ begin: number;
   for (let begin = 0; begin < length; begin += step) yield { begin, end: Math.min(begin + step, length) };
 }
 
-/** Appends positions `begin` to `end - 1` of the list that the runs spell, joining neighbours. */
-function slice(runs: readonly Run[], begin: number, end: number, into: Run[]): void {
-  let position = 0;
-  for (const run of runs) {
+/**
+ * Appends positions `begin` to `end - 1` of the list that the runs spell, joining neighbours. The cursor stands at the run
+ * that the last slice ended in; slices ascend.
+ */
+function slice(
+  runs: readonly Run[],
+  begin: number,
+  end: number,
+  into: Run[],
+  cursor = { run: 0, position: 0 },
+): void {
+  for (; cursor.run < runs.length; cursor.position += runs[cursor.run++]!.length) {
+    const run = runs[cursor.run]!;
+    const { position } = cursor;
     const from = Math.max(begin, position);
     const to = Math.min(end, position + run.length);
     if (from < to) {
@@ -205,8 +232,7 @@ function slice(runs: readonly Run[], begin: number, end: number, into: Run[]): v
         into.push({ start, length: to - from });
       }
     }
-    position += run.length;
-    if (position >= end) break;
+    if (position + run.length > end) return;
   }
 }
 

@@ -77,6 +77,7 @@ export class Question {
 /** The first value of a `TB_PLAN_TOO_LARGE` that is not about memory: `assembly/arena.ts`. */
 const ofChannels = -2n;
 const ofChunks = -3n;
+const ofRuns = -4n;
 
 /** Puts names to the numbers of a fault. */
 function named(fault: PlannerFault, input: NormalInput): TensorBusError {
@@ -91,7 +92,9 @@ function named(fault: PlannerFault, input: NormalInput): TensorBusError {
         ? ["channels", `more than ${amount} channels in a stage`]
         : what === ofChunks
           ? ["chunks", `at least ${amount} chunks`]
-          : ["bytes", `${amount} bytes of memory needed`];
+          : what === ofRuns
+            ? ["runs", `a strided shard cuts a dimension into at least ${amount} runs of indices`]
+            : ["bytes", `${amount} bytes of memory needed`];
     return new TensorBusError("TB_PLAN_TOO_LARGE", `the plan is too large: ${why}`, {
       details: { [unit]: amount },
       cause: fault,

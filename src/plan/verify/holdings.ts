@@ -86,10 +86,24 @@ function chunkBounds(length: number, count: number, index: number): [from: numbe
   return [Math.min(index * size, length), Math.min((index + 1) * size, length)];
 }
 
+/** The most runs that are listed for a rank. */
+const mostRuns = 2 ** 22;
+
 /** Cuts the list into `pieces`, each among `count`, and keeps part `index` of every piece. */
 function pick(runs: Runs, pieces: number, count: number, index: number): Runs {
   const length = runCount(runs);
+  if (count === 1) return runs;
   const picked = new RunBuilder();
+  if (pieces >= length && pieces > 1) {
+    // Each piece has one index at most, and its first part takes it.
+    if (index === 0) picked.appendSlice(runs, 0, length);
+    return picked;
+  }
+  if (pieces > mostRuns) {
+    throw new TensorBusError("TB_PLAN_TOO_LARGE", `a strided shard of ${pieces} pieces has too many runs`, {
+      details: { runs: pieces },
+    });
+  }
   for (let piece = 0; piece < Math.min(pieces, length); piece++) {
     const [from, to] = chunkBounds(length, pieces, piece);
     if (from === to) break;

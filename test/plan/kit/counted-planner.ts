@@ -1,0 +1,99 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import binaryen from "binaryen";
+import { normalize } from "../../../src/plan/input/normalize.ts";
+import { route } from "../../../src/plan/input/routing.ts";
+import type { PlanInput } from "../../../src/plan/input/types.ts";
+import { makeImage } from "../../../src/plan/planner/image.ts";
+
+/** What of the planner's exports is counted. */
+interface Exports {
+  readonly memory: { readonly buffer: ArrayBuffer };
+  begin(bytes: number): number;
+  reserve(bytes: number): number;
+  open(at: number): void;
+  findChannels(): void;
+  tableAt(): number;
+  gather(rank: number, limit: bigint, dependencies: number): bigint;
+  program(rank: number, digest: number, entries: number, entryCount: number): number;
+  sum(): number;
+  sumOfKind(stage: number, kind: number, what: number): bigint;
+}
+
+interface Engine {
+  readonly Module: new (bytes: Uint8Array) => object;
+  readonly Instance: new (module: object, imports: object) => { readonly exports: unknown };
+}
+const engine = (globalThis as unknown as { readonly WebAssembly: Engine }).WebAssembly;
+
+/** The planner with a call of the host at the beginning of each function and each turn of a loop. */
+function countedModule(): object {
+  const file = join(import.meta.dirname, "../../../build/planner.wasm");
+  const module = binaryen.readBinary(readFileSync(file));
+  module.runPasses(["log-execution"]);
+  const bytes = module.emitBinary();
+  module.dispose();
+  return new engine.Module(bytes);
+}
+
+let counted: object | undefined;
+
+/** How many steps (calls of functions and turns of loops) questions about a plan take, and how large their answers are. */
+export class CountedPlan {
+  readonly #exports: Exports;
+  #steps = 0;
+  /** Steps to make the geometry, and to find the channels of the world. */
+  readonly open: number;
+  readonly channels: number;
+  readonly channelCount: number;
+  readonly world: number;
+
+  constructor(input: PlanInput) {
+    counted ??= countedModule();
+    const count = () => {
+      this.#steps++;
+    };
+    const instance = new engine.Instance(counted, { env: { log_execution: count } });
+    this.#exports = instance.exports as Exports;
+    const normal = normalize(input);
+    const routing = normal.patterns.map((pattern) => route(normal, pattern));
+    const { bytes } = makeImage(normal, routing);
+    this.world = normal.world;
+    const at = this.#exports.begin(bytes.length);
+    new Uint8Array(this.#exports.memory.buffer, at, bytes.length).set(bytes);
+    this.open = this.#count(() => this.#exports.open(at));
+    this.channels = this.#count(() => this.#exports.findChannels());
+    const table = new Uint32Array(this.#exports.memory.buffer, this.#exports.tableAt(), 3);
+    this.channelCount = table.reduce((sum, stage) => sum + stage, 0);
+  }
+
+  /** One rank's chunks. */
+  chunks(rank: number): { readonly steps: number; readonly chunks: number } {
+    let chunks = 0n;
+    const steps = this.#count(() => {
+      chunks = this.#exports.gather(rank, 2n ** 40n, 0);
+    });
+    return { steps, chunks: Number(chunks) };
+  }
+
+  program(rank: number): number {
+    const at = this.#exports.reserve(32);
+    return this.#count(() => this.#exports.program(rank, at, at + 32, 0));
+  }
+
+  /** The sums over all chunks, and how many these are. */
+  stats(): { readonly steps: number; readonly chunks: number } {
+    const steps = this.#count(() => this.#exports.sum());
+    let chunks = 0;
+    for (const stage of [0, 1, 2]) {
+      for (const kind of [0, 1, 2]) chunks += Number(this.#exports.sumOfKind(stage, kind, 0));
+    }
+    return { steps, chunks };
+  }
+
+  #count(run: () => void): number {
+    const before = this.#steps;
+    run();
+    return this.#steps - before;
+  }
+}

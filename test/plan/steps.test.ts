@@ -1,0 +1,184 @@
+import { describe, expect, it } from "vitest";
+import { holdingOf } from "../../src/layout/index.ts";
+import {
+  DeviceMesh,
+  type Layout,
+  Partial as PartialSum,
+  type Placement,
+  type PlanInput,
+  planTransfer,
+  Replicate,
+  Shard,
+  StridedShard,
+} from "../../src/plan/index.ts";
+import { CountedPlan } from "./kit/counted-planner.ts";
+import { Random } from "./kit/random.ts";
+
+/** A layout for a world of any size. */
+type Layouts = (n: number) => readonly [source: Layout, target: Layout];
+
+function layout(shape: readonly number[], placements: readonly Placement[], first = 0): Layout {
+  const size = shape.reduce((a, b) => a * b, 1);
+  const ranks = Array.from({ length: size }, (_, index) => first + index);
+  return { mesh: new DeviceMesh(shape, { ranks }), placements, stridedShard: "split" };
+}
+
+const [R, P] = [Replicate(), PartialSum("sum")];
+
+function inputOf(layouts: Layouts, n: number, options: Partial<PlanInput> = {}): PlanInput {
+  const [source, target] = layouts(n);
+  const tensors = [0, 1, 2].map((index) => ({
+    name: `w${index}`,
+    pair: "p",
+    shape: [n * 2, 64 + index * 64],
+    dtype: "float32" as const,
+  }));
+  return { pairs: { p: { source, target } }, tensors, bucketBytes: 1 << 20, ...options };
+}
+
+/** Steps for each chunk, channel and rank of the answers: all chunks, one rank's, its program. */
+function stepsPerAnswer(input: PlanInput): readonly number[] {
+  const plan = new CountedPlan(input);
+  const { steps, chunks } = plan.stats();
+  const rank = Math.floor(plan.world / 3);
+  const own = plan.chunks(rank);
+  const known = plan.channelCount + plan.world + input.tensors.length;
+  return [
+    // They are found by the chunks of a tensor of each class.
+    plan.channels / (known + chunks / input.tensors.length),
+    steps / (chunks + known),
+    own.steps / (own.chunks + known),
+    plan.program(rank) / (own.chunks + known),
+  ];
+}
+
+/** Four times the world must not make an answer dearer by more than what sorting and searching take. */
+function expectFlat(small: PlanInput, large: PlanInput): void {
+  const [few, many] = [stepsPerAnswer(small), stepsPerAnswer(large)];
+  many.forEach((steps, question) => {
+    const most = few[question]! * 2.4 + 30;
+    expect(steps, `question ${question}: ${few} steps, then ${many}`).toBeLessThan(most);
+  });
+}
+
+const topologies = {
+  "no topology": undefined,
+  "8 ranks a host": { ranksPerHost: 8 },
+  "one host": { ranksPerHost: 2 ** 20 },
+};
+
+const named: Record<string, Layouts> = {
+  "replicas to shards, colocated": (n) => [layout([n], [R]), layout([n], [Shard(0)])],
+  "replicas to shards, apart": (n) => [layout([n], [R]), layout([n], [Shard(0)], n)],
+  "shards to shards": (n) => [layout([n], [Shard(0)]), layout([n], [Shard(0)], n)],
+  "replicas to replicas": (n) => [layout([n], [R]), layout([n], [R], n)],
+  "replicas to replicas, colocated": (n) => [layout([n], [R]), layout([n], [R])],
+  "replicas to a few replicas": (n) => [layout([n], [R]), layout([8], [R], n)],
+  "replicas to a grid": (n) => [layout([n], [R]), layout([16, n / 16], [Shard(1), Shard(0)], n)],
+  "replicas of shards to shards": (n) => [layout([8, n / 8], [Shard(0), R]), layout([n], [Shard(0)])],
+  "replicas to replicas of shards": (n) => [layout([n], [R]), layout([n / 8, 8], [Shard(0), R])],
+  "replicas that are partial, to shards": (n) => [layout([n / 4, 4], [R, P]), layout([n], [Shard(0)], n)],
+  "replicas that are partial, colocated": (n) => [layout([n / 4, 4], [R, P]), layout([n], [Shard(0)])],
+  "a small all-reduce": (n) => [layout([n], [P]), layout([n], [R])],
+};
+
+describe("the planner's steps follow its answers", () => {
+  for (const [where, topology] of Object.entries(topologies)) {
+    const options = topology && { topology: { ...topology, hostMBps: 900, networkMBps: 100, latencyUs: 1 } };
+    it.each(Object.entries(named))(`${where}: %s`, { timeout: 120_000 }, (_, layouts) => {
+      for (const strategy of ["direct", "striped"] as const) {
+        expectFlat(
+          inputOf(layouts, 128, { ...options, strategy }),
+          inputOf(layouts, 512, { ...options, strategy }),
+        );
+      }
+    });
+  }
+
+  it("of layouts by chance, in large worlds", { timeout: 300_000 }, async () => {
+    const random = new Random(31);
+    let compared = 0;
+    for (let run = 0; run < 150; run++) {
+      const shapes = [() => [1], () => [2, 1], () => [1, 4], () => [2, 1, 2]];
+      const [from, to] = [random.below(4), random.below(4)];
+      const choices = [R, Shard(0), Shard(1), StridedShard(0, 2), R];
+      const pick = (shape: readonly number[]) => shape.map(() => choices[random.below(choices.length)]!);
+      const [source, target] = [pick(shapes[from]!()), pick(shapes[to]!())];
+      const [where, first] = [random.below(3), random.below(3)];
+      const grown = (shape: readonly number[], n: number) =>
+        shape.map((extent) => (extent === 1 ? n / shape.reduce((a, b) => a * b, 1) : extent));
+      const layouts: Layouts = (n) => [
+        layout(grown(shapes[from]!(), n), source),
+        layout(grown(shapes[to]!(), n), target, first === 0 ? 0 : first === 1 ? n / 2 : n),
+      ];
+      const topology = Object.values(topologies)[where];
+      const options = topology && {
+        topology: { ...topology, hostMBps: 900, networkMBps: 100, latencyUs: 1 },
+      };
+      const strategy = random.below(2) === 0 ? "direct" : "striped";
+      // Groups of replicas by hosts are formed anew for each box that a colocated rank looks at: work that still grows
+      // with the replicas.
+      if (first < 2 && where > 0 && strategy === "striped") continue;
+      const large = inputOf(layouts, 512, { ...options, strategy });
+      // What has an answer of millions takes as long, and is no case for counting each step.
+      if ((await planTransfer(large)).chunkCount() > 30_000n) continue;
+      expectFlat(inputOf(layouts, 128, { ...options, strategy }), large);
+      compared++;
+    }
+    expect(compared).toBeGreaterThan(40);
+  });
+
+  it("of as many things as ranks, each on a rank of its own", () => {
+    const things = (n: number): PlanInput => {
+      const [source, target] = [layout([n], [R]), layout([n], [R], n)];
+      const tensors = Array.from({ length: n }, (_, index) => {
+        const select = { dim: 0, index, of: n };
+        return {
+          name: `e${index}`,
+          pair: "p",
+          shape: [8, 8],
+          dtype: "float32" as const,
+          source: { select },
+          target: { select },
+        };
+      });
+      return { pairs: { p: { source, target } }, tensors };
+    };
+    expectFlat(things(256), things(1024));
+  });
+});
+
+describe("a strided shard with a large split factor", () => {
+  const plan = (extent: number, factor: number) =>
+    planTransfer({
+      pairs: {
+        p: { source: layout([4], [StridedShard(0, factor)]), target: layout([2], [Shard(0)], 4) },
+      },
+      tensors: [{ name: "w", pair: "p", shape: [extent], dtype: "int8" }],
+    });
+
+  it.each([
+    [2 ** 28, 2 ** 28],
+    [2 ** 33, 2 ** 33],
+    [2 ** 33, 2 ** 45],
+  ])("of %i elements in %i pieces is all the first rank's", async (extent, factor) => {
+    const planned = await plan(extent, factor);
+    expect(new Set([...planned.chunks()].map(({ srcRank }) => srcRank))).toEqual(new Set([0]));
+    planned.verify({ whole: true });
+    const [source] = [layout([4], [StridedShard(0, factor)])];
+    expect([0, 1].map((rank) => holdingOf(source, [extent], rank)!.localShape)).toEqual([[extent], [0]]);
+  });
+
+  it.each([
+    [2 ** 28, 2 ** 27],
+    [2 ** 33, 2 ** 32],
+    [2 ** 40, 2 ** 23],
+  ])("of %i elements in %i pieces has too many runs", async (extent, factor) => {
+    const error = { code: "TB_PLAN_TOO_LARGE", details: { runs: expect.anything() } };
+    await expect(plan(extent, factor)).rejects.toMatchObject(error);
+    const source = layout([4], [StridedShard(0, factor)]);
+    expect(() => holdingOf(source, [extent], 0)).toThrow(
+      expect.objectContaining({ code: "TB_PLAN_TOO_LARGE" }),
+    );
+  });
+});
