@@ -3,12 +3,12 @@ import { describe, expect, test } from "vitest";
 import { formatBytes, formatCount, formatDuration, formatRanks } from "../../src/cli/ui/format.ts";
 import { Output, OutputClosed, type OutputStream } from "../../src/cli/ui/output.ts";
 import { startProgress } from "../../src/cli/ui/progress.ts";
-import { formatFields, formatTable } from "../../src/cli/ui/table.ts";
+import { type Column, formatFields, formatTable } from "../../src/cli/ui/table.ts";
 
 /** A stream that keeps what is written, as a terminal or not. */
-function captured(options: { isTTY?: boolean; environment?: NodeJS.ProcessEnv } = {}) {
+function captured(options: { isTTY?: boolean; columns?: number; environment?: NodeJS.ProcessEnv } = {}) {
   const stream = new PassThrough() as PassThrough & OutputStream;
-  Object.assign(stream, { isTTY: options.isTTY ?? false, columns: 100 });
+  Object.assign(stream, { isTTY: options.isTTY ?? false, columns: options.columns ?? 100 });
   let text = "";
   stream.on("data", (data: Buffer) => {
     text += data.toString();
@@ -116,6 +116,35 @@ describe("tables", () => {
         ["long", "2"],
       ]),
     ).toBe("  a     1\n  long  2");
+  });
+});
+
+describe("narrow tables", () => {
+  const columns: Column[] = [
+    { head: "name" },
+    { head: "kind of thing", leaves: 1 },
+    { head: "layouts", wraps: true, leaves: 2 },
+    { head: "bytes", align: "right" },
+  ];
+  const rows = [["a", "something", "[S(0), R, R] -> [R, S(1), R]", "1,000"]];
+  const linesAt = (width: number) =>
+    formatTable(captured({ columns: width }).output, columns, rows).split("\n");
+
+  test("leave columns out, those that say least first, and name them", () => {
+    expect(linesAt(60)).toEqual([
+      "  name  kind of thing  layouts                       bytes",
+      "  a     something      [S(0), R, R] -> [R, S(1), R]  1,000",
+    ]);
+    expect(linesAt(50)).toEqual([
+      "  name  layouts                       bytes",
+      "  a     [S(0), R, R] -> [R, S(1), R]  1,000",
+      "  not shown for want of width: kind of thing",
+    ]);
+    expect(linesAt(40)).toEqual([
+      "  name  bytes",
+      "  a     1,000",
+      "  not shown for want of width: kind of thing, layouts",
+    ]);
   });
 });
 

@@ -96,14 +96,17 @@ function describeBalance({ busiest: rank, imbalance, ranks }: PlanStats): string
 }
 
 function describeSchedule(schedule: Schedule): string {
-  const { makespan, ratio, boundBy, busiest, hostBytes, networkBytes } = schedule;
+  const { makespan, lowerBound, ratio, boundBy, busiest, hostBytes, networkBytes } = schedule;
   if (busiest === undefined) return "nothing is sent";
   const does = busiest.direction === "out" ? "sends" : "receives";
   const where = busiest.reach === "host" ? "within its host" : "across hosts";
   const bound =
     boundBy === "chain" ? "the longest chain of buckets" : `all that rank ${busiest.rank} ${does} ${where}`;
   const bytes = `${formatBytes(networkBytes)} across hosts and ${formatBytes(hostBytes)} within them`;
-  return `${formatDuration(makespan / 1e9)}, ${ratio.toFixed(3)} times the least, ${bound}; ${bytes}`;
+  const over = (ratio - 1) * 100;
+  const least =
+    over < 0.05 ? "which" : `${over.toFixed(1)} % over the ${formatDuration(lowerBound / 1e9)} that`;
+  return `${formatDuration(makespan / 1e9)}, ${least} no schedule can beat: ${bound}; ${bytes}`;
 }
 
 function remaining(output: Output, count: number, what: string): string {

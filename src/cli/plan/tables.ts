@@ -16,7 +16,14 @@ export function stageTable(stats: PlanStats): TableOf {
       formatBytes(bytes),
       formatCount(waves),
     ]);
-  return { columns: [{ head: "stage" }, ...numbers("chunks", "buckets", "bytes", "waves")], rows };
+  const columns: Column[] = [
+    { head: "stage" },
+    { head: "chunks", align: "right", leaves: 3 },
+    { head: "buckets", align: "right", leaves: 1 },
+    ...numbers("bytes"),
+    { head: "waves", align: "right", leaves: 2 },
+  ];
+  return { columns, rows };
 }
 
 /** Patterns, those with the most bytes first. */
@@ -37,10 +44,11 @@ export function patternTable(patterns: readonly PatternStats[], most: number): T
   const columns: Column[] = [
     { head: "tensors", align: "right" },
     { head: "shape" },
-    { head: "type", wraps: true },
-    { head: "layouts", wraps: true },
-    ...numbers("bytes", "chunks"),
-    { head: "strategy", wraps: true },
+    { head: "type", wraps: true, leaves: 2 },
+    { head: "layouts", wraps: true, leaves: 4 },
+    ...numbers("bytes"),
+    { head: "chunks", align: "right", leaves: 1 },
+    { head: "strategy", wraps: true, leaves: 3 },
   ];
   return { columns, rows };
 }
@@ -103,18 +111,19 @@ export function rankTable(ranks: readonly RankStats[], sides: readonly SpecSide[
   const columns: Column[] = [
     { head: "rank", align: "right" },
     { head: "side", wraps: true },
-    ...numbers(...shown.map(({ head }) => head), "chunks"),
+    ...shown.map(({ head, leaves }): Column => ({ head, align: "right", leaves })),
+    { head: "chunks", align: "right", leaves: 1 },
   ];
   return { columns, rows };
 }
 
 /** What is said of a rank in bytes: the head of a column, and the member of `RankStats`. */
 export const byteColumns = [
-  { head: "sent", key: "sent" },
-  { head: "received", key: "received" },
-  { head: "copied", key: "copied" },
-  { head: "reduced", key: "reduced" },
-  { head: "staging", key: "stagingBytes" },
+  { head: "sent", key: "sent", leaves: 6 },
+  { head: "received", key: "received", leaves: 5 },
+  { head: "copied", key: "copied", leaves: 3 },
+  { head: "reduced", key: "reduced", leaves: 4 },
+  { head: "staging", key: "stagingBytes", leaves: 2 },
 ] as const;
 
 function numbers(...heads: string[]): Column[] {

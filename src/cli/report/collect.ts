@@ -26,7 +26,7 @@ export function collectReport(from: ReportSource): Report {
 function summarize(from: ReportSource, stats: PlanStats): Omit<Summary, "schedule"> {
   const patterns = stats.patterns.map(describePattern);
   return {
-    file: from.file,
+    name: nameOf(from.file),
     digest: from.plan.digest,
     verified: from.verified,
     sides: [from.source, from.target].map(describeSide),
@@ -47,15 +47,20 @@ function summarize(from: ReportSource, stats: PlanStats): Omit<Summary, "schedul
   };
 }
 
+function nameOf(file: string): string {
+  return file.slice(file.lastIndexOf("/") + 1).replace(/\.(ya?ml|json|tbplan)$/, "");
+}
+
 function describeSide({ name, mesh }: SpecSide): ReportSide {
   return { name, mesh: mesh.shape, dimNames: mesh.dimNames ?? [], ranks: [...mesh.ranks] };
 }
 
 function describePattern(pattern: PatternStats): ReportPattern {
-  const { shape, dtype, targetDtype, source, target, tensors, strategy, groups, reason, costs } = pattern;
+  const { shape, dtype, targetDtype, source, target, tensors, example } = pattern;
+  const { strategy, groups, reason, costs } = pattern;
   const seconds = (nanoseconds: bigint) => Number(nanoseconds) / 1e9;
   return {
-    ...{ shape, dtype, targetDtype, source, target, tensors, strategy, groups, reason },
+    ...{ shape, dtype, targetDtype, source, target, tensors, example, strategy, groups, reason },
     bytes: bytesOf(pattern, dtype),
     chunks: tensors * Number(pattern.chunks),
     costs: costs && {

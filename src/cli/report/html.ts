@@ -9,7 +9,7 @@ import { pageNotices, pageScript, pageStyle, workerScript } from "./page-assets.
  * same file.
  */
 export function renderPage(embedded: Embedded): string {
-  const title = escapeText(`${embedded.report.summary.file}: tensorbus plan`);
+  const title = escapeText(`${embedded.report.summary.name}: tensorbus plan`);
   return `<!doctype html>
 <html lang="en">
 <head>

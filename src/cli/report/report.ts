@@ -9,7 +9,8 @@ export interface Report {
 }
 
 export interface Summary {
-  readonly file: string;
+  /** Of the spec or the saved plan: its file's name, without folders and suffix, so that equal plans have equal pages. */
+  readonly name: string;
   readonly digest: string;
   readonly verified: boolean;
   readonly sides: readonly ReportSide[];
@@ -55,6 +56,8 @@ export interface ReportPattern {
   readonly source: readonly string[];
   readonly target: readonly string[];
   readonly tensors: number;
+  /** The name of one of them. */
+  readonly example: string;
   /** Of all its tensors, at the source. */
   readonly bytes: number;
   readonly chunks: number;

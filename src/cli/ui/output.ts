@@ -37,7 +37,7 @@ export class Output {
 
   /** What tables and fields are to fit into: the terminal, or the 80 columns that a log shows. */
   get width(): number {
-    return Math.max(this.columns ?? 80, 60);
+    return Math.max(this.columns ?? 80, 40);
   }
 
   /** Writes a text; the promise ends when the stream takes more. `OutputClosed` once the reader is gone. */

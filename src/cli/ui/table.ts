@@ -5,8 +5,10 @@ export interface Column {
   readonly head: string;
   /** Numbers stand at the right. */
   readonly align?: "left" | "right";
-  /** Entries may take several lines where the table is wider than the output. */
+  /** Entries may take several lines if the table is wider than the output. */
   readonly wraps?: boolean;
+  /** It is left out of a narrow output that the table does not fit into: the column with the lowest number first. */
+  readonly leaves?: number;
 }
 
 /** A table as data. */
@@ -19,9 +21,49 @@ export interface TableOf {
 const gap = 2;
 /** No column is wrapped to less. */
 const leastWidth = 10;
+/** Below this, columns are left out before cells are broken. */
+const narrowWidth = 80;
 
 /** Rows below a line of headings, without rules: as readable in a log as on a terminal. */
 export function formatTable(
+  output: Output,
+  columns: readonly Column[],
+  rows: readonly (readonly string[])[],
+): string {
+  const kept = output.width < narrowWidth ? keptColumns(output.width, columns, rows) : columns;
+  if (kept.length === columns.length) return formatColumns(output, columns, rows);
+  const places = kept.map((column) => columns.indexOf(column));
+  const shown = formatColumns(
+    output,
+    kept,
+    rows.map((row) => places.map((place) => row[place]!)),
+  );
+  const left = columns.filter((column) => !kept.includes(column)).map(({ head }) => head);
+  return `${shown}\n${output.colors.dim(`  not shown for want of width: ${left.join(", ")}`)}`;
+}
+
+/** Those that fit side by side without broken cells, as far as columns may leave. */
+function keptColumns(
+  width: number,
+  columns: readonly Column[],
+  rows: readonly (readonly string[])[],
+): readonly Column[] {
+  const widths = new Map(columns.map((column, at) => [column, widthOf(column, at, rows)]));
+  const kept = new Set(columns);
+  const leaving = columns.filter(({ leaves }) => leaves !== undefined).sort((a, b) => a.leaves! - b.leaves!);
+  for (const column of leaving) {
+    const whole = [...kept].reduce((sum, each) => sum + gap + widths.get(each)!, 0);
+    if (whole <= width) break;
+    kept.delete(column);
+  }
+  return columns.filter((column) => kept.has(column));
+}
+
+function widthOf({ head }: Column, at: number, rows: readonly (readonly string[])[]): number {
+  return rows.reduce((most, row) => Math.max(most, row[at]!.length), head.length);
+}
+
+function formatColumns(
   output: Output,
   columns: readonly Column[],
   rows: readonly (readonly string[])[],
@@ -54,15 +96,13 @@ export function formatTable(
   return trimLines(table.toString());
 }
 
-/** The widths of all columns: where they are too wide together, those that wrap give way, the widest first. */
+/** The widths of all columns: if they are too wide together, those that wrap give way, the widest first. */
 function fitColumns(
   width: number,
   columns: readonly Column[],
   rows: readonly (readonly string[])[],
 ): number[] {
-  const widths = columns.map(({ head }, at) =>
-    rows.reduce((most, row) => Math.max(most, row[at]!.length), head.length),
-  );
+  const widths = columns.map((column, at) => widthOf(column, at, rows));
   let excess = widths.reduce((sum, own) => sum + gap + own, -width);
   while (excess-- > 0) {
     const [, widest] = columns.reduce<[number, number]>(

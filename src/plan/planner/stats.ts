@@ -38,6 +38,8 @@ export interface PatternStats {
   readonly source: readonly string[];
   readonly target: readonly string[];
   readonly tensors: number;
+  /** The name of the first of them. */
+  readonly example: string;
   readonly strategy: Routing["strategy"];
   /** Which replicas exchange stripes. */
   readonly groups: Routing["groups"];
@@ -168,6 +170,7 @@ function patternStats(question: Question, input: NormalInput, routing: readonly 
     source: pattern.source.placements.map(formatPlacement),
     target: pattern.target.placements.map(formatPlacement),
     tensors: pattern.count,
+    example: input.names[pattern.first]!,
     ...routing[index]!,
     boxes: question.ask((planner) => planner.count(pattern.first, 0)),
     chunks: question.ask((planner) => planner.count(pattern.first, 1)),

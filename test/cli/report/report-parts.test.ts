@@ -115,14 +115,17 @@ const axis = new RankAxis(
 );
 const sumOf = (values: Iterable<number>) => [...values].reduce((a, b) => a + b, 0);
 
+const isWithin = (all: ChannelColumns) => (at: number) =>
+  Math.floor(all.from[at]! / 4) === Math.floor(all.to[at]! / 4);
+
 describe("sums of channels", () => {
   test("a heat map by host is the sum of the one by rank", () => {
     const view = (most: number) => ({ axis, cells: axis.cells(axis.whole, most) });
     fc.assert(
       fc.property(channels, fc.option(fc.nat(2), { nil: undefined }), (all, stage) => {
         const [fine, coarse] = [
-          sumHeat(all, stage, view(12), view(12)),
-          sumHeat(all, stage, view(3), view(3)),
+          sumHeat(all, stage, isWithin(all), view(12), view(12)),
+          sumHeat(all, stage, isWithin(all), view(3), view(3)),
         ];
         expect([fine.bytes.length, coarse.bytes.length]).toEqual([144, 9]);
         for (let cell = 0; cell < 9; cell++) {
@@ -135,6 +138,8 @@ describe("sums of channels", () => {
         const wanted = [...all.bytes.keys()].filter((at) => stage === undefined || all.stage[at] === stage);
         expect(sumOf(fine.bytes)).toBe(sumOf(wanted.map((at) => all.bytes[at]!)));
         expect(sumOf(fine.channels)).toBe(wanted.length);
+        const within = wanted.filter(isWithin(all)).map((at) => all.bytes[at]!);
+        expect([sumOf(fine.within), sumOf(coarse.within)]).toEqual([sumOf(within), sumOf(within)]);
       }),
     );
   });

@@ -20,7 +20,7 @@ export function App({ embedded }: { readonly embedded: Embedded }) {
         <p class="brand">
           tensorbus <span>plan</span>
         </p>
-        <h1>{summary.file}</h1>
+        <h1>{summary.name}</h1>
         <Sides sides={summary.sides} />
         <p class="digest">
           <span class="label">digest</span> <code id="digest">{summary.digest}</code>
@@ -37,7 +37,11 @@ export function App({ embedded }: { readonly embedded: Embedded }) {
       </header>
       <main>
         <Summary report={report} before={replanned && embedded.report} />
-        <Budgets budgets={summary.budgets} />
+        {summary.budgets.length > 0 && (
+          <Section id="budgets" title="Budgets" hint="What the spec allows, and what the plan comes to.">
+            <Budgets budgets={summary.budgets} />
+          </Section>
+        )}
         <Section id="heat" title="Who sends to whom" hint="Click or drag to look closer, Escape to go back.">
           <HeatMap key={summary.digest} report={report} />
         </Section>

@@ -52,7 +52,7 @@ function SpecEditor({ embedded, spec, onReport }: EditorProps & { readonly spec:
     const began = performance.now();
     try {
       const answer = await planInWorker(
-        { file: embedded.report.summary.file, spec: valuesOf(form, spec), plan: embedded.plan, verify },
+        { file: embedded.report.summary.name, spec: valuesOf(form, spec), plan: embedded.plan, verify },
         controller.signal,
       );
       if ("failure" in answer) {

@@ -1,4 +1,4 @@
-import { interpolateYlGnBu } from "d3-scale-chromatic";
+import { interpolateOrRd, interpolateYlGnBu } from "d3-scale-chromatic";
 
 export type ScaleKind = "linear" | "log";
 
@@ -34,12 +34,16 @@ export function defaultKind(least: number, most: number): ScaleKind {
   return most > least * wide ? "log" : "linear";
 }
 
+/** Where bytes go: the two have different links, and so different colours. */
+export type Reach = "network" | "host";
+
 /**
- * Yellow to green to blue: lightness alone tells the values, so that it reads without colours. The strongest is farthest
- * from the page's background.
+ * Yellow to green to blue across hosts, orange to red within them: lightness alone tells the values, so that both read without
+ * colours. The strongest is farthest from the page's background.
  */
-export function heatColor(strength: number, isDark: boolean): string {
-  return interpolateYlGnBu(isDark ? 0.86 - 0.8 * strength : 0.14 + 0.84 * strength);
+export function heatColor(strength: number, isDark: boolean, reach: Reach = "network"): string {
+  const ramp = reach === "host" ? interpolateOrRd : interpolateYlGnBu;
+  return ramp(isDark ? 0.86 - 0.8 * strength : 0.14 + 0.84 * strength);
 }
 
 /** Whether text on a colour should be white. */

@@ -52,7 +52,11 @@ function HeatPlot({ report }: { readonly report: Report }) {
     () => ({ axis: axes.columns, cells: axes.columns.cells(zoom.window.columns, Math.floor(room / least)) }),
     [axes, zoom.window, room],
   );
-  const sums = useMemo(() => sumHeat(channels, stage, rows, columns), [channels, stage, rows, columns]);
+  const isWithin = useMemo(() => hostsOf(ranks, channels, summary.hasHosts), [report]);
+  const sums = useMemo(
+    () => sumHeat(channels, stage, isWithin, rows, columns),
+    [channels, stage, isWithin, rows, columns],
+  );
   const counts = { rows: rows.cells.spans.length, columns: columns.cells.spans.length };
   const size = {
     x: Math.min(widest.x, room / Math.max(1, counts.columns)),
@@ -81,7 +85,11 @@ function HeatPlot({ report }: { readonly report: Report }) {
       const [x, y] = [Math.round(margin.left + column * size.x), Math.round(row * size.y)];
       const w = Math.round(margin.left + (column + 1) * size.x) - x - gap;
       const h = Math.round((row + 1) * size.y) - y - gap;
-      const color = heatColor(strength.of(bytes), isDark);
+      const color = heatColor(
+        strength.of(bytes),
+        isDark,
+        sums.within[index]! * 2 > bytes ? "host" : "network",
+      );
       context.fillStyle = color;
       context.fillRect(x, y, w, h);
       if (w < 60 || h < 16) continue;
@@ -153,7 +161,12 @@ function HeatPlot({ report }: { readonly report: Report }) {
           onChange={(name) => setKind(name as ScaleKind)}
         />
         <ZoomOut zoom={zoom} />
-        <HeatLegend strength={strength} title="bytes a cell" format={formatTick} />
+        <HeatLegend
+          strength={strength}
+          title="bytes a cell"
+          format={formatTick}
+          reaches={summary.hasHosts ? ["network", "host"] : ["network"]}
+        />
       </div>
       <p class="details" id="heat-details" aria-live="polite">
         <strong>{rows.axis.label(rows.cells.spans[at.row]!)}</strong> to{" "}
@@ -213,6 +226,17 @@ function HeatPlot({ report }: { readonly report: Report }) {
       </div>
     </>
   );
+}
+
+/** Whether a channel stays within a host; none does if the spec names no hosts. */
+function hostsOf(
+  { rank, host }: RankColumns,
+  { from, to }: ChannelColumns,
+  hasHosts: boolean,
+): (channel: number) => boolean {
+  if (!hasHosts) return () => false;
+  const hostOf = new Map([...rank].map((each, at) => [each, host[at]]));
+  return (channel) => hostOf.get(from[channel]!) === hostOf.get(to[channel]!);
 }
 
 /** Rows are the ranks that send anything, columns those that receive. */

@@ -14,7 +14,7 @@ interface ColumnDefinition {
 export function Patterns({ report }: { readonly report: Report }) {
   const { patterns } = report.summary;
   const hasCosts = patterns.some(({ costs }) => costs !== undefined);
-  const columns = hasCosts ? [...general, ...costColumns] : general;
+  const columns = hasCosts ? [...general, cost] : general;
   const [sort, setSort] = useState({ column: "bytes", descending: true });
   const by = columns.find(({ head }) => head === sort.column) ?? general[0]!;
   const sorted = [...patterns].sort((a, b) => compare(by.key(a), by.key(b)) * (sort.descending ? -1 : 1));
@@ -49,7 +49,7 @@ export function Patterns({ report }: { readonly report: Report }) {
           {sorted.map((pattern, index) => (
             <tr key={index}>
               {columns.map(({ head, numeric, text }) => (
-                <td key={head} class={numeric ? "numeric" : ""}>
+                <td key={head} class={numeric ? "numeric" : "wraps"}>
                   {text(pattern)}
                 </td>
               ))}
@@ -63,6 +63,8 @@ export function Patterns({ report }: { readonly report: Report }) {
 
 const general: readonly ColumnDefinition[] = [
   column("tensors", ({ tensors }) => tensors, formatCount),
+  // A zero-width space behind each dot lets long names break there.
+  words("for example", ({ example }) => example.replaceAll(".", ".\u200b")),
   {
     head: "shape",
     numeric: false,
@@ -73,18 +75,30 @@ const general: readonly ColumnDefinition[] = [
   words("layouts", ({ source, target }) => `[${source.join(", ")}] → [${target.join(", ")}]`),
   column("bytes", ({ bytes }) => bytes, formatBytes),
   column("chunks", ({ chunks }) => chunks, formatCount),
-  words("strategy", ({ strategy, groups }) =>
-    strategy === "direct" ? strategy : `${strategy} ${groups === "host" ? "within hosts" : "over all"}`,
-  ),
-  words("reason", ({ reason }) => reason),
+  words("strategy", ({ strategy, groups, reason }) => {
+    const way =
+      strategy === "direct" ? strategy : `${strategy} ${groups === "host" ? "within hosts" : "over all"}`;
+    return `${way}: ${reason}`;
+  }),
 ];
 
 /** What the cost model expects of each way. */
-const costColumns: readonly ColumnDefinition[] = [
-  cost("direct", ({ costs }) => costs?.direct),
-  cost("striped over all", ({ costs }) => costs?.all),
-  cost("striped within hosts", ({ costs }) => costs?.host),
-];
+const cost: ColumnDefinition = {
+  head: "cost of each way",
+  numeric: false,
+  key: ({ costs }) => Math.min(...Object.values(costs ?? { none: Number.POSITIVE_INFINITY })),
+  text: ({ costs }) => {
+    if (costs === undefined) return "–";
+    const ways = [
+      ["direct", costs.direct],
+      ["over all", costs.all],
+      ["within hosts", costs.host],
+    ] as const;
+    return ways
+      .flatMap(([name, seconds]) => (seconds === undefined ? [] : [`${name} ${formatDuration(seconds)}`]))
+      .join(", ");
+  },
+};
 
 function column(
   head: string,
@@ -96,18 +110,6 @@ function column(
 
 function words(head: string, text: (pattern: ReportPattern) => string): ColumnDefinition {
   return { head, numeric: false, text, key: text };
-}
-
-function cost(head: string, seconds: (pattern: ReportPattern) => number | undefined): ColumnDefinition {
-  return {
-    head: `cost ${head}`,
-    numeric: true,
-    key: (pattern) => seconds(pattern) ?? Number.POSITIVE_INFINITY,
-    text: (pattern) => {
-      const value = seconds(pattern);
-      return value === undefined ? "–" : formatDuration(value);
-    },
-  };
 }
 
 function compare(a: number | string, b: number | string): number {

@@ -97,8 +97,12 @@ function describeBound({ ratio, lowerBound, boundBy, busiest }: ReportSchedule):
   const does = busiest.direction === "out" ? "sends" : "receives";
   const where = busiest.reach === "host" ? "within its host" : "across hosts";
   const bound =
-    boundBy === "chain" ? "the longest chain of buckets" : `what rank ${busiest.rank} ${does} ${where}`;
-  return `${ratio.toFixed(3)} times the least, ${formatDuration(lowerBound)}: ${bound}`;
+    boundBy === "chain"
+      ? "the longest chain of buckets that wait for each other takes"
+      : `what rank ${busiest.rank} ${does} ${where} takes`;
+  const percent = (ratio - 1) * 100;
+  const least = `no schedule can be faster than ${formatDuration(lowerBound)}, which ${bound}`;
+  return percent < 0.05 ? `the best there is: ${least}` : `${percent.toFixed(1)} % over the best: ${least}`;
 }
 
 function mostStaged({ ranks }: Report): number {
@@ -119,7 +123,6 @@ function Change({ now, was, text }: { readonly now: number; readonly was: number
 
 /** Budgets of the spec, and what the plan comes to. */
 export function Budgets({ budgets }: Pick<Values, "budgets">) {
-  if (budgets.length === 0) return null;
   return (
     // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, so that keys must reach it
     <section class="scroll" tabIndex={0} aria-label="budgets, scrollable">
