@@ -70,8 +70,15 @@ static inline void evil_prove(world *w, int fd, uint8_t role, const tb_hello hel
     memcpy(out, &proof, TB_HEADER_BYTES);
     world_proof(0, role, &event, out + TB_HEADER_BYTES);
     memcpy(out + TB_HEADER_BYTES + TB_PROOF_BYTES, &verdict, TB_HEADER_BYTES);
-    evil_send(fd, out, sizeof out);
-    evil_take(w, fd, in, sizeof in);
+    /* The side that connected proves first. */
+    if (role == 0) {
+        evil_send(fd, out, sizeof out);
+        evil_take(w, fd, in, sizeof in);
+    } else {
+        evil_take(w, fd, in, TB_HEADER_BYTES + TB_PROOF_BYTES);
+        evil_send(fd, out, sizeof out);
+        evil_take(w, fd, in + TB_HEADER_BYTES + TB_PROOF_BYTES, TB_HEADER_BYTES);
+    }
     memcpy(&verdict, in + TB_HEADER_BYTES + TB_PROOF_BYTES, TB_HEADER_BYTES);
     CHECK(verdict.kind == TB_FRAME_VERDICT && verdict.count == TB_OK);
 }

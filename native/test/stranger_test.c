@@ -337,23 +337,6 @@ static void test_no_descriptors(void) {
     world_close(&w);
 }
 
-/* Of strangers that are refused while nobody takes events, only so many are told. */
-static void test_faults_without_end(void) {
-    enum { STRANGERS = 300, KEPT = 256 };
-    world w;
-    uint8_t garbage[TB_HELLO_BYTES] = {1};
-    world_open(&w, &evil_options, 2);
-    for (int i = 0; i < STRANGERS; i++) {
-        int fd = evil_dial(w.port[1]);
-        evil_send(fd, garbage, sizeof garbage);
-        CHECK(recv(fd, garbage, 1, 0) <= 0); /* it was refused */
-        close(fd);
-    }
-    world_pump(&w, 0);
-    CHECK(count_faults(&w, 1) == KEPT);
-    world_close(&w);
-}
-
 /* A child that was forked holds the sockets, too: the end of a connection is one all the same. */
 static void test_fork(void) {
     evil_world e;
@@ -408,7 +391,6 @@ int main(void) {
     test_end_before_receipt();
     test_half_a_set();
     test_no_descriptors();
-    test_faults_without_end();
     test_fork();
     test_end_of_hub();
     return 0;

@@ -28,6 +28,8 @@ import type {
   WaitOptions,
 } from "./transport.ts";
 
+/** Events that are taken in one turn of the event loop. */
+const eventsPerTurn = 64;
 /** Between two looks at what has moved. */
 const staleMs = 20;
 
@@ -261,8 +263,13 @@ export class NativeSession implements TransportSession {
     return moved;
   }
 
+  /** Takes the events that are there, some in a turn: strangers can cause them as fast as they are taken. */
   #drain(): void {
-    while (!this.#closed) {
+    for (let taken = 0; !this.#closed; taken += 1) {
+      if (taken === eventsPerTurn) {
+        setImmediate(() => this.#drain());
+        return;
+      }
       const event = native.nextEvent(this.#handle);
       if (event === undefined) return;
       this.#dispatch(event);

@@ -180,7 +180,7 @@ void tb_conn_end(tb_conn *conn) {
         tb_peer_lost(conn->peer, TB_EPEER_LOST, 0, "the connection ended", conn->state == TB_CONN_CLOSING);
     }
     tb_conn_let_go(conn, true);
-    if (conn->handshake != NULL && conn->handshake->accepted) {
+    if (conn->handshake != NULL && conn->handshake->counted) {
         net->half_open--;
     }
     unlink_conn(conn);

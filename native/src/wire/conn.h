@@ -56,6 +56,12 @@ typedef struct tb_handshake {
     bool accepted;   /* this side accepted the connection, the other one connected */
     bool said_hello, got_hello, proof_sent, got_proof, proof_good, welcomed;
     bool refused;
+    bool counted; /* among those that are half open */
+    /* What the caller is asked, or is to be asked once it has answered others. */
+    enum { TB_ASK_NOTHING, TB_ASK_PROVE, TB_ASK_CHECK } question;
+    bool asked;
+    uint64_t since;     /* it was accepted */
+    uint8_t source[24]; /* the address that it came from, without the port */
     tb_hello ours, theirs;
     uint8_t proof[TB_PROOF_BYTES];
 } tb_handshake;

@@ -11,7 +11,9 @@
 #include "base/error.h"
 #include "wire/conn.h"
 
-enum { MOST_FAULTS = 256 };
+/* That wait to be taken, and that are told one by one. */
+enum { MOST_FAULTS = 256, FAULTS_A_SECOND = 16 };
+#define SECOND_NS 1000000000ull
 
 /* ---- opening and freeing ------------------------------------------------------------------------------- */
 
@@ -98,11 +100,41 @@ bool tb_net_event(tb_net *net, const tb_event *event) {
 }
 
 /* Strangers cause them, as many as they like: those that nobody takes are not kept for ever. */
-void tb_net_fault(tb_net *net, const tb_error *error) {
+static void tell_fault(tb_net *net, const tb_error *error) {
     tb_event event = {.kind = TB_EVENT_FAULT, .error = *error};
+    net->faults_told++;
     if (net->fault_count < MOST_FAULTS && tb_net_event(net, &event)) {
         net->fault_count++;
     }
+}
+
+/* Sums up what the last second has left out; *next becomes when that is due. */
+static void sum_faults(tb_net *net, uint64_t now, uint64_t *next) {
+    if (now < net->fault_second + SECOND_NS) {
+        tb_sooner(next, net->faults_left_out > 0 ? net->fault_second + SECOND_NS : 0);
+        return;
+    }
+    net->fault_second = now;
+    net->faults_told = 0;
+    if (net->faults_left_out > 0) {
+        tb_error sum;
+        const tb_error *last = &net->fault_left_out;
+        tb_fail(&sum, last->code, last->rank, 0, "%u more faults; the last: %s", net->faults_left_out, last->message);
+        net->faults_left_out = 0;
+        tell_fault(net, &sum);
+    }
+}
+
+void tb_net_fault(tb_net *net, const tb_error *error) {
+    uint64_t next = UINT64_MAX;
+    sum_faults(net, tb_now(), &next);
+    if (net->faults_told < FAULTS_A_SECOND) {
+        tell_fault(net, error);
+        return;
+    }
+    net->faults_left_out++;
+    net->fault_left_out = *error;
+    tb_net_timer(net, net->fault_second + SECOND_NS);
 }
 
 void tb_net_next_event(tb_net *net, tb_event *event) {
@@ -113,6 +145,7 @@ void tb_net_next_event(tb_net *net, tb_event *event) {
     }
     *event = node->event;
     net->fault_count -= event->kind == TB_EVENT_FAULT;
+    net->question_count -= event->kind == TB_EVENT_HANDSHAKE && event->handshake_role == 1;
     net->events = node->next;
     if (net->events == NULL) {
         net->events_end = &net->events;
@@ -188,6 +221,7 @@ void tb_net_run_timers(tb_net *net, uint64_t now, uint64_t *next) {
         net->accept_pending |= net->accept_at != 0 && now >= net->accept_at;
         tb_sooner(next, net->accept_at > now ? net->accept_at : 0);
         check_peers(net, now, next);
+        sum_faults(net, now, next);
     }
     check_conns(net, now, next);
 }

@@ -119,6 +119,11 @@ struct tb_net {
     int event_write, event_read; /* the caller has a descriptor of its own for the read end */
     tb_event_node *events, **events_end;
     uint32_t fault_count; /* of the events */
+    /* Faults of this second, those beyond what is told, and the last of them. */
+    uint64_t fault_second;
+    uint32_t faults_told, faults_left_out;
+    tb_error fault_left_out;
+    uint32_t question_count; /* of the events: those that strangers cause */
     tb_loop *loops[TB_LOOPS];
     uint32_t loop_count;
     uint32_t next_loop;
@@ -172,7 +177,7 @@ void tb_net_free(tb_net *net);
 bool tb_net_event(tb_net *net, const tb_event *event);
 /* The same with memory that was put by before; it is taken from *reserved. */
 void tb_net_event_reserved(tb_net *net, const tb_event *event, tb_event_node **reserved);
-/* Something that belongs to no transfer was refused. */
+/* Something that belongs to no transfer was refused. A few are told a second, the others are summed up in one. */
 void tb_net_fault(tb_net *net, const tb_error *error);
 /* The oldest event; kind 0 if there is none. */
 void tb_net_next_event(tb_net *net, tb_event *event);

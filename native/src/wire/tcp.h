@@ -12,7 +12,8 @@ struct tb_address {
 };
 
 enum {
-    HANDSHAKE_SECONDS = 5, /* then an unfinished one is dropped */
+    HANDSHAKE_SECONDS = 5, /* then an unfinished one is dropped, */
+    HELLO_SECONDS = 2,     /* or, if it has not even begun, already then */
 };
 
 /* tcp_socket.c */

@@ -1,5 +1,5 @@
 /*
- * The handshake: hello both ways, then a proof and a verdict both ways. Nothing else is read before both
+ * The handshake: hello both ways, then a proof and a verdict both ways, of the side that connected first. Nothing else is read before both
  * sides have accepted, and never more than the next expected bytes.
  */
 #include <errno.h>
@@ -46,8 +46,14 @@ static void say_verdict(tb_conn *conn, int32_t code) {
     tb_conn_say(conn, &(tb_wire_header){.kind = TB_FRAME_VERDICT, .count = (uint32_t)code}, NULL);
 }
 
-static void ask(tb_conn *conn, uint32_t step) {
-    const tb_handshake *shake = conn->handshake;
+/* Questions that strangers cause wait for their turn: the caller has an event loop to run. */
+enum { MOST_QUESTIONS = 32 };
+
+static void say_question(tb_conn *conn) {
+    tb_handshake *shake = conn->handshake;
+    uint32_t step = shake->question == TB_ASK_CHECK;
+    shake->asked = true;
+    conn->net->question_count += shake->accepted;
     tb_event event = {
         .kind = TB_EVENT_HANDSHAKE,
         .connection = shake->number,
@@ -58,7 +64,40 @@ static void ask(tb_conn *conn, uint32_t step) {
     memcpy(event.handshake_hello[1], shake->accepted ? &shake->ours : &shake->theirs, TB_HELLO_BYTES);
     memcpy(event.handshake_proof, shake->proof, TB_PROOF_BYTES);
     event.error.rank = conn->rank;
-    tb_net_event(conn->net, &event);
+    if (!tb_net_event(conn->net, &event)) {
+        conn->net->question_count -= shake->accepted;
+        conn->doomed = true;
+    }
+}
+
+static void ask(tb_conn *conn, int question) {
+    tb_handshake *shake = conn->handshake;
+    shake->question = question;
+    shake->asked = false;
+    if (!shake->accepted || conn->net->question_count < MOST_QUESTIONS) {
+        say_question(conn);
+    }
+}
+
+/* The caller has answered a question: whoever has waited longest asks the next one. */
+static void ask_next(tb_net *net) {
+    while (net->question_count < MOST_QUESTIONS) {
+        tb_conn *first = NULL;
+        for (uint32_t i = 0; i < net->loop_count; i++) {
+            for (tb_conn *conn = net->loops[i]->conns; conn != NULL; conn = conn->next) {
+                const tb_handshake *shake = conn->handshake;
+                bool waits = shake != NULL && !conn->doomed && !shake->refused
+                             && shake->question != TB_ASK_NOTHING && !shake->asked;
+                if (waits && (first == NULL || shake->number < first->handshake->number)) {
+                    first = conn;
+                }
+            }
+        }
+        if (first == NULL) {
+            return;
+        }
+        say_question(first);
+    }
 }
 
 /* ---- refusing ------------------------------------------------------------------------------------------ */
@@ -95,6 +134,10 @@ static void hear_hello(tb_conn *conn, const uint8_t *bytes) {
     tb_error error = {.rank = -1};
     memcpy(&shake->theirs, bytes, TB_HELLO_BYTES);
     shake->got_hello = true;
+    if (shake->accepted) {
+        conn->deadline = shake->since + (uint64_t)HANDSHAKE_SECONDS * 1000000000;
+        tb_net_timer(net, conn->deadline);
+    }
     int32_t code = tb_hello_check(&shake->theirs, &shake->ours, shake->accepted ? -1 : conn->rank, &error);
     if (code == TB_EPROTOCOL) {
         refuse(conn, &error, false);
@@ -125,13 +168,15 @@ static void hear_hello(tb_conn *conn, const uint8_t *bytes) {
         refuse(conn, &error, true);
         return;
     }
-    ask(conn, 0);
+    if (!shake->accepted) {
+        ask(conn, TB_ASK_PROVE);
+    }
 }
 
 static void hear_proof(tb_conn *conn, const uint8_t *proof) {
     memcpy(conn->handshake->proof, proof, TB_PROOF_BYTES);
     conn->handshake->got_proof = true;
-    ask(conn, 1);
+    ask(conn, TB_ASK_CHECK);
 }
 
 static void hear_verdict(tb_conn *conn, int32_t code) {
@@ -153,7 +198,8 @@ static bool hear_frame(tb_conn *conn, uint32_t *needed) {
     tb_wire_header header;
     tb_handshake *shake = conn->handshake;
     memcpy(&header, conn->read_buffer, sizeof header);
-    bool proof = header.kind == TB_FRAME_PROOF && header.body_bytes == TB_PROOF_BYTES && !shake->got_proof;
+    bool proof = header.kind == TB_FRAME_PROOF && header.body_bytes == TB_PROOF_BYTES && !shake->got_proof
+                 && (shake->accepted || shake->proof_sent);
     bool verdict = header.kind == TB_FRAME_VERDICT && header.body_bytes == 0
                    && (shake->got_proof || header.count != TB_OK);
     if (!proof && !verdict) {
@@ -243,7 +289,7 @@ static void establish(tb_conn *conn) {
     peer->incarnation = shake->theirs.incarnation;
     peer->connections = shake->ours.connections;
     uint32_t index = shake->ours.connection;
-    net->half_open -= shake->accepted;
+    net->half_open -= shake->counted;
     conn->handshake = NULL;
     free(shake);
     tb_conn_open(conn, peer, index);
@@ -262,7 +308,8 @@ void tb_handshake_advance(tb_conn *conn) {
     }
     tb_conn_write(conn);
     pthread_mutex_lock(&net->lock);
-    if (conn->state == TB_CONN_HANDSHAKE && conn->handshake->proof_good && conn->handshake->welcomed) {
+    if (conn->state == TB_CONN_HANDSHAKE && conn->handshake->proof_good
+        && conn->handshake->proof_sent && conn->handshake->welcomed) {
         establish(conn);
     }
     pthread_mutex_unlock(&net->lock);
@@ -281,27 +328,36 @@ static tb_conn *find(tb_net *net, uint64_t number) {
     return NULL;
 }
 
+static void say_proof(tb_conn *conn, const uint8_t proof[32]) {
+    conn->handshake->proof_sent = true;
+    tb_conn_say(conn, &(tb_wire_header){.kind = TB_FRAME_PROOF, .body_bytes = TB_PROOF_BYTES}, proof);
+}
+
+/* Whoever accepts proves only to those who have proved: a stranger gets nothing that it could guess the secret by. */
 static void answer(tb_conn *conn, const uint8_t proof[32], uint32_t accept) {
     tb_handshake *shake = conn->handshake;
-    if (shake->refused) {
+    int question = shake->question;
+    if (shake->refused || !shake->asked || question == TB_ASK_NOTHING) {
         return;
     }
-    if (shake->got_hello && !shake->proof_sent) {
-        shake->proof_sent = true;
-        tb_conn_say(conn, &(tb_wire_header){.kind = TB_FRAME_PROOF, .body_bytes = TB_PROOF_BYTES}, proof);
-        return;
-    }
-    if (!shake->got_proof || shake->proof_good) {
-        return;
-    }
-    if (accept) {
+    shake->question = TB_ASK_NOTHING;
+    if (question == TB_ASK_PROVE) {
+        say_proof(conn, proof);
+        if (shake->accepted) {
+            say_verdict(conn, TB_OK);
+        }
+    } else if (!accept) {
+        tb_error error;
+        tb_fail(&error, TB_EAUTH, conn->rank, 0, "rank %d does not know the secret", conn->rank);
+        refuse(conn, &error, true);
+    } else {
         shake->proof_good = true;
-        say_verdict(conn, TB_OK);
-        return;
+        if (shake->accepted) {
+            ask(conn, TB_ASK_PROVE);
+        } else {
+            say_verdict(conn, TB_OK);
+        }
     }
-    tb_error error;
-    tb_fail(&error, TB_EAUTH, conn->rank, 0, "rank %d does not know the secret", conn->rank);
-    refuse(conn, &error, true);
 }
 
 int32_t tb_session_handshake(uint64_t handle, uint64_t connection, const uint8_t proof[32], uint32_t accept,
@@ -315,6 +371,7 @@ int32_t tb_session_handshake(uint64_t handle, uint64_t connection, const uint8_t
     if (conn != NULL) {
         answer(conn, proof, accept); /* one that has ended needs none */
     }
+    ask_next(net);
     pthread_mutex_unlock(&net->lock);
     tb_handle_put(handle);
     return TB_OK;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 
 /* Without a free descriptor, connections wait this long. */
 #define PAUSE_NS 100000000ull
+enum { ACCEPTS_A_TURN = 64 };
 enum { BACKLOG = 1024, FEWEST_HALF_OPEN = 64, MOST_HALF_OPEN = 4096 };
 
 static int32_t port_of(const struct sockaddr_storage *at) {
@@ -93,11 +95,80 @@ static uint32_t most_half_open(const tb_net *net) {
                                       : (uint32_t)peers;
 }
 
-static void take_connection(tb_net *net, int fd) {
+/* By the address that they come from, in a table that may mix a few up. */
+enum { SOURCES = 1024 };
+
+static uint32_t bucket_of(const uint8_t source[24]) {
+    uint32_t hash = 2166136261u;
+    for (int i = 0; i < 24; i++) {
+        hash = (hash ^ source[i]) * 16777619u;
+    }
+    return hash % SOURCES;
+}
+
+static void source_of(const struct sockaddr_storage *at, uint8_t source[24]) {
+    memset(source, 0, 24);
+    if (at->ss_family == AF_INET6) {
+        /* Whoever has one address of IPv6 has all 2^64 of its network. */
+        memcpy(source, &((const struct sockaddr_in6 *)at)->sin6_addr, 8);
+        if (IN6_IS_ADDR_V4MAPPED(&((const struct sockaddr_in6 *)at)->sin6_addr)) {
+            memcpy(source, &((const struct sockaddr_in6 *)at)->sin6_addr, 16);
+        }
+    } else {
+        memset(source + 10, 0xff, 2);
+        memcpy(source + 12, &((const struct sockaddr_in *)at)->sin_addr, 4);
+    }
+}
+
+static bool is_half_open(const tb_conn *conn) {
+    return conn->handshake != NULL && conn->handshake->counted;
+}
+
+/* Of two that are of the busiest source: one that has said nothing goes first, then the older one. */
+static bool goes_before(const tb_handshake *one, const tb_handshake *other) {
+    return one->got_hello != other->got_hello ? !one->got_hello : one->number < other->number;
+}
+
+/*
+ * Whoever comes is let in, and one of those that have not shown yet who they are has to go for it: of the source that
+ * has the most of them. A peer's handshake takes one exchange, so that a stranger would have to open all there may be
+ * within that time, from the peer's own address.
+ */
+static void make_room(tb_net *net) {
+    uint16_t counts[SOURCES] = {0};
+    tb_conn *victim = NULL;
+    for (uint32_t i = 0; i < net->loop_count; i++) {
+        for (tb_conn *conn = net->loops[i]->conns; conn != NULL; conn = conn->next) {
+            if (is_half_open(conn)) {
+                counts[bucket_of(conn->handshake->source)]++;
+            }
+        }
+    }
+    for (uint32_t i = 0; i < net->loop_count; i++) {
+        for (tb_conn *conn = net->loops[i]->conns; conn != NULL; conn = conn->next) {
+            if (!is_half_open(conn)) {
+                continue;
+            }
+            int more = victim == NULL ? 1
+                                      : (int)counts[bucket_of(conn->handshake->source)]
+                                            - (int)counts[bucket_of(victim->handshake->source)];
+            if (more > 0 || (more == 0 && goes_before(conn->handshake, victim->handshake))) {
+                victim = conn;
+            }
+        }
+    }
+    if (victim != NULL) {
+        victim->handshake->counted = false;
+        net->half_open--;
+        tb_conn_doom(victim);
+    }
+}
+
+static void take_connection(tb_net *net, int fd, const struct sockaddr_storage *from) {
     tb_link link = tb_tcp_link(fd);
     tb_handshake *shake = NULL;
     tb_conn *conn = NULL;
-    if (net->half_open < most_half_open(net) && tb_tcp_configure(net, fd) == 0) {
+    if (tb_tcp_configure(net, fd) == 0) {
         shake = tb_handshake_create(net, true, -1, 0, 1);
         conn = shake == NULL ? NULL : tb_conn_create(net, &link, TB_CONN_HANDSHAKE);
     }
@@ -106,9 +177,15 @@ static void take_connection(tb_net *net, int fd) {
         close(fd);
         return;
     }
+    if (net->half_open >= most_half_open(net)) {
+        make_room(net);
+    }
     shake->number = ++net->connection_count;
+    shake->since = tb_now();
+    shake->counted = true;
+    source_of(from, shake->source);
     conn->handshake = shake;
-    conn->deadline = tb_now() + (uint64_t)HANDSHAKE_SECONDS * 1000000000;
+    conn->deadline = shake->since + (uint64_t)HELLO_SECONDS * 1000000000;
     net->half_open++;
     tb_net_timer(net, conn->deadline);
     if (tb_tcp_watch(conn) != 0) {
@@ -154,10 +231,13 @@ static void tcp_accept(tb_net *net) {
         net->accept_at = 0;
         watch_listener(net, EPOLLIN);
     }
-    while (net->listen_fd >= 0) {
-        int fd = accept4(net->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    /* More than a few wait for another turn, so that those that have to go are gone by then. */
+    for (int taken = 0; net->listen_fd >= 0 && taken < ACCEPTS_A_TURN; taken++) {
+        struct sockaddr_storage from = {0};
+        socklen_t length = sizeof from;
+        int fd = accept4(net->listen_fd, (struct sockaddr *)&from, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            take_connection(net, fd);
+            take_connection(net, fd, &from);
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
             turn_away(net, errno);
             break;
