@@ -127,8 +127,9 @@ describe("narrow tables", () => {
     { head: "bytes", align: "right" },
   ];
   const rows = [["a", "something", "[S(0), R, R] -> [R, S(1), R]", "1,000"]];
-  const linesAt = (width: number) =>
-    formatTable(captured({ columns: width }).output, columns, rows).split("\n");
+  const narrow = (width: number) =>
+    captured({ columns: width, isTTY: true, environment: { NO_COLOR: "1" } }).output;
+  const linesAt = (width: number) => formatTable(narrow(width), columns, rows).split("\n");
 
   test("leave columns out, those that say least first, and name them", () => {
     expect(linesAt(60)).toEqual([
