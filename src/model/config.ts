@@ -85,9 +85,13 @@ export async function readModel(path: string, options: ConfigOptions = {}): Prom
  */
 export function modelTensors(text: string, options: ConfigOptions = {}, file = "config.json"): ModelTensor[] {
   const model = modelOf(text, options, file);
-  if (!model.hasDtype)
-    throw configError(file, "it has no torch_dtype; give the element type with the model", {});
+  if (!model.hasDtype) throw missingDType(model);
   return [...model.tensors];
+}
+
+/** Plans count bytes: a model without an element type has none to count. */
+export function missingDType({ file }: Model): TensorBusError {
+  return configError(file, "it has no torch_dtype; give the element type with the model", {});
 }
 
 /** The model of a config's text: what its family's table says of it. `TB_MODEL_CONFIG`. */

@@ -55,10 +55,11 @@ function readSide(
   side: SpecSideInput,
   firstRank: number,
 ): SpecSide {
-  const size = side.mesh.reduce((product, extent) => product * extent, 1);
+  const sizes = side.mesh ?? [];
+  const size = sizes.reduce((product, extent) => product * extent, 1);
   const mesh = places.at([key, side.ranks === undefined ? "mesh" : "ranks"], () => {
     // A mesh that is too large or no integer is refused before its ranks are counted out.
-    const shape = new DeviceMesh(side.mesh).shape;
+    const shape = new DeviceMesh(sizes).shape;
     const ranks = side.ranks ?? Array.from({ length: size }, (_, index) => firstRank + index);
     return new DeviceMesh(shape, { ranks, ...(side.dimNames !== undefined && { dimNames: side.dimNames }) });
   });
@@ -66,7 +67,12 @@ function readSide(
 }
 
 /** Ranks on both sides move data within a process: an easy mistake in a spec, so that it has to be said. */
-function checkOverlap(places: SpecPlaces, source: SpecSide, target: SpecSide, colocated: boolean): void {
+export function checkOverlap(
+  places: SpecPlaces,
+  source: SpecSide,
+  target: SpecSide,
+  colocated: boolean,
+): void {
   const sources = new Set(source.mesh.ranks);
   const shared = [...target.mesh.ranks].filter((rank) => sources.has(rank)).sort((a, b) => a - b);
   if (shared.length === 0 || colocated) return;
@@ -79,7 +85,7 @@ function checkOverlap(places: SpecPlaces, source: SpecSide, target: SpecSide, co
 }
 
 /** What the spec hands to the planner as it stands. */
-function planOptions(spec: SpecInput): Omit<PlanInput, "pairs" | "tensors"> {
+export function planOptions(spec: SpecInput): Omit<PlanInput, "pairs" | "tensors"> {
   const { bucketBytes, bucketsInFlight, peersInFlight, strategy, topology, maxChunks } = spec;
   return {
     ...(bucketBytes !== undefined && { bucketBytes }),

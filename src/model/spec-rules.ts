@@ -33,7 +33,7 @@ export function applyRules(
   sides: Readonly<Record<SideName, SpecSide>>,
 ): AppliedRules {
   const pairs: Record<string, PairInput> = {};
-  const rules = spec.placements.map((rule, index): Rule => {
+  const rules = (spec.placements ?? []).map((rule, index): Rule => {
     const path = ["placements", index];
     const pair = pairName(rule);
     pairs[pair] ??= {
@@ -178,7 +178,7 @@ function tensorSide(
 }
 
 /** The type of a tensor on the target, where the spec names one. */
-function dtypeRule(
+export function dtypeRule(
   places: SpecPlaces,
   value: DType | readonly DtypeRule[] | undefined,
   tensors: readonly ModelTensor[],

@@ -186,21 +186,116 @@ const model = z
     dependencies: { dtype: ["config"], mtp: ["config"], quantized: ["config"], form: ["config"] },
   });
 
-const side = z.strictObject({
-  name: z.string().min(1).describe("A name for people.").optional(),
-  mesh: z
-    .array(z.number().meta({ type: "integer", minimum: 1 }))
-    .min(1)
-    .describe("The sizes of the mesh's dimensions."),
-  ranks: ranks
-    .describe("Its ranks, row-major: 0..31, or a list of numbers and such ranges. Counted out unless given.")
-    .optional(),
-  dimNames: z.array(z.string()).describe("Names of the mesh's dimensions, for people.").optional(),
-  stridedShard: reading
-    .describe("How strided shards read: split as distribute_tensor makes them, order as FSDP2 holds them.")
-    .optional(),
-});
+const template = z.string().min(1).max(1000);
+
+const partRule = z
+  .strictObject({
+    match: template.describe(
+      "A template of tensors' names: {L} a layer's prefix, {e} an expert, {s} weight, bias or a scale.",
+    ),
+    also: z.boolean().describe("Later rules may take the tensors too.").optional(),
+    layers: z.tuple([count, count]).describe("Only layers from the first to before the second.").optional(),
+    drop: z.string().min(1).describe("The side does without these tensors; why.").optional(),
+    into: template.describe("The parameter, a template.").optional(),
+    aliases: z.array(template).describe("Further names of the parameter.").optional(),
+    mesh: z.string().describe("One of the side's meshes.").optional(),
+    placements: placementTexts.describe("One placement for each dimension of that mesh.").optional(),
+    stridedShard: reading.describe("How strided shards read.").optional(),
+    order: count
+      .describe("The place among the parts of a slot, from 0 on, along the first dimension.")
+      .optional(),
+    slice: z
+      .strictObject({ dim: count, start: count, length: count.min(1) })
+      .describe("Only this range of a dimension of the tensor.")
+      .optional(),
+    slot: z
+      .strictObject({
+        index: z.literal("{e}").describe("Each tensor is one thing, by its number.").optional(),
+        axis: count.describe("The dimension of the tensor that runs over the things.").optional(),
+        of: count.min(1).describe("How many things there are."),
+        copies: count.describe("Further slots, which hold the first things again.").optional(),
+        dim: count.describe("The mesh dimension that slots are dealt over.").optional(),
+        deal: z.enum(["linear", "round_robin"]).describe("In runs, or one by one.").optional(),
+      })
+      .describe("Things that are stacked in a parameter: experts.")
+      .optional(),
+    axes: z.array(count).describe("For each axis of the parameter the tensor's.").optional(),
+    extent: count
+      .min(1)
+      .describe("The parameter's first extent; what its parts leave of it is zero.")
+      .optional(),
+    on: z
+      .strictObject({ dim: count, coordinate: count })
+      .describe("Only this coordinate holds it; its place is zero on others.")
+      .optional(),
+    select: z
+      .strictObject({ dim: count, index: z.literal("{e}"), of: count.min(1) })
+      .describe("Only the coordinate that owns {e} of `of` things has the parameter.")
+      .optional(),
+    unit: count.min(1).describe("Rows that must not be parted: a head.").optional(),
+    dtype: dtype.describe("The parameter's type, if it is not the tensor's.").optional(),
+    constant: z.number().describe("A parameter of one number beside each tensor that matches.").optional(),
+  })
+  .describe("Where tensors lie in a side's parameters; the first that matches takes a tensor.");
+
+const side = z
+  .strictObject({
+    name: z.string().min(1).describe("A name for people.").optional(),
+    mesh: z
+      .array(z.number().meta({ type: "integer", minimum: 1 }))
+      .min(1)
+      .describe("The sizes of the mesh's dimensions.")
+      .optional(),
+    preset: z
+      .string()
+      .min(1)
+      .describe(
+        "A trainer or an engine that lays its parameters out itself, such as fsdp2:dp=64 or vllm:tp=8,ep.",
+      )
+      .optional(),
+    meshes: z
+      .record(z.string(), z.array(z.number().meta({ type: "integer", minimum: 1 })).min(1))
+      .describe("Meshes of all ranks by name, for parameters.")
+      .optional(),
+    parameters: z
+      .array(partRule)
+      .min(1)
+      .describe("Rules of parts: which parameters the side has, and what of which tensor lies in them.")
+      .optional(),
+    ranks: ranks
+      .describe(
+        "Its ranks, row-major: 0..31, or a list of numbers and such ranges. Counted out unless given.",
+      )
+      .optional(),
+    dimNames: z.array(z.string()).describe("Names of the mesh's dimensions, for people.").optional(),
+    stridedShard: reading
+      .describe("How strided shards read: split as distribute_tensor makes them, order as FSDP2 holds them.")
+      .optional(),
+  })
+  .superRefine((value, context) => {
+    const kinds = [value.mesh, value.preset, value.parameters].filter((kind) => kind !== undefined);
+    if (kinds.length !== 1) {
+      const missing = kinds.length === 0;
+      context.addIssue({
+        code: "custom",
+        message: missing
+          ? "must be a list, and is missing: give mesh, preset or parameters"
+          : "give one of mesh, preset and parameters",
+        path: ["mesh"],
+        input: value.mesh,
+      });
+    }
+    if (value.parameters !== undefined && (value.ranks === undefined || value.meshes === undefined)) {
+      context.addIssue({
+        code: "custom",
+        message: "needs ranks and meshes",
+        path: ["parameters"],
+        input: null,
+      });
+    }
+  });
 export type SpecSideInput = z.infer<typeof side>;
+export type PartRuleInput = z.infer<typeof partRule>;
 
 const match = pattern.describe("A regular expression in RE2's syntax, found anywhere in a tensor's name.");
 
@@ -286,7 +381,8 @@ export const specSchema = z
     placements: z
       .array(rule)
       .min(1)
-      .describe("Rules; the first whose match is found in a tensor's name takes it. Each has to take one."),
+      .describe("Rules; the first whose match is found in a tensor's name takes it. Each has to take one.")
+      .optional(),
     targetDtype: chosen<DType | DtypeRule[]>(
       (value) => (Array.isArray(value) ? dtypeRules : dtype),
       [dtype, dtypeRules],
@@ -312,7 +408,24 @@ export const specSchema = z
     maxChunks: count.min(1).describe("The most chunks that are listed.").optional(),
     budget: budget.describe("Limits that make `plan` end with exit code 1.").optional(),
   })
-  .superRefine(({ topology, budget }, context) => {
+  .superRefine(({ source, target, placements, topology, budget }, context) => {
+    const meshes = [source, target].filter(({ mesh }) => mesh !== undefined).length;
+    if (meshes === 1) {
+      context.addIssue({
+        code: "custom",
+        message:
+          "has a mesh, and the other side parameters: give both in parts (`match: '{*}'` takes every tensor)",
+        path: [source.mesh === undefined ? "target" : "source"],
+        input: null,
+      });
+    }
+    if ((meshes === 0) !== (placements === undefined)) {
+      const message =
+        placements === undefined
+          ? "must be a list, and is missing"
+          : "belong to meshes; these sides have parameters";
+      context.addIssue({ code: "custom", message, path: ["placements"], input: placements });
+    }
     for (const key of ["hostLinkBytes", "predictedSeconds", "lowerBoundRatio"] as const) {
       if (budget?.[key] === undefined || topology !== undefined) continue;
       context.addIssue({

@@ -1,9 +1,10 @@
 import { dirname, resolve } from "node:path";
 import type { DType } from "../layout/index.ts";
-import { readModelConfig } from "./config.ts";
+import { type Model, missingDType, readModel as readConfig } from "./config.ts";
 import { readTextFile } from "./files.ts";
 import { openSafetensors } from "./safetensors.ts";
 import { SpecDocument } from "./spec-document.ts";
+import { type PartedSpec, resolvePartedSpec } from "./spec-parts.ts";
 import { checkSpec, type ResolvedSpec, resolveSpec } from "./spec-resolve.ts";
 import type { SpecInput } from "./spec-schema.ts";
 import type { ModelTensor } from "./tensor.ts";
@@ -16,6 +17,8 @@ export interface Spec extends Omit<ResolvedSpec, "ruleOf"> {
   readonly file: string;
   /** The values of the file as they stand there; `undefined` where there is no such file. */
   readonly values?: unknown;
+  /** Where both sides have parameters: which of them the planned tensors are parts of. */
+  readonly parts?: PartedSpec;
 }
 
 /** The most bytes of a spec that are read. A model of 70,000 tensors that are listed one by one has a third of this. */
@@ -33,7 +36,9 @@ export async function loadSpec(path: string): Promise<Spec> {
 export async function parseSpec(text: string, file: string): Promise<Spec> {
   const document = new SpecDocument(text, file);
   const spec = checkSpec(document, document.value);
-  const tensors = await readModel(document, spec.model, dirname(resolve(file)));
+  const { tensors, model } = await readModel(document, spec.model, dirname(resolve(file)));
+  // The page of a report plans again by rules of placements alone.
+  if (spec.placements === undefined) return { file, ...resolvePartedSpec(document, spec, tensors, model) };
   const { ruleOf: _, ...resolved } = resolveSpec(document, spec, tensors);
   return { file, values: document.value, ...resolved };
 }
@@ -42,19 +47,26 @@ async function readModel(
   document: SpecDocument,
   model: SpecInput["model"],
   folder: string,
-): Promise<readonly ModelTensor[]> {
+): Promise<{ readonly tensors: readonly ModelTensor[]; readonly model?: Model }> {
   if (model.config !== undefined) {
     const { dtype, mtp, quantized, form } = model;
-    return readModelConfig(resolve(folder, model.config), {
+    const read = await readConfig(resolve(folder, model.config), {
       ...(dtype !== undefined && { dtype }),
       ...(mtp !== undefined && { mtp }),
       ...(quantized !== undefined && { quantized }),
       ...(form !== undefined && { form }),
     });
+    if (!read.hasDtype) throw missingDType(read);
+    return { tensors: read.tensors, model: read };
   }
   if (model.safetensors !== undefined) {
     await using checkpoint = await openSafetensors(resolve(folder, model.safetensors));
-    return [...checkpoint.tensors.values()].map(({ name, shape, dtype }) => ({ name, shape, dtype }));
+    const tensors = [...checkpoint.tensors.values()].map(({ name, shape, dtype }) => ({
+      name,
+      shape,
+      dtype,
+    }));
+    return { tensors };
   }
   const tensors: readonly { name: string; shape: number[]; dtype: DType }[] = model.tensors ?? [];
   const names = new Set<string>();
@@ -63,5 +75,5 @@ async function readModel(
       throw document.error(["model", "tensors", index, "name"], `${name} stands twice`, { name });
     names.add(name);
   }
-  return tensors;
+  return { tensors };
 }

@@ -2,15 +2,19 @@ import { Command } from "commander";
 import { distance } from "fastest-levenshtein";
 import { TensorBusError } from "../../errors.ts";
 import { holdingOf } from "../../layout/index.ts";
-import type { SpecSide } from "../../model/spec.ts";
+import { LocalLayouts } from "../../model/parts/local.ts";
+import type { PartedSide } from "../../model/parts/parted.ts";
+import { partView } from "../../model/parts/views.ts";
+import type { Spec, SpecSide } from "../../model/spec.ts";
 import { formatPlacement, type PlanInput, type TensorInput, toJSON } from "../../plan/index.ts";
-import { loadPlanned, type Planned } from "../plan/load.ts";
+import type { Planned } from "../plan/load.ts";
+import { addPresetOptions, loadSubject, type SubjectOptions } from "../plan/subject.ts";
 import { parseRank } from "../ui/arguments.ts";
 import type { CommandContext } from "../ui/context.ts";
 import { formatRanks } from "../ui/format.ts";
 import { type Explained, formatExplanation } from "./report.ts";
 
-interface ExplainOptions {
+interface ExplainOptions extends SubjectOptions {
   readonly tensor: string;
   readonly rank: number;
   readonly json?: boolean;
@@ -18,11 +22,12 @@ interface ExplainOptions {
 
 /** `tensorbus explain`: where one rank's parts of a tensor come from and go to. */
 export function explainCommand(context: CommandContext): Command {
-  return new Command("explain")
-    .argument("<spec>", "a spec or a saved plan")
+  const command = new Command("explain")
+    .argument("[spec]", "a spec or a saved plan")
     .requiredOption("--tensor <name>", "the whole name of a tensor")
     .requiredOption("--rank <rank>", "a rank of either side", parseRank)
-    .option("--json", "print one JSON object, with every part")
+    .option("--json", "print one JSON object, with every part");
+  return addPresetOptions(command)
     .addHelpText(
       "after",
       `
@@ -32,8 +37,8 @@ Examples:
   $ tensorbus explain spec.yaml --tensor model.norm.weight --rank 9
   $ tensorbus explain weights.tbplan --tensor model.norm.weight --rank 0 --json | jq .departures`,
     )
-    .action(async (path: string, options: ExplainOptions) => {
-      const explained = explain(await loadPlanned(path), options);
+    .action(async (path: string | undefined, options: ExplainOptions, self: Command) => {
+      const explained = explain(await loadSubject(self, path, options), options);
       const report = options.json
         ? JSON.stringify(jsonReport(explained))
         : formatExplanation(context.stdout, explained);
@@ -44,7 +49,7 @@ Examples:
 function explain({ spec, plan }: Planned, { tensor: name, rank }: ExplainOptions): Explained {
   const { input } = plan;
   const index = input.tensors.findIndex((tensor) => tensor.name === name);
-  if (index < 0) throw unknownError(spec.file, input, name);
+  if (index < 0) throw unknownError(spec, input, name);
   const tensor = input.tensors[index]!;
   const sides = [spec.source, spec.target].filter(({ mesh }) => mesh.ranks.includes(rank));
   if (sides.length === 0) {
@@ -57,10 +62,47 @@ function explain({ spec, plan }: Planned, { tensor: name, rank }: ExplainOptions
     throw emptyError(input, tensor, rank, sides);
   }
   const { source, target } = input.pairs[tensor.pair]!;
-  return { spec, plan, tensor, pair: { source, target }, rank, explanation };
+  return {
+    spec,
+    plan,
+    tensor,
+    pair: { source, target },
+    rank,
+    explanation,
+    views: viewsOf(spec, index, rank),
+  };
 }
 
-function unknownError(file: string, { tensors }: PlanInput, name: string): TensorBusError {
+/** The planned tensors of a parameter of the target. */
+function partsOf({ target, joined }: NonNullable<Spec["parts"]>, name: string): string[] {
+  return joined.parts
+    .filter((planned) => {
+      const parameter = target.parameters[target.parts[planned.target]!.parameter]!;
+      return parameter.name === name || parameter.aliases.includes(name);
+    })
+    .map((planned) => planned.name);
+}
+
+/** Where a planned tensor lies in the parameters of the rank's sides. */
+function viewsOf({ parts }: Spec, index: number, rank: number): Explained["views"] {
+  if (parts === undefined) return {};
+  const { joined, source, target } = parts;
+  const view = (side: "source" | "target", parted: PartedSide) =>
+    partView(joined, new LocalLayouts(parted), side, index, rank);
+  return { source: view("source", source), target: view("target", target) };
+}
+
+function unknownError({ file, parts }: Spec, { tensors }: PlanInput, name: string): TensorBusError {
+  const made = parts === undefined ? [] : partsOf(parts, name);
+  if (made.length > 0) {
+    return new TensorBusError(
+      "TB_TENSOR_UNKNOWN",
+      `${name} is a parameter of the target, made of ${made.slice(0, 8).join(", ")}: name one of them`,
+      {
+        details: { parameter: name, parts: made },
+      },
+    );
+  }
   const near = nearNames(
     tensors.map((tensor) => tensor.name),
     name,
@@ -107,7 +149,7 @@ function emptyError(
   );
 }
 
-function jsonReport({ spec, plan, tensor, pair, rank, explanation }: Explained) {
+function jsonReport({ spec, plan, tensor, pair, rank, explanation, views }: Explained) {
   const { routing, source, target, arrivals, departures } = explanation;
   return toJSON({
     spec: spec.file,
@@ -125,6 +167,9 @@ function jsonReport({ spec, plan, tensor, pair, rank, explanation }: Explained) 
     },
     rank,
     holds: { source: source ?? null, target: target ?? null },
+    ...(spec.parts !== undefined && {
+      views: { source: views.source ?? null, target: views.target ?? null },
+    }),
     arrivals,
     departures,
   });

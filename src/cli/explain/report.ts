@@ -1,4 +1,5 @@
 import { bytesOf, formatPlacement, type Holding } from "../../layout/index.ts";
+import type { PartView } from "../../model/parts/views.ts";
 import type { Spec } from "../../model/spec.ts";
 import type { Box, Explanation, PairInput, Place, Plan, TensorInput } from "../../plan/index.ts";
 import { formatStrategy } from "../plan/tables.ts";
@@ -22,6 +23,8 @@ export interface Explained {
   readonly pair: PairInput;
   readonly rank: number;
   readonly explanation: Explanation;
+  /** The parameter that each side's local tensor is a view of, where the spec's sides have parameters. */
+  readonly views: { readonly source?: PartView | undefined; readonly target?: PartView | undefined };
 }
 
 /** Longer tables are cut; `--json` has all. */
@@ -54,7 +57,9 @@ function describeTensor({ colors }: Output, explained: Explained): string {
   const types = dtype === targetDtype ? dtype : `${dtype} -> ${targetDtype}`;
   const held = (["source", "target"] as const).flatMap((side) => {
     const holding = explanation[side];
-    return holding === undefined ? [] : [describeHolding(explained, side, holding)];
+    if (holding === undefined) return [];
+    const view = explained.views[side];
+    return [describeHolding(explained, side, holding), ...(view === undefined ? [] : [describeView(view)])];
   });
   return [
     `${colors.bold(tensor.name)}  ${tensor.shape.join(" x ") || "scalar"}, ${types}`,
@@ -74,6 +79,12 @@ function describeHolding(
   const held = runs.map((own, dim) => formatRuns(own, tensor.shape[dim]!)).join(", ");
   const local = localShape.length === 0 ? "" : `, ${localShape.join(" x ")} locally`;
   return `rank ${rank} of ${spec[side].name} holds [${held}]${local}, ${formatBytes(bytes)}`;
+}
+
+/** Where in a parameter the local tensor lies: it moves to and from there in place. */
+function describeView({ parameter, parameterShape, dtype, offset, strides }: PartView): string {
+  const steps = strides.length === 0 ? "" : `, strides [${strides.join(", ")}]`;
+  return `  within ${parameter} [${parameterShape.join(", ")}] ${dtype}, from element ${offset} on${steps}`;
 }
 
 const mostRuns = 3;

@@ -1,4 +1,5 @@
 import { Command, Option } from "commander";
+import { summarizeParts } from "../../model/parts/summary.ts";
 import type { Spec } from "../../model/spec.ts";
 import { type Plan, toJSON } from "../../plan/index.ts";
 import { type BudgetCheck, budgetError, checkBudgets } from "../budget/budget.ts";
@@ -8,13 +9,13 @@ import type { CommandContext } from "../ui/context.ts";
 import { formatBytes } from "../ui/format.ts";
 import type { Output } from "../ui/output.ts";
 import { writeChunks } from "./chunks.ts";
-import { loadPlanned, loadSavedPlan, type Planned, savePlan } from "./load.ts";
+import { savePlan } from "./load.ts";
 import { markdownReport } from "./markdown.ts";
 import { formatRank, reportRank } from "./rank.ts";
 import { formatReport } from "./report.ts";
+import { addPresetOptions, loadSubject, type SubjectOptions } from "./subject.ts";
 
-interface PlanOptions {
-  readonly load?: string;
+interface PlanOptions extends SubjectOptions {
   readonly save?: string;
   readonly html?: string;
   readonly json?: boolean;
@@ -26,7 +27,7 @@ interface PlanOptions {
 
 /** `tensorbus plan`: what a transfer would take, without moving anything. */
 export function planCommand(context: CommandContext): Command {
-  return new Command("plan")
+  const command = new Command("plan")
     .argument("[spec]", "a YAML or JSON file (docs/spec.md says what stands in it), or a saved plan")
     .option("--load <file>", "a plan that --save wrote, in place of a spec")
     .option("--save <file>", "write the plan to a file; its SHA-256 is the plan's digest")
@@ -37,7 +38,8 @@ export function planCommand(context: CommandContext): Command {
       new Option("--markdown", "print a summary for a pull request").conflicts(["json", "chunks", "rank"]),
     )
     .option("--rank <rank>", "only what this rank sends, receives and copies", parseRank)
-    .option("--verify", "prove that every element is written exactly once, from the right source")
+    .option("--verify", "prove that every element is written exactly once, from the right source");
+  return addPresetOptions(command)
     .addHelpText(
       "after",
       `
@@ -51,12 +53,13 @@ Examples:
   $ tensorbus plan spec.yaml --save weights.tbplan
   $ tensorbus plan --load weights.tbplan --verify
   $ tensorbus plan spec.yaml --markdown >> "$GITHUB_STEP_SUMMARY"
+  $ tensorbus plan --model ./Qwen3-8B --source fsdp2:dp=64 --target vllm:tp=8,dp=2
 
 Exit code 1 where a budget of the spec is exceeded, with what was exceeded and by how much; plan and
 page were written by then. A saved plan has no budgets.`,
     )
     .action(async (path: string | undefined, options: PlanOptions, command: Command) => {
-      const { spec, plan } = await loadSubject(command, path, options.load);
+      const { spec, plan } = await loadSubject(command, path, options);
       if (options.verify) plan.verify();
       if (options.save !== undefined) await savePlan(options.save, plan);
       const checks = checkBudgets(spec.budget, plan);
@@ -93,18 +96,6 @@ async function writeHtml(
   await stderr.line(`wrote ${path}, ${formatBytes(bytes)}`);
 }
 
-/** What is reported on: a spec's plan or a saved one. */
-function loadSubject(
-  command: Command,
-  path: string | undefined,
-  saved: string | undefined,
-): Promise<Planned> {
-  if (path !== undefined && saved === undefined) return loadPlanned(path);
-  if (saved !== undefined && path === undefined) return loadSavedPlan(saved);
-  if (path === undefined) command.error("error: missing required argument 'spec', or --load and a file");
-  command.error("error: option '--load <file>' takes the place of argument 'spec'");
-}
-
 function textReport(
   output: Output,
   spec: Spec,
@@ -136,6 +127,10 @@ function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, checks: readon
     ...(options.rank === undefined
       ? { stats: plan.stats(), schedule: scheduleReport(plan) }
       : { rank: reportRank(spec, plan, options.rank) }),
+    ...(spec.parts !== undefined && {
+      parameters: summarizeParts(spec.parts.target, spec.parts.joined),
+      proofs: spec.parts.proofs,
+    }),
     verified: options.verify === true,
     saved: options.save ?? null,
     budgets: { checked: checks, exceeded: checks.filter(({ exceeded }) => exceeded) },

@@ -1,3 +1,4 @@
+import { summarizeParts } from "../../model/parts/summary.ts";
 import type { Spec, SpecSide } from "../../model/spec.ts";
 import type { Plan, PlanStats, Schedule } from "../../plan/index.ts";
 import { largest } from "../budget/budget.ts";
@@ -36,6 +37,7 @@ export function formatReport(output: Output, report: Report): string {
     "",
     colors.bold("Patterns") + colors.dim("  tensors of the same shape, types and layouts"),
     show(patternTable(stats.patterns, mostRows)) + remaining(output, stats.patterns.length, "pattern"),
+    ...parameterSection(output, report.spec),
     "",
     colors.bold("Sides") + colors.dim("  least, mean and most of any rank"),
     show(sideTable(sides, stats.ranks)),
@@ -44,6 +46,24 @@ export function formatReport(output: Output, report: Report): string {
     show(rankTable(busiestRanks(stats.ranks, mostRows), sides)),
     "",
   ].join("\n");
+}
+
+/** Where the target has parameters of its own: what they are made of. */
+function parameterSection(output: Output, { parts }: Spec): string[] {
+  if (parts === undefined) return [];
+  const summary = summarizeParts(parts.target, parts.joined);
+  const { pieces, parameters } = parts.proofs.target;
+  const lines = summary.map(({ parameter, count, parts: made }) => {
+    const times = count > 1 ? output.colors.dim(`  x ${formatCount(count)}`) : "";
+    return `  ${parameter}${times}\n    ${made.length === 0 ? "a constant" : made.map(tensorWithin).join(" + ")}`;
+  });
+  const proved = `  the target's ${formatCount(parameters)}, proved whole in ${formatCount(pieces)} pieces on its ranks`;
+  return ["", output.colors.bold("Parameters") + output.colors.dim(proved), ...lines];
+}
+
+/** A tensor's name within its layer. */
+function tensorWithin(name: string): string {
+  return name.replace(/^.*\.layers\.\{\}\./, "");
 }
 
 export function describeSide({ name, mesh }: SpecSide): string {

@@ -58,7 +58,8 @@ class PartedBuilder {
   readonly #rules: readonly CompiledRule[];
   readonly #byKey = new Map<string | undefined, readonly CompiledRule[]>();
   readonly #layouts = new Map<string, PartLayout>();
-  readonly #groups = new Map<DeviceMesh, string>();
+  readonly #groups = new Map<DeviceMesh, number>();
+  readonly #groupNumbers = new Map<string, number>();
   readonly #parameters: Parameter[] = [];
   readonly #byName = new Map<string, number>();
   readonly #parts: Part[] = [];
@@ -236,7 +237,9 @@ class PartedBuilder {
       const sizes = Array.from({ length: deal.owners }, (_, owner) =>
         overlap(deal, owner, range.slot, range.length),
       );
-      placements[rule.slot.dim] = { kind: "shard", dim: range.axis, sizes };
+      placements[rule.slot.dim] = isEven(sizes)
+        ? { kind: "shard", dim: range.axis }
+        : { kind: "shard", dim: range.axis, sizes };
     }
     const key = JSON.stringify([rule.mesh, placements, rule.stridedShard]);
     let layout = this.#layouts.get(key);
@@ -304,12 +307,14 @@ class PartedBuilder {
   }
 
   /** Meshes of the same ranks are of one group: a parameter's parts may lie on several of them. */
-  #group(mesh: DeviceMesh): string {
+  #group(mesh: DeviceMesh): number {
     let group = this.#groups.get(mesh);
     if (group === undefined) {
-      group = Array.from(mesh.ranks)
+      const ranks = Array.from(mesh.ranks)
         .sort((a, b) => a - b)
         .join();
+      group = this.#groupNumbers.get(ranks) ?? this.#groupNumbers.size;
+      this.#groupNumbers.set(ranks, group);
       this.#groups.set(mesh, group);
     }
     return group;
@@ -350,6 +355,10 @@ function selected(
     throw ruleError(rule, number, `${expert} is none of ${select.of} things`, { expert });
   const count = side.meshes[rule.mesh!]!.shape[select.dim]!;
   return { dim: select.dim, coordinate: Math.floor(expert! / Math.ceil(select.of / count)) };
+}
+
+function isEven(sizes: readonly number[]): boolean {
+  return sizes.every((size) => size === sizes[0]);
 }
 
 /** How many of `length` slots from `slot` on a coordinate has. */

@@ -2,6 +2,7 @@ import { type Holding, holdingAt, type Run } from "../../layout/holding.ts";
 import type { DeviceMesh } from "../../layout/index.ts";
 import { partsError } from "./errors.ts";
 import { mergePieces } from "./merge.ts";
+import { coordinatesOf } from "./mesh-coordinates.ts";
 import type { Parameter, PartedSide, PartKind } from "./parted.ts";
 import { firstSlot, localSlot, ownerOf, slotsOf } from "./slots.ts";
 
@@ -30,6 +31,8 @@ export interface LocalParameter {
   readonly pieces: readonly LocalPiece[];
   /** What no part fills: padding, and what only another coordinate holds. */
   readonly zero: readonly Region[];
+  /** Where each part begins that the rank holds, by its ordinal. */
+  readonly origins: ReadonlyMap<number, readonly number[]>;
 }
 
 /** Parameters that are built alike of parts that lie alike: one of them stands for all. */
@@ -106,14 +109,14 @@ export class LocalLayouts {
     const key = `${kind.id},${position}`;
     let holding = this.#holdings.get(key);
     if (holding === undefined) {
-      holding = holdingAt(mesh.shape, placements, kind.length, coordinates(mesh, position), stridedShard);
+      holding = holdingAt(mesh.shape, placements, kind.length, coordinatesOf(mesh, position), stridedShard);
       this.#holdings.set(key, holding);
     }
     return holding;
   }
 
   coordinate(mesh: DeviceMesh, rank: number, dim: number): number {
-    return coordinates(mesh, this.#positionsOf(mesh).get(rank)!)[dim]!;
+    return coordinatesOf(mesh, this.#positionsOf(mesh).get(rank)!)[dim]!;
   }
 
   #positionsOf(mesh: DeviceMesh): Map<number, number> {
@@ -127,7 +130,7 @@ export class LocalLayouts {
 
   #build(group: ParameterClass, rank: number): LocalParameter {
     const { sample } = group;
-    if (sample.constant !== undefined) return { shape: [], pieces: [], zero: [] };
+    if (sample.constant !== undefined) return { shape: [], pieces: [], zero: [], origins: new Map() };
     const { deal, dealDim } = sample;
     const owner = dealDim === undefined ? 0 : this.coordinate(sample.mesh, rank, dealDim);
     const count = deal === undefined ? 1 : slotsOf(deal, owner);
@@ -143,6 +146,7 @@ export class LocalLayouts {
       shape: deal === undefined ? shape : [count, ...shape],
       pieces: mergePieces(piecesOf(group, slots)),
       zero: zeroOf(slots, shape, filled, deal !== undefined),
+      origins: originsOf(slots, deal !== undefined),
     };
   }
 
@@ -229,16 +233,6 @@ function makeClass(side: PartedSide, sample: Parameter): ParameterClass {
     else list.push(ordinal);
   });
   return { sample, kinds, slots, sources: sourcesOf(side, sample), owned, shared, locals: new Map() };
-}
-
-function coordinates(mesh: DeviceMesh, position: number): number[] {
-  const coordinate = new Array<number>(mesh.ndim);
-  let rest = position;
-  for (let dim = mesh.ndim - 1; dim >= 0; dim--) {
-    coordinate[dim] = rest % mesh.shape[dim]!;
-    rest = Math.floor(rest / mesh.shape[dim]!);
-  }
-  return coordinate;
 }
 
 /** Each slot has the same parts, in the order 0, 1, 2, …, each once. */
@@ -360,6 +354,15 @@ function boxes(
     ],
     axes: [...(stacked ? [slotAxis] : []), ...axes],
   }));
+}
+
+function originsOf(slots: readonly Placed[][], stacked: boolean): Map<number, readonly number[]> {
+  const origins = new Map<number, readonly number[]>();
+  for (const { ordinal, slot, axes, offset, present } of slots.flat()) {
+    if (!present) continue;
+    origins.set(ordinal, [...(stacked ? [slot] : []), ...axes.map((_, index) => (index === 0 ? offset : 0))]);
+  }
+  return origins;
 }
 
 /** What no part fills: behind the last one, and where only another coordinate has a part. */

@@ -12,14 +12,14 @@ import type { PlanAnswer, PlanFailure, PlanRequest } from "./messages.ts";
 
 /** Plans a spec for the tensors of a plan, as the command line would. */
 export async function replan({ file, spec, plan: bytes, verify }: PlanRequest): Promise<PlanAnswer> {
-  let rules: SpecInput["placements"] = [];
+  let rules: NonNullable<SpecInput["placements"]> = [];
   try {
     const tensors = Plan.load(bytes).input.tensors.map(
       ({ name, shape, dtype }): ModelTensor => ({ name, shape, dtype }),
     );
     const values = withTensors(spec, tensors);
     const checked = checkSpec(places, values);
-    rules = checked.placements;
+    rules = checked.placements ?? [];
     const resolved = resolveSpec(places, checked, tensors);
     const plan = await planTransfer(resolved.input);
     if (verify) plan.verify();
@@ -53,7 +53,7 @@ const places: SpecPlaces = {
   },
 };
 
-function describe(error: unknown, rules: SpecInput["placements"]): PlanFailure {
+function describe(error: unknown, rules: NonNullable<SpecInput["placements"]>): PlanFailure {
   if (!(error instanceof TensorBusError)) return { code: undefined, message: String(error), path: [] };
   const { path, what } = error.details as { path?: unknown; what?: string };
   if (Array.isArray(path))
@@ -62,7 +62,7 @@ function describe(error: unknown, rules: SpecInput["placements"]): PlanFailure {
 }
 
 /** Where the planner's own errors belong: the rule of the tensor or of the pair that they name, or the topology. */
-function pathOf({ code, details }: TensorBusError, rules: SpecInput["placements"]): SpecPath {
+function pathOf({ code, details }: TensorBusError, rules: NonNullable<SpecInput["placements"]>): SpecPath {
   if (code === "TB_TOPOLOGY") return ["topology"];
   const {
     tensor,
