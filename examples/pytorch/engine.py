@@ -123,11 +123,13 @@ def serve(steps: int, checkpoints: str | None = None) -> None:
     dist.init_process_group("gloo")
     ranks = dist.get_world_size()
     engine = Engine(config(), ranks)
+    tensorbus.share(engine)
 
     def layout(name: str, tensor: torch.Tensor) -> tuple[Any, list[str]]:
         return tensorbus.Mesh((ranks,), ("tp",)), [placements(name)]
 
     weights = tensorbus.Weights("policy", engine.checkpoint_tensors(), role="target", layout=layout)
+    assert weights.copied_bytes == 0
     for step in range(1, steps + 1):
         version = weights.recv(timeout=120)
         logits = engine(tokens(step))

@@ -21,6 +21,7 @@ def train(steps: int, checkpoints: str | None = None) -> None:
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    tensorbus.share(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 
     weights = tensorbus.Weights("policy", model, role="source")

@@ -14,6 +14,7 @@ from ._layouts import Mesh
 from ._models import split_fused
 from ._places import BusPaths, default_paths
 from ._semaphore import Semaphore
+from ._share import Shared, share
 from ._tensors import empty
 from ._version import __version__
 from .client import TensorBusClient
@@ -40,6 +41,7 @@ __all__ = [
     "QueueFullError",
     "RegisterTensors",
     "Semaphore",
+    "Shared",
     "TensorBusClient",
     "TensorBusError",
     "Transfer",
@@ -50,6 +52,7 @@ __all__ = [
     "empty",
     "generate_semaphore_name",
     "logger",
+    "share",
     "split_fused",
     "start_agents",
 ]

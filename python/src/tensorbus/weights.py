@@ -97,8 +97,10 @@ class Weights:
         self.client = client or find_client(self.me, self._rank, timeout)
         self._handler: BatchHandler | None = None
         try:
+            # What is wrong with the model is said before anybody is waited for.
+            message = self._describe()
             self._pair(deadline)
-            self._handler = self._register(deadline)
+            self._handler = self._register(message, deadline)
         except BaseException:
             self.close()
             raise
@@ -126,14 +128,14 @@ class Weights:
                 add_note(error, f"Weights({self.name!r}) was waiting for all ranks of {self.me} and of {self.peer}.")
             raise
 
-    def _register(self, deadline: float) -> BatchHandler:
+    def _describe(self) -> RegisterTensors:
         tensors = model_tensors(self._model, self._buffers, tied_once=self.role == "target")
         whole = (Mesh((self._world_size,)), ["R"])
         layouts = LayoutList(self.client.agent_rank - self._rank, whole, self._layout)
         slots = named_slots(tensors, self.name, layouts, self._rename, self._dtype)
-        message = RegisterTensors(
-            self.name, slots, self._bucket_size, self._commit, self._match, tuple(layouts.messages)
-        )
+        return RegisterTensors(self.name, slots, self._bucket_size, self._commit, self._match, tuple(layouts.messages))
+
+    def _register(self, message: RegisterTensors, deadline: float) -> BatchHandler:
         return self.client._register(message, max(0.0, deadline - time.monotonic()))
 
     def refresh(self, timeout: float = 300.0) -> None:
@@ -141,7 +143,7 @@ class Weights:
         if self._handler is not None:
             self._handler.close(timeout=timeout)
             self._handler = None
-        self._handler = self._register(time.monotonic() + timeout)
+        self._handler = self._register(self._describe(), time.monotonic() + timeout)
 
     def close(self) -> None:
         """Frees what it has made in the agent. A second call does nothing."""

@@ -1,0 +1,331 @@
+"""Models of torch: what FSDP2, tensor parallelism and engines make of parameters, bit for bit."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from worlds import run_jobs
+
+import tensorbus
+from conftest import client_of
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    # Forked processes must not find threads of the parent's behind.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def sides(_environment: None) -> Iterator[tensorbus.Agents]:
+    with tensorbus.start_agents(
+        sides={"trainer": range(4), "engine": range(4, 6)}, namespace="torch", flags=["--log", "error", "--drain", "1"]
+    ) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def _namespace(monkeypatch: pytest.MonkeyPatch, sides: tensorbus.Agents) -> None:
+    monkeypatch.setenv("TENSOR_BUS_NAMESPACE", "torch")
+
+
+def values(*shape: int, seed: int = 0) -> Any:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_layers() -> Any:
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(10, 14), torch.nn.ReLU(), torch.nn.Linear(14, 7))
+
+
+SHAPES = {"0.weight": (14, 10), "0.bias": (14,), "2.weight": (7, 14), "2.bias": (7,)}
+
+
+def receive_whole(name: str, shapes: dict[str, tuple[int, ...]], **more: Any) -> dict[str, Any]:
+    tensors = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    with tensorbus.Weights(name, tensors, role="target", timeout=60, **more) as weights:
+        weights.recv(timeout=60)
+    return tensors
+
+
+def equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def distributed(model: Any, name: str, **more: Any) -> dict[str, Any]:
+    """Sends a model, after one step that every rank can follow; what it was, whole."""
+    import torch.distributed as dist
+
+    with tensorbus.Weights(name, model, role="source", timeout=60, **more) as weights:
+        weights.send(timeout=60)
+        whole = {
+            key: value.full_tensor() if hasattr(value, "full_tensor") else value.clone()
+            for key, value in model.state_dict().items()
+        }
+    dist.destroy_process_group()
+    return whole
+
+
+def test_fsdp_and_tensor_parallel_together() -> None:
+    """Parameters outside of the tensor-parallel plan lie on sub-meshes: [0, 2] on two ranks, [1, 3] on the others."""
+
+    def trainer(rank: int, size: int) -> Any:
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+        dist.init_process_group("gloo")
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+        model = make_layers()
+        parallelize_module(model, mesh["tp"], {"0": ColwiseParallel()})
+        fully_shard(model, mesh=mesh["dp"])
+        shared = tensorbus.share(model)
+        assert not shared.copied, shared.copied
+        return distributed(model, "2d")
+
+    def engine(rank: int, size: int) -> Any:
+        return receive_whole("2d", SHAPES)
+
+    results = run_jobs((trainer, 4), (engine, 2))
+    for taken in results["engine"]:
+        equal(taken, results["trainer"][0])
+
+
+def test_replicas_of_shards_to_shards() -> None:
+    """HSDP in float32 to FSDP2 in bfloat16: a cast, and uneven parts on both sides."""
+
+    def trainer(rank: int, size: int) -> Any:
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        dist.init_process_group("gloo")
+        model = make_layers()
+        model[2].requires_grad_(False)
+        fully_shard(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards")))
+        return distributed(model, "hsdp")
+
+    def engine(rank: int, size: int) -> Any:
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        dist.init_process_group("gloo")
+        model = make_layers().bfloat16()
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        tensorbus.share(model)
+        with tensorbus.Weights("hsdp", model, role="target", timeout=60) as weights:
+            assert weights.copied_bytes == 0
+            weights.recv(timeout=60)
+            whole = {key: value.full_tensor() for key, value in model.state_dict().items()}
+        dist.destroy_process_group()
+        return whole
+
+    results = run_jobs((trainer, 4), (engine, 2))
+    expected = {name: value.bfloat16() for name, value in results["trainer"][0].items()}
+    for taken in results["engine"]:
+        equal(taken, expected)
+
+
+def together(*calls: Any) -> list[Any]:
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def one_to_one(
+    name: str, source: Any, target: Any, send: dict[str, Any] | None = None, take: dict[str, Any] | None = None
+) -> Any:
+    """Weights of a trainer of one rank and an engine of one, in this process."""
+    left, right = client_of(0), client_of(4)
+    return together(
+        lambda: tensorbus.Weights(
+            name, source, role="source", client=left, rank=0, world_size=1, timeout=20, **(send or {})
+        ),
+        lambda: tensorbus.Weights(
+            name, target, role="target", client=right, rank=0, world_size=1, timeout=20, **(take or {})
+        ),
+    )
+
+
+def round_of(source: tensorbus.Weights, target: tensorbus.Weights) -> int:
+    _, number = together(lambda: source.send(timeout=20), lambda: target.recv(timeout=20))
+    return int(number)
+
+
+def test_stages_and_experts_are_a_side_together() -> None:
+    """Ranks hold different tensors: the engine has the union."""
+    parts = [
+        {"embed": values(4, 6)},
+        {"expert.0": values(3, seed=1), "shared": values(2)},
+        {"expert.1": values(3, seed=2), "shared": values(2)},
+    ]
+    clients = [client_of(rank) for rank in range(3)]
+
+    def layout(name: str, tensor: Any) -> Any:
+        del tensor
+        ranks = {"embed": (0,), "expert.0": (1,), "expert.1": (2,), "shared": (1, 2)}[name]
+        return tensorbus.Mesh((len(ranks),), ranks=ranks), ["R"]
+
+    def stage(rank: int) -> None:
+        weights = tensorbus.Weights(
+            "stages",
+            parts[rank],
+            role="source",
+            client=clients[rank],
+            rank=rank,
+            world_size=3,
+            layout=layout,
+            timeout=20,
+        )
+        weights.send(timeout=20)
+        weights.close()
+
+    taken = {
+        "embed": torch.zeros(4, 6),
+        "expert.0": torch.zeros(3),
+        "expert.1": torch.zeros(3),
+        "shared": torch.zeros(2),
+    }
+
+    def engine() -> None:
+        weights = tensorbus.Weights(
+            "stages", taken, role="target", client=client_of(4), rank=0, world_size=1, timeout=20
+        )
+        weights.recv(timeout=20)
+        weights.close()
+
+    together(engine, *(lambda rank=rank: stage(rank) for rank in range(3)))
+    equal(taken, {name: tensor for part in parts for name, tensor in part.items()})
+
+
+class Tied(torch.nn.Module):  # type: ignore[misc,name-defined,unused-ignore]
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(5, 3)
+        self.head = torch.nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.scale = torch.nn.Parameter(torch.tensor(2.5))
+        self.register_buffer("steps", torch.tensor([7, 8]))
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+
+
+def test_tied_scalar_and_buffers() -> None:
+    """A source sends tied parameters under every name, so that it serves engines with and without ties."""
+    torch.manual_seed(3)
+    source = Tied()
+    target = {
+        "embed.weight": torch.zeros(5, 3),
+        "head.weight": torch.zeros(5, 3),
+        "scale": torch.zeros(()),
+        "steps": torch.zeros(2, dtype=torch.int64),
+    }
+    weights = one_to_one("tied", source, target)
+    round_of(*weights)
+    assert torch.equal(target["head.weight"], source.embed.weight)
+    assert target["scale"].item() == 2.5
+    assert target["steps"].tolist() == [7, 8]
+    for each in weights:
+        each.close()
+    other = Tied()
+    weights = one_to_one("tied again", source, other, take={"match": "target"})
+    round_of(*weights)
+    assert torch.equal(other.head.weight, source.embed.weight)
+    for each in weights:
+        each.close()
+
+
+def test_names_are_matched_and_renamed() -> None:
+    source = {"a.weight": values(3), "a.extra": values(2)}
+    target = {"model.a.weight": torch.zeros(3)}
+    with pytest.raises(ValueError, match="TB_BATCH_MISMATCH"):
+        one_to_one("exact", source, target)
+    weights = one_to_one(
+        "renamed",
+        source,
+        target,
+        send={"rename": lambda name: None if name == "a.extra" else f"model.{name}"},
+    )
+    round_of(*weights)
+    assert torch.equal(target["model.a.weight"], source["a.weight"])
+    for each in weights:
+        each.close()
+
+
+def test_parameters_that_others_take_the_place_of() -> None:
+    torch.manual_seed(4)
+    source, target = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+    assert tensorbus.share(source).bytes == 60
+    assert tensorbus.share(source).copied == {}
+    weights = one_to_one("replaced", source, target)
+    assert [each.copied_bytes for each in weights] == [0, 60]
+    source.load_state_dict(
+        {name: values(*value.shape, seed=9) for name, value in source.state_dict().items()}, assign=True
+    )
+    with pytest.warns(RuntimeWarning, match="lies no longer in shared memory"):
+        round_of(*weights)
+    assert torch.equal(target.weight, source.weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        round_of(*weights)
+    source.weight = torch.nn.Parameter(torch.zeros(5, 4))
+    with pytest.raises(ValueError, match=r"weight is float32\[5, 4\] now, and was registered as float32\[3, 4\]"):
+        weights[0].send(timeout=5)
+    for each in weights:
+        each.close()
+
+
+def test_a_copy_in_the_type_that_travels() -> None:
+    source, target = {"w": values(100)}, {"w": torch.zeros(100, dtype=torch.bfloat16)}
+    weights = one_to_one("cast", source, target, send={"dtype": torch.bfloat16})
+    assert weights[0].copied_bytes == 200
+    round_of(*weights)
+    assert torch.equal(target["w"], source["w"].bfloat16())
+    for each in weights:
+        each.close()
+
+
+def test_for_asyncio() -> None:
+    source, target = {"w": values(6)}, {"w": torch.zeros(6)}
+    weights = one_to_one("async", source, target)
+
+    async def both() -> int:
+        _, number = await asyncio.gather(weights[0].asend(timeout=20), weights[1].arecv(timeout=20))
+        return int(number)
+
+    for number in (1, 2):
+        source["w"] += 1
+        assert asyncio.run(both()) == number
+        assert torch.equal(target["w"], source["w"])
+    for each in weights:
+        each.close()
+
+
+def test_what_is_refused_says_why() -> None:
+    lora = torch.nn.ModuleDict({"lora_A": torch.nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match="belongs to an adapter of PEFT"):
+        tensorbus.Weights("lora", lora, role="source", client=client_of(0), rank=0, world_size=1)
+    with pytest.raises(ValueError, match="meta device"):
+        tensorbus.Weights(
+            "meta", torch.nn.Linear(2, 2, device="meta"), role="source", client=client_of(1), rank=0, world_size=1
+        )
+    with pytest.raises(ValueError, match="rank is not known"):
+        tensorbus.Weights("nobody", {"w": torch.zeros(1)}, role="source")
+    with pytest.raises(ValueError, match="role is"):
+        tensorbus.Weights("role", {}, role="sender")
+    module = torch.nn.Linear(2, 2)
+    module(torch.zeros(2)).sum().backward()
+    with pytest.raises(RuntimeError, match="has a gradient"):
+        tensorbus.share(module)
