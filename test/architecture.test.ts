@@ -80,6 +80,7 @@ function areaOf(path: string): string {
 }
 
 const anything = [
+  "visible",
   "errors",
   "deadline",
   "layout",
@@ -94,11 +95,12 @@ const anything = [
 
 /** What each area of src may import besides itself. */
 const directions: Readonly<Record<string, readonly string[]>> = {
+  visible: [],
   errors: [],
   deadline: ["errors"],
   layout: ["errors"],
   plan: ["errors", "layout"],
-  ffi: ["errors", "deadline", "layout"],
+  ffi: ["visible", "errors", "deadline", "layout"],
   memory: ["errors", "deadline", "layout", "ffi"],
   store: ["errors", "deadline"],
   transport: ["errors", "deadline", "layout", "ffi", "memory", "store", "plan"],

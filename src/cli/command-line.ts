@@ -125,8 +125,8 @@ async function createProgram(argv: readonly string[], context: CommandContext): 
       .helpOption("-h, --help", "print this help")
       .exitOverride()
       .configureOutput({
-        writeOut: (text) => context.stdout.stream.write(text),
-        writeErr: (text) => context.stderr.stream.write(text),
+        writeOut: (text) => context.stdout.stream.write(context.stdout.render(text)),
+        writeErr: (text) => context.stderr.stream.write(context.stderr.render(text)),
         getOutHelpWidth: () => context.stdout.columns ?? 100,
         getErrHelpWidth: () => context.stderr.columns ?? 100,
         outputError: (text, write) => write(`${usageMessage(text, context)}\n`),

@@ -1,4 +1,5 @@
 import { errorCodeOf, TensorBusError } from "../errors.ts";
+import { visible } from "../visible.ts";
 
 /** `sizeof(tb_error)`: code, rank, errno and a reserved word, then the message. */
 export const errorBytes = 512;
@@ -19,7 +20,8 @@ export function readError(bytes: Uint8Array, offset = 0): TensorBusError | undef
   const errno = view.getInt32(8, true);
   const text = bytes.subarray(offset + messageOffset, offset + errorBytes);
   const end = text.indexOf(0);
-  const message = new TextDecoder().decode(end < 0 ? text : text.subarray(0, end));
+  // It may be what a peer said.
+  const message = visible(new TextDecoder().decode(end < 0 ? text : text.subarray(0, end)));
   const code = errorCodeOf(number);
   return new TensorBusError(code ?? "TB_SYSTEM", code ? message : `unknown code ${number}: ${message}`, {
     details: { ...(rank < 0 ? {} : { rank }), ...(errno === 0 ? {} : { errno }) },

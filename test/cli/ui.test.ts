@@ -49,7 +49,10 @@ describe("numbers for people", () => {
 
 describe("output", () => {
   test("has colours on a terminal only, and not where they are unwanted", () => {
-    const red = (options: Parameters<typeof captured>[0]) => captured(options).output.colors.red("x");
+    const red = (options: Parameters<typeof captured>[0]) => {
+      const { output } = captured(options);
+      return output.render(output.colors.red("x"));
+    };
     expect(red({ isTTY: true })).toBe("\u001B[31mx\u001B[39m");
     expect(red({ isTTY: false })).toBe("x");
     expect(red({ isTTY: true, environment: { NO_COLOR: "1" } })).toBe("x");

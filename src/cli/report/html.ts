@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { deflateRawSync } from "node:zlib";
+import { visible } from "../../visible.ts";
 import { type Embedded, packEmbedded } from "./embed.ts";
 import { pageNotices, pageScript, pageStyle, workerScript } from "./page-assets.ts";
 
@@ -52,5 +53,5 @@ function compressed(bytes: Uint8Array): string {
 }
 
 function escapeText(text: string): string {
-  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+  return visible(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 }

@@ -1,3 +1,4 @@
+import { visible } from "../../visible.ts";
 import type { TableOf } from "./table.ts";
 
 /** The most characters of a comment on GitHub. */
@@ -8,7 +9,7 @@ const cellLimit = 200;
 
 /** Text of any kind as code: nothing in it is markup, a link, or the mention of a person. */
 export function code(text: string): string {
-  const line = cut(text.replaceAll(/\s+/g, " "), cellLimit);
+  const line = cut(visible(text.replaceAll(/\s+/g, " ")), cellLimit);
   const longest = [...line.matchAll(/`+/g)].reduce((most, [run]) => Math.max(most, run.length), 0);
   const fence = "`".repeat(longest + 1);
   const pad = line === "" || /^[ `]|[ `]$/.test(line) ? " " : "";
@@ -45,7 +46,7 @@ function cell(text: string): string {
 }
 
 function htmlCode(text: string): string {
-  const line = cut(text.replaceAll(/\s+/g, " "), cellLimit);
+  const line = cut(visible(text.replaceAll(/\s+/g, " ")), cellLimit);
   return `<code>${line.replaceAll(/[^A-Za-z0-9 ]/gu, (sign) => `&#${sign.codePointAt(0)};`)}</code>`;
 }
 

@@ -1,5 +1,6 @@
 import type { Writable } from "node:stream";
-import pc from "picocolors";
+import { visible } from "../../visible.ts";
+import { type Colors, createColors, resolveColors } from "./colors.ts";
 
 /** What a command writes to: a terminal or not. */
 export interface OutputStream extends Writable {
@@ -13,14 +14,12 @@ export class OutputClosed extends Error {}
 /** One output stream, with its colours, back-pressure, and a quiet end when its reader goes away. */
 export class Output {
   readonly stream: OutputStream;
-  readonly colors: ReturnType<typeof pc.createColors>;
+  readonly colors: Colors;
   #failure: Error | undefined;
 
   constructor(stream: OutputStream, environment: NodeJS.ProcessEnv) {
     this.stream = stream;
-    this.colors = pc.createColors(
-      this.isTerminal && !environment["NO_COLOR"] && environment["TERM"] !== "dumb",
-    );
+    this.colors = createColors(this.isTerminal && !environment["NO_COLOR"] && environment["TERM"] !== "dumb");
     stream.on("error", (error: NodeJS.ErrnoException) => {
       this.#failure ??= error.code === "EPIPE" ? new OutputClosed() : error;
     });
@@ -43,9 +42,14 @@ export class Output {
   /** Writes a text; the promise ends when the stream takes more. `OutputClosed` once the reader is gone. */
   async write(text: string): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure;
-    if (this.stream.write(text)) return;
+    if (this.stream.write(this.render(text))) return;
     await this.#settled();
     if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  /** The text as it is written: our colours, and nothing else that a terminal would obey. */
+  render(text: string): string {
+    return resolveColors(text, visible);
   }
 
   /** Until the stream takes more, or ends. */

@@ -37,7 +37,7 @@ function startBar(output: Output, { label, total, unit, transient = false }: Pro
       const width = settings.barsize ?? 30;
       const full = Math.round(progress * width);
       const drawn = output.colors.cyan("█".repeat(full)) + output.colors.dim("░".repeat(width - full));
-      return `  ${label} ${drawn} ${describe(value, total, unit, started)}`;
+      return output.render(`  ${label} ${drawn} ${describe(value, total, unit, started)}`);
     },
     barsize: 30,
     hideCursor: true,
@@ -58,7 +58,7 @@ function startLines(output: Output, { label, total, unit, lines = 10 }: Progress
   let shown = false;
   const show = (done: number): void => {
     shown = true;
-    output.stream.write(`  ${label} ${describe(done, total, unit, started)}\n`);
+    output.stream.write(output.render(`  ${label} ${describe(done, total, unit, started)}\n`));
   };
   return {
     update(done) {

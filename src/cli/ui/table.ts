@@ -1,4 +1,5 @@
 import Table from "cli-table3";
+import { visibleLine } from "../../visible.ts";
 import type { Output } from "./output.ts";
 
 export interface Column {
@@ -28,8 +29,10 @@ const narrowWidth = 80;
 export function formatTable(
   output: Output,
   columns: readonly Column[],
-  rows: readonly (readonly string[])[],
+  cells: readonly (readonly string[])[],
 ): string {
+  // Names are other people's: a row stays one, and as wide as it looks.
+  const rows = cells.map((row) => row.map(visibleLine));
   const kept = output.width < narrowWidth ? keptColumns(output.width, columns, rows) : columns;
   if (kept.length === columns.length) return formatColumns(output, columns, rows);
   const places = kept.map((column) => columns.indexOf(column));
@@ -124,7 +127,7 @@ export function formatFields(
   const indent = gap + width + gap;
   return fields
     .map(([label, value]) => {
-      const lines = wrapWords(value, output.width - indent);
+      const lines = wrapWords(value.replaceAll("\n", "\\n"), output.width - indent);
       return `  ${output.colors.dim(label.padEnd(width))}  ${lines.join(`\n${" ".repeat(indent)}`)}`;
     })
     .join("\n");
