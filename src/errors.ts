@@ -94,6 +94,12 @@ export const errorCodes = {
     meaning: "Two ranks that need NCCL stand on one GPU, and NCCL cannot tell them apart.",
   },
   TB_CUDA: { number: 316, exit: 4, meaning: "A call of the CUDA driver failed." },
+  TB_ADDRESS: {
+    number: 317,
+    exit: 2,
+    meaning:
+      "An address to listen on, or one that others are to connect to, is missing, malformed or unknown.",
+  },
   // 4xx: environment
   TB_NATIVE_MISSING: { number: 400, exit: 3, meaning: "The native library is not built." },
   TB_LIBRARY: { number: 401, exit: 3, meaning: "A library is missing or has the wrong version." },
@@ -191,4 +197,18 @@ const byNumber = new Map<number, ErrorCode>(
 /** The code of a number that came out of C or WebAssembly; `undefined` for a number of another version. */
 export function errorCodeOf(number: number): ErrorCode | undefined {
   return byNumber.get(number);
+}
+
+const noDescriptors = new Set(["EMFILE", "ENFILE"]);
+
+/** An error of Node.js that says that no file could be opened as `TB_SYSTEM`, with what to do; any other as it is. */
+export function explained(error: unknown): unknown {
+  const { code, message } = error instanceof Error ? (error as Error & { code?: unknown }) : {};
+  if (typeof code !== "string" || !noDescriptors.has(code) || error instanceof TensorBusError) return error;
+  const whose = code === "EMFILE" ? "this process" : "the machine";
+  return new TensorBusError(
+    "TB_SYSTEM",
+    `${whose} has no file descriptors left (${message}): raise \`ulimit -n\`, or LimitNOFILE of the service`,
+    { cause: error, details: { errnoName: code } },
+  );
 }

@@ -1,6 +1,6 @@
 import { Command, CommanderError } from "commander";
 import { packageVersion } from "../bus/process/package-version.ts";
-import { TensorBusError } from "../errors.ts";
+import { explained, TensorBusError } from "../errors.ts";
 import { type CommandContext, type CommandStreams, createContext } from "./ui/context.ts";
 import { OutputClosed } from "./ui/output.ts";
 
@@ -102,7 +102,8 @@ export async function runCommandLine(argv: readonly string[], streams: CommandSt
     await context.stderr
       .write(describeError(error, argv.includes("--debug"), context))
       .catch(() => undefined);
-    return error instanceof TensorBusError ? error.exitCode : failed;
+    const known = explained(error);
+    return known instanceof TensorBusError ? known.exitCode : failed;
   }
 }
 
@@ -153,8 +154,9 @@ function usageMessage(text: string, { stderr }: CommandContext): string {
 }
 
 /** One line; the rest only for who asks for it. */
-function describeError(error: unknown, debug: boolean, { stderr }: CommandContext): string {
+function describeError(thrown: unknown, debug: boolean, { stderr }: CommandContext): string {
   const { colors } = stderr;
+  const error = explained(thrown);
   const known = error instanceof TensorBusError;
   const message = error instanceof Error ? error.message : String(error);
   const line = `${colors.red("error:")} ${message.replaceAll(/\s*\n\s*/g, " ")}${known ? colors.dim(` (${error.code})`) : ""}\n`;

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { Deadline } from "../deadline.ts";
-import { TensorBusError } from "../errors.ts";
+import { explained, TensorBusError } from "../errors.ts";
 import { addToCounter, checkKey, checkValue, defaultNamespace, keyPrefix, sameValue } from "./checks.ts";
 import { StoreLife } from "./life.ts";
 import type { SetOptions, Store, StoreCallOptions, StoreCapabilities } from "./store.ts";
@@ -93,7 +93,9 @@ class TcpStore implements Store {
             signal.throwIfAborted();
             // Something else listens there, and will not become a store by waiting.
             if (error instanceof WireError) throw this.#foreign(error);
-            last = error;
+            last = explained(error);
+            // Nor will descriptors come back by it.
+            if (last instanceof TensorBusError) throw last;
             await sleep(pauseMs, undefined, { signal });
           }
         }

@@ -28,13 +28,17 @@ const anyAddresses = new BlockList();
 anyAddresses.addAddress("0.0.0.0", "ipv4");
 anyAddresses.addAddress("::", "ipv6");
 
-/** Where a session listens, and what it tells others. `TB_CONNECT` where the name of `host` leads nowhere. */
+/** Where a session listens, and what it tells others. `TB_ADDRESS` where no other rank could be told how to get there. */
 export async function resolveEndpoint(options: EndpointOptions): Promise<Endpoint> {
   const { host = "127.0.0.1", advertise } = options;
   const listenHost = isIP(host) === 0 ? await lookUp(host) : host;
   const family = isIP(listenHost) === 6 ? "ipv6" : "ipv4";
   if (advertise === undefined && anyAddresses.check(listenHost, family)) {
-    throw new TypeError(`listening on ${listenHost} needs advertise: the address that others connect to`);
+    throw new TensorBusError(
+      "TB_ADDRESS",
+      `listening on ${listenHost}, all addresses of this host, needs one that others connect to: give advertise (--advertise)`,
+      { details: { host } },
+    );
   }
   const loopback = loopbackAddresses.check(listenHost, family);
   return { listenHost, loopback, advertised: parseAdvertised(advertise ?? listenHost) };
@@ -47,7 +51,11 @@ function parseAdvertised(text: string): Endpoint["advertised"] {
   const host = match?.[1] ?? match?.[2];
   const port = match?.[3] === undefined ? undefined : Number(match[3]);
   if (host === undefined || port === 0 || (port ?? 0) > 65_535) {
-    throw new TypeError(`advertise must be an address or a name, with or without a port, not ${text}`);
+    throw new TensorBusError(
+      "TB_ADDRESS",
+      `advertise must be an address or a name, with or without a port, not "${text}"`,
+      { details: { advertise: text } },
+    );
   }
   return port === undefined ? { host } : { host, port };
 }
@@ -56,9 +64,7 @@ async function lookUp(host: string): Promise<string> {
   try {
     return (await lookup(host)).address;
   } catch (cause) {
-    throw new TensorBusError("TB_CONNECT", `${host}, where to listen, cannot be looked up`, {
-      details: { host },
-      cause,
-    });
+    const message = `the name ${host}, where to listen, is not known here (${(cause as Error).message}): check it, or give an address`;
+    throw new TensorBusError("TB_ADDRESS", message, { details: { host }, cause });
   }
 }

@@ -234,9 +234,13 @@ async function resolve(host: string, rank: number, deadline: Deadline): Promise<
     });
   } catch (error) {
     if (error instanceof TensorBusError) throw error;
-    throw new TensorBusError("TB_CONNECT", `rank ${rank} is at ${host}, which cannot be looked up`, {
-      details: { rank, host },
-      cause: error,
-    });
+    throw new TensorBusError(
+      "TB_CONNECT",
+      `rank ${rank} is at ${host}, a name that is not known here: have it advertise an address`,
+      {
+        details: { rank, host },
+        cause: error,
+      },
+    );
   }
 }

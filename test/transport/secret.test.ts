@@ -92,7 +92,7 @@ describe("endpoints", () => {
     "::",
     "0:0::0",
   ])("%s alone says nothing that others could connect to", async (host) => {
-    await expect(resolveEndpoint({ host })).rejects.toThrow(TypeError);
+    await expect(resolveEndpoint({ host })).rejects.toMatchObject({ code: "TB_ADDRESS" });
   });
 
   test.each([
@@ -103,6 +103,6 @@ describe("endpoints", () => {
     "a:b:c",
     "[fd00::7",
   ])("%j cannot be advertised", async (advertise) => {
-    await expect(resolveEndpoint({ advertise })).rejects.toThrow(TypeError);
+    await expect(resolveEndpoint({ advertise })).rejects.toMatchObject({ code: "TB_ADDRESS" });
   });
 });

@@ -139,8 +139,8 @@ describe("tcp: where it listens", () => {
     await expect(open({ host: "0.0.0.0", advertise: "127.0.0.1" })).rejects.toMatchObject({
       code: "TB_AUTH",
     });
-    await expect(open({ host: "0.0.0.0", secret: one })).rejects.toThrow(TypeError);
-    await expect(open({ advertise: "host:99999" })).rejects.toThrow(TypeError);
+    await expect(open({ host: "0.0.0.0", secret: one })).rejects.toMatchObject({ code: "TB_ADDRESS" });
+    await expect(open({ advertise: "host:99999" })).rejects.toMatchObject({ code: "TB_ADDRESS" });
     await using world = await openTcp(2, () => ({ host: "0.0.0.0", advertise: "localhost", secret: one }));
     await runCase(world.sessions, pair);
   });

@@ -3,9 +3,11 @@
 #define _POSIX_C_SOURCE 200809L
 #include "base/error.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 /* Takes off the beginning of a UTF-8 character whose end did not fit. */
 static void cut_at_character(char *text, size_t length) {
@@ -46,6 +48,11 @@ int32_t tb_fail(tb_error *err, int32_t code, int32_t rank, int os_errno, const c
             snprintf(text, sizeof text, "error %d", os_errno);
         }
         length += snprintf(err->message + length, room - (size_t)length, ": %s", text);
+        struct rlimit limit;
+        if (os_errno == EMFILE && (size_t)length < room && getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+            length += snprintf(err->message + length, room - (size_t)length,
+                               " (this process may have %llu: raise `ulimit -n`)", (unsigned long long)limit.rlim_cur);
+        }
     }
     if ((size_t)length >= room) {
         cut_at_character(err->message, room - 1);

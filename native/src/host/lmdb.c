@@ -367,12 +367,7 @@ static int32_t check_limits(int fd, const char *path, uint64_t map_bytes, tb_err
         close(spare[--count]);
     }
     if (rc != 0) {
-        struct rlimit limit = {0};
-        getrlimit(RLIMIT_NOFILE, &limit);
-        return tb_fail(err, TB_ESYSTEM, -1, rc,
-                       "%s cannot be opened: this process has no descriptors left, of %" PRIu64
-                       " that `ulimit -n` allows it",
-                       path, (uint64_t)limit.rlim_cur);
+        return tb_fail(err, TB_ESYSTEM, -1, rc, "%s cannot be opened", path);
     }
     void *map = mmap(NULL, map_bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (map == MAP_FAILED) {

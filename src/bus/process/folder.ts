@@ -16,7 +16,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
-import { TensorBusError } from "../../errors.ts";
+import { explained, TensorBusError } from "../../errors.ts";
 import { bootId, ownNamespaces } from "./identity.ts";
 
 export type FolderKind = "queue" | "state";
@@ -100,7 +100,7 @@ function readFormat(path: string): Format | undefined {
     text = readFileSync(file, "utf8");
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
-    throw formatError(path, `${file} cannot be read (${(error as Error).message})`);
+    throw fileError(path, error as NodeJS.ErrnoException);
   }
   try {
     const { kind, version, boot, pidNamespace, timeNamespace } = JSON.parse(text);
@@ -175,6 +175,8 @@ const fullCodes = new Set(["ENOSPC", "EDQUOT", "EFBIG"]);
 
 /** `TB_NO_SPACE` where the file system is full, else `TB_FILE`. */
 export function fileError(path: string, cause: NodeJS.ErrnoException): TensorBusError {
+  const known = explained(cause);
+  if (known instanceof TensorBusError) return known;
   if (fullCodes.has(cause.code ?? "")) {
     const message = `the file system of ${path} is full: free some space, or name a folder elsewhere`;
     return new TensorBusError("TB_NO_SPACE", message, { cause, details: { path } });
@@ -197,7 +199,7 @@ function checkDataFile(path: string): void {
     fd = openSync(file, "r");
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
-    throw formatError(path, `${file} cannot be read (${(error as Error).message})`);
+    throw fileError(path, error as NodeJS.ErrnoException);
   }
   const head = Buffer.alloc(magicOffset + 8);
   let length: number;

@@ -22,10 +22,10 @@ function below(limit: number): number {
 const open = () => openEnvironment({ path, kind: "queue", port });
 
 function useAll(environment: Environment): Promise<void> {
-  let bytes = 0;
+  const sizes: number[] = [];
   environment.read(() => {
-    for (const { value } of environment.root.getRange(rangeOf(1))) bytes += value.length;
-    for (const { value } of environment.root.getRange(rangeOf(2))) bytes += value.length;
+    for (const { value } of environment.root.getRange(rangeOf(1))) sizes.push(value.length);
+    for (const { value } of environment.root.getRange(rangeOf(2))) sizes.push(value.length);
   });
   return environment.write("a write", () => {
     for (let i = 0; i < 40; i++) environment.root.remove(keyOf(1, BigInt(below(600))));

@@ -22,8 +22,7 @@ export class Registration {
   inDoubt = false;
   /** Of the agent's; `undefined` while it is not registered. */
   instance: bigint | undefined;
-  /** Of the registration that stands, or stood last; unlike its number, of no other. */
-  name = "";
+  /** Of the registration that stands, or stood last. */
   number = 0;
   readonly #key: bigint;
   readonly #part: LocalPart;

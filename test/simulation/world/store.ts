@@ -38,8 +38,6 @@ export class StoreServer {
   readonly options: StoreServerOptions;
   readonly entries = new Map<string, Entry>();
   readonly clients = new Set<StoreClient>();
-  /** How often it has forgotten everything: numbers of batches begin anew then. */
-  life = 0;
   /** Each way takes so many times as long. */
   slowness = 1;
   state: "up" | "stalled" | "down" = "up";
@@ -95,9 +93,7 @@ export class StoreServer {
   start(keeps: boolean): void {
     if (this.state === "stalled") this.goOn();
     this.state = "up";
-    if (keeps) return;
-    this.entries.clear();
-    this.life += 1;
+    if (!keeps) this.entries.clear();
   }
 
   /** A connection is no more: what was bound to it goes, and nobody waits on it. */
