@@ -162,6 +162,11 @@ export const errorCodes = {
     exit: 3,
     meaning: "Agent and client run in different PID or time namespaces, or on different machines.",
   },
+  TB_STALE_VERSION: {
+    number: 717,
+    exit: 4,
+    meaning: "A transfer named an older version than the round that it would have joined.",
+  },
 } as const satisfies Record<string, CodeEntry>;
 
 export type ErrorCode = keyof typeof errorCodes;

@@ -1,6 +1,6 @@
 /** One registration of a batch on this rank: both directions, planned and prepared, and the memory under them. */
 import { randomBytes } from "node:crypto";
-import type { Deadline } from "../../deadline.ts";
+import { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { BatchTensor } from "../../exec/bind-batch.ts";
 import type { Execution } from "../../exec/executor.ts";
@@ -13,6 +13,7 @@ import type { Rendezvous } from "../pair/rendezvous.ts";
 import type { Connection } from "../pair/uplink.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
 import type { BatchId } from "../queue/commands.ts";
+import { type Attempt, endAttempt } from "./attempt.ts";
 import { Direction, type Role } from "./direction.ts";
 import type { LocalTensor } from "./local-tensors.ts";
 import type { MetBatch } from "./meeting.ts";
@@ -21,7 +22,9 @@ import { alignNames } from "./names.ts";
 import { type PlannedDirection, planDirection } from "./plan.ts";
 import { predictSeconds } from "./planning.ts";
 import type { BatchKeys } from "./records.ts";
-import { RoundEpochs } from "./round-epoch.ts";
+import { graceMs } from "./round-join.ts";
+import { type RoundLog, settled } from "./round-log.ts";
+import { RoundNames } from "./round-names.ts";
 import { type ShadowedTensor, StagedCommit } from "./staged-commit.ts";
 import type { BatchSubject } from "./subject.ts";
 import { TransferSignal } from "./transfer-signal.ts";
@@ -47,6 +50,7 @@ export interface BatchOptions {
   readonly id: BatchId;
   readonly rank: number;
   readonly met: MetBatch;
+  readonly attempt: Attempt;
   readonly keys: BatchKeys;
   readonly commit: "direct" | "staged";
   readonly checksum: boolean;
@@ -65,15 +69,16 @@ export class Batch {
   readonly directions: ReadonlyMap<string, Direction | TensorBusError>;
   /** The plan of each direction that has one, by the side that sends. */
   readonly planned: ReadonlyMap<string, PlanSummary>;
+  /** What its ranks tell each other of it. */
+  readonly log: RoundLog;
   /** Why it has to be registered anew. */
   broken: TensorBusError | undefined;
   #closing: Promise<void> | undefined;
   #released = false;
-  readonly #ended = new AbortController();
-  #say: (reason: TensorBusError) => Promise<void> = async () => {};
+  readonly #rank: number;
 
   constructor(
-    { id, met }: BatchOptions,
+    { id, met, attempt, rank }: BatchOptions,
     { pairs }: BatchSubject,
     sides: readonly BatchSide[],
     directions: ReadonlyMap<string, Direction | TensorBusError>,
@@ -82,6 +87,8 @@ export class Batch {
     this.id = id;
     this.pairs = pairs.map(({ pair }) => pair);
     this.number = met.number;
+    this.log = attempt.log;
+    this.#rank = rank;
     this.sides = sides;
     this.directions = directions;
     this.planned = planned;
@@ -112,14 +119,11 @@ export class Batch {
     });
   }
 
-  /** Fires when it is closed. */
-  get ended(): AbortSignal {
-    return this.#ended.signal;
-  }
-
-  /** Tells others of its end, first of all. */
-  onClose(say: (reason: TensorBusError) => Promise<void>): void {
-    this.#say = say;
+  /** Whether what this rank does in it concerns another one: by its buckets, or since the two keep pace. */
+  concerns(rank: number): boolean {
+    return this.live.some(
+      ({ execution }) => execution.stats.peers.has(rank) || execution.linked.includes(rank),
+    );
   }
 
   /** Cancels what is under way and frees what it holds, once that is quiet. A second call joins the first. */
@@ -134,9 +138,18 @@ export class Batch {
     return this.#doubts.length > 0;
   }
 
-  /** Settles with the next store what was in doubt when the last one was lost, and frees the memory. */
+  /** Settles what was in doubt when it was closed, and frees the memory. */
   async resolve(rendezvous: Rendezvous, deadline: Deadline): Promise<void> {
-    for (const staged of this.#doubts) await staged.resolve(deadline, rendezvous);
+    for (const staged of this.#doubts) {
+      await staged.resolve(deadline, rendezvous);
+      staged.close();
+    }
+    this.#release();
+  }
+
+  /** Gives up what is in doubt: its memory is freed as it is. */
+  giveUp(): void {
+    for (const staged of this.#doubts) staged.giveUp();
     this.#release();
   }
 
@@ -151,14 +164,14 @@ export class Batch {
   }
 
   async #close(reason: TensorBusError): Promise<void> {
-    this.#ended.abort();
-    const said = this.#say(reason);
+    const said = endAttempt(this.log, reason, this.#rank);
     const ends = await Promise.allSettled(this.live.map((direction) => direction.close(reason)));
     // Memory that something may still touch stays mapped.
     const failed = ends.find((end) => end.status === "rejected");
     if (failed !== undefined) throw failed.reason;
-    if (this.#doubts.length === 0 || reason.code !== "TB_STORE_LOST") this.#release();
-    await said;
+    if (!this.inDoubt) this.#release();
+    await settled("telling others of the end", said, new Deadline({ timeoutMs: graceMs })).catch(() => {});
+    this.log.close();
   }
 }
 
@@ -240,7 +253,7 @@ async function prepareDirection(
   deadline: Deadline,
   stop: AbortSignal,
 ): Promise<Direction> {
-  const { connection, keys, met, rank, commit, checksum, tell, id } = options;
+  const { connection, keys, met, rank, commit, checksum, tell, id, attempt } = options;
   const target = source === 0 ? 1 : 0;
   const from = subject.sides[source].name;
   const to = subject.sides[target].name;
@@ -265,6 +278,7 @@ async function prepareDirection(
     execution = await connection.executor.prepare(planned.plan, {
       key: keys.transfer(met.number, from),
       tensors,
+      ranks: allRanks(subject),
       checksum,
       signal,
       timeoutMs: deadline.remainingMs,
@@ -283,7 +297,7 @@ async function prepareDirection(
           rendezvous,
           prefix,
           rank,
-          voters: new Set([...ranks[0], ...ranks[1]]).size,
+          voters: allRanks(subject).length,
           shadow: shadow?.memory,
           tensors: shadow?.tensors ?? [],
           letGo,
@@ -299,12 +313,15 @@ async function prepareDirection(
     rank,
     roles,
     tidies: ranks[source][0] === rank,
+    // A staged round that is complete was voted for by all.
+    lag: commit === "staged" ? 1 : allRanks(subject).length,
     execution,
-    epochs: new RoundEpochs(rendezvous, prefix),
+    log: attempt.log,
+    names: new RoundNames({ store: rendezvous.store, prefix }),
     staged,
     predictedSeconds: predictSeconds(planned.plan, subject.planning),
     signal: new TransferSignal({
-      rendezvous,
+      store: rendezvous.store,
       prefix,
       sources: ranks[source].length,
       onFault: options.onFault,
@@ -312,6 +329,11 @@ async function prepareDirection(
     }),
     tell,
   });
+}
+
+/** The ranks of both sides, ascending. */
+export function allRanks({ pairs }: BatchSubject): readonly number[] {
+  return [...new Set(pairs[0]!.ranks.flat())].sort((a, b) => a - b);
 }
 
 /** A local tensor that travels in a direction: where it lies, and which tensor of the plan it is. */

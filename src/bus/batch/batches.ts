@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { Deadline, waitUntil } from "../../deadline.ts";
+import { Deadline } from "../../deadline.ts";
 import { type ErrorCode, TensorBusError } from "../../errors.ts";
 import type { PlanOptions } from "../../plan/index.ts";
 import type { AgentEvent } from "../pair/events.ts";
@@ -15,15 +15,16 @@ import {
 } from "../queue/commands.ts";
 import type { Records, Table } from "../queue/state.ts";
 import { decodeTensorTable } from "../queue/tensor-table.ts";
-import { type Batch, type BatchSide, newInstance, prepareBatch } from "./batch.ts";
-import { asBusError, Direction, type TransferResult } from "./direction.ts";
-import { shareEnd } from "./end.ts";
+import { endAttempt } from "./attempt.ts";
+import { type Batch, type BatchSide, newInstance } from "./batch.ts";
+import { Direction, type TransferResult } from "./direction.ts";
 import { placeTensors, sortTensors } from "./local-tensors.ts";
-import { type MetBatch, meetBatch, type RankRegistration, readSides } from "./meeting.ts";
 import type { ClientMemory, HeldRegions } from "./memory.ts";
 import { makeRankRegistration } from "./rank-record.ts";
 import { BatchKeys } from "./records.ts";
-import { type BatchSubject, joinSides } from "./subject.ts";
+import { type Brought, type Entry, Registrar } from "./registrar.ts";
+import { errorOfEnd, originOf } from "./round-log.ts";
+import type { BatchSubject } from "./subject.ts";
 
 export interface BatchesOptions {
   readonly rank: number;
@@ -40,30 +41,15 @@ export interface BatchesOptions {
   readonly onFault: (error: unknown) => void;
 }
 
+/** How long a batch that is there is asked about before another one is refused. */
+const askMs = 1000;
+
 const rowSchema = z.strictObject({ generation: z.bigint(), number: z.int() });
-
-/** A batch from the first registration on this rank until it is freed. */
-interface Entry {
-  readonly key: string;
-  readonly id: BatchId;
-  /** Sides that are registering or registered, with their clients. */
-  readonly claims: Map<string, { readonly client: bigint; readonly abort: AbortController }>;
-  /** Sides of this rank that have met, and are not prepared yet. */
-  readonly arrivals: Arrival[];
-  batch: Batch | undefined;
-}
-
-interface Arrival {
-  readonly side: BatchSide;
-  readonly met: MetBatch;
-  readonly subject: BatchSubject;
-  readonly resolve: (batch: Batch) => void;
-  readonly reject: (error: unknown) => void;
-}
 
 export class Batches {
   readonly #options: BatchesOptions;
   readonly #table: Table<z.infer<typeof rowSchema>>;
+  readonly #registrar: Registrar;
   readonly #entries = new Map<string, Entry>();
   /** Why batches ended that were not closed, until they are registered anew. */
   readonly #reasons = new Map<string, TensorBusError>();
@@ -71,7 +57,20 @@ export class Batches {
   readonly #doubtful = new Set<Batch>();
 
   constructor(options: BatchesOptions) {
+    const { rank, checksum, planning, tell, onFault } = options;
     this.#options = options;
+    this.#registrar = new Registrar({
+      rank,
+      checksum,
+      planning,
+      tell,
+      onFault,
+      onPrepared: async (entry, batch) => {
+        await this.#remember(entry, batch.number);
+        this.#requireClaims(entry, batch.sides);
+      },
+      onRegistered: (entry, batch) => this.#take(entry, batch),
+    });
     this.#table = options.state.table("batches", rowSchema);
   }
 
@@ -88,7 +87,7 @@ export class Batches {
     const connection = await this.#options.uplink.connected(deadline.rest);
     const records = decodeTensorTable(command.tensors, command.regions.length, command.layouts?.length);
     const pairs = [...new Set(records.map(({ pair }) => pair))].sort();
-    const entry = await this.#entry(id);
+    const entry = await this.#entry(id, deadline);
     const sides = pairs.map((pair) => this.#sideOf(entry, pair, client));
     const name = sides[0]!.spec.local;
     const abort = this.#claim(entry, name, client);
@@ -99,18 +98,20 @@ export class Batches {
     try {
       const mets = await Promise.all(sides.map((side) => this.#options.pairs.await(side, bounded)));
       for (const side of sides) side.owner ??= client.id;
-      const tensors = sortTensors(records, pairs);
-      held = this.#options.memory.hold(client, command.regions, connection.session);
-      const places = placeTensors(tensors, command.regions, held.memories);
-      const side: BatchSide = { name, client, instance: newInstance(), tensors, places, held };
-      const began = performance.now();
-      const registration = makeRankRegistration(this.#options, side, sides, mets, command);
-      const met = await meetBatch(connection.rendezvous, registration, bounded);
-      const names = await readSides(connection.rendezvous, registration, met, bounded);
-      const { planning } = this.#options;
-      const subject = joinSides(registration.batch, met.local, met.remote, mets, names, planning);
-      const meet = (performance.now() - began) / 1000;
-      const batch = await this.#join(entry, { side, met, subject }, registration, connection, bounded, meet);
+      const bring = (): Brought => {
+        const tensors = sortTensors(records, pairs);
+        held ??= this.#options.memory.hold(client, command.regions, connection.session);
+        const places = placeTensors(tensors, command.regions, held.memories);
+        const side: BatchSide = { name, client, instance: newInstance(), tensors, places, held };
+        return { side, mets, registration: makeRankRegistration(this.#options, side, sides, mets, command) };
+      };
+      const { batch, side, subject } = await this.#registrar.register(
+        entry,
+        name,
+        bring,
+        connection,
+        bounded,
+      );
       return this.#result(batch, side, subject);
     } catch (error) {
       entry.claims.delete(name);
@@ -129,9 +130,14 @@ export class Batches {
   transfer(command: CommandOf<"Transfer">, deadline: Deadline): Promise<TransferResult> {
     const { batch, side } = this.#find(command.batch, command.client, command.instance);
     const from = command.direction === "send" ? side.name : this.#otherSide(batch, side);
+    const { version } = command;
     return batch
       .direction(from)
-      .post(command.direction === "send" ? "source" : "target", deadline, side.held.events)
+      .post(command.direction === "send" ? "source" : "target", {
+        deadline,
+        events: side.held.events,
+        version,
+      })
       .catch((error) => {
         this.#noticeEnd(batch, error);
         throw error;
@@ -187,7 +193,7 @@ export class Batches {
     if (failed !== undefined) throw failed.reason;
   }
 
-  /** There is a store again: what the last one left in doubt is settled. */
+  /** There is a store: what batches that were closed have left in doubt is settled. */
   async resolve({ rendezvous }: Connection): Promise<void> {
     for (const batch of this.#doubtful) {
       await batch.resolve(rendezvous, new Deadline());
@@ -197,10 +203,7 @@ export class Batches {
 
   /** A peer is gone: whatever was prepared with it has to be registered anew. */
   peerEnded(rank: number, error: TensorBusError): void {
-    for (const batch of this.all) {
-      const concerned = batch.live.some((direction) => direction.execution.stats.peers.has(rank));
-      if (concerned) this.#break(batch, rank, error);
-    }
+    for (const batch of this.all) if (batch.concerns(rank)) this.#break(batch, error);
   }
 
   /** Ends what waits for other ranks to register. */
@@ -220,19 +223,33 @@ export class Batches {
     for (const batch of this.all) for (const direction of batch.live) await direction.idle(deadline);
   }
 
-  /** The entry of an id; one that is broken is freed first. */
-  async #entry(id: BatchId): Promise<Entry> {
+  /** The entry of an id; one that is broken is freed first, be it that this rank has not heard of it yet. */
+  async #entry(id: BatchId, deadline: Deadline): Promise<Entry> {
     const key = batchKey(id);
     const known = this.#entries.get(key);
-    if (known?.batch?.broken !== undefined) await this.#end(known, known.batch.broken);
+    const batch = known?.batch;
+    if (batch !== undefined && batch.broken === undefined) {
+      const { remainingMs } = deadline;
+      await batch.log.sync(new Deadline({ timeoutMs: Math.min(remainingMs, askMs) })).catch(() => {});
+    }
+    if (known !== undefined && batch?.broken !== undefined) await this.#end(known, batch.broken);
     const standing = this.#entries.get(key);
     if (standing !== undefined) return standing;
-    const entry: Entry = { key, id, claims: new Map(), arrivals: [], batch: undefined };
+    const entry: Entry = {
+      key,
+      id,
+      claims: new Map(),
+      arrivals: [],
+      attempt: undefined,
+      joining: Promise.resolve(),
+      batch: undefined,
+    };
     this.#entries.set(key, entry);
     return entry;
   }
 
   #forget(entry: Entry): void {
+    if (entry.batch === undefined) entry.attempt?.log.close();
     if (this.#entries.get(entry.key) === entry) this.#entries.delete(entry.key);
   }
 
@@ -263,69 +280,13 @@ export class Batches {
     });
   }
 
-  /** Prepares the batch, once all sides of it that this rank stands on are there. */
-  #join(
-    entry: Entry,
-    arrived: Pick<Arrival, "side" | "met" | "subject">,
-    registration: RankRegistration,
-    connection: Connection,
-    deadline: Deadline,
-    meet: number,
-  ): Promise<Batch> {
-    const { rank } = this.#options;
-    const expected = arrived.subject.pairs[0]!.ranks.filter((ranks) => ranks.includes(rank)).length;
-    return waitUntil<Batch>(`batch ${registration.batch}: preparing`, deadline, (resolve, reject) => {
-      const arrival: Arrival = { ...arrived, resolve, reject };
-      entry.arrivals.push(arrival);
-      if (entry.arrivals.length === expected) {
-        void this.#prepare(entry, entry.arrivals.splice(0), registration, connection, deadline, meet);
-      }
-      return () => {
-        const index = entry.arrivals.indexOf(arrival);
-        if (index >= 0) entry.arrivals.splice(index, 1);
-      };
+  #take(entry: Entry, batch: Batch): void {
+    entry.batch = batch;
+    batch.log.listen((said) => {
+      if (said.kind === "ended") this.#break(batch, errorOfEnd(said));
     });
-  }
-
-  async #prepare(
-    entry: Entry,
-    arrivals: readonly Arrival[],
-    { record, keys }: RankRegistration,
-    connection: Connection,
-    deadline: Deadline,
-    meet: number,
-  ): Promise<void> {
-    const { rank, checksum, tell, onFault } = this.#options;
-    const { met, subject } = arrivals.at(-1)!;
-    const sides = arrivals.map(({ side }) => side);
-    const { commit } = record;
-    const options = { id: entry.id, rank, met, keys, commit, checksum, connection, tell, onFault };
-    let prepared: Batch | undefined;
-    try {
-      const { batch, seconds } = await prepareBatch(options, subject, sides, deadline);
-      prepared = batch;
-      // A round under way then ends by itself, one way or the other.
-      const onEnded = (from: number, reason: TensorBusError) => this.#break(batch, from, reason);
-      shareEnd(batch, keys.ended(batch.number), connection.rendezvous, rank, onEnded);
-      await this.#remember(entry, batch.number);
-      this.#requireClaims(entry, sides);
-      entry.batch = batch;
-      this.#reasons.delete(entry.key);
-      tell({
-        kind: "batchRegistered",
-        batch: batch.id,
-        pairs: batch.pairs,
-        number: batch.number,
-        tensors: sides[0]!.tensors.length,
-        transports: batch.transports,
-        seconds: { meet, ...seconds },
-      });
-      for (const { resolve } of arrivals) resolve(batch);
-    } catch (error) {
-      // Others may hold it for registered: they learn that it is not.
-      await prepared?.close(asBusError(error)).catch(onFault);
-      for (const { reject } of arrivals) reject(error);
-    }
+    this.#giveDoubtsUp(entry.id);
+    this.#reasons.delete(entry.key);
   }
 
   /** A client that has ended meanwhile would never end its batch. */
@@ -375,18 +336,19 @@ export class Batches {
     });
   }
 
-  /** A rank that is gone takes the batch with it. */
+  /** A rank that is gone, and memory that may not be used any more, take the batch with them. */
   #noticeEnd(batch: Batch, error: unknown): void {
-    if (!(error instanceof TensorBusError)) return;
-    if (error.code !== "TB_PEER_LOST" && error.code !== "TB_INVALIDATED") return;
-    const { rank } = error.details;
-    this.#break(batch, typeof rank === "number" ? rank : undefined, error);
+    const ends = ["TB_PEER_LOST", "TB_INVALIDATED", "TB_QUARANTINED"];
+    if (error instanceof TensorBusError && ends.includes(error.code)) this.#break(batch, error);
   }
 
-  #break(batch: Batch, rank: number | undefined, cause: TensorBusError): void {
+  /** It is over, and waits to be registered anew: all others hear of it. A round under way ends by itself. */
+  #break(batch: Batch, cause: TensorBusError): void {
     if (batch.broken !== undefined) return;
+    const rank = originOf(cause, this.#options.rank);
     const message = `batch ${String(batch.id)} has ended on rank ${rank}, and waits to be registered anew: ${cause.message}`;
     batch.broken = new TensorBusError("TB_PEER_LOST", message, { details: { batch: batch.id, rank }, cause });
+    void endAttempt(batch.log, cause, this.#options.rank);
     for (const direction of batch.live) direction.abandon(batch.broken);
     this.#tellEnded(batch, batch.broken);
   }
@@ -398,11 +360,27 @@ export class Batches {
     const isTold = batch.broken !== undefined;
     await batch.close(reason);
     this.#forget(entry);
-    if (batch.inDoubt) this.#doubtful.add(batch);
+    if (batch.inDoubt) this.#settleDoubt(batch, reason);
     if (reason.code === "TB_STORE_LOST") this.#reasons.set(entry.key, reason);
     if (!isTold) this.#tellEnded(batch, reason);
     if (reason.code !== "TB_BATCH_UNKNOWN") return;
     await this.#options.state.write("forgetting a batch", () => this.#table.remove(rowOf(entry.id)));
+  }
+
+  /** The decision may still come, from this store or the next one: until then the memory is kept. */
+  #settleDoubt(batch: Batch, { code }: TensorBusError): void {
+    this.#doubtful.add(batch);
+    if (code === "TB_STORE_LOST" || code === "TB_CLOSED") return;
+    this.resolve(this.#options.uplink.connection).catch(this.#options.onFault);
+  }
+
+  /** Whoever registers the batch anew does not wait for what became of a round before. */
+  #giveDoubtsUp(id: BatchId): void {
+    for (const batch of this.#doubtful) {
+      if (batchKey(batch.id) !== batchKey(id)) continue;
+      this.#doubtful.delete(batch);
+      batch.giveUp();
+    }
   }
 
   #tellEnded({ id, pairs, number }: Batch, reason: TensorBusError): void {

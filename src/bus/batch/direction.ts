@@ -2,6 +2,7 @@
  * A batch in one direction on one rank: its rounds, one at a time. A rank that stands on both sides takes part once both
  * of its clients have asked for the round.
  */
+import { setTimeout as sleep } from "node:timers/promises";
 import { map, type Observable } from "rxjs";
 import { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
@@ -10,9 +11,11 @@ import type { RoundProgress, RoundReport } from "../../transport/transport.ts";
 import type { AgentEvent, AgentProgress, RoundIdentity } from "../pair/events.ts";
 import type { BatchId, CommandResult } from "../queue/commands.ts";
 import type { RegionEvents } from "./region-events.ts";
-import { knownCode, type RoundEpochs } from "./round-epoch.ts";
+import { asBusError, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
+import { type FailedRound, originOf, type RoundLog } from "./round-log.ts";
+import type { RoundNames } from "./round-names.ts";
 import type { StagedCommit } from "./staged-commit.ts";
-import { settlingDeadline, type TransferSignal } from "./transfer-signal.ts";
+import type { TransferSignal } from "./transfer-signal.ts";
 
 export type Role = "source" | "target";
 export type TransferResult = CommandResult<"Transfer">;
@@ -26,11 +29,13 @@ export interface DirectionOptions {
   readonly to: string;
   /** What this rank is in it. */
   readonly roles: readonly Role[];
-  /** The first source rank tidies up behind all others. */
+  /** The first source rank tidies up behind all others, that many rounds later. */
   readonly tidies: boolean;
+  readonly lag: number;
   readonly execution: Execution;
   readonly signal: TransferSignal;
-  readonly epochs: RoundEpochs;
+  readonly log: RoundLog;
+  readonly names: RoundNames;
   /** Absent where targets change as bytes arrive. */
   readonly staged?: StagedCommit | undefined;
   /** What the plan promises of a round, where it knows the links: until earlier rounds promise better. */
@@ -38,38 +43,59 @@ export interface DirectionOptions {
   readonly tell: (event: AgentEvent) => void;
 }
 
-interface Poster {
+/** One role's call. */
+export interface PostOptions {
   readonly deadline: Deadline;
-  readonly events: RegionEvents | undefined;
+  /** Those of this role's memory: if they do not come to the round in time, it fails on all ranks. */
+  readonly events?: RegionEvents | undefined;
+  readonly version?: bigint | undefined;
+}
+
+interface Poster extends PostOptions {
   /** The GPUs of this role's memory have come to the round. */
   readonly ready: Promise<void>;
   readonly resolve: (result: TransferResult) => void;
   readonly reject: (error: TensorBusError) => void;
 }
 
-interface Round {
-  readonly number: number;
+/** A call of this rank, from its first role's post until its end. */
+interface Call {
   readonly abort: AbortController;
   readonly posters: Map<Role, Poster>;
+  /** The round that it is in. */
+  round: number;
   started: boolean;
-  /** Its memory is ready, and it is posted. */
   isPosted: boolean;
 }
 
+/** How long what is tidied waits for a store that says nothing, and the pause before a doubt is asked about again. */
+const tidyMs = 2000;
+const doubtMs = 500;
 const nothing = (): void => {};
 
 export class Direction {
   readonly #options: DirectionOptions;
-  #next = 1;
-  #epoch = 0;
-  #round: Round | undefined;
+  readonly #join: RoundJoin;
+  #call: Call | undefined;
   #idle: Promise<void> = Promise.resolve();
   /** Of the rounds so far, for a prediction. */
   #secondsPerByte: number | undefined;
+  /** Records of rounds up to this one are removed. */
+  #tidied = 0;
+  /** The last failure of which a caller here knows. */
+  #told = 0;
+  #closed = false;
+  readonly #unlisten: () => void;
 
   constructor(options: DirectionOptions) {
+    const { rank, from, execution, log, names, staged, signal } = options;
     this.#options = options;
-    options.signal.follow(1);
+    const identity = (round: number) => this.#identity(round);
+    this.#join = new RoundJoin({ rank, from, execution, log, names, staged, identity });
+    signal.follow(this.#join.next);
+    this.#unlisten = log.listen((entry) => {
+      if (entry.kind === "failed" && entry.from === from) this.#moved();
+    });
   }
 
   get from(): string {
@@ -82,12 +108,12 @@ export class Direction {
   }
   /** How far the round under way is; `undefined` where none has started. */
   get progress(): RoundProgress | undefined {
-    if (this.#round?.started !== true) return undefined;
+    if (this.#call?.started !== true) return undefined;
     try {
       const { round, bytesDone, bytesTotal } = this.execution.progress();
       // What is counted is that of the round before, until this one is posted.
-      const isPosted = round === this.#round.number;
-      return { round: this.#round.number, bytesDone: isPosted ? bytesDone : 0n, bytesTotal };
+      const isPosted = round === this.#call.round;
+      return { round: this.#call.round, bytesDone: isPosted ? bytesDone : 0n, bytesTotal };
     } catch {
       // The session is ending, and the round with it.
       return undefined;
@@ -98,53 +124,57 @@ export class Direction {
   }
   /** True from the first post of a round until its end is known. */
   get busy(): boolean {
-    return this.#round !== undefined;
+    return this.#call !== undefined;
   }
   get ready(): boolean {
     return this.#options.signal.ready;
   }
   get round(): number {
-    return this.#round?.number ?? this.#next;
+    return this.#call?.round ?? this.#join.next;
   }
 
   /**
-   * Takes part in the next round, as source or target. Settles when the memory of this rank is quiet: with what was moved, or
-   * with why it failed and where (`details.rank`); `details.torn` says that targets of this rank may be half written. `events`
-   * are those of this role's memory: where they do not come to the round in time, it fails on all ranks.
+   * Takes part in the next round that has not failed, as source or target. Settles when the memory of this rank is quiet: with
+   * what was moved, or with why it failed and where (`details.rank`); `details.torn` says that targets of this rank may be
+   * half written.
    */
-  post(role: Role, deadline: Deadline, events?: RegionEvents): Promise<TransferResult> {
-    const round = this.#round ?? this.#begin();
-    if (round.posters.has(role)) {
-      throw new TensorBusError("TB_BUSY", `round ${round.number} of ${this.#name()} is under way`, {
-        details: { batch: this.#options.batch, round: round.number, rank: this.#options.rank },
+  post(role: Role, options: PostOptions): Promise<TransferResult> {
+    const call = this.#call ?? this.#begin();
+    if (call.posters.has(role)) {
+      throw new TensorBusError("TB_BUSY", `round ${call.round} of ${this.#name()} is under way`, {
+        details: { batch: this.#options.batch, round: call.round, rank: this.#options.rank },
       });
     }
+    const stale = this.#staler(call, role, options);
+    if (stale !== undefined) throw stale;
     return new Promise((resolve, reject) => {
-      const ready = this.#ready(round, role, deadline, events);
-      round.posters.set(role, { deadline, events, ready, resolve, reject });
-      this.#cancelWith(round, deadline);
-      if (round.posters.size === this.#options.roles.length) this.#start(round);
-      else this.#awaitOther(round, deadline);
+      const { deadline, events } = options;
+      const ready = this.#ready(call, deadline, events);
+      call.posters.set(role, { ...options, ready, resolve, reject });
+      this.#cancelWith(call, deadline);
+      // A lone source shows in the signal already: its rank's other side may wait for that.
+      if (role === "source") this.#announce(call);
+      if (call.posters.size === this.#options.roles.length) this.#start(call);
+      else this.#awaitOther(call, deadline);
     });
   }
 
   /** Cancels the round under way, here and elsewhere; resolves when its memory is quiet. */
   cancel(reason: TensorBusError): Promise<void> {
-    const round = this.#round;
-    if (round !== undefined) {
-      round.abort.abort(reason);
-      if (!round.started) this.#start(round);
+    const call = this.#call;
+    if (call !== undefined) {
+      call.abort.abort(reason);
+      if (!call.started) this.#start(call);
     }
     return this.#idle;
   }
 
   /** Resolves when no round is under way; where that takes too long, the round is cancelled. */
   async idle(deadline: Deadline): Promise<void> {
-    if (this.#round === undefined) return;
-    const late = setTimeout(
-      () => void this.cancel(new TensorBusError("TB_CANCELLED", "the agent was drained")),
-      deadline.remainingMs,
-    );
+    if (this.#call === undefined) return;
+    const { rank } = this.#options;
+    const drained = new TensorBusError("TB_CANCELLED", "the agent was drained", { details: { rank } });
+    const late = setTimeout(() => void this.cancel(drained), deadline.remainingMs);
     await this.#idle;
     clearTimeout(late);
   }
@@ -154,219 +184,234 @@ export class Direction {
    * nobody waits for it.
    */
   abandon(reason: TensorBusError): void {
-    if (this.#round !== undefined && !this.#round.isPosted) void this.cancel(reason);
-    this.#idle = this.#idle.then(async () => {
-      const round = this.#next++;
-      const signal = AbortSignal.abort(reason);
-      await this.#options.execution.run({ round, signal, timeoutMs: 1000 }).catch(nothing);
-    });
+    if (this.#call !== undefined && !this.#call.isPosted) void this.cancel(reason);
+    this.#idle = this.#idle.then(() => this.#join.refuse(reason));
   }
 
   /** Ends it: nothing prepared is left. */
   async close(reason: TensorBusError): Promise<void> {
+    this.#closed = true;
+    this.#unlisten();
     this.#options.signal.close();
     await this.cancel(reason);
     await this.#options.execution[Symbol.asyncDispose]();
     if (this.doubt === undefined) this.#options.staged?.close();
   }
 
-  /** What has to be settled by the next store before the memory of this direction can go. */
+  /** What has to be settled before the memory of this direction can go. */
   get doubt(): StagedCommit | undefined {
     const { staged } = this.#options;
     return staged?.inDoubt === undefined ? undefined : staged;
   }
 
-  #begin(): Round {
-    const round: Round = {
-      number: this.#next,
+  /** Of two roles that name different versions, the one with the older ends alone; why, if it is this one. */
+  #staler(call: Call, role: Role, { version }: PostOptions): TensorBusError | undefined {
+    const [other, poster] = [...call.posters].find(([each]) => each !== role) ?? [];
+    if (other === undefined || version === undefined || poster?.version === undefined) return undefined;
+    if (version === poster.version) return undefined;
+    const [older, newer] = version < poster.version ? [version, poster.version] : [poster.version, version];
+    const { rank } = this.#options;
+    const message = `version ${older} was named where the other side of rank ${rank} named ${newer}`;
+    const error = new TensorBusError("TB_STALE_VERSION", message, {
+      details: { rank, version: older, expected: newer },
+    });
+    if (version === older) return error;
+    call.posters.delete(other);
+    poster.reject(error);
+    return undefined;
+  }
+
+  #begin(): Call {
+    const call: Call = {
       abort: new AbortController(),
       posters: new Map(),
+      round: this.#join.next,
       started: false,
       isPosted: false,
     };
-    this.#round = round;
-    return round;
+    this.#call = call;
+    return call;
   }
 
   /** The client of the other side has not asked yet: the round is cancelled where it does not in time. */
-  #awaitOther(round: Round, deadline: Deadline): void {
+  #awaitOther(call: Call, deadline: Deadline): void {
+    const { rank } = this.#options;
     const timer = setTimeout(() => {
-      if (round.started) return;
-      const message = `round ${round.number} of ${this.#name()}: the other side of rank ${this.#options.rank} did not come`;
-      round.abort.abort(new TensorBusError("TB_TIMEOUT", message, { details: { rank: this.#options.rank } }));
-      this.#start(round);
+      if (call.started) return;
+      const message = `round ${call.round} of ${this.#name()}: the other side of rank ${rank} did not come`;
+      call.abort.abort(new TensorBusError("TB_TIMEOUT", message, { details: { rank } }));
+      this.#start(call);
     }, deadline.remainingMs);
-    round.abort.signal.addEventListener("abort", () => clearTimeout(timer), { once: true });
-    this.#idle = this.#idle.finally(() => clearTimeout(timer));
+    call.abort.signal.addEventListener("abort", () => clearTimeout(timer), { once: true });
   }
 
   /** The caller may take it back: the round ends on all ranks, as any other that is cancelled. */
-  #cancelWith(round: Round, { signal }: Deadline): void {
+  #cancelWith(call: Call, { signal }: Deadline): void {
     const onAbort = () => {
-      if (this.#round !== round) return;
-      const message = `round ${round.number} of ${this.#name()} was cancelled on rank ${this.#options.rank}`;
+      if (this.#call !== call) return;
+      const message = `round ${call.round} of ${this.#name()} was cancelled on rank ${this.#options.rank}`;
       const details = { rank: this.#options.rank };
       void this.cancel(new TensorBusError("TB_CANCELLED", message, { details, cause: signal?.reason }));
     };
     signal?.addEventListener("abort", onAbort, { once: true });
+    if (signal?.aborted) onAbort();
   }
 
-  #announce(number: number, deadline: Deadline): void {
+  /** A source shows in the signal of the round that it is in, once its GPUs have come to it. */
+  #announce(call: Call): void {
+    const poster = call.posters.get("source");
+    if (poster === undefined) return;
     const { signal, tell } = this.#options;
-    signal.announce(number, deadline).catch((error: unknown) => {
+    const announced = poster.ready.then(
+      () => (this.#call === call ? signal.announce(call.round, poster.deadline) : undefined),
+      nothing,
+    );
+    // The signal and the round go on side by side: a store that hangs fails the first one alone.
+    announced.catch((error: unknown) => {
       if (error instanceof TensorBusError && error.code !== "TB_CLOSED") tell({ kind: "fault", error });
     });
   }
 
-  /** Waits for the GPUs of a role's memory; a source is announced then. */
-  #ready(round: Round, role: Role, deadline: Deadline, events: RegionEvents | undefined): Promise<void> {
-    // The signal and the round go on side by side: a store that hangs fails the first one alone.
-    const announce = () => {
-      if (role === "source") this.#announce(round.number, deadline);
-    };
-    if (events === undefined) {
-      announce();
-      return Promise.resolve();
-    }
-    const { remainingMs: timeoutMs } = deadline;
-    const ready = events.ready(new Deadline({ timeoutMs, signal: round.abort.signal })).then(announce);
+  /** Another round has failed, or one was completed: signal and waiting call go on to the next one. */
+  #moved(): void {
+    const { next } = this.#join;
+    this.#options.signal.follow(next);
+    const call = this.#call;
+    if (call === undefined || call.started || next <= call.round) return;
+    call.round = next;
+    this.#announce(call);
+  }
+
+  /** Waits for the GPUs of a role's memory. */
+  #ready(call: Call, { remainingMs: timeoutMs }: Deadline, events: RegionEvents | undefined): Promise<void> {
+    if (events === undefined) return Promise.resolve();
+    const ready = events.ready(new Deadline({ timeoutMs, signal: call.abort.signal }));
     // What becomes of it is asked when the round starts.
     ready.catch(nothing);
     return ready;
   }
 
-  #start(round: Round): void {
-    round.started = true;
-    this.#idle = this.#run(round);
+  #start(call: Call): void {
+    call.started = true;
+    this.#idle = this.#run(call);
   }
 
-  async #run(round: Round): Promise<void> {
-    const { tell, epochs } = this.#options;
-    const identity = this.#identity(round.number);
+  async #run(call: Call): Promise<void> {
+    const posters = [...call.posters.values()];
+    const timeoutMs = Math.min(...posters.map(({ deadline }) => deadline.remainingMs));
+    const versions = posters.flatMap(({ version }) => (version === undefined ? [] : [version]));
     const predictedSeconds = this.#predict();
-    tell({ kind: "roundStarted", predictedSeconds, ...identity });
-    // Whether others failed since the last round is asked while this one runs.
-    const known = epochs.read(settlingDeadline()).catch(() => undefined);
+    let isTold = 0;
     try {
-      const { report, seconds } = await this.#move(round);
-      const before = await known;
-      const failedBefore =
-        before !== undefined && before.epoch > this.#epoch
-          ? { round: before.next - 1, rank: before.rank, code: before.code }
-          : undefined;
-      this.#epoch = Math.max(this.#epoch, before?.epoch ?? 0);
-      this.#next = round.number + 1;
-      this.#learn(report);
-      this.#tidy(round.number);
-      tell({
-        kind: "roundCompleted",
-        report,
-        predictedSeconds,
-        seconds,
-        peers: this.execution.stats.peers,
-        ...identity,
+      const outcome = await this.#join.join({
+        deadline: new Deadline({ timeoutMs }),
+        abort: call.abort,
+        ready: Promise.all(posters.map(({ ready }) => ready)),
+        version: versions.length === 0 ? undefined : versions.reduce((a, b) => (a > b ? a : b)),
+        onJoined: (round) => {
+          call.round = round;
+          this.#announce(call);
+        },
+        onPosted: (round) => {
+          call.isPosted = true;
+          if (isTold++ === 0)
+            this.#options.tell({ kind: "roundStarted", predictedSeconds, ...this.#identity(round) });
+        },
+        onQuiet: () => {
+          for (const { events } of posters) events?.recordFree();
+        },
       });
-      const { bytesSent, bytesReceived, bytesCopied } = report;
-      this.#settle(round, ({ resolve }) =>
-        resolve({
-          round: round.number,
-          epoch: this.#epoch,
-          bytesSent,
-          bytesReceived,
-          bytesCopied,
-          seconds: report.seconds,
-          ...(predictedSeconds === undefined ? {} : { predictedSeconds }),
-          ...(failedBefore === undefined ? {} : { failedBefore }),
-        }),
-      );
+      this.#complete(call, outcome, predictedSeconds);
     } catch (thrown) {
-      const error = await this.#fail(round, asBusError(thrown));
-      this.#settle(round, ({ reject }, role) => reject(this.#explain(round, error, role)));
+      this.#fail(call, thrown);
+    }
+    this.#moved();
+  }
+
+  #complete(
+    call: Call,
+    { round, report, seconds }: RoundOutcome,
+    predictedSeconds: number | undefined,
+  ): void {
+    const { tell, log, from } = this.#options;
+    const { peers } = this.execution.stats;
+    const failedBefore = this.#failedBefore(log.lastFailed(from));
+    this.#learn(report);
+    this.#tidy(round);
+    tell({ kind: "roundCompleted", report, predictedSeconds, seconds, peers, ...this.#identity(round) });
+    const { bytesSent, bytesReceived, bytesCopied } = report;
+    this.#settle(call, ({ resolve, version }) =>
+      resolve({
+        round,
+        epoch: log.failures(from),
+        bytesSent,
+        bytesReceived,
+        bytesCopied,
+        seconds: report.seconds,
+        ...(predictedSeconds === undefined ? {} : { predictedSeconds }),
+        ...(failedBefore === undefined ? {} : { failedBefore }),
+        ...(version === undefined ? {} : { version }),
+      }),
+    );
+  }
+
+  /** A round that has failed since this rank's callers last heard of one. */
+  #failedBefore(last: FailedRound | undefined): TransferResult["failedBefore"] {
+    if (last === undefined || last.round <= this.#told) return undefined;
+    this.#told = last.round;
+    return { round: last.round, rank: last.rank, code: last.code };
+  }
+
+  #fail(call: Call, thrown: unknown): void {
+    const { tell, roles, staged } = this.#options;
+    const isIn = !(thrown instanceof NoRound);
+    const error = thrown instanceof NoRound ? thrown.error : asBusError(thrown);
+    if (isIn) {
+      this.#told = Math.max(this.#told, call.round);
+      const torn = staged === undefined && roles.includes("target");
+      tell({ kind: "roundFailed", error, torn, ...this.#identity(call.round) });
+    }
+    if (error.code === "TB_IN_DOUBT") void this.#settleDoubt();
+    const { round } = call;
+    this.#settle(call, ({ reject }, role) => reject(this.#explain(round, error, role, isIn)));
+  }
+
+  /** Asks for the decision until the store gives it: the next call would wait for it. */
+  async #settleDoubt(): Promise<void> {
+    const { staged } = this.#options;
+    while (staged?.inDoubt !== undefined && !this.#closed) {
+      await sleep(doubtMs);
+      if (!this.#closed) await staged.resolve(new Deadline({ timeoutMs: tidyMs })).catch(nothing);
     }
   }
 
-  async #move(round: Round): Promise<{
-    report: RoundReport;
-    seconds: { readonly move: number; readonly commit: number };
-  }> {
-    const { execution, staged } = this.#options;
-    const deadline = this.#deadlineOf(round);
-    // What an earlier round left open is settled first: its outcome may change what targets hold.
-    await staged?.resolve(deadline);
-    try {
-      await Promise.all([...round.posters.values()].map(({ ready }) => ready));
-    } catch (error) {
-      // It is posted all the same, as cancelled: others wait for it.
-      round.abort.abort(asBusError(error));
-    }
-    round.isPosted = true;
-    const began = performance.now();
-    let failure: TensorBusError | undefined;
-    const stopWatching = staged?.watch(this.#identity(round.number), (error) => round.abort.abort(error));
-    const report = await execution.run({ ...deadline.rest, round: round.number }).catch((error: unknown) => {
-      failure = asBusError(error);
-      return undefined;
-    });
-    stopWatching?.();
-    const moved = performance.now();
-    if (staged !== undefined) await staged.decide(this.#identity(round.number), failure, deadline);
-    if (failure?.code !== "TB_QUARANTINED") {
-      for (const { events } of round.posters.values()) events?.recordFree();
-    }
-    if (report === undefined) throw failure;
-    return { report, seconds: { move: (moved - began) / 1000, commit: (performance.now() - moved) / 1000 } };
-  }
-
-  #deadlineOf(round: Round): Deadline {
-    const timeoutMs = Math.min(...[...round.posters.values()].map(({ deadline }) => deadline.remainingMs));
-    return new Deadline({ timeoutMs, signal: round.abort.signal });
-  }
-
-  /** Begins a new epoch, or joins the one that others began; the error as this rank's clients are to see it. */
-  async #fail(round: Round, error: TensorBusError): Promise<TensorBusError> {
-    const { epochs, signal, rank, tell, roles, staged } = this.#options;
-    const { reason } = round.abort.signal;
-    // That memory is still in use is for its owner to know, whatever the round was ended for.
-    const told = reason instanceof TensorBusError && error.code !== "TB_QUARANTINED" ? reason : error;
-    this.#next = round.number + 1;
-    this.#epoch += 1;
-    try {
-      const epoch = await epochs.advance(round.number, error, rank, settlingDeadline());
-      this.#next = Math.max(this.#next, epoch.next);
-      this.#epoch = epoch.epoch;
-      await signal.withdraw(round.number, settlingDeadline());
-    } catch (fault) {
-      // A store that is lost ends the pairs; who is out of step then meets nobody any more.
-      if (fault instanceof TensorBusError && fault.code !== "TB_CLOSED")
-        tell({ kind: "fault", error: fault });
-    }
-    signal.follow(this.#next);
-    const torn = staged === undefined && roles.includes("target");
-    tell({ kind: "roundFailed", error: told, torn, ...this.#identity(round.number) });
-    return told;
-  }
-
-  #explain(round: Round, error: TensorBusError, role: Role): TensorBusError {
-    const { batch, staged, rank } = this.#options;
-    const torn = staged === undefined && role === "target";
-    const origin = error.details["rank"] ?? rank;
-    const details = { ...error.details, batch, round: round.number, epoch: this.#epoch, rank: origin, torn };
-    const message = `round ${round.number} of ${this.#name()}: ${error.message}`;
+  #explain(round: number, error: TensorBusError, role: Role, isIn: boolean): TensorBusError {
+    const { batch, staged, rank, log, from } = this.#options;
+    const torn = isIn && staged === undefined && role === "target";
+    const origin = originOf(error, rank);
+    const details = { ...error.details, batch, round, epoch: log.failures(from), rank: origin, torn };
+    const message = `round ${round} of ${this.#name()}: ${error.message}`;
     return new TensorBusError(error.code, message, { details, cause: error });
   }
 
-  #settle(round: Round, each: (poster: Poster, role: Role) => void): void {
-    this.#round = undefined;
-    for (const [role, poster] of round.posters) each(poster, role);
+  #settle(call: Call, each: (poster: Poster, role: Role) => void): void {
+    this.#call = undefined;
+    // Timers of a role that waited for the other are of no use any more.
+    call.abort.abort(nothing);
+    for (const [role, poster] of call.posters) each(poster, role);
   }
 
-  /** Removes what nobody reads any more: all are past the round before a completed one. */
-  #tidy(round: number): void {
-    const { signal, staged, tidies } = this.#options;
-    signal.follow(round + 1);
-    if (!tidies || round === 1) return;
-    signal.forget(round - 1, settlingDeadline()).catch(nothing);
-    staged?.forget(round - 1, settlingDeadline()).catch(nothing);
+  /** Removes what nobody reads any more: no rank is as many rounds behind as there are ranks. */
+  #tidy(completed: number): void {
+    const { signal, staged, names, tidies, lag } = this.#options;
+    const upTo = completed - lag;
+    const deadline = () => new Deadline({ timeoutMs: tidyMs });
+    names.forget(upTo, deadline()).catch(nothing);
+    if (!tidies) return;
+    for (; this.#tidied < upTo; this.#tidied++) {
+      signal.forget(this.#tidied + 1, deadline()).catch(nothing);
+      staged?.forget(this.#tidied + 1, deadline()).catch(nothing);
+    }
   }
 
   #bytes(): number {
@@ -387,23 +432,11 @@ export class Direction {
   }
 
   #identity(round: number): RoundIdentity {
-    const { batch, pairs, number, from, to } = this.#options;
-    return { batch, pairs, number, from, to, round, epoch: this.#epoch };
+    const { batch, pairs, number, from, to, log } = this.#options;
+    return { batch, pairs, number, from, to, round, epoch: log.failures(from) };
   }
 
   #name(): string {
     return `batch ${String(this.#options.batch)}, ${this.#options.from} to ${this.#options.to}`;
   }
-}
-
-/** What was thrown, as an error of the table. */
-export function asBusError(error: unknown): TensorBusError {
-  if (error instanceof TensorBusError) return error;
-  const message = error instanceof Error ? error.message : String(error);
-  return new TensorBusError("TB_SYSTEM", message, { cause: error });
-}
-
-/** What another rank's record says, as an error of this one. */
-export function errorOfRecord(code: string, rank: number, message: string): TensorBusError {
-  return new TensorBusError(knownCode(code), message, { details: { rank } });
 }

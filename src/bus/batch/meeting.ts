@@ -41,7 +41,8 @@ export interface MetBatch {
   readonly remote: BatchSideRecord;
 }
 
-const cleaning = { timeoutMs: 1000 };
+/** What is said and removed of a call that has ended may take no longer than the call itself. */
+const cleaning = { timeoutMs: 120 };
 
 /**
  * Settles once both sides have registered. `TB_BATCH_MISMATCH`, `TB_SHAPE` and `TB_BUCKET_SIZE` name what differs within
@@ -50,11 +51,11 @@ const cleaning = { timeoutMs: 1000 };
 export async function meetBatch(
   rendezvous: Rendezvous,
   registration: RankRegistration,
+  number: number,
   deadline: Deadline,
 ): Promise<MetBatch> {
   const { keys, record } = registration;
   const { local, remote } = record.pairs[0]!;
-  const number = (await latestNumber(rendezvous, keys, deadline)) + 1;
   const own = keys.rank(number, local, record.rank);
   const ownNames = keys.rankNames(number, local, record.rank);
   const stop = new AbortController();
@@ -71,14 +72,10 @@ export async function meetBatch(
       awaitRemote(rendezvous, registration, remote, number, bounded),
     ]);
     const [mine, theirs] = await (leading === undefined ? sides : led(leading, sides));
-    await raiseLatest(rendezvous, keys, number, bounded);
     return { number, local: mine, remote: theirs };
   } catch (error) {
-    await rendezvous.remove(own, cleaning).catch(() => {});
-    if (record.partial) await rendezvous.remove(ownNames, cleaning).catch(() => {});
-    // What was found wrong stands in the records of this number: who tries again takes the next one.
-    const found = error instanceof TensorBusError && !isUnfinished(error);
-    if (found) await raiseLatest(rendezvous, keys, number, new Deadline(cleaning)).catch(() => {});
+    const left = record.partial ? [own, ownNames] : [own];
+    await Promise.all(left.map((key) => rendezvous.remove(key, cleaning).catch(() => {})));
     throw error;
   } finally {
     stop.abort();
@@ -94,37 +91,8 @@ const unfinished = new Set<ErrorCode>([
   "TB_AUTH",
 ]);
 
-function isUnfinished({ code }: TensorBusError): boolean {
+export function isUnfinished({ code }: TensorBusError): boolean {
   return unfinished.has(code);
-}
-
-async function latestNumber(rendezvous: Rendezvous, keys: BatchKeys, deadline: Deadline): Promise<number> {
-  const bytes = await rendezvous.store.get(keys.latest, deadline.rest);
-  const number = bytes === undefined ? 0 : Number(Buffer.from(bytes).toString("latin1"));
-  if (Number.isSafeInteger(number) && number >= 0) return number;
-  throw new TensorBusError("TB_VERSION", `the record ${keys.latest} is no number`, {
-    details: { key: keys.latest },
-  });
-}
-
-async function raiseLatest(
-  rendezvous: Rendezvous,
-  keys: BatchKeys,
-  number: number,
-  deadline: Deadline,
-): Promise<void> {
-  let expected = await rendezvous.store.get(keys.latest, deadline.rest);
-  while (expected === undefined || Number(Buffer.from(expected).toString("latin1")) < number) {
-    const desired = Buffer.from(String(number));
-    const { swapped, stored } = await rendezvous.store.compareAndSet(
-      keys.latest,
-      expected,
-      desired,
-      deadline.rest,
-    );
-    if (swapped) return;
-    expected = stored;
-  }
 }
 
 async function lead(
@@ -397,14 +365,7 @@ function awaitRemote(
   };
   const details = { batch, pair, side: remote, rank: record.rank };
   const what = `batch ${batch}, pair ${pair}: waiting for side ${remote} to register`;
-  return rendezvous.await([key], look, what, deadline.rest, details).catch(async (error: unknown) => {
-    // It may have failed before this rank came, and not have tried again.
-    if (!(error instanceof TensorBusError) || error.code !== "TB_TIMEOUT" || number === 1) throw error;
-    const before = await rendezvous
-      .read(keys.side(number - 1, remote), batchSideSchema, cleaning)
-      .catch(() => undefined);
-    throw (before === undefined ? undefined : failureOf(before)) ?? error;
-  });
+  return rendezvous.await([key], look, what, deadline.rest, details);
 }
 
 /** The names that stand under a key. `TB_CANCELLED` if they are gone: their registration has ended meanwhile. */

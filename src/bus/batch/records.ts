@@ -102,7 +102,7 @@ export class BatchKeys {
     this.#prefix = `bus/batch/${keyPart(batchKey(id))}`;
   }
 
-  /** The number of the registration that both sides saw last. */
+  /** The number of a registration up to which all have ended, as far as that was noted. */
   get latest(): string {
     return `${this.#prefix}/latest`;
   }
@@ -123,9 +123,16 @@ export class BatchKeys {
   rounds(number: number, sourceSide: string): string {
     return `${this.#at(number)}/${keyPart(sourceSide)}/rounds`;
   }
-  /** Written by the first rank on which this registration ended. */
-  ended(number: number): string {
-    return `${this.#at(number)}/ended`;
+  /** What the ranks of this registration tell each other of failed rounds and of its end: `RoundLog`. */
+  log(number: number): string {
+    return `${this.#at(number)}/log`;
+  }
+  /** How many ranks have prepared it, and that all have. */
+  prepared(number: number): string {
+    return `${this.#at(number)}/prepared`;
+  }
+  ready(number: number): string {
+    return `${this.#at(number)}/ready`;
   }
   /** The name of the transfer from one side, for the transport. */
   transfer(number: number, sourceSide: string): string {

@@ -1,12 +1,12 @@
 /**
  * Rounds that change all targets or none. What is received goes into memory of the agent's own; when every rank has its
- * part, one compare-and-set in the store decides for all of them, and then it is copied to where it belongs. A rank that can
- * not learn the decision leaves its targets as they are, and asks again later.
+ * part, one compare-and-set in the store decides for all of them, and then it is copied to where it belongs. A rank that
+ * cannot learn the decision leaves its targets as they are, and asks again later.
  */
 import { randomBytes } from "node:crypto";
 import { setImmediate as yieldLoop } from "node:timers/promises";
 import { z } from "zod";
-import { Deadline } from "../../deadline.ts";
+import { Deadline, waitUntil } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { DType } from "../../layout/index.ts";
 import { itemSize } from "../../layout/index.ts";
@@ -16,7 +16,7 @@ import type { Memory } from "../../memory/memory.ts";
 import type { AgentEvent, RoundIdentity } from "../pair/events.ts";
 import type { Rendezvous } from "../pair/rendezvous.ts";
 import { pack, unpack } from "../queue/commands.ts";
-import { knownCode } from "./round-epoch.ts";
+import { elsewhere, knownCode, originOf } from "./round-log.ts";
 
 /** A target of this rank, and where its next value is received. */
 export interface ShadowedTensor {
@@ -49,9 +49,18 @@ const decisionSchema = z.discriminatedUnion("committed", [
   z.strictObject({ committed: z.literal(false), nonce: nonceSchema, rank: z.int(), code: z.string() }),
 ]);
 
+/** What ends a vote. */
+export interface VoteLimits {
+  /** Of the call: at it, this rank proposes to abort. */
+  readonly deadline: Deadline;
+  /** As well as when this fires, whose reason is the error. */
+  readonly signal: AbortSignal;
+  /** When the call ends, decided or not. */
+  readonly end: Deadline;
+}
+
 type Decision = { readonly committed: true } | { readonly committed: false; readonly error: TensorBusError };
 
-const watchMs = 2 ** 31 - 1;
 /** Bytes that are copied before others get their turn on the event loop. */
 const sliceBytes = 32 * 2 ** 20;
 
@@ -68,50 +77,62 @@ export class StagedCommit {
   }
 
   /**
-   * Resolves once the round is committed and targets hold what it brought. Rejects with `failure`, or with why another rank
-   * could not: targets are unchanged. `TB_IN_DOUBT` where the store does not tell.
+   * Says that this rank has its part, and resolves once the round is committed and targets hold what it brought. From here on
+   * nothing but the decision counts: what ends the call early only proposes to abort. Rejects with why the round was not
+   * committed: targets are unchanged. `TB_IN_DOUBT` if the store does not tell until `end`; it is asked on.
    */
-  async decide(round: RoundIdentity, failure: TensorBusError | undefined, deadline: Deadline): Promise<void> {
-    let decision: Decision;
-    try {
-      decision = await this.#agree(round, failure, deadline);
-    } catch (cause) {
-      if (failure !== undefined) throw failure;
-      this.#doubt = round;
+  async vote(round: RoundIdentity, until: VoteLimits): Promise<void> {
+    this.#doubt = round;
+    const deciding = this.#decide(round.round, until);
+    const { remainingMs: timeoutMs } = until.end;
+    const outcome = await waitUntil<{ decision: Decision } | { cause: unknown }>(
+      "the decision",
+      new Deadline({ timeoutMs }),
+      (resolve) => {
+        deciding.then(
+          (decision) => resolve({ decision }),
+          (cause: unknown) => resolve({ cause }),
+        );
+        return () => {};
+      },
+    ).catch((cause: unknown) => ({ cause }));
+    if ("cause" in outcome) {
+      const { cause } = outcome;
       const message = `whether round ${round.round} was committed is not known: ${(cause as Error).message}`;
       throw new TensorBusError("TB_IN_DOUBT", message, { details: { rank: this.#options.rank }, cause });
     }
-    if (!decision.committed) throw failure === undefined || isFollowing(failure) ? decision.error : failure;
-    await this.#apply();
+    const { decision } = outcome;
+    if (decision.committed) await this.#apply();
+    this.#doubt = undefined;
+    if (!decision.committed) throw decision.error;
   }
 
-  /** Aborts `round` as soon as another rank has decided against it; until the returned function is called. */
-  watch({ round }: RoundIdentity, abort: (error: TensorBusError) => void): () => void {
-    const stop = new AbortController();
-    const { store } = this.#options.rendezvous;
-    const key = this.#key(round, "decision");
-    const look = async () => {
-      await store.wait([key], { timeoutMs: watchMs, signal: stop.signal });
-      const stored = await store.get(key, { signal: stop.signal });
-      const decision = stored === undefined ? undefined : readDecision(round, stored);
-      if (decision?.committed === false && !stop.signal.aborted) abort(decision.error);
-    };
-    // A store that is lost ends the round otherwise.
-    look().catch(() => {});
-    return () => stop.abort();
-  }
-
-  /** Settles a round that was in doubt. Rejects, and stays in doubt, where the store still does not tell. */
+  /** Settles a round that was in doubt. `TB_IN_DOUBT`, and it stays so, if the store still does not tell. */
   async resolve(deadline: Deadline, rendezvous = this.#options.rendezvous): Promise<void> {
     const round = this.#doubt;
     if (round === undefined) return;
-    const late = new TensorBusError("TB_CANCELLED", `rank ${this.#options.rank} was in doubt for too long`, {
-      details: { rank: this.#options.rank },
-    });
-    const decision = await this.#propose(rendezvous, round.round, late, deadline);
+    const { rank, tell } = this.#options;
+    let decision: Decision;
+    try {
+      decision = await this.#propose(rendezvous, round.round, this.#lateError(round.round), deadline);
+    } catch (cause) {
+      const message = `whether round ${round.round} was committed is still not known: ${(cause as Error).message}`;
+      throw new TensorBusError("TB_IN_DOUBT", message, { details: { rank }, cause });
+    }
+    // Two may have asked at once.
+    if (this.#doubt !== round) return;
     if (decision.committed) await this.#apply();
     this.#doubt = undefined;
-    this.#options.tell({ kind: "resolved", committed: decision.committed, ...round });
+    tell({ kind: "resolved", committed: decision.committed, ...round });
+  }
+
+  /** Nobody will ever know the decision here: targets stay as they are, and the memory goes. */
+  giveUp(): void {
+    const round = this.#doubt;
+    if (round === undefined) return;
+    this.#doubt = undefined;
+    this.#options.tell({ kind: "resolved", committed: undefined, ...round });
+    this.close();
   }
 
   /** Removes what was written of a round that all have left. */
@@ -125,30 +146,30 @@ export class StagedCommit {
     this.#options.letGo();
   }
 
-  async #agree(
-    { round }: RoundIdentity,
-    failure: TensorBusError | undefined,
-    deadline: Deadline,
-  ): Promise<Decision> {
+  async #decide(round: number, { deadline, signal, end }: VoteLimits): Promise<Decision> {
     const { rendezvous, voters } = this.#options;
     const { store } = rendezvous;
-    const key = this.#key(round, "decision");
-    if (failure !== undefined) return this.#propose(rendezvous, round, failure, settling());
-    const votes = await store.add(this.#key(round, "votes"), 1n, deadline.rest);
-    if (votes === BigInt(voters)) return this.#propose(rendezvous, round, undefined, settling());
     try {
-      await store.wait([key], deadline.rest);
-    } catch (error) {
-      if (!(error instanceof TensorBusError) || !["TB_TIMEOUT", "TB_CANCELLED"].includes(error.code))
-        throw error;
-      const details = { rank: this.#options.rank };
-      const late = new TensorBusError(error.code, `round ${round} was not decided in time`, {
-        details,
-        cause: error,
-      });
-      return this.#propose(rendezvous, round, late, settling());
+      // Said once: a vote that may have been counted although its answer did not come is never said again.
+      const votes = await store.add(this.#key(round, "votes"), 1n, deadline.rest);
+      if (votes === BigInt(voters)) return await this.#propose(rendezvous, round, undefined, end);
+      await store.wait([this.#key(round, "decision")], { timeoutMs: deadline.remainingMs, signal });
+    } catch (cause) {
+      if (!(cause instanceof TensorBusError) || !["TB_TIMEOUT", "TB_CANCELLED"].includes(cause.code))
+        throw cause;
+      const { reason } = signal;
+      const why = signal.aborted && reason instanceof TensorBusError ? reason : this.#lateError(round, cause);
+      return this.#propose(rendezvous, round, why, end);
     }
-    return this.#propose(rendezvous, round, undefined, deadline);
+    const stored = await store.get(this.#key(round, "decision"), end.rest);
+    if (stored !== undefined) return readDecision(round, stored);
+    throw new TensorBusError("TB_STORE_LOST", `the store has forgotten what was decided of round ${round}`);
+  }
+
+  #lateError(round: number, cause?: unknown): TensorBusError {
+    const { rank } = this.#options;
+    const message = `round ${round} was not decided in time`;
+    return new TensorBusError("TB_TIMEOUT", message, { details: { rank }, cause });
   }
 
   /** What stands in the store after this rank has said what it wants: the first one to say it decides. */
@@ -159,7 +180,6 @@ export class StagedCommit {
     deadline: Deadline,
   ): Promise<Decision> {
     const { rank } = this.#options;
-    const origin = failure?.details["rank"];
     // Bytes of its own tell apart who was first, on every store.
     const nonce = randomBytes(8);
     const wish =
@@ -168,7 +188,7 @@ export class StagedCommit {
         : {
             committed: false,
             nonce,
-            rank: typeof origin === "number" ? origin : rank,
+            rank: originOf(failure, rank),
             code: elsewhere(failure),
           };
     const key = this.#key(round, "decision");
@@ -212,19 +232,4 @@ function readDecision(round: number, bytes: Uint8Array): Decision {
   const { rank, code } = parsed.data;
   const message = `round ${round} was not committed: rank ${rank} failed`;
   return { committed: false, error: new TensorBusError(knownCode(code), message, { details: { rank } }) };
-}
-
-/** A round that was only ended because another rank had. */
-function isFollowing({ code }: TensorBusError): boolean {
-  return code === "TB_CANCELLED";
-}
-
-/** A rank's own timeout is a cancellation to all others. */
-function elsewhere({ code }: TensorBusError): string {
-  return code === "TB_TIMEOUT" ? "TB_CANCELLED" : code;
-}
-
-/** A decision is asked for a little longer than the round was given. */
-function settling(): Deadline {
-  return new Deadline({ timeoutMs: 2000 });
 }

@@ -48,7 +48,14 @@ export interface CallOptions extends DeadlineOptions {
 }
 
 /** `blocking` is false by default: the semaphore tells when the round has ended. */
-export type TransferOptions = CallOptions;
+export interface TransferOptions extends CallOptions {
+  /**
+   * Of what is transferred, say the number of the training step: no round mixes two versions, ranks that name none take what
+   * comes, and one that names an older version than its round carries fails at once, alone: `TB_STALE_VERSION`. From 0 to
+   * 2^64 - 1, growing.
+   */
+  readonly version?: number | bigint;
+}
 
 export interface InitPairOptions extends CallOptions {
   readonly pairName: string;
@@ -260,7 +267,8 @@ export class TensorBusClient implements AsyncDisposable {
     const { blocking = false, registration = this.#registrations.get(batch) } = options;
     registration?.checkMemory();
     const link = await this.#link(options);
-    const body = { batch, direction, ...instanceOf(options) };
+    const version = versionOf(options);
+    const body = { batch, direction, ...(version === undefined ? {} : { version }), ...instanceOf(options) };
     const waits = { ...options, blocking, graceMs: roundGraceMs, settlesQuiet: true, keep: this };
     const { name, queued, outcome } = link.submit("Transfer", batch, body, waits);
     const { semaphore, complete, fail } = Semaphore.create<TransferResult>(name);
@@ -353,6 +361,13 @@ export class TensorBusClient implements AsyncDisposable {
     }
     return layoutMessage({ deviceMesh, placements, stridedShard }, this.agentRank);
   }
+}
+
+function versionOf({ version }: TransferOptions): bigint | undefined {
+  if (version === undefined) return undefined;
+  const isWhole = typeof version === "bigint" || Number.isSafeInteger(version);
+  if (isWhole && version >= 0 && BigInt(version) < 2n ** 64n) return BigInt(version);
+  throw new TypeError(`a version is a whole number from 0 to 2^64 - 1, not ${version}`);
 }
 
 function instanceOf({ registration }: OfRegistration): { readonly instance?: bigint } {

@@ -57,8 +57,8 @@ export type AgentEvent =
       readonly peers: ExecutionStats["peers"];
     } & RoundIdentity)
   | ({ readonly kind: "roundFailed"; readonly error: TensorBusError; readonly torn: boolean } & RoundIdentity)
-  /** A staged round that was in doubt is decided. */
-  | ({ readonly kind: "resolved"; readonly committed: boolean } & RoundIdentity)
+  /** A staged round that was in doubt is decided; `undefined` if it never will be known here. */
+  | ({ readonly kind: "resolved"; readonly committed: boolean | undefined } & RoundIdentity)
   | { readonly kind: "clientEnded"; readonly pid: number; readonly batches: number }
   | { readonly kind: "storeLost"; readonly error: TensorBusError }
   | { readonly kind: "storeFound" }

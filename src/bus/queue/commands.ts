@@ -120,6 +120,8 @@ const bodies = {
   Transfer: {
     batch: batchId,
     direction: z.enum(["send", "recv"]),
+    /** Of what is transferred: no round mixes two, and a call with an older one than its round's fails at once, alone. */
+    version: u64.optional(),
     /** Of the registration that is meant; needed where one client has registered both sides. */
     instance: u64.optional(),
   },
@@ -276,6 +278,8 @@ export const resultSchemas = {
     predictedSeconds: z.number().optional(),
     /** A round that this rank had completed, or took no part in, has failed elsewhere since its last one. */
     failedBefore: z.strictObject({ round: z.int(), rank: z.int(), code: z.string() }).optional(),
+    /** The version that the call named. */
+    version: u64.optional(),
   }),
   QueryStatus: z.strictObject({
     /** The transfer signal: all source ranks have posted a round that this rank has not completed. */

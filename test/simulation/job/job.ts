@@ -68,6 +68,7 @@ export class Job {
     const { instance, number } = call.result as { readonly instance: bigint; readonly number: number };
     registration.instance = instance;
     registration.number = number;
+    registration.name = this.ledger.nameOf(client.agent, registration.plan.id, number);
     registration.settled = registration.values.slice();
     return call;
   }

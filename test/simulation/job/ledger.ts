@@ -47,6 +47,8 @@ export class Ledger {
   readonly #stops: { readonly agent: SimulatedAgent; readonly from: number; to: number }[] = [];
   /** By batch and number, the agents that have registered it: which of them, and when it ended there. */
   readonly #standing = new Map<string, Map<SimulatedAgent, { readonly generation: bigint; ended: number }>>();
+  /** By rank, batch and number, the life of the store in which it was registered last. */
+  readonly #lives = new Map<string, number>();
   #stamps = 0;
 
   constructor(cluster: Cluster) {
@@ -76,6 +78,13 @@ export class Ledger {
     return () => {
       stop.to = this.#cluster.scheduler.now;
     };
+  }
+
+  /** A registration's own name: a store that forgets counts from 1 again. */
+  nameOf(agent: SimulatedAgent, batch: unknown, number: number): string {
+    const name = `${String(batch)} #${number}`;
+    const life = this.#lives.get(`${agent.rank} ${name}`) ?? 0;
+    return life === 0 ? name : `${name} of the store's life ${life}`;
   }
 
   /** Any call has been answered. */
@@ -108,6 +117,7 @@ export class Ledger {
       this.#record(transfer, round!, true);
       return;
     }
+    if (error.code === "TB_BUSY") return; // no call
     if (round !== undefined && error.code !== "TB_IN_DOUBT") this.#record(transfer, round, false);
     const { torn } = error.details;
     const isInDoubt = error.code === "TB_IN_DOUBT" || isUnknown(error.code);
@@ -124,8 +134,9 @@ export class Ledger {
     if (event.kind === "batchRegistered") this.#registered(agent, event);
     if (event.kind === "batchEnded") this.#batchEnded(agent, event);
     if (event.kind !== "resolved") return;
-    const key = `${String(event.batch)} #${event.number} from ${event.from}, round ${event.round}`;
-    this.#note(key, agent.rank, event.committed, "resolved");
+    const name = this.nameOf(agent, event.batch, event.number);
+    const key = `${name} from ${event.from}, round ${event.round}`;
+    if (event.committed !== undefined) this.#note(key, agent.rank, event.committed, "resolved");
   }
 
   /**
@@ -137,7 +148,8 @@ export class Ledger {
       const ends = [...agents.values()].map(({ ended }) => ended);
       const first = Math.min(...ends);
       for (const [agent, { generation, ended }] of agents) {
-        if (agent.generation !== generation || first === Number.POSITIVE_INFINITY) continue;
+        const isSame = agent.isAlive && agent.generation === generation;
+        if (!isSame || first === Number.POSITIVE_INFINITY) continue;
         this.require(ended - first <= withinMs, "every end is heard in time", () => {
           return `${agent.name} heard of the end of ${batch} ${(ended - first).toFixed(0)} ms after the first`;
         });
@@ -157,7 +169,8 @@ export class Ledger {
     agent: SimulatedAgent,
     { batch, number }: { readonly batch: unknown; readonly number: number },
   ) {
-    const key = `${String(batch)} #${number}`;
+    this.#lives.set(`${agent.rank} ${String(batch)} #${number}`, this.#cluster.store.life);
+    const key = this.nameOf(agent, batch, number);
     const agents = this.#standing.get(key) ?? new Map();
     this.#standing.set(key, agents);
     agents.set(agent, { generation: agent.generation, ended: Number.POSITIVE_INFINITY });
@@ -167,7 +180,7 @@ export class Ledger {
     agent: SimulatedAgent,
     { batch, number }: { readonly batch: unknown; readonly number: number },
   ) {
-    const known = this.#standing.get(`${String(batch)} #${number}`)?.get(agent);
+    const known = this.#standing.get(this.nameOf(agent, batch, number))?.get(agent);
     if (known !== undefined && known.generation === agent.generation)
       known.ended = Math.min(known.ended, this.#cluster.scheduler.now);
   }
@@ -248,7 +261,7 @@ export class Ledger {
 
   #record({ registration, call, from }: TransferCall, round: number, completed: boolean): void {
     if (registration.plan.commit !== "staged") return;
-    const key = `${registration.plan.id} #${registration.number} from ${from}, round ${round}`;
+    const key = `${registration.name} from ${from}, round ${round}`;
     this.#note(key, call.client.rank, completed, brief(call.error ?? "completed"));
   }
 

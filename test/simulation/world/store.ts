@@ -38,6 +38,8 @@ export class StoreServer {
   readonly options: StoreServerOptions;
   readonly entries = new Map<string, Entry>();
   readonly clients = new Set<StoreClient>();
+  /** How often it has forgotten everything: numbers of batches begin anew then. */
+  life = 0;
   /** Each way takes so many times as long. */
   slowness = 1;
   state: "up" | "stalled" | "down" = "up";
@@ -93,7 +95,9 @@ export class StoreServer {
   start(keeps: boolean): void {
     if (this.state === "stalled") this.goOn();
     this.state = "up";
-    if (!keeps) this.entries.clear();
+    if (keeps) return;
+    this.entries.clear();
+    this.life += 1;
   }
 
   /** A connection is no more: what was bound to it goes, and nobody waits on it. */

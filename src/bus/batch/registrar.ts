@@ -1,0 +1,234 @@
+/** How this rank registers a batch: attempts, one after the other, until one holds for all ranks or is refused. */
+import { Deadline, waitUntil } from "../../deadline.ts";
+import { TensorBusError } from "../../errors.ts";
+import type { PlanOptions } from "../../plan/index.ts";
+import type { AgentEvent } from "../pair/events.ts";
+import type { MetPair } from "../pair/meeting.ts";
+import type { Connection } from "../pair/uplink.ts";
+import type { BatchId } from "../queue/commands.ts";
+import {
+  type Attempt,
+  type AttemptOptions,
+  awaitPrepared,
+  endAttempt,
+  forgetAttempt,
+  isRetried,
+  joinAttempt,
+} from "./attempt.ts";
+import { allRanks, type Batch, type BatchSide, prepareBatch } from "./batch.ts";
+import { isUnfinished, type MetBatch, meetBatch, type RankRegistration, readSides } from "./meeting.ts";
+import { BatchKeys } from "./records.ts";
+import { asBusError, graceMs } from "./round-join.ts";
+import { errorOfEnd, type RoundLog, settled } from "./round-log.ts";
+import { type BatchSubject, joinSides } from "./subject.ts";
+
+/** A batch from the first registration on this rank until it is freed. */
+export interface Entry {
+  readonly key: string;
+  readonly id: BatchId;
+  /** Sides that are registering or registered, with their clients. */
+  readonly claims: Map<string, { readonly client: bigint; readonly abort: AbortController }>;
+  /** Sides of this rank that have met, and are not prepared yet. */
+  readonly arrivals: Arrival[];
+  /** The registration that the sides of this rank are in. */
+  attempt: Attempt | undefined;
+  joining: Promise<unknown>;
+  batch: Batch | undefined;
+}
+
+/** What one side of this rank brings to an attempt. */
+export interface Brought {
+  readonly side: BatchSide;
+  readonly mets: readonly MetPair[];
+  readonly registration: RankRegistration;
+}
+
+interface Arrival {
+  readonly side: BatchSide;
+  readonly met: MetBatch;
+  readonly subject: BatchSubject;
+  readonly registration: RankRegistration;
+  readonly attempt: Attempt;
+  readonly connection: Connection;
+  readonly deadline: Deadline;
+  /** Of the meeting. */
+  readonly seconds: number;
+  readonly resolve: (batch: Batch) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+export interface RegistrarOptions {
+  readonly rank: number;
+  readonly checksum: boolean;
+  readonly planning: PlanOptions;
+  readonly tell: (event: AgentEvent) => void;
+  readonly onFault: (error: unknown) => void;
+  /** Called when all ranks have prepared the batch: what is thrown ends it. */
+  readonly onPrepared: (entry: Entry, batch: Batch) => Promise<void>;
+  /** The batch is registered. */
+  readonly onRegistered: (entry: Entry, batch: Batch) => void;
+}
+
+/** What a registration has come to. */
+export interface Registered {
+  readonly batch: Batch;
+  readonly side: BatchSide;
+  readonly subject: BatchSubject;
+}
+
+export class Registrar {
+  readonly #options: RegistrarOptions;
+
+  constructor(options: RegistrarOptions) {
+    this.#options = options;
+  }
+
+  /** Registers in the lowest attempt that has not ended, and in the next one when it ends for no fault of anybody's. */
+  async register(
+    entry: Entry,
+    name: string,
+    bring: () => Brought,
+    connection: Connection,
+    deadline: Deadline,
+  ): Promise<Registered> {
+    const { rank } = this.#options;
+    for (;;) {
+      const attempt = await this.#attempt(entry, name, connection, deadline);
+      const { log, ended } = attempt;
+      const signals = deadline.signal === undefined ? [ended] : [ended, deadline.signal];
+      const within = new Deadline({ timeoutMs: deadline.remainingMs, signal: AbortSignal.any(signals) });
+      try {
+        return await this.#registerIn(entry, attempt, bring(), connection, within);
+      } catch (thrown) {
+        const error = asBusError(thrown);
+        const isFound = !isUnfinished(error);
+        if (isFound && log.end === undefined) await this.#endAttempt(log, error);
+        if (deadline.signal?.aborted) throw error;
+        const { end } = log;
+        if (end?.retry && deadline.remainingMs > 0 && (!isFound || isRetried(error))) continue;
+        if (isFound) throw withRank(error, rank);
+        if (end !== undefined) throw errorOfEnd(end);
+        if (error.code === "TB_TIMEOUT" && attempt.before !== undefined) throw errorOfEnd(attempt.before);
+        throw withRank(error, rank);
+      }
+    }
+  }
+
+  async #registerIn(
+    entry: Entry,
+    attempt: Attempt,
+    { side, mets, registration }: Brought,
+    connection: Connection,
+    deadline: Deadline,
+  ): Promise<Registered> {
+    const { rendezvous } = connection;
+    const began = performance.now();
+    const met = await meetBatch(rendezvous, registration, attempt.number, deadline);
+    const names = await readSides(rendezvous, registration, met, deadline);
+    const { planning } = this.#options;
+    const subject = joinSides(registration.batch, met.local, met.remote, mets, names, planning);
+    const seconds = (performance.now() - began) / 1000;
+    const arrived = { side, met, subject, registration, attempt, connection, deadline, seconds };
+    return { batch: await this.#join(entry, arrived), side, subject };
+  }
+
+  /** The attempt that the sides of this rank are in together. */
+  async #attempt(entry: Entry, name: string, connection: Connection, deadline: Deadline): Promise<Attempt> {
+    const joined = entry.joining.then(async () => {
+      const { attempt } = entry;
+      if (attempt !== undefined && attempt.log.end === undefined) return attempt;
+      entry.attempt = await joinAttempt(this.#attemptOptions(entry, connection), name, deadline);
+      return entry.attempt;
+    });
+    entry.joining = joined.catch(() => {});
+    return joined;
+  }
+
+  #attemptOptions({ id }: Entry, { rendezvous }: Connection): AttemptOptions {
+    const { rank, onFault } = this.#options;
+    return { rendezvous, keys: new BatchKeys(id), rank, onFault };
+  }
+
+  /** What one rank has found wrong is every rank's error at once. */
+  async #endAttempt(log: RoundLog, error: TensorBusError): Promise<void> {
+    const said = endAttempt(log, error, this.#options.rank);
+    await settled("telling others", said, new Deadline({ timeoutMs: graceMs })).catch(() => {});
+  }
+
+  /** Prepares the batch, once all sides of it that this rank stands on are there; settles once that has ended. */
+  #join(entry: Entry, arrived: Omit<Arrival, "resolve" | "reject">): Promise<Batch> {
+    const { rank } = this.#options;
+    const { subject, deadline, registration } = arrived;
+    const expected = subject.pairs[0]!.ranks.filter((ranks) => ranks.includes(rank)).length;
+    return new Promise<Batch>((resolve, reject) => {
+      const arrival: Arrival = { ...arrived, resolve, reject };
+      entry.arrivals.push(arrival);
+      if (entry.arrivals.length === expected) {
+        void this.#prepare(entry, entry.arrivals.splice(0));
+        return;
+      }
+      waitUntil<void>(
+        `batch ${registration.batch}: the other side of rank ${rank}`,
+        deadline,
+        () => () => {},
+      ).catch((error) => {
+        const index = entry.arrivals.indexOf(arrival);
+        // One that is being prepared ends with that.
+        if (index < 0) return;
+        entry.arrivals.splice(index, 1);
+        reject(error);
+      });
+    });
+  }
+
+  async #prepare(entry: Entry, arrivals: readonly Arrival[]): Promise<void> {
+    const { rank, checksum, tell, onFault } = this.#options;
+    const { met, subject, attempt, connection, registration, seconds: meet } = arrivals.at(-1)!;
+    const sides = arrivals.map(({ side }) => side);
+    const { commit } = registration.record;
+    const { keys } = registration;
+    const options = { id: entry.id, rank, met, attempt, keys, commit, checksum, connection, tell, onFault };
+    const ranks = allRanks(subject);
+    const deadline = new Deadline({
+      timeoutMs: Math.min(...arrivals.map((each) => each.deadline.remainingMs)),
+      signal: AbortSignal.any(arrivals.flatMap((each) => each.deadline.signal ?? [])),
+    });
+    let prepared: Batch | undefined;
+    try {
+      const { batch, seconds } = await prepareBatch(options, subject, sides, deadline);
+      prepared = batch;
+      const attempts = this.#attemptOptions(entry, connection);
+      await awaitPrepared(attempts, attempt, ranks.length, deadline);
+      await this.#options.onPrepared(entry, batch);
+      if (attempt.log.end !== undefined) throw errorOfEnd(attempt.log.end);
+      this.#options.onRegistered(entry, batch);
+      if (rank === ranks[0] && attempt.number > 1) {
+        const names = subject.sides.map(({ name }) => name);
+        forgetAttempt(attempts, attempt.number - 1, names, new Deadline()).catch(() => {});
+      }
+      tell({
+        kind: "batchRegistered",
+        batch: batch.id,
+        pairs: batch.pairs,
+        number: batch.number,
+        tensors: sides[0]!.tensors.length,
+        transports: batch.transports,
+        seconds: { meet, ...seconds },
+      });
+      for (const { resolve } of arrivals) resolve(batch);
+    } catch (thrown) {
+      const error = asBusError(thrown);
+      // Others may hold it for registered, or wait for this rank: they learn that it is not.
+      await this.#endAttempt(attempt.log, error);
+      await prepared?.close(error).catch(onFault);
+      for (const { reject } of arrivals) reject(error);
+    }
+  }
+}
+
+/** An error that names a rank. */
+function withRank(error: TensorBusError, rank: number): TensorBusError {
+  if (typeof error.details["rank"] === "number") return error;
+  const { code, message, details, cause } = error;
+  return new TensorBusError(code, message, { details: { ...details, rank }, cause });
+}

@@ -1,0 +1,47 @@
+/**
+ * The version that a round carries: the first rank that names one writes it down before it grants or sends anything, so that
+ * no round ever mixes two. Who names none takes what comes.
+ */
+import type { Deadline } from "../../deadline.ts";
+import { TensorBusError } from "../../errors.ts";
+import type { Store } from "../../store/store.ts";
+
+export interface RoundNamesOptions {
+  readonly store: Store;
+  /** Of its keys. */
+  readonly prefix: string;
+}
+
+export class RoundNames {
+  readonly #options: RoundNamesOptions;
+  /** Rounds whose names this rank has written, and has to remove. */
+  readonly #written: number[] = [];
+
+  constructor(options: RoundNamesOptions) {
+    this.#options = options;
+  }
+
+  /** The version of a round, after this rank has named its own. */
+  async name(round: number, version: bigint, deadline: Deadline): Promise<bigint> {
+    const { store } = this.#options;
+    const key = this.#key(round);
+    const own = Buffer.from(String(version));
+    const { swapped, stored } = await store.compareAndSet(key, undefined, own, deadline.rest);
+    if (swapped) this.#written.push(round);
+    if (stored === undefined) return version;
+    const text = Buffer.from(stored).toString("latin1");
+    if (/^-?\d{1,20}$/.test(text)) return BigInt(text);
+    throw new TensorBusError("TB_VERSION", `the record ${key} is no version`, { details: { key } });
+  }
+
+  /** Removes names up to a round that no rank can join any more. */
+  async forget(upTo: number, deadline: Deadline): Promise<void> {
+    while (this.#written.length > 0 && this.#written[0]! <= upTo) {
+      await this.#options.store.delete(this.#key(this.#written.shift()!), deadline.rest);
+    }
+  }
+
+  #key(round: number): string {
+    return `${this.#options.prefix}/${round}/named`;
+  }
+}
