@@ -1,9 +1,9 @@
 /**
- * The planner: what the host (`src/plan/wasm.ts`) may call. One instance serves one question about one plan
- * at a time: `reserve` and `open` give it the plan, then channels, then records, which the host reads where
- * they lie.
+ * The planner: what the host (`src/plan/planner/wasm.ts`) may call. One instance serves one question about one
+ * plan at a time: `begin` and `open` give it the plan, `keep` says what stays when the next question about it
+ * begins with `resume`; then come channels, then records, which the host reads where they lie.
  */
-import { alloc, allocZero, OF_CHUNKS, reset } from "./arena";
+import { alloc, allocZero, mark, OF_CHUNKS, release, reset } from "./arena";
 import { findChannel, findChannels, markHomes, stageWaves, tableAt, tableLength, useTable } from "./channels";
 import { boxCount, chunkCount, countTensor, countWorld } from "./count";
 import { dependencies as dependencyList, dependencyFirst, findDependencies } from "./depend";
@@ -53,6 +53,21 @@ export function open(at: usize): void {
   startRoutes();
   startShares();
   startStripes();
+}
+
+let kept: usize = 0;
+
+/** What the instance holds now stays for the next question. */
+export function keep(): void {
+  kept = mark();
+}
+
+/** Forgets everything since `keep`. */
+export function resume(): void {
+  release(kept);
+  startNearby();
+  startHomes();
+  startShares();
 }
 
 export { findChannels, linksAt, stageWaves, tableAt, tableLength, useTable };

@@ -46,6 +46,8 @@ export class Plan {
   readonly #subject: Subject;
   readonly #routing: readonly Routing[];
   #summary: Summary | undefined;
+  /** What `input` gave last, as long as somebody holds it. */
+  #input: WeakRef<PlanInput> | undefined;
   #schedule: Schedule | undefined;
 
   private constructor(subject: Subject, routing: readonly Routing[], bytes: Uint8Array, digest: string) {
@@ -87,7 +89,11 @@ export class Plan {
 
   /** The input as the plan holds it: defaults filled in, meshes as they are. */
   get input(): PlanInput {
-    return decodeInput(this.bytes);
+    const known = this.#input?.deref();
+    if (known !== undefined) return known;
+    const input = decodeInput(this.bytes);
+    this.#input = new WeakRef(input);
+    return input;
   }
 
   /** Chunks by (stage, wave, bucket, index). `TB_PLAN_TOO_LARGE` if they are more than `maxChunks`. */

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { DeviceMesh, Partial, type Plan, planTransfer, Replicate, Shard } from "../../src/plan/index.ts";
 import { idleBytes } from "../../src/plan/planner/wasm.ts";
+import { Random } from "./kit/random.ts";
 
 const input = (size: number) => ({
   pairs: {
@@ -44,6 +45,23 @@ describe("memory of the planner", () => {
       expect(() => plan.program(0, { strides: { 0: { source: [2 ** 52, 2 ** 52] } } })).toThrow();
     }
     expect(idleBytes()).toBeLessThanOrEqual(before);
+  });
+
+  it("keeps the plans that were asked about last, and answers alike whether it does or not", async () => {
+    const plans = await Promise.all([64, 96, 128, 160, 192, 224].map((size) => planTransfer(input(size))));
+    const answer = (plan: Plan) =>
+      JSON.stringify([
+        [...plan.chunks({ rank: 7 })].map(({ id }) => id),
+        [...plan.buckets()].map(({ id }) => id),
+        [...plan.program(6).bytes],
+        String(plan.chunkCount()),
+      ]);
+    const first = plans.map(answer);
+    const random = new Random(5);
+    for (let count = 0; count < 60; count++) {
+      const index = random.below(plans.length);
+      expect(answer(plans[index]!)).toBe(first[index]);
+    }
   });
 
   it("is not shared by iterators that run at the same time", async () => {

@@ -13,8 +13,8 @@ export interface Subject {
 }
 
 /**
- * A planner that holds a plan, for one question. `end` must be called when the answer was read: it gives the memory
- * back. After a failure it is dropped with its instance.
+ * A planner that holds a plan, for one question; the next one about the same plan finds it there as a rule. `end` must be
+ * called when the answer was read: it gives the memory back. After a failure it is dropped with its instance.
  */
 export class Question {
   readonly planner: Planner;
@@ -23,28 +23,38 @@ export class Question {
 
   constructor(subject: Subject) {
     this.#subject = subject;
-    this.planner = borrowPlanner();
+    this.planner = borrowPlanner(subject);
     this.ask((planner) => {
+      if (this.planner.holds(subject)) {
+        planner.resume();
+        return;
+      }
       const at = planner.begin(subject.image.bytes.length);
       this.planner.write(subject.image.bytes, at);
       planner.open(at);
+      planner.keep();
+      this.planner.nowHolds(subject);
     });
   }
 
   /** Finds the channels, or takes them from the last question. */
   withChannels(): this {
-    const { table } = this.#subject;
+    if (this.planner.hasChannels) return this;
     this.ask((planner) => {
-      if (table !== undefined) {
-        const at = planner.reserve(table.length);
-        this.planner.write(table, at);
-        planner.useTable(at);
-        return;
+      let { table } = this.#subject;
+      if (table === undefined) {
+        planner.findChannels();
+        const length = planner.tableLength() * 4;
+        table = new Uint8Array(this.planner.buffer, planner.tableAt(), length).slice();
+        this.#subject.table = table;
+        planner.resume();
       }
-      planner.findChannels();
-      const length = planner.tableLength() * 4;
-      this.#subject.table = new Uint8Array(this.planner.buffer, planner.tableAt(), length).slice();
+      const at = planner.reserve(table.length);
+      this.planner.write(table, at);
+      planner.useTable(at);
+      planner.keep();
     });
+    this.planner.hasChannels = true;
     return this;
   }
 

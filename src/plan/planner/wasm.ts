@@ -14,6 +14,8 @@ interface PlannerExports {
   begin(bytes: number): number;
   reserve(bytes: number): number;
   open(at: number): void;
+  keep(): void;
+  resume(): void;
   findChannels(): void;
   tableAt(): number;
   tableLength(): number;
@@ -47,8 +49,12 @@ export class PlannerFault extends Error {
   }
 }
 
-/** Instances are kept for the next question as long as their memory is no more than this, all together. */
+/**
+ * Instances are kept for the next question, each with the plan that it was asked about, as long as their memory is no more
+ * than this, all together, and they are no more than so many.
+ */
 const keepBytes = 64 * 2 ** 20;
+const keepCount = 4;
 
 let compiled: object | undefined;
 const idle: Planner[] = [];
@@ -56,10 +62,22 @@ const idle: Planner[] = [];
 /** One instance of the planner. Its memory belongs to one question at a time: `borrowPlanner`, then `giveBack`. */
 export class Planner {
   readonly #exports: PlannerExports;
+  /** What it holds: the plan that was opened, and whether its channels are there. Not kept alive. */
+  #holds: WeakRef<object> | undefined;
+  hasChannels = false;
 
   constructor() {
     compiled ??= new engine.Module(decodeBase64(plannerWasm));
     this.#exports = new engine.Instance(compiled, {}).exports as PlannerExports;
+  }
+
+  holds(subject: object): boolean {
+    return this.#holds?.deref() === subject;
+  }
+
+  nowHolds(subject: object): void {
+    this.#holds = new WeakRef(subject);
+    this.hasChannels = false;
   }
 
   /** Views must be taken after the last call that can grow the memory. */
@@ -84,13 +102,22 @@ export class Planner {
   }
 }
 
-export function borrowPlanner(): Planner {
-  return idle.pop() ?? new Planner();
+/** The instance that holds a plan already, or else one that was not used for longest. */
+export function borrowPlanner(subject: object): Planner {
+  const known = idle.findIndex((planner) => planner.holds(subject));
+  if (known >= 0) return idle.splice(known, 1)[0]!;
+  return idle.length < keepCount ? new Planner() : idle.shift()!;
 }
 
-/** Keeps an instance for the next question; one that grew large is left to the collector with all that it holds. */
+/**
+ * Keeps an instance for the next question in place of those that were not used for longest; one that grew large is left to
+ * the collector with all that it holds.
+ */
 export function giveBack(planner: Planner): void {
-  if (idleBytes() + planner.buffer.byteLength <= keepBytes) idle.push(planner);
+  const bytes = planner.buffer.byteLength;
+  if (bytes > keepBytes) return;
+  while (idle.length > 0 && (idle.length >= keepCount || idleBytes() + bytes > keepBytes)) idle.shift();
+  idle.push(planner);
 }
 
 /** What idle instances hold; a test watches that it does not grow. */
