@@ -15,7 +15,7 @@ from ._link import Link
 from ._version import __version__
 from .errors import TensorBusError
 
-OLDEST_TORCH = (2, 6)
+OLDEST_TORCH = (2, 13)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+/** The agents of a host under one process: what is refused, how they begin together and end together. */
+import { readFileSync } from "node:fs";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { formatSides, parseRanks, parseSides } from "../../src/cli/agent/supervisor.ts";
+import { temporaryFolder } from "../bus/kit/processes.ts";
+import { BundledCli, type RunningCommand } from "./kit/bundled-cli.ts";
+
+describe("ranks and sides", () => {
+  it("are read as they are written", () => {
+    expect(parseRanks("--ranks", "0..3,8")).toEqual([0, 1, 2, 3, 8]);
+    const sides = parseSides(["trainer=0..1", "engine=4,2"]);
+    expect(Object.fromEntries(sides)).toEqual({ trainer: [0, 1], engine: [4, 2] });
+    expect(formatSides(sides)).toBe("trainer=0,1;engine=4,2");
+    expect(parseSides(formatSides(sides).split(";"))).toEqual(sides);
+  });
+
+  it.each(["", "3..1", "a", "0..x", "0,0", "-1"])("%j is refused", (text) => {
+    expect(() => parseRanks("--ranks", text)).toThrow(expect.objectContaining({ code: "TB_SPEC" }));
+  });
+
+  it.each([["trainer"], ["=0"], ["a=0", "a=1"], ["a=0=1"]])("sides %j are refused", (...sides) => {
+    expect(() => parseSides(sides)).toThrow(expect.objectContaining({ code: "TB_SPEC" }));
+  });
+});
+
+describe("tensorbus agents", () => {
+  let cli: BundledCli;
+  beforeAll(async () => {
+    cli = await BundledCli.build();
+  });
+  afterAll(() => cli.remove());
+
+  const running: RunningCommand[] = [];
+  afterEach(() => {
+    for (const each of running.splice(0)) each.process.kill("SIGKILL");
+  });
+
+  async function start(): Promise<RunningCommand> {
+    const argv = [
+      "agents",
+      "--side",
+      "trainer=0",
+      "--side",
+      "engine=1",
+      "--",
+      "--drain",
+      "1",
+      "--log",
+      "error",
+    ];
+    const command = cli.start(argv, { XDG_RUNTIME_DIR: temporaryFolder() });
+    running.push(command);
+    await command.printed("ready: agents 0, 1, store tcp://127.0.0.1:");
+    return command;
+  }
+
+  it("drains all at SIGTERM, and ends well", async () => {
+    const command = await start();
+    command.process.kill("SIGTERM");
+    const { code, stderr } = await command.finished;
+    expect(code, stderr).toBe(0);
+    expect(stderr).toContain("[rank 0] ready: rank 0");
+  });
+
+  it("ends with the first agent that ends, and says which", async () => {
+    const command = await start();
+    const { pid } = command.process;
+    const [agent] = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").map(Number);
+    process.kill(agent!, "SIGKILL");
+    const { code, stderr } = await command.finished;
+    expect(code).toBe(4);
+    expect(stderr).toMatch(/error: the agent of rank [01] was killed by SIGKILL/);
+  });
+
+  it("refuses ranks that nobody named", async () => {
+    expect(await cli.run("agents")).toMatchObject({ code: 2, stderr: expect.stringContaining("no ranks") });
+  });
+});
