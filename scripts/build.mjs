@@ -19,6 +19,7 @@ const { dependencies } = JSON.parse(readFileSync(join(root, "package.json"), "ut
 const entries = {
   index: "src/index.ts",
   plan: "src/plan/index.ts",
+  model: "src/model/index.ts",
   cli: "src/cli/main.ts",
   "transports/memory": "transports/memory/index.ts",
   "transports/cuda-ipc": "transports/cuda-ipc/index.ts",

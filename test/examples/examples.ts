@@ -35,6 +35,7 @@ export class Examples {
       packages: "external",
       alias: {
         tensorbus: join(root, "src/index.ts"),
+        "tensorbus/model": join(root, "src/model/index.ts"),
         "tensorbus/transports/memory": join(root, "transports/memory/index.ts"),
         "tensorbus/transports/tcp": join(root, "transports/tcp/index.ts"),
       },
