@@ -1,6 +1,9 @@
 /* Whatever a source exports: what is accepted never makes its target read outside of the source's region. */
-#include "carriers/book.h"
-#include "carriers/carrier.h"
+#include <unistd.h>
+
+#include "carriers/shm/book.h"
+#include "carriers/registry.h"
+#include "identity/identity.h"
 #include "kernels/cursor.h"
 #include "kernels/dtype.h"
 #include "round/thread.h"
@@ -38,7 +41,10 @@ static void fake_start(fake *f, const kit *k, const uint8_t *memory) {
     f->session.options.rank = 1;
     f->session.options.world = 2;
     f->session.options.carriers = TB_CARRY_SHM | TB_CARRY_APART;
-    CHECK(tb_host_identify(&f->session, NULL) == TB_OK);
+    f->session.carriers = tb_carriers;
+    f->session.identity = (tb_wire_identity){.pid = getpid(), .user = geteuid(), .carriers = TB_CARRY_SHM, .book = -1};
+    CHECK(tb_identity_fill(&f->session.identity, NULL) == TB_OK);
+    CHECK(tb_carrier_shm.session_open(&f->session, NULL) == TB_OK);
     f->peer.net = &f->session.net;
     f->transfer.session = &f->session;
     f->transfer.state = TB_TRANSFER_PREPARING;
@@ -48,9 +54,10 @@ static void fake_start(fake *f, const kit *k, const uint8_t *memory) {
     f->exchange.peer = &f->peer;
     f->peer.nonce[0] = 1;
     /* The source is this process, too: its answer and its notes stand in the same book. */
-    tb_book_answer(f->session.book, 0, 1, f->peer.nonce);
-    CHECK(tb_book_note(f->session.book, 0, (uint64_t)(uintptr_t)memory));
-    f->exchange.carrier = TB_CARRIER_SHM;
+    tb_book *book = f->session.carrier_state[TB_CARRIER_SHM];
+    tb_book_answer(book, 0, 1, f->peer.nonce);
+    CHECK(tb_book_note(book, 0, (uint64_t)(uintptr_t)memory));
+    f->exchange.carrier = &tb_carrier_shm;
     f->exchange.identity = f->session.identity;
     memset(f->exchange.send, 0xff, sizeof f->exchange.send);
     memset(f->exchange.receive, 0xff, sizeof f->exchange.receive);
@@ -60,7 +67,7 @@ static void fake_start(fake *f, const kit *k, const uint8_t *memory) {
 
 static void fake_end(fake *f) {
     tb_program_free(&f->transfer.program);
-    tb_book_free(f->session.book);
+    tb_carrier_shm.session_free(&f->session);
     free(f->program.bytes);
     pthread_mutex_destroy(&f->session.lock);
 }

@@ -6,8 +6,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "carriers/book.h"
-#include "carriers/carrier.h"
+#include "carriers/shm/book.h"
+#include "carriers/registry.h"
+#include "carriers/shm/shm_map.h"
 #include "evil_peer.h"
 
 enum { BYTES = 4096 };
@@ -59,8 +60,8 @@ static void check_no_address(const liar *l) {
     }
 }
 
-/* Says PREPARE, as `identity`, then exports one region. */
-static void say(liar *l, const tb_wire_identity *identity, const tb_wire_region *region) {
+/* Says PREPARE, as `identity`, then exports one region; file: what its blob says, or NULL. */
+static void say_file(liar *l, const tb_wire_identity *identity, const tb_wire_region *region, const tb_shm_file *file) {
     tb_wire_prepare prepare = l->prepare;
     tb_wire_channel channel = l->channel;
     uint8_t body[4096];
@@ -81,16 +82,25 @@ static void say(liar *l, const tb_wire_identity *identity, const tb_wire_region 
     const int64_t words[] = {0, 0, BYTES};
     tb_wire_export header = {.words = 3, .regions = 1, .ends = 1};
     tb_wire_end end = {.dtype = TB_UINT8};
-    header.bytes = sizeof header + sizeof *region + sizeof end + sizeof words;
+    tb_wire_region row = *region;
+    row.blob_bytes = header.blob_bytes = file == NULL ? 0 : sizeof *file;
+    header.bytes = sizeof header + sizeof row + sizeof end + sizeof words + header.blob_bytes;
     tb_wire_header frame = {.kind = TB_FRAME_EXPORT,
                             .transfer = l->transfer,
                             .round = EVIL_GRAPH,
                             .body_bytes = header.bytes};
     evil_send(l->fd, &frame, sizeof frame);
     evil_send(l->fd, &header, sizeof header);
-    evil_send(l->fd, region, sizeof *region);
+    evil_send(l->fd, &row, sizeof row);
     evil_send(l->fd, &end, sizeof end);
     evil_send(l->fd, words, sizeof words);
+    if (file != NULL) {
+        evil_send(l->fd, file, sizeof *file);
+    }
+}
+
+static void say(liar *l, const tb_wire_identity *identity, const tb_wire_region *region) {
+    say_file(l, identity, region, NULL);
 }
 
 static void end(liar *l) {
@@ -102,7 +112,7 @@ static void end(liar *l) {
 enum { AS_SAID = -2 };
 
 /* It says that it is this process: what rank 1 has said of itself comes back, with any file of this process. */
-static void test_echo(int32_t book, const tb_wire_region *region) {
+static void test_echo(int32_t book, const tb_wire_region *region, const tb_shm_file *file) {
     liar l;
     start(&l, TB_CARRY_SHM);
     check_no_address(&l);
@@ -111,7 +121,7 @@ static void test_echo(int32_t book, const tb_wire_region *region) {
     if (book != AS_SAID) {
         identity.book = book;
     }
-    say(&l, &identity, region);
+    say_file(&l, &identity, region, file);
     world_expect(&l.w, 1, TB_EVENT_PREPARED, TB_EAUTH, 0, NULL);
     end(&l);
 }
@@ -197,21 +207,21 @@ int main(void) {
     uint64_t address;
     tb_wire_region here = {.memory = TB_MEMORY_HOST, .bytes = BYTES};
     test_files();
-    test_echo(AS_SAID, &here);
-    test_echo(STDERR_FILENO, &here);
-    test_echo(-1, &here);
+    test_echo(AS_SAID, &here, NULL);
+    test_echo(STDERR_FILENO, &here, NULL);
+    test_echo(-1, &here, NULL);
     /* Shared memory of this process, named as it is. */
     CHECK(tb_shared_create("secret", BYTES, &shared, &address, NULL) == TB_OK);
     struct stat status;
     CHECK(fstat(shared, &status) == 0);
-    tb_wire_region file = {.memory = TB_MEMORY_SHARED,
-                           .descriptor = shared,
-                           .device = status.st_dev,
-                           .inode = status.st_ino,
-                           .file_bytes = BYTES,
-                           .bytes = BYTES};
-    test_echo(AS_SAID, &file);
-    test_echo(shared, &file);
+    tb_wire_region region = {.memory = TB_MEMORY_SHARED, .bytes = BYTES};
+    tb_shm_file file = {.descriptor = shared,
+                        .device = status.st_dev,
+                        .inode = status.st_ino,
+                        .bytes = BYTES,
+                        .region_bytes = BYTES};
+    test_echo(AS_SAID, &region, &file);
+    test_echo(shared, &region, &file);
     test_other_answers();
     test_no_such_memory(0);
     test_no_such_memory(8);

@@ -6,8 +6,8 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-#include "carriers/book.h"
-#include "carriers/carrier.h"
+#include "carriers/shm/book.h"
+#include "carriers/registry.h"
 #include "kernels/dtype.h"
 #include "base/error.h"
 #include "base/handle.h"
@@ -45,11 +45,11 @@ static tb_wire_identity host(uint32_t carriers, uint32_t memory) {
 }
 
 static void selects(tb_wire_identity a, tb_wire_identity b, uint32_t flags, int32_t code,
-                    enum tb_carrier_number expected, const char *why) {
+                    const tb_carrier *expected, const char *why) {
     for (int turn = 0; turn < 2; turn++) {
         tb_error error;
-        enum tb_carrier_number got;
-        CHECK(tb_carrier_select(turn ? &a : &b, turn ? &b : &a, flags, &got, &error) == code);
+        const tb_carrier *got = NULL;
+        CHECK(tb_carrier_select(tb_carriers, turn ? &a : &b, turn ? &b : &a, flags, &got, &error) == code);
         CHECK(code != TB_OK || got == expected);
         CHECK(code == TB_OK || strstr(error.message, why) != NULL);
     }
@@ -60,25 +60,25 @@ static void test_select(void) {
     enum { ALL = STREAM | SHM | IPC | TB_CARRY_NCCL, HOST = TB_MEMORY_HOST, CUDA = TB_MEMORY_CUDA };
     tb_wire_identity far = host(ALL, HOST);
     far.boot[3] = 9;
-    selects(host(ALL, HOST), host(ALL, HOST | TB_MEMORY_SHARED), 0, TB_OK, TB_CARRIER_SHM, NULL);
-    selects(host(ALL, HOST), host(ALL, HOST), TB_TRANSFER_CHECKSUM, TB_OK, TB_CARRIER_STREAM, NULL);
-    selects(host(ALL, HOST), host(STREAM, HOST), 0, TB_OK, TB_CARRIER_STREAM, NULL);
-    selects(host(ALL, HOST), host(0, HOST), 0, TB_OK, TB_CARRIER_STREAM, NULL);
-    selects(host(ALL, HOST), far, 0, TB_OK, TB_CARRIER_STREAM, NULL);
+    selects(host(ALL, HOST), host(ALL, HOST | TB_MEMORY_SHARED), 0, TB_OK, &tb_carrier_shm, NULL);
+    selects(host(ALL, HOST), host(ALL, HOST), TB_TRANSFER_CHECKSUM, TB_OK, &tb_carrier_stream, NULL);
+    selects(host(ALL, HOST), host(STREAM, HOST), 0, TB_OK, &tb_carrier_stream, NULL);
+    selects(host(ALL, HOST), host(0, HOST), 0, TB_OK, &tb_carrier_stream, NULL);
+    selects(host(ALL, HOST), far, 0, TB_OK, &tb_carrier_stream, NULL);
     far.carriers = SHM;
-    selects(host(SHM, HOST), far, 0, TB_EUNSUPPORTED, 0, "shm: the two are on different hosts");
-    selects(host(SHM, HOST), host(STREAM, HOST), 0, TB_EUNSUPPORTED, 0,
+    selects(host(SHM, HOST), far, 0, TB_EUNSUPPORTED, NULL, "shm: the two are on different hosts");
+    selects(host(SHM, HOST), host(STREAM, HOST), 0, TB_EUNSUPPORTED, NULL,
             "shm: one of the two does not use it");
-    selects(host(SHM, HOST), host(SHM, HOST), TB_TRANSFER_CHECKSUM, TB_EUNSUPPORTED, 0,
+    selects(host(SHM, HOST), host(SHM, HOST), TB_TRANSFER_CHECKSUM, TB_EUNSUPPORTED, NULL,
             "shm: it makes no checksums");
-    selects(host(SHM, CUDA), host(SHM, HOST), 0, TB_EUNSUPPORTED, 0, "those of the other in memory of the host");
+    selects(host(SHM, CUDA), host(SHM, HOST), 0, TB_EUNSUPPORTED, NULL, "those of the other in memory of the host");
     tb_wire_identity other = host(SHM, HOST);
     other.user = 5;
-    selects(host(SHM, HOST), other, 0, TB_EUNSUPPORTED, 0, "different users");
+    selects(host(SHM, HOST), other, 0, TB_EUNSUPPORTED, NULL, "different users");
     other = host(SHM, HOST);
     other.pid_space = 5;
-    selects(host(SHM, HOST), other, 0, TB_EUNSUPPORTED, 0, "different PID namespaces");
-    selects(host(ALL, CUDA), host(ALL, CUDA), 0, TB_OK, TB_CARRIER_CUDA_IPC, NULL);
+    selects(host(SHM, HOST), other, 0, TB_EUNSUPPORTED, NULL, "different PID namespaces");
+    selects(host(ALL, CUDA), host(ALL, CUDA), 0, TB_OK, &tb_carrier_cuda_ipc, NULL);
 }
 
 static void test_select_nccl(void) {
@@ -88,25 +88,25 @@ static void test_select_nccl(void) {
     tb_wire_identity far = near;
     far.boot[3] = 9;
     far.device[0] = 7;
-    selects(near, far, 0, TB_OK, TB_CARRIER_NCCL, NULL);
+    selects(near, far, 0, TB_OK, &tb_carrier_nccl, NULL);
     tb_wire_identity beside = far;
     beside.boot[3] = near.boot[3];
-    selects(near, beside, 0, TB_OK, TB_CARRIER_CUDA_IPC, NULL);
+    selects(near, beside, 0, TB_OK, &tb_carrier_cuda_ipc, NULL);
     beside.carriers = NCCL;
-    selects(near, beside, 0, TB_OK, TB_CARRIER_NCCL, NULL);
-    selects(near, far, TB_TRANSFER_CHECKSUM, TB_EUNSUPPORTED, 0, "nccl: it makes no checksums");
+    selects(near, beside, 0, TB_OK, &tb_carrier_nccl, NULL);
+    selects(near, far, TB_TRANSFER_CHECKSUM, TB_EUNSUPPORTED, NULL, "nccl: it makes no checksums");
     far.nccl = 22809;
-    selects(near, far, 0, TB_EUNSUPPORTED, 0, "cuda-ipc: the two are on different hosts; nccl: one has version 2.");
+    selects(near, far, 0, TB_EUNSUPPORTED, NULL, "cuda-ipc: the two are on different hosts; nccl: one has version 2.");
     far.nccl = 0;
-    selects(near, far, 0, TB_EUNSUPPORTED, 0, "nccl: one of the two has not loaded the library");
+    selects(near, far, 0, TB_EUNSUPPORTED, NULL, "nccl: one of the two has not loaded the library");
     /* Two ranks of one GPU: never NCCL, unless both were told that it can. */
     tb_wire_identity twin = near;
-    selects(near, twin, 0, TB_OK, TB_CARRIER_CUDA_IPC, NULL);
+    selects(near, twin, 0, TB_OK, &tb_carrier_cuda_ipc, NULL);
     twin.carriers = NCCL;
-    selects(near, twin, 0, TB_EDEVICE_SHARED, 0, "nccl: the two share a GPU");
+    selects(near, twin, 0, TB_EDEVICE_SHARED, NULL, "nccl: the two share a GPU");
     twin.carriers = NCCL | TB_CARRY_SHARED_GPU;
-    selects(near, twin, 0, TB_EDEVICE_SHARED, 0, "nccl: the two share a GPU");
-    selects(twin, twin, 0, TB_OK, TB_CARRIER_NCCL, NULL);
+    selects(near, twin, 0, TB_EDEVICE_SHARED, NULL, "nccl: the two share a GPU");
+    selects(twin, twin, 0, TB_OK, &tb_carrier_nccl, NULL);
 }
 
 /* ---- memory is free when the round says so ------------------------------------------------------------- */

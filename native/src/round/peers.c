@@ -1,8 +1,7 @@
 /* What connections ask and tell the rounds of a session (tb_peer_handler). The session's lock is held in all of this. */
 #include <stdlib.h>
 
-#include "carriers/carrier.h"
-#include "carriers/nccl/nccl_rounds.h"
+#include "round/carrier.h"
 #include "round/round.h"
 
 static bool wanted(const tb_peer *peer) {
@@ -45,8 +44,8 @@ static void lost(tb_peer *peer, int32_t code, int os_errno, const char *message)
             continue; /* it waits for the next connection */
         }
         exchange->gone = true;
-        if (transfer->nccl_steps != NULL) {
-            tb_nccl_peer_gone(exchange, message);
+        if (transfer->joint.own != NULL) {
+            transfer->joint.carrier->peer_gone(exchange, message);
         }
         if (peer->left) {
             tb_pulls_are_quiet(exchange);

@@ -1,8 +1,7 @@
 /* tb_session_register: the memory that a session's peers and transfers may touch. */
 #include <stdlib.h>
 
-#include "carriers/carrier.h"
-#include "cuda/device.h"
+#include "round/carrier.h"
 #include "base/error.h"
 #include "base/handle.h"
 #include "memory/shared_table.h"
@@ -63,8 +62,8 @@ int32_t tb_session_register(uint64_t handle, uint64_t address, uint64_t bytes, t
     if (address == 0 || __builtin_add_overflow(address, bytes, &end)) {
         code = tb_fail(err, TB_EREGION, -1, 0, "no memory lies at this address");
     } else if (session->device != NULL) {
-        code = tb_device_describe(session->device, address, bytes, &device, err);
-        bool may_be_host = (session->identity.carriers & (TB_CARRY_STREAM | TB_CARRY_SHM)) != 0;
+        code = session->devices->describe(session->device, address, bytes, &device, err);
+        bool may_be_host = tb_session_may(session, TB_WAY_STREAM | TB_WAY_PULL, TB_MEMORY_HOST);
         code = code == TB_EREGION && may_be_host ? TB_OK : code;
     }
     if (code == TB_OK) {

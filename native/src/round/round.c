@@ -1,13 +1,13 @@
+/* A round, from its start to its end. The session's lock is held in all of this. */
 #include "round/round.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
-#include "carriers/nccl/nccl_rounds.h"
 
 static void reset_channels(tb_transfer *transfer) {
     const tb_program_header *header = transfer->program.header;
@@ -96,12 +96,10 @@ void tb_round_start(tb_transfer *transfer, uint64_t round, uint64_t deadline) {
         tb_wire_header here = {.kind = TB_FRAME_HERE, .transfer = transfer->exchanges[i].remote, .round = round};
         tb_peer_say(transfer->exchanges[i].peer, &here, NULL);
     }
-    if (transfer->nccl_steps != NULL) {
-        tb_nccl_round_start(transfer);
-    } else if (transfer->leader >= 0) {
-        tb_nccl_say_begin(transfer);
+    if (transfer->joint.carrier != NULL) {
+        transfer->joint.carrier->round_begin(transfer);
     }
-    if (transfer->failing || (transfer->nccl_steps != NULL && !transfer->nccl_steps->mixed)) {
+    if (transfer->failing || transfer->joint.alone) {
         return;
     }
     const tb_program *program = &transfer->program;
@@ -178,8 +176,8 @@ void tb_round_fail(tb_transfer *transfer, int32_t code, int32_t rank, int os_err
     }
     transfer->session->stale_pulls += transfer->pulling;
     tb_pulls_await_quiet(transfer);
-    if (transfer->nccl_steps != NULL) {
-        tb_nccl_round_failed(transfer);
+    if (transfer->joint.own != NULL) {
+        transfer->joint.carrier->round_failed(transfer);
     }
     tb_threads_sweep(transfer->session);
     tb_round_check(transfer);

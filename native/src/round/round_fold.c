@@ -8,13 +8,13 @@
  * order, but those are allowed later: a contradiction; or the pool is full, of pieces whose folds are
  * complete, and whose readers send to peers that granted them without a window and read without waiting, or
  * copy here. So they go, and the pool has room: tb_program_check_pool. A slot is kept for each contribution
- * that is allowed to come, so that none ever waits in a connection. Readers by NCCL send in their steps, which
+ * that is allowed to come, so that none ever waits in a connection. Readers that move jointly send in their steps, which
  * may be later than that of a piece with no room yet: where there are such, the pool has a place for each piece,
- * and what NCCL brings has memory of its own.
+ * and what is brought jointly has memory of its own.
  */
 #include <string.h>
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "wire/conn.h"
 #include "round/round.h"
 
@@ -112,7 +112,7 @@ static bool allow(tb_transfer *transfer, uint32_t bucket) {
     const tb_program *program = &transfer->program;
     const tb_bucket *row = &program->buckets[bucket];
     bool local = program->channels[row->channel].direction == TB_LOCAL;
-    bool comes = tb_is_streamed(transfer, row->channel); /* and may have to wait in a slot */
+    bool comes = (tb_way_of(transfer, row->channel) == TB_WAY_STREAM); /* and may have to wait in a slot */
     tb_channel_state *state = &transfer->channels[row->channel];
     bool full = state->in_flight == program->header->buckets_in_flight
                 || transfer->folds_in_flight == program->slot_count;
@@ -165,7 +165,7 @@ void tb_folds_done(tb_transfer *transfer, uint32_t bucket) {
     if (program->channels[row->channel].direction == TB_LOCAL) {
         transfer->locals_left--;
     } else {
-        bool came = tb_is_streamed(transfer, row->channel);
+        bool came = (tb_way_of(transfer, row->channel) == TB_WAY_STREAM);
         transfer->channels[row->channel].in_flight -= came;
         transfer->folds_in_flight -= came;
         if (transfer->slot_of[bucket] != TB_NONE) {

@@ -4,15 +4,15 @@
  */
 #include <stdlib.h>
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "base/error.h"
 #include "round/round.h"
 
 static void start(tb_transfer *transfer, tb_job *job) {
     const tb_channel *channel = tb_bucket_channel(&transfer->program, job->bucket);
     job->exchange = NULL;
-    if (tb_is_by_nccl(transfer, transfer->program.buckets[job->bucket].channel)) {
-        transfer->active++; /* it is in memory of the device, which folds it */
+    if (tb_way_of(transfer, transfer->program.buckets[job->bucket].channel) == TB_WAY_JOINT) {
+        transfer->active++; /* it is in memory of the carrier, which folds it */
         return;
     }
     if (channel->direction == TB_RECEIVE && transfer->slot_of[job->bucket] == TB_NONE) {
@@ -71,19 +71,21 @@ static bool pull(tb_job *job, uint64_t limit) {
 }
 
 /* Its bytes were counted when they came. */
-static bool came_by_nccl(const tb_job *job) {
-    return tb_is_by_nccl(job->transfer, job->transfer->program.buckets[job->bucket].channel);
+static bool came_jointly(const tb_job *job) {
+    return tb_way_of(job->transfer, job->transfer->program.buckets[job->bucket].channel) == TB_WAY_JOINT;
 }
 
 bool tb_job_submit(tb_job *job) {
     tb_transfer *transfer = job->transfer;
-    const tb_carrier *carrier = transfer->mover;
+    void (*submit)(tb_pull *) = transfer->mover;
     if (job->exchange != NULL) {
-        carrier = job->exchange->import->carrier;
+        submit = job->exchange->import->carrier->submit;
+    } else if (came_jointly(job)) {
+        submit = transfer->joint.carrier->submit;
     } else if (transfer->slot_of[job->bucket] != TB_NONE) {
         return false; /* it came over a stream */
     }
-    if (carrier == NULL || carrier->submit == NULL) {
+    if (submit == NULL) {
         return false;
     }
     tb_pull *pull = malloc(sizeof *pull);
@@ -98,10 +100,9 @@ bool tb_job_submit(tb_job *job) {
                       .exchange = job->exchange,
                       .import = job->exchange == NULL ? NULL : job->exchange->import,
                       .bucket = job->bucket,
-                      .wave = tb_bucket_channel(&transfer->program, job->bucket)->wave,
-                      .bytes = came_by_nccl(job) ? 0 : transfer->program.buckets[job->bucket].bytes};
+                      .bytes = came_jointly(job) ? 0 : transfer->program.buckets[job->bucket].bytes};
     job->transfer = NULL;
-    carrier->submit(pull);
+    submit(pull);
     return true;
 }
 

@@ -10,21 +10,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
+#include "identity/identity.h"
 #include "round/round.h"
 
 #define LOOK_NS 10000000ull /* between two looks at a process whose connection was lost */
 
-bool tb_is_pulled(const tb_transfer *transfer, uint32_t channel) {
-    const tb_exchange *exchange = transfer->channels[channel].exchange;
-    return exchange != NULL && exchange->carrier != TB_CARRIER_STREAM && exchange->carrier != TB_CARRIER_NCCL;
-}
-
 /* ---- the source ---------------------------------------------------------------------------------------- */
 
-void tb_carrier_ready(tb_exchange *exchange, uint8_t stage, uint32_t first, uint32_t count) {
+static void say_ready(tb_exchange *exchange, uint8_t stage, uint32_t first, uint32_t count) {
     tb_wire_header header = {.kind = TB_FRAME_READY,
                              .stage = stage,
                              .count = count,
@@ -41,10 +37,7 @@ void tb_pulls_say(tb_transfer *transfer) {
         return;
     }
     transfer->offer.count = 0;
-    const tb_carrier *carrier = tb_carriers[exchange->carrier];
-    if (carrier->ready == NULL || carrier->ready(exchange, transfer->offer.stage, transfer->offer.first, count)) {
-        tb_carrier_ready(exchange, transfer->offer.stage, transfer->offer.first, count);
-    }
+    say_ready(exchange, transfer->offer.stage, transfer->offer.first, count);
 }
 
 void tb_pulls_ready(tb_transfer *transfer, uint32_t bucket) {
@@ -86,7 +79,7 @@ int32_t tb_pulls_on_read(tb_exchange *exchange, const tb_wire_header *header, tb
         return TB_OK;
     }
     uint32_t bucket = transfer->program.channels[channel].first_bucket + header->sequence;
-    if (!tb_is_pulled(transfer, channel) || transfer->buckets[bucket] != TB_BUCKET_MOVING) {
+    if (tb_way_of(transfer, channel) != TB_WAY_PULL || transfer->buckets[bucket] != TB_BUCKET_MOVING) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt for what cannot be read");
     }
     was_read(exchange, bucket);
@@ -188,7 +181,7 @@ uint64_t tb_pulls_look(tb_transfer *transfer, uint64_t now) {
 void tb_pulls_grant(tb_transfer *transfer) {
     for (uint32_t i = 0; i < transfer->program.header->channel_count; i++) {
         const tb_channel *channel = &transfer->program.channels[i];
-        if (channel->direction == TB_RECEIVE && channel->stage == 0 && tb_is_pulled(transfer, i)) {
+        if (channel->direction == TB_RECEIVE && channel->stage == 0 && tb_way_of(transfer, i) == TB_WAY_PULL) {
             transfer->channels[i].granted = channel->bucket_count;
             tb_round_announce(transfer, i);
         }
@@ -210,7 +203,7 @@ void tb_pulls_came(tb_transfer *transfer, uint32_t bucket) {
 int32_t tb_pulls_on_ready(tb_exchange *exchange, const tb_wire_header *header, tb_error *err) {
     tb_transfer *transfer = exchange->transfer;
     uint32_t channel = header->stage < TB_STAGES ? exchange->receive[header->stage] : TB_NONE;
-    if (channel == TB_NONE || header->round > transfer->round || !tb_is_pulled(transfer, channel)) {
+    if (channel == TB_NONE || header->round > transfer->round || tb_way_of(transfer, channel) != TB_WAY_PULL) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "buckets that nobody asked for");
     }
     if (header->round < transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
@@ -242,7 +235,7 @@ static void say_quiet(tb_exchange *exchange) {
 }
 
 void tb_pulls_owe_quiet(tb_exchange *exchange, uint64_t round) {
-    if (exchange->carrier == TB_CARRIER_STREAM || exchange->carrier == TB_CARRIER_NCCL) {
+    if (exchange->carrier->way != TB_WAY_PULL) {
         return;
     }
     exchange->owes_quiet = round;

@@ -1,7 +1,7 @@
 /* Receiving: what is granted in which order, and what becomes of a bucket that comes. The session's lock is held. */
 #include <stdio.h>
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
 #include "round/round.h"
@@ -27,10 +27,10 @@ static void grant_all(tb_transfer *transfer, uint32_t channel) {
     tb_round_announce(transfer, channel);
 }
 
-/* What NCCL brings was granted when the ranks began the round together. */
+/* What is moved jointly was granted when the ranks began the round together. */
 static bool is_granted(const tb_transfer *transfer, uint32_t index) {
     const tb_channel *channel = &transfer->program.channels[index];
-    return channel->direction == TB_RECEIVE && channel->stage > 0 && !tb_is_by_nccl(transfer, index);
+    return channel->direction == TB_RECEIVE && channel->stage > 0 && tb_way_of(transfer, index) != TB_WAY_JOINT;
 }
 
 void tb_round_grant_pooled(tb_transfer *transfer) {
@@ -102,7 +102,7 @@ int32_t tb_round_arrive(tb_peer *peer, tb_arrival *arrival, tb_error *err) {
     }
     tb_transfer *transfer = exchange->transfer;
     if (header->stage >= TB_STAGES || exchange->receive[header->stage] == TB_NONE || header->round > transfer->round
-        || tb_is_pulled(transfer, exchange->receive[header->stage])) {
+        || tb_way_of(transfer, exchange->receive[header->stage]) == TB_WAY_PULL) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a bucket that nobody asked for");
     }
     if (header->round < transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {

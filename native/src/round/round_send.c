@@ -1,6 +1,6 @@
 #include <string.h>
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "wire/conn.h"
 #include "round/round.h"
 
@@ -14,7 +14,7 @@ void tb_round_ready(tb_transfer *transfer, uint32_t bucket) {
     }
     tb_channel_state *state = &transfer->channels[index];
     if (state->granted_round == transfer->round && tb_bucket_sequence(program, bucket) < state->granted) {
-        if (tb_is_pulled(transfer, index)) {
+        if (tb_way_of(transfer, index) == TB_WAY_PULL) {
             tb_pulls_ready(transfer, bucket);
             return;
         }

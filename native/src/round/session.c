@@ -7,15 +7,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "carriers/book.h"
-#include "carriers/carrier.h"
-#include "carriers/own.h"
+#include "identity/identity.h"
+#include "round/carrier.h"
+#include "round/own.h"
 #include "wire/conn.h"
-#include "cuda/device.h"
 #include "base/error.h"
 #include "round/transfer.h"
 #include "base/handle.h"
-#include "carriers/nccl/nccl_rounds.h"
 #include "round/round.h"
 
 enum { MOST_RANKS = 1 << 20 };
@@ -60,25 +58,31 @@ static void free_session(tb_session *session) {
         tb_transfer_free(transfer);
         transfer = next;
     }
-    tb_nccl_free(session);
+    for (const tb_carrier *const *at = session->carriers; *at != NULL; at++) {
+        if ((*at)->session_free != NULL) {
+            (*at)->session_free(session);
+        }
+    }
     tb_net_free(&session->net);
     tb_threads_free(session);
     if (session->device != NULL) {
-        tb_device_close(session->device, session->options.quiesce_ms);
+        session->devices->close(session->device, session->options.quiesce_ms);
     }
-    tb_book_free(session->book);
     free(session->regions);
     pthread_cond_destroy(&session->thread_ended);
     free(session);
 }
 
 /* The session's memory and its pipe; *event_fd is the caller's end. */
-static int32_t make_session(const tb_session_options *options, tb_session **made, int32_t *event_fd, tb_error *err) {
+static int32_t make_session(const tb_session_options *options, const tb_carrier *const *carriers,
+                            const tb_device_kind *devices, tb_session **made, int32_t *event_fd, tb_error *err) {
     tb_session *session = calloc(1, sizeof *session);
     if (session == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a session");
     }
     const tb_backend *backend = options->kind == TB_BACKEND_TCP ? &tb_backend_tcp : &tb_backend_memory;
+    session->carriers = carriers;
+    session->devices = devices;
     tb_cond_init(&session->thread_ended);
     int32_t code = tb_net_init(&session->net, options, backend, &tb_round_peers, event_fd, err);
     if (code != TB_OK) {
@@ -89,29 +93,65 @@ static int32_t make_session(const tb_session_options *options, tb_session **made
     return TB_OK;
 }
 
+/* What this session says of itself in PREPARE, but for the memory of a transfer. */
+static int32_t identify(tb_session *session, tb_error *err) {
+    const uint32_t flags = (uint32_t)TB_CARRY_APART | TB_CARRY_SHARED_GPU; /* these are no carriers */
+    tb_wire_identity *identity = &session->identity;
+    uint32_t asked = session->options.carriers & ~flags;
+    uint32_t built = 0;
+    bool streams_alone = true;
+    for (const tb_carrier *const *at = session->carriers; *at != NULL; at++) {
+        uint32_t bit = 1u << (*at)->number;
+        built |= bit;
+        identity->carriers |= asked == 0 && (*at)->way == TB_WAY_STREAM ? bit : asked & bit;
+        streams_alone = streams_alone && ((asked & bit) == 0 || (*at)->way == TB_WAY_STREAM);
+    }
+    if ((asked & ~built) != 0) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "carriers %x, of which this build has %x", asked, built);
+    }
+    identity->carriers |= session->options.carriers & TB_CARRY_SHARED_GPU;
+    identity->pid = getpid();
+    identity->user = geteuid();
+    identity->book = -1;
+    memcpy(identity->device, session->options.device, sizeof identity->device);
+    return streams_alone ? TB_OK : tb_identity_fill(identity, err);
+}
+
 static int32_t open_device(tb_session *session, tb_error *err) {
     static const uint8_t none[sizeof session->options.device];
-    bool needed = (session->options.carriers & (TB_CARRY_CUDA_IPC | TB_CARRY_NCCL)) != 0;
+    bool needed = tb_session_may(session, TB_WAY_STREAM | TB_WAY_PULL | TB_WAY_JOINT, TB_MEMORY_CUDA);
     bool named = memcmp(session->options.device, none, sizeof none) != 0;
     if (needed != named) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "carriers of CUDA memory and a device go together");
     }
-    return named ? tb_device_open(session->options.device, &session->device, err) : TB_OK;
+    return named ? session->devices->open(session->options.device, &session->device, err) : TB_OK;
 }
 
-int32_t tb_session_open(const tb_session_options *options, uint64_t *handle, int32_t *event_fd,
-                        tb_error *err) {
+static int32_t open_carriers(tb_session *session, tb_error *err) {
+    int32_t code = TB_OK;
+    for (const tb_carrier *const *at = session->carriers; *at != NULL && code == TB_OK; at++) {
+        bool uses = (session->identity.carriers >> (*at)->number & 1) != 0;
+        code = uses && (*at)->session_open != NULL ? (*at)->session_open(session, err) : TB_OK;
+    }
+    return code;
+}
+
+int32_t tb_session_open_with(const tb_session_options *options, const tb_carrier *const *carriers,
+                             const tb_device_kind *devices, uint64_t *handle, int32_t *event_fd, tb_error *err) {
     tb_session *session = NULL;
     int32_t code = check_options(options, err);
     if (code == TB_OK) {
-        code = make_session(options, &session, event_fd, err);
+        code = make_session(options, carriers, devices, &session, event_fd, err);
     }
     if (code != TB_OK) {
         return code;
     }
-    code = tb_host_identify(session, err);
+    code = identify(session, err);
     if (code == TB_OK) {
         code = open_device(session, err);
+    }
+    if (code == TB_OK) {
+        code = open_carriers(session, err);
     }
     if (code == TB_OK) {
         code = tb_threads_make(session, err);
@@ -206,7 +246,11 @@ static void stop(tb_session *session) {
     pthread_mutex_lock(&session->lock);
     session->closing = true;
     bool exposed = end_rounds(session);
-    tb_nccl_stop(session);
+    for (const tb_carrier *const *at = session->carriers; *at != NULL; at++) {
+        if ((*at)->session_stop != NULL) {
+            (*at)->session_stop(session);
+        }
+    }
     session->stop_at = tb_deadline(quiesce < FAREWELL_NS || exposed ? quiesce : FAREWELL_NS);
     if (session->stale_pulls == 0) {
         say_farewell(session);
@@ -251,6 +295,14 @@ static bool find_quarantined(tb_session *session) {
     return session->quarantined;
 }
 
+static bool carriers_rest(tb_session *session, uint64_t until) {
+    bool rest = true;
+    for (const tb_carrier *const *at = session->carriers; *at != NULL && rest; at++) {
+        rest = (*at)->session_rest == NULL || (*at)->session_rest(session, until);
+    }
+    return rest;
+}
+
 int32_t tb_session_close(uint64_t handle, tb_error *err) {
     tb_session *session = tb_handle_take(TB_HANDLE_SESSION, handle, err);
     if (session == NULL) {
@@ -261,7 +313,7 @@ int32_t tb_session_close(uint64_t handle, tb_error *err) {
         stop(session);
     }
     uint64_t quiesce = (uint64_t)session->options.quiesce_ms * 1000000;
-    if (!tb_nccl_rest(session, tb_deadline(quiesce))) {
+    if (!carriers_rest(session, tb_deadline(quiesce))) {
         return tb_fail(err, TB_EQUARANTINED, session->options.rank, 0,
                        "the GPU did not come to rest within %u ms", session->options.quiesce_ms);
     }
@@ -289,6 +341,17 @@ int32_t tb_session_next_event(uint64_t handle, tb_event *event, tb_error *err) {
     pthread_mutex_lock(&session->lock);
     tb_net_next_event(&session->net, event);
     pthread_mutex_unlock(&session->lock);
+    tb_handle_put(handle);
+    return TB_OK;
+}
+
+int32_t tb_session_identity(uint64_t handle, uint8_t identity[TB_IDENTITY_BYTES], tb_error *err) {
+    _Static_assert(sizeof(tb_wire_identity) == TB_IDENTITY_BYTES, "identity");
+    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
+    if (session == NULL) {
+        return TB_ECLOSED;
+    }
+    memcpy(identity, &session->identity, sizeof session->identity);
     tb_handle_put(handle);
     return TB_OK;
 }

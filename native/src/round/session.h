@@ -7,6 +7,8 @@
 
 #include "wire/net.h"
 
+enum { TB_CARRIER_NUMBERS = 16 }; /* numbers of carriers are below */
+
 typedef struct tb_session tb_session;
 typedef struct tb_thread tb_thread;
 typedef struct tb_transfer tb_transfer;
@@ -46,7 +48,6 @@ struct tb_session {
     bool stop;
     uint64_t stop_at;
     tb_wire_identity identity;
-    struct tb_book *book;  /* NULL: its peers never read in its memory */
     tb_session *next_own; /* of the sessions of this process */
     tb_device *device;  /* on which registered memory may lie; NULL: there is none */
     tb_import *imports; /* that wait for a thread */
@@ -55,7 +56,9 @@ struct tb_session {
     uint64_t transfer_count;
     tb_region *regions;
     uint32_t region_count;
-    struct tb_nccl *nccl; /* NULL: it has no device of its own */
+    const struct tb_carrier *const *carriers; /* all that there are, in the order of preference; NULL ends them */
+    const struct tb_device_kind *devices;
+    void *carrier_state[TB_CARRIER_NUMBERS]; /* each carrier's own, by its number */
 };
 
 /* The session that a part of it belongs to. */

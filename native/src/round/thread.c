@@ -5,7 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "base/error.h"
 #include "base/spawn.h"
 #include "round/round.h"

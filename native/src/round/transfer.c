@@ -4,11 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
 #include "base/handle.h"
-#include "carriers/nccl/nccl_rounds.h"
 #include "round/round.h"
 
 tb_transfer *tb_transfer_find(tb_session *session, uint64_t handle, tb_error *err) {
@@ -86,7 +85,8 @@ static tb_exchange *exchange_of(tb_transfer *transfer, tb_peer *peer) {
         }
     }
     tb_exchange *exchange = &transfer->exchanges[transfer->exchange_count++];
-    *exchange = (tb_exchange){.transfer = transfer, .peer = peer};
+    *exchange = (tb_exchange){
+        .transfer = transfer, .peer = peer, .carrier = tb_carrier_by_way(transfer->session, TB_WAY_STREAM)};
     memset(exchange->send, 0xff, sizeof exchange->send);
     memset(exchange->receive, 0xff, sizeof exchange->receive);
     return exchange;
@@ -111,7 +111,7 @@ static int32_t make_member_sides(tb_transfer *transfer, tb_error *err) {
         exchange->linked = linked;
         exchange->together = together;
         exchange->joins = (member->roles & TB_MEMBER_JOINS) != 0;
-        exchange->by_nccl = exchanges;
+        exchange->jointly = exchanges;
     }
     return TB_OK;
 }
@@ -249,6 +249,15 @@ static int32_t copy_members(tb_transfer *transfer, const tb_member *members, uin
     return among ? TB_OK : tb_fail(err, TB_EUNSUPPORTED, -1, 0, "members without this rank");
 }
 
+/* The carrier that the members of a transfer move by together. */
+static int32_t plan_joint(tb_transfer *transfer, tb_error *err) {
+    transfer->joint.carrier = tb_carrier_by_way(transfer->session, TB_WAY_JOINT);
+    if (transfer->joint.carrier == NULL) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "no carrier of this build moves jointly");
+    }
+    return transfer->joined != 0 ? transfer->joint.carrier->plan(transfer, err) : TB_OK;
+}
+
 static int32_t prepare(tb_session *session, const char *key, const void *program, uint64_t program_bytes,
                        const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
                        uint64_t timeout_ns, const tb_member *members, uint32_t member_count, uint64_t *handle,
@@ -276,8 +285,8 @@ static int32_t prepare(tb_session *session, const char *key, const void *program
     if (code == TB_OK) {
         code = find_device(transfer, err);
     }
-    if (code == TB_OK && transfer->joined != 0) {
-        code = tb_nccl_transfer_plan(transfer, err);
+    if (code == TB_OK && transfer->leader >= 0) {
+        code = plan_joint(transfer, err);
     }
     if (code == TB_OK) {
         code = tb_transfer_allocate(transfer, err);
@@ -353,12 +362,10 @@ static void progress(tb_transfer *transfer, uint64_t *round, uint64_t *done, uin
           + atomic_load(&transfer->bytes_copied);
     *total = transfer->program.bytes_total;
     *done = *done < *total ? *done : *total;
-    uint64_t steps = transfer->nccl_steps == NULL ? 0 : transfer->nccl_steps->device_bytes;
-    if (transfer->nccl_steps != NULL && !transfer->nccl_steps->mixed) {
-        *staging = steps;
-        return;
+    *staging = transfer->joint.bytes;
+    if (!transfer->joint.alone) {
+        *staging += header->send_staging_bytes + header->recv_staging_bytes + transfer->pool.ring;
     }
-    *staging = header->send_staging_bytes + header->recv_staging_bytes + transfer->pool.ring + steps;
 }
 
 /* A transfer of a session, found and used under its lock. */
@@ -438,7 +445,7 @@ int32_t tb_transfer_progress(uint64_t session, uint64_t transfer, uint64_t *roun
 static int32_t carrier_of(const tb_transfer *transfer, int32_t rank, uint32_t *carrier, tb_error *err) {
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
         if (transfer->exchanges[i].peer->rank == rank) {
-            *carrier = transfer->exchanges[i].carrier;
+            *carrier = transfer->exchanges[i].carrier->number;
             return TB_OK;
         }
     }
@@ -460,7 +467,7 @@ int32_t tb_transfer_carrier(uint64_t session, uint64_t transfer, int32_t rank, u
 static int32_t release(tb_transfer *transfer, tb_error *err) {
     if (transfer->state == TB_TRANSFER_RUNNING || transfer->state == TB_TRANSFER_PREPARING
         || transfer->state == TB_TRANSFER_ENDING
-        || (transfer->run != NULL && transfer->run->built == TB_RUN_BUILDING)) {
+        || (transfer->joint.own != NULL && transfer->joint.carrier->busy(transfer))) {
         return tb_fail(err, TB_EBUSY, -1, 0, "\"%.100s\" is still under way", transfer->key);
     }
     if (transfer->state == TB_TRANSFER_READY) {

@@ -43,7 +43,7 @@ struct tb_exchange {
     uint32_t send[TB_STAGES], receive[TB_STAGES]; /* channels, or TB_NONE */
     tb_heap ready; /* buckets, in the order of their numbers: (wave, stage, channel, sequence) */
     /* Carriers (carrier.h). */
-    uint32_t carrier;    /* tb_carrier_number */
+    const struct tb_carrier *carrier; /* that moves what goes between the two */
     tb_wire_identity identity;   /* of the peer */
     bool said_match;     /* our MATCH went out */
     tb_import *import;   /* what the peer exports */
@@ -51,12 +51,10 @@ struct tb_exchange {
     bool awaits_quiet;   /* send: a round failed, and the peer may still read */
     uint32_t pulling;    /* receive: buckets that are being read */
     uint64_t owes_quiet; /* receive: the round in which the peer waits for that; 0: none */
-    /* NCCL: what the two exchange goes by it; the peer is of the communicator; it begins rounds with this rank. */
-    bool by_nccl, joins, together;
-    uint64_t joined;     /* what its PREPARE said: as of the transfer */
-    uint64_t begun;      /* the round that the peer has told its leader of, and on which communicator */
-    uint32_t begun_epoch;
-    uint64_t gave_up;    /* the last round that the peer said ABORT of */
+    bool jointly;    /* what the two exchange is to be moved jointly, as the caller has said */
+    bool joins;      /* the peer takes part in joint steps */
+    bool together;   /* it begins rounds with this rank */
+    uint64_t joined; /* what its PREPARE said: as of the transfer */
 };
 
 typedef struct tb_channel_state {
@@ -120,11 +118,14 @@ struct tb_transfer {
     uint32_t *regions; /* that the bindings lie in */
     bool holds_regions;
     tb_places places;
-    const struct tb_carrier *mover; /* of what goes from this rank to itself; NULL: the session's threads */
-    /* Where some of its buckets travel by NCCL (nccl_rounds.h), else NULL. */
-    struct tb_nccl_steps *nccl_steps;
-    struct tb_nccl_run *run;
-    /* Who begins its rounds together, and who leads them: NULL and -1 where nobody waits for others. */
+    void (*mover)(tb_pull *pull); /* of what goes from this rank to itself; NULL: the session's threads */
+    struct {
+        const struct tb_carrier *carrier; /* that moves some of its buckets jointly; NULL: none does */
+        void *own;                        /* the carrier's; NULL: this rank takes no part in steps */
+        bool alone;                       /* it moves all of them, and what goes from this rank to itself */
+        uint64_t bytes;                   /* of staging memory that it takes */
+    } joint;
+    /* Who begins its rounds together, and who leads them: NULL and -1 if nobody waits for others. */
     tb_member *members;
     uint32_t member_count;
     int32_t leader;

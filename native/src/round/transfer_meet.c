@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
 #include "round/round.h"
@@ -63,7 +63,7 @@ void tb_transfer_say_prepare(tb_exchange *exchange) {
 
 void tb_transfer_say_match(tb_exchange *exchange) {
     tb_wire_header header = {.kind = TB_FRAME_MATCH,
-                             .count = exchange->carrier,
+                             .count = exchange->carrier->number,
                              .transfer = exchange->remote,
                              .round = exchange->transfer->handle};
     exchange->said_match = true;
@@ -192,24 +192,24 @@ static void say_moved(tb_exchange *exchange) {
 static void choose_carrier(tb_exchange *exchange) {
     tb_transfer *transfer = exchange->transfer;
     tb_error error;
-    enum tb_carrier_number carrier;
+    const tb_carrier *carrier = NULL;
     bool moved =
-        (exchange->joins || exchange->by_nccl) && transfer->joined != 0 && exchange->joined != transfer->joined;
+        (exchange->joins || exchange->jointly) && transfer->joined != 0 && exchange->joined != transfer->joined;
     if (!exchanges(exchange)) {
         moved ? say_moved(exchange) : tb_transfer_say_match(exchange);
         return;
     }
     tb_wire_identity own = identity_of(transfer);
     bool lower = transfer->session->options.rank < exchange->peer->rank;
-    int32_t code = tb_carrier_select(lower ? &own : &exchange->identity, lower ? &exchange->identity : &own,
+    int32_t code = tb_carrier_select(transfer->session->carriers, lower ? &own : &exchange->identity, lower ? &exchange->identity : &own,
                                      transfer->flags, &carrier, &error);
-    if (code == TB_OK && (moved || (carrier == TB_CARRIER_NCCL) != exchange->by_nccl)) {
+    if (code == TB_OK && (moved || (carrier->way == TB_WAY_JOINT) != exchange->jointly)) {
         say_moved(exchange);
         return;
     }
     if (code == TB_OK) {
         exchange->carrier = carrier;
-        bool pulled = carrier != TB_CARRIER_STREAM && carrier != TB_CARRIER_NCCL;
+        bool pulled = carrier->way == TB_WAY_PULL;
         if (pulled && sends(exchange)) {
             code = tb_export_say(exchange, &error);
         }
@@ -322,7 +322,7 @@ void tb_transfer_drop_early(tb_peer *peer, uint64_t remote) {
 void tb_transfer_forget_attempt(tb_exchange *exchange) {
     exchange->remote = 0;
     exchange->said_match = false;
-    exchange->carrier = TB_CARRIER_STREAM;
+    exchange->carrier = tb_carrier_by_way(exchange->transfer->session, TB_WAY_STREAM);
     if (exchange->import != NULL) {
         tb_import_drop(exchange->import);
     }
@@ -333,15 +333,17 @@ int32_t tb_transfer_on_match(tb_exchange *exchange, const tb_wire_header *header
     if (exchange->transfer->state != TB_TRANSFER_PREPARING || exchange->remote != header->round || exchange->matched) {
         return TB_OK;
     }
-    bool streams = (exchange->identity.carriers & exchange->transfer->session->identity.carriers & TB_CARRY_STREAM) != 0;
-    bool fits = header->count == exchange->carrier || exchange->carrier == TB_CARRIER_STREAM
-                || (header->count == TB_CARRIER_STREAM && streams);
+    const tb_session *session = exchange->transfer->session;
+    const tb_carrier *stream = tb_carrier_by_way(session, TB_WAY_STREAM);
+    bool streams = ((exchange->identity.carriers & session->identity.carriers) >> stream->number & 1) != 0;
+    bool fits = header->count == exchange->carrier->number || exchange->carrier == stream
+                || (header->count == stream->number && streams);
     if (!fits) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "another carrier, %u", header->count);
     }
     exchange->matched = true;
-    if (header->count == TB_CARRIER_STREAM && exchange->carrier != TB_CARRIER_STREAM) {
-        exchange->carrier = TB_CARRIER_STREAM;
+    if (header->count == stream->number && exchange->carrier != stream) {
+        exchange->carrier = stream;
         if (exchange->import != NULL) {
             tb_import_drop(exchange->import);
         }

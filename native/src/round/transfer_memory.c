@@ -4,12 +4,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "carriers/carrier.h"
-#include "cuda/device.h"
+#include "round/carrier.h"
 #include "base/error.h"
 #include "base/table.h"
 #include "round/transfer.h"
-#include "carriers/nccl/nccl_rounds.h"
 #include "round/round.h"
 
 /*
@@ -33,10 +31,10 @@ static uint64_t slot_bytes(const tb_program *program) {
     return program->slot_count * program->slot_bytes;
 }
 
-/* round_fold.c says why a ring does not do where NCCL reads of it. */
+/* round_fold.c says why a ring does not do if joint steps read of it. */
 static uint64_t ring_bytes(const tb_transfer *transfer) {
     const tb_program *program = &transfer->program;
-    if (transfer->nccl_steps == NULL || !transfer->nccl_steps->mixed) {
+    if (transfer->joint.own == NULL || transfer->joint.alone) {
         return program->header->pool_bytes;
     }
     uint64_t all = 0;
@@ -78,7 +76,8 @@ static int32_t allocate_tables(tb_transfer *transfer, tb_error *err) {
 static int32_t map_pool(tb_transfer *transfer, tb_error *err) {
     const tb_program_header *header = transfer->program.header;
     tb_pool *pool = &transfer->pool;
-    if (header->pool_bytes == 0 || (transfer->session->identity.carriers & ~(uint32_t)TB_CARRY_STREAM) == 0) {
+    bool may_be_pulled = tb_session_may(transfer->session, TB_WAY_PULL | TB_WAY_JOINT, UINT32_MAX);
+    if (header->pool_bytes == 0 || !may_be_pulled) {
         return map(header->pool_bytes, &pool->memory, err);
     }
     uint64_t pieces = (header->pool_bytes + 63) & ~(uint64_t)63;
@@ -114,10 +113,9 @@ int32_t tb_transfer_allocate(tb_transfer *transfer, tb_error *err) {
         code = map(slot_bytes(program), &transfer->slots, err);
     }
     if (code == TB_OK) {
-        bool steps_alone = transfer->nccl_steps != NULL && !transfer->nccl_steps->mixed;
-        code = steps_alone             ? TB_OK
-               : transfer->device != NULL ? tb_device_transfer_allocate(transfer, err)
-                                       : map_pool(transfer, err);
+        code = transfer->joint.alone      ? TB_OK
+               : transfer->device != NULL ? transfer->session->devices->transfer_allocate(transfer, err)
+                                          : map_pool(transfer, err);
     }
     if (code != TB_OK) {
         return code;
@@ -130,9 +128,11 @@ int32_t tb_transfer_allocate(tb_transfer *transfer, tb_error *err) {
 
 void tb_transfer_free(tb_transfer *transfer) {
     tb_staging_destroy(&transfer->staging);
-    tb_nccl_transfer_free(transfer);
+    if (transfer->joint.own != NULL) {
+        transfer->joint.carrier->transfer_free(transfer);
+    }
     if (transfer->device != NULL) {
-        tb_device_transfer_free(transfer);
+        transfer->session->devices->transfer_free(transfer);
     } else {
         unmap_pool(transfer);
     }

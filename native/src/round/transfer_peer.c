@@ -4,10 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
-#include "carriers/nccl/nccl_rounds.h"
 #include "round/round.h"
 
 
@@ -87,8 +86,8 @@ static int32_t on_release(tb_peer *peer, const tb_wire_header *header, const uin
         } else if (exchange->unfinished > 0) {
             tb_round_fail(exchange->transfer, why.code, why.rank, 0, why.message);
         }
-        if (exchange->transfer->nccl_steps != NULL) {
-            tb_nccl_on_release(exchange, &why);
+        if (exchange->transfer->joint.own != NULL) {
+            exchange->transfer->joint.carrier->peer_released(exchange, &why);
         }
         return TB_OK;
     }
@@ -99,7 +98,7 @@ static int32_t on_release(tb_peer *peer, const tb_wire_header *header, const uin
 static int32_t on_grant(tb_exchange *exchange, const tb_wire_header *header, tb_error *err) {
     tb_transfer *transfer = exchange->transfer;
     uint32_t channel = header->stage < TB_STAGES ? exchange->send[header->stage] : TB_NONE;
-    if (channel == TB_NONE || tb_is_by_nccl(transfer, channel)
+    if (channel == TB_NONE || tb_way_of(transfer, channel) == TB_WAY_JOINT
         || header->count > transfer->program.channels[channel].bucket_count) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant of %u buckets that there are not", header->count);
     }
@@ -140,7 +139,7 @@ static int32_t on_taken(tb_exchange *exchange, const tb_wire_header *header, tb_
         return TB_OK;
     }
     tb_channel_state *state = &transfer->channels[channel];
-    if (tb_is_pulled(transfer, channel)) {
+    if (tb_way_of(transfer, channel) == TB_WAY_PULL) {
         tb_pulls_taken(exchange, channel);
     }
     /* Claimed, not retired: a receipt may overtake this rank's own look at what its last write took. */
@@ -162,7 +161,7 @@ static void on_here(tb_exchange *exchange, const tb_wire_header *header) {
         return;
     }
     if (header->round > transfer->round) {
-        if (exchange->unfinished > 0 && !exchange->by_nccl) {
+        if (exchange->unfinished > 0 && !exchange->jointly) {
             char message[96];
             snprintf(message, sizeof message, "rank %d went on to round %llu", exchange->peer->rank,
                      (unsigned long long)header->round);
@@ -204,8 +203,8 @@ static int32_t on_abort(tb_exchange *exchange, const tb_wire_header *header, con
     if (code == TB_OK) {
         spread_abort(transfer, header->round, &why);
         tb_pulls_owe_quiet(exchange, header->round);
-        if (transfer->nccl_steps != NULL && tb_aborts_find(&transfer->aborts, header->round) != NULL) {
-            tb_nccl_on_abort(exchange, header->round, why.code);
+        if (transfer->joint.own != NULL && tb_aborts_find(&transfer->aborts, header->round) != NULL) {
+            transfer->joint.carrier->peer_aborted(exchange, header->round, why.code);
         }
     }
     return code;
@@ -234,18 +233,11 @@ int32_t tb_transfer_on_frame(tb_peer *peer, const tb_wire_header *header, const 
     case TB_FRAME_QUIET:
         tb_pulls_on_quiet(exchange, header);
         return TB_OK;
-    case TB_FRAME_BEGIN:
-        if (exchange->transfer->nccl_steps != NULL) {
-            tb_nccl_on_begin(exchange, header);
-        }
-        return TB_OK;
-    case TB_FRAME_TURN:
-        return exchange->transfer->nccl_steps != NULL ? tb_nccl_on_turn(exchange, header, err) : TB_OK;
-    case TB_FRAME_DRAIN:
-        if (exchange->transfer->nccl_steps != NULL) {
-            tb_nccl_on_drain(exchange, header);
-        }
-        return TB_OK;
+    case TB_FRAME_CARRIER:
+    case TB_FRAME_CARRIER + 1:
+    case TB_FRAME_CARRIER_LAST:
+        return exchange->transfer->joint.own == NULL ? TB_OK
+                                                     : exchange->transfer->joint.carrier->frame(exchange, header, err);
     case TB_FRAME_HERE:
         on_here(exchange, header);
         return TB_OK;

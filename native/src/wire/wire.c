@@ -10,7 +10,7 @@ _Static_assert(sizeof(tb_wire_header) == TB_HEADER_BYTES, "header");
 _Static_assert(sizeof(tb_wire_trailer) == TB_TRAILER_BYTES, "trailer");
 _Static_assert(sizeof(tb_wire_identity) == 96 && sizeof(tb_wire_prepare) == 160, "prepare");
 _Static_assert(sizeof(tb_wire_channel) == 32, "channel");
-_Static_assert(sizeof(tb_wire_export) == 24 && sizeof(tb_wire_region) == 152, "export");
+_Static_assert(sizeof(tb_wire_export) == 32 && sizeof(tb_wire_region) == 40, "export");
 _Static_assert(sizeof(tb_wire_end) == 24, "end");
 
 static const uint8_t magic[8] = {'T', 'E', 'N', 'S', 'O', 'R', 'B', 'S'};
@@ -67,9 +67,9 @@ uint64_t tb_frame_limit(uint8_t kind) {
     case TB_FRAME_READY:
     case TB_FRAME_READ:
     case TB_FRAME_QUIET:
-    case TB_FRAME_BEGIN:
-    case TB_FRAME_TURN:
-    case TB_FRAME_DRAIN:
+    case TB_FRAME_CARRIER:
+    case TB_FRAME_CARRIER + 1:
+    case TB_FRAME_CARRIER_LAST:
     case TB_FRAME_HERE:
         return 0;
     default:

@@ -36,10 +36,9 @@ enum tb_frame_kind {
     TB_FRAME_READ = 15,   /* the bucket `sequence` was read */
     TB_FRAME_QUIET =
         16, /* in this round, which failed, the sender reads nothing of the receiver's any more */
-    TB_FRAME_BEGIN = 17, /* NCCL: the sender has begun the round; sequence: the epoch; to the rank that leads */
-    TB_FRAME_TURN = 18,  /* NCCL: all have, and it is next on their communicator; from the rank that leads */
-    TB_FRAME_DRAIN = 19, /* NCCL: all have given the round up: what it still sends is of no use to anybody; as TURN */
-    TB_FRAME_HERE = 20,  /* the sender has begun the round */
+    TB_FRAME_CARRIER = 17, /* this and the next two belong to the carrier that moves a transfer's buckets jointly */
+    TB_FRAME_CARRIER_LAST = 19,
+    TB_FRAME_HERE = 20, /* the sender has begun the round */
 };
 
 /* Of a RELEASE in a prepare: whether the receiver's may go on, or be tried again once the store was asked anew. */
@@ -89,37 +88,32 @@ typedef struct tb_wire_prepare {
     uint32_t channels;
     uint32_t key_bytes;
     uint32_t has_pool; /* the sender owns reduced pieces */
-    uint64_t joined;   /* NCCL: a fingerprint of the ranks of its communicator; 0: it joins none */
+    uint64_t joined;   /* a fingerprint of the ranks that move jointly; 0: the sender is none of them */
     tb_wire_identity identity;
 } tb_wire_prepare;
 
 /*
  * What a sender exports at prepare: this, its regions, then the source end of each chunk that it sends to the
- * receiver, in the order (stage, bucket, chunk), then the words of their descriptors. Parts of it travel in
- * order.
+ * receiver, in the order (stage, bucket, chunk), then the words of their descriptors, and the carrier's
+ * blobs. Parts of it travel in order.
  */
 typedef struct tb_wire_export {
     uint64_t bytes; /* of all of it */
     uint64_t words;
     uint32_t regions;
     uint32_t ends;
+    uint32_t blob_bytes; /* behind the words: what the carrier says of the regions, which nobody else looks into */
+    uint32_t reserved;
 } tb_wire_export;
 
 enum { TB_WIRE_POOL = 0xffffffff };
 typedef struct tb_wire_region {
     uint32_t memory;    /* the bit of its kind */
-    int32_t descriptor; /* shared: the sender's descriptor of the file, and which file it is; CUDA: 1 if there
-                           is a handle */
-    uint64_t device, inode, file_bytes;
-    uint64_t file_offset; /* shared: of the region in the file */
-    uint32_t number;      /* of the region in the sender's session; TB_WIRE_POOL: the pool of its transfer */
-    uint32_t reserved;
+    uint32_t number; /* of the region in the sender's session; TB_WIRE_POOL: the pool of its transfer */
+    uint32_t blob_at, blob_bytes; /* in the blobs */
     uint64_t bytes;
     uint64_t pieces; /* a pool: how many places of pieces stand at pieces_at, as u64 offsets in the region */
     uint64_t pieces_at;
-    uint8_t handle[64]; /* CUDA: of the allocation, and the device's UUID; file_offset is that of the region
-                           in it */
-    uint8_t uuid[16];
 } tb_wire_region;
 
 typedef struct tb_wire_end {

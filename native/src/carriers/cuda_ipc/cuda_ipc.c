@@ -6,9 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cuda/device.h"
+#include "carriers/registry.h"
+#include "device/device.h"
 #include "base/error.h"
-#include "carriers/own.h"
+#include "round/own.h"
 
 typedef struct ipc_region {
     uint64_t base;   /* of the region, in this process */
@@ -22,13 +23,25 @@ typedef struct ipc_import {
     ipc_region regions[];
 } ipc_import;
 
-/* Memory without a handle is of use to ranks of this process alone; the target says so where it is another. */
-static int32_t ipc_describe(tb_session *session, const tb_region *region, tb_wire_region *row, tb_error *err) {
+/* What a source says of a region: the allocation's handle, which device it lies on, and where the region lies in it. */
+typedef struct ipc_blob {
+    uint8_t handle[64];
+    uint8_t uuid[16];
+    uint64_t offset;
+    uint32_t has_handle;
+    uint32_t reserved;
+} ipc_blob;
+
+/* Memory without a handle is of use to ranks of this process alone; the target says so if it is another. */
+static int32_t ipc_describe(tb_session *session, const tb_region *region, uint32_t number, void *blob, uint32_t *bytes,
+                            tb_error *err) {
     (void)err;
-    row->descriptor = region->device.has_handle;
-    memcpy(row->handle, region->device.handle, sizeof row->handle);
-    memcpy(row->uuid, session->options.device, sizeof row->uuid);
-    row->file_offset = region->device.offset;
+    (void)number;
+    ipc_blob said = {.has_handle = region->device.has_handle, .offset = region->device.offset};
+    memcpy(said.handle, region->device.handle, sizeof said.handle);
+    memcpy(said.uuid, session->options.device, sizeof said.uuid);
+    memcpy(blob, &said, sizeof said);
+    *bytes = sizeof said;
     return TB_OK;
 }
 
@@ -44,21 +57,26 @@ typedef struct open_call {
 static int32_t open_region(tb_cuda_worker *worker, const tb_import *import, uint32_t index, ipc_region *own,
                            tb_error *err) {
     const tb_wire_region *region = &import->regions[index];
+    ipc_blob said;
     tb_cu_ipc_memory handle;
     tb_cu_pointer base = 0;
     size_t bytes = 0;
-    if (!region->descriptor) {
+    if (region->blob_bytes != sizeof said) {
+        return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d says nothing of its CUDA memory", import->rank);
+    }
+    memcpy(&said, tb_import_blob(import, index), sizeof said);
+    if (!said.has_handle) {
         return tb_fail(err, TB_EUNSUPPORTED, import->rank, 0, "rank %d: %s", import->rank, TB_NO_IPC_HANDLE);
     }
-    memcpy(&handle, region->handle, sizeof handle);
+    memcpy(&handle, said.handle, sizeof handle);
     int32_t code = tb_cuda_worker_open_memory(worker, &handle, &base, err);
     if (code != TB_OK) {
         return code;
     }
     own->opened = base;
-    own->base = base + region->file_offset;
+    own->base = base + said.offset;
     TB_CUDA_TRY(worker->api, cuMemGetAddressRange_v2(&base, &bytes, own->opened), err);
-    if (region->file_offset > bytes || region->bytes > bytes - region->file_offset) {
+    if (said.offset > bytes || region->bytes > bytes - said.offset) {
         return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d exports more than its CUDA memory has",
                        import->rank);
     }
@@ -174,11 +192,11 @@ static void ipc_submit(tb_pull *pull) {
 }
 
 const tb_carrier tb_carrier_cuda_ipc = {
+    .number = TB_CARRIER_CUDA_IPC,
     .name = "cuda-ipc",
+    .way = TB_WAY_PULL,
     .memory = TB_MEMORY_CUDA,
     .same_host = true,
-    .same_device = true,
-    .other_device = true,
     .describe = ipc_describe,
     .open = ipc_open,
     .close = ipc_close,

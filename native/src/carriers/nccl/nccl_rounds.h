@@ -22,7 +22,7 @@
 #ifndef TB_NCCL_ROUNDS_H
 #define TB_NCCL_ROUNDS_H
 
-#include "round/thread.h"
+#include "carriers/registry.h"
 #include "carriers/nccl/nccl_api.h"
 #include "carriers/nccl/nccl_steps.h"
 
@@ -63,10 +63,26 @@ struct tb_nccl_set {
     tb_nccl_slot slots[2];
 };
 
-/* A round of a transfer, from its post to its end. */
+/* What a peer has said of rounds: the latest that it has begun, on which communicator, and the latest that it gave up. */
+typedef struct tb_nccl_said {
+    uint64_t begun;
+    uint32_t begun_epoch;
+    uint64_t gave_up;
+} tb_nccl_said;
+
+/* The frames of this carrier. */
+enum {
+    TB_NCCL_BEGIN = TB_FRAME_CARRIER, /* the sender has begun the round; sequence: the epoch; to the rank that leads */
+    TB_NCCL_TURN,                     /* all have, and it is next on their communicator; from the rank that leads */
+    TB_NCCL_DRAIN, /* all have given the round up: what is still sent is of no use to anybody; from the rank that leads */
+};
+
+/* A transfer's part of this carrier, and a round of it, from its post to its end. */
 struct tb_nccl_run {
     tb_nccl_run *next;
     tb_transfer *transfer;
+    tb_nccl_steps *plan;
+    tb_nccl_said *said; /* by exchange */
     tb_nccl_set *set; /* that it runs on */
     bool active;      /* a round is under way */
     bool turned;      /* it has its turn, or has had it */
@@ -97,26 +113,18 @@ struct tb_nccl {
     pthread_cond_t rested;
 };
 
-/* ---- nccl_transfer.c: what the engine calls; the session's lock is held ------------------------------------ */
+/* The session's device and communicators; NULL until it was told which library to use. */
+static inline tb_nccl *tb_nccl_of(const tb_session *session) {
+    return session->carrier_state[TB_CARRIER_NCCL];
+}
 
-/* At prepare, without the lock: the steps of a transfer whose members are known and count this rank in. */
-int32_t tb_nccl_transfer_plan(tb_transfer *transfer, tb_error *err);
-/* Frees what the device has of it, in its thread. Without the lock. */
-void tb_nccl_transfer_free(tb_transfer *transfer);
-void tb_nccl_round_start(tb_transfer *transfer);
-/* Tells the leader that this rank has begun the round. */
-void tb_nccl_say_begin(tb_transfer *transfer);
-/* The round has failed, or the session ends. */
-void tb_nccl_round_failed(tb_transfer *transfer);
-/* A peer gave the round up, with that code; also where it is not under way here. */
-void tb_nccl_on_abort(tb_exchange *exchange, uint64_t round, int32_t code);
-/* A peer has released the transfer, for that reason: it has nothing under way, and says nothing more of it. */
-void tb_nccl_on_release(tb_exchange *exchange, const tb_error *why);
-/* A peer of the transfer is gone. */
-void tb_nccl_peer_gone(tb_exchange *exchange, const char *why);
-void tb_nccl_on_begin(tb_exchange *exchange, const tb_wire_header *header);
-int32_t tb_nccl_on_turn(tb_exchange *exchange, const tb_wire_header *header, tb_error *err);
-void tb_nccl_on_drain(tb_exchange *exchange, const tb_wire_header *header);
+/* This carrier's part of a transfer; NULL if the rank takes no part in steps of it. */
+static inline tb_nccl_run *tb_nccl_run_of(const tb_transfer *transfer) {
+    return transfer->joint.own;
+}
+
+/* ---- nccl_transfer.c: the session's lock is held ------------------------------------------------------- */
+
 /* A run is over: memory is quiet. Or it is not, and is never touched again. */
 void tb_nccl_run_over(tb_nccl_run *run);
 void tb_nccl_quarantine(tb_transfer *transfer);

@@ -1,5 +1,5 @@
 /* One round on a communicator, step by step: in the device's thread, without the session's lock. */
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "base/error.h"
 #include "carriers/nccl/nccl_rounds.h"
 #include "round/round.h"
@@ -17,13 +17,13 @@ static int32_t record(tb_nccl_set *set, tb_cu_event event, tb_cu_stream stream, 
 }
 
 static tb_nccl_slot *slot_of(tb_nccl_run *run, uint32_t step) {
-    return &run->set->slots[step % run->transfer->nccl_steps->depth];
+    return &run->set->slots[step % run->plan->depth];
 }
 
 /* What is sent is ready in the stream of sends and receives once this was put there. */
 static int32_t pack(tb_nccl_run *run, uint32_t index, tb_error *err) {
     tb_nccl_set *set = run->set;
-    const tb_nccl_steps *plan = run->transfer->nccl_steps;
+    const tb_nccl_steps *plan = run->plan;
     const tb_nccl_step *step = &plan->steps[index];
     tb_nccl_slot *slot = slot_of(run, index);
     int32_t code = TB_OK;
@@ -56,7 +56,7 @@ static tb_nccl_result put_ops(tb_nccl_run *run, const tb_nccl_step *step) {
     const tb_nccl_api *api = set->nccl->api;
     tb_nccl_result result = api->ncclGroupStart();
     for (uint32_t i = step->first_op; i < step->first_op + step->op_count && result == TB_NCCL_SUCCESS; i++) {
-        const tb_nccl_op *op = &run->transfer->nccl_steps->ops[i];
+        const tb_nccl_op *op = &run->plan->ops[i];
         int peer = peer_in(set, op->peer);
         void *at = (void *)(uintptr_t)op->address;
         result = op->sends ? api->ncclSend(at, op->bytes, TB_NCCL_UINT8, peer, set->comm, set->wire)
@@ -71,7 +71,7 @@ static void count_sends(tb_nccl_run *run, const tb_nccl_step *step) {
     tb_transfer *transfer = run->transfer;
     pthread_mutex_lock(&transfer->session->lock);
     for (uint32_t i = step->first_op; i < step->first_op + step->op_count && !transfer->failing; i++) {
-        const tb_nccl_op *op = &transfer->nccl_steps->ops[i];
+        const tb_nccl_op *op = &tb_nccl_run_of(transfer)->plan->ops[i];
         transfer->channels[transfer->program.buckets[op->bucket].channel].done += op->sends;
     }
     pthread_mutex_unlock(&transfer->session->lock);
@@ -79,7 +79,7 @@ static void count_sends(tb_nccl_run *run, const tb_nccl_step *step) {
 
 static int32_t launch(tb_nccl_run *run, uint32_t index, tb_error *err) {
     tb_nccl_set *set = run->set;
-    const tb_nccl_step *step = &run->transfer->nccl_steps->steps[index];
+    const tb_nccl_step *step = &run->plan->steps[index];
     if (step->op_count == 0) {
         return TB_OK;
     }
@@ -102,7 +102,7 @@ static int32_t launch(tb_nccl_run *run, uint32_t index, tb_error *err) {
 /* Once NCCL has put its kernels into the stream: an event recorded before could stand before them. */
 static int32_t unpack(tb_nccl_run *run, uint32_t index, tb_error *err) {
     tb_nccl_set *set = run->set;
-    const tb_nccl_steps *plan = run->transfer->nccl_steps;
+    const tb_nccl_steps *plan = run->plan;
     const tb_nccl_step *step = &plan->steps[index];
     tb_nccl_slot *slot = slot_of(run, index);
     int32_t code = record(set, slot->wired, set->wire, err);
@@ -120,7 +120,7 @@ static int32_t unpack(tb_nccl_run *run, uint32_t index, tb_error *err) {
 static void count_op(tb_transfer *transfer, const tb_nccl_op *op) {
     atomic_fetch_add_explicit(op->sends ? &transfer->bytes_sent : &transfer->bytes_received, op->bytes,
                               memory_order_relaxed);
-    if (!transfer->nccl_steps->mixed) {
+    if (!tb_nccl_run_of(transfer)->plan->mixed) {
         transfer->buckets[op->bucket] = TB_BUCKET_DONE;
     } else if (op->sends) {
         tb_folds_read(transfer, op->bucket);
@@ -138,7 +138,7 @@ static void count_op(tb_transfer *transfer, const tb_nccl_op *op) {
 
 static void count(tb_nccl_run *run, uint32_t index) {
     tb_transfer *transfer = run->transfer;
-    const tb_nccl_steps *plan = transfer->nccl_steps;
+    const tb_nccl_steps *plan = tb_nccl_run_of(transfer)->plan;
     const tb_nccl_step *step = &plan->steps[index];
     pthread_mutex_lock(&transfer->session->lock);
     for (uint32_t i = step->first_op; i < step->first_op + step->op_count && !transfer->failing; i++) {
@@ -166,7 +166,7 @@ static int32_t ask(tb_nccl_set *set, tb_cu_event event, tb_error *err) {
 
 int32_t tb_nccl_run_first(tb_nccl_run *run, tb_error *err) {
     tb_nccl_set *set = run->set;
-    const tb_nccl_steps *plan = run->transfer->nccl_steps;
+    const tb_nccl_steps *plan = run->plan;
     int32_t code = TB_OK;
     if (!run->first_launched) {
         if (run->first == NULL) {
@@ -209,7 +209,7 @@ static bool is_there(const tb_nccl_run *run, const tb_nccl_step *step) {
     bool there = true;
     pthread_mutex_lock(&transfer->session->lock);
     for (uint32_t i = step->first_op; i < step->first_op + step->op_count && there; i++) {
-        const tb_nccl_op *op = &transfer->nccl_steps->ops[i];
+        const tb_nccl_op *op = &tb_nccl_run_of(transfer)->plan->ops[i];
         there = !op->sends || transfer->waits[op->bucket] == 0;
     }
     there |= run->drains;
@@ -218,7 +218,7 @@ static bool is_there(const tb_nccl_run *run, const tb_nccl_step *step) {
 }
 
 static bool may_pack(const tb_nccl_run *run) {
-    const tb_nccl_steps *plan = run->transfer->nccl_steps;
+    const tb_nccl_steps *plan = run->plan;
     if (run->packed == plan->step_count || run->packed - run->over >= plan->depth) {
         return false;
     }
@@ -277,5 +277,5 @@ bool tb_nccl_run_step(tb_nccl_run *run, tb_error *err) {
         code = check_time(run, err);
     }
     err->code = code;
-    return code == TB_OK && run->over == run->transfer->nccl_steps->step_count;
+    return code == TB_OK && run->over == run->plan->step_count;
 }

@@ -12,7 +12,7 @@ enum { MOST_IN_SET = 1 << 16 };
 /* ---- the interface -------------------------------------------------------------------------------------- */
 
 static int32_t load(const tb_session *session, const char *library, tb_nccl *nccl, tb_error *err) {
-    if ((session->identity.carriers & TB_CARRY_NCCL) == 0 || session->nccl != NULL) {
+    if ((session->identity.carriers & TB_CARRY_NCCL) == 0 || tb_nccl_of(session) != NULL) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a session whose carrier is not nccl, or that has its library");
     }
     int32_t code = tb_nccl_load(library, &nccl->api, err);
@@ -39,7 +39,7 @@ int32_t tb_session_use_nccl(uint64_t handle, const char *library, tb_error *err)
     nccl->session = session;
     nccl->task.step = tb_nccl_task_step;
     pthread_mutex_lock(&session->lock);
-    session->nccl = nccl;
+    session->carrier_state[TB_CARRIER_NCCL] = nccl;
     session->identity.nccl = version;
     pthread_mutex_unlock(&session->lock);
     tb_handle_put(handle);
@@ -68,7 +68,7 @@ static int32_t join(tb_session *session, const int32_t *ranks, uint32_t count, c
     if (code != TB_OK) {
         return code;
     }
-    if (session->nccl == NULL || session->closing) {
+    if (tb_nccl_of(session) == NULL || session->closing) {
         return tb_fail(err, TB_ECLOSED, -1, 0, "the session is closed, or has no device");
     }
     tb_nccl_set *set = calloc(1, sizeof *set);
@@ -80,17 +80,17 @@ static int32_t join(tb_session *session, const int32_t *ranks, uint32_t count, c
     }
     memcpy(copy, ranks, count * sizeof *copy);
     memcpy(set->id.internal, id, sizeof set->id.internal);
-    set->nccl = session->nccl;
-    set->number = ++session->nccl->set_count;
+    set->nccl = tb_nccl_of(session);
+    set->number = ++tb_nccl_of(session)->set_count;
     set->ranks = copy;
     set->rank_count = count;
     set->own = own;
     set->epoch = epoch;
     set->runs_end = &set->runs;
-    set->next = session->nccl->sets;
-    session->nccl->sets = set;
+    set->next = tb_nccl_of(session)->sets;
+    tb_nccl_of(session)->sets = set;
     *number = set->number;
-    tb_nccl_wake(session->nccl);
+    tb_nccl_wake(tb_nccl_of(session));
     return TB_OK;
 }
 
@@ -143,14 +143,14 @@ int32_t tb_nccl_leave(uint64_t handle, uint64_t number, tb_error *err) {
 /* ---- the end -------------------------------------------------------------------------------------------- */
 
 void tb_nccl_stop(tb_session *session) {
-    tb_nccl *nccl = session->nccl;
+    tb_nccl *nccl = tb_nccl_of(session);
     for (tb_nccl_set *set = nccl == NULL ? NULL : nccl->sets; set != NULL; set = set->next) {
         tb_nccl_doom(set, TB_ECLOSED, session->options.rank, "the session is closed");
     }
 }
 
 bool tb_nccl_rest(tb_session *session, uint64_t until) {
-    tb_nccl *nccl = session->nccl;
+    tb_nccl *nccl = tb_nccl_of(session);
     if (nccl == NULL) {
         return true;
     }
@@ -185,11 +185,11 @@ void tb_nccl_give_event(tb_nccl *nccl, tb_cu_event event) {
 }
 
 void tb_nccl_free(tb_session *session) {
-    tb_nccl *nccl = session->nccl;
+    tb_nccl *nccl = tb_nccl_of(session);
     if (nccl == NULL) {
         return;
     }
-    session->nccl = NULL;
+    session->carrier_state[TB_CARRIER_NCCL] = NULL;
     tb_cuda_worker_close(nccl->worker, session->options.quiesce_ms, NULL);
     while (nccl->sets != NULL) {
         tb_nccl_set *set = nccl->sets;

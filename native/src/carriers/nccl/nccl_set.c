@@ -97,7 +97,7 @@ static bool tear(tb_nccl_set *set) {
 static void end_runs(tb_nccl_set *set, bool quiet) {
     for (tb_transfer *transfer = set->nccl->session->transfers; transfer != NULL;) {
         tb_transfer *next = transfer->next;
-        tb_nccl_run *run = transfer->run;
+        tb_nccl_run *run = tb_nccl_run_of(transfer);
         if (run != NULL && run->set == set && run->active) {
             tb_round_fail(transfer, set->error.code, set->error.rank, 0, set->error.message);
             if (!quiet) {
@@ -150,7 +150,7 @@ static void join_set(tb_nccl_set *set) {
 /* What is next on it: the first of the list, or one whose first copies are to be made. With the lock. */
 static tb_nccl_run *next_run(tb_nccl_set *set, bool *first) {
     for (tb_transfer *transfer = set->nccl->session->transfers; transfer != NULL; transfer = transfer->next) {
-        tb_nccl_run *run = transfer->run;
+        tb_nccl_run *run = tb_nccl_run_of(transfer);
         if (run != NULL && run->set == set && run->active && !run->first_done) {
             *first = true;
             return run;
@@ -203,7 +203,7 @@ static void serve_set(tb_nccl_set *set) {
 static void settle_turnless(tb_nccl *nccl) {
     for (tb_transfer *transfer = nccl->session->transfers; transfer != NULL;) {
         tb_transfer *next = transfer->next;
-        tb_nccl_run *run = transfer->run;
+        tb_nccl_run *run = tb_nccl_run_of(transfer);
         if (run != NULL && run->active && !run->turned && run->first_done && transfer->failing && run->refused) {
             tb_nccl_run_over(run);
         }
@@ -219,7 +219,7 @@ static bool has_work(const tb_nccl *nccl) {
         }
     }
     for (const tb_transfer *transfer = nccl->session->transfers; transfer != NULL; transfer = transfer->next) {
-        const tb_nccl_run *run = transfer->run;
+        const tb_nccl_run *run = tb_nccl_run_of(transfer);
         if (run != NULL && run->active && (!run->first_done || (transfer->failing && run->refused))) {
             return true;
         }
@@ -266,7 +266,7 @@ void tb_nccl_doom(tb_nccl_set *set, int32_t code, int32_t rank, const char *why)
 }
 
 tb_nccl_set *tb_nccl_find(tb_session *session, uint64_t number, tb_error *err) {
-    tb_nccl_set *set = session->nccl == NULL ? NULL : session->nccl->sets;
+    tb_nccl_set *set = tb_nccl_of(session) == NULL ? NULL : tb_nccl_of(session)->sets;
     while (set != NULL && set->number != number) {
         set = set->next;
     }

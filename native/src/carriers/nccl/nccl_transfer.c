@@ -1,11 +1,15 @@
-/* What the engine asks of rounds over NCCL. The session's lock is held unless a comment says otherwise. */
+/* The operations of this carrier: transfers and rounds over NCCL. The session's lock is held unless a comment says otherwise. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "wire/conn.h"
 #include "base/error.h"
 #include "round/transfer.h"
 #include "base/handle.h"
+#include "base/table.h"
+#include "device/device.h"
 #include "carriers/nccl/nccl_rounds.h"
 #include "round/round.h"
 
@@ -28,26 +32,33 @@ static bool find_elsewhere(const tb_transfer *transfer, bool *elsewhere) {
     return any;
 }
 
-int32_t tb_nccl_transfer_plan(tb_transfer *transfer, tb_error *err) {
-    if (transfer->device == NULL || transfer->session->nccl == NULL) {
+static int32_t plan(tb_transfer *transfer, tb_error *err) {
+    const tb_program *program = &transfer->program;
+    if (transfer->device == NULL || tb_nccl_of(transfer->session) == NULL) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "nccl: tensors of this rank lie in memory of the host");
     }
-    transfer->run = calloc(1, sizeof *transfer->run);
-    transfer->nccl_steps = calloc(1, sizeof *transfer->nccl_steps);
-    bool *elsewhere = calloc((size_t)transfer->program.header->channel_count + 1, sizeof *elsewhere);
-    if (transfer->run == NULL || transfer->nccl_steps == NULL || elsewhere == NULL) {
+    tb_nccl_run *run = calloc(1, sizeof *run);
+    bool *elsewhere = tb_table(program->header->channel_count, sizeof *elsewhere);
+    transfer->joint.own = run;
+    if (run != NULL) {
+        run->transfer = transfer;
+        run->plan = calloc(1, sizeof *run->plan);
+        run->said = tb_table((uint64_t)program->header->channel_count + transfer->member_count, sizeof *run->said);
+    }
+    if (run == NULL || run->plan == NULL || run->said == NULL || elsewhere == NULL) {
         free(elsewhere);
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the rounds of a transfer");
     }
-    transfer->run->transfer = transfer;
     bool mixed = find_elsewhere(transfer, elsewhere);
-    int32_t code = tb_nccl_steps_plan(&transfer->program, mixed ? elsewhere : NULL, transfer->nccl_steps, err);
+    int32_t code = tb_nccl_steps_plan(program, mixed ? elsewhere : NULL, run->plan, err);
+    transfer->joint.alone = !mixed;
+    transfer->joint.bytes = run->plan->device_bytes;
     free(elsewhere);
     return code;
 }
 
 static int32_t build(tb_transfer *transfer, tb_cuda_worker *worker, tb_error *err) {
-    tb_nccl_steps *plan = transfer->nccl_steps;
+    tb_nccl_steps *plan = tb_nccl_run_of(transfer)->plan;
     tb_cu_pointer memory = 0;
     if (plan->device_bytes > 0) {
         TB_CUDA_TRY(worker->api, cuMemAlloc_v2(&memory, plan->device_bytes), err);
@@ -62,7 +73,7 @@ static int32_t build(tb_transfer *transfer, tb_cuda_worker *worker, tb_error *er
 static enum tb_cuda_step step_build(tb_cuda_task *task, tb_cuda_worker *worker) {
     tb_nccl_run *run = (tb_nccl_run *)((char *)task - offsetof(tb_nccl_run, building));
     tb_session *session = run->transfer->session;
-    tb_nccl *nccl = session->nccl;
+    tb_nccl *nccl = tb_nccl_of(session);
     tb_error err;
     int32_t code = build(run->transfer, worker, &err);
     pthread_mutex_lock(&session->lock);
@@ -91,7 +102,7 @@ static bool is_set_of(const tb_nccl_set *set, const tb_transfer *transfer) {
 }
 
 static int32_t attach(tb_transfer *transfer, tb_nccl_set *set, tb_error *err) {
-    tb_nccl_run *run = transfer->run;
+    tb_nccl_run *run = tb_nccl_run_of(transfer);
     if (run == NULL || run->built != TB_RUN_UNBUILT || !is_set_of(set, transfer)) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "the communicator of other ranks than the transfer's");
     }
@@ -121,41 +132,50 @@ static enum tb_cuda_step step_free(tb_cuda_task *task, tb_cuda_worker *worker) {
     return TB_CUDA_DONE;
 }
 
-void tb_nccl_transfer_free(tb_transfer *transfer) {
-    tb_nccl_run *run = transfer->run;
-    tb_nccl *nccl = transfer->session->nccl;
-    bool built = run != NULL && run->built != TB_RUN_UNBUILT;
+static void transfer_free(tb_transfer *transfer) {
+    tb_nccl_run *run = tb_nccl_run_of(transfer);
+    tb_nccl *nccl = tb_nccl_of(transfer->session);
+    bool built = run->built != TB_RUN_UNBUILT;
     if (built && run->first != NULL && nccl != NULL) {
         tb_nccl_give_event(nccl, run->first);
     }
     freeing *what = built && nccl != NULL && !transfer->quarantined ? malloc(sizeof *what) : NULL;
     if (what != NULL) {
-        *what = (freeing){.task.step = step_free, .plan = transfer->nccl_steps};
+        *what = (freeing){.task.step = step_free, .plan = run->plan};
         tb_cuda_worker_submit(nccl->worker, &what->task);
     } else if (!built) {
-        tb_nccl_steps_free(transfer->nccl_steps);
+        tb_nccl_steps_free(run->plan);
     }
+    free(run->said);
     free(run);
 }
 
+static bool busy(const tb_transfer *transfer) {
+    return tb_nccl_run_of(transfer)->built == TB_RUN_BUILDING;
+}
+
 /* ---- rounds --------------------------------------------------------------------------------------------- */
+
+static tb_nccl_said *said_by(const tb_exchange *exchange) {
+    return &tb_nccl_run_of(exchange->transfer)->said[exchange - exchange->transfer->exchanges];
+}
 
 static bool leads(const tb_transfer *transfer) {
     return transfer->leader == transfer->session->options.rank;
 }
 
 static void take_turn(tb_transfer *transfer) {
-    tb_nccl_run *run = transfer->run;
+    tb_nccl_run *run = tb_nccl_run_of(transfer);
     run->turned = true;
     run->next = NULL;
     *run->set->runs_end = run;
     run->set->runs_end = &run->next;
-    tb_cuda_hold(transfer->nccl_steps->mixed);
+    tb_cuda_hold(tb_nccl_run_of(transfer)->plan->mixed);
     tb_nccl_wake(run->set->nccl);
 }
 
 static void say(tb_exchange *exchange, uint8_t kind) {
-    const tb_nccl_run *run = exchange->transfer->run;
+    const tb_nccl_run *run = tb_nccl_run_of(exchange->transfer);
     tb_wire_header header = {.kind = kind,
                              .transfer = exchange->remote,
                              .round = exchange->transfer->round,
@@ -172,56 +192,56 @@ static void say_to_set(tb_transfer *transfer, uint8_t kind) {
 }
 
 static void check_turn(tb_transfer *transfer) {
-    tb_nccl_run *run = transfer->run;
+    tb_nccl_run *run = tb_nccl_run_of(transfer);
     if (!run->active || run->turned || transfer->failing || !leads(transfer)) {
         return;
     }
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
         /* Who has no part in the set may be done with this round by now, and have begun the next. */
-        if (transfer->exchanges[i].together && transfer->exchanges[i].begun < transfer->round) {
+        if (transfer->exchanges[i].together && run->said[i].begun < transfer->round) {
             return;
         }
     }
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
         const tb_exchange *exchange = &transfer->exchanges[i];
-        if (exchange->joins && exchange->begun_epoch != run->set->epoch) {
+        if (exchange->joins && run->said[i].begun_epoch != run->set->epoch) {
             tb_round_fail(transfer, TB_EINVALIDATED, exchange->peer->rank, 0,
                           "a rank is on another communicator: it is to be prepared again");
             return;
         }
     }
-    say_to_set(transfer, TB_FRAME_TURN);
+    say_to_set(transfer, TB_NCCL_TURN);
     take_turn(transfer);
 }
 
-void tb_nccl_say_begin(tb_transfer *transfer) {
+static void say_begin(tb_transfer *transfer) {
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
         if (transfer->exchanges[i].peer->rank == transfer->leader) {
-            say(&transfer->exchanges[i], TB_FRAME_BEGIN);
+            say(&transfer->exchanges[i], TB_NCCL_BEGIN);
         }
     }
 }
 
 /* The leader: all have failed, or are gone, so nobody counts what comes. */
 static void check_drained(tb_transfer *transfer) {
-    tb_nccl_run *run = transfer->run;
+    tb_nccl_run *run = tb_nccl_run_of(transfer);
     if (!run->active || !run->turned || run->drains || !transfer->failing || !leads(transfer)) {
         return;
     }
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
         const tb_exchange *exchange = &transfer->exchanges[i];
-        if (!exchange->gone && exchange->gave_up < transfer->round) {
+        if (!exchange->gone && run->said[i].gave_up < transfer->round) {
             return;
         }
     }
     run->drains = true;
-    say_to_set(transfer, TB_FRAME_DRAIN);
+    say_to_set(transfer, TB_NCCL_DRAIN);
 }
 
-void tb_nccl_round_start(tb_transfer *transfer) {
-    tb_nccl_run *run = transfer->run;
+static void start_round(tb_transfer *transfer) {
+    tb_nccl_run *run = tb_nccl_run_of(transfer);
     tb_session *session = transfer->session;
-    tb_staging_add(&transfer->staging, transfer->nccl_steps->device_bytes);
+    tb_staging_add(&transfer->staging, tb_nccl_run_of(transfer)->plan->device_bytes);
     if (run->set == NULL || run->set->doomed || run->built != TB_RUN_BUILT) {
         tb_round_fail(transfer, TB_EINVALIDATED, session->options.rank, 0,
                       "its communicator was aborted, or it has none: it is to be prepared again");
@@ -241,15 +261,23 @@ void tb_nccl_round_start(tb_transfer *transfer) {
     if (leads(transfer)) {
         check_turn(transfer);
     } else {
-        tb_nccl_say_begin(transfer);
+        say_begin(transfer);
     }
     tb_nccl_wake(run->set->nccl);
+}
+
+static void round_begin(tb_transfer *transfer) {
+    if (tb_nccl_run_of(transfer) != NULL) {
+        start_round(transfer);
+    } else {
+        say_begin(transfer);
+    }
 }
 
 void tb_nccl_run_over(tb_nccl_run *run) {
     tb_transfer *transfer = run->transfer;
     if (run->turned) {
-        tb_cuda_unhold(transfer->nccl_steps->mixed);
+        tb_cuda_unhold(tb_nccl_run_of(transfer)->plan->mixed);
     }
     run->active = false;
     run->turned = false;
@@ -270,24 +298,24 @@ void tb_nccl_quarantine(tb_transfer *transfer) {
             (unsigned long long)transfer->round, session->options.quiesce_ms);
 }
 
-void tb_nccl_round_failed(tb_transfer *transfer) {
-    if (transfer->run->active) {
+static void round_failed(tb_transfer *transfer) {
+    if (tb_nccl_run_of(transfer)->active) {
         check_drained(transfer);
-        tb_nccl_wake(transfer->run->set->nccl);
+        tb_nccl_wake(tb_nccl_run_of(transfer)->set->nccl);
     }
 }
 
 /* ---- what others say ------------------------------------------------------------------------------------ */
 
-void tb_nccl_on_begin(tb_exchange *exchange, const tb_wire_header *header) {
-    exchange->begun = header->round;
-    exchange->begun_epoch = header->sequence;
+static void on_begin(tb_exchange *exchange, const tb_wire_header *header) {
+    said_by(exchange)->begun = header->round;
+    said_by(exchange)->begun_epoch = header->sequence;
     check_turn(exchange->transfer);
 }
 
-int32_t tb_nccl_on_turn(tb_exchange *exchange, const tb_wire_header *header, tb_error *err) {
+static int32_t on_turn(tb_exchange *exchange, const tb_wire_header *header, tb_error *err) {
     tb_transfer *transfer = exchange->transfer;
-    tb_nccl_run *run = transfer->run;
+    tb_nccl_run *run = tb_nccl_run_of(transfer);
     bool expected = exchange->peer->rank == transfer->leader && run->active && !run->turned && !run->refused
                     && header->round == transfer->round;
     if (!expected) {
@@ -301,13 +329,26 @@ int32_t tb_nccl_on_turn(tb_exchange *exchange, const tb_wire_header *header, tb_
     return TB_OK;
 }
 
-void tb_nccl_on_drain(tb_exchange *exchange, const tb_wire_header *header) {
+static void on_drain(tb_exchange *exchange, const tb_wire_header *header) {
     const tb_transfer *transfer = exchange->transfer;
-    tb_nccl_run *run = transfer->run;
+    tb_nccl_run *run = tb_nccl_run_of(transfer);
     if (exchange->peer->rank == transfer->leader && run->active && header->round == transfer->round
         && transfer->failing) {
         run->drains = true;
         tb_nccl_wake(run->set->nccl);
+    }
+}
+
+static int32_t on_frame(tb_exchange *exchange, const tb_wire_header *header, tb_error *err) {
+    switch (header->kind) {
+    case TB_NCCL_BEGIN:
+        on_begin(exchange, header);
+        return TB_OK;
+    case TB_NCCL_TURN:
+        return on_turn(exchange, header, err);
+    default:
+        on_drain(exchange, header);
+        return TB_OK;
     }
 }
 
@@ -319,10 +360,11 @@ static bool joins(const tb_transfer *transfer, int32_t rank) {
     return found;
 }
 
-void tb_nccl_on_abort(tb_exchange *exchange, uint64_t round, int32_t code) {
+static void peer_aborted(tb_exchange *exchange, uint64_t round, int32_t code) {
     tb_transfer *transfer = exchange->transfer;
-    tb_nccl_run *run = transfer->run;
-    exchange->gave_up = round > exchange->gave_up ? round : exchange->gave_up;
+    tb_nccl_run *run = tb_nccl_run_of(transfer);
+    tb_nccl_said *said = said_by(exchange);
+    said->gave_up = round > said->gave_up ? round : said->gave_up;
     if (!run->active || round < transfer->round) {
         return;
     }
@@ -339,9 +381,9 @@ void tb_nccl_on_abort(tb_exchange *exchange, uint64_t round, int32_t code) {
     tb_nccl_wake(run->set->nccl);
 }
 
-void tb_nccl_on_release(tb_exchange *exchange, const tb_error *why) {
+static void peer_released(tb_exchange *exchange, const tb_error *why) {
     tb_transfer *transfer = exchange->transfer;
-    tb_nccl_run *run = transfer->run;
+    tb_nccl_run *run = tb_nccl_run_of(transfer);
     if (!run->active) {
         return;
     }
@@ -353,13 +395,60 @@ void tb_nccl_on_release(tb_exchange *exchange, const tb_error *why) {
     tb_nccl_wake(run->set->nccl);
 }
 
-void tb_nccl_peer_gone(tb_exchange *exchange, const char *why) {
-    tb_nccl_run *run = exchange->transfer->run;
+static void peer_gone(tb_exchange *exchange, const char *why) {
+    tb_nccl_run *run = tb_nccl_run_of(exchange->transfer);
     if (run->set != NULL && exchange->joins) {
         tb_nccl_doom(run->set, TB_EPEER_LOST, exchange->peer->rank, why);
     }
     check_drained(exchange->transfer);
 }
+
+/* A contribution that this carrier brought lies in memory that its own moves know. */
+static void submit(tb_pull *pull) {
+    const tb_nccl_steps *steps = tb_nccl_run_of(pull->transfer)->plan;
+    tb_device_submit(pull->transfer->device, pull, &steps->moves, steps->fold_of[pull->bucket]);
+}
+
+/* ---- selection ------------------------------------------------------------------------------------------ */
+
+static const char *lacks(const tb_wire_identity *a, const tb_wire_identity *b, char *words, size_t size,
+                         int32_t *code) {
+    if (a->nccl == 0 || b->nccl == 0) {
+        return "one of the two has not loaded the library";
+    }
+    if (a->nccl != b->nccl) {
+        snprintf(words, size, "one has version %u.%u.%u and the other %u.%u.%u", a->nccl / 10000, a->nccl / 100 % 100,
+                 a->nccl % 100, b->nccl / 10000, b->nccl / 100 % 100, b->nccl % 100);
+        return words;
+    }
+    bool may_share = (a->carriers & b->carriers & TB_CARRY_SHARED_GPU) != 0;
+    if (may_share || memcmp(a->device, b->device, sizeof a->device) != 0) {
+        return NULL;
+    }
+    *code = TB_EDEVICE_SHARED;
+    return "the two share a GPU";
+}
+
+const tb_carrier tb_carrier_nccl = {
+    .number = TB_CARRIER_NCCL,
+    .name = "nccl",
+    .way = TB_WAY_JOINT,
+    .memory = TB_MEMORY_CUDA,
+    .lacks = lacks,
+    .session_stop = tb_nccl_stop,
+    .session_rest = tb_nccl_rest,
+    .session_free = tb_nccl_free,
+    .submit = submit,
+    .plan = plan,
+    .transfer_free = transfer_free,
+    .busy = busy,
+    .round_begin = round_begin,
+    .round_failed = round_failed,
+    .frame = on_frame,
+    .peer_aborted = peer_aborted,
+    .peer_released = peer_released,
+    .peer_gone = peer_gone,
+};
 
 /* ---- the interface: without the lock -------------------------------------------------------------------- */
 
@@ -403,7 +492,7 @@ int32_t tb_transfer_attached(uint64_t handle, uint64_t transfer_handle, uint32_t
     }
     pthread_mutex_lock(&session->lock);
     tb_transfer *transfer = tb_transfer_find(session, transfer_handle, err);
-    const tb_nccl_run *run = transfer == NULL ? NULL : transfer->run;
+    const tb_nccl_run *run = transfer == NULL ? NULL : tb_nccl_run_of(transfer);
     int32_t code = transfer == NULL ? TB_ECLOSED : TB_OK;
     *attached = run != NULL && run->built == TB_RUN_BUILT;
     if (run != NULL && run->built == TB_RUN_FAILED) {

@@ -12,9 +12,10 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "carriers/book.h"
-#include "carriers/carrier.h"
-#include "carriers/own.h"
+#include "carriers/shm/book.h"
+#include "carriers/registry.h"
+#include "identity/identity.h"
+#include "round/own.h"
 #include "base/error.h"
 #include "flow/flow_parts.h"
 #include "memory/shared_table.h"
@@ -33,11 +34,30 @@ typedef struct shm_import {
 
 /* ---- prepare ------------------------------------------------------------------------------------------- */
 
-static int32_t shm_describe(tb_session *session, const tb_region *region, tb_wire_region *row,
+static tb_book *book_of(const tb_session *session) {
+    return session->carrier_state[TB_CARRIER_SHM];
+}
+
+static int32_t shm_session_open(tb_session *session, tb_error *err) {
+    tb_book *book = NULL;
+    int32_t code = tb_book_create(session->options.world, &book, err);
+    if (code == TB_OK) {
+        session->carrier_state[TB_CARRIER_SHM] = book;
+        session->identity.book = tb_book_file(book);
+    }
+    return code;
+}
+
+static void shm_session_free(tb_session *session) {
+    tb_book_free(book_of(session));
+}
+
+static int32_t shm_describe(tb_session *session, const tb_region *region, uint32_t number, void *blob, uint32_t *bytes,
                             tb_error *err) {
     tb_shared shared;
+    *bytes = 0;
     if (region->memory != TB_MEMORY_SHARED) {
-        return tb_book_note(session->book, row->number, region->address)
+        return tb_book_note(book_of(session), number, region->address)
                    ? TB_OK
                    : tb_fail(err, TB_EUNSUPPORTED, session->options.rank, 0, "more regions than a book has room for");
     }
@@ -45,12 +65,22 @@ static int32_t shm_describe(tb_session *session, const tb_region *region, tb_wir
         return tb_fail(err, TB_EREGION, session->options.rank, 0,
                        "shared memory was unmapped while it is registered");
     }
-    row->descriptor = shared.fd;
-    row->device = shared.device;
-    row->inode = shared.inode;
-    row->file_bytes = shared.file_bytes;
-    row->file_offset = region->address - shared.address;
+    tb_shm_file file = {
+        .descriptor = shared.fd,
+        .device = shared.device,
+        .inode = shared.inode,
+        .bytes = shared.file_bytes,
+        .region_at = region->address - shared.address,
+        .region_bytes = region->bytes,
+    };
+    memcpy(blob, &file, sizeof file);
+    *bytes = sizeof file;
     return TB_OK;
+}
+
+static void shm_described(const tb_exchange *exchange) {
+    const tb_session *session = exchange->transfer->session;
+    tb_book_answer(book_of(session), session->options.rank, exchange->peer->rank, exchange->identity.nonce);
 }
 
 static int32_t pin(tb_import *import, shm_import *opened, tb_error *err) {
@@ -106,9 +136,17 @@ static int32_t open_region(tb_import *import, uint32_t index, int book, tb_error
                : region->bytes == 0 ? TB_OK
                                     : try_reading(import, region, own->there, err);
     }
-    int32_t code = tb_shm_map_open(&import->identity, region, import->rank, &own->map, err);
+    tb_shm_file file;
+    if (region->blob_bytes != sizeof file) {
+        return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d says nothing of its shared memory", import->rank);
+    }
+    memcpy(&file, tb_import_blob(import, index), sizeof file);
+    if (file.region_bytes != region->bytes) {
+        return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d exports a malformed region", import->rank);
+    }
+    int32_t code = tb_shm_map_open(&import->identity, &file, import->rank, &own->map, err);
     if (code == TB_OK) {
-        own->base = tb_shm_map_at(own->map) + region->file_offset;
+        own->base = tb_shm_map_at(own->map) + file.region_at;
     }
     return code;
 }
@@ -280,10 +318,15 @@ static enum tb_moved shm_move(tb_job *job, uint64_t limit, tb_error *err) {
 }
 
 const tb_carrier tb_carrier_shm = {
+    .number = TB_CARRIER_SHM,
     .name = "shm",
+    .way = TB_WAY_PULL,
     .memory = TB_MEMORY_HOST | TB_MEMORY_SHARED,
     .same_host = true,
+    .session_open = shm_session_open,
+    .session_free = shm_session_free,
     .describe = shm_describe,
+    .described = shm_described,
     .open = shm_open,
     .close = shm_close,
     .move = shm_move,

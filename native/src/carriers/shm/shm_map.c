@@ -1,3 +1,4 @@
+/* Mappings of other processes' shared memory, one for each file. Their list has a lock of its own. */
 #include "carriers/shm/shm_map.h"
 
 #include <errno.h>
@@ -8,9 +9,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "carriers/book.h"
-#include "carriers/carrier.h"
+#include "carriers/shm/book.h"
+#include "base/clock.h"
 #include "base/error.h"
+#include "identity/identity.h"
 
 enum { TOUCH_BYTES = 64 << 20, TOUCH_NS = 500000000 };
 
@@ -29,10 +31,10 @@ const uint8_t *tb_shm_map_at(const tb_shm_map *map) {
 }
 
 /* An inode stays this file's for as long as it is mapped here. The lock is held. */
-static tb_shm_map *find(const tb_wire_region *region) {
+static tb_shm_map *find(const tb_shm_file *file) {
     for (tb_shm_map *map = maps; map != NULL; map = map->next) {
-        if (map->device == region->device && map->inode == region->inode
-            && map->bytes == region->file_bytes) {
+        if (map->device == file->device && map->inode == file->inode
+            && map->bytes == file->bytes) {
             return map;
         }
     }
@@ -40,9 +42,9 @@ static tb_shm_map *find(const tb_wire_region *region) {
 }
 
 /* The descriptor is that of a process which we do not trust to name what it says: it could be anything. */
-static int32_t open_file(const tb_wire_identity *identity, const tb_wire_region *region, int32_t rank, int *fd,
+static int32_t open_file(const tb_wire_identity *identity, const tb_shm_file *file, int32_t rank, int *fd,
                          tb_error *err) {
-    int os_errno = tb_file_of(identity->pid, region->descriptor, fd);
+    int os_errno = tb_file_of(identity->pid, file->descriptor, fd);
     if (os_errno == 0) {
         return TB_OK;
     }
@@ -54,41 +56,41 @@ static int32_t open_file(const tb_wire_identity *identity, const tb_wire_region 
     return tb_fail(err, gone ? TB_EPEER_LOST : TB_EREGION, rank, os_errno, "shared memory of rank %d", rank);
 }
 
-static int32_t check_file(int fd, const tb_wire_region *region, int32_t rank, tb_error *err) {
+static int32_t check_file(int fd, const tb_shm_file *file, int32_t rank, tb_error *err) {
     struct stat status;
     if (fstat(fd, &status) != 0) {
         return tb_fail(err, TB_ESYSTEM, rank, errno, "fstat of shared memory of rank %d", rank);
     }
-    if (!S_ISREG(status.st_mode) || status.st_dev != region->device || status.st_ino != region->inode
+    if (!S_ISREG(status.st_mode) || status.st_dev != file->device || status.st_ino != file->inode
         || status.st_uid != geteuid()) {
         return tb_fail(err, TB_EREGION, rank, 0, "shared memory of rank %d is another file than was exported",
                        rank);
     }
     uint64_t end;
     int seals = fcntl(fd, F_GET_SEALS);
-    if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || (uint64_t)status.st_size != region->file_bytes
-        || __builtin_add_overflow(region->file_offset, region->bytes, &end) || end > region->file_bytes) {
+    if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || (uint64_t)status.st_size != file->bytes
+        || __builtin_add_overflow(file->region_at, file->region_bytes, &end) || end > file->bytes) {
         return tb_fail(err, TB_ESEAL, rank, 0,
                        "shared memory of rank %d is not sealed against shrinking, or too small", rank);
     }
     return TB_OK;
 }
 
-static int32_t map_file(int fd, const tb_wire_region *region, int32_t rank, tb_shm_map **made,
+static int32_t map_file(int fd, const tb_shm_file *file, int32_t rank, tb_shm_map **made,
                         tb_error *err) {
     tb_shm_map *map = calloc(1, sizeof *map);
     if (map == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, rank, 0, "a mapping");
     }
-    void *at = mmap(NULL, region->file_bytes, PROT_READ, MAP_SHARED, fd, 0);
+    void *at = mmap(NULL, file->bytes, PROT_READ, MAP_SHARED, fd, 0);
     if (at == MAP_FAILED) {
         int os_errno = errno;
         free(map);
         return tb_fail(err, os_errno == ENOMEM ? TB_ENO_MEMORY : TB_ESYSTEM, rank, os_errno,
-                       "mapping %llu bytes of rank %d", (unsigned long long)region->file_bytes, rank);
+                       "mapping %llu bytes of rank %d", (unsigned long long)file->bytes, rank);
     }
     *map =
-        (tb_shm_map){.device = region->device, .inode = region->inode, .bytes = region->file_bytes, .at = at};
+        (tb_shm_map){.device = file->device, .inode = file->inode, .bytes = file->bytes, .at = at};
     *made = map;
     return TB_OK;
 }
@@ -98,11 +100,11 @@ static int32_t map_file(int fd, const tb_wire_region *region, int32_t rank, tb_s
  * too, so it takes its time for the first of them only. A kernel that does not know how to leaves it to the
  * faults.
  */
-static void touch(const tb_shm_map *map, const tb_wire_region *region) {
+static void touch(const tb_shm_map *map, const tb_shm_file *file) {
 #ifdef MADV_POPULATE_READ
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t at = (uintptr_t)(map->at + region->file_offset) & ~(page - 1);
-    uintptr_t end = (uintptr_t)(map->at + region->file_offset + region->bytes);
+    uintptr_t at = (uintptr_t)(map->at + file->region_at) & ~(page - 1);
+    uintptr_t end = (uintptr_t)(map->at + file->region_at + file->region_bytes);
     uint64_t until = tb_now() + TOUCH_NS;
     while (at < end && tb_now() < until) {
         uintptr_t bytes = end - at < TOUCH_BYTES ? end - at : TOUCH_BYTES;
@@ -113,22 +115,22 @@ static void touch(const tb_shm_map *map, const tb_wire_region *region) {
     }
 #else
     (void)map;
-    (void)region;
+    (void)file;
 #endif
 }
 
-int32_t tb_shm_map_open(const tb_wire_identity *identity, const tb_wire_region *region, int32_t rank,
+int32_t tb_shm_map_open(const tb_wire_identity *identity, const tb_shm_file *file, int32_t rank,
                         tb_shm_map **map, tb_error *err) {
     int fd;
-    int32_t code = open_file(identity, region, rank, &fd, err);
+    int32_t code = open_file(identity, file, rank, &fd, err);
     if (code != TB_OK) {
         return code;
     }
-    code = check_file(fd, region, rank, err);
+    code = check_file(fd, file, rank, err);
     if (code == TB_OK) {
         pthread_mutex_lock(&lock);
-        *map = find(region);
-        if (*map == NULL && (code = map_file(fd, region, rank, map, err)) == TB_OK) {
+        *map = find(file);
+        if (*map == NULL && (code = map_file(fd, file, rank, map, err)) == TB_OK) {
             (*map)->next = maps;
             maps = *map;
         }
@@ -139,7 +141,7 @@ int32_t tb_shm_map_open(const tb_wire_identity *identity, const tb_wire_region *
     }
     close(fd);
     if (code == TB_OK) {
-        touch(*map, region);
+        touch(*map, file);
     }
     return code;
 }

@@ -6,7 +6,7 @@
 #ifndef TB_OWN_H
 #define TB_OWN_H
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 
 void tb_own_add(tb_session *session);
 /* Nobody looks at it any more once this returns. */

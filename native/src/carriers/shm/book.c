@@ -1,4 +1,4 @@
-#include "carriers/book.h"
+#include "carriers/shm/book.h"
 
 #include <errno.h>
 #include <fcntl.h>

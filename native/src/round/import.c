@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
 #include "round/round.h"
@@ -24,7 +24,7 @@ tb_import *tb_import_create(tb_exchange *exchange) {
     const tb_program *program = &exchange->transfer->program;
     import->session = exchange->transfer->session;
     import->exchange = exchange;
-    import->carrier = tb_carriers[exchange->carrier];
+    import->carrier = exchange->carrier;
     import->rank = exchange->peer->rank;
     import->remote = exchange->remote;
     import->identity = exchange->identity;
@@ -39,7 +39,7 @@ tb_import *tb_import_create(tb_exchange *exchange) {
     import->limit =
         sizeof(tb_wire_export)
         + import->end_count
-              * (sizeof(tb_wire_region) + sizeof(tb_wire_end) + (3 + 2 * TB_MAX_DIMS) * sizeof(int64_t));
+              * (sizeof(tb_wire_region) + TB_BLOB_BYTES + sizeof(tb_wire_end) + (3 + 2 * TB_MAX_DIMS) * sizeof(int64_t));
     return import;
 }
 
@@ -62,14 +62,17 @@ static bool take_header(tb_import *import, const uint8_t *part, uint64_t bytes) 
     memcpy(&header, part, sizeof header);
     if (header.bytes > import->limit || header.ends != import->end_count || header.regions > import->end_count
         || header.words > import->limit / sizeof(int64_t)
+        || header.blob_bytes > (uint64_t)header.regions * TB_BLOB_BYTES
         || header.bytes
                != sizeof header + (uint64_t)header.regions * sizeof(tb_wire_region)
-                      + (uint64_t)header.ends * sizeof(tb_wire_end) + header.words * sizeof(int64_t)) {
+                      + (uint64_t)header.ends * sizeof(tb_wire_end) + header.words * sizeof(int64_t)
+                      + header.blob_bytes) {
         return false;
     }
     import->byte_count = header.bytes;
     import->region_count = header.regions;
     import->word_count = header.words;
+    import->blob_bytes = header.blob_bytes;
     return true;
 }
 
@@ -88,6 +91,7 @@ int32_t tb_import_take(tb_import *import, const uint8_t *part, uint64_t bytes, t
         import->regions = (const tb_wire_region *)(import->bytes + sizeof(tb_wire_export));
         import->ends = (const tb_wire_end *)(import->regions + import->region_count);
         import->words = (const int64_t *)(import->ends + import->end_count);
+        import->blobs = (const uint8_t *)(import->words + import->word_count);
         queue(import);
     }
     return TB_OK;
@@ -152,10 +156,10 @@ static int32_t check_end(const tb_import *import, uint32_t index, const tb_chunk
 static int32_t check_regions(const tb_import *import, tb_error *err) {
     for (uint32_t i = 0; i < import->region_count; i++) {
         const tb_wire_region *region = &import->regions[i];
-        uint64_t end;
         uint64_t table;
-        bool sound = !__builtin_add_overflow(region->file_offset, region->bytes, &end)
-                     && !__builtin_mul_overflow(region->pieces, sizeof(uint64_t), &table)
+        bool sound = !__builtin_mul_overflow(region->pieces, sizeof(uint64_t), &table)
+                     && region->blob_at <= import->blob_bytes
+                     && region->blob_bytes <= import->blob_bytes - region->blob_at
                      && region->pieces_at <= region->bytes && table <= region->bytes - region->pieces_at
                      && region->pieces_at % sizeof(uint64_t) == 0;
         if (!sound || (region->memory & ~import->carrier->memory) != 0) {
@@ -203,9 +207,11 @@ static void settle(tb_import *import, int32_t code, const tb_error *error) {
     }
     exchange->import = NULL;
     import->exchange = NULL;
-    bool other_way = (exchange->identity.carriers & import->session->identity.carriers & TB_CARRY_STREAM) != 0;
+    const tb_carrier *stream = tb_carrier_by_way(import->session, TB_WAY_STREAM);
+    uint32_t both = exchange->identity.carriers & import->session->identity.carriers;
+    bool other_way = (both >> stream->number & 1) != 0;
     if (code == TB_EUNSUPPORTED && other_way) {
-        exchange->carrier = TB_CARRIER_STREAM;
+        exchange->carrier = stream;
         tb_transfer_say_match(exchange);
     } else {
         tb_transfer_refuse(exchange->transfer, code, error->rank, error->os_errno, error->message);

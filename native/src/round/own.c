@@ -1,4 +1,4 @@
-#include "carriers/own.h"
+#include "round/own.h"
 
 #include <pthread.h>
 #include <string.h>

@@ -3,10 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "carriers/book.h"
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "wire/conn.h"
-#include "cuda/device.h"
 #include "base/error.h"
 #include "memory/shared_table.h"
 
@@ -22,6 +20,7 @@ typedef struct export {
     tb_wire_region *regions;
     tb_wire_end *ends;
     int64_t *words;
+    uint8_t *blobs;
 } export;
 
 static void count_ends(export *out) {
@@ -47,8 +46,12 @@ static void count_ends(export *out) {
 }
 
 static int32_t add_region(export *out, const tb_region *region, uint32_t number, tb_wire_region *row, tb_error *err) {
-    *row = (tb_wire_region){.memory = region->memory, .number = number, .bytes = region->bytes};
-    return out->carrier->describe(out->exchange->transfer->session, region, row, err);
+    *row = (tb_wire_region){
+        .memory = region->memory, .number = number, .bytes = region->bytes, .blob_at = out->header.blob_bytes};
+    int32_t code = out->carrier->describe(out->exchange->transfer->session, region, number,
+                                          out->blobs + out->header.blob_bytes, &row->blob_bytes, err);
+    out->header.blob_bytes += row->blob_bytes;
+    return code;
 }
 
 static int32_t use_region(export *out, uint32_t number, tb_error *err) {
@@ -87,7 +90,7 @@ static int32_t add_end(export *out, const tb_chunk *chunk, tb_wire_end *end, uin
         if (transfer->device != NULL) {
             uint32_t piece = chunk->source - TB_PIECE_BIT;
             *end = (tb_wire_end){transfer->pool.fixed_at[piece], out->pool, (uint32_t)*words, chunk->source_dtype, 0};
-            tb_device_piece_words(&transfer->program.pieces[piece], out->words + *words);
+            transfer->session->devices->piece_words(&transfer->program.pieces[piece], out->words + *words);
             *words += TB_PIECE_WORDS;
             return code;
         }
@@ -158,12 +161,13 @@ static void say(const export *out) {
     say_part(out->exchange, header, sizeof *header, part, &used, false);
     say_part(out->exchange, out->regions, header->regions * sizeof *out->regions, part, &used, false);
     say_part(out->exchange, out->ends, header->ends * sizeof *out->ends, part, &used, false);
-    say_part(out->exchange, out->words, header->words * sizeof *out->words, part, &used, true);
+    say_part(out->exchange, out->words, header->words * sizeof *out->words, part, &used, false);
+    say_part(out->exchange, out->blobs, header->blob_bytes, part, &used, true);
 }
 
 int32_t tb_export_say(tb_exchange *exchange, tb_error *err) {
     tb_session *session = exchange->transfer->session;
-    export out = {.exchange = exchange, .carrier = tb_carriers[exchange->carrier], .pool = TB_NONE};
+    export out = {.exchange = exchange, .carrier = exchange->carrier, .pool = TB_NONE};
     count_ends(&out);
     uint64_t bytes = (uint64_t)out.header.ends * sizeof *out.ends + out.header.words * sizeof *out.words;
     if (bytes > MOST_EXPORT_BYTES) {
@@ -175,21 +179,24 @@ int32_t tb_export_say(tb_exchange *exchange, tb_error *err) {
     out.regions = calloc(session->region_count + 1, sizeof *out.regions);
     out.ends = calloc((size_t)out.header.ends + 1, sizeof *out.ends);
     out.words = calloc(out.header.words + 1, sizeof *out.words);
+    out.blobs = calloc(session->region_count + 1, TB_BLOB_BYTES);
     int32_t code;
-    if (out.region_of == NULL || out.regions == NULL || out.ends == NULL || out.words == NULL) {
+    if (out.region_of == NULL || out.regions == NULL || out.ends == NULL || out.words == NULL || out.blobs == NULL) {
         code = tb_fail(err, TB_ENO_MEMORY, session->options.rank, 0, "an export of %llu bytes",
                        (unsigned long long)bytes);
     } else {
         memset(out.region_of, 0xff, (session->region_count + 1) * sizeof *out.region_of);
         code = add_ends(&out, err);
     }
-    if (code == TB_OK && session->book != NULL) {
-        tb_book_answer(session->book, session->options.rank, exchange->peer->rank, exchange->identity.nonce);
+    if (code == TB_OK && out.carrier->described != NULL) {
+        out.carrier->described(exchange);
     }
     if (code == TB_OK) {
-        out.header.bytes = sizeof out.header + out.header.regions * sizeof *out.regions + bytes;
+        out.header.bytes =
+            sizeof out.header + out.header.regions * sizeof *out.regions + bytes + out.header.blob_bytes;
         say(&out);
     }
+    free(out.blobs);
     free(out.words);
     free(out.ends);
     free(out.regions);

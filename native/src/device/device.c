@@ -1,4 +1,5 @@
-#include "cuda/device.h"
+/* A session's part of a GPU. What waits to be moved has a lock of its own; device.h says what needs the session's. */
+#include "device/device.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -169,8 +170,7 @@ void tb_device_submit(tb_device *device, tb_pull *pull, const tb_cuda_moves *mov
     }
 }
 
-/* ---- opening
- * ------------------------------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------------------------- */
 
 int32_t tb_device_open(const uint8_t uuid[16], tb_device **made, tb_error *err) {
     tb_device *device = calloc(1, sizeof *device);
@@ -217,8 +217,7 @@ tb_cuda_worker *tb_device_worker(const tb_device *device) {
     return device->worker;
 }
 
-/* ---- memory
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------------------------------------ */
 
 typedef struct memory_call {
     uint64_t address, bytes;
@@ -291,3 +290,12 @@ void tb_device_unload(tb_device *device, tb_cuda_moves *moves) {
     }
     tb_cuda_moves_free(moves);
 }
+
+const tb_device_kind tb_devices_cuda = {
+    .open = tb_device_open,
+    .close = tb_device_close,
+    .describe = tb_device_describe,
+    .transfer_allocate = tb_device_transfer_allocate,
+    .transfer_free = tb_device_transfer_free,
+    .piece_words = tb_device_piece_words,
+};

@@ -6,8 +6,11 @@
 #ifndef TB_DEVICE_H
 #define TB_DEVICE_H
 
-#include "carriers/carrier.h"
+#include "round/carrier.h"
 #include "cuda/cuda_moves.h"
+
+/* The devices of CUDA, as a session asks for them. */
+extern const tb_device_kind tb_devices_cuda;
 
 int32_t tb_device_open(const uint8_t uuid[16], tb_device **device, tb_error *err);
 /* Nothing of it is under way any more. */
@@ -27,8 +30,7 @@ void tb_device_unload(tb_device *device, tb_cuda_moves *moves);
 /* Moves a group for a pull, and ends it. */
 void tb_device_submit(tb_device *device, tb_pull *pull, const tb_cuda_moves *moves, uint32_t group);
 
-/* ---- device_transfer.c
- * ---------------------------------------------------------------------------------------- */
+/* ---- device_transfer.c --------------------------------------------------------------------------------- */
 
 /* The pool, and the table of what a transfer moves from this rank to itself. */
 int32_t tb_device_transfer_allocate(tb_transfer *transfer, tb_error *err);
@@ -39,11 +41,6 @@ void tb_device_transfer_free(tb_transfer *transfer);
  */
 int32_t tb_device_add_chunk(const tb_transfer *transfer, tb_cuda_moves *moves, uint32_t group,
                             const tb_chunk *chunk, const tb_cuda_place *source, tb_error *err);
-/*
- * A finished piece of 16- or 8-bit floats stays where its accumulators are: elements lie as far apart as
- * those. Words of that descriptor.
- */
-enum { TB_PIECE_WORDS = 5 };
 void tb_device_piece_words(const tb_piece *piece, int64_t words[TB_PIECE_WORDS]);
 
 #endif

@@ -2,10 +2,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cuda/device.h"
+#include "device/device.h"
 #include "base/error.h"
 #include "round/round.h"
-#include "carriers/nccl/nccl_steps.h"
 
 void tb_device_piece_words(const tb_piece *piece, int64_t words[TB_PIECE_WORDS]) {
     int64_t item = tb_dtype_size(piece->dtype);
@@ -41,8 +40,7 @@ int32_t tb_device_add_chunk(const tb_transfer *transfer, tb_cuda_moves *moves, u
     return tb_cuda_moves_add(moves, &ask, err);
 }
 
-/* ---- from this rank to itself
- * ------------------------------------------------------------------------------ */
+/* ---- from this rank to itself -------------------------------------------------------------------------- */
 
 static bool same_place(const tb_transfer *transfer, const tb_chunk *chunk, const tb_cuda_place *source) {
     const int64_t *words = transfer->program.words + chunk->destination_descriptor;
@@ -80,18 +78,9 @@ static int32_t add_local_buckets(tb_transfer *transfer, tb_error *err) {
     return code;
 }
 
-/* A contribution that NCCL brought lies in memory that its own moves know. */
 static void submit(tb_pull *pull) {
-    tb_transfer *transfer = pull->transfer;
-    if (tb_is_by_nccl(transfer, transfer->program.buckets[pull->bucket].channel)) {
-        tb_device_submit(transfer->device, pull, &transfer->nccl_steps->moves,
-                         transfer->nccl_steps->fold_of[pull->bucket]);
-    } else {
-        tb_device_submit(transfer->device, pull, transfer->local_moves, pull->bucket);
-    }
+    tb_device_submit(pull->transfer->device, pull, pull->transfer->local_moves, pull->bucket);
 }
-
-static const tb_carrier mover = {.name = "device", .memory = TB_MEMORY_CUDA, .submit = submit};
 
 static int32_t allocate_pool(tb_transfer *transfer, tb_error *err) {
     tb_device *device = transfer->device;
@@ -117,7 +106,7 @@ static int32_t allocate_pool(tb_transfer *transfer, tb_error *err) {
 
 int32_t tb_device_transfer_allocate(tb_transfer *transfer, tb_error *err) {
     int32_t code = allocate_pool(transfer, err);
-    transfer->mover = &mover;
+    transfer->mover = submit;
     transfer->local_moves = calloc(1, sizeof *transfer->local_moves);
     if (code == TB_OK && transfer->local_moves == NULL) {
         code = tb_fail(err, TB_ENO_MEMORY, -1, 0, "a table of moves");

@@ -1,0 +1,260 @@
+/*
+ * The seam for carriers: who brings the buckets of a peer into this rank's memory. carriers/registry.c lists them; nothing
+ * here knows which there are. docs/adding-a-transport.md shows how one is added.
+ *
+ * There are three ways. A stream: buckets travel as frames over the connections of the two ranks, and wire/ moves them.
+ * Jointly: several ranks move what they exchange in steps that are known beforehand, and the carrier says when a bucket is
+ * there. By pulls: the source says READY once a bucket was granted and all it waits for is done, the target moves its
+ * elements from the source's memory into its own, with cast and fold, and says READ; not a byte of a tensor passes a
+ * socket. Grants, waves, folds, pools, receipts and failures are those of every round: a carrier decides nothing, it moves.
+ *
+ * At prepare (docs/wire-protocol.md, "Carriers"), PREPARE says which carriers a session may use, on which host it runs and
+ * where its tensors lie. Both ends compute tb_carrier_select of the two, and so agree without a word; if no carrier fits,
+ * both fail with TB_UNSUPPORTED, naming what is missing. If it is one that pulls, the source exports: `describe` puts into a
+ * blob whatever the carrier needs to know of each registered region, and of the pool, that the source's chunks to this peer
+ * lie in, and export.c adds the ends. The target takes it in a thread, without the lock: import.c compares every end with
+ * its own program (element type, number of elements) and with its region, which no descriptor may leave; then `open`
+ * reaches for the regions: maps, opens handles, or finds that it must not. Only then it says MATCH. If it cannot, it says
+ * MATCH for the stream if both sides allow that, or RELEASE for good.
+ *
+ * In a round, a thread of the session calls, for each bucket that is READY, `move` or `submit`. `move` moves up to about
+ * `limit` bytes at once and says whether there are more. `submit` hands a tb_pull to a worker of the carrier's own and
+ * returns at once; the worker calls tb_pull_end, exactly once for each, in any order, from any thread. Buckets come in the
+ * order (wave, stage, channel, sequence), and all that are READY are submitted, so that a worker may take several at a time.
+ *
+ * Both look at tb_pull_stopped before they touch memory. A round that fails sets it, waits for every pull that has begun,
+ * and then answers the source with QUIET: the source's round ends, and its memory is free, when all its targets have. So a
+ * worker never just drops a pull, and ends it within the session's quiesce_ms, or memory is quarantined on both sides.
+ *
+ * A bucket lies where pull->transfer->program says, with its chunks. tb_import_end gives the source end of a chunk: region,
+ * offset, descriptor and element type; the target's end is that of the program (tb_flow_start_end). A bucket from this rank
+ * to itself has no import (pull->exchange is NULL), and both its ends are the program's; it is submitted to
+ * transfer->mover if one was set at prepare, for memory that the session's threads do not reach.
+ */
+#ifndef TB_CARRIER_H
+#define TB_CARRIER_H
+
+#include "round/thread.h"
+
+enum tb_memory_bits { TB_MEMORY_HOST = 1, TB_MEMORY_SHARED = 2, TB_MEMORY_CUDA = 4 };
+
+/* ---- what a target knows of a source's memory ---------------------------------------------------------- */
+
+enum tb_import_state {
+    TB_IMPORT_COMING,  /* parts of it are to come */
+    TB_IMPORT_WAITING, /* for a thread */
+    TB_IMPORT_OPENING, /* a thread has it */
+    TB_IMPORT_OPEN,
+};
+
+struct tb_import {
+    tb_import *next; /* that wait for a thread */
+    tb_session *session;
+    tb_exchange *exchange; /* NULL where it is not wanted any more */
+    const struct tb_carrier *carrier;
+    enum tb_import_state state;
+    int32_t rank; /* the source, its number of the transfer, and its process */
+    uint64_t remote;
+    tb_wire_identity identity;
+    uint8_t nonce[16]; /* that we have asked it to place in its book */
+    uint8_t *bytes; /* as exported */
+    uint64_t byte_count, got, limit;
+    const tb_wire_region *regions;
+    const tb_wire_end *ends;
+    const int64_t *words;
+    const uint8_t *blobs; /* of the regions, one after another */
+    uint32_t region_count, end_count, blob_bytes;
+    uint64_t word_count;
+    uint32_t first_chunk[TB_STAGES]; /* of the channel in the target's program */
+    uint32_t first_end[TB_STAGES];   /* and the end of that chunk */
+    void *opened;                    /* the carrier's own */
+};
+
+/* What the carrier of the source has said of a region; import.c has checked that it lies within the export. */
+static inline const void *tb_import_blob(const tb_import *import, uint32_t region) {
+    return import->blobs + import->regions[region].blob_at;
+}
+
+/* The source end of a chunk of a channel that is pulled. */
+static inline const tb_wire_end *tb_import_end(const tb_import *import, uint8_t stage, uint32_t chunk) {
+    return &import->ends[import->first_end[stage] + (chunk - import->first_chunk[stage])];
+}
+
+/* ---- a bucket that is moved ---------------------------------------------------------------------------- */
+
+struct tb_pull {
+    tb_transfer *transfer;
+    tb_exchange *exchange; /* of the source; NULL: from this rank to itself */
+    const tb_import *import;
+    uint32_t bucket;
+    uint64_t bytes;
+};
+
+/* True where the round has failed: memory of either side must not be touched from here on. */
+static inline bool tb_pull_stopped(const tb_pull *pull) {
+    return atomic_load(&pull->transfer->stop);
+}
+
+/*
+ * A submitted pull is over: neither side's memory is touched for it any more. code TB_OK: all of it was
+ * moved, and is seen by whatever reads the target's memory next. Else why not, and the rank where that began.
+ * Frees the pull. Without the lock, from any thread.
+ */
+void tb_pull_end(tb_pull *pull, int32_t code, int32_t rank, int os_errno, const char *message);
+
+/* ---- the table ----------------------------------------------------------------------------------------- */
+
+enum tb_moved { TB_MOVED_PART, TB_MOVED_ALL, TB_MOVED_NOT };
+
+enum tb_way { TB_WAY_STREAM = 1, TB_WAY_PULL = 2, TB_WAY_JOINT = 4 };
+
+enum { TB_BLOB_BYTES = 256 }; /* the most that a carrier says of a region */
+
+typedef struct tb_carrier {
+    /* ---- facts: all of them say something ---- */
+    uint32_t number; /* of its bit in tb_carrier_bits */
+    const char *name;
+    enum tb_way way;
+    uint32_t memory; /* bits of the kinds of memory that it reaches, at either end */
+    bool same_host;  /* both ends must be processes of one user on one host */
+    bool checksums;  /* it compares checksums of buckets */
+    /*
+     * What else keeps two ranks from using it; NULL if nothing does. words: room for a text of its own. *code may be
+     * made another one than TB_EUNSUPPORTED. May be NULL.
+     */
+    const char *(*lacks)(const tb_wire_identity *a, const tb_wire_identity *b, char *words, size_t size, int32_t *code);
+
+    /* ---- a session that may use it: each may be NULL ---- */
+    /* When the session opens, before its threads run: session->carrier_state[number] is the carrier's own. */
+    int32_t (*session_open)(tb_session *session, tb_error *err);
+    /* The session ends: everything of the carrier's own does. The lock is held. */
+    void (*session_stop)(tb_session *session);
+    /* Waits for that; false if it takes longer. Without the lock. */
+    bool (*session_rest)(tb_session *session, uint64_t until);
+    /* Gives back what the session took; also if session_open failed. */
+    void (*session_free)(tb_session *session);
+
+    /* ---- TB_WAY_PULL ---- */
+    /*
+     * Source: puts what a target has to know of a region into the blob; *bytes: how much, at most TB_BLOB_BYTES. number:
+     * of the region in the session, or TB_WIRE_POOL. The lock is held.
+     */
+    int32_t (*describe)(tb_session *session, const tb_region *region, uint32_t number, void *blob, uint32_t *bytes,
+                        tb_error *err);
+    /* Source: all regions were described to that peer. May be NULL. The lock is held. */
+    void (*described)(const tb_exchange *exchange);
+    /*
+     * Target: reaches for all regions of an import whose contents were checked; import->opened is its own. The exchange
+     * stays meanwhile, even if the import is dropped. In a thread, without the lock. TB_EUNSUPPORTED if this machine does
+     * not let it: then a stream may do.
+     */
+    int32_t (*open)(tb_import *import, const tb_exchange *exchange, tb_error *err);
+    /* Gives back what open took; also if open failed. Without the lock. */
+    void (*close)(tb_import *import);
+    /* One of the two, see above; submit also for TB_WAY_JOINT. *err is filled if TB_MOVED_NOT is given. */
+    enum tb_moved (*move)(tb_job *job, uint64_t limit, tb_error *err);
+    void (*submit)(tb_pull *pull);
+
+    /* ---- TB_WAY_JOINT: the lock is held unless a comment says otherwise ---- */
+    /* This rank takes part in the steps of a transfer: fills in transfer->joint. Without the lock. */
+    int32_t (*plan)(tb_transfer *transfer, tb_error *err);
+    /* Gives back what plan took. Without the lock. */
+    void (*transfer_free)(tb_transfer *transfer);
+    /* Something of it goes on outside of rounds: the transfer must not be released. */
+    bool (*busy)(const tb_transfer *transfer);
+    /* A round begins, of a transfer whose members begin rounds together; whether or not this rank takes part in steps. */
+    void (*round_begin)(tb_transfer *transfer);
+    /* From here on only if this rank takes part in steps: transfer->joint.own is set. */
+    void (*round_failed)(tb_transfer *transfer);
+    /* A frame of the carrier's own: TB_FRAME_CARRIER and the next two. */
+    int32_t (*frame)(tb_exchange *exchange, const tb_wire_header *header, tb_error *err);
+    /* A peer gave the round up, with that code, whether it is under way here or not. */
+    void (*peer_aborted)(tb_exchange *exchange, uint64_t round, int32_t code);
+    /* A peer has released the transfer, for that reason: it has nothing under way, and says nothing more of it. */
+    void (*peer_released)(tb_exchange *exchange, const tb_error *why);
+    void (*peer_gone)(tb_exchange *exchange, const char *why);
+} tb_carrier;
+
+/*
+ * The carrier of a pair: a pure function of what both have said, the same whichever end asks. Fails if there is none; the
+ * message names what is missing.
+ */
+int32_t tb_carrier_select(const tb_carrier *const *carriers, const tb_wire_identity *lower,
+                          const tb_wire_identity *higher, uint32_t flags, const tb_carrier **carrier, tb_error *err);
+/* The first of the session's table that moves in that way; NULL if there is none. */
+const tb_carrier *tb_carrier_by_way(const tb_session *session, enum tb_way way);
+/* Whether the session may use a carrier of one of these ways that reaches one of these kinds of memory. */
+bool tb_session_may(const tb_session *session, uint32_t ways, uint32_t memory);
+
+/* ---- memory of devices --------------------------------------------------------------------------------- */
+
+enum { TB_PIECE_WORDS = 5 };
+
+/* What a session asks of the device that its tensors may lie on. Calls block, and are made without the lock. */
+typedef struct tb_device_kind {
+    int32_t (*open)(const uint8_t uuid[16], tb_device **device, tb_error *err);
+    /* Nothing of it is under way any more. */
+    void (*close)(tb_device *device, uint32_t quiesce_ms);
+    /* How peers reach memory of the device. TB_EREGION if it is none, or not the device's. */
+    int32_t (*describe)(tb_device *device, uint64_t address, uint64_t bytes, tb_device_memory *memory, tb_error *err);
+    /* The pool of a transfer, and what it needs to move buckets from this rank to itself: sets transfer->mover. */
+    int32_t (*transfer_allocate)(tb_transfer *transfer, tb_error *err);
+    void (*transfer_free)(tb_transfer *transfer);
+    /*
+     * The descriptor of a finished piece. One of 16- or 8-bit floats stays where its accumulators are: its elements lie
+     * as far apart as those.
+     */
+    void (*piece_words)(const tb_piece *piece, int64_t words[TB_PIECE_WORDS]);
+} tb_device_kind;
+
+/* What tb_session_open does, with this table of carriers and this kind of devices. */
+int32_t tb_session_open_with(const tb_session_options *options, const tb_carrier *const *carriers,
+                             const tb_device_kind *devices, uint64_t *session, int32_t *event_fd, tb_error *err);
+
+/* ---- export.c, import.c: prepare; the lock is held unless a comment says otherwise --------------------- */
+
+/* Says all that a side's peer may read. */
+int32_t tb_export_say(tb_exchange *exchange, tb_error *err);
+/* What is to come of a peer; NULL where there is no memory. */
+tb_import *tb_import_create(tb_exchange *exchange);
+int32_t tb_import_take(tb_import *import, const uint8_t *part, uint64_t bytes, tb_error *err);
+/* Checks and opens the next one that waits: in a thread. False where there is none. */
+bool tb_import_serve(tb_session *session);
+/* Nobody wants it any more. It goes at once, or once the thread that has it is done. */
+void tb_import_drop(tb_import *import);
+/* Frees it. Without the lock. */
+void tb_import_free(tb_import *import);
+
+/* ---- round_pull.c: rounds; the lock is held ------------------------------------------------------------ */
+
+/* Source: a granted bucket waits for nothing any more. What was gathered goes out with tb_pulls_say. */
+void tb_pulls_ready(tb_transfer *transfer, uint32_t bucket);
+void tb_pulls_say(tb_transfer *transfer);
+/* Target: all contributions of stage 0 are granted at once, and take no slot. */
+void tb_pulls_grant(tb_transfer *transfer);
+/* Frames. */
+int32_t tb_pulls_on_ready(tb_exchange *exchange, const tb_wire_header *header, tb_error *err);
+int32_t tb_pulls_on_read(tb_exchange *exchange, const tb_wire_header *header, tb_error *err);
+void tb_pulls_on_quiet(tb_exchange *exchange, const tb_wire_header *header);
+/* Source: the target has read all of a channel. */
+void tb_pulls_taken(tb_exchange *exchange, uint32_t channel);
+/* Source: the round failed. Counts the targets that may still read in transfer->active. */
+void tb_pulls_await_quiet(tb_transfer *transfer);
+/* Source: a target reads no more: it said so, its process is gone, or it let go of the transfer. */
+void tb_pulls_are_quiet(tb_exchange *exchange);
+/* Target: the source's round failed, and asks for quiet. */
+void tb_pulls_owe_quiet(tb_exchange *exchange, uint64_t round);
+/* A pull has begun, is over, and what to do with its bucket. */
+void tb_pull_begin(tb_transfer *transfer, tb_exchange *exchange);
+void tb_pull_over(tb_transfer *transfer, tb_exchange *exchange);
+void tb_pull_finish(tb_transfer *transfer, tb_exchange *exchange, uint32_t bucket);
+/* A contribution is here, or can be read: it is folded in its turn. */
+void tb_pulls_came(tb_transfer *transfer, uint32_t bucket);
+
+/* In which way a channel's buckets come or go; 0: they stay in this rank. */
+static inline uint32_t tb_way_of(const tb_transfer *transfer, uint32_t channel) {
+    const tb_exchange *exchange = transfer->channels[channel].exchange;
+    return exchange == NULL ? 0 : exchange->carrier->way;
+}
+
+#endif
