@@ -228,16 +228,6 @@ typedef struct tb_binding {
 
 enum tb_transfer_flags { TB_TRANSFER_CHECKSUM = 1 };
 
-/*
- * Copies and checks the program and binds it; every access that it can make must lie in its binding and every binding
- * in registered memory. Connects its peers and exchanges key, plan digest and channel fingerprints with them. Ends
- * with TB_EVENT_PREPARED, at the latest at the deadline; timeout_ns of UINT64_MAX is none, here and in
- * tb_transfer_post.
- */
-TB_API int32_t tb_transfer_prepare(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
-                                const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
-                                uint64_t timeout_ns, uint64_t *transfer, tb_error *err);
-
 /* What a rank is to a transfer beyond what its program exchanges with it. */
 enum tb_member_roles {
     TB_MEMBER_JOINS = 1, /* it is of the communicator; others only begin their rounds with those who are */
@@ -250,7 +240,12 @@ typedef struct tb_member {
 } tb_member;
 
 /*
- * The same where some buckets of the plan go by NCCL. members, by ascending rank, this one among them, are all who
+ * Copies and checks the program and binds it; every access that it can make must lie in its binding and every binding
+ * in registered memory. Connects its peers and exchanges key, plan digest and channel fingerprints with them. Ends
+ * with TB_EVENT_PREPARED, at the latest at the deadline; timeout_ns of UINT64_MAX is none, here and in
+ * tb_transfer_post.
+ *
+ * members: NULL and 0 unless some buckets go by NCCL or ranks are linked. By ascending rank, this one among them, all who
  * begin rounds of it together: the lowest that joins leads them, and is connected with all. Which those are is the
  * same for all; a peer that counts others in, or of which another carrier than was said comes out, is TB_EINVALIDATED
  * with ESTALE: one of the two knew what is not so any more.
@@ -258,10 +253,10 @@ typedef struct tb_member {
  * and takes what memory it needs of the device; *attached is 0 until that is there. A round that begins before is
  * TB_EINVALIDATED.
  */
-TB_API int32_t tb_transfer_prepare_among(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
-                                         const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
-                                         uint64_t timeout_ns, const tb_member *members, uint32_t member_count,
-                                         uint64_t *transfer, tb_error *err);
+TB_API int32_t tb_transfer_prepare(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
+                                   const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
+                                   uint64_t timeout_ns, const tb_member *members, uint32_t member_count,
+                                   uint64_t *transfer, tb_error *err);
 TB_API int32_t tb_transfer_attach(uint64_t session, uint64_t transfer, uint64_t communicator, tb_error *err);
 /* TB_EINVALIDATED with ESTALE where a peer prepares anew what is prepared here: so must this rank. */
 TB_API int32_t tb_transfer_check_peers(uint64_t session, uint64_t transfer, tb_error *err);

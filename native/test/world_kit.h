@@ -265,7 +265,7 @@ static inline int32_t world_prepare_code(world *w, const kit *k, int rank, uint3
     }
     tb_member links[2] = {{0, rank == 2 ? TB_MEMBER_LINKED : 0}, {2, rank == 0 ? TB_MEMBER_LINKED : 0}};
     uint32_t link_count = w->linked && rank % 2 == 0 ? 2 : 0;
-    return tb_transfer_prepare_among(w->session[rank], "batch", program->bytes, program->byte_count, bindings,
+    return tb_transfer_prepare(w->session[rank], "batch", program->bytes, program->byte_count, bindings,
                                   program->buffer_count, flags, timeout, links, link_count, &w->transfer[rank],
                                   err);
 }

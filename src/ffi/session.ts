@@ -22,7 +22,7 @@ const native = declareNative({
   tb_session_next_event: ["u64", "pointer"],
   tb_session_handshake: ["u64", "u64", "pointer", "u32"],
   // biome-ignore format: one line a function
-  tb_transfer_prepare_among: ["u64", "string", "pointer", "u64", "pointer", "u32", "u32", "u64", "pointer", "u32", "out u64"],
+  tb_transfer_prepare: ["u64", "string", "pointer", "u64", "pointer", "u32", "u32", "u64", "pointer", "u32", "out u64"],
   tb_transfer_attach: ["u64", "u64", "u64"],
   tb_transfer_check_peers: ["u64", "u64"],
   tb_transfer_attached: ["u64", "u64", "out u32"],
@@ -236,7 +236,7 @@ export function answerHandshake(
 /** Starts it; the end is a `prepared` event. */
 export function prepareTransfer(session: bigint, options: TransferOptions): bigint {
   const { key, program, bindings, checksum, timeoutNs, members = [] } = options;
-  return native.tb_transfer_prepare_among(
+  return native.tb_transfer_prepare(
     session,
     key,
     program,

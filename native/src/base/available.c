@@ -1,3 +1,4 @@
+/* How much memory this process can take: what /proc and its control groups tell. No lock is needed. */
 #include "base/available.h"
 
 #include <inttypes.h>

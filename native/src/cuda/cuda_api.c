@@ -1,3 +1,4 @@
+/* The functions of libcuda. The loader has its own lock. */
 #include "cuda/cuda_api.h"
 
 #include <stdbool.h>

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #include "cuda/cuda_worker.h"
-#include "round/thread.h"
+#include "base/clock.h"
 #include "base/error.h"
 
 /* Where rounds follow each other without a gap, it is given back during one that needs nothing of this process. */

@@ -1,3 +1,4 @@
+/* Tables of moves for the kernels: made in any thread, uploaded and launched in the device's. No lock is needed. */
 #include "cuda/cuda_moves.h"
 
 #include <stdlib.h>

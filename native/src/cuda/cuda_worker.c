@@ -1,3 +1,7 @@
+/*
+ * The worker of a device: one thread that makes all calls of the driver. It has its own lock, and the list of
+ * workers another.
+ */
 #include "cuda/cuda_worker.h"
 
 #include <errno.h>

@@ -1,3 +1,7 @@
+/*
+ * A bucket's payload as a stream of bytes. Used by one thread at a time, which was counted before; no lock is
+ * needed.
+ */
 #include <string.h>
 
 #include "flow/flow_parts.h"

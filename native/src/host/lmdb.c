@@ -1,3 +1,4 @@
+/* LMDB: what its environment must be before it is opened, and what is reserved before it writes. No lock is needed. */
 #include "host/lmdb.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* The two files of an LMDB environment, looked at without LMDB. No lock is needed. */
 #include "host/lmdb_files.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* Ports: what threads of the bus have to say, gathered for an event loop. Each has its own lock. */
 #include "host/port.h"
 
 #include <errno.h>

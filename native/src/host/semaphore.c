@@ -1,3 +1,4 @@
+/* POSIX named semaphores that belong to this user alone. No lock is needed. */
 #include "host/semaphore.h"
 
 #include <errno.h>

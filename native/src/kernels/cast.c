@@ -1,3 +1,4 @@
+/* Casts of rows of elements, by the widest vectors that the processor has. No lock is needed. */
 #include <string.h>
 
 #include "kernels/cast_table.h"

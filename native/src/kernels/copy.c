@@ -1,3 +1,4 @@
+/* Copies of rows, past the cache if they are long. No lock is needed. */
 #include "kernels/copy.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+/* CRC-32C: its tables, its algebra, and which implementation is used. No lock is needed. */
 #include "kernels/crc32c.h"
 
 #include <pthread.h>

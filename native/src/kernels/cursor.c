@@ -1,3 +1,4 @@
+/* Walks over strided memory, element by element or run by run. No lock is needed. */
 #include "kernels/cursor.h"
 
 #include <string.h>

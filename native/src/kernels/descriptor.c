@@ -1,3 +1,4 @@
+/* Checks of strided descriptors that others have written. No lock is needed. */
 #include "kernels/cursor.h"
 #include "base/error.h"
 

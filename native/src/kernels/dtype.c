@@ -1,3 +1,4 @@
+/* Sizes and names of element types. No lock is needed. */
 #include "kernels/dtype.h"
 
 #include "kernels/cursor.h"

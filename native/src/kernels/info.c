@@ -1,3 +1,4 @@
+/* What this build and this processor are. No lock is needed. */
 #include <pthread.h>
 #include <stdio.h>
 

@@ -1,3 +1,4 @@
+/* Which vectors the processor has, asked once. No lock is needed. */
 #include "kernels/isa.h"
 
 #include <pthread.h>

@@ -1,3 +1,4 @@
+/* One element range from a strided place to another, with a cast on the way. No lock is needed. */
 #include "kernels/cursor.h"
 #include "kernels/dtype.h"
 #include "base/error.h"

@@ -1,3 +1,4 @@
+/* Strided elements into rows and out of them. No lock is needed. */
 #include <string.h>
 
 #include "kernels/copy.h"

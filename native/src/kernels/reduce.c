@@ -1,3 +1,4 @@
+/* Reductions of rows, by the widest vectors that the processor has. No lock is needed. */
 #include "kernels/reduce.h"
 
 #include <string.h>

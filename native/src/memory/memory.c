@@ -1,3 +1,4 @@
+/* Shared memory: files in memory that are sealed, mapped and handed over. The table of mappings has its own lock. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>

@@ -1,3 +1,4 @@
+/* Which addresses of this process are shared memory, and of which file. The table has its own lock. */
 #include "memory/shared_table.h"
 
 #include <errno.h>

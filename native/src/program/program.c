@@ -1,3 +1,7 @@
+/*
+ * The checks of a program's header and tables, and what is derived from them. No lock is needed: it belongs to one
+ * prepare.
+ */
 #include "program/program.h"
 
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* Which rounds of a transfer were given up, and why. The session's lock is held. */
 #include "round/aborts.h"
 
 static bool is_within(const tb_aborts *aborts, uint64_t round) {

@@ -1,3 +1,7 @@
+/*
+ * The sessions of this process, so that a peer that is one of them is read where it lies. The list's lock is taken
+ * before a session's.
+ */
 #include "round/own.h"
 
 #include <pthread.h>

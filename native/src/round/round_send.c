@@ -1,3 +1,4 @@
+/* Sending: which buckets wait for nothing any more, and which is next for a peer. The session's lock is held. */
 #include <string.h>
 
 #include "round/carrier.h"

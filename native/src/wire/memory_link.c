@@ -1,3 +1,4 @@
+/* Links within the process. A pipe has its own lock, which is taken before that of a session, never after it. */
 #include "wire/memory_link.h"
 
 #include <errno.h>

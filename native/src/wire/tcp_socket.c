@@ -1,3 +1,4 @@
+/* Links over TCP, and addresses as text. Used by the connection's thread; no lock is needed. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>

@@ -1,3 +1,4 @@
+/* Sizes of frames, and checks of hellos. No lock is needed. */
 #include "wire/wire.h"
 
 #include <string.h>

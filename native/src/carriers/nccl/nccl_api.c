@@ -1,3 +1,4 @@
+/* The functions of libnccl, and what a caller may know of it without a device. The loader has its own lock. */
 #include "carriers/nccl/nccl_api.h"
 
 #include <limits.h>

@@ -123,6 +123,14 @@ static inline tb_nccl_run *tb_nccl_run_of(const tb_transfer *transfer) {
     return transfer->joint.own;
 }
 
+/* ---- nccl_prepare.c ------------------------------------------------------------------------------------ */
+
+/* Without the lock. */
+int32_t tb_nccl_plan(tb_transfer *transfer, tb_error *err);
+void tb_nccl_transfer_free(tb_transfer *transfer);
+/* With it. */
+bool tb_nccl_busy(const tb_transfer *transfer);
+
 /* ---- nccl_transfer.c: the session's lock is held ------------------------------------------------------- */
 
 /* A run is over: memory is quiet. Or it is not, and is never touched again. */

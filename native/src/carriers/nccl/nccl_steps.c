@@ -1,3 +1,7 @@
+/*
+ * Planning steps: which buckets meet in which one, and how much memory each takes. At prepare, without the session's
+ * lock.
+ */
 #include "carriers/nccl/nccl_steps.h"
 
 #include <stdlib.h>

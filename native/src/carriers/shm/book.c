@@ -1,3 +1,7 @@
+/*
+ * A session's book. A source writes it with its session's lock held; a target reads another process's, which needs
+ * none.
+ */
 #include "carriers/shm/book.h"
 
 #include <errno.h>

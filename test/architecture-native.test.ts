@@ -1,0 +1,157 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+
+/** The rooms of the C engine: who includes whom, and who calls whom. */
+const root = join(import.meta.dirname, "../native/src");
+
+/** From the ground up. A room uses itself and what stands before it. */
+const floors = [
+  "base",
+  "kernels",
+  "memory",
+  "program",
+  "flow",
+  "host",
+  "cuda",
+  "wire",
+  "identity",
+  "round",
+  "device",
+  "carriers",
+];
+
+const files = (readdirSync(root, { recursive: true, encoding: "utf8" }) as string[])
+  .filter((path) => /\.[ch]$/.test(path))
+  .sort();
+const text = new Map(files.map((path) => [path, readFileSync(join(root, path), "utf8")]));
+const roomOf = (path: string) => path.split("/")[0]!;
+/** A carrier's folder, or the file itself where it stands in a room. */
+const folderOf = (path: string) => path.split("/").slice(0, -1).join("/");
+
+interface Arrow {
+  readonly from: string;
+  readonly to: string;
+  readonly what: string;
+}
+
+const includes: Arrow[] = files.flatMap((from) =>
+  [...text.get(from)!.matchAll(/^#include "([^"]+)"/gm)]
+    .filter(([, to]) => to !== "tensorbus.h" && to !== "tensorbus_bus.h")
+    .map(([, to]) => ({ from, to: to!, what: `includes ${to}` })),
+);
+
+/** Comments and strings are no code. */
+function codeOf(path: string): string {
+  return text.get(path)!.replace(/\/\*[\s\S]*?\*\/|"(?:\\.|[^"\\])*"/g, " ");
+}
+
+/** Functions and tables with a name of their own, and the file that defines each: a line that begins with it. */
+const definitions = new Map<string, string>();
+for (const path of files.filter((file) => file.endsWith(".c"))) {
+  for (const [, name] of codeOf(path).matchAll(
+    /^(?!static\b|typedef\b|extern\b|#)[a-z_][\w *]*?[ *](tb_\w+)(?:\([^;{]*\) \{|(?:\[\])? = \{)/gm,
+  )) {
+    definitions.set(name!, path);
+  }
+}
+
+const calls: Arrow[] = files.flatMap((from) =>
+  [...new Set(codeOf(from).match(/\btb_\w+/g) ?? [])]
+    .map((name) => ({ from, to: definitions.get(name) ?? from, what: `uses ${name}` }))
+    .filter(({ to }) => to !== from && from.endsWith(".c")),
+);
+
+function up({ from, to, what }: Arrow): string[] {
+  return floors.indexOf(roomOf(to)) > floors.indexOf(roomOf(from)) ? [`${from} ${what} (${to})`] : [];
+}
+
+/** Groups of files that reach each other by calls: Tarjan's components with more than one member. */
+function circles(): string[][] {
+  const next = new Map(files.map((path) => [path, [] as string[]]));
+  for (const { from, to } of calls) next.get(from)!.push(to);
+  const index = new Map<string, number>();
+  const low = new Map<string, number>();
+  const open: string[] = [];
+  const found: string[][] = [];
+  const visit = (path: string): void => {
+    index.set(path, index.size);
+    low.set(path, index.get(path)!);
+    open.push(path);
+    for (const other of next.get(path)!) {
+      if (!index.has(other)) {
+        visit(other);
+        low.set(path, Math.min(low.get(path)!, low.get(other)!));
+      } else if (open.includes(other)) {
+        low.set(path, Math.min(low.get(path)!, index.get(other)!));
+      }
+    }
+    if (low.get(path) === index.get(path)) {
+      const circle = open.splice(open.indexOf(path));
+      if (circle.length > 1) found.push(circle.sort());
+    }
+  };
+  for (const path of files) if (!index.has(path)) visit(path);
+  return found.sort((a, b) => b.length - a.length);
+}
+
+describe("rooms of the engine", () => {
+  it("are all on a floor", () => {
+    expect([...new Set(files.map(roomOf))].sort()).toEqual([...floors].sort());
+    expect(files.length).toBeGreaterThan(120);
+    expect(definitions.size).toBeGreaterThan(300);
+  });
+
+  it("include nothing above them", () => {
+    expect(includes.flatMap(up)).toEqual([]);
+    // native/cuda has the table that the kernels share with those who launch them.
+    expect(includes.filter(({ to }) => !text.has(to) && to !== "../cuda/table.h")).toEqual([]);
+  });
+
+  it("call nothing above them", () => {
+    expect(calls.flatMap(up)).toEqual([]);
+  });
+
+  it("have no circle that joins two of them, and none larger than the state machine of rounds", () => {
+    const found = circles();
+    expect(found.filter((circle) => new Set(circle.map(folderOf)).size > 1)).toEqual([]);
+    expect(roomOf(found[0]![0]!)).toBe("round");
+    expect(found[0]!.length).toBeLessThanOrEqual(15);
+    for (const circle of found.slice(1)) expect(circle.length).toBeLessThanOrEqual(6);
+  });
+});
+
+describe("carriers", () => {
+  const folders = [...new Set(files.filter((path) => roomOf(path) === "carriers").map(folderOf))].filter(
+    (folder) => folder !== "carriers",
+  );
+
+  it("know no sibling", () => {
+    expect(folders.length).toBeGreaterThanOrEqual(4);
+    const across = [...includes, ...calls].filter(
+      ({ from, to }) =>
+        folders.includes(folderOf(from)) && folders.includes(folderOf(to)) && folderOf(from) !== folderOf(to),
+    );
+    expect(across).toEqual([]);
+  });
+
+  it("are named by their own folder and the registry alone", () => {
+    const named =
+      /\b(?:TB_CARRIER_(?:STREAM|SHM|CUDA_IPC|NCCL)|TB_CARRY_(?:STREAM|SHM|CUDA_IPC|NCCL)|tb_carrier_(?:stream|shm|cuda_ipc|nccl)|\w*nccl\w*|cuda_ipc\w*|shm_\w+)\b/i;
+    const wrong = files
+      .filter((path) => ["flow", "program", "round", "device"].includes(roomOf(path)))
+      .flatMap(
+        (path) =>
+          codeOf(path)
+            .match(named)
+            ?.map((name) => `${path}: ${name}`) ?? [],
+      );
+    expect(wrong).toEqual([]);
+  });
+});
+
+describe("files of the engine", () => {
+  it("say first what they are for", () => {
+    expect(files.filter((path) => path.endsWith(".c") && !/^\/[*/]/.test(text.get(path)!))).toEqual([]);
+  });
+});
