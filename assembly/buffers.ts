@@ -3,9 +3,9 @@ import { alloc, allocZero } from "./arena";
 import { fail, TB_STRIDES } from "./error";
 import { dimsMost, tensorCount } from "./model";
 import { recordStage, recordTensor } from "./order";
-import { NONE, recordAt, recordCount } from "./sink";
+import { recordAt, recordCount } from "./sink";
 import { enter, enterSource, enterTarget, pattern, sourceLength, targetLength } from "./tensor";
-import { i64At, setI64, setU32, u32At } from "./words";
+import { i64At, NONE, setI64, setU32, u32At } from "./words";
 
 export const SOURCE: u32 = 0;
 export const TARGET: u32 = 1;

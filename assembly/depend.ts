@@ -14,9 +14,9 @@ import {
   recordTarget,
   recordTensor,
 } from "./order";
-import { NONE, pieceCount, recordAt, recordCount, unpack } from "./sink";
+import { pieceCount, recordAt, recordCount, unpack } from "./sink";
 import { PIECE } from "./striped";
-import { i64At, setU32, u32At } from "./words";
+import { i64At, NONE, setU32, u32At } from "./words";
 
 /**
  * Dependencies of bucket b are buckets `dependencies[dependencyFirst[b]]` up to `[dependencyFirst[b + 1]]`.

@@ -4,7 +4,8 @@
  * begins with `resume`; then come channels, then records, which the host reads where they lie.
  */
 import { alloc, allocZero, mark, OF_CHUNKS, release, reset } from "./arena";
-import { findChannel, findChannels, markHomes, stageWaves, tableAt, tableLength, useTable } from "./channels";
+import { findChannel, markHomes, stageWaves, tableAt, tableLength, useTable } from "./channel-table";
+import { findChannels } from "./channels";
 import { boxCount, chunkCount, countTensor, countWorld } from "./count";
 import { dependencies as dependencyList, dependencyFirst, findDependencies } from "./depend";
 import { fail, TB_PLAN_TOO_LARGE } from "./error";
@@ -25,13 +26,13 @@ import {
 import { programLength, writeProgram } from "./program";
 import { startReplay, tallyHome } from "./replay";
 import { startRoutes } from "./route";
-import { NONE, recordBytes, recordCount, records, restartPieces, seen, toRecords } from "./sink";
+import { recordBytes, recordCount, records, restartPieces, seen, toRecords } from "./sink";
 import { startNearby } from "./nearby";
 import { startShares } from "./shares";
 import { startStripes } from "./stripe";
 import { buckets, endHome, endTally, kinds, ranks, startHome, startTally } from "./tally";
 import { walkHome, walkRank, walkTensor } from "./walk";
-import { i64At } from "./words";
+import { i64At, NONE } from "./words";
 
 export { errorCode, errorValue } from "./error";
 

@@ -1,6 +1,6 @@
 /** What goes through each channel, summed up with the tally: by the numbers of channels through all stages. */
 import { allocZero } from "./arena";
-import { channelOf, slotBase, slotCount } from "./channels";
+import { channelOf, slotBase, slotCount } from "./channel-table";
 import { setI64 } from "./words";
 
 /** For each channel, i64: chunks, buckets, bytes, bytes on the wire (padding included). */

@@ -3,11 +3,11 @@
  * buckets: as many chunks as fit into `bucketBytes`, each at a multiple of 16.
  */
 import { alloc, allocZero, mark, release } from "./arena";
-import { channelOf, channelWave, slotBase, slotCount, stageWaves } from "./channels";
+import { channelOf, channelWave, slotBase, slotCount, stageWaves } from "./channel-table";
 import { bucketBytes, tensorRun, world } from "./model";
-import { NONE, recordAt, recordCount } from "./sink";
+import { recordAt, recordCount } from "./sink";
 import { sortByKey } from "./sort";
-import { addU32, setI64, setU32, u32At } from "./words";
+import { addU32, NONE, setI64, setU32, u32At } from "./words";
 
 /** Record numbers in the order of chunks. */
 export let order: usize = 0;

@@ -6,7 +6,7 @@
 import { alloc, allocZero } from "./arena";
 import { Axis } from "./axis";
 import { sortByKey } from "./sort";
-import { i64At, setI64, setU32, u32At } from "./words";
+import { i64At, NONE, setI64, setU32, u32At } from "./words";
 
 // @ts-ignore: decorator
 @unmanaged
@@ -54,7 +54,6 @@ function sortRuns(axis: Axis): u32 {
   return count;
 }
 
-const NONE: u32 = 0xffffffff;
 
 export function sweep(overlap: Overlap): void {
   const source = changetype<Axis>(overlap.source);

@@ -35,9 +35,9 @@ import {
   usedWave,
 } from "./order";
 import { poolBytes } from "./pool";
-import { NONE, pieceCount, recordAt, recordCount, REDUCE, unpack } from "./sink";
+import { pieceCount, recordAt, recordCount, REDUCE, unpack } from "./sink";
 import { sortByKey } from "./sort";
-import { addU32, i64At, setI64, setU32, u32At } from "./words";
+import { addU32, i64At, NONE, setI64, setU32, u32At } from "./words";
 
 const MAGIC: u32 = 0x47504254;
 const VERSION: u32 = 1;

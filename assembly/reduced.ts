@@ -2,7 +2,7 @@
 import { pieces, placePiece } from "./cut";
 import { DIRECT } from "./model";
 import { listOwners, ownerOf, ownerRank, ownerRotation } from "./route";
-import { COPY, emit, endPiece, nextPiece, NONE, REDUCE, SEND } from "./sink";
+import { COPY, emit, endPiece, nextPiece, REDUCE, SEND } from "./sink";
 import { cell, groupCount, groupMember, groupOf, groupSize, nextPart, startParts, stripeMember } from "./stripe";
 import { handOn, PIECE, stripeName } from "./striped";
 import {
@@ -17,6 +17,7 @@ import {
   targetRankAt,
   wantsTarget,
 } from "./tensor";
+import { NONE } from "./words";
 
 /**
  * Contributions to pieces that `rank` owns, and the pieces to their targets; with `contributions` also those

@@ -2,14 +2,15 @@
  * Replay: tensors of a class that stand in the same place of all rotations have the same chunks at a home. The
  * tally walks the first of them and notes its chunks; of the others it only puts as many bytes into buckets.
  */
-import { alloc, allocZero, grow } from "./arena";
+import { alloc, allocZero } from "./arena";
 import { classPeriods } from "./channels";
 import { findTensors, foundTensor } from "./homes";
 import { classCount, classFirst, classTensor, tensorClass, tensorOrdinal } from "./model";
-import { NONE, toNotes, toTally } from "./sink";
+import { forgetNotes, NOTE_BYTES, noteCount, notes, startNotes } from "./notes";
+import { toNotes, toTally } from "./sink";
 import { addSums, fill } from "./tally";
 import { enter, source } from "./tensor";
-import { setU32, u32At } from "./words";
+import { NONE, setU32, u32At } from "./words";
 import { walkHomeOf } from "./walk";
 
 /** For each class its period, and its first place; `NONE` where every tensor is walked. */
@@ -23,12 +24,6 @@ let uses: usize = 0;
 /** The places that the home at hand has. */
 let used: usize = 0;
 let usedCount: u32 = 0;
-
-/** A note: u32 stage, kind, from, to; i64 bytes. */
-const NOTE_BYTES: usize = 24;
-let notes: usize = 0;
-let noteCount: u32 = 0;
-let noteCapacity: u32 = 0;
 
 export function startReplay(): void {
   periods = classPeriods();
@@ -48,15 +43,14 @@ export function startReplay(): void {
   uses = allocZero(<usize>placeCount << 2);
   used = alloc(<usize>placeCount << 2);
   usedCount = 0;
-  noteCapacity = 64;
-  notes = alloc(<usize>noteCapacity * NOTE_BYTES);
+  startNotes();
 }
 
 /** Takes all chunks of a home, in the order of the tensors. */
 export function tallyHome(home: u32): void {
   for (let place: u32 = 0; place < usedCount; place++) setU32(uses, u32At(used, place), 0);
   usedCount = 0;
-  noteCount = 0;
+  forgetNotes();
   toTally();
   const tensors = findTensors(home);
   for (let at: u32 = 0; at < tensors; at++) {
@@ -85,20 +79,6 @@ function noteHome(home: u32, tensor: u32, place: u32): void {
   walkHomeOf(home, tensor);
   toTally();
   setU32(endNotes, place, noteCount);
-}
-
-export function note(stage: u32, kind: u32, from: u32, to: u32, bytes: i64): void {
-  if (noteCount == noteCapacity) {
-    notes = grow(notes, <usize>noteCapacity * NOTE_BYTES);
-    noteCapacity <<= 1;
-  }
-  const at = notes + <usize>noteCount * NOTE_BYTES;
-  noteCount++;
-  store<u32>(at, stage);
-  store<u32>(at, kind, 4);
-  store<u32>(at, from, 8);
-  store<u32>(at, to, 12);
-  store<i64>(at, bytes, 16);
 }
 
 function replay(place: u32): void {

@@ -1,19 +1,18 @@
 /** Where the chunks of a walk go: to the list of channels, to records, or into sums. */
 import { alloc, grow, OF_CHUNKS } from "./arena";
 import { boxSource, boxTarget } from "./box";
-import { addChannel } from "./channels";
+import { addChannel } from "./channel-set";
 import { pieceLengths, pieceOffsets } from "./cut";
 import { fail, TB_PLAN_TOO_LARGE } from "./error";
 import { dimsMost, wide } from "./model";
-import { note } from "./replay";
+import { note } from "./notes";
 import { tally } from "./tally";
 import { pattern, source, tensor } from "./tensor";
-import { i64At, setI64, setU32, u32At } from "./words";
+import { i64At, NONE, setI64, setU32, u32At } from "./words";
 
 export const COPY: u32 = 0;
 export const SEND: u32 = 1;
 export const REDUCE: u32 = 2;
-export const NONE: u32 = 0xffffffff;
 
 const TO_CHANNELS: u32 = 0;
 const TO_RECORDS: u32 = 1;

@@ -8,7 +8,7 @@ import { pieces, placePiece } from "./cut";
 import { HOST, hosts } from "./model";
 import { findHost, foundFirst, holderAt, indexOnHost, nearbyList } from "./nearby";
 import { rotation, senderOf } from "./route";
-import { COPY, emit, emitOnce, NONE, SEND } from "./sink";
+import { COPY, emit, emitOnce, SEND } from "./sink";
 import {
   cell,
   cellCount,
@@ -37,6 +37,7 @@ import {
   targetRankAt,
   wantsTarget,
 } from "./tensor";
+import { NONE } from "./words";
 
 /** The stripe of a record (`sink.ts`) that is handed on by itself: its box names it. */
 export const PIECE: u32 = 0xfffffffe;

@@ -5,8 +5,7 @@
 import { alloc, allocZero, grow } from "./arena";
 import { noteLink, startLinks } from "./links";
 import { bucketBytes, bucketsInFlight, Pattern, peersInFlight, tensorRun, world } from "./model";
-import { NONE } from "./sink";
-import { i64At, setI64, setU32, u32At } from "./words";
+import { i64At, NONE, setI64, setU32, u32At } from "./words";
 
 /** For each rank eight i64: sent, received, copied, reduced, staging to send, to receive, pool, chunks. */
 const RANK_WORDS: u32 = 8;

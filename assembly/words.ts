@@ -1,3 +1,8 @@
+/** No index, no rank, no channel. */
+export const NONE: u32 = 0xffffffff;
+/** Reduce, cross, fanout. */
+export const STAGES: u32 = 3;
+
 /** Arrays in the arena: an address and an index. */
 // @ts-ignore: decorator
 @inline
