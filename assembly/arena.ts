@@ -52,14 +52,14 @@ export function grow(at: usize, capacity: usize): usize {
     alloc(capacity);
     return at;
   }
-  if (capacity >= 0x80000000) fail(TB_PLAN_TOO_LARGE, OF_MEMORY, <i64>capacity << 1);
+  if (capacity >= 0x80000000) fail(TB_PLAN_TOO_LARGE, OF_MEMORY, (<i64>capacity) << 1);
   const moved = alloc(capacity << 1);
   memory.copy(moved, at, capacity);
   return moved;
 }
 
 function ensure(end: usize): void {
-  const have = <usize>memory.size() << 16;
+  const have = (<usize>memory.size()) << 16;
   if (end <= have) return;
   // An eighth more at a time: every call into the engine takes a while.
   const pages = <i32>((end - have + 0xffff) >> 16);

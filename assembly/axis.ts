@@ -59,8 +59,8 @@ function addRun(first: u32, start: i64, length: i64): void {
     return;
   }
   if (runs == capacity) {
-    starts = grow(starts, <usize>capacity << 3);
-    lengths = grow(lengths, <usize>capacity << 3);
+    starts = grow(starts, (<usize>capacity) << 3);
+    lengths = grow(lengths, (<usize>capacity) << 3);
     capacity <<= 1;
   }
   setI64(starts, runs, start);
@@ -194,7 +194,7 @@ function decodeOrder(axis: Axis, order: usize): bool {
 /** Renumbers groups that were cut in `order` to row-major over the mesh dimensions as they stand. */
 function renumber(axis: Axis, order: usize): void {
   const dims = axis.dims;
-  const weights = alloc(<usize>dims << 2);
+  const weights = alloc((<usize>dims) << 2);
   let weight: u32 = 1;
   for (let level = dims; level > 0; level--) {
     const dim = u32At(order, level - 1);
@@ -255,7 +255,7 @@ export let misfitLength: i64 = 0;
 export function layOut(axis: Axis): bool {
   misfit = -1;
   amid = -1;
-  const order = alloc(<usize>axis.dims << 2);
+  const order = alloc((<usize>axis.dims) << 2);
   for (let dim: u32 = 0; dim < axis.dims; dim++) setU32(order, dim, dim);
   if (axis.reading == ORDER) {
     if (!decodeOrder(axis, order) || !cutLists(axis, order)) return false;
@@ -264,7 +264,7 @@ export function layOut(axis: Axis): bool {
     return false;
   }
   if (axis.unit > 1 && !countUnits(axis)) return false;
-  axis.locals = allocZero(<usize>axis.groups << 3);
+  axis.locals = allocZero((<usize>axis.groups) << 3);
   for (let group: u32 = 0; group < axis.groups; group++) {
     let length: i64 = 0;
     for (let run = u32At(axis.pointers, group); run < u32At(axis.pointers, group + 1); run++) {
@@ -279,6 +279,6 @@ export function layOut(axis: Axis): bool {
 export function sameRuns(a: Axis, b: Axis): bool {
   const pointers = (<usize>a.groups + 1) << 2;
   if (a.groups != b.groups || memory.compare(a.pointers, b.pointers, pointers) != 0) return false;
-  const bytes = <usize>u32At(a.pointers, a.groups) << 3;
+  const bytes = (<usize>u32At(a.pointers, a.groups)) << 3;
   return memory.compare(a.starts, b.starts, bytes) == 0 && memory.compare(a.lengths, b.lengths, bytes) == 0;
 }

@@ -29,7 +29,7 @@ export function bufferOf(tensor: u32, kind: u32): u32 {
 // @ts-ignore: decorator
 @inline
 export function bufferStrides(buffer: u32): usize {
-  return strides + (<usize>buffer * dimsMost << 3);
+  return strides + ((<usize>buffer * dimsMost) << 3);
 }
 
 /**
@@ -37,8 +37,8 @@ export function bufferStrides(buffer: u32): usize {
  * have any.
  */
 export function findBuffers(rank: u32, entries: usize, entryCount: u32): void {
-  numbers = alloc(<usize>tensorCount << 3);
-  memory.fill(numbers, 0xff, <usize>tensorCount << 3);
+  numbers = alloc((<usize>tensorCount) << 3);
+  memory.fill(numbers, 0xff, (<usize>tensorCount) << 3);
   for (let index: u32 = 0; index < recordCount; index++) {
     const record = recordAt(index);
     const slot = recordTensor(record) * 2;
@@ -52,7 +52,7 @@ export function findBuffers(rank: u32, entries: usize, entryCount: u32): void {
   for (let slot: u32 = 0; slot < tensorCount * 2; slot++) {
     if (u32At(numbers, slot) != NONE) setU32(numbers, slot, bufferCount++);
   }
-  strides = allocZero(<usize>bufferCount * dimsMost << 3);
+  strides = allocZero((<usize>bufferCount * dimsMost) << 3);
   lengths = alloc(64);
   for (let tensor: u32 = 0; tensor < tensorCount; tensor++) {
     if (bufferOf(tensor, SOURCE) != NONE) layContiguous(rank, tensor, SOURCE);

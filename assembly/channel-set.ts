@@ -15,7 +15,7 @@ let home: u32 = 0;
 
 export function startChannels(): void {
   for (let stage: u32 = 0; stage < STAGES; stage++) {
-    setU32(stamps, stage, <u32>allocZero(<usize>world << 2));
+    setU32(stamps, stage, <u32>allocZero((<usize>world) << 2));
     setU32(capacities, stage, 1024);
     setU32(counts, stage, 0);
     setU32(peers, stage, <u32>alloc(1024 << 2));
@@ -43,7 +43,7 @@ export function addChannel(stage: u32, from: u32, to: u32): void {
   const count = u32At(counts, stage);
   if (count == u32At(capacities, stage)) {
     if (count >= CHANNELS_MOST) fail(TB_PLAN_TOO_LARGE, OF_CHANNELS, CHANNELS_MOST);
-    setU32(peers, stage, <u32>grow(u32At(peers, stage), <usize>count << 2));
+    setU32(peers, stage, <u32>grow(u32At(peers, stage), (<usize>count) << 2));
     setU32(capacities, stage, count << 1);
   }
   setU32(u32At(peers, stage), count, peer);

@@ -21,7 +21,7 @@ export function buildTable(pointers: usize): void {
   let channels: u32 = 0;
   for (let stage: u32 = 0; stage < STAGES; stage++) channels += foundChannels(stage);
   tableWords = HEAD + STAGES * (world + 1) + 2 * channels;
-  table = alloc(<usize>tableWords << 2);
+  table = alloc((<usize>tableWords) << 2);
   memory.copy(table + (HEAD << 2), pointers, (<usize>world + 1) * 4 * STAGES);
   for (let stage: u32 = 0; stage < STAGES; stage++) setU32(table, stage, foundChannels(stage));
   for (let stage: u32 = 0; stage < STAGES; stage++) {
@@ -32,14 +32,14 @@ export function buildTable(pointers: usize): void {
 }
 
 function rowPointers(stage: u32): usize {
-  return table + (<usize>(HEAD + stage * (world + 1)) << 2);
+  return table + ((<usize>(HEAD + stage * (world + 1))) << 2);
 }
 function peersOf(stage: u32): usize {
-  return table + (<usize>(HEAD + STAGES * (world + 1) + slotBase(stage)) << 2);
+  return table + ((<usize>(HEAD + STAGES * (world + 1) + slotBase(stage))) << 2);
 }
 function wavesOf(stage: u32): usize {
   // Peers of all stages come before the waves of all, so that each stage's lie equally far apart.
-  return peersOf(stage) + (<usize>slotBase(STAGES) << 2);
+  return peersOf(stage) + ((<usize>slotBase(STAGES)) << 2);
 }
 /** Channels of the stages before one: what numbers channels through all stages. */
 export function slotBase(stage: u32): u32 {
@@ -53,7 +53,7 @@ function sortRows(pointers: usize, from: usize, to: usize): void {
   const before = mark();
   const count = u32At(pointers, world);
   const starts = allocZero((<usize>world + 1) << 2);
-  const homes = alloc(<usize>count << 2);
+  const homes = alloc((<usize>count) << 2);
   for (let at: u32 = 0; at < count; at++) addU32(starts, u32At(from, at) + 1, 1);
   for (let rank: u32 = 0; rank < world; rank++) addU32(starts, rank + 1, u32At(starts, rank));
   const fill = alloc((<usize>world + 1) << 2);

@@ -82,7 +82,7 @@ export function findChannels(): void {
  * of all rotations use the same.
  */
 export function classPeriods(): usize {
-  const periods = alloc(<usize>classCount << 2);
+  const periods = alloc((<usize>classCount) << 2);
   for (let index: u32 = 0; index < classCount; index++) {
     enter(classTensor(classFirst(index)));
     const holders = source.replicas * source.contributions;

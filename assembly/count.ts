@@ -40,8 +40,8 @@ export function countTensor(tensor: u32): void {
 
 /** The chunks of all tensors: tensors of a class have equally many. */
 export function countWorld(): i64 {
-  const known = alloc(<usize>patternCount << 3);
-  memory.fill(known, 0xff, <usize>patternCount << 3);
+  const known = alloc((<usize>patternCount) << 3);
+  memory.fill(known, 0xff, (<usize>patternCount) << 3);
   let total: i64 = 0;
   for (let index: u32 = 0; index < classCount; index++) {
     const first = classTensor(classFirst(index));
@@ -105,8 +105,8 @@ function collectParts(dim: u32): void {
   const end = u32At(overlap.targetPointers, group + 1);
   const whole = slabLength(dim);
   const slabs = slabsAlong(dim);
-  parts = alloc(<usize>(end - begin) << 5);
-  partTimes = alloc(<usize>(end - begin) << 5);
+  parts = alloc((<usize>(end - begin)) << 5);
+  partTimes = alloc((<usize>(end - begin)) << 5);
   partCount = 0;
   for (let place = begin; place < end; place++) {
     const segment = u32At(overlap.targetList, place);
@@ -162,9 +162,9 @@ function countPieces(): i64 {
 
 /** Lists the distinct lengths among `all`, each with how often it occurs: by `weights`, or once for 0. */
 function collect(dim: u32, all: usize, weights: usize, count: u32): void {
-  const order = alloc(<usize>count << 2);
-  const value = alloc(<usize>count << 3);
-  const time = alloc(<usize>count << 3);
+  const order = alloc((<usize>count) << 2);
+  const value = alloc((<usize>count) << 3);
+  const time = alloc((<usize>count) << 3);
   for (let segment: u32 = 0; segment < count; segment++) setU32(order, segment, segment);
   sortByKey(order, count, all);
   let found: u32 = 0;

@@ -31,8 +31,8 @@ let capacity: u32 = 0;
  * the order of the fold.
  */
 export function pieceRecords(): usize {
-  const first = alloc(<usize>pieceCount << 2);
-  memory.fill(first, 0xff, <usize>pieceCount << 2);
+  const first = alloc((<usize>pieceCount) << 2);
+  memory.fill(first, 0xff, (<usize>pieceCount) << 2);
   for (let index: u32 = 0; index < recordCount; index++) {
     const piece = load<u32>(recordAt(index), 16);
     if (piece < pieceCount && u32At(first, piece) == NONE) setU32(first, piece, index);
@@ -60,12 +60,12 @@ export function findCompletions(pieces: usize): void {
 }
 
 function collect(pieces: usize, onlyLast: bool): void {
-  stamps = alloc(<usize>bucketCount << 2);
-  memory.fill(stamps, 0xff, <usize>bucketCount << 2);
+  stamps = alloc((<usize>bucketCount) << 2);
+  memory.fill(stamps, 0xff, (<usize>bucketCount) << 2);
   dependencyFirst = alloc((<usize>bucketCount + 1) << 2);
   if (fans) listWriters();
   capacity = 256;
-  dependencies = alloc(<usize>capacity << 2);
+  dependencies = alloc((<usize>capacity) << 2);
   dependencyCount = 0;
   for (let bucket: u32 = 0; bucket < bucketCount; bucket++) {
     setU32(dependencyFirst, bucket, dependencyCount);
@@ -101,10 +101,10 @@ let mask: u32 = 0;
 function listWriters(): void {
   mask = 1;
   while (mask < recordCount) mask <<= 1;
-  heads = alloc(<usize>mask << 2);
-  memory.fill(heads, 0xff, <usize>mask << 2);
+  heads = alloc((<usize>mask) << 2);
+  memory.fill(heads, 0xff, (<usize>mask) << 2);
   mask--;
-  nexts = alloc(<usize>recordCount << 2);
+  nexts = alloc((<usize>recordCount) << 2);
   for (let index: u32 = 0; index < recordCount; index++) {
     const record = recordAt(index);
     if (recordStage(record) != 1 || recordStripe(record) == NONE) continue;
@@ -146,7 +146,7 @@ function stripeHash(record: usize, rank: u32): u32 {
 function sameTargetBox(one: usize, other: usize): bool {
   unpack(one, 1, at);
   unpack(other, 1, otherAt);
-  return memory.compare(at, otherAt, <usize>recordDims(one) << 3) == 0;
+  return memory.compare(at, otherAt, (<usize>recordDims(one)) << 3) == 0;
 }
 
 function recordDims(record: usize): u32 {
@@ -163,7 +163,7 @@ function add(other: u32, bucket: u32): void {
   if (u32At(stamps, other) == bucket) return;
   setU32(stamps, other, bucket);
   if (dependencyCount == capacity) {
-    dependencies = grow(dependencies, <usize>capacity << 2);
+    dependencies = grow(dependencies, (<usize>capacity) << 2);
     capacity <<= 1;
   }
   setU32(dependencies, dependencyCount++, other);

@@ -79,7 +79,12 @@ function sendChosen(rank: u32, origin: u32, targetAt: u32): void {
     if (findHost(nearby, hostOf(to)) == 0) sendPiece(rank, to, item / target.replicas);
   }
   const near: i64 = findHost(nearby, hostOf(rank));
-  sendNear(rank, targetAt, near, (<i64>indexOnHost(nearby, sourceReplica) - rotation(items, near) + near) % near);
+  sendNear(
+    rank,
+    targetAt,
+    near,
+    (<i64>indexOnHost(nearby, sourceReplica) - rotation(items, near) + near) % near,
+  );
 }
 
 /** Of the items for targets on the rank's host, every `near`-th from item `first` on is this rank's. */

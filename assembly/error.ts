@@ -32,5 +32,5 @@ export function errorCode(): i32 {
 }
 
 export function errorValue(index: i32): i64 {
-  return load<i64>(values + (<usize>index << 3));
+  return load<i64>(values + ((<usize>index) << 3));
 }

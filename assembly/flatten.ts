@@ -35,7 +35,7 @@ export function describe(ndim: u32, offsets: usize, lengths: usize, strides: usi
     }
   }
   const first = descriptorWords;
-  const at = alloc(<usize>(3 + 2 * loops) << 3);
+  const at = alloc((<usize>(3 + 2 * loops)) << 3);
   setI64(at, 0, offset);
   setI64(at, 1, loops);
   let word: u32 = 2;

@@ -48,16 +48,16 @@ function build(): void {
   sources = findPlaces(true);
   fans = findPlaces(false);
   marks = allocZero(tensorCount);
-  list = alloc(<usize>tensorCount << 2);
-  keys = alloc(<usize>tensorCount << 3);
+  list = alloc((<usize>tensorCount) << 2);
+  keys = alloc((<usize>tensorCount) << 3);
   for (let tensor: u32 = 0; tensor < tensorCount; tensor++) setI64(keys, tensor, tensor);
 }
 
 /** Places of the sources of all classes, or of the targets of those that are striped. */
 function findPlaces(asSource: bool): Places {
   const found = changetype<Places>(alloc(offsetof<Places>()));
-  const all = alloc(<usize>classCount << 3);
-  found.classes = alloc(<usize>classCount << 2);
+  const all = alloc((<usize>classCount) << 3);
+  found.classes = alloc((<usize>classCount) << 2);
   let classes: u32 = 0;
   for (let index: u32 = 0; index < classCount; index++) {
     const tensor = classTensor(classFirst(index));
@@ -76,7 +76,7 @@ function findPlaces(asSource: bool): Places {
     if (isNew) setU32(found.first, found.count++, at);
   }
   setU32(found.first, found.count, classes);
-  found.tensors = allocZero(<usize>found.count << 2);
+  found.tensors = allocZero((<usize>found.count) << 2);
   for (let place: u32 = 0; place < found.count; place++) {
     for (let at = u32At(found.first, place); at < u32At(found.first, place + 1); at++) {
       const index = u32At(found.classes, at);
@@ -86,7 +86,7 @@ function findPlaces(asSource: bool): Places {
   found.pointers = allocZero((<usize>world + 1) << 2);
   for (let place: u32 = 0; place < found.count; place++) visitRanks(found, place, asSource, 0);
   for (let rank: u32 = 0; rank < world; rank++) addU32(found.pointers, rank + 1, u32At(found.pointers, rank));
-  found.places = alloc(<usize>u32At(found.pointers, world) << 2);
+  found.places = alloc((<usize>u32At(found.pointers, world)) << 2);
   const filled = alloc((<usize>world + 1) << 2);
   memory.copy(filled, found.pointers, (<usize>world + 1) << 2);
   for (let place: u32 = 0; place < found.count; place++) visitRanks(found, place, asSource, filled);

@@ -8,7 +8,7 @@ const LINK_WORDS: u32 = 4;
 let links: usize = 0;
 
 export function startLinks(): void {
-  links = allocZero(<usize>slotCount() * LINK_WORDS << 3);
+  links = allocZero((<usize>slotCount() * LINK_WORDS) << 3);
 }
 
 export function linksAt(): usize {
@@ -16,7 +16,15 @@ export function linksAt(): usize {
 }
 
 /** Notes the sums of the channel from a rank to a rank: each comes once, when its home ends. */
-export function noteLink(stage: u32, from: u32, to: u32, chunks: i64, buckets: i64, bytes: i64, wire: i64): void {
+export function noteLink(
+  stage: u32,
+  from: u32,
+  to: u32,
+  chunks: i64,
+  buckets: i64,
+  bytes: i64,
+  wire: i64,
+): void {
   const slot = (slotBase(stage) + channelOf(stage, from, to)) * LINK_WORDS;
   setI64(links, slot, chunks);
   setI64(links, slot + 1, buckets);

@@ -142,8 +142,8 @@ export function loadImage(at: usize): void {
   fans = false;
   loadMeshes(image + u32At(image, MESH_AT));
   meetings = allocZero(meshCount * meshCount);
-  patterns = alloc(<usize>patternCount << 2);
-  sideKinds = alloc(<usize>patternCount << 3);
+  patterns = alloc((<usize>patternCount) << 2);
+  sideKinds = alloc((<usize>patternCount) << 3);
   for (let index: u32 = 0; index < patternCount; index++) {
     const record = image + u32At(image, PATTERN_AT) + <usize>index * PATTERN_WORDS * 8;
     setU32(patterns, index, <u32>loadPattern(record, index));
@@ -151,7 +151,7 @@ export function loadImage(at: usize): void {
 }
 
 function loadMeshes(at: usize): void {
-  meshes = alloc(<usize>meshCount << 2);
+  meshes = alloc((<usize>meshCount) << 2);
   for (let index: u32 = 0; index < meshCount; index++) {
     const mesh = changetype<Mesh>(alloc(offsetof<Mesh>()));
     mesh.ndim = load<u32>(at);
@@ -165,8 +165,8 @@ function loadMeshes(at: usize): void {
       setU32(mesh.strides, dim - 1, stride);
       stride *= u32At(mesh.shape, dim - 1);
     }
-    mesh.indexOf = alloc(<usize>world << 2);
-    memory.fill(mesh.indexOf, 0xff, <usize>world << 2);
+    mesh.indexOf = alloc((<usize>world) << 2);
+    memory.fill(mesh.indexOf, 0xff, (<usize>world) << 2);
     for (let position: u32 = 0; position < mesh.size; position++) {
       setU32(mesh.indexOf, u32At(mesh.ranks, position), position);
     }
@@ -204,7 +204,7 @@ function loadPattern(record: usize, index: u32): usize {
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
     if (i64At(pattern.shape, dim) > <i64>u32.MAX_VALUE) wide = true;
   }
-  pattern.overlaps = alloc(<usize>pattern.ndim << 2);
+  pattern.overlaps = alloc((<usize>pattern.ndim) << 2);
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
     setU32(pattern.overlaps, dim, <u32>findOverlap(u32At(source.axes, dim), u32At(target.axes, dim)));
   }
@@ -245,8 +245,8 @@ function loadSide(pattern: Pattern, words: usize, mesh: u32, which: i32): usize 
     }
     setU32(side.weights, dim - 1, weight);
   }
-  side.axes = alloc(<usize>pattern.ndim << 2);
-  side.groupOffsets = alloc(<usize>pattern.ndim << 2);
+  side.axes = alloc((<usize>pattern.ndim) << 2);
+  side.groupOffsets = alloc((<usize>pattern.ndim) << 2);
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
     setU32(side.axes, dim, <u32>findAxis(pattern, side, words, <i32>dim, ndim, which));
     setU32(side.groupOffsets, dim, <u32>offsetsOf(side, <i32>dim));
@@ -276,7 +276,7 @@ function number(side: Side): void {
 
 function isOnSame(one: Side, other: Side): bool {
   if (one.mesh != other.mesh) return false;
-  return memory.compare(one.shape, other.shape, <usize>changetype<Mesh>(one.mesh).ndim << 2) == 0;
+  return memory.compare(one.shape, other.shape, (<usize>changetype<Mesh>(one.mesh).ndim) << 2) == 0;
 }
 
 function replicatesAlike(one: Side, other: Side): bool {
@@ -298,7 +298,7 @@ function countOf(side: Side, shards: i32): u32 {
 function offsetsOf(side: Side, shards: i32): usize {
   const mesh = changetype<Mesh>(side.mesh);
   const count = countOf(side, shards);
-  const offsets = alloc(<usize>count << 2);
+  const offsets = alloc((<usize>count) << 2);
   setU32(offsets, 0, 0);
   let filled: u32 = 1;
   for (let dim: u32 = 0; dim < mesh.ndim; dim++) {
@@ -366,9 +366,9 @@ function internAxis(
       axis.reading == reading &&
       axis.dims == dims &&
       axis.unit == unit &&
-      memory.compare(axis.sizes, sizes, <usize>dims << 2) == 0 &&
-      memory.compare(axis.factors, factors, <usize>dims << 3) == 0 &&
-      memory.compare(axis.cuts, cuts, <usize>dims << 2) == 0
+      memory.compare(axis.sizes, sizes, (<usize>dims) << 2) == 0 &&
+      memory.compare(axis.factors, factors, (<usize>dims) << 3) == 0 &&
+      memory.compare(axis.cuts, cuts, (<usize>dims) << 2) == 0
     ) {
       return at;
     }

@@ -12,14 +12,14 @@ import { setI64, setU32, u32At } from "./words";
 let lists: usize = 0;
 
 export function startNearby(): void {
-  lists = hosts == 0 ? 0 : allocZero(<usize>sideKindCount << 2);
+  lists = hosts == 0 ? 0 : allocZero((<usize>sideKindCount) << 2);
 }
 
 /** A list, u32 words: hosts, ascending; where each begins among the holders, and the end; holders by host. */
 export function nearbyList(side: Side, origin: u32): usize {
   let ofSide = <usize>u32At(lists, side.kind);
   if (ofSide == 0) {
-    ofSide = allocZero(<usize>changetype<Mesh>(side.mesh).size << 2);
+    ofSide = allocZero((<usize>changetype<Mesh>(side.mesh).size) << 2);
     setU32(lists, side.kind, <u32>ofSide);
   }
   let list = <usize>u32At(ofSide, origin);
@@ -33,8 +33,8 @@ export function nearbyList(side: Side, origin: u32): usize {
 function makeList(side: Side, origin: u32): usize {
   const ranks = changetype<Mesh>(side.mesh).ranks;
   const count = side.replicas * side.contributions;
-  const keys = alloc(<usize>count << 3);
-  const order = alloc(<usize>count << 2);
+  const keys = alloc((<usize>count) << 3);
+  const order = alloc((<usize>count) << 2);
   for (let holder: u32 = 0; holder < count; holder++) {
     const offset = u32At(side.contributionOffsets, holder % side.contributions);
     const rank = u32At(ranks, origin + u32At(side.replicaOffsets, holder / side.contributions) + offset);

@@ -71,7 +71,7 @@ function slotOf(record: usize, rank: i32): u32 {
   const from = recordSource(record);
   const to = recordTarget(record);
   if (rank < 0) {
-    const key = (<i64>stage << 40) | (<i64>from << 20) | to;
+    const key = ((<i64>stage) << 40) | ((<i64>from) << 20) | to;
     if (key != cachedKey) {
       cachedKey = key;
       cachedSlot = channelOf(stage, from, to) + slotBase(stage);
@@ -94,10 +94,10 @@ function slotOf(record: usize, rank: i32): u32 {
  */
 export function orderRecords(rank: i32): void {
   const slots = slotCount();
-  const counts = allocZero(<usize>slots << 2);
-  const wave = alloc(<usize>slots << 2);
-  const keys = alloc(<usize>slots << 3);
-  const used = alloc(<usize>slots << 2);
+  const counts = allocZero((<usize>slots) << 2);
+  const wave = alloc((<usize>slots) << 2);
+  const keys = alloc((<usize>slots) << 3);
+  const used = alloc((<usize>slots) << 2);
   cachedKey = -1;
   if (rank >= 0) slotCache = allocZero(<usize>world * 24);
   for (let index: u32 = 0; index < recordCount; index++) {
@@ -106,8 +106,8 @@ export function orderRecords(rank: i32): void {
     if (u32At(counts, slot) == 0) {
       const stage = recordStage(record);
       setU32(wave, slot, channelWave(stage, slot - slotBase(stage)));
-      const ends = (<i64>recordSource(record) << 20) | recordTarget(record);
-      setI64(keys, slot, (<i64>u32At(wave, slot) << 40) | ends);
+      const ends = ((<i64>recordSource(record)) << 20) | recordTarget(record);
+      setI64(keys, slot, ((<i64>u32At(wave, slot)) << 40) | ends);
     }
     setU32(counts, slot, u32At(counts, slot) + 1);
     store<u32>(record, slot, 24);
@@ -115,7 +115,7 @@ export function orderRecords(rank: i32): void {
   listUsed(used, counts, wave);
   sortByKey(used, usedCount, keys);
   usedFirst = alloc((<usize>usedCount + 1) << 2);
-  usedWave = alloc(<usize>usedCount << 2);
+  usedWave = alloc((<usize>usedCount) << 2);
   let sum: u32 = 0;
   for (let at: u32 = 0; at < usedCount; at++) {
     const slot = u32At(used, at);
@@ -125,7 +125,7 @@ export function orderRecords(rank: i32): void {
     setU32(counts, slot, u32At(usedFirst, at));
   }
   setU32(usedFirst, usedCount, sum);
-  order = alloc(<usize>recordCount << 2);
+  order = alloc((<usize>recordCount) << 2);
   for (let index: u32 = 0; index < recordCount; index++) {
     const slot = load<u32>(recordAt(index), 24);
     setU32(order, u32At(counts, slot), index);
@@ -161,10 +161,10 @@ function listUsed(used: usize, counts: usize, wave: usize): void {
 /** Numbers buckets through all channels and writes bucket and index into each record. */
 function cutBuckets(): void {
   // No more buckets than records: what is too much is not touched.
-  bucketChannel = alloc(<usize>recordCount << 2);
-  bucketSequence = alloc(<usize>recordCount << 2);
+  bucketChannel = alloc((<usize>recordCount) << 2);
+  bucketSequence = alloc((<usize>recordCount) << 2);
   bucketFirst = alloc((<usize>recordCount + 1) << 2);
-  bucketSize = alloc(<usize>recordCount << 3);
+  bucketSize = alloc((<usize>recordCount) << 3);
   usedBucket = alloc((<usize>usedCount + 1) << 2);
   bucketCount = 0;
   for (let at: u32 = 0; at < usedCount; at++) {

@@ -38,9 +38,9 @@ let sortedLocal: usize = 0;
 
 function sortRuns(axis: Axis): u32 {
   const count = u32At(axis.pointers, axis.groups);
-  sortedOrder = alloc(<usize>count << 2);
-  sortedGroup = alloc(<usize>count << 2);
-  sortedLocal = alloc(<usize>count << 3);
+  sortedOrder = alloc((<usize>count) << 2);
+  sortedGroup = alloc((<usize>count) << 2);
+  sortedLocal = alloc((<usize>count) << 3);
   for (let group: u32 = 0; group < axis.groups; group++) {
     let local: i64 = 0;
     for (let run = u32At(axis.pointers, group); run < u32At(axis.pointers, group + 1); run++) {
@@ -53,7 +53,6 @@ function sortRuns(axis: Axis): u32 {
   sortByKey(sortedOrder, count, axis.starts);
   return count;
 }
-
 
 export function sweep(overlap: Overlap): void {
   const source = changetype<Axis>(overlap.source);
@@ -120,9 +119,9 @@ function collect(
   rawTargetLocal: usize,
 ): void {
   // Which raw segment each group saw last: the next either prolongs that one or begins a segment.
-  const last = alloc(<usize>source.groups << 2);
-  memory.fill(last, 0xff, <usize>source.groups << 2);
-  const head = alloc(<usize>raw << 2);
+  const last = alloc((<usize>source.groups) << 2);
+  memory.fill(last, 0xff, (<usize>source.groups) << 2);
+  const head = alloc((<usize>raw) << 2);
   const counts = allocZero((<usize>source.groups + 1) << 2);
   let count: u32 = 0;
   for (let at: u32 = 0; at < raw; at++) {
@@ -144,11 +143,11 @@ function collect(
   }
 
   overlap.count = count;
-  overlap.sourceGroup = alloc(<usize>count << 2);
-  overlap.targetGroup = alloc(<usize>count << 2);
-  overlap.lengths = alloc(<usize>count << 3);
-  overlap.sourceLocal = alloc(<usize>count << 3);
-  overlap.targetLocal = alloc(<usize>count << 3);
+  overlap.sourceGroup = alloc((<usize>count) << 2);
+  overlap.targetGroup = alloc((<usize>count) << 2);
+  overlap.lengths = alloc((<usize>count) << 3);
+  overlap.sourceLocal = alloc((<usize>count) << 3);
+  overlap.targetLocal = alloc((<usize>count) << 3);
   overlap.sourcePointers = toPointers(counts, source.groups);
   const targetCounts = allocZero((<usize>target.groups + 1) << 2);
   const placed = alloc((<usize>source.groups + 1) << 2);
@@ -172,7 +171,7 @@ function collect(
   }
 
   overlap.targetPointers = toPointers(targetCounts, target.groups);
-  overlap.targetList = alloc(<usize>count << 2);
+  overlap.targetList = alloc((<usize>count) << 2);
   const filled = alloc((<usize>target.groups + 1) << 2);
   memory.copy(filled, overlap.targetPointers, (<usize>target.groups + 1) << 2);
   for (let at: u32 = 0; at < raw; at++) {

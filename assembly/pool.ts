@@ -14,7 +14,7 @@ import { i64At, setI64, setU32, u32At } from "./words";
 /** `sizes` are the pool bytes of `count` pieces, `first` the first record of each. */
 export function poolBytes(count: u32, sizes: usize, first: usize): i64 {
   if (count == 0) return 0;
-  const ends = alloc(<usize>count << 3);
+  const ends = alloc((<usize>count) << 3);
   let total: i64 = 0;
   let largest: i64 = 0;
   for (let piece: u32 = 0; piece < count; piece++) {
@@ -23,7 +23,7 @@ export function poolBytes(count: u32, sizes: usize, first: usize): i64 {
     setI64(ends, piece, total);
   }
   // The last piece of the bucket that brings the first contribution to a piece.
-  const lastOf = alloc(<usize>bucketCount << 2);
+  const lastOf = alloc((<usize>bucketCount) << 2);
   for (let piece: u32 = 0; piece < count; piece++) {
     setU32(lastOf, recordBucket(recordAt(u32At(first, piece))), piece);
   }

@@ -128,8 +128,8 @@ function firstRecord(channel: u32): usize {
 
 /** Sorts channels by (wave, direction, peer) and numbers their buckets in that order. */
 function orderChannels(): void {
-  channels = alloc(<usize>usedCount << 2);
-  const keys = alloc(<usize>usedCount << 3);
+  channels = alloc((<usize>usedCount) << 2);
+  const keys = alloc((<usize>usedCount) << 3);
   for (let channel: u32 = 0; channel < usedCount; channel++) {
     const record = firstRecord(channel);
     const key = ((<i64>u32At(usedWave, channel)) << 24) | ((<i64>directionOf(record)) << 20) | peerOf(record);
@@ -137,7 +137,7 @@ function orderChannels(): void {
     setI64(keys, channel, key);
   }
   sortByKey(channels, usedCount, keys);
-  numbers = alloc(<usize>bucketCount << 2);
+  numbers = alloc((<usize>bucketCount) << 2);
   let number: u32 = 0;
   for (let place: u32 = 0; place < usedCount; place++) {
     const channel = u32At(channels, place);
@@ -149,7 +149,7 @@ function orderChannels(): void {
 
 /** Writes the piece table; answers the bytes of the pool. */
 function writePieces(at: usize): i64 {
-  const sizes = alloc(<usize>pieceCount << 3);
+  const sizes = alloc((<usize>pieceCount) << 3);
   const readers = countReaders();
   for (let piece: u32 = 0; piece < pieceCount; piece++) {
     const index = u32At(firstOfPiece, piece);
@@ -175,7 +175,7 @@ function writePieces(at: usize): i64 {
 
 /** For each piece, the chunks that read it. */
 function countReaders(): usize {
-  const readers = allocZero(<usize>pieceCount << 2);
+  const readers = allocZero((<usize>pieceCount) << 2);
   for (let index: u32 = 0; index < recordCount; index++) {
     const record = recordAt(index);
     if (readsPiece(record)) addU32(readers, load<u32>(record, 16), 1);

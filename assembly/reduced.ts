@@ -3,7 +3,16 @@ import { pieces, placePiece } from "./cut";
 import { DIRECT } from "./model";
 import { listOwners, ownerOf, ownerRank, ownerRotation } from "./route";
 import { COPY, emit, endPiece, nextPiece, REDUCE, SEND } from "./sink";
-import { cell, groupCount, groupMember, groupOf, groupSize, nextPart, startParts, stripeMember } from "./stripe";
+import {
+  cell,
+  groupCount,
+  groupMember,
+  groupOf,
+  groupSize,
+  nextPart,
+  startParts,
+  stripeMember,
+} from "./stripe";
 import { handOn, PIECE, stripeName } from "./striped";
 import {
   foundReplica,

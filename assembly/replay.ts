@@ -27,7 +27,7 @@ let usedCount: u32 = 0;
 
 export function startReplay(): void {
   periods = classPeriods();
-  firstPlaces = alloc(<usize>classCount << 2);
+  firstPlaces = alloc((<usize>classCount) << 2);
   placeCount = 0;
   for (let index: u32 = 0; index < classCount; index++) {
     enter(classTensor(classFirst(index)));
@@ -38,10 +38,10 @@ export function startReplay(): void {
     setU32(firstPlaces, index, isReplayed ? placeCount : NONE);
     if (isReplayed) placeCount += period;
   }
-  firstNotes = alloc(<usize>placeCount << 2);
-  endNotes = alloc(<usize>placeCount << 2);
-  uses = allocZero(<usize>placeCount << 2);
-  used = alloc(<usize>placeCount << 2);
+  firstNotes = alloc((<usize>placeCount) << 2);
+  endNotes = alloc((<usize>placeCount) << 2);
+  uses = allocZero((<usize>placeCount) << 2);
+  used = alloc((<usize>placeCount) << 2);
   usedCount = 0;
   startNotes();
 }

@@ -39,14 +39,14 @@ let ownerCount: u32 = 0;
 let allOwn: bool = false;
 
 export function startRoutes(): void {
-  ownersOf = alloc(<usize>patternCount << 2);
+  ownersOf = alloc((<usize>patternCount) << 2);
   for (let index: u32 = 0; index < patternCount; index++) {
     const one = changetype<Side>(patternAt(index).source);
     setU32(ownersOf, index, 0);
     if (one.contributions == 1) continue;
     const made = changetype<Owners>(alloc(offsetof<Owners>()));
     made.sourceAt = NOWHERE;
-    made.list = alloc(<usize>(one.replicas * one.contributions) << 2);
+    made.list = alloc((<usize>(one.replicas * one.contributions)) << 2);
     setU32(ownersOf, index, <u32>changetype<usize>(made));
   }
 }
@@ -160,11 +160,13 @@ function listNearTargets(sourceAt: u32, targetAt: u32, holders: u32): void {
   const all = nearbyList(source, sourceAt);
   const targets = nearbyList(target, targetAt);
   let near: u32 = 0;
-  for (let index: u32 = 0; index < hostCount(targets); index++) near += findHost(all, listedHost(targets, index));
+  for (let index: u32 = 0; index < hostCount(targets); index++)
+    near += findHost(all, listedHost(targets, index));
   if (near == holders) return;
   for (let index: u32 = 0; index < hostCount(targets); index++) {
     if (findHost(all, listedHost(targets, index)) == 0) continue;
-    for (let place = foundFirst; place < foundEnd; place++) setU32(owners, ownerCount++, holderAt(all, place));
+    for (let place = foundFirst; place < foundEnd; place++)
+      setU32(owners, ownerCount++, holderAt(all, place));
   }
   sortEntries();
 }

@@ -83,7 +83,7 @@ export function foundBox(index: u32): i64 {
 
 function start(): void {
   if (tables == 0) {
-    tables = allocZero(<usize>(patternCount + classCount) << 2);
+    tables = allocZero((<usize>(patternCount + classCount)) << 2);
     capacity = 64;
     boxList = alloc(64 << 2);
     boxKeys = alloc(64 << 3);
@@ -93,8 +93,8 @@ function start(): void {
 
 function add(box: i64): void {
   if (found == capacity) {
-    boxList = grow(boxList, <usize>capacity << 2);
-    boxKeys = grow(boxKeys, <usize>capacity << 3);
+    boxList = grow(boxList, (<usize>capacity) << 2);
+    boxKeys = grow(boxKeys, (<usize>capacity) << 3);
     capacity <<= 1;
   }
   setU32(boxList, found, found);
@@ -129,7 +129,13 @@ export function findOwn(rank: u32, boxes: i64, contributions: bool): void {
   if (source.contributions > 1) {
     const row = replica * source.contributions;
     const first = contributions ? row : row + sourceContribution;
-    addTurns(items, source.replicas * source.contributions, first, contributions ? source.contributions : 1, 0);
+    addTurns(
+      items,
+      source.replicas * source.contributions,
+      first,
+      contributions ? source.contributions : 1,
+      0,
+    );
     addOwned(rank, contributions);
     finish();
     return;
@@ -188,7 +194,7 @@ function listHosts(): void {
   let most: u32 = 0;
   for (let rank: u32 = 0; rank < world; rank++) most = max(most, u32At(hosts, rank));
   hostPointers = allocZero((<usize>most + 2) << 2);
-  hostRanks = alloc(<usize>world << 2);
+  hostRanks = alloc((<usize>world) << 2);
   for (let rank: u32 = 0; rank < world; rank++) addU32(hostPointers, u32At(hosts, rank) + 1, 1);
   for (let host: u32 = 0; host <= most; host++) addU32(hostPointers, host + 1, u32At(hostPointers, host));
   const filled = alloc((<usize>most + 2) << 2);
@@ -260,7 +266,7 @@ function listChoices(dim: u32): bool {
 function roomFor(dim: u32, count: u32): usize {
   if (u32At(rooms, dim) < count || u32At(choices, dim) == 0) {
     setU32(rooms, dim, max(count, 16));
-    setU32(choices, dim, <u32>alloc(<usize>u32At(rooms, dim) << 2));
+    setU32(choices, dim, <u32>alloc((<usize>u32At(rooms, dim)) << 2));
   }
   return u32At(choices, dim);
 }
@@ -279,7 +285,8 @@ function addTurns(items: Items, senders: i64, first: i64, width: i64, beyond: i6
     }
     const begin = rotationOf(each, senders) - first + each + beyond - 1;
     const origin = ((begin % senders) + senders) % senders;
-    const own = items.distinct == 1 ? items.boxes : u32At(items.pointers, value + 1) - u32At(items.pointers, value);
+    const own =
+      items.distinct == 1 ? items.boxes : u32At(items.pointers, value + 1) - u32At(items.pointers, value);
     if (items.distinct == 1 || (items.boxes * each) / senders + 1 < own) {
       addWindows(items, value, senders, each, origin, window);
     } else {
@@ -328,7 +335,7 @@ function itemsOf(boxes: i64): Items {
   }
   let table = <usize>u32At(tables, slot);
   if (table == 0) {
-    table = allocZero(<usize>groups << 2);
+    table = allocZero((<usize>groups) << 2);
     setU32(tables, slot, <u32>table);
   }
   let items = <usize>u32At(table, group);
@@ -341,7 +348,7 @@ function itemsOf(boxes: i64): Items {
 
 function countItems(boxes: i64): Items {
   const items = changetype<Items>(alloc(offsetof<Items>()));
-  const counts = alloc(<usize>boxes << 3);
+  const counts = alloc((<usize>boxes) << 3);
   items.boxes = boxes;
   items.largest = 0;
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) setU32(at, dim, 0);
@@ -358,12 +365,12 @@ function countItems(boxes: i64): Items {
     items.values = counts;
     return items;
   }
-  const order = alloc(<usize>boxes << 2);
+  const order = alloc((<usize>boxes) << 2);
   for (let box: u32 = 0; box < <u32>boxes; box++) setU32(order, box, box);
   sortByKey(order, <u32>boxes, counts);
   items.list = order;
-  items.valueOf = alloc(<usize>boxes << 2);
-  items.values = alloc(<usize>boxes << 3);
+  items.valueOf = alloc((<usize>boxes) << 2);
+  items.values = alloc((<usize>boxes) << 3);
   items.pointers = alloc((<usize>boxes + 1) << 2);
   items.distinct = 0;
   for (let place: u32 = 0; place < <u32>boxes; place++) {

@@ -71,7 +71,7 @@ export function toRecords(limit: i64, ranks: usize = 0): void {
   recordCount = 0;
   pieceCount = 0;
   capacity = 256;
-  recordBytes = RECORD_HEAD + (((<usize>dimsMost * 3 << (wide ? 3 : 2)) + 7) & ~7);
+  recordBytes = RECORD_HEAD + ((((<usize>dimsMost * 3) << (wide ? 3 : 2)) + 7) & ~7);
   records = alloc(<usize>capacity * recordBytes);
 }
 
@@ -104,14 +104,7 @@ export function endPiece(): void {
  * The piece at hand (`placePiece`) goes from `from` to `to`; `stripe` names what stage 2 hands on, within the
  * tensor and the rank that has it.
  */
-export function emit(
-  stage: u32,
-  kind: u32,
-  from: u32,
-  to: u32,
-  position: u32 = 0,
-  stripe: u32 = NONE,
-): void {
+export function emit(stage: u32, kind: u32, from: u32, to: u32, position: u32 = 0, stripe: u32 = NONE): void {
   if (mode == TO_CHANNELS) {
     addChannel(stage, from, to);
     return;

@@ -8,7 +8,7 @@ export function sortByKey(items: usize, count: u32, keys: usize): void {
   if (isSorted(items, count, keys)) return;
   const before = mark();
   let from = items;
-  let to = alloc(<usize>count << 2);
+  let to = alloc((<usize>count) << 2);
   for (let width: u32 = 1; width < count; width <<= 1) {
     for (let low: u32 = 0; low < count; low += width << 1) {
       const middle = min(low + width, count);
@@ -19,7 +19,7 @@ export function sortByKey(items: usize, count: u32, keys: usize): void {
     from = to;
     to = other;
   }
-  if (from != items) memory.copy(items, from, <usize>count << 2);
+  if (from != items) memory.copy(items, from, (<usize>count) << 2);
   release(before);
 }
 

@@ -59,7 +59,7 @@ export function startStripes(): void {
   for (let index: u32 = 0; index < patternCount; index++) {
     const one = patternAt(index);
     if (one.striping == DIRECT) continue;
-    if (one.striping == HOST && hostGroup == 0) hostGroup = alloc(<usize>world << 2);
+    if (one.striping == HOST && hostGroup == 0) hostGroup = alloc((<usize>world) << 2);
     const made = changetype<Stripes>(alloc(offsetof<Stripes>()));
     const replicas = <usize>changetype<Side>(one.target).replicas;
     made.origin = NOWHERE;

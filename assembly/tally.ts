@@ -43,18 +43,18 @@ let spanCapacity: u32 = 0;
 let largestPiece: i64 = 0;
 
 export function startTally(): void {
-  ranks = allocZero(<usize>world * RANK_WORDS << 3);
+  ranks = allocZero((<usize>world * RANK_WORDS) << 3);
   memory.fill(kinds, 0, 144);
   memory.fill(buckets, 0, 24);
   startLinks();
   for (let stage: u32 = 0; stage < 3; stage++) {
     setU32(peers, stage, <u32>allocZero(<usize>world * PEER_BYTES));
-    setU32(touched, stage, <u32>alloc(<usize>world << 2));
+    setU32(touched, stage, <u32>alloc((<usize>world) << 2));
     setU32(touchedCount, stage, 0);
-    setU32(sendStaged, stage, <u32>allocZero(<usize>world << 3));
-    setU32(sendLargest, stage, <u32>allocZero(<usize>world << 3));
-    setU32(takeStaged, stage, <u32>allocZero(<usize>world << 3));
-    setU32(takeLargest, stage, <u32>allocZero(<usize>world << 3));
+    setU32(sendStaged, stage, <u32>allocZero((<usize>world) << 3));
+    setU32(sendLargest, stage, <u32>allocZero((<usize>world) << 3));
+    setU32(takeStaged, stage, <u32>allocZero((<usize>world) << 3));
+    setU32(takeLargest, stage, <u32>allocZero((<usize>world) << 3));
   }
   pieceCapacity = 64;
   ends = alloc(64 << 3);
@@ -145,9 +145,9 @@ export function fill(stage: u32, peer: u32, bytes: i64, run: u32): bool {
 
 function addPiece(pattern: Pattern, elements: i64, isNew: bool): void {
   if (pieceTotal == pieceCapacity) {
-    ends = grow(ends, <usize>pieceCapacity << 3);
-    bringer = grow(bringer, <usize>pieceCapacity << 2);
-    lastOfBringer = grow(lastOfBringer, <usize>pieceCapacity << 2);
+    ends = grow(ends, (<usize>pieceCapacity) << 3);
+    bringer = grow(bringer, (<usize>pieceCapacity) << 2);
+    lastOfBringer = grow(lastOfBringer, (<usize>pieceCapacity) << 2);
     pieceCapacity <<= 1;
   }
   const bytes = pattern.poolBytes(elements);
@@ -167,7 +167,7 @@ function readPiece(peer: u32, piece: u32): void {
     return;
   }
   if (spanCount == spanCapacity) {
-    spans = grow(spans, <usize>spanCapacity << 3);
+    spans = grow(spans, (<usize>spanCapacity) << 3);
     spanCapacity <<= 1;
   }
   setU32(spans, spanCount * 2, piece);

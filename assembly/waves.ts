@@ -33,7 +33,7 @@ function roomAt(rooms: usize, index: u32): Room {
 function start(room: Room): void {
   if (room.degree <= peersInFlight) return;
   if (room.degree <= SHORT) {
-    room.waves = alloc(<usize>room.degree << 2);
+    room.waves = alloc((<usize>room.degree) << 2);
     return;
   }
   room.words = 4;
@@ -64,7 +64,7 @@ function nextFree(room: Room, wave: u32): u32 {
 }
 
 function wordAt(at: usize, word: u32): u64 {
-  return load<u64>(at + (<usize>word << 3));
+  return load<u64>(at + ((<usize>word) << 3));
 }
 
 function isFullInList(room: Room, wave: u32): bool {
@@ -83,22 +83,22 @@ function take(room: Room, wave: u32): void {
   }
   while (wave >> 6 >= room.words) {
     const words = room.words;
-    room.waves = grow(room.waves, <usize>words << 7);
-    memory.fill(room.waves + (<usize>words << 7), 0, <usize>words << 7);
-    room.full = grow(room.full, <usize>words << 3);
-    memory.fill(room.full + (<usize>words << 3), 0, <usize>words << 3);
+    room.waves = grow(room.waves, (<usize>words) << 7);
+    memory.fill(room.waves + ((<usize>words) << 7), 0, (<usize>words) << 7);
+    room.full = grow(room.full, (<usize>words) << 3);
+    memory.fill(room.full + ((<usize>words) << 3), 0, (<usize>words) << 3);
     room.words = words << 1;
   }
   const count = countAt(room.waves, wave) + 1;
-  store<u16>(room.waves + (<usize>wave << 1), <u16>count);
+  store<u16>(room.waves + ((<usize>wave) << 1), <u16>count);
   if (count < peersInFlight) return;
-  const word = room.full + (<usize>(wave >> 6) << 3);
-  store<u64>(word, load<u64>(word) | (<u64>1 << (wave & 63)));
+  const word = room.full + ((<usize>(wave >> 6)) << 3);
+  store<u64>(word, load<u64>(word) | ((<u64>1) << (wave & 63)));
   while (room.firstWord < room.words && wordAt(room.full, room.firstWord) == ~(<u64>0)) room.firstWord++;
 }
 
 function countAt(at: usize, index: u32): u32 {
-  return load<u16>(at + (<usize>index << 1));
+  return load<u16>(at + ((<usize>index) << 1));
 }
 
 /**
@@ -109,8 +109,8 @@ export function assignWaves(pointers: usize, peers: usize, count: u32, waves: us
   if (count == 0) return 0;
   const before = mark();
   // Ranks are numbered anew among those that take part on either end.
-  const peerIndex = allocZero(<usize>world << 2);
-  const degrees = allocZero(<usize>world << 2);
+  const peerIndex = allocZero((<usize>world) << 2);
+  const degrees = allocZero((<usize>world) << 2);
   for (let at: u32 = 0; at < count; at++) addU32(degrees, u32At(peers, at), 1);
   let homeCount: u32 = 0;
   let peerCount: u32 = 0;
@@ -120,7 +120,7 @@ export function assignWaves(pointers: usize, peers: usize, count: u32, waves: us
   }
   const homeRooms = allocZero(<usize>homeCount * ROOM_BYTES);
   const peerRooms = allocZero(<usize>peerCount * ROOM_BYTES);
-  const homeOf = alloc(<usize>count << 2);
+  const homeOf = alloc((<usize>count) << 2);
   let home: u32 = 0;
   for (let rank: u32 = 0; rank < world; rank++) {
     if (u32At(degrees, rank) > 0) {
@@ -162,8 +162,8 @@ export function assignWaves(pointers: usize, peers: usize, count: u32, waves: us
 
 /** The channels sorted by (peer's number - home's number) modulo the larger side, then as they stand. */
 function byDiagonal(peers: usize, peerIndex: usize, homeOf: usize, count: u32, modulus: u32): usize {
-  const order = alloc(<usize>count << 2);
-  const diagonals = alloc(<usize>count << 2);
+  const order = alloc((<usize>count) << 2);
+  const diagonals = alloc((<usize>count) << 2);
   const starts = allocZero((<usize>modulus + 1) << 2);
   for (let at: u32 = 0; at < count; at++) {
     const diagonal = (u32At(peerIndex, u32At(peers, at)) + modulus - u32At(homeOf, at)) % modulus;

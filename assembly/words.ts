@@ -7,17 +7,17 @@ export const STAGES: u32 = 3;
 // @ts-ignore: decorator
 @inline
 export function u32At(at: usize, index: u32): u32 {
-  return load<u32>(at + (<usize>index << 2));
+  return load<u32>(at + ((<usize>index) << 2));
 }
 // @ts-ignore: decorator
 @inline
 export function i32At(at: usize, index: u32): i32 {
-  return load<i32>(at + (<usize>index << 2));
+  return load<i32>(at + ((<usize>index) << 2));
 }
 // @ts-ignore: decorator
 @inline
 export function setU32(at: usize, index: u32, value: u32): void {
-  store<u32>(at + (<usize>index << 2), value);
+  store<u32>(at + ((<usize>index) << 2), value);
 }
 /** Adds to an entry. */
 // @ts-ignore: decorator
@@ -28,12 +28,12 @@ export function addU32(at: usize, index: u32, value: u32): void {
 // @ts-ignore: decorator
 @inline
 export function i64At(at: usize, index: u32): i64 {
-  return load<i64>(at + (<usize>index << 3));
+  return load<i64>(at + ((<usize>index) << 3));
 }
 // @ts-ignore: decorator
 @inline
 export function setI64(at: usize, index: u32, value: i64): void {
-  store<i64>(at + (<usize>index << 3), value);
+  store<i64>(at + ((<usize>index) << 3), value);
 }
 /** The greatest common divisor, and the least common multiple, of positive numbers. */
 export function commonDivisor(a: i64, b: i64): i64 {

@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import { builtinModules } from "node:module";
 import { dirname, join, normalize, relative, sep } from "node:path";
@@ -311,6 +312,11 @@ describe("import directions", () => {
       );
     });
     expect(wrong).toEqual([]);
+  });
+
+  it("assembly/ is formatted as Biome formats the rest", { timeout: 60_000 }, () => {
+    const script = join(root, "scripts/format-assembly.mjs");
+    execFileSync(process.execPath, [script, "--check"], { stdio: ["ignore", "ignore", "inherit"] });
   });
 
   it("assembly/ imports nothing outside", () => {
