@@ -132,6 +132,7 @@ def serve(steps: int, checkpoints: str | None = None) -> None:
     assert weights.copied_bytes == 0
     for step in range(1, steps + 1):
         version = weights.recv(timeout=120)
+        assert version == step, (version, step)
         logits = engine(tokens(step))
         if checkpoints is not None:
             check(engine, logits, step, torch.load(os.path.join(checkpoints, f"step-{step}.pt")))

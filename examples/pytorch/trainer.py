@@ -33,7 +33,7 @@ def train(steps: int, checkpoints: str | None = None) -> None:
         optimizer.zero_grad()
         if checkpoints is not None:
             save(model, os.path.join(checkpoints, f"step-{step}.pt"))
-        weights.send()
+        weights.send(version=step)
         if dist.get_rank() == 0:
             print(f"trainer: step {step}, loss {loss.item():.4f}, sent in {weights.statistics['seconds'] * 1e3:.1f} ms")
     weights.close()

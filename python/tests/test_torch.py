@@ -160,8 +160,8 @@ def one_to_one(
     )
 
 
-def round_of(source: tensorbus.Weights, target: tensorbus.Weights) -> int:
-    _, number = together(lambda: source.send(timeout=20), lambda: target.recv(timeout=20))
+def round_of(source: tensorbus.Weights, target: tensorbus.Weights, version: int | None = None) -> int:
+    _, number = together(lambda: source.send(version, timeout=20), lambda: target.recv(timeout=20))
     return int(number)
 
 
@@ -283,6 +283,17 @@ def test_parameters_that_others_take_the_place_of() -> None:
     source.weight = torch.nn.Parameter(torch.zeros(5, 4))
     with pytest.raises(ValueError, match=r"weight is float32\[5, 4\] now, and was registered as float32\[3, 4\]"):
         weights[0].send(timeout=5)
+    for each in weights:
+        each.close()
+
+
+def test_versions_are_told_and_grow() -> None:
+    source, target = {"w": values(3)}, {"w": torch.zeros(3)}
+    weights = one_to_one("versions", source, target)
+    assert round_of(*weights) == 1
+    assert round_of(*weights, version=700) == 700
+    assert round_of(*weights, version=2**40) == 2**40
+    assert weights[1].pending() is False
     for each in weights:
         each.close()
 

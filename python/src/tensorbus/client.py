@@ -356,6 +356,7 @@ class TensorBusClient:
         blocking: bool,
         timeout: float | None,
         version: int | None = None,
+        tell_version: bool = False,
     ) -> Semaphore:
         _require_direction(transfer_type)
         self._require_here()
@@ -366,7 +367,7 @@ class TensorBusClient:
         else:
             registration.check()
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        message = Transfer(registration.batch_id, transfer_type, registration.instance, version)
+        message = Transfer(registration.batch_id, transfer_type, registration.instance, version, tell_version)
         link = registration.link
         call = link.submit(
             "Transfer",

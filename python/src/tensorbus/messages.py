@@ -190,6 +190,7 @@ class Transfer(Message):
     transfer_type: str
     instance: int | None = None
     version: int | None = None
+    tell_version: bool = False
 
     @property
     def context(self) -> object:
@@ -198,6 +199,8 @@ class Transfer(Message):
     @property
     def body(self) -> dict[str, Any]:
         body: dict[str, Any] = {"batch": self.batch_id, "direction": self.transfer_type}
+        if self.tell_version:
+            body["tellVersion"] = True
         if self.instance is not None:
             body["instance"] = self.instance
         if self.version is not None:

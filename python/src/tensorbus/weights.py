@@ -205,7 +205,9 @@ class Weights:
         if role != self.role:
             raise ValueError(f"these weights are a {self.role}: they can only {_DIRECTIONS[self.role]}")
         handler = self._open
-        semaphore = self.client._transfer(handler._registration, _DIRECTIONS[role], wait, timeout, version)
+        semaphore = self.client._transfer(
+            handler._registration, _DIRECTIONS[role], wait, timeout, version, tell_version=role == "target"
+        )
         if wait:
             self.statistics = semaphore.result()
         return semaphore

@@ -130,13 +130,16 @@ export class Batches {
   transfer(command: CommandOf<"Transfer">, deadline: Deadline): Promise<TransferResult> {
     const { batch, side } = this.#find(command.batch, command.client, command.instance);
     const from = command.direction === "send" ? side.name : this.#otherSide(batch, side);
-    const { version } = command;
-    return batch
-      .direction(from)
-      .post(command.direction === "send" ? "source" : "target", {
-        deadline,
-        events: side.held.events,
-        version,
+    const { version, tellVersion = false } = command;
+    const direction = batch.direction(from);
+    const role = command.direction === "send" ? "source" : "target";
+    return direction
+      .post(role, { deadline, events: side.held.events, version })
+      .then(async (result) => {
+        if (!tellVersion || result.version !== undefined) return result;
+        // What was moved stands by now: this call's deadline was for that.
+        const carried = await direction.versionOf(result.round, new Deadline());
+        return carried === undefined ? result : { ...result, version: carried };
       })
       .catch((error) => {
         this.#noticeEnd(batch, error);

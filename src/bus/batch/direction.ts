@@ -159,6 +159,11 @@ export class Direction {
     });
   }
 
+  /** The version that a round of this rank carried; undefined if no rank named one. */
+  versionOf(round: number, deadline: Deadline): Promise<bigint | undefined> {
+    return this.#options.names.look(round, deadline);
+  }
+
   /** Cancels the round under way, here and elsewhere; resolves when its memory is quiet. */
   cancel(reason: TensorBusError): Promise<void> {
     const call = this.#call;

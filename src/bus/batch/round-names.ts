@@ -28,7 +28,17 @@ export class RoundNames {
     const own = Buffer.from(String(version));
     const { swapped, stored } = await store.compareAndSet(key, undefined, own, deadline.rest);
     if (swapped) this.#written.push(round);
-    if (stored === undefined) return version;
+    return stored === undefined ? version : this.#read(key, stored);
+  }
+
+  /** The version of a round that this rank has taken part in; undefined if nobody has named one. */
+  async look(round: number, deadline: Deadline): Promise<bigint | undefined> {
+    const key = this.#key(round);
+    const stored = await this.#options.store.get(key, deadline.rest);
+    return stored === undefined ? undefined : this.#read(key, stored);
+  }
+
+  #read(key: string, stored: Uint8Array): bigint {
     const text = Buffer.from(stored).toString("latin1");
     if (/^-?\d{1,20}$/.test(text)) return BigInt(text);
     throw new TensorBusError("TB_VERSION", `the record ${key} is no version`, { details: { key } });

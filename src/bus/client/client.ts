@@ -55,6 +55,8 @@ export interface TransferOptions extends CallOptions {
    * 2^64 - 1, growing.
    */
   readonly version?: number | bigint;
+  /** Have the result's `version` say which this call got, if it names none: one more exchange with the store. */
+  readonly tellVersion?: boolean;
 }
 
 export interface InitPairOptions extends CallOptions {
@@ -268,7 +270,13 @@ export class TensorBusClient implements AsyncDisposable {
     registration?.checkMemory();
     const link = await this.#link(options);
     const version = versionOf(options);
-    const body = { batch, direction, ...(version === undefined ? {} : { version }), ...instanceOf(options) };
+    const body = {
+      batch,
+      direction,
+      ...(version === undefined ? {} : { version }),
+      ...(options.tellVersion === undefined ? {} : { tellVersion: options.tellVersion }),
+      ...instanceOf(options),
+    };
     const waits = { ...options, blocking, graceMs: roundGraceMs, settlesQuiet: true, keep: this };
     const { name, queued, outcome } = link.submit("Transfer", batch, body, waits);
     const { semaphore, complete, fail } = Semaphore.create<TransferResult>(name);

@@ -122,6 +122,8 @@ const bodies = {
     direction: z.enum(["send", "recv"]),
     /** Of what is transferred: no round mixes two, and a call with an older one than its round's fails at once, alone. */
     version: u64.optional(),
+    /** A call that names none is told which it got. */
+    tellVersion: z.boolean().optional(),
     /** Of the registration that is meant; needed where one client has registered both sides. */
     instance: u64.optional(),
   },
@@ -278,7 +280,7 @@ export const resultSchemas = {
     predictedSeconds: z.number().optional(),
     /** A round that this rank had completed, or took no part in, has failed elsewhere since its last one. */
     failedBefore: z.strictObject({ round: z.int(), rank: z.int(), code: z.string() }).optional(),
-    /** The version that the call named. */
+    /** The version that the call named; or what the round carried, if the call wanted to be told. */
     version: u64.optional(),
   }),
   QueryStatus: z.strictObject({
