@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
@@ -36,8 +36,30 @@ describe("tensorbus plan --model", () => {
     expect(one.digest).toBe(other.digest);
     expect(one.parameters).toEqual(other.parameters);
     expect(one.proofs.target).toMatchObject({ tensors: 399, parameters: 291, ranks: 8 });
-    const diff = await runCli("diff", spec, spec);
-    expect(diff.code).toBe(0);
+    const wider = join(folder, "wider.yaml");
+    writeFileSync(wider, readFileSync(spec, "utf8").replace("tp=4,dp=2", "tp=8"));
+    const { stdout } = await runCli("diff", spec, wider);
+    expect(stdout).toMatch(/changed: 72 tensors, the first model\.layers\.0\.self_attn\.k_proj\.weight/);
+    expect(stdout).toMatch(/parameter +model\.layers\.0\.self_attn\.qkv_proj\.weight/);
+  });
+
+  test("says where a rank's tensors lie in its parameters, for a client to register them by", async () => {
+    const { views } = JSON.parse((await runCli(...line, "--rank", "9", "--json")).stdout);
+    expect(views.source).toEqual([]);
+    expect(views.target).toHaveLength(399);
+    expect(
+      views.target.find(({ tensor }: { tensor: string }) => tensor.endsWith("layers.0.mlp.up_proj.weight")),
+    ).toEqual({
+      tensor: "model.layers.0.mlp.up_proj.weight",
+      parameter: "model.layers.0.mlp.gate_up_proj.weight",
+      dtype: "bfloat16",
+      parameterShape: [6144, 4096],
+      shape: [3072, 4096],
+      offset: 3072 * 4096,
+      strides: [4096, 1],
+      pair: "ranks[S(0)] -> tp[R, S(0)]",
+      globalShape: [12288, 4096],
+    });
   });
 
   test("explain names the parameter that a tensor is a view of, and what a parameter is made of", async () => {
@@ -171,6 +193,21 @@ ${target}`;
     const { code, stderr } = await runCli("plan", write(spec(target)));
     expect(code).toBe(2);
     expect(stderr).toMatch(message);
+  });
+
+  test("of docs/parts.md are planned as they stand there, and what a client reads of them is right", async () => {
+    const docs = readFileSync(join(import.meta.dirname, "../../docs/parts.md"), "utf8");
+    const yaml = /```yaml\n([\s\S]*?)```/.exec(docs)![1]!;
+    const path = write(yaml.replace("llama-3-8b.json", join(configs, "llama-3-8b.json")));
+    const { code, stdout, stderr } = await runCli("plan", path, "--rank", "9", "--json");
+    expect([code, stderr]).toEqual([0, ""]);
+    const { parameters, views } = JSON.parse(stdout);
+    expect(parameters).toHaveLength(9);
+    const key = views.target.find(({ tensor }: { tensor: string }) =>
+      tensor.endsWith("layers.0.self_attn.k_proj.weight"),
+    );
+    // 256 rows of queries come before the 128 of one head of keys.
+    expect(key).toMatchObject({ offset: 256 * 4096, shape: [128, 4096], parameterShape: [512, 4096] });
   });
 
   test("a preset needs a config, and both sides parts", async () => {

@@ -38,9 +38,9 @@ export function markdownDiff(compared: Compared): string {
 }
 
 /** A row for each thing that changed of each group. */
-function tensorTable({ diff: { tensors } }: Compared): TableOf {
-  const rows = tensors.flatMap((group) =>
-    describeGroup(group).map(([field, text], index) =>
+function tensorTable(compared: Compared): TableOf {
+  const rows = compared.diff.tensors.flatMap((group) =>
+    describeGroup(group, compared).map(([field, text], index) =>
       index === 0
         ? [group.change, formatCount(group.count), group.example, field, text]
         : ["", "", "", field, text],

@@ -1,3 +1,4 @@
+import type { Spec } from "../../model/spec.ts";
 import type {
   Change,
   LinkChange,
@@ -36,7 +37,7 @@ export function formatDiff(output: Output, compared: Compared): string {
     head,
     formatTable(output, totals.columns, totals.rows),
     ...formatOptions(output, diff),
-    ...formatTensors(output, diff),
+    ...formatTensors(output, compared),
     ...formatRows(output, "Ranks", "those of which most changed", rankChangeTable(diff.ranks), mostRows),
     ...formatRows(output, "Links", "from rank to rank", linkChangeTable(diff.links), mostRows),
     ...formatRows(output, "Hosts", "from host to host", linkChangeTable(diff.hosts ?? []), mostRows),
@@ -117,11 +118,14 @@ function formatOptions({ colors }: Output, { options, reordered }: PlanDiff): st
   return lines.length === 0 ? [] : [[colors.bold("Options"), ...lines].join("\n")];
 }
 
-function formatTensors(output: Output, { tensors, unchangedTensors }: PlanDiff): string[] {
+function formatTensors(output: Output, compared: Compared): string[] {
+  const { tensors, unchangedTensors } = compared.diff;
   const { bold, dim } = output.colors;
   if (tensors.length === 0) return [];
   const groups = tensors.slice(0, mostRows).map((group) => {
-    const lines = describeGroup(group).map(([name, text]) => `    ${dim(name.padEnd(fieldWidth))}  ${text}`);
+    const lines = describeGroup(group, compared).map(
+      ([name, text]) => `    ${dim(name.padEnd(fieldWidth))}  ${text}`,
+    );
     return [`  ${titleOf(group)}`, ...lines].join("\n");
   });
   if (tensors.length > mostRows)
@@ -139,9 +143,24 @@ export function titleOf({ change, count, example }: TensorGroup): string {
     : `${change}: ${plural(count, "tensor")}, the first ${example}`;
 }
 
+/** The parameter of the target that the first of a group is a part of, where a spec's sides have parameters. */
+function describeParameter({ example }: TensorGroup, { before, after }: Compared): [string, string][] {
+  const [old, now] = [before, after].map(({ spec }) => parameterOf(spec, example));
+  if (old === undefined && now === undefined) return [];
+  return [["parameter", old === now ? now! : `${old ?? "none"} -> ${now ?? "none"}`]];
+}
+
+/** The name of a planned tensor's parameter on the target. */
+function parameterOf({ parts }: Spec, name: string): string | undefined {
+  const planned = parts?.joined.parts.find((one) => one.name === name);
+  if (parts === undefined || planned === undefined) return undefined;
+  return parts.target.parameters[parts.target.parts[planned.target]!.parameter]!.name;
+}
+
 /** What changed of a group of tensors: names of fields, and what they were and are. */
-export function describeGroup({ fields, before, after, deliveredBytes }: TensorGroup): [string, string][] {
-  const rows: [string, string][] = [];
+export function describeGroup(group: TensorGroup, compared: Compared): [string, string][] {
+  const { fields, before, after, deliveredBytes } = group;
+  const rows: [string, string][] = describeParameter(group, compared);
   if (before === undefined || after === undefined) {
     const form = (before ?? after)!;
     rows.push(["shape", `${describeShape(form)}, ${describeType(form)}`]);

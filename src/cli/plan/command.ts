@@ -1,5 +1,7 @@
 import { Command, Option } from "commander";
+import { LocalLayouts } from "../../model/parts/local.ts";
 import { summarizeParts } from "../../model/parts/summary.ts";
+import { partViews } from "../../model/parts/views.ts";
 import type { Spec } from "../../model/spec.ts";
 import { type Plan, toJSON } from "../../plan/index.ts";
 import { type BudgetCheck, budgetError, checkBudgets } from "../budget/budget.ts";
@@ -126,7 +128,7 @@ function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, checks: readon
     target: side(spec.target),
     ...(options.rank === undefined
       ? { stats: plan.stats(), schedule: scheduleReport(plan) }
-      : { rank: reportRank(spec, plan, options.rank) }),
+      : { rank: reportRank(spec, plan, options.rank), ...rankViews(spec, options.rank) }),
     ...(spec.parts !== undefined && {
       parameters: summarizeParts(spec.parts.target, spec.parts.joined),
       proofs: spec.parts.proofs,
@@ -135,6 +137,26 @@ function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, checks: readon
     saved: options.save ?? null,
     budgets: { checked: checks, exceeded: checks.filter(({ exceeded }) => exceeded) },
   };
+}
+
+/** Where a rank's planned tensors lie in its parameters: what a client registers them by, to receive in place. */
+function rankViews({ parts }: Spec, rank: number): { readonly views?: object } {
+  if (parts === undefined) return {};
+  const { joined, source, target } = parts;
+  const views = (
+    [
+      ["source", source],
+      ["target", target],
+    ] as const
+  ).map(([side, parted]) => [
+    side,
+    Array.from(partViews(joined, new LocalLayouts(parted), side, rank), ({ index, ...view }) => ({
+      ...view,
+      pair: joined.tensors[index]!.pair,
+      globalShape: joined.tensors[index]!.shape,
+    })),
+  ]);
+  return { views: Object.fromEntries(views) };
 }
 
 /** Without its channels, which may be hundreds of thousands. */
