@@ -177,13 +177,33 @@ static void test_lies(const kit *k, const uint8_t *memory) {
     CHECK(accepted > 0 && refused > 2 * accepted);
 }
 
-int main(void) {
+/* A few bytes become anything; the frames are cut anywhere. */
+static void test_damage(const kit *k, const uint8_t *memory, uint64_t seconds, uint64_t seed) {
+    enum { TRIES = 3000 };
+    uint64_t state = 0x9e3779b97f4a7c15u * (seed + 1);
+    uint64_t until = test_now() + seconds * SECOND;
+    for (int i = 0; seconds == 0 ? i < TRIES : test_now() < until; i++) {
+        uint8_t bytes[1024];
+        uint64_t count = honest(bytes);
+        for (int changes = 0; changes < 1 + i % 4; changes++) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            bytes[state % count] = (uint8_t)(state >> 32);
+        }
+        offer(k, bytes, count, 1 + (state >> 40) % count, memory);
+    }
+}
+
+/* import_test [SECONDS [SEED]]: goes on with damage for so long. */
+int main(int argc, char **argv) {
     kit k;
     make_kit(&k);
     uint8_t *memory = malloc(REGION);
     memset(memory, 1, REGION);
     test_honest(&k, memory);
     test_lies(&k, memory);
+    test_damage(&k, memory, argc > 1 ? strtoull(argv[1], NULL, 10) : 0, argc > 2 ? strtoull(argv[2], NULL, 10) : 1);
     free(memory);
     kit_free(&k);
     return 0;

@@ -44,7 +44,22 @@ static int32_t load(const uint8_t *bytes, uint64_t count, const tb_binding *bind
     return code;
 }
 
-int main(void) {
+/* Some bytes of a program are damaged: whether it is refused. */
+static bool refuses(const kit_program *good, const tb_binding bindings[2]) {
+    uint8_t *bytes = malloc(good->byte_count);
+    memcpy(bytes, good->bytes, good->byte_count);
+    int changes = 1 + (int)(next_random() % 3);
+    for (int c = 0; c < changes; c++) {
+        static const uint8_t telling[] = {0, 1, 0x7f, 0x80, 0xff};
+        uint64_t at = next_random() % good->byte_count;
+        bytes[at] = next_random() % 2 ? (uint8_t)next_random() : telling[next_random() % 5];
+    }
+    bool refused = load(bytes, good->byte_count, bindings, 2) != TB_OK;
+    free(bytes);
+    return refused;
+}
+
+int main(int argc, char **argv) {
     kit k;
     kit_program good = everything(&k, 1);
     static uint8_t memory[2][8000];
@@ -58,19 +73,14 @@ int main(void) {
     CHECK(load(good.bytes, good.byte_count, bindings, 2) == TB_EREGION);
     bindings[0].bytes += 2;
     CHECK(load(good.bytes, good.byte_count, bindings, 1) == TB_ETENSOR_MISSING);
+    uint64_t seconds = argc > 1 ? strtoull(argv[1], NULL, 10) : 0;
+    seed += argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 0;
     int refused = 0;
     enum { TRIES = 200000 };
-    for (int i = 0; i < TRIES; i++) {
-        uint8_t *bytes = malloc(good.byte_count);
-        memcpy(bytes, good.bytes, good.byte_count);
-        int changes = 1 + (int)(next_random() % 3);
-        for (int c = 0; c < changes; c++) {
-            static const uint8_t telling[] = {0, 1, 0x7f, 0x80, 0xff};
-            uint64_t at = next_random() % good.byte_count;
-            bytes[at] = next_random() % 2 ? (uint8_t)next_random() : telling[next_random() % 5];
+    for (uint64_t until = test_now() + seconds * SECOND, first = 1; first || test_now() < until; first = 0) {
+        for (int i = 0; i < TRIES; i++) {
+            refused += refuses(&good, bindings);
         }
-        refused += load(bytes, good.byte_count, bindings, 2) != TB_OK;
-        free(bytes);
     }
     /* Most bytes matter; digest, sizes that only announce, and the like may be anything. */
     CHECK(refused > TRIES / 2);

@@ -38,7 +38,7 @@ export class SpecDocument implements SpecPlaces {
   #parse(text: string): Document.Parsed {
     this.#lines.addNewLine(0);
     const parser = new Parser(this.#lines.addNewLine);
-    const composer = new Composer({ prettyErrors: false, uniqueKeys: false });
+    const composer = new Composer({ prettyErrors: false, uniqueKeys: false, logLevel: "error" });
     const tooDeep = (offset: number) => this.#invalid(`nested deeper than ${maxNesting} levels`, offset);
     const tokens = function* () {
       for (const lexeme of new Lexer().lex(text)) {
