@@ -291,8 +291,8 @@ def test_versions_are_told_and_grow() -> None:
     source, target = {"w": values(3)}, {"w": torch.zeros(3)}
     weights = one_to_one("versions", source, target)
     assert round_of(*weights) == 1
-    assert round_of(*weights, version=700) == 700
-    assert round_of(*weights, version=2**40) == 2**40
+    assert round_of(weights[0], weights[1], 700) == 700
+    assert round_of(weights[0], weights[1], 2**40) == 2**40
     assert weights[1].pending() is False
     for each in weights:
         each.close()
