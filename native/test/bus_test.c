@@ -210,6 +210,14 @@ static void gate(void) {
     CHECK(fd >= 0 && ftruncate(fd, 8192) == 0, "a lock file");
     OK(tb_gate_attach(two, lmdb, &answer, &err));
     CHECK(answer == 1, "the file stands");
+    set_word(lmdb, WRITER_WORD, 4242u);
+    OK(tb_gate_enter(two, 1000000, &answer, &holder, &err));
+    CHECK(answer == 1 && holder == 0, "noise names no writer");
+    OK(tb_gate_leave(two, &err));
+    set_word(lmdb, 0, 0xbeefc0deu);
+    for (long mutex = READER_WORD, i = 0; i < 3; mutex = i == 0 ? WRITER_WORD : mutex + 40, i++) {
+        set_word(lmdb, mutex + 16, 144); /* a robust mutex of several processes, for glibc */
+    }
     const long words[] = {WRITER_WORD, READER_WORD};
     for (int i = 0; i < 2 && sizeof(pthread_mutex_t) == 40; i++) {
         set_word(lmdb, words[i], 4242u | 0x80000000u);

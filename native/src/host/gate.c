@@ -62,6 +62,10 @@ static uint32_t holder_of(tb_gate *gate) {
     if (locks == NULL || tb_lmdb_files_mend_locks(&gate->files)) {
         return 0;
     }
+    /* Noise names no thread that ends: who enters finds the damage. */
+    if (tb_lmdb_check_lock_head(locks) != NULL) {
+        return 0;
+    }
     uint32_t writer = owner_of(&locks->writer);
     return writer != 0 ? writer : owner_of(&locks->head.body.reader_table);
 }
@@ -254,7 +258,7 @@ int32_t tb_gate_check(uint64_t handle, tb_error *err) {
     if (gate == NULL) {
         return TB_ECLOSED;
     }
-    int32_t rc = tb_lmdb_files_check(&gate->files, NULL, err);
+    int32_t rc = tb_lmdb_files_check(&gate->files, atomic_load(&gate->locks), false, err);
     tb_handle_put(handle);
     return rc;
 }
@@ -307,7 +311,7 @@ int32_t tb_gate_enter(uint64_t handle, uint64_t spin_ns, uint32_t *entered, int3
     int32_t rc = failed == 0 || failed == EAGAIN
                      ? TB_OK
                      : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be taken");
-    if (failed == 0 && (rc = tb_lmdb_files_check(&gate->files, atomic_load(&gate->locks), err)) != TB_OK) {
+    if (failed == 0 && (rc = tb_lmdb_files_check(&gate->files, atomic_load(&gate->locks), true, err)) != TB_OK) {
         tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
     }
     *entered = failed == 0 && rc == TB_OK;

@@ -84,7 +84,7 @@ static bool is_lmdbs(const pthread_mutex_t *mutex) {
 #endif
 }
 
-const char *tb_lmdb_check_locks(const tb_lmdb_locks *locks, uint64_t transaction) {
+const char *tb_lmdb_check_lock_head(const tb_lmdb_locks *locks) {
     if (locks->head.body.magic != TB_LMDB_MAGIC) {
         return "it is no lock file of LMDB";
     }
@@ -93,6 +93,14 @@ const char *tb_lmdb_check_locks(const tb_lmdb_locks *locks, uint64_t transaction
     }
     if (locks->head.body.readers > TB_LMDB_READERS) {
         return "it counts more readers than it has room for";
+    }
+    return NULL;
+}
+
+const char *tb_lmdb_check_locks(const tb_lmdb_locks *locks, uint64_t transaction) {
+    const char *problem = tb_lmdb_check_lock_head(locks);
+    if (problem != NULL) {
+        return problem;
     }
     uint64_t named = atomic_load_explicit(&((tb_lmdb_locks *)locks)->head.body.transaction, memory_order_acquire);
     /* A writer that was killed right after its commit has not told; who locks next does. */

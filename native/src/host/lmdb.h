@@ -105,6 +105,8 @@ const char *tb_lmdb_check_meta(const tb_lmdb_meta *meta);
 /* The meta page of the last transaction, or NULL and what is wrong with them in *problem. metas: both, copied. */
 const tb_lmdb_meta *tb_lmdb_newest(const tb_lmdb_meta metas[TB_LMDB_METAS], const char **problem);
 
+/* What is wrong with what never changes in a lock file that is in use, or NULL. */
+const char *tb_lmdb_check_lock_head(const tb_lmdb_locks *locks);
 /* Why a lock file that is in use cannot be trusted, or NULL. transaction: that of the newest meta page. */
 const char *tb_lmdb_check_locks(const tb_lmdb_locks *locks, uint64_t transaction);
 

@@ -170,8 +170,8 @@ static const char *check_marks(const tb_lmdb_files *files) {
     return NULL;
 }
 
-int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, tb_error *err) {
-    if (files->metas == NULL) {
+int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, bool inside, tb_error *err) {
+    if (files->metas == NULL || locks == NULL) {
         return TB_OK;
     }
     int32_t rc = check_sizes(files, err);
@@ -180,8 +180,12 @@ int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *loc
     }
     const char *path = files->data_path;
     const char *problem = NULL;
-    if (locks == NULL) {
+    if (!inside) {
         problem = check_marks(files);
+        if (problem == NULL) {
+            problem = tb_lmdb_check_lock_head(locks);
+            path = files->lock_path;
+        }
     } else {
         tb_lmdb_meta metas[TB_LMDB_METAS];
         const tb_lmdb_meta *meta = read_metas(files, metas, &problem);

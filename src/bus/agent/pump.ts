@@ -117,7 +117,7 @@ export class CommandPump implements AsyncDisposable {
         const fault = asError(error);
         this.#options.onFault(fault);
         // Nothing was lost: what failed has not happened, and waits its own deadline when it is tried again.
-        if (fault.code !== "TB_QUEUE_STUCK") {
+        if (fault.code !== "TB_QUEUE_STUCK" || this.#stopped) {
           this.#setBack(fault);
           return;
         }
@@ -134,7 +134,10 @@ export class CommandPump implements AsyncDisposable {
       this.#tell(this.#ended.map(({ started }) => started.header));
       for (const bell of this.#bells.values()) bell.ring();
     }
-    if (fault.code === "TB_NO_SPACE" && !this.#stopped) {
+    if (this.#stopped) {
+      // Whoever holds the queue up may do so for ever; clients learn of the end by the agent's lock.
+      this.#woken = false;
+    } else if (fault.code === "TB_NO_SPACE") {
       // One command at a time can be taken off a queue that is full.
       this.#batchSize = 1;
       this.#linger = setTimeout(() => this.wake(), fullMs);
