@@ -1,10 +1,12 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { buildSimulation } from "./build.mjs";
 import { runSeeds } from "./run-seeds.mjs";
 
-const folder = mkdtempSync(join(import.meta.dirname, "../../build/simulation-"));
+const build = join(import.meta.dirname, "../../build");
+mkdirSync(build, { recursive: true });
+const folder = mkdtempSync(join(build, "simulation-"));
 let bundle: string;
 beforeAll(async () => {
   bundle = await buildSimulation({ outfile: join(folder, "simulation.mjs") });

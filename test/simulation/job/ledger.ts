@@ -3,12 +3,13 @@
  * can see them.
  */
 import type { AgentEvent } from "../../../src/bus/pair/events.ts";
+import type { TensorBusError } from "../../../src/errors.ts";
 import type { SimulatedAgent } from "../world/agent.ts";
 import type { Call } from "../world/client.ts";
 import type { Cluster } from "../world/cluster.ts";
 import { brief } from "../world/trace.ts";
 import type { Registration } from "./registration.ts";
-import type { SideName } from "./scenario.ts";
+import { ranksOf, type SideName } from "./scenario.ts";
 
 export interface Violation {
   readonly rule: string;
@@ -33,6 +34,8 @@ interface Outcomes {
   readonly aborted: Map<number, string>;
 }
 
+/** A call has been posted by then, and everyone has heard of it. */
+const surelyPostedMs = 100;
 /** What a call may take beyond its deadline. */
 const graceMs = 250;
 /** Ways to and from the agent, and timers that end together. */
@@ -91,6 +94,7 @@ export class Ledger {
   ended(call: Call): void {
     this.#checkTime(call);
     const { error, client } = call;
+    if (error !== undefined) this.#checkBlame(call, error);
     this.require(error?.code !== "TB_SYSTEM", "errors are typed", () => {
       return `${client.name} call ${call.number}: ${error!.message}\n${error!.details["stack"]}`;
     });
@@ -133,7 +137,8 @@ export class Ledger {
     }
     if (event.kind === "batchRegistered") this.#registered(agent, event);
     if (event.kind === "batchEnded") this.#batchEnded(agent, event);
-    if (event.kind !== "resolved") return;
+    // One that can be settled by nobody any more has been given up.
+    if (event.kind !== "resolved" || event.committed === undefined) return;
     const name = this.nameOf(agent, event.batch, event.number);
     const key = `${name} from ${event.from}, round ${event.round}`;
     if (event.committed !== undefined) this.#note(key, agent.rank, event.committed, "resolved");
@@ -154,6 +159,29 @@ export class Ledger {
           return `${agent.name} heard of the end of ${batch} ${(ended - first).toFixed(0)} ms after the first`;
         });
       }
+    }
+  }
+
+  /**
+   * A rank that was called absent had not begun the round. For schedules in which whoever calls is heard by all: nothing is cut
+   * off or stopped, and nothing is asked of the store before a call is posted.
+   */
+  checkAbsences(): void {
+    for (const { call, registration, from } of this.#transfers.values()) {
+      const absent = call.error?.code === "TB_TIMEOUT" ? call.error.details["absent"] : undefined;
+      if (!Array.isArray(absent)) continue;
+      const began = [...this.#transfers.values()].find(
+        (other) =>
+          other.registration.name === registration.name &&
+          other.from === from &&
+          absent.includes(other.call.client.rank) &&
+          roundOf(other.call) === roundOf(call) &&
+          other.call.began + surelyPostedMs < call.ended!,
+      );
+      this.require(began === undefined, "blame is right", () => {
+        const { client, number } = began!.call;
+        return `${call.client.name} call ${call.number} took rank ${client.rank} for absent, which had made call ${number}`;
+      });
     }
   }
 
@@ -183,6 +211,21 @@ export class Ledger {
     const known = this.#standing.get(this.nameOf(agent, batch, number))?.get(agent);
     if (known !== undefined && known.generation === agent.generation)
       known.ended = Math.min(known.ended, this.#cluster.scheduler.now);
+  }
+
+  /** Whoever asks is told where it began: a rank that stands on a side, and of those that it says were absent, the lowest. */
+  #checkBlame(call: Call, { code, message, details }: TensorBusError): void {
+    const { rank, absent } = details;
+    const isOfRound = call.type === "Transfer" && typeof details["round"] === "number";
+    const ranks = ranksOf(this.#cluster.launch.sides);
+    const isNamed = typeof rank === "number" && ranks.includes(rank);
+    this.require(!isOfRound || code === "TB_BUSY" || isNamed, "blame is right", () => {
+      return `${call.client.name} call ${call.number}: ${code} names rank ${rank}: ${message}`;
+    });
+    if (!Array.isArray(absent) || absent.length === 0) return;
+    this.require(rank === Math.min(...absent), "blame is right", () => {
+      return `${call.client.name} call ${call.number}: ${code} names rank ${rank}, absent were ${absent}`;
+    });
   }
 
   #checkTime(call: Call): void {

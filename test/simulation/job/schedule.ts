@@ -6,7 +6,7 @@ import { Cluster } from "../world/cluster.ts";
 import { brief } from "../world/trace.ts";
 import { inject } from "./faults.ts";
 import { Job } from "./job.ts";
-import type { Violation } from "./ledger.ts";
+import { roundOf, type Violation } from "./ledger.ts";
 import type { Registration } from "./registration.ts";
 import { type BatchPlan, type FaultKind, type Launch, makeScenario, type Scenario } from "./scenario.ts";
 
@@ -202,6 +202,8 @@ class Schedule {
             const shown = failed.map(({ client, error }) => `${client.name}: ${brief(error)}`);
             return `call ${attempt} of ${plan.id}: ${shown.join("; ")}`;
           });
+          const rounds = calls.map((call) => roundOf(call!));
+          this.#must(new Set(rounds).size === 1, "a lockstep call is one round", () => `rounds ${rounds}`);
         }
         await this.#cluster.pass(1000);
       }
@@ -237,8 +239,11 @@ class Schedule {
     ledger.overdue(this.#job.pending);
     await this.#cluster.pass(3000);
     const { faults, peerTimeoutMs, storeMs } = this.#scenario;
-    if (faults.every(({ kind }) => tellsEnds.has(kind)))
-      ledger.checkEnds(1000 + 1.3 * peerTimeoutMs + 4 * storeMs[1]);
+    const isPlain = faults.every(({ kind }) => tellsEnds.has(kind));
+    const { ranks, sides, versions } = this.#scenario;
+    const isColocated = ranks.length < sides.A.length + sides.B.length;
+    if (isPlain && !isColocated && !versions) ledger.checkAbsences();
+    if (isPlain) ledger.checkEnds(1000 + 1.3 * peerTimeoutMs + 4 * storeMs[1]);
     for (const { name, memory } of agents) {
       ledger.require(memory.size === 0, "nothing leaks", () => `${name} holds ${memory.size} regions`);
     }
