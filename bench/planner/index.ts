@@ -2,9 +2,16 @@
  * The planner benchmark: what planning costs, warm, in this process; each case beside its floor, the time of hashing,
  * listing or copying as much without planning, and the most that it may take. A plan is made from its input and its digest taken; `plan/` and `pattern/` cases also iterate over all chunks, `program/`
  * cases lower the part of one rank, `stats/` cases sum up the whole world, `verify/` cases do that and
- * prove it by its patterns.
+ * prove it by its patterns, `parts/` cases prove that an engine's parameters hold a model whole.
  */
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { modelOf } from "../../src/model/config.ts";
+import { applyParts } from "../../src/model/parts/apply.ts";
+import { LocalLayouts } from "../../src/model/parts/local.ts";
+import type { PartedSide } from "../../src/model/parts/parted.ts";
+import { proveParts } from "../../src/model/parts/proof.ts";
+import { presetSide } from "../../src/model/presets/side.ts";
 import { loadSpec } from "../../src/model/spec.ts";
 import {
   DeviceMesh,
@@ -174,6 +181,17 @@ async function trillionPlan(root: string): Promise<Plan> {
   return planTransfer(await trillion);
 }
 
+/** Kimi-K2 as vLLM holds it on 384 ranks: its 400,000 pieces are proved whole, anew each time. */
+let parted: PartedSide | undefined;
+function proveTrillion(root: string): Made {
+  if (parted === undefined) {
+    const text = readFileSync(join(root, "examples/specs/kimi-k2.json"), "utf8");
+    const model = modelOf(text, { quantized: false });
+    parted = applyParts(presetSide("vllm:tp=8,dp=48,ep", model), model.tensors, { modelDtype: model.dtype });
+  }
+  return { planBytes: new Uint8Array(0), visited: proveParts(new LocalLayouts(parted)).pieces };
+}
+
 /** 64 replicas of 16 shards, from 2048 ranks. */
 const replicated: PlanInput = {
   pairs: {
@@ -210,6 +228,12 @@ const casesOf = (root: string): readonly Case[] => [
     name: "program/deepseek_v3_target",
     limit: 300,
     run: () => lower(planTransfer(deepseek), 256),
+  },
+  {
+    name: "parts/kimi_k2_proof",
+    limit: 1000,
+    runs: 5,
+    run: async () => proveTrillion(root),
   },
   {
     name: "program/kimi_k2_source",

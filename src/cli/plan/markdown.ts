@@ -1,3 +1,4 @@
+import { summarizeParts } from "../../model/parts/summary.ts";
 import { type BudgetCheck, describeCheck } from "../budget/budget.ts";
 import { plural } from "../ui/format.ts";
 import { code, details, markdownPage, markdownTable } from "../ui/markdown.ts";
@@ -24,6 +25,7 @@ export function markdownReport(report: Report, checks: readonly BudgetCheck[]): 
       `Patterns: ${shown(patterns.rows.length, stats.patterns.length)}, those with the most bytes first`,
       markdownTable(patterns),
     ),
+    ...parameterSections(report),
     details("Stages", markdownTable(stageTable(stats))),
     details("Sides: least, mean and most of any rank", markdownTable(sideTable(sides, stats.ranks))),
     details(
@@ -31,6 +33,20 @@ export function markdownReport(report: Report, checks: readonly BudgetCheck[]): 
       markdownTable(rankTable(ranks, sides)),
     ),
   ]);
+}
+
+/** Where the target has parameters of its own: what they are made of. */
+function parameterSections({ spec: { parts } }: Report): string[] {
+  if (parts === undefined) return [];
+  const rows = summarizeParts(parts.target, parts.joined).map(({ parameter, count, parts: made }) => [
+    parameter,
+    String(count),
+    made.length === 0 ? "a constant" : made.join(" + "),
+  ]);
+  const columns = [{ head: "parameter" }, { head: "count", align: "right" }, { head: "made of" }] as const;
+  return [
+    details(`Parameters of the target: ${parts.proofs.target.parameters}`, markdownTable({ columns, rows })),
+  ];
 }
 
 function shown(count: number, all: number): string {
