@@ -25,6 +25,8 @@ export interface AttemptOptions {
   readonly onFault: (error: unknown) => void;
 }
 
+const said = Buffer.from("left");
+
 /** What is nobody's mistake: whoever waits may try again. */
 const retried = new Set<ErrorCode>([
   "TB_PEER_LOST",
@@ -154,18 +156,84 @@ export async function awaitPrepared(
   });
 }
 
-/** Removes what is left of the registration before one that all ranks have: they have left it. */
-export async function forgetAttempt(
-  { rendezvous, keys }: AttemptOptions,
+/** What a rank that has left a registration still knows of it: what may have to be removed in its place. */
+export interface Left {
+  readonly number: number;
+  readonly sides: readonly string[];
+  readonly ranks: readonly number[];
+  /** Removes what is left of the rounds. */
+  readonly forgetRounds: (deadline: Deadline) => Promise<void>;
+}
+
+/** Says that this rank has left a registration. The last one to leave removes it. */
+export async function leaveAttempt(options: AttemptOptions, left: Left, deadline: Deadline): Promise<void> {
+  const { rendezvous, keys, rank } = options;
+  const { store } = rendezvous;
+  const { number, ranks } = left;
+  await store.set(keys.left(number, rank), said, deadline.rest);
+  const count = await store.add(keys.left(number), 1n, deadline.rest);
+  if (count === BigInt(ranks.length)) await forgetAttempt(options, left, deadline);
+}
+
+/**
+ * Removes a registration that not all of its ranks were there to leave, once the next one holds for all ranks: the lowest one
+ * that left does that.
+ */
+export async function forgetAbandoned(
+  options: AttemptOptions,
+  left: Left,
+  deadline: Deadline,
+): Promise<void> {
+  const { rendezvous, keys, rank } = options;
+  for (const lower of left.ranks) {
+    const standing = await rendezvous.store.get(keys.left(left.number, lower), deadline.rest);
+    if (standing === undefined) continue;
+    if (lower === rank) await forgetAttempt(options, left, deadline);
+    return;
+  }
+}
+
+async function forgetAttempt(options: AttemptOptions, left: Left, deadline: Deadline): Promise<void> {
+  const { rendezvous, keys } = options;
+  const { number, sides, ranks, forgetRounds } = left;
+  const left = [keys.left(number), ...ranks.map((rank) => keys.left(number, rank))];
+  await Promise.all([
+    forgetRounds(deadline),
+    ...left.map((key) => rendezvous.store.delete(key, deadline.rest)),
+    forgetEnded(options, number, sides, deadline),
+  ]);
+}
+
+/** Removes what this rank has said of its tensors, once all have prepared, and what a predecessor said in the one before. */
+export async function forgetRank(
+  { rendezvous, keys, rank }: AttemptOptions,
   number: number,
   sides: readonly string[],
   deadline: Deadline,
 ): Promise<void> {
+  const numbers = number > 1 ? [number, number - 1] : [number];
+  const records = numbers.flatMap((each) =>
+    sides.flatMap((side) => [keys.rank(each, side, rank), keys.rankNames(each, side, rank)]),
+  );
+  await Promise.all(records.map((key) => rendezvous.remove(key, deadline.rest)));
+}
+
+/** Removes what is left of a registration that has ended, and of failed ones before it. */
+export async function forgetEnded(
+  { rendezvous, keys }: AttemptOptions,
+  last: number,
+  sides: readonly string[],
+  deadline: Deadline,
+): Promise<void> {
   const { store } = rendezvous;
-  for (const side of sides) {
-    for (const key of [keys.side(number, side), keys.names(number, side)])
-      await rendezvous.remove(key, deadline.rest);
+  for (let number = last; number > 0; number--) {
+    let entry = 1;
+    while (await store.delete(`${keys.log(number)}/${entry}`, deadline.rest)) entry += 1;
+    if (entry === 1) return;
+    const records = sides.flatMap((side) => [keys.side(number, side), keys.names(number, side)]);
+    await Promise.all([
+      ...records.map((key) => rendezvous.remove(key, deadline.rest)),
+      ...[keys.prepared(number), keys.ready(number)].map((key) => store.delete(key, deadline.rest)),
+    ]);
   }
-  for (const key of [keys.prepared(number), keys.ready(number)]) await store.delete(key, deadline.rest);
-  for (let entry = 1; await store.delete(`${keys.log(number)}/${entry}`, deadline.rest); entry++);
 }

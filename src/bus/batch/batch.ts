@@ -9,11 +9,10 @@ import { HostMemory } from "../../memory/host-memory.ts";
 import type { TensorMemory } from "../../memory/memory.ts";
 import type { LocalStrides } from "../../plan/index.ts";
 import type { AgentEvent } from "../pair/events.ts";
-import type { Rendezvous } from "../pair/rendezvous.ts";
 import type { Connection } from "../pair/uplink.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
 import type { BatchId } from "../queue/commands.ts";
-import { type Attempt, endAttempt } from "./attempt.ts";
+import { type Attempt, endAttempt, type Left } from "./attempt.ts";
 import { Direction, type Role } from "./direction.ts";
 import type { LocalTensor } from "./local-tensors.ts";
 import type { MetBatch } from "./meeting.ts";
@@ -76,16 +75,18 @@ export class Batch {
   #closing: Promise<void> | undefined;
   #released = false;
   readonly #rank: number;
+  readonly #subject: BatchSubject;
 
   constructor(
     { id, met, attempt, rank }: BatchOptions,
-    { pairs }: BatchSubject,
+    subject: BatchSubject,
     sides: readonly BatchSide[],
     directions: ReadonlyMap<string, Direction | TensorBusError>,
     planned: ReadonlyMap<string, PlanSummary>,
   ) {
     this.id = id;
-    this.pairs = pairs.map(({ pair }) => pair);
+    this.#subject = subject;
+    this.pairs = subject.pairs.map(({ pair }) => pair);
     this.number = met.number;
     this.log = attempt.log;
     this.#rank = rank;
@@ -133,15 +134,39 @@ export class Batch {
     return this.#closing;
   }
 
+  /** What this rank knows of it once it has left it. */
+  get left(): Left {
+    const sides = this.#subject.sides.map(({ name }) => name);
+    const forgetRounds = async (deadline: Deadline) => {
+      for (const direction of this.live) await direction.forget(deadline);
+    };
+    return { number: this.number, sides, ranks: allRanks(this.#subject), forgetRounds };
+  }
+
   /** True after `close` where a round is in doubt: `resolve` frees the memory. */
   get inDoubt(): boolean {
     return this.#doubts.length > 0;
   }
 
+  /** True for one whose ranks have voted: others may have to ask this one how a round ended. */
+  get isStaged(): boolean {
+    return this.live.some(({ staged }) => staged !== undefined);
+  }
+
+  /** Says in another store than the batch's own how its last rounds ended, for those who do not know it. */
+  async testify(connection: Connection, deadline: Deadline): Promise<void> {
+    for (const { staged } of this.live) await staged?.testify(connection, deadline);
+  }
+
+  /** Takes back what it has testified. */
+  async withdraw({ rendezvous }: Connection, deadline: Deadline): Promise<void> {
+    for (const { staged } of this.live) await staged?.withdraw(rendezvous, deadline);
+  }
+
   /** Settles what was in doubt when it was closed, and frees the memory. */
-  async resolve(rendezvous: Rendezvous, deadline: Deadline): Promise<void> {
+  async resolve(connection: Connection, deadline: Deadline): Promise<void> {
     for (const staged of this.#doubts) {
-      await staged.resolve(deadline, rendezvous);
+      await staged.resolve(deadline, connection);
       staged.close();
     }
     this.#release();
@@ -294,10 +319,12 @@ async function prepareDirection(
     commit === "direct"
       ? undefined
       : new StagedCommit({
-          rendezvous,
+          connection,
           prefix,
+          registration: met.registration,
+          from,
           rank,
-          voters: allRanks(subject).length,
+          voters: allRanks(subject),
           shadow: shadow?.memory,
           tensors: shadow?.tensors ?? [],
           letGo,

@@ -15,7 +15,7 @@ import {
 } from "../queue/commands.ts";
 import type { Records, Table } from "../queue/state.ts";
 import { decodeTensorTable } from "../queue/tensor-table.ts";
-import { endAttempt } from "./attempt.ts";
+import { endAttempt, forgetAbandoned, leaveAttempt } from "./attempt.ts";
 import { type Batch, type BatchSide, newInstance } from "./batch.ts";
 import { Direction, type TransferResult } from "./direction.ts";
 import { placeTensors, sortTensors } from "./local-tensors.ts";
@@ -43,6 +43,8 @@ export interface BatchesOptions {
 
 /** How long a batch that is there is asked about before another one is refused. */
 const askMs = 1000;
+/** How long an end waits for a store that says nothing. */
+const leaveMs = 5000;
 
 const rowSchema = z.strictObject({ generation: z.bigint(), number: z.int() });
 
@@ -53,8 +55,14 @@ export class Batches {
   readonly #entries = new Map<string, Entry>();
   /** Why batches ended that were not closed, until they are registered anew. */
   readonly #reasons = new Map<string, TensorBusError>();
-  /** Batches that a lost store has left in doubt. */
+  /** Batches that were closed in doubt. */
   readonly #doubtful = new Set<Batch>();
+  /** Staged ones that a lost store has ended: others may ask how their last rounds did. */
+  readonly #witnessed = new Set<Batch>();
+  /** The last one of each id that this rank has left, until it is registered anew. */
+  readonly #left = new Map<string, Batch>();
+  readonly #leaving = new Set<Promise<void>>();
+  readonly #stop = new AbortController();
 
   constructor(options: BatchesOptions) {
     const { rank, checksum, planning, tell, onFault } = options;
@@ -192,15 +200,30 @@ export class Batches {
         await this.#end(entry, reason);
       }),
     );
+    await Promise.all(this.#leaving);
+    if (reason.code === "TB_CLOSED") this.#stop.abort(reason);
     const failed = ends.find((end) => end.status === "rejected");
     if (failed !== undefined) throw failed.reason;
   }
 
-  /** There is a store: what batches that were closed have left in doubt is settled. */
-  async resolve({ rendezvous }: Connection): Promise<void> {
-    for (const batch of this.#doubtful) {
-      await batch.resolve(rendezvous, new Deadline());
-      this.#doubtful.delete(batch);
+  /** There is a store: what batches that were closed have left in doubt is settled, and what others may not know is told. */
+  async resolve(connection: Connection): Promise<void> {
+    const { signal } = this.#stop;
+    for (const batch of this.#witnessed) await batch.testify(connection, new Deadline({ signal }));
+    await Promise.all([...this.#doubtful].map((batch) => this.#resolve(batch, connection)));
+  }
+
+  async #resolve(batch: Batch, connection: Connection): Promise<void> {
+    const { signal } = this.#stop;
+    const { uplink } = this.#options;
+    while (this.#doubtful.has(batch) && !signal.aborted && uplink.isConnected(connection)) {
+      try {
+        await batch.resolve(connection, new Deadline({ signal }));
+        this.#doubtful.delete(batch);
+      } catch (error) {
+        if (!(error instanceof TensorBusError) || error.code !== "TB_IN_DOUBT") throw error;
+        if ((error.cause as TensorBusError | undefined)?.code !== "TB_TIMEOUT") return;
+      }
     }
   }
 
@@ -288,7 +311,7 @@ export class Batches {
     batch.log.listen((said) => {
       if (said.kind === "ended") this.#break(batch, errorOfEnd(said));
     });
-    this.#giveDoubtsUp(entry.id);
+    this.#forgetBefore(entry.id);
     this.#reasons.delete(entry.key);
   }
 
@@ -363,26 +386,50 @@ export class Batches {
     const isTold = batch.broken !== undefined;
     await batch.close(reason);
     this.#forget(entry);
-    if (batch.inDoubt) this.#settleDoubt(batch, reason);
+    if (batch.inDoubt) this.#doubtful.add(batch);
+    if (batch.isStaged && reason.code === "TB_STORE_LOST") this.#witnessed.add(batch);
+    this.#leave(batch, reason, isTold || reason.code !== "TB_BATCH_UNKNOWN");
     if (reason.code === "TB_STORE_LOST") this.#reasons.set(entry.key, reason);
     if (!isTold) this.#tellEnded(batch, reason);
     if (reason.code !== "TB_BATCH_UNKNOWN") return;
     await this.#options.state.write("forgetting a batch", () => this.#table.remove(rowOf(entry.id)));
   }
 
-  /** The decision may still come, from this store or the next one: until then the memory is kept. */
-  #settleDoubt(batch: Batch, { code }: TensorBusError): void {
-    this.#doubtful.add(batch);
-    if (code === "TB_STORE_LOST" || code === "TB_CLOSED") return;
-    this.resolve(this.#options.uplink.connection).catch(this.#options.onFault);
+  /** Its records go with the last rank that leaves it. What is in doubt may still be decided, by this store or the next one. */
+  #leave(batch: Batch, { code }: TensorBusError, isCutShort: boolean): void {
+    if (code === "TB_STORE_LOST") return;
+    const { uplink, rank, onFault } = this.#options;
+    const { connection } = uplink;
+    if (code !== "TB_CLOSED") this.#resolve(batch, connection).catch(onFault);
+    const options = { rendezvous: connection.rendezvous, keys: new BatchKeys(batch.id), rank, onFault };
+    const leaving = leaveAttempt(options, batch.left, new Deadline({ timeoutMs: leaveMs })).catch(() => {});
+    this.#leaving.add(leaving);
+    leaving.finally(() => this.#leaving.delete(leaving));
+    // Of one that was closed in order, all others do the same.
+    if (isCutShort) this.#left.set(batchKey(batch.id), batch);
   }
 
-  /** Whoever registers the batch anew does not wait for what became of a round before. */
-  #giveDoubtsUp(id: BatchId): void {
+  /** Whoever registers a batch anew does not wait for what became of a round before, and removes what nobody was there to. */
+  #forgetBefore(id: BatchId): void {
+    const key = batchKey(id);
+    const { uplink, rank, onFault } = this.#options;
+    const { connection } = uplink;
+    const deadline = new Deadline({ timeoutMs: leaveMs });
+    const before = this.#left.get(key);
+    if (before !== undefined) {
+      this.#left.delete(key);
+      const options = { rendezvous: connection.rendezvous, keys: new BatchKeys(id), rank, onFault };
+      forgetAbandoned(options, before.left, deadline).catch(() => {});
+    }
     for (const batch of this.#doubtful) {
-      if (batchKey(batch.id) !== batchKey(id)) continue;
+      if (batchKey(batch.id) !== key) continue;
       this.#doubtful.delete(batch);
       batch.giveUp();
+    }
+    for (const batch of this.#witnessed) {
+      if (batchKey(batch.id) !== key) continue;
+      this.#witnessed.delete(batch);
+      batch.withdraw(connection, deadline).catch(() => {});
     }
   }
 

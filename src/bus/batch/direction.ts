@@ -11,7 +11,7 @@ import type { RoundProgress, RoundReport } from "../../transport/transport.ts";
 import type { AgentEvent, AgentProgress, RoundIdentity } from "../pair/events.ts";
 import type { BatchId, CommandResult } from "../queue/commands.ts";
 import type { RegionEvents } from "./region-events.ts";
-import { asBusError, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
+import { asBusError, graceMs, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
 import { type FailedRound, originOf, type RoundLog } from "./round-log.ts";
 import type { RoundNames } from "./round-names.ts";
 import type { StagedCommit } from "./staged-commit.ts";
@@ -82,6 +82,7 @@ export class Direction {
   #secondsPerByte: number | undefined;
   /** Records of rounds up to this one are removed. */
   #tidied = 0;
+  #completed = 0;
   /** The last failure of which a caller here knows. */
   #told = 0;
   #closed = false;
@@ -196,11 +197,29 @@ export class Direction {
   /** Ends it: nothing prepared is left. */
   async close(reason: TensorBusError): Promise<void> {
     this.#closed = true;
+    const { names } = this.#options;
     this.#unlisten();
     this.#options.signal.close();
     await this.cancel(reason);
     await this.#options.execution[Symbol.asyncDispose]();
+    await names.forget(Number.MAX_SAFE_INTEGER, new Deadline({ timeoutMs: graceMs })).catch(nothing);
     if (this.doubt === undefined) this.#options.staged?.close();
+  }
+
+  get staged(): StagedCommit | undefined {
+    return this.#options.staged;
+  }
+
+  /** Removes what is left of its rounds, once all ranks have left the batch. */
+  async forget(deadline: Deadline): Promise<void> {
+    const { signal, staged, names, lag } = this.#options;
+    for (let round = Math.max(1, this.#completed - lag); round < this.#join.next + lag; round++) {
+      await Promise.all([
+        signal.forget(round, deadline),
+        names.remove(round, deadline),
+        staged?.forget(round, deadline),
+      ]);
+    }
   }
 
   /** What has to be settled before the memory of this direction can go. */
@@ -342,6 +361,7 @@ export class Direction {
     const { peers } = this.execution.stats;
     const failedBefore = this.#failedBefore(log.lastFailed(from));
     this.#learn(report);
+    this.#completed = round;
     this.#tidy(round);
     tell({ kind: "roundCompleted", report, predictedSeconds, seconds, peers, ...this.#identity(round) });
     const { bytesSent, bytesReceived, bytesCopied } = report;

@@ -2,6 +2,7 @@
  * How the ranks of a batch agree on what they registered. Each rank writes its tensors; the first rank of each side puts
  * them together and writes one record of the side, which all ranks of both sides read.
  */
+import { createHash } from "node:crypto";
 import { Deadline } from "../../deadline.ts";
 import { type ErrorCode, errorCodes, TensorBusError } from "../../errors.ts";
 import { led, type MetPair } from "../pair/meeting.ts";
@@ -37,6 +38,8 @@ export interface RankRegistration {
 export interface MetBatch {
   /** Which registration of this id it is, from 1. */
   readonly number: number;
+  /** Names it among all registrations of all stores: the same on all ranks. */
+  readonly registration: string;
   readonly local: BatchSideRecord;
   readonly remote: BatchSideRecord;
 }
@@ -72,7 +75,7 @@ export async function meetBatch(
       awaitRemote(rendezvous, registration, remote, number, bounded),
     ]);
     const [mine, theirs] = await (leading === undefined ? sides : led(leading, sides));
-    return { number, local: mine, remote: theirs };
+    return { number, registration: nameOf(mine, theirs), local: mine, remote: theirs };
   } catch (error) {
     const left = record.partial ? [own, ownNames] : [own];
     await Promise.all(left.map((key) => rendezvous.remove(key, cleaning).catch(() => {})));
@@ -80,6 +83,13 @@ export async function meetBatch(
   } finally {
     stop.abort();
   }
+}
+
+/** Of the random numbers of all its ranks. */
+function nameOf(...sides: readonly BatchSideRecord[]): string {
+  const nonces = sides.flatMap(({ members }) => members.map(({ nonce }) => nonce));
+  nonces.sort((a, b) => (a < b ? -1 : a > b ? 1 : 0));
+  return createHash("sha256").update(nonces.join()).digest("hex").slice(0, 32);
 }
 
 /** What ends a meeting of which nobody has found anything wrong. */

@@ -94,6 +94,11 @@ export type BatchSideRecord = z.infer<typeof batchSideSchema>;
 
 export const tensorNamesSchema = z.array(z.tuple([z.int().min(0), z.string()])).max(maxTensors);
 
+/** What a voter says of a direction's staged rounds to those whose store has forgotten them. */
+export function testimonyKey(registration: string, from: string, rank: number): string {
+  return `bus/testimony/${registration}/${keyPart(from)}/${rank}`;
+}
+
 /** Keys of a batch in the store. */
 export class BatchKeys {
   readonly #prefix: string;
@@ -133,6 +138,10 @@ export class BatchKeys {
   }
   ready(number: number): string {
     return `${this.#at(number)}/ready`;
+  }
+  /** Who has left it, and how many. */
+  left(number: number, rank?: number): string {
+    return rank === undefined ? `${this.#at(number)}/left` : `${this.#at(number)}/left/${rank}`;
   }
   /** The name of the transfer from one side, for the transport. */
   transfer(number: number, sourceSide: string): string {

@@ -11,7 +11,8 @@ import {
   type AttemptOptions,
   awaitPrepared,
   endAttempt,
-  forgetAttempt,
+  forgetEnded,
+  forgetRank,
   isRetried,
   joinAttempt,
 } from "./attempt.ts";
@@ -202,10 +203,14 @@ export class Registrar {
       await this.#options.onPrepared(entry, batch);
       if (attempt.log.end !== undefined) throw errorOfEnd(attempt.log.end);
       this.#options.onRegistered(entry, batch);
-      if (rank === ranks[0] && attempt.number > 1) {
-        const names = subject.sides.map(({ name }) => name);
-        forgetAttempt(attempts, attempt.number - 1, names, new Deadline()).catch(() => {});
-      }
+      const names = subject.sides.map(({ name }) => name);
+      forgetRank(
+        attempts,
+        attempt.number,
+        sides.map(({ name }) => name),
+        new Deadline(),
+      ).catch(() => {});
+      if (rank === ranks[0]) forgetEnded(attempts, attempt.number - 1, names, new Deadline()).catch(() => {});
       tell({
         kind: "batchRegistered",
         batch: batch.id,

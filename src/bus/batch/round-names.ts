@@ -51,6 +51,11 @@ export class RoundNames {
     }
   }
 
+  /** Removes the name of a round, whoever wrote it. */
+  async remove(round: number, deadline: Deadline): Promise<void> {
+    await this.#options.store.delete(this.#key(round), deadline.rest);
+  }
+
   #key(round: number): string {
     return `${this.#options.prefix}/${round}/named`;
   }

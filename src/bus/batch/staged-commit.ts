@@ -15,7 +15,9 @@ import { describeElements, move } from "../../memory/kernels.ts";
 import type { Memory } from "../../memory/memory.ts";
 import type { AgentEvent, RoundIdentity } from "../pair/events.ts";
 import type { Rendezvous } from "../pair/rendezvous.ts";
+import type { Connection } from "../pair/uplink.ts";
 import { pack, unpack } from "../queue/commands.ts";
+import { testimonyKey } from "./records.ts";
 import { elsewhere, knownCode, originOf } from "./round-log.ts";
 
 /** A target of this rank, and where its next value is received. */
@@ -30,11 +32,15 @@ export interface ShadowedTensor {
 }
 
 export interface StagedCommitOptions {
-  readonly rendezvous: Rendezvous;
+  readonly connection: Pick<Connection, "rendezvous" | "life">;
   readonly prefix: string;
+  /** Names the registration among all of all stores. */
+  readonly registration: string;
+  /** The side that sends. */
+  readonly from: string;
   readonly rank: number;
   /** Ranks of the batch: all of them have to have their part. */
-  readonly voters: number;
+  readonly voters: readonly number[];
   /** Absent where this rank receives nothing. */
   readonly shadow: HostMemory | undefined;
   readonly tensors: readonly ShadowedTensor[];
@@ -61,12 +67,16 @@ export interface VoteLimits {
 
 type Decision = { readonly committed: true } | { readonly committed: false; readonly error: TensorBusError };
 
+/** Milliseconds after which voters that have said nothing yet are asked again. */
+const askAgainMs = 500;
 /** Bytes that are copied before others get their turn on the event loop. */
 const sliceBytes = 32 * 2 ** 20;
 
 export class StagedCommit {
   readonly #options: StagedCommitOptions;
   #doubt: RoundIdentity | undefined;
+  /** The last round that was committed, as far as this rank knows. */
+  #committed = 0;
 
   constructor(options: StagedCommitOptions) {
     this.#options = options;
@@ -102,28 +112,48 @@ export class StagedCommit {
       throw new TensorBusError("TB_IN_DOUBT", message, { details: { rank: this.#options.rank }, cause });
     }
     const { decision } = outcome;
-    if (decision.committed) await this.#apply();
+    if (decision.committed) await this.#commit(round.round);
     this.#doubt = undefined;
     if (!decision.committed) throw decision.error;
   }
 
-  /** Settles a round that was in doubt. `TB_IN_DOUBT`, and it stays so, if the store still does not tell. */
-  async resolve(deadline: Deadline, rendezvous = this.#options.rendezvous): Promise<void> {
+  /**
+   * Settles a round that was in doubt. `TB_IN_DOUBT`, and it stays so, if the store still does not tell: one that has
+   * forgotten the round tells it by what all voters testify.
+   */
+  async resolve(deadline: Deadline, connection = this.#options.connection): Promise<void> {
     const round = this.#doubt;
     if (round === undefined) return;
     const { rank, tell } = this.#options;
     let decision: Decision;
     try {
-      decision = await this.#propose(rendezvous, round.round, this.#lateError(round.round), deadline);
+      const { rendezvous, life } = connection;
+      const late = this.#lateError(round.round);
+      decision =
+        life === this.#options.connection.life
+          ? await this.#propose(rendezvous, round.round, late, deadline)
+          : await this.#askVoters(rendezvous, round.round, deadline);
     } catch (cause) {
       const message = `whether round ${round.round} was committed is still not known: ${(cause as Error).message}`;
       throw new TensorBusError("TB_IN_DOUBT", message, { details: { rank }, cause });
     }
     // Two may have asked at once.
     if (this.#doubt !== round) return;
-    if (decision.committed) await this.#apply();
+    if (decision.committed) await this.#commit(round.round);
     this.#doubt = undefined;
     tell({ kind: "resolved", committed: decision.committed, ...round });
+  }
+
+  /** Says in a store that has forgotten the rounds which one was committed last. */
+  async testify({ rendezvous, life }: Connection, deadline: Deadline): Promise<void> {
+    if (life === this.#options.connection.life) return;
+    const { registration, from, rank } = this.#options;
+    await rendezvous.publish(testimonyKey(registration, from, rank), this.#committed, deadline.rest);
+  }
+
+  async withdraw(rendezvous: Rendezvous, deadline: Deadline): Promise<void> {
+    const { registration, from, rank } = this.#options;
+    await rendezvous.remove(testimonyKey(registration, from, rank), deadline.rest);
   }
 
   /** Nobody will ever know the decision here: targets stay as they are, and the memory goes. */
@@ -137,7 +167,7 @@ export class StagedCommit {
 
   /** Removes what was written of a round that all have left. */
   async forget(round: number, deadline: Deadline): Promise<void> {
-    const { store } = this.#options.rendezvous;
+    const { store } = this.#options.connection.rendezvous;
     for (const what of ["votes", "decision"] as const)
       await store.delete(this.#key(round, what), deadline.rest);
   }
@@ -147,12 +177,13 @@ export class StagedCommit {
   }
 
   async #decide(round: number, { deadline, signal, end }: VoteLimits): Promise<Decision> {
-    const { rendezvous, voters } = this.#options;
+    const { connection, voters } = this.#options;
+    const { rendezvous } = connection;
     const { store } = rendezvous;
     try {
       // Said once: a vote that may have been counted although its answer did not come is never said again.
       const votes = await store.add(this.#key(round, "votes"), 1n, deadline.rest);
-      if (votes === BigInt(voters)) return await this.#propose(rendezvous, round, undefined, end);
+      if (votes === BigInt(voters.length)) return await this.#propose(rendezvous, round, undefined, end);
       await store.wait([this.#key(round, "decision")], { timeoutMs: deadline.remainingMs, signal });
     } catch (cause) {
       if (!(cause instanceof TensorBusError) || !["TB_TIMEOUT", "TB_CANCELLED"].includes(cause.code))
@@ -197,6 +228,31 @@ export class StagedCommit {
     const decision = readDecision(round, stored ?? bytes);
     const own = stored === undefined || bytes.equals(stored);
     return own && failure !== undefined ? { committed: false, error: failure } : decision;
+  }
+
+  /** Any voter that knows of the commit commits; that there was none takes the word of all of them. */
+  async #askVoters(rendezvous: Rendezvous, round: number, deadline: Deadline): Promise<Decision> {
+    const { registration, from, voters } = this.#options;
+    const keys = voters.map((rank) => testimonyKey(registration, from, rank));
+    for (;;) {
+      const committed = await rendezvous.readAll(keys, z.int(), deadline.rest);
+      if (committed.includes(round)) return { committed: true };
+      const missing = keys.filter((_, index) => committed[index] === undefined);
+      if (missing.length === 0) return { committed: false, error: this.#lateError(round) };
+      const timeoutMs = Math.min(askAgainMs, deadline.remainingMs);
+      const { signal } = deadline;
+      await rendezvous.store
+        .wait(missing, { timeoutMs, ...(signal === undefined ? {} : { signal }) })
+        .catch((error: unknown) => {
+          const isLate = error instanceof TensorBusError && error.code === "TB_TIMEOUT";
+          if (!isLate || deadline.remainingMs === 0) throw error;
+        });
+    }
+  }
+
+  async #commit(round: number): Promise<void> {
+    await this.#apply();
+    this.#committed = round;
   }
 
   async #apply(): Promise<void> {

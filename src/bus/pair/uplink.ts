@@ -2,6 +2,7 @@
  * An agent's way to the others: the store, and the session of the transport. A store that is lost takes the session with it;
  * where the agent knows how to open another one, it goes on with that.
  */
+import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Deadline, type DeadlineOptions, waitUntil } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
@@ -42,6 +43,8 @@ export interface Connection {
   readonly closeStore: () => Promise<void>;
   readonly rendezvous: Rendezvous;
   readonly presence: Presence;
+  /** Of the store: another one if it has forgotten what stood in it. */
+  readonly life: string;
   readonly session: TransportSession;
   readonly executor: Executor;
 }
@@ -71,6 +74,10 @@ export class Uplink implements AsyncDisposable {
   get connection(): Connection {
     if (this.#connection !== undefined) return this.#connection;
     throw this.#lost ?? closedError();
+  }
+
+  isConnected(connection: Connection): boolean {
+    return this.#connection === connection;
   }
 
   /** The connection, as soon as there is one again. */
@@ -119,7 +126,8 @@ export class Uplink implements AsyncDisposable {
       await presence.claim(predecessor, deadline.rest);
       const session = await transport.open({ rank, world, store, ...deadline.rest });
       session.events$.subscribe(onTransport);
-      return { store, closeStore, rendezvous, presence, session, executor: createExecutor(session) };
+      const life = await lifeOf(store, deadline);
+      return { store, closeStore, rendezvous, presence, life, session, executor: createExecutor(session) };
     } catch (error) {
       await closeStore();
       throw error;
@@ -181,4 +189,11 @@ export class Uplink implements AsyncDisposable {
 
 function closedError(): TensorBusError {
   return new TensorBusError("TB_CLOSED", "the agent was closed");
+}
+
+/** A random number that the first agent of all has written there. */
+async function lifeOf(store: Store, deadline: Deadline): Promise<string> {
+  const own = randomBytes(16);
+  const { stored } = await store.compareAndSet("bus/life", undefined, own, deadline.rest);
+  return Buffer.from(stored ?? own).toString("hex");
 }

@@ -305,5 +305,5 @@ class Schedule {
 
 /** Records that outlive a batch: its counter, which is all that a store keeps of a name. */
 function isKept(key: string): boolean {
-  return key.endsWith("/latest");
+  return key.endsWith("/latest") || key.endsWith("bus/life");
 }
