@@ -89,14 +89,21 @@ export async function joinAttempt(
   }
 }
 
-/** True where the side was put together without this rank having said anything: by ranks of an earlier life. */
+/**
+ * True where the side was put together, or ranks have prepared, without this rank having said anything: in an earlier life. The
+ * record of a side may have gone with its leader, what was counted has not.
+ */
 async function isTaken(
   { rendezvous, keys }: AttemptOptions,
   number: number,
   side: string,
   deadline: Deadline,
 ): Promise<boolean> {
-  return (await rendezvous.read(keys.side(number, side), batchSideSchema, deadline.rest)) !== undefined;
+  const [united, prepared] = await Promise.all([
+    rendezvous.read(keys.side(number, side), batchSideSchema, deadline.rest),
+    rendezvous.store.get(keys.prepared(number), deadline.rest),
+  ]);
+  return united !== undefined || prepared !== undefined;
 }
 
 function open(number: number, log: RoundLog, before: BatchEnd | undefined): Attempt {
@@ -196,10 +203,11 @@ export async function forgetAbandoned(
 async function forgetAttempt(options: AttemptOptions, left: Left, deadline: Deadline): Promise<void> {
   const { rendezvous, keys } = options;
   const { number, sides, ranks, forgetRounds } = left;
-  const left = [keys.left(number), ...ranks.map((rank) => keys.left(number, rank))];
+  await raiseLatest(rendezvous, keys, number, deadline);
+  const counted = [keys.left(number), ...ranks.map((rank) => keys.left(number, rank))];
   await Promise.all([
     forgetRounds(deadline),
-    ...left.map((key) => rendezvous.store.delete(key, deadline.rest)),
+    ...counted.map((key) => rendezvous.store.delete(key, deadline.rest)),
     forgetEnded(options, number, sides, deadline),
   ]);
 }
@@ -226,6 +234,9 @@ export async function forgetEnded(
   deadline: Deadline,
 ): Promise<void> {
   const { store } = rendezvous;
+  if (last < 1) return;
+  // Whoever looks for the lowest that has not ended must not take one for it whose log is gone.
+  await raiseLatest(rendezvous, keys, last, deadline);
   for (let number = last; number > 0; number--) {
     let entry = 1;
     while (await store.delete(`${keys.log(number)}/${entry}`, deadline.rest)) entry += 1;

@@ -23,7 +23,7 @@ import type { ClientMemory, HeldRegions } from "./memory.ts";
 import { makeRankRegistration } from "./rank-record.ts";
 import { BatchKeys } from "./records.ts";
 import { type Brought, type Entry, Registrar } from "./registrar.ts";
-import { errorOfEnd, originOf } from "./round-log.ts";
+import { errorOfEnd, originOf, settled } from "./round-log.ts";
 import type { BatchSubject } from "./subject.ts";
 
 export interface BatchesOptions {
@@ -62,6 +62,7 @@ export class Batches {
   /** The last one of each id that this rank has left, until it is registered anew. */
   readonly #left = new Map<string, Batch>();
   readonly #leaving = new Set<Promise<void>>();
+  readonly #hasLeft = new WeakSet<Batch>();
   readonly #stop = new AbortController();
 
   constructor(options: BatchesOptions) {
@@ -261,6 +262,11 @@ export class Batches {
     if (known !== undefined && batch?.broken !== undefined) await this.#end(known, batch.broken);
     const standing = this.#entries.get(key);
     if (standing !== undefined) return standing;
+    // What this rank has to say of having left the last one comes before it joins the next.
+    if (this.#leaving.size > 0)
+      await settled("leaving what was registered before", Promise.all(this.#leaving), deadline);
+    const made = this.#entries.get(key);
+    if (made !== undefined) return made;
     const entry: Entry = {
       key,
       id,
@@ -397,7 +403,8 @@ export class Batches {
 
   /** Its records go with the last rank that leaves it. What is in doubt may still be decided, by this store or the next one. */
   #leave(batch: Batch, { code }: TensorBusError, isCutShort: boolean): void {
-    if (code === "TB_STORE_LOST") return;
+    if (code === "TB_STORE_LOST" || this.#hasLeft.has(batch)) return;
+    this.#hasLeft.add(batch);
     const { uplink, rank, onFault } = this.#options;
     const { connection } = uplink;
     if (code !== "TB_CLOSED") this.#resolve(batch, connection).catch(onFault);
