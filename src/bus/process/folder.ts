@@ -4,6 +4,7 @@
  */
 import {
   closeSync,
+  lstatSync,
   mkdirSync,
   openSync,
   readFileSync,
@@ -15,7 +16,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { explained, TensorBusError } from "../../errors.ts";
 import { bootId, ownNamespaces } from "./identity.ts";
 
@@ -47,25 +48,90 @@ function foreign(path: string, what: string, details: Record<string, unknown>): 
 
 /**
  * The real path of a folder that belongs to this user alone, made (0700, its parents too) where it is missing. The
- * default folder of the user is checked with it, since what stands in it is only as private as that.
+ * default folder of the user is checked with it, since what stands in it is only as private as that. Nobody else can
+ * change where the path leads, neither between these looks nor later: see `checkWay`.
  */
 export function preparePrivateFolder(path: string): string {
   const wanted = resolve(path);
   const parent = userFolder();
   if (wanted.startsWith(`${parent}/`)) preparePrivateFolder(parent);
+  let real: string;
   try {
+    // Before anything is made: a link of somebody else's would have it made elsewhere.
+    const there = deepestThere(wanted);
+    checkWay(there, there !== wanted);
     mkdirSync(wanted, { recursive: true, mode: 0o700 });
+    real = checkWay(wanted);
   } catch (cause) {
     throw fileError(path, cause as NodeJS.ErrnoException);
   }
-  const real = realpathSync(wanted);
-  const { uid, mode } = statSync(real);
+  const { uid, mode } = lstatSync(real);
   if (uid !== process.geteuid!()) throw foreign(real, `belongs to user ${uid}`, { uid });
   if ((mode & 0o077) !== 0) {
     const octal = (mode & 0o777).toString(8);
     throw foreign(real, `is open to others (mode ${octal}); chmod 700 makes it private`, { mode: octal });
   }
   return real;
+}
+
+/** The path itself, or the nearest folder above it that there is. */
+function deepestThere(path: string): string {
+  return lstatSync(path, { throwIfNoEntry: false }) === undefined ? deepestThere(dirname(path)) : path;
+}
+
+/**
+ * The real path, if only this user and root can change where it leads: links on the way are theirs, and so is each folder
+ * above, in which others may write only if none can move what is not his (`/tmp`). `TB_FOREIGN` else. `withItself`: the
+ * last one is a folder in which another will be made.
+ */
+function checkWay(path: string, withItself = false): string {
+  for (const part of partsOf(path)) {
+    const { uid } = lstatSync(part);
+    if (lstatSync(part).isSymbolicLink() && !isTrusted(uid)) {
+      throw foreign(path, `leads through ${part}, a link of user ${uid}`, { part, uid });
+    }
+  }
+  const real = realpathSync(path);
+  for (const part of partsOf(withItself ? real : dirname(real))) {
+    const { uid, gid, mode } = lstatSync(part);
+    const ownGroup = gid === process.getegid!() && gid === process.geteuid!();
+    const writable = (mode & 0o002) !== 0 || ((mode & 0o020) !== 0 && gid !== 0 && !ownGroup);
+    const sticky = (mode & 0o1000) !== 0;
+    if (!isTrusted(uid)) throw foreign(path, `lies in ${part}, which belongs to user ${uid}`, { part, uid });
+    if (writable && !sticky) {
+      const octal = (mode & 0o7777).toString(8);
+      throw foreign(path, `lies in ${part}, where others may replace it (mode ${octal})`, {
+        part,
+        mode: octal,
+      });
+    }
+  }
+  return real;
+}
+
+/** `/a`, `/a/b`, … */
+function partsOf(path: string): string[] {
+  const parts = path.split("/").filter((part) => part !== "");
+  return parts.map((_, index) => `/${parts.slice(0, index + 1).join("/")}`);
+}
+
+/** Root, this user, and what stands for root if a container does not have it. */
+function isTrusted(uid: number): boolean {
+  return uid === 0 || uid === process.geteuid!() || uid === unmappedRoot();
+}
+
+let unmapped: number | undefined;
+
+/** The number that everybody has who is not mapped into this user namespace, if root is not: else none. */
+function unmappedRoot(): number {
+  if (unmapped !== undefined) return unmapped;
+  try {
+    const all = /^\s*0\s+0\s+4294967295\s*$/.test(readFileSync("/proc/self/uid_map", "utf8"));
+    unmapped = all ? -1 : Number(readFileSync("/proc/sys/kernel/overflowuid", "utf8"));
+  } catch {
+    unmapped = -1;
+  }
+  return unmapped;
 }
 
 /** How a folder that nothing can be read from is made good. */
