@@ -435,6 +435,7 @@ export class Direction {
     if (!tidies) return;
     for (; this.#tidied < upTo; this.#tidied++) {
       signal.forget(this.#tidied + 1, deadline()).catch(nothing);
+      if (names.isUsed) names.remove(this.#tidied + 1, deadline()).catch(nothing);
       staged?.forget(this.#tidied + 1, deadline()).catch(nothing);
     }
   }

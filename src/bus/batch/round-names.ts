@@ -16,14 +16,21 @@ export class RoundNames {
   readonly #options: RoundNamesOptions;
   /** Rounds whose names this rank has written, and has to remove. */
   readonly #written: number[] = [];
+  #isUsed = false;
 
   constructor(options: RoundNamesOptions) {
     this.#options = options;
   }
 
+  /** True once this rank has named a version: then others may have, too. */
+  get isUsed(): boolean {
+    return this.#isUsed;
+  }
+
   /** The version of a round, after this rank has named its own. */
   async name(round: number, version: bigint, deadline: Deadline): Promise<bigint> {
     const { store } = this.#options;
+    this.#isUsed = true;
     const key = this.#key(round);
     const own = Buffer.from(String(version));
     const { swapped, stored } = await store.compareAndSet(key, undefined, own, deadline.rest);
