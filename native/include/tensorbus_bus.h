@@ -92,7 +92,7 @@ TB_API int32_t tb_gate_check(uint64_t gate, tb_error *err);
  * put values: those of up to half a page have small_bytes in all, the others take big_pages. A transaction that removes
  * something may use the last pages, which others leave to it. TB_ENO_SPACE.
  */
-TB_API int32_t tb_gate_reserve(uint64_t gate, uint32_t puts, uint32_t removes, uint64_t small_bytes, uint64_t big_pages,
+TB_API int32_t tb_gate_reserve(uint64_t gate, uint32_t puts, uint32_t removes, uint32_t small_bytes, uint32_t big_pages,
                                tb_error *err);
 /* Inside of a write transaction: *owned is 1 if LMDB's write lock is where tb_gate_attach looks for it. */
 TB_API int32_t tb_gate_verify(uint64_t gate, uint32_t *owned, tb_error *err);

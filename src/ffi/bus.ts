@@ -32,7 +32,7 @@ export const nativeBus = declareNative({
   tb_gate_prepare: ["u64", "string", "string", "u64", "u32"],
   tb_gate_guard: ["u64", "string", "string"],
   tb_gate_check: ["u64"],
-  tb_gate_reserve: ["u64", "u32", "u32", "u64", "u64"],
+  tb_gate_reserve: ["u64", "u32", "u32", "u32", "u32"],
   tb_gate_verify: ["u64", "out u32"],
   tb_gate_enter: ["u64", "u64", "out u32", "out i32"],
   tb_gate_leave: ["u64"],

@@ -263,7 +263,7 @@ int32_t tb_gate_check(uint64_t handle, tb_error *err) {
     return rc;
 }
 
-int32_t tb_gate_reserve(uint64_t handle, uint32_t puts, uint32_t removes, uint64_t small_bytes, uint64_t big_pages,
+int32_t tb_gate_reserve(uint64_t handle, uint32_t puts, uint32_t removes, uint32_t small_bytes, uint32_t big_pages,
                         tb_error *err) {
     tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {

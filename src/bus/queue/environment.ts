@@ -175,7 +175,7 @@ export class Environment implements AsyncDisposable {
   /** `TB_NO_SPACE` where not even a small record finds room; says nothing while another process writes. */
   examineRoom(): void {
     try {
-      this.#tryInside(() => nativeBus.tb_gate_reserve(this.#gate, 1, 0, 0n, 0n));
+      this.#tryInside(() => nativeBus.tb_gate_reserve(this.#gate, 1, 0, 0, 0));
     } catch (error) {
       throw this.#typed(error);
     }
@@ -335,7 +335,7 @@ export class Environment implements AsyncDisposable {
   /** The space that the commit may take: LMDB overruns its memory where a write of its fails. */
   #reserve({ puts, removes, smallBytes, bigPages }: CountedDatabase): void {
     if (puts + removes === 0) return;
-    nativeBus.tb_gate_reserve(this.#gate, puts, removes, BigInt(smallBytes), BigInt(bigPages));
+    nativeBus.tb_gate_reserve(this.#gate, puts, removes, smallBytes, bigPages);
   }
 
   #open(): void {
