@@ -107,9 +107,10 @@ const directions: Readonly<Record<string, readonly string[]>> = {
   transport: ["errors", "deadline", "layout", "ffi", "memory", "store", "plan"],
   exec: ["errors", "deadline", "layout", "memory", "transport", "plan"],
   model: ["errors", "deadline", "layout", "ffi", "plan"],
+  checkpoint: ["errors", "deadline", "layout", "ffi", "memory", "plan", "model"],
   bus: anything,
   index: [...anything, "bus"],
-  cli: [...anything, "bus", "index", "transports"],
+  cli: [...anything, "checkpoint", "bus", "index", "transports"],
 };
 
 /**

@@ -35,7 +35,8 @@ const commands: readonly CommandEntry[] = [
   },
   {
     name: "reshard",
-    summary: "Moves a safetensors checkpoint from one layout to another, one process a rank.",
+    summary:
+      "Moves a checkpoint from one layout to another: to ranks, to the files that vLLM loads, and back.",
     load: async () => (await import("./reshard/command.ts")).reshardCommand,
   },
   {
@@ -67,6 +68,11 @@ const workers: readonly CommandEntry[] = [
     name: "reshard-rank",
     summary: "One rank of reshard.",
     load: async () => (await import("./reshard/command.ts")).reshardRankCommand,
+  },
+  {
+    name: "reshard-thread",
+    summary: "One thread of reshard.",
+    load: async () => (await import("./reshard/thread.ts")).reshardThreadCommand,
   },
   {
     name: "demo-rank",

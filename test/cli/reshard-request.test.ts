@@ -3,7 +3,8 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { requestOfFlags } from "../../src/cli/reshard/request.ts";
+import { safetensorsSource } from "../../src/checkpoint/source.ts";
+import { type ReshardFlags, requestOfFlags } from "../../src/cli/reshard/request.ts";
 import { type DType, itemSize } from "../../src/layout/index.ts";
 import { createSafetensors, openSafetensors } from "../../src/model/safetensors.ts";
 import { BundledCli } from "./kit/bundled-cli.ts";
@@ -47,10 +48,14 @@ async function writeCheckpoint(path: string, list: readonly TensorSpec[]): Promi
   await writer.finish();
 }
 
+async function request(path: string, flags: ReshardFlags) {
+  return requestOfFlags(await safetensorsSource(path), flags);
+}
+
 const layouts = { source: "2:S(0)", target: "2:R", rules: [] as string[] };
 
 async function castsOf(flags: { targetDtype?: string; rules?: string[] }) {
-  const { input } = await requestOfFlags(checkpoint, { ...layouts, ...flags });
+  const { input } = await request(checkpoint, { ...layouts, ...flags });
   return Object.fromEntries(
     input.tensors.flatMap(({ name, dtype, targetDtype = dtype }) =>
       targetDtype === dtype ? [] : [[name.replace("layers.0.", ""), targetDtype]],
@@ -84,7 +89,7 @@ describe("types", () => {
       { name: "a.weight_scale_inv", shape: [1, 1], dtype: "float32" },
       { name: "b.weight", shape: [8, 8], dtype: "float8_e4m3fn" },
     ]);
-    const { input } = await requestOfFlags(path, { ...layouts, targetDtype: "bfloat16" });
+    const { input } = await request(path, { ...layouts, targetDtype: "bfloat16" });
     const types = input.tensors.map(({ name, dtype, targetDtype = dtype }) => `${name} ${targetDtype}`);
     expect(types.sort()).toEqual([
       "a.weight float8_e4m3fn",
@@ -96,7 +101,7 @@ describe("types", () => {
 
 describe("errors", () => {
   const failure = async (flags: Partial<typeof layouts> & { targetDtype?: string }, path = checkpoint) => {
-    const error = await requestOfFlags(path, { ...layouts, ...flags }).then(
+    const error = await request(path, { ...layouts, ...flags }).then(
       () => undefined,
       (reason: unknown) => reason,
     );
@@ -126,7 +131,7 @@ describe("errors", () => {
     expect(message).toContain("layers.*.norm.weight (1)");
     const rule = /--rule "([^"]+)"/.exec(message)![1]!;
     expect(rule).toBe("e_score_correction_bias|norm|steps=R->R");
-    await requestOfFlags(checkpoint, { ...layouts, target: "2:S(1)", rules: [rule] });
+    await request(checkpoint, { ...layouts, target: "2:S(1)", rules: [rule] });
   });
 
   it("tell what stands in place of a checkpoint, and what to do", async () => {
@@ -165,12 +170,13 @@ describe("a result", () => {
     expect(first).toMatchObject({ code: 0 });
     expect(first.stdout).toMatch(/2\s+bfloat16 -> float32 cast/);
     expect(first.stdout).toMatch(/1\s+float8_e4m3fn kept/);
-    expect(first.stdout).toMatch(/byte for byte, the checkpoint\s+cast\s+again/);
+    expect(first.stdout).toMatch(/checksums\s+of\s+what\s+was\s+read\s+and\s+cast/);
     const before = readdirSync(out).sort();
     expect(before).toEqual([
+      "rank-0.safetensors",
+      "rank-1.safetensors",
       "rank-2.safetensors",
-      "rank-3.safetensors",
-      "rank-4.safetensors",
+      "tensorbus-layout.json.gz",
       "tensorbus-manifest.json",
     ]);
     const refused = await run("2:R");
@@ -181,14 +187,18 @@ describe("a result", () => {
     const replaced = await run("2:R", "--force");
     expect(replaced).toMatchObject({ code: 0 });
     expect(readdirSync(out).sort()).toEqual([
-      "rank-2.safetensors",
-      "rank-3.safetensors",
+      "rank-0.safetensors",
+      "rank-1.safetensors",
+      "tensorbus-layout.json.gz",
       "tensorbus-manifest.json",
     ]);
     const manifest = JSON.parse(readFileSync(join(out, "tensorbus-manifest.json"), "utf8"));
-    expect(manifest.files.map(({ rank }: { rank: number }) => rank)).toEqual([2, 3]);
+    expect(manifest.files.map(({ name }: { name: string }) => name)).toEqual([
+      "rank-0.safetensors",
+      "rank-1.safetensors",
+    ]);
     expect(replaced.stdout).toContain(manifest.plan.slice(0, 16));
-    await using file = await openSafetensors(join(out, "rank-2.safetensors"));
+    await using file = await openSafetensors(join(out, "rank-0.safetensors"));
     expect(file.metadata).toMatchObject({ licence: "none", "tensorbus.plan": manifest.plan });
   });
 

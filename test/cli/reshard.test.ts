@@ -88,13 +88,13 @@ describe("tensorbus reshard", () => {
       "--rule",
       "nothing=S(0)->S(1),R",
     ];
-    const { code, stdout, stderr } = await cli.run("reshard", checkpoint, ...args, ...wide);
+    const { code, stdout, stderr } = await cli.run("reshard", checkpoint, "--processes", ...args, ...wide);
     expect(stderr).not.toContain("error");
     expect(code).toBe(0);
     expect(stdout).toContain("byte for byte");
     const mesh = new DeviceMesh([2, 2], { ranks: [4, 5, 6, 7] });
     for (const rank of mesh.ranks) {
-      await using file = await openSafetensors(join(out, `rank-${rank}.safetensors`));
+      await using file = await openSafetensors(join(out, `rank-${rank - 4}.safetensors`));
       const { runs, localShape } = holdingOf(
         { mesh, placements: [parsePlacement("S(0)"), parsePlacement("S(-1)")] },
         [101, 64],
@@ -114,12 +114,22 @@ describe("tensorbus reshard", () => {
 
   it("reads a layout whose strided shards follow the shard order", async () => {
     const { code, stderr } = await cli.run(
-      ...["reshard", checkpoint, "--source", "3x2:SS(0,2),S(0)@order", "--target", "1:R", "--out", out],
+      ...[
+        "reshard",
+        checkpoint,
+        "--processes",
+        "--source",
+        "3x2:SS(0,2),S(0)@order",
+        "--target",
+        "1:R",
+        "--out",
+        out,
+      ],
       ...["--rule", "scalar=R,R->R"],
     );
     expect(stderr).not.toContain("error");
     expect(code).toBe(0);
-    await using file = await openSafetensors(join(out, "rank-6.safetensors"));
+    await using file = await openSafetensors(join(out, "rank-0.safetensors"));
     const bytes = new Uint8Array(file.tensor("embed.weight").bytes);
     await file.read("embed.weight", bytes);
     expect(
@@ -138,6 +148,7 @@ describe("tensorbus reshard", () => {
     await writeCheckpoint(large, [{ name: "w", shape: [4096, 2048], dtype: "float32" }]);
     const command = cli.start([
       "reshard",
+      "--processes",
       large,
       "--source",
       "2:S(0)",
@@ -158,16 +169,24 @@ describe("tensorbus reshard", () => {
   });
 
   it("gives no file its final name where one cannot have it", async () => {
-    mkdirSync(join(out, "rank-3.safetensors", "in the way"), { recursive: true });
+    mkdirSync(join(out, "rank-1.safetensors", "in the way"), { recursive: true });
     const layouts = ["--source", "2:S(0)", "--target", "2:S(0)", ...rules];
-    const { code, stderr } = await cli.run("reshard", checkpoint, ...layouts, "--force", "--out", out);
-    expect(`${code} ${stderr}`).toMatch(/^2 [\s\S]*rank 3: .*rank-3\.safetensors.*TB_FILE/);
-    expect(readdirSync(out)).toEqual(["rank-3.safetensors"]);
+    const { code, stderr } = await cli.run(
+      "reshard",
+      checkpoint,
+      "--processes",
+      ...layouts,
+      "--force",
+      "--out",
+      out,
+    );
+    expect(`${code} ${stderr}`).toMatch(/^2 [\s\S]*rank 3: .*rank-1\.safetensors.*TB_FILE/);
+    expect(readdirSync(out)).toEqual(["rank-1.safetensors"]);
   });
 
   it("names what is wrong with its input", async () => {
     const attempt = async (...argv: string[]) => {
-      const { code, stderr } = await cli.run("reshard", ...argv, "--out", out);
+      const { code, stderr } = await cli.run("reshard", "--processes", ...argv, "--out", out);
       return `${code} ${stderr}`;
     };
     const layouts = ["--source", "2:S(0)", "--target", "2:S(0)"];
@@ -193,7 +212,18 @@ describe("tensorbus reshard", () => {
       const small = join(folder, "small");
       mkdirSync(small);
       const script = `mount -t tmpfs -o size=16k none ${small} && exec "$0" "$@"`;
-      const argv = ["reshard", checkpoint, "--source", "2:S(0)", "--target", "1:R", "--out", small, ...rules];
+      const argv = [
+        "reshard",
+        checkpoint,
+        "--processes",
+        "--source",
+        "2:S(0)",
+        "--target",
+        "1:R",
+        "--out",
+        small,
+        ...rules,
+      ];
       const { status, stderr } = spawnSync(
         "unshare",
         ["-m", "sh", "-c", script, process.execPath, cli.script, ...argv],

@@ -2,7 +2,7 @@ import { Command } from "commander";
 import { nativeLibrary } from "../../ffi/native.ts";
 import { parseSpec } from "../../model/spec.ts";
 import { planTransfer } from "../../plan/index.ts";
-import { entryScript } from "../reshard/transfer.ts";
+import { entryScript } from "../reshard/ways.ts";
 import type { CommandContext } from "../ui/context.ts";
 import { formatBytes } from "../ui/format.ts";
 import { type Progress, startProgress } from "../ui/progress.ts";

@@ -1,5 +1,5 @@
 import type { Plan } from "../../plan/index.ts";
-import { entryScript, ranksOf } from "../reshard/transfer.ts";
+import { entryScript, ranksOf } from "../reshard/ways.ts";
 import type { CommandContext } from "../ui/context.ts";
 import { formatBytes, formatCount, formatDuration, formatRanks } from "../ui/format.ts";
 import type { Output } from "../ui/output.ts";

@@ -1,32 +1,34 @@
+/** `tensorbus reshard`: a checkpoint from one layout to another, from files to files. */
 import { Command, InvalidArgumentError } from "commander";
-import { resolveCheckpoint } from "../../model/safetensors.ts";
-import { planTransfer } from "../../plan/index.ts";
 import { type TransportName, transportOption } from "../transports.ts";
 import type { CommandContext } from "../ui/context.ts";
+import { moveFiles } from "./move.ts";
 import { runReshardRank } from "./rank.ts";
-import { requestOfFlags } from "./request.ts";
-import { ResultFolder } from "./result.ts";
-import { transferCheckpoint } from "./transfer.ts";
+import { transferFiles } from "./transfer.ts";
 
-interface ReshardOptions {
+export interface ReshardOptions {
   readonly source: string;
   readonly target: string;
   readonly rule: readonly string[];
   readonly targetDtype?: string;
+  readonly with?: string;
+  readonly model?: string;
+  readonly prefix?: string;
   readonly out: string;
   readonly force?: boolean;
-  readonly transport: TransportName;
   readonly verify: boolean;
+  readonly threads: number;
+  readonly processes?: boolean;
+  readonly transport: TransportName;
   readonly timeout: number;
 }
 
-/** `tensorbus reshard`: a real checkpoint, from one layout to another, through one process a rank. */
 export function reshardCommand(context: CommandContext): Command {
   return new Command("reshard")
-    .argument("<checkpoint>", "a .safetensors file, an index, or a folder with either")
-    .requiredOption("--source <layout>", "the layout it is read in: MESH:PLACEMENTS")
-    .requiredOption("--target <layout>", "the layout it is written in")
-    .requiredOption("--out <dir>", "where each target rank writes its file, rank-N.safetensors")
+    .argument("<checkpoint>", "safetensors (a file, an index, a folder), or a result of reshard")
+    .option("--source <layout>", "the layout it is read in, for --processes: MESH:PLACEMENTS", "1:R")
+    .requiredOption("--target <layout>", "MESH:PLACEMENTS, vllm:tp=N[,ep], or hf")
+    .requiredOption("--out <dir>", "the folder of the result")
     .option("--force", "replace an earlier result in that folder, all of it")
     .option(
       "--rule <rule>",
@@ -35,9 +37,18 @@ export function reshardCommand(context: CommandContext): Command {
       [],
     )
     .option("--target-dtype <type>", "cast the checkpoint's main floating-point type to this one")
+    .option("--model <path>", "the model's config.json for vllm: (default: beside the checkpoint)")
+    .option("--with <checkpoint>", "for hf: the original, which has what an engine does without")
+    .option("--no-verify", "do not compare what was written with what was read")
+    .option("--threads <n>", "threads that read and write", count, 2)
+    .option("--processes", "through one process for each rank of both sides, over a transport")
     .addOption(transportOption())
-    .option("--no-verify", "do not compare what was written with the checkpoint")
-    .option("--timeout <seconds>", "the longest that ranks wait for each other", seconds, 600)
+    .option(
+      "--timeout <seconds>",
+      "with --processes: the longest that ranks wait for each other",
+      seconds,
+      600,
+    )
     .addHelpText(
       "after",
       `
@@ -45,35 +56,26 @@ A layout is a mesh and one placement for each of its dimensions: S(d) shards ten
 SS(d,k) is a strided shard (add @split or @order for how it reads).
 
 Examples:
-  $ tensorbus reshard model.safetensors --source "4:S(0)" --target "2:S(0)" --out shards
-  $ tensorbus reshard ./Llama-3-8B --source "2x4:R,S(0)" --target "8:S(0)" --target-dtype bfloat16 --out shards
-  $ tensorbus reshard model.safetensors --source "4:S(0)" --target "2:S(1)" --rule "norm|bias=S(0)->R" --out shards
-  $ tensorbus reshard ./DeepSeek --source "8:S(0)" --target "8:S(0)" --rule "e_score|mlp.gate=R->R:float32" --out shards
+  $ tensorbus reshard model.safetensors --target "2:S(0)" --out shards
+  $ tensorbus reshard ./Llama-3-8B --target "8:S(0)" --target-dtype bfloat16 --out shards
+  $ tensorbus reshard ./Qwen3-8B --target vllm:tp=4 --out sharded
+  $ tensorbus reshard ./sharded --target hf --out Qwen3-8B
+  $ tensorbus reshard ./DeepSeek --target "8:S(0)" --rule "e_score|mlp.gate=R->R:float32" --out shards
+  $ tensorbus reshard model.safetensors --processes --source "4:S(0)" --target "2:S(1)" --rule "norm|bias=S(0)->R" --out shards
 
 A tensor is cast by the rule that takes it, or by --target-dtype if it has the floating-point type that most of the checkpoint
 has and no scale beside it: routers in float32 beside weights in bfloat16, and float8 with its scales, stay what they are.
 
-No file appears under its final name before every rank has written and verified its own. tensorbus-manifest.json, written
-last, says which files belong together; a folder without it is no result.`,
+No file appears under its final name before all are written and verified. tensorbus-manifest.json, written last, says which
+files belong together; a folder without it is no result. A run that was killed goes on where it was, by the same command.`,
     )
     .action(async (checkpoint: string, options: ReshardOptions) => {
-      const path = await resolveCheckpoint(checkpoint);
-      const request = await requestOfFlags(path, { ...options, rules: options.rule });
-      const result = await ResultFolder.open(options.out, options.force === true);
-      const plan = await planTransfer(request.input);
-      await transferCheckpoint(context, {
-        plan,
-        checkpoint: path,
-        unlisted: request.unlisted,
-        result,
-        transport: options.transport,
-        verify: options.verify,
-        timeoutMs: options.timeout * 1000,
-      });
+      if (options.processes === true) await transferFiles(context, checkpoint, options);
+      else await moveFiles(context, checkpoint, options);
     });
 }
 
-/** One rank of `reshard`; only `reshard` starts it. */
+/** One rank of `reshard --processes`; only `reshard` starts it. */
 export function reshardRankCommand(): Command {
   return new Command("reshard-rank").action(runReshardRank);
 }
@@ -86,4 +88,10 @@ function seconds(text: string): number {
   const value = Number(text);
   if (Number.isFinite(value) && value > 0) return value;
   throw new InvalidArgumentError("expected a positive number of seconds");
+}
+
+function count(text: string): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value) && value >= 1 && value <= 64) return value;
+  throw new InvalidArgumentError("expected a number of threads from 1 to 64");
 }

@@ -1,5 +1,5 @@
 /** What the command line asks of a reshard, as a spec: which rule takes each tensor, and which of them are cast. */
-import { resolve } from "node:path";
+import type { CheckpointSource } from "../../checkpoint/source.ts";
 import { TensorBusError } from "../../errors.ts";
 import {
   arithmeticTypes,
@@ -10,7 +10,6 @@ import {
   type Placement,
 } from "../../layout/index.ts";
 import { collapseNames } from "../../model/names.ts";
-import { openSafetensors } from "../../model/safetensors.ts";
 import type { SpecPath, SpecPlaces } from "../../model/spec-places.ts";
 import { checkSpec, type ResolvedSpec, resolveSpec } from "../../model/spec-resolve.ts";
 import type { PlanInput } from "../../plan/input/types.ts";
@@ -30,30 +29,21 @@ export interface ReshardFlags {
   readonly targetDtype?: string;
 }
 
-/** What is resharded. */
-export interface ReshardRequest extends ResolvedSpec {
-  readonly file: string;
-  /** Tensors in files of the checkpoint that its index leaves out: they are not moved. */
-  readonly unlisted: number;
-}
-
 /** The spec that a checkpoint and the flags make. Errors name the flag. */
-export async function requestOfFlags(checkpoint: string, flags: ReshardFlags): Promise<ReshardRequest> {
+export function requestOfFlags(checkpoint: CheckpointSource, flags: ReshardFlags): ResolvedSpec {
   const source = parseLayout("--source", flags.source);
   const target = parseLayout("--target", flags.target);
   const rules = flags.rules.map(parseRule);
   const places = new FlagPlaces(flags);
-  const file = resolve(checkpoint);
-  await using opened = await openSafetensors(file);
-  const tensors = [...opened.tensors.values()];
+  const { path, tensors } = checkpoint;
   if (tensors.length === 0) {
-    throw new TensorBusError("TB_SAFETENSORS", `${checkpoint} holds 0 tensors: there is nothing to move`, {
-      details: { path: checkpoint },
+    throw new TensorBusError("TB_SAFETENSORS", `${path} holds 0 tensors: there is nothing to move`, {
+      details: { path },
     });
   }
   const value = checkSpec(places, {
     version: 1,
-    model: { safetensors: file },
+    model: { safetensors: path },
     source: { mesh: source.mesh, ...(source.stridedShard && { stridedShard: source.stridedShard }) },
     target: { mesh: target.mesh, ...(target.stridedShard && { stridedShard: target.stridedShard }) },
     placements: [
@@ -69,7 +59,7 @@ export async function requestOfFlags(checkpoint: string, flags: ReshardFlags): P
     flags.targetDtype === undefined
       ? spec.input
       : castMain(spec.input, parseDType(flags.targetDtype), isTyped);
-  return { ...spec, input, file: checkpoint, unlisted: opened.unlisted };
+  return { ...spec, input };
 }
 
 /** Errors of a spec that was made from flags name the flag, and the rule as it was typed. */

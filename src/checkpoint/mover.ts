@@ -1,0 +1,316 @@
+/**
+ * Moves a checkpoint from files to files: every byte of the source is read once and written where it belongs, by a few threads
+ * with a buffer each. What is done is in a journal, so that a run that was killed goes on; files have their final names only
+ * when all is written, compared and durable.
+ */
+import { createHash } from "node:crypto";
+import { existsSync, realpathSync } from "node:fs";
+import { join } from "node:path";
+import { cancelledError } from "../deadline.ts";
+import { TensorBusError } from "../errors.ts";
+import { crc32c } from "../memory/kernels.ts";
+import { fileChecksum, type Stretch } from "./checksum.ts";
+import { Journal } from "./journal.ts";
+import {
+  closeFiles,
+  constantBytes,
+  createFiles,
+  haveFiles,
+  openPartials,
+  type PlannedFile,
+  partialPath,
+  planFiles,
+  publishFiles,
+  syncFiles,
+} from "./output.ts";
+import { placesOf } from "./scatter.ts";
+import { type CheckpointSource, signaturesOf } from "./source.ts";
+import { requireTensors, type TargetFile, targetDigest } from "./target.ts";
+import { type Hand, localHand, type Order, threadHand, type WorkFiles } from "./threads.ts";
+import { cutWork, type Destination, itemSizeOf, movedTensors, type WorkItem } from "./work.ts";
+
+export type MovePhase = "move" | "verify";
+
+export interface MoveOptions {
+  readonly source: CheckpointSource;
+  readonly files: readonly TargetFile[];
+  readonly folder: string;
+  /** Compare what was written with what was read, by checksums of both. */
+  readonly verify: boolean;
+  /** Threads, with the script and the command that run one; without, or for little, all is done in the caller's thread. */
+  readonly threads?: { readonly count: number; readonly script: string; readonly command: string };
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (phase: MovePhase, done: number, total: number) => void;
+  /** Called before the first file takes its final name. */
+  readonly onPublish?: () => Promise<void> | void;
+}
+
+export interface MoveSummary {
+  /** Of the files that were written, headers included. */
+  readonly writtenBytes: number;
+  /** Of the source, this time: less than all where a journal had the rest. */
+  readonly movedBytes: number;
+  readonly resumedBytes: number;
+  readonly verifiedBytes: number;
+  readonly seconds: number;
+  readonly files: readonly {
+    readonly name: string;
+    readonly bytes: number;
+    /** CRC-32C of all of it; `undefined` if parts of it were not written in one piece. */
+    readonly checksum: number | undefined;
+  }[];
+}
+
+/** Files are made durable, and items noted, after so many bytes. */
+const syncBytes = 2 ** 30;
+
+/**
+ * Errors: `TB_NO_SPACE` before anything is moved; `TB_FILE` if a file cannot be read or written, or the source changed; `TB_VERIFY`
+ * if what was written is not what was read; `TB_CANCELLED` by the signal. After any of them the folder holds no result, and what
+ * was done is kept for the next run with the same source and target.
+ */
+export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary> {
+  const { source, files, folder, signal } = options;
+  requireTensors(files, new Map(source.tensors.map(({ name, shape }) => [name, shape])), source.path);
+  const signatures = signaturesOf(source.files);
+  const planned = planFiles(files);
+  refuseOwnSource(source.files, folder, planned);
+  const key = createHash("sha256")
+    .update(JSON.stringify([targetDigest(files), signatures]))
+    .digest("hex");
+  if (!Journal.matches(folder, key) || !haveFiles(folder, planned)) {
+    Journal.remove(folder);
+    createFiles(folder, planned);
+  }
+  const tensors = movedTensors(source.tensors, destinationsOf(planned));
+  const items = cutWork(tensors);
+  const work: WorkFiles = {
+    tensors,
+    items,
+    sources: source.files,
+    targets: planned.map((file) => partialPath(folder, file)),
+  };
+  const began = performance.now();
+  const journal = Journal.open(folder, key);
+  const opened = openPartials(folder, planned);
+  const hands = handsFor(work, options);
+  let summary: RunSummary;
+  try {
+    const run = new Run(work, hands, options, () => syncFiles(opened), journal);
+    summary = await run.run();
+    syncFiles(opened);
+  } finally {
+    await Promise.all(hands.map((hand) => hand.close()));
+    closeFiles(opened);
+    journal.close();
+  }
+  if (signal?.aborted) throw cancelledError("moving the checkpoint", signal);
+  requireUnchanged(signatures, signaturesOf(source.files));
+  await options.onPublish?.();
+  publishFiles(folder, planned);
+  Journal.remove(folder);
+  const writtenBytes = planned.reduce((sum, { bytes }) => sum + bytes, 0);
+  const { checksums, ...counts } = summary;
+  return {
+    ...counts,
+    files: checksumFiles(planned, work, checksums),
+    writtenBytes,
+    seconds: (performance.now() - began) / 1000,
+  };
+}
+
+/** From the checksums of everything that was written, and zeros where nothing was. */
+function checksumFiles(
+  files: readonly PlannedFile[],
+  { items, tensors }: WorkFiles,
+  checksums: ReadonlyMap<number, readonly number[]>,
+): MoveSummary["files"] {
+  const stretches: (Stretch[] | undefined)[] = files.map(({ head, parameters, entries }) => [
+    { at: 0, bytes: head.length, checksum: crc32c(head) },
+    ...parameters.flatMap(({ name, dtype, constant }) => {
+      if (constant === undefined) return [];
+      const value = constantBytes(constant, dtype);
+      return [{ at: entries.get(name)!.position, bytes: value.length, checksum: crc32c(value) }];
+    }),
+  ]);
+  items.forEach((item, number) => {
+    placesOf(tensors[item.tensor]!, item).forEach(({ file, at, bytes, runs }, part) => {
+      if (runs > 1) stretches[file] = undefined;
+      else stretches[file]?.push({ at, bytes, checksum: checksums.get(number)![part]! });
+    });
+  });
+  return files.map(({ name, bytes }, file) => {
+    const list = stretches[file];
+    return { name, bytes, checksum: list && fileChecksum(list, bytes) };
+  });
+}
+
+/** To start a thread takes longer than to move less than this. */
+const threadBytes = 64 * 2 ** 20;
+
+function handsFor(work: WorkFiles, { threads }: MoveOptions): Hand[] {
+  const total = work.items.reduce((sum, item) => sum + itemSizeOf(item, work.tensors[item.tensor]!), 0);
+  if (threads === undefined || total < threadBytes) return [localHand(work)];
+  const count = Math.max(1, Math.min(threads.count, work.items.length));
+  return Array.from({ length: count }, () => threadHand(work, threads.script, threads.command));
+}
+
+/** For each tensor of the source where its boxes go. */
+function destinationsOf(files: readonly PlannedFile[]): Map<string, Destination[]> {
+  const places = new Map<string, Destination[]>();
+  files.forEach(({ parameters, entries }, file) => {
+    for (const { name, shape, dtype, boxes } of parameters) {
+      const { position } = entries.get(name)!;
+      for (const { tensor, start, length, at, axes } of boxes) {
+        const list = places.get(tensor) ?? [];
+        places.set(tensor, list);
+        list.push({ file, position, shape, dtype, start, length, at, axes });
+      }
+    }
+  });
+  return places;
+}
+
+/** What is read must not be what is written. */
+function refuseOwnSource(sources: readonly string[], folder: string, files: readonly PlannedFile[]): void {
+  const read = new Set(sources.map((path) => realpathSync(path)));
+  for (const file of files) {
+    const path = join(folder, file.name);
+    if (!existsSync(path) || !read.has(realpathSync(path))) continue;
+    throw new TensorBusError(
+      "TB_FILE",
+      `${path} is a file of the source, and would be replaced: name another folder`,
+      {
+        details: { path, folder },
+      },
+    );
+  }
+}
+
+function requireUnchanged(
+  before: ReturnType<typeof signaturesOf>,
+  now: ReturnType<typeof signaturesOf>,
+): void {
+  const changed = before.find((file, index) => JSON.stringify(file) !== JSON.stringify(now[index]));
+  if (changed === undefined) return;
+  throw new TensorBusError(
+    "TB_FILE",
+    `${changed.path} changed while it was read: what was made of it is no result`,
+    {
+      details: { path: changed.path },
+    },
+  );
+}
+
+interface RunSummary extends Pick<MoveSummary, "movedBytes" | "resumedBytes" | "verifiedBytes"> {
+  readonly checksums: ReadonlyMap<number, readonly number[]>;
+}
+
+/** One run over the items: moved, noted when durable, then compared. */
+class Run {
+  readonly #work: WorkFiles;
+  readonly #hands: readonly Hand[];
+  readonly #options: MoveOptions;
+  readonly #sync: () => void;
+  readonly #journal: Journal;
+  readonly #checksums: Map<number, readonly number[]>;
+
+  constructor(
+    work: WorkFiles,
+    hands: readonly Hand[],
+    options: MoveOptions,
+    sync: () => void,
+    journal: Journal,
+  ) {
+    this.#work = work;
+    this.#hands = hands;
+    this.#options = options;
+    this.#sync = sync;
+    this.#journal = journal;
+    this.#checksums = new Map(journal.done);
+  }
+
+  async run(): Promise<RunSummary> {
+    const { items } = this.#work;
+    const left = [...items.keys()].filter((item) => !this.#checksums.has(item));
+    const resumedBytes = this.#bytesOf([...this.#checksums.keys()]);
+    const total = this.#bytesOf([...items.keys()]);
+    const movedBytes = await this.#move(left, resumedBytes, total);
+    const verifiedBytes = this.#options.verify ? await this.#verify(total) : 0;
+    return { movedBytes, resumedBytes, verifiedBytes, checksums: this.#checksums };
+  }
+
+  async #move(left: readonly number[], before: number, total: number): Promise<number> {
+    let moved = 0;
+    let unsynced = 0;
+    let noted: [number, readonly number[]][] = [];
+    const note = () => {
+      if (noted.length === 0) return;
+      this.#sync();
+      this.#journal.add(noted);
+      noted = [];
+      unsynced = 0;
+    };
+    try {
+      await this.#each(
+        left.map((item) => ({ item })),
+        ({ item, checksums }) => {
+          const bytes = this.#bytesOf([item]);
+          this.#checksums.set(item, checksums);
+          noted.push([item, checksums]);
+          moved += bytes;
+          unsynced += bytes;
+          if (unsynced >= syncBytes) note();
+          this.#options.onProgress?.("move", before + moved, total);
+        },
+      );
+    } finally {
+      note();
+    }
+    return moved;
+  }
+
+  async #verify(total: number): Promise<number> {
+    let compared = 0;
+    let done = 0;
+    const orders = [...this.#checksums].map(([item, checksums]) => ({ item, checksums }));
+    await this.#each(orders, ({ item, bytes }) => {
+      compared += bytes;
+      done += this.#bytesOf([item]);
+      this.#options.onProgress?.("verify", done, total);
+    });
+    return compared;
+  }
+
+  /** Hands the orders out, in their order. The first failure ends the run once what is under way has ended. */
+  async #each(
+    orders: readonly Order[],
+    onDone: (done: Awaited<ReturnType<Hand["do"]>>) => void,
+  ): Promise<void> {
+    const { signal } = this.#options;
+    let next = 0;
+    let failure: { readonly error: unknown } | undefined;
+    const serve = async (hand: Hand) => {
+      while (failure === undefined && next < orders.length) {
+        if (signal?.aborted) throw cancelledError("moving the checkpoint", signal);
+        onDone(await hand.do(orders[next++]!));
+      }
+    };
+    await Promise.all(
+      this.#hands.map((hand) =>
+        serve(hand).catch((error: unknown) => {
+          failure ??= { error };
+        }),
+      ),
+    );
+    if (failure !== undefined) throw failure.error;
+  }
+
+  #bytesOf(items: readonly number[]): number {
+    const { items: all, tensors } = this.#work;
+    return items.reduce(
+      (sum, item) => sum + itemSizeOf(all[item] as WorkItem, tensors[all[item]!.tensor]!),
+      0,
+    );
+  }
+}

@@ -1,0 +1,166 @@
+/** The files of a result while they are written: under names that say so, their space reserved before anything is moved. */
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  fsyncSync,
+  openSync,
+  renameSync,
+  rmSync,
+  statfsSync,
+  writeSync,
+} from "node:fs";
+import { join } from "node:path";
+import { TensorBusError } from "../errors.ts";
+import { reserveFile } from "../ffi/reserve.ts";
+import { type DType, itemSize } from "../layout/index.ts";
+import { move } from "../memory/kernels.ts";
+import { fileError } from "../model/files.ts";
+import { layOutHeader, type SafetensorsEntry } from "../model/safetensors-header.ts";
+import type { OpenedFile } from "./scatter.ts";
+import type { TargetFile } from "./target.ts";
+
+const suffix = ".partial";
+
+/** A file of the result as it will be laid out. */
+export interface PlannedFile extends TargetFile {
+  readonly head: Uint8Array;
+  readonly entries: ReadonlyMap<string, SafetensorsEntry>;
+  readonly bytes: number;
+}
+
+/** Lays out the headers of all files. Errors are those of `layOutHeader`. */
+export function planFiles(files: readonly TargetFile[]): PlannedFile[] {
+  return files.map((file) => {
+    const { head, entries, fileBytes } = layOutHeader(file.parameters, file.metadata, file.name);
+    return { ...file, head, entries: new Map(entries.map((entry) => [entry.name, entry])), bytes: fileBytes };
+  });
+}
+
+export function partialPath(folder: string, { name }: PlannedFile): string {
+  return join(folder, `${name}${suffix}`);
+}
+
+/**
+ * Makes the files of a result that is begun: reserved, with headers and constants; what nothing is written to is zero.
+ * `TB_NO_SPACE` if they do not fit, and then none of them is left.
+ */
+export function createFiles(folder: string, files: readonly PlannedFile[]): void {
+  requireSpace(folder, files);
+  try {
+    for (const file of files) createFile(partialPath(folder, file), file);
+  } catch (error) {
+    for (const file of files) rmSync(partialPath(folder, file), { force: true });
+    throw error;
+  }
+}
+
+/** Refuses early, with numbers, what cannot fit; the reservation itself decides. */
+function requireSpace(folder: string, files: readonly PlannedFile[]): void {
+  const needed = files.reduce((sum, { bytes }) => sum + bytes, 0);
+  const { bavail, bsize } = statfsSync(folder);
+  const freed = files.reduce((sum, file) => sum + sizeOf(partialPath(folder, file)), 0);
+  const available = bavail * bsize + freed;
+  if (needed <= available) return;
+  throw new TensorBusError(
+    "TB_NO_SPACE",
+    `the result needs ${needed} bytes, and the file system of ${folder} has ${available} left`,
+    { details: { folder, needed, available } },
+  );
+}
+
+function sizeOf(path: string): number {
+  if (!existsSync(path)) return 0;
+  const fd = openSync(path, "r");
+  try {
+    return fstatSync(fd).size;
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function createFile(path: string, { head, entries, bytes, parameters }: PlannedFile): void {
+  rmSync(path, { force: true });
+  const fd = attempt("create", path, () => openSync(path, "wx"));
+  try {
+    const reserved = attempt("reserve space for", path, () => reserveFile(fd, bytes));
+    if (!reserved && bytes > 0) attempt("write", path, () => writeSync(fd, Buffer.of(0), 0, 1, bytes - 1));
+    attempt("write", path, () => writeSync(fd, head, 0, head.length, 0));
+    for (const { name, dtype, constant } of parameters) {
+      if (constant === undefined) continue;
+      const value = constantBytes(constant, dtype);
+      attempt("write", path, () => writeSync(fd, value, 0, value.length, entries.get(name)!.position));
+    }
+    attempt("write", path, () => fsyncSync(fd));
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** A parameter of one number. */
+export function constantBytes(value: number, dtype: DType): Buffer {
+  const bytes = Buffer.alloc(itemSize(dtype));
+  move({ bytes, dtype }, { bytes: Float64Array.of(value), dtype: "float64" });
+  return bytes;
+}
+
+/** Whether the files of a result that was begun are still there, as they were made. */
+export function haveFiles(folder: string, files: readonly PlannedFile[]): boolean {
+  return files.every((file) => sizeOf(partialPath(folder, file)) === file.bytes);
+}
+
+/** Opens the unfinished files. */
+export function openPartials(folder: string, files: readonly PlannedFile[]): OpenedFile[] {
+  return openFiles(
+    files.map((file) => partialPath(folder, file)),
+    "r+",
+  );
+}
+
+/** Opens all or none. */
+export function openFiles(paths: readonly string[], flags: "r" | "r+"): OpenedFile[] {
+  const opened: OpenedFile[] = [];
+  try {
+    for (const path of paths) opened.push({ path, fd: attempt("open", path, () => openSync(path, flags)) });
+    return opened;
+  } catch (error) {
+    closeFiles(opened);
+    throw error;
+  }
+}
+
+export function closeFiles(files: readonly OpenedFile[]): void {
+  for (const { fd } of files) closeSync(fd);
+}
+
+/** Makes what was written durable. */
+export function syncFiles(files: readonly OpenedFile[]): void {
+  for (const { path, fd } of files) attempt("write", path, () => fsyncSync(fd));
+}
+
+/** Gives the files their final names. One that has its name already, from a run that was killed here, keeps it. */
+export function publishFiles(folder: string, files: readonly PlannedFile[]): void {
+  for (const file of files) {
+    const [from, to] = [partialPath(folder, file), join(folder, file.name)];
+    if (existsSync(from)) attempt("write", to, () => renameSync(from, to));
+  }
+  syncFolder(folder);
+}
+
+/** So that names survive a power failure too. */
+export function syncFolder(folder: string): void {
+  const fd = attempt("open", folder, () => openSync(folder, "r"));
+  try {
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function attempt<T>(action: string, path: string, run: () => T): T {
+  try {
+    return run();
+  } catch (error) {
+    throw error instanceof TensorBusError ? error : fileError(error, action, path);
+  }
+}

@@ -1,0 +1,299 @@
+/** One item of a mover's work: read once, packed for each place that wants it, written there. */
+import { readSync, writeSync } from "node:fs";
+import { TensorBusError } from "../errors.ts";
+import { type DType, itemSize } from "../layout/index.ts";
+import { contiguousStrides } from "../layout/strides.ts";
+import { crc32c, describeElements, move } from "../memory/kernels.ts";
+import { fileError } from "../model/files.ts";
+import type { StoredBox } from "./source.ts";
+import { type Destination, isPermuting, type MovedTensor, type WorkItem } from "./work.ts";
+
+/** An open file. */
+export interface OpenedFile {
+  readonly path: string;
+  readonly fd: number;
+}
+
+/** What an item wrote: for each destination that it has a part in, in their order, the checksum of the packed part. */
+export type ItemChecksums = readonly number[];
+
+/** Buffers that are used again from item to item. */
+export class Buffers {
+  readonly #buffers = new Map<string, Buffer>();
+
+  take(name: "slab" | "part" | "packed" | "stretch", bytes: number): Buffer {
+    let buffer = this.#buffers.get(name);
+    if (buffer === undefined || buffer.length < bytes) {
+      buffer = Buffer.allocUnsafeSlow(bytes);
+      this.#buffers.set(name, buffer);
+    }
+    return buffer.subarray(0, bytes);
+  }
+}
+
+/** Reads an item and writes it to all of its places. */
+export function scatterItem(
+  tensor: MovedTensor,
+  item: WorkItem,
+  sources: readonly OpenedFile[],
+  targets: readonly OpenedFile[],
+  buffers: Buffers,
+): ItemChecksums {
+  const slab = readSlab(tensor, item, sources, buffers);
+  return partsOf(tensor, item).map((part) => {
+    const packed = packPart(tensor, item, part, slab, buffers);
+    const { file, position } = part.destination;
+    let done = 0;
+    for (const run of fileRuns(part)) {
+      writeAll(targets[file]!, packed.subarray(done, done + run.bytes), position + run.at);
+      done += run.bytes;
+    }
+    return crc32c(packed);
+  });
+}
+
+/** Where the parts of an item lie in their files; several runs are one part if they are not in one piece. */
+export function placesOf(
+  tensor: MovedTensor,
+  item: WorkItem,
+): { readonly file: number; readonly at: number; readonly bytes: number; readonly runs: number }[] {
+  return partsOf(tensor, item).map((part) => {
+    const runs = [...fileRuns(part)];
+    const { file, position } = part.destination;
+    return {
+      file,
+      at: position + runs[0]!.at,
+      bytes: runs.reduce((sum, run) => sum + run.bytes, 0),
+      runs: runs.length,
+    };
+  });
+}
+
+/** Compares what lies in the files with the checksums of what was written there. `TB_VERIFY` names parameter and file. */
+export function checkItem(
+  tensor: MovedTensor,
+  item: WorkItem,
+  checksums: ItemChecksums,
+  targets: readonly OpenedFile[],
+  buffers: Buffers,
+): number {
+  let bytes = 0;
+  partsOf(tensor, item).forEach((part, index) => {
+    const { file, position } = part.destination;
+    let crc = 0;
+    for (const run of fileRuns(part)) {
+      const found = buffers.take("packed", run.bytes);
+      readAll(targets[file]!, found, position + run.at);
+      crc = crc32c(found, crc);
+      bytes += run.bytes;
+    }
+    if (crc === checksums[index]) return;
+    throw new TensorBusError(
+      "TB_VERIFY",
+      `${targets[file]!.path}: what was written of tensor ${tensor.name}, elements from [${item.offsets}] on, is not what was read`,
+      { details: { file: targets[file]!.path, tensor: tensor.name, offsets: item.offsets } },
+    );
+  });
+  return bytes;
+}
+
+/** The part of an item that goes to one destination: a box in the tensor, and where it lies in the parameter. */
+interface Part {
+  readonly destination: Destination;
+  /** In the tensor. */
+  readonly start: readonly number[];
+  readonly length: readonly number[];
+  /** In the parameter, by its axes. */
+  readonly at: readonly number[];
+  readonly size: readonly number[];
+}
+
+function partsOf({ destinations }: MovedTensor, { offsets, lengths }: WorkItem): Part[] {
+  return destinations.flatMap((destination) => {
+    const { axes, start: from, length: of, at: places } = destination;
+    const start = from.map((at, dim) => Math.max(at, offsets[dim]!));
+    const length = start.map(
+      (at, dim) => Math.min(from[dim]! + of[dim]!, offsets[dim]! + lengths[dim]!) - at,
+    );
+    if (length.some((extent) => extent <= 0)) return [];
+    const at = places.map((place, axis) =>
+      axes[axis]! < 0 ? place : place + start[axes[axis]!]! - from[axes[axis]!]!,
+    );
+    const size = places.map((_, axis) => (axes[axis]! < 0 ? 1 : length[axes[axis]!]!));
+    return [{ destination, start, length, at, size }];
+  });
+}
+
+/** All elements of an item, packed, in the type of the source. */
+function readSlab(
+  tensor: MovedTensor,
+  { offsets, lengths }: WorkItem,
+  files: readonly OpenedFile[],
+  buffers: Buffers,
+): Buffer {
+  const item = itemSize(tensor.dtype);
+  const slab = buffers.take(
+    "slab",
+    lengths.reduce((product, extent) => product * extent, item),
+  );
+  const strides = contiguousStrides(lengths);
+  let missing = slab.length;
+  for (const box of tensor.boxes) {
+    const start = box.start.map((at, dim) => Math.max(at, offsets[dim]!));
+    const length = start.map(
+      (at, dim) => Math.min(box.start[dim]! + box.length[dim]!, offsets[dim]! + lengths[dim]!) - at,
+    );
+    if (length.some((extent) => extent <= 0)) continue;
+    const bytes = length.reduce((product, extent) => product * extent, item);
+    const isWhole = bytes === slab.length;
+    const part = isWhole ? slab : buffers.take("part", bytes);
+    readBox(files[box.file]!, box, start, length, tensor.dtype, part, buffers);
+    missing -= bytes;
+    if (isWhole) continue;
+    const offset = start.reduce((sum, at, dim) => sum + (at - offsets[dim]!) * strides[dim]!, 0);
+    const descriptor = describeElements(tensor.dtype, length, strides, offset);
+    move({ bytes: slab, dtype: tensor.dtype, descriptor }, { bytes: part, dtype: tensor.dtype });
+  }
+  if (missing > 0) {
+    throw new TensorBusError(
+      "TB_TENSOR_MISSING",
+      `tensor ${tensor.name}: no file holds all of the elements from [${offsets}] on, [${lengths}] of them`,
+      { details: { tensor: tensor.name, offsets, lengths } },
+    );
+  }
+  return slab;
+}
+
+/** The most bytes between that are read along with a box whose elements do not lie side by side. */
+const mostGap = 4;
+
+/** A box of a stored box, packed. */
+function readBox(
+  file: OpenedFile,
+  box: StoredBox,
+  start: readonly number[],
+  length: readonly number[],
+  dtype: DType,
+  into: Buffer,
+  buffers: Buffers,
+): void {
+  const item = itemSize(dtype);
+  const { position, start: from, strides } = box;
+  const first = start.reduce((sum, index, dim) => sum + (index - from[dim]!) * strides[dim]!, 0);
+  const span = length.reduce((sum, extent, dim) => sum + (extent - 1) * strides[dim]!, 1);
+  const packed = contiguousStrides(length);
+  if (length.every((extent, dim) => extent === 1 || strides[dim] === packed[dim])) {
+    readAll(file, into, position + first * item);
+  } else if (span * item <= mostGap * into.length) {
+    const stretch = buffers.take("stretch", span * item);
+    readAll(file, stretch, position + first * item);
+    move(
+      { bytes: into, dtype },
+      { bytes: stretch, dtype, descriptor: describeElements(dtype, length, strides) },
+    );
+  } else {
+    // Row by row of the dimension whose rows lie farthest apart.
+    const outer = strides.reduce(
+      (most, stride, dim) => (length[dim]! > 1 && (most < 0 || stride > strides[most]!) ? dim : most),
+      -1,
+    );
+    const rows = length.with(outer, 1);
+    const row = Buffer.allocUnsafe(into.length / length[outer]!);
+    for (let index = 0; index < length[outer]!; index++) {
+      readBox(file, box, start.with(outer, start[outer]! + index), rows, dtype, row, buffers);
+      const descriptor = describeElements(dtype, rows, packed, index * packed[outer]!);
+      move({ bytes: into, dtype, descriptor }, { bytes: row, dtype });
+    }
+  }
+}
+
+/** A part as its file holds it: its axes in the parameter's order, in the parameter's type. */
+function packPart(
+  { dtype }: MovedTensor,
+  { offsets, lengths }: WorkItem,
+  { destination, start, length, size }: Part,
+  slab: Buffer,
+  buffers: Buffers,
+): Buffer {
+  const { axes } = destination;
+  const count = size.reduce((product, extent) => product * extent, 1);
+  const isSlab = destination.dtype === dtype && !isPermuting(axes) && count * itemSize(dtype) === slab.length;
+  if (isSlab) return slab;
+  const strides = contiguousStrides(lengths);
+  const offset = start.reduce((sum, at, dim) => sum + (at - offsets[dim]!) * strides[dim]!, 0);
+  const packed = buffers.take("packed", count * itemSize(destination.dtype));
+  const order = axes.filter((axis) => axis >= 0);
+  const descriptor = describeElements(
+    dtype,
+    order.map((axis) => length[axis]!),
+    order.map((axis) => strides[axis]!),
+    offset,
+  );
+  move({ bytes: packed, dtype: destination.dtype }, { bytes: slab, dtype, descriptor });
+  return packed;
+}
+
+interface ByteRun {
+  readonly at: number;
+  readonly bytes: number;
+}
+
+function fileRuns({ destination, at, size }: Part): Iterable<ByteRun> {
+  return runsOf(destination.shape, at, size, itemSize(destination.dtype));
+}
+
+/** The runs of bytes of a box of a row-major tensor, ascending; as few as there can be. */
+function* runsOf(
+  shape: readonly number[],
+  at: readonly number[],
+  length: readonly number[],
+  item: number,
+): Generator<ByteRun> {
+  const strides = contiguousStrides(shape);
+  let inner = shape.length;
+  let elements = 1;
+  while (inner > 0) {
+    inner--;
+    elements *= length[inner]!;
+    if (length[inner] !== shape[inner]) break;
+  }
+  let first = at.reduce((sum, index, dim) => sum + index * strides[dim]!, 0);
+  const index = new Array<number>(inner).fill(0);
+  for (;;) {
+    yield { at: first * item, bytes: elements * item };
+    let dim = inner - 1;
+    for (; dim >= 0; dim--) {
+      first += strides[dim]!;
+      if (++index[dim]! < length[dim]!) break;
+      first -= length[dim]! * strides[dim]!;
+      index[dim] = 0;
+    }
+    if (dim < 0) return;
+  }
+}
+
+function readAll({ path, fd }: OpenedFile, into: Buffer, position: number): void {
+  for (let done = 0; done < into.length; ) {
+    const count = attempt("read", path, () => readSync(fd, into, done, into.length - done, position + done));
+    if (count === 0) {
+      throw new TensorBusError("TB_FILE", `${path} ended at byte ${position + done} while it was read`, {
+        details: { path, position: position + done },
+      });
+    }
+    done += count;
+  }
+}
+
+function writeAll({ path, fd }: OpenedFile, bytes: Buffer, position: number): void {
+  for (let done = 0; done < bytes.length; ) {
+    done += attempt("write", path, () => writeSync(fd, bytes, done, bytes.length - done, position + done));
+  }
+}
+
+function attempt<T>(action: string, path: string, run: () => T): T {
+  try {
+    return run();
+  } catch (error) {
+    throw fileError(error, action, path);
+  }
+}

@@ -1,0 +1,96 @@
+/** A result of an earlier reshard as a checkpoint again: its manifest and layout say what each file holds. */
+import { join } from "node:path";
+import { TensorBusError } from "../errors.ts";
+import { type DType, itemSize } from "../layout/index.ts";
+import { contiguousStrides } from "../layout/strides.ts";
+import { openSafetensors } from "../model/safetensors.ts";
+import { readLayout, readManifest } from "./result.ts";
+import type { CheckpointSource, SourceTensor, StoredBox } from "./source.ts";
+import type { TargetBox } from "./target.ts";
+
+interface Found {
+  readonly dtype: DType;
+  readonly boxes: StoredBox[];
+  /** One past the largest index of each dimension. */
+  readonly shape: number[];
+}
+
+/**
+ * Errors: `TB_FILE` if manifest or layout are missing or damaged; `TB_SAFETENSORS` if a file does not hold what they say;
+ * `TB_UNSUPPORTED` for parts of one tensor that overlap without being the same.
+ */
+export async function resultSource(folder: string): Promise<CheckpointSource> {
+  const manifest = await readManifest(folder);
+  const layout = await readLayout(folder, manifest);
+  const files = layout.map(({ name }) => join(folder, name));
+  const found = new Map<string, Found>();
+  for (const [file, { name, parameters }] of layout.entries()) {
+    await using opened = await openSafetensors(join(folder, name));
+    for (const { name: key, shape, dtype, boxes } of parameters) {
+      if (boxes.length === 0) continue;
+      const entry = opened.tensor(key);
+      if (entry.dtype !== dtype || String(entry.shape) !== String(shape)) {
+        throw new TensorBusError(
+          "TB_SAFETENSORS",
+          `${join(folder, name)}: ${key} is ${entry.dtype} of [${entry.shape}], and the layout says ${dtype} of [${shape}]`,
+          { details: { file: name, tensor: key } },
+        );
+      }
+      for (const box of boxes) addBox(found, folder, { file, position: entry.position, shape, dtype }, box);
+    }
+  }
+  const tensors = [...found].map(
+    ([name, { dtype, shape, boxes }]): SourceTensor => ({ name, shape, dtype, boxes }),
+  );
+  return { path: folder, files, tensors, metadata: {}, unlisted: 0 };
+}
+
+interface ParameterPlace {
+  readonly file: number;
+  readonly position: number;
+  readonly shape: readonly number[];
+  readonly dtype: DType;
+}
+
+/** Adds a box of a parameter to its tensor, unless a replica has brought it. */
+function addBox(
+  found: Map<string, Found>,
+  folder: string,
+  { file, position, shape, dtype }: ParameterPlace,
+  { tensor, start, length, at, axes }: TargetBox,
+): void {
+  const known = found.get(tensor) ?? { dtype, boxes: [], shape: start.map(() => 0) };
+  found.set(tensor, known);
+  if (known.dtype !== dtype) {
+    throw new TensorBusError(
+      "TB_UNSUPPORTED",
+      `${folder}: parts of tensor ${tensor} are ${known.dtype} and ${dtype}`,
+      {
+        details: { tensor, folder },
+      },
+    );
+  }
+  start.forEach((first, dim) => {
+    known.shape[dim] = Math.max(known.shape[dim]!, first + length[dim]!);
+  });
+  const other = known.boxes.find((box) => overlaps(box, { start, length }));
+  if (other !== undefined) {
+    if (String(other.start) === String(start) && String(other.length) === String(length)) return;
+    throw new TensorBusError("TB_UNSUPPORTED", `${folder}: two parts of tensor ${tensor} overlap`, {
+      details: { tensor, folder, start, length, other: { start: other.start, length: other.length } },
+    });
+  }
+  const steps = contiguousStrides(shape);
+  const strides = start.map((_, dim) => steps[axes.indexOf(dim)] ?? 0);
+  const first = at.reduce((sum, index, axis) => sum + index * steps[axis]!, 0);
+  known.boxes.push({ file, position: position + first * itemSize(dtype), start, length, strides });
+}
+
+function overlaps(
+  one: Pick<StoredBox, "start" | "length">,
+  other: Pick<StoredBox, "start" | "length">,
+): boolean {
+  return one.start.every(
+    (at, dim) => at < other.start[dim]! + other.length[dim]! && other.start[dim]! < at + one.length[dim]!,
+  );
+}

@@ -1,0 +1,79 @@
+/** A checkpoint as files that hold boxes of its tensors: what a mover reads, whatever wrote the files. */
+import { type BigIntStats, statSync } from "node:fs";
+import type { DType } from "../layout/index.ts";
+import { contiguousStrides } from "../layout/strides.ts";
+import { fileError } from "../model/files.ts";
+import { openSafetensors } from "../model/safetensors.ts";
+
+/** A box of a tensor that lies in a file. */
+export interface StoredBox {
+  /** Index in the files of the source. */
+  readonly file: number;
+  /** The byte of its first element there. */
+  readonly position: number;
+  readonly start: readonly number[];
+  readonly length: readonly number[];
+  /** Elements of the file from one index to the next, for each dimension of the tensor. */
+  readonly strides: readonly number[];
+}
+
+export interface SourceTensor {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly dtype: DType;
+  /** They cover the tensor, each element once. */
+  readonly boxes: readonly StoredBox[];
+}
+
+export interface CheckpointSource {
+  /** What it is called in messages. */
+  readonly path: string;
+  readonly files: readonly string[];
+  readonly tensors: readonly SourceTensor[];
+  readonly metadata: Readonly<Record<string, string>>;
+  /** Tensors in its files that its index leaves out. */
+  readonly unlisted: number;
+}
+
+/** A file as it was when the source was read: if any of it changes, the source is another one. */
+export interface FileSignature {
+  readonly path: string;
+  readonly bytes: number;
+  /** Nanoseconds, as text. */
+  readonly changed: string;
+}
+
+/** One safetensors file, an index with its files, or a folder with either. Errors are those of `openSafetensors`. */
+export async function safetensorsSource(path: string): Promise<CheckpointSource> {
+  await using checkpoint = await openSafetensors(path);
+  const files = checkpoint.files;
+  const numbers = new Map(files.map((file, number) => [file, number]));
+  const tensors = [...checkpoint.tensors.values()].map(({ name, shape, dtype, file, position }) => ({
+    name,
+    shape,
+    dtype,
+    boxes: [
+      {
+        file: numbers.get(file)!,
+        position,
+        start: shape.map(() => 0),
+        length: shape,
+        strides: contiguousStrides(shape),
+      },
+    ],
+  }));
+  const { metadata, unlisted } = checkpoint;
+  return { path, files, tensors, metadata, unlisted };
+}
+
+export function signaturesOf(files: readonly string[]): FileSignature[] {
+  return files.map((path) => {
+    let stats: BigIntStats;
+    try {
+      stats = statSync(path, { bigint: true });
+    } catch (error) {
+      throw fileError(error, "read", path);
+    }
+    return { path, bytes: Number(stats.size), changed: String(stats.mtimeNs) };
+  });
+}

@@ -1,0 +1,255 @@
+/** From files to files, in one process: what to read, what to write, and what is said of it. */
+import { copyFile, readdir, stat } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { type MoveOptions, type MovePhase, moveCheckpoint } from "../../checkpoint/mover.ts";
+import { ResultFolder } from "../../checkpoint/result.ts";
+import type { CheckpointSource, SourceTensor } from "../../checkpoint/source.ts";
+import { rankFiles, type TargetFile, targetDigest } from "../../checkpoint/target.ts";
+import { engineTarget } from "../../checkpoint/target-engine.ts";
+import { modelTarget } from "../../checkpoint/target-model.ts";
+import { TensorBusError } from "../../errors.ts";
+import { readModel } from "../../model/config.ts";
+import { fileError, writeWholeFile } from "../../model/files.ts";
+import { collapseNames } from "../../model/names.ts";
+import { planTransfer } from "../../plan/index.ts";
+import type { CommandContext } from "../ui/context.ts";
+import { formatBytes, formatCount, formatDuration } from "../ui/format.ts";
+import { startProgress } from "../ui/progress.ts";
+import { formatFields } from "../ui/table.ts";
+import type { ReshardOptions } from "./command.ts";
+import { requestOfFlags } from "./request.ts";
+import { describeTypes, entryScript, onSignals, openSource, PhaseBars } from "./ways.ts";
+
+/** What is written, and what else belongs to it. */
+interface Planned {
+  readonly source: CheckpointSource;
+  readonly files: readonly TargetFile[];
+  readonly digest: string;
+  /** Lines of the summary. */
+  readonly fields: readonly (readonly [string, string])[];
+  /** Files by name that are made beside, and a folder whose other files are copied. */
+  readonly beside: ReadonlyMap<string, string>;
+  readonly copyFrom: string | undefined;
+  /** What to do with the result. */
+  readonly hint: string | undefined;
+  /** Whether the layout is kept, so that the result can be read again. */
+  readonly keepsLayout: boolean;
+}
+
+const labels: Readonly<Record<MovePhase, string>> = { move: "moving         ", verify: "verifying      " };
+
+export async function moveFiles(
+  context: CommandContext,
+  checkpoint: string,
+  options: ReshardOptions,
+): Promise<void> {
+  const planned = await planFiles(checkpoint, options);
+  const result = await ResultFolder.open(options.out, options.force === true);
+  const { stdout, stderr } = context;
+  const { source, files, digest } = planned;
+  await stdout.line(
+    formatFields(stdout, [
+      ["checkpoint", `${source.path}, ${formatCount(source.tensors.length)} tensors`],
+      ...(source.unlisted > 0
+        ? ([
+            ["left out", `${formatCount(source.unlisted)} tensors in its files that its index does not list`],
+          ] as const)
+        : []),
+      ["target", `${options.target}: ${formatCount(files.length)} ${files.length === 1 ? "file" : "files"}`],
+      ...planned.fields,
+    ]),
+  );
+  const bars = new PhaseBars<MovePhase>((phase, total) =>
+    startProgress(stderr, { label: labels[phase], total, unit: "bytes" }),
+  );
+  const cancel = new AbortController();
+  using _signals = onSignals((reason) => cancel.abort(reason));
+  try {
+    const summary = await moveCheckpoint({
+      source,
+      files,
+      folder: result.path,
+      verify: options.verify,
+      threads: { count: options.threads, script: entryScript(), command: "reshard-thread" },
+      signal: cancel.signal,
+      onProgress: (phase, done, total) => bars.show({ phase, done, total }),
+      onPublish: () => result.invalidate(),
+    } satisfies MoveOptions);
+    bars.stop();
+    for (const [name, text] of planned.beside) await writeWholeFile(result.fileOf(name), text);
+    if (planned.copyFrom !== undefined) await copyOthers(planned.copyFrom, result.path);
+    const written = summary.files.map(({ name, bytes, checksum }) => ({
+      name,
+      bytes,
+      ...(checksum !== undefined && { crc32c: checksum.toString(16).padStart(8, "0") }),
+    }));
+    const manifest = { plan: digest, checkpoint: source.path, target: options.target, files: written };
+    await result.complete(manifest, planned.keepsLayout ? files : undefined);
+    const rate = summary.seconds > 0 ? ` (${formatBytes(summary.movedBytes / summary.seconds)}/s)` : "";
+    await stdout.line(
+      formatFields(stdout, [
+        [
+          "moved".padEnd("checkpoint".length),
+          `${formatBytes(summary.movedBytes)} of the checkpoint into ${formatBytes(summary.writtenBytes)} in ${formatDuration(summary.seconds)}${rate}`,
+        ],
+        ...(summary.resumedBytes > 0
+          ? ([["resumed", `${formatBytes(summary.resumedBytes)} were done by an earlier run`]] as const)
+          : []),
+        [
+          "verified",
+          options.verify
+            ? `${formatBytes(summary.verifiedBytes)} of target files have the checksums of what was read${isCasting(planned) ? " and cast" : ""}`
+            : "no (--no-verify)",
+        ],
+        ...(planned.hint === undefined ? [] : ([["load", planned.hint]] as const)),
+      ]),
+    );
+  } finally {
+    bars.stop();
+  }
+}
+
+function isCasting({ source, files }: Planned): boolean {
+  const types = new Map(source.tensors.map(({ name, dtype }) => [name, dtype]));
+  return files.some(({ parameters }) =>
+    parameters.some(({ dtype, boxes }) => boxes.some(({ tensor }) => types.get(tensor) !== dtype)),
+  );
+}
+
+async function planFiles(checkpoint: string, options: ReshardOptions): Promise<Planned> {
+  if (options.target === "hf") return planModel(checkpoint, options);
+  if (/^[a-z]/.test(options.target)) return planEngine(checkpoint, options);
+  return planRanks(checkpoint, options);
+}
+
+/** A file for each rank of a mesh. */
+async function planRanks(checkpoint: string, options: ReshardOptions): Promise<Planned> {
+  const source = await openSource(checkpoint);
+  const request = requestOfFlags(source, { ...options, rules: options.rule });
+  const plan = await planTransfer(request.input);
+  return {
+    source,
+    files: rankFiles(request.input, source.metadata, plan.digest),
+    digest: plan.digest,
+    fields: [
+      ["types", describeTypes(request.input)],
+      ["plan", plan.digest.slice(0, 16)],
+    ],
+    beside: new Map(),
+    copyFrom: undefined,
+    hint: undefined,
+    keepsLayout: true,
+  };
+}
+
+/** What vLLM loads without cutting anything itself. */
+async function planEngine(checkpoint: string, options: ReshardOptions): Promise<Planned> {
+  refuse(
+    options,
+    ["rule", "targetDtype"],
+    `goes with MESH:PLACEMENTS; ${options.target} says where everything lies`,
+  );
+  const source = await openSource(checkpoint);
+  const folder = (await stat(checkpoint)).isDirectory() ? checkpoint : dirname(checkpoint);
+  const model = await readModel(await configOf(options.model ?? folder));
+  const { files, dropped, tp, ep } = engineTarget(options.target, model);
+  const known = new Set(model.tensors.map(({ name }) => name));
+  const unused = source.tensors.filter(({ name }) => !known.has(name)).map(({ name }) => name);
+  const fields: [string, string][] = [];
+  if (dropped.size > 0) fields.push(["not in it", collapseNames([...dropped.keys()])]);
+  if (unused.length > 0)
+    fields.push(["unknown", `${collapseNames(unused)}: not of the model that config.json describes`]);
+  const digest = targetDigest(files);
+  fields.push(["layout", digest.slice(0, 16)]);
+  return {
+    source,
+    files,
+    digest,
+    fields,
+    beside: new Map(),
+    copyFrom: folder,
+    hint: `vllm serve ${options.out} --load-format sharded_state --tensor-parallel-size ${tp}${ep ? " --enable-expert-parallel" : ""}`,
+    keepsLayout: true,
+  };
+}
+
+/** One checkpoint again. */
+async function planModel(checkpoint: string, options: ReshardOptions): Promise<Planned> {
+  refuse(options, ["rule", "targetDtype"], "goes with MESH:PLACEMENTS; hf keeps what there is");
+  const read = await openSource(checkpoint);
+  const source = options.with === undefined ? read : withOriginal(read, await openSource(options.with));
+  const missing = await missingTensors(source, options);
+  if (missing.length > 0) {
+    throw new TensorBusError(
+      "TB_TENSOR_MISSING",
+      `${checkpoint} lacks ${collapseNames(missing)}: the engine that it was made for does without; name the original by --with`,
+      { details: { tensors: missing } },
+    );
+  }
+  const { files, index } = modelTarget(source.tensors);
+  const folder = (await stat(checkpoint)).isDirectory() ? checkpoint : dirname(checkpoint);
+  return {
+    source,
+    files,
+    digest: targetDigest(files),
+    fields: [],
+    beside: new Map(index === undefined ? [] : [["model.safetensors.index.json", index]]),
+    copyFrom: folder,
+    hint: undefined,
+    keepsLayout: false,
+  };
+}
+
+/** Tensors of the model that config.json describes and the source lacks; none if there is no config. */
+async function missingTensors(
+  { path, tensors }: CheckpointSource,
+  options: ReshardOptions,
+): Promise<string[]> {
+  const config = await configOf(options.model ?? path);
+  const found = await stat(config).catch(() => undefined);
+  if (found === undefined) return [];
+  const names = new Set(tensors.map(({ name }) => name));
+  return (await readModel(config)).tensors.map(({ name }) => name).filter((name) => !names.has(name));
+}
+
+/** Tensors of an original fill in what a source lacks; its order is kept. */
+function withOriginal(source: CheckpointSource, original: CheckpointSource): CheckpointSource {
+  const own = new Map(source.tensors.map((tensor) => [tensor.name, tensor]));
+  const shifted = ({ boxes, ...tensor }: SourceTensor): SourceTensor => ({
+    ...tensor,
+    boxes: boxes.map((box) => ({ ...box, file: box.file + source.files.length })),
+  });
+  const tensors = original.tensors.map((tensor) => own.get(tensor.name) ?? shifted(tensor));
+  const known = new Set(original.tensors.map(({ name }) => name));
+  return {
+    ...source,
+    files: [...source.files, ...original.files],
+    tensors: [...tensors, ...source.tensors.filter(({ name }) => !known.has(name))],
+  };
+}
+
+async function configOf(path: string): Promise<string> {
+  const found = await stat(path).catch(() => undefined);
+  return found?.isDirectory() ? join(path, "config.json") : path;
+}
+
+function refuse(options: ReshardOptions, names: readonly ("rule" | "targetDtype")[], why: string): void {
+  for (const name of names) {
+    const value = options[name];
+    if (value === undefined || value.length === 0) continue;
+    const flag = name === "rule" ? "--rule" : "--target-dtype";
+    throw new TensorBusError("TB_SPEC", `${flag} ${why}`, { details: { flag } });
+  }
+}
+
+/** Everything of a model's folder but its weights: config, tokenizer, templates. */
+async function copyOthers(from: string, to: string): Promise<void> {
+  for (const entry of await readdir(from, { withFileTypes: true })) {
+    const { name } = entry;
+    const isWeight = /\.(safetensors|bin|pt|pth|gguf)$/.test(name) || name.endsWith(".index.json");
+    if (!entry.isFile() || isWeight || name.startsWith("tensorbus-") || name.startsWith(".")) continue;
+    await copyFile(join(from, name), join(to, basename(name))).catch((error: unknown) => {
+      throw fileError(error, "copy to", join(to, name));
+    });
+  }
+}

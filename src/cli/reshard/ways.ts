@@ -1,0 +1,88 @@
+/** What both ways of resharding share: the source, signals, progress, and how types are told. */
+import { readdir, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { manifestName } from "../../checkpoint/result.ts";
+import { type CheckpointSource, safetensorsSource } from "../../checkpoint/source.ts";
+import { resultSource } from "../../checkpoint/source-result.ts";
+import { TensorBusError } from "../../errors.ts";
+import { resolveCheckpoint } from "../../model/safetensors.ts";
+import type { PlanInput } from "../../plan/index.ts";
+import { formatCount } from "../ui/format.ts";
+import type { Progress } from "../ui/progress.ts";
+
+/** A result of an earlier reshard, or safetensors. */
+export async function openSource(checkpoint: string): Promise<CheckpointSource> {
+  const manifest = await stat(join(checkpoint, manifestName)).catch(() => undefined);
+  const isLayered = manifest !== undefined && !(await hasIndex(checkpoint));
+  return isLayered ? resultSource(checkpoint) : safetensorsSource(await resolveCheckpoint(checkpoint));
+}
+
+/** A result of `--target hf` is read as the checkpoint that it is. */
+async function hasIndex(folder: string): Promise<boolean> {
+  const names = await readdir(folder);
+  return names.includes("model.safetensors") || names.includes("model.safetensors.index.json");
+}
+
+/** Calls back for SIGINT and SIGTERM, as long as it is used. */
+export function onSignals(call: (reason: Error) => void): Disposable {
+  const onSignal = (signal: NodeJS.Signals) => call(new Error(`${signal} was received`));
+  process.once("SIGINT", onSignal);
+  process.once("SIGTERM", onSignal);
+  return {
+    [Symbol.dispose]() {
+      process.off("SIGINT", onSignal);
+      process.off("SIGTERM", onSignal);
+    },
+  };
+}
+
+/** How many tensors are cast from what to what, and how many keep their type. */
+export function describeTypes(input: PlanInput): string {
+  const counts = new Map<string, number>();
+  for (const { dtype, targetDtype = dtype } of input.tensors) {
+    const what = targetDtype === dtype ? `${dtype} kept` : `${dtype} -> ${targetDtype} cast`;
+    counts.set(what, (counts.get(what) ?? 0) + 1);
+  }
+  return [...counts].map(([what, count]) => `${formatCount(count)} ${what}`).join(", ");
+}
+
+/** All ranks of some meshes, each once, ascending. */
+export function ranksOf(lists: readonly Int32Array[]): number[] {
+  return [...new Set(lists.flatMap((ranks) => [...ranks]))].sort((a, b) => a - b);
+}
+
+/** The script that this process runs, which also knows the command of one rank. */
+export function entryScript(): string {
+  const script = process.argv[1];
+  if (script === undefined)
+    throw new TensorBusError("TB_SPEC", "reshard starts processes of its own script, and there is none");
+  return script;
+}
+
+/** One bar at a time: that of the phase that the slowest part of the work is in. */
+export class PhaseBars<P extends string> {
+  readonly #start: (phase: P, total: number) => Progress;
+  #phase: P | undefined;
+  #total = 0;
+  #bar: Progress | undefined;
+
+  constructor(start: (phase: P, total: number) => Progress) {
+    this.#start = start;
+  }
+
+  show({ phase, done, total }: { readonly phase: P; readonly done: number; readonly total: number }): void {
+    if (phase !== this.#phase) {
+      this.stop();
+      this.#phase = phase;
+      this.#total = total;
+      this.#bar = this.#start(phase, total);
+    }
+    this.#bar?.update(done);
+  }
+
+  stop(): void {
+    this.#bar?.update(this.#total);
+    this.#bar?.stop();
+    this.#bar = undefined;
+  }
+}
