@@ -76,8 +76,8 @@ def main() -> int:
 
 def wait_for(processes: list[multiprocessing.process.BaseProcess]) -> list[int | None]:
     """The exit codes; one that fails ends the others."""
-    while any(process.exitcode is None for process in processes):
-        multiprocessing.connection.wait([process.sentinel for process in processes if process.exitcode is None])
+    while running := [process for process in processes if process.exitcode is None]:
+        multiprocessing.connection.wait([process.sentinel for process in running])
         if any(process.exitcode for process in processes):
             for process in processes:
                 process.terminate()

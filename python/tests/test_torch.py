@@ -287,6 +287,21 @@ def test_parameters_that_others_take_the_place_of() -> None:
         each.close()
 
 
+def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(tensorbus.weights, "_SLOW", 0.05)
+    with pytest.raises(TimeoutError) as failure:
+        tensorbus.Weights(
+            "lonely", {"w": values(1)}, role="source", client=client_of(3), rank=0, world_size=1, timeout=0.5
+        )
+    assert "waiting for all ranks of trainer, and for engine to come" in caplog.text
+    assert any("waiting for all ranks" in note for note in vars(failure.value)["__notes__"])
+    caplog.clear()
+    monkeypatch.setenv("TENSOR_BUS_NAMESPACE", "nobody")
+    with pytest.raises(ConnectionError, match="no agent of rank 1"):
+        tensorbus.Weights("lonely", {"w": values(1)}, role="source", rank=1, world_size=2, timeout=0.3)
+    assert "tensorbus agents --side" in caplog.text
+
+
 def test_versions_are_told_and_grow() -> None:
     source, target = {"w": values(3)}, {"w": torch.zeros(3)}
     weights = one_to_one("versions", source, target)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from . import _places, _wire
@@ -22,6 +25,9 @@ from .messages import RegisterTensors
 
 __all__ = ["Weights"]
 
+_logger = logging.getLogger("tensorbus")
+# Seconds after which it is said what is waited for.
+_SLOW = 10.0
 _DIRECTIONS = {"source": "send", "target": "recv"}
 _SIDES = {"source": ("trainer", "engine"), "target": ("engine", "trainer")}
 
@@ -99,8 +105,10 @@ class Weights:
         try:
             # What is wrong with the model is said before anybody is waited for.
             message = self._describe()
-            self._pair(deadline)
-            self._handler = self._register(message, deadline)
+            with _say_if_slow(f"weights {name}: waiting for all ranks of {self.me}, and for {self.peer} to come"):
+                self._pair(deadline)
+            with _say_if_slow(f"weights {name}: waiting for all ranks of both sides to register their tensors"):
+                self._handler = self._register(message, deadline)
         except BaseException:
             self.close()
             raise
@@ -236,6 +244,18 @@ class Weights:
         return bool(answer[0])
 
 
+@contextlib.contextmanager
+def _say_if_slow(what: str) -> Iterator[None]:
+    """Logs what is waited for, once that takes long: somebody may have forgotten to start it."""
+    timer = threading.Timer(_SLOW, _logger.warning, [what])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _version_of(result: Mapping[str, Any]) -> int:
     return int(result.get("version", result["round"]))
 
@@ -269,6 +289,13 @@ def find_client(side: str, rank: int, timeout: float) -> TensorBusClient:
 def _agent_of(side: str, rank: int, timeout: float) -> int | None:
     """The agent of a rank of a side, as any agent of this host knows it. Waits until there is an agent."""
     deadline = time.monotonic() + timeout
+    folder = _places.namespace_folder()
+    start = "tensorbus agents --side trainer=0..3 --side engine=4..5"
+    with _say_if_slow(f"no agent answers in {folder} yet; to start some: {start}"):
+        return _await_agent_of(side, rank, deadline)
+
+
+def _await_agent_of(side: str, rank: int, deadline: float) -> int | None:
     while True:
         for here in _places.ranks_here():
             sides = _sides_of(here)
