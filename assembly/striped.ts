@@ -57,17 +57,16 @@ export function sendStripes(rank: u32, origin: u32): void {
   const groups: i64 = groupCount();
   if (pattern.meeting) markHolders(origin, targetAt);
   const isOwn = pattern.meeting && wantsTarget(rank);
-  startTurns(rank, origin, targetAt, total * groups);
+  if (senders > 1) startTurns(rank, origin, targetAt, total * groups);
   let first: i64 = 0;
   while (nextPart(senders)) {
     const count = emitOnce && senders == 1 ? 1 : pieces;
     if (isOwn) copyPieces(rank, count);
-    sendTurns(rank, targetAt, first, first + count * groups);
+    if (senders == 1) sendAll(rank, targetAt, count);
+    else sendTurns(rank, targetAt, first, first + count * groups);
     if (hosts != 0 && senders > 1) sendNear(rank, targetAt, first, first + count * groups);
     if (pattern.meeting) sendMissing(rank, origin, targetAt, first, total * groups, count);
     first += pieces * groups;
-    // One of a kind was enough; the turns go on with the next part.
-    if (count < pieces) turn = first;
   }
 }
 
@@ -89,12 +88,24 @@ let ownGroup: u32 = 0;
 function startTurns(rank: u32, origin: u32, targetAt: u32, items: i64): void {
   const senders: i64 = source.replicas;
   turn = (<i64>sourceReplica - rotation(items, senders) + senders) % senders;
-  if (hosts == 0 || senders == 1) return;
+  if (hosts == 0) return;
   nearby = nearbyList(source, origin);
   near = findHost(nearby, hostOf(rank));
   nearTurn = (<i64>indexOnHost(nearby, sourceReplica) - rotation(items, near) + near) % near;
   const targets = nearbyList(target, targetAt);
   ownGroup = findHost(targets, hostOf(rank)) > 0 ? groupOf(holderAt(targets, foundFirst)) : NONE;
+}
+
+/** All items of the part at hand: nobody else could send them. */
+function sendAll(rank: u32, targetAt: u32, count: i64): void {
+  const groups = groupCount();
+  for (let piece: i64 = 0; piece < count; piece++) {
+    placePiece(piece);
+    for (let group: u32 = 0; group < groups; group++) {
+      if (pattern.meeting && groupHolds(group)) continue;
+      emit(1, SEND, rank, targetRankAt(targetAt, stripeMember(group, cell)), 0, stripeName());
+    }
+  }
 }
 
 /** Of all items every `senders`-th is this rank's, but those for hosts that have sources of their own. */
@@ -105,7 +116,7 @@ function sendTurns(rank: u32, targetAt: u32, first: i64, end: i64): void {
     const group = <u32>((turn - first) % groups);
     if (pattern.meeting && groupHolds(group)) continue;
     const to = targetRankAt(targetAt, stripeMember(group, cell));
-    if (hosts != 0 && senders > 1 && findHost(nearby, hostOf(to)) > 0) continue;
+    if (hosts != 0 && findHost(nearby, hostOf(to)) > 0) continue;
     placePiece((turn - first) / groups);
     emit(1, SEND, rank, to, 0, stripeName());
   }

@@ -146,7 +146,7 @@ export function* listChunks(subject: Subject, rank: number | undefined): Generat
 
 /** Gives the chunk at a place of the order; in turn, so that a bucket's id is made once. */
 function chunkReader(gathered: Gathered, tensor?: number): (place: number) => Chunk {
-  const { recordWords, order, wordsPerRecord, wave, bucketChannel } = gathered;
+  const { recordWords, order, wordsPerRecord, wave, bucketChannel, units } = gathered;
   let last = -1;
   let id = "";
   return (place) => {
@@ -156,7 +156,9 @@ function chunkReader(gathered: Gathered, tensor?: number): (place: number) => Ch
       last = bucket;
       id = bucketId(gathered, bucket);
     }
-    return chunkAt(gathered, at, tensor ?? recordWords[at + 2]!, id, wave[bucketChannel[bucket]!]!);
+    const chunk = chunkAt(gathered, at, tensor ?? recordWords[at + 2]!, id, wave[bucketChannel[bucket]!]!);
+    const unit = units?.get(recordWords[at + 2]!);
+    return unit === undefined ? chunk : inElements(chunk, unit);
   };
 }
 
@@ -165,15 +167,24 @@ function* chunksOf(gathered: Gathered, tensor: number): Generator<Chunk, void, u
   for (let place = 0; place < gathered.count; place++) yield read(place);
 }
 
+/** A chunk whose last dimension counts units of a packed type, in elements. */
+function inElements(chunk: Chunk, unit: bigint): Chunk {
+  const scaled = (values: readonly bigint[]) => values.with(-1, values.at(-1)! * unit);
+  const { srcOffsets, dstOffsets, lengths } = chunk;
+  return {
+    ...chunk,
+    srcOffsets: scaled(srcOffsets),
+    dstOffsets: scaled(dstOffsets),
+    lengths: scaled(lengths),
+  };
+}
+
 function chunkAt(gathered: Gathered, at: number, tensor: number, bucket: string, wave: number): Chunk {
   const { recordWords: words, dims } = gathered;
   const flags = words[at + 3]!;
   const ndim = (flags >>> 16) & 0xff;
   const stage = (flags & 0xff) as Stage;
   const offsets = at + headBytes / 4;
-  const unit = gathered.units?.get(words[at + 2]!);
-  const inElements = (values: bigint[]) =>
-    unit === undefined ? values : values.with(-1, values.at(-1)! * unit);
   return {
     id: `${bucket}:${words[at + 7]}`,
     stage,
@@ -183,9 +194,9 @@ function chunkAt(gathered: Gathered, at: number, tensor: number, bucket: string,
     tensor,
     from: stage === 2 ? "target" : flags >>> 24 === 0 ? "source" : "reduced",
     to: stage === 0 ? "reduced" : "target",
-    srcOffsets: inElements(vector(gathered, offsets, 0, ndim)),
-    dstOffsets: inElements(vector(gathered, offsets, dims, ndim)),
-    lengths: inElements(vector(gathered, offsets, 2 * dims, ndim)),
+    srcOffsets: vector(gathered, offsets, 0, ndim),
+    dstOffsets: vector(gathered, offsets, dims, ndim),
+    lengths: vector(gathered, offsets, 2 * dims, ndim),
     bytes: bytesAt(gathered, at),
     bucket,
     wave,

@@ -26,6 +26,7 @@ export class Question {
     this.planner = borrowPlanner(subject);
     this.ask((planner) => {
       if (this.planner.holds(subject)) {
+        this.planner.questions++;
         planner.resume();
         return;
       }

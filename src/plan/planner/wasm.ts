@@ -54,7 +54,7 @@ export class PlannerFault extends Error {
  * than this, all together, and they are no more than so many.
  */
 const keepBytes = 64 * 2 ** 20;
-const keepCount = 4;
+const keepCount = 3;
 
 let compiled: object | undefined;
 const idle: Planner[] = [];
@@ -65,10 +65,17 @@ export class Planner {
   /** What it holds: the plan that was opened, and whether its channels are there. Not kept alive. */
   #holds: WeakRef<object> | undefined;
   hasChannels = false;
+  /** Questions about that plan so far. */
+  questions = 0;
 
   constructor() {
     compiled ??= new engine.Module(decodeBase64(plannerWasm));
     this.#exports = new engine.Instance(compiled, {}).exports as PlannerExports;
+  }
+
+  /** Whether the plan that it holds was collected. */
+  get isFree(): boolean {
+    return this.#holds?.deref() === undefined;
   }
 
   holds(subject: object): boolean {
@@ -78,6 +85,7 @@ export class Planner {
   nowHolds(subject: object): void {
     this.#holds = new WeakRef(subject);
     this.hasChannels = false;
+    this.questions = 1;
   }
 
   /** Views must be taken after the last call that can grow the memory. */
@@ -102,11 +110,18 @@ export class Planner {
   }
 }
 
-/** The instance that holds a plan already, or else one that was not used for longest. */
+/** A plan that was made and asked once: as a rule it is not asked again. */
+const fewQuestions = 2;
+
+/**
+ * The instance that holds a plan already. Else the last one whose plan is gone or was hardly asked, since its memory is
+ * there and warm; then a new one, as long as they are few, or the one that was not used for longest.
+ */
 export function borrowPlanner(subject: object): Planner {
-  const known = idle.findIndex((planner) => planner.holds(subject));
-  if (known >= 0) return idle.splice(known, 1)[0]!;
-  return idle.length < keepCount ? new Planner() : idle.shift()!;
+  let at = idle.findIndex((planner) => planner.holds(subject));
+  if (at < 0) at = idle.findLastIndex((planner) => planner.isFree || planner.questions <= fewQuestions);
+  if (at < 0 && idle.length === keepCount) at = 0;
+  return at < 0 ? new Planner() : idle.splice(at, 1)[0]!;
 }
 
 /**
