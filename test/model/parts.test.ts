@@ -22,7 +22,7 @@ function failure(run: () => unknown): TensorBusError {
 }
 
 describe("templates", () => {
-  const match = (template: string, name: string) => parseTemplate(template).match(name.split("."));
+  const match = (template: string, name: string) => parseTemplate(template).match(name, name.split("."));
 
   test("{L} is a layer's prefix, {e} an expert, {s} a weight, a bias or a scale, {*} the rest", () => {
     expect(

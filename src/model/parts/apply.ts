@@ -85,9 +85,8 @@ class PartedBuilder {
     for (const compiled of this.#candidates(parts.at(-2))) {
       const { rule } = compiled;
       if (done && rule.constant === undefined) continue;
-      const captures = compiled.template.match(parts);
+      const captures = compiled.template.match(name, parts, rule.layers);
       if (captures === undefined) continue;
-      if (rule.layers !== undefined && !isWithin(captures.layer, rule.layers)) continue;
       compiled.used = true;
       if (rule.constant !== undefined) {
         this.#parameter(compiled, captures, index);
@@ -446,8 +445,4 @@ function checkUnit({ rule, ruleNumber, layout, length }: PartKind): void {
     }
     extent = Math.ceil(extent! / count);
   });
-}
-
-function isWithin(layer: number | undefined, [from, to]: readonly [number, number]): boolean {
-  return layer !== undefined && layer >= from && layer < to;
 }

@@ -84,12 +84,16 @@ class Joiner {
       const { kind } = target.side.parts[wanted]!;
       for (const held of distinct) {
         const other = source.side.parts[held]!.kind;
+        if (isSameRange(kind, other)) {
+          this.#plan(tensor, held, wanted, kind.start, kind.length, to.length > 1);
+          continue;
+        }
         const start = kind.start.map((begin, dim) => Math.max(begin, other.start[dim]!));
         const length = start.map(
           (begin, dim) =>
             Math.min(kind.start[dim]! + kind.length[dim]!, other.start[dim]! + other.length[dim]!) - begin,
         );
-        if (length.every((extent) => extent > 0)) this.#plan(tensor, held, wanted, start, length);
+        if (length.every((extent) => extent > 0)) this.#plan(tensor, held, wanted, start, length, true);
       }
     }
   }
@@ -104,13 +108,14 @@ class Joiner {
     wanted: number,
     start: readonly number[],
     length: readonly number[],
+    mayRepeat: boolean,
   ): void {
     const [source, target] = this.#sides;
     const from = source.layout(held, start, length);
     const to = target.layout(wanted, start, length);
     const { name, shape, dtype } = source.side.tensors[tensor]!;
     const parameter = target.side.parameters[target.side.parts[wanted]!.parameter]!;
-    const planned = this.#nameOf(name, shape, start, length);
+    const planned = this.#nameOf(name, shape, start, length, mayRepeat);
     const sourceSelect = from.select;
     const targetSelect = to.select;
     this.#tensors.push({
@@ -131,8 +136,10 @@ class Joiner {
     shape: readonly number[],
     start: readonly number[],
     length: readonly number[],
+    mayRepeat: boolean,
   ): string {
     const isWhole = length.every((extent, dim) => extent === shape[dim]);
+    if (isWhole && !mayRepeat) return name;
     const ranges = start.map((begin, dim) =>
       length[dim] === shape[dim] ? ":" : `${begin}:${begin + length[dim]!}`,
     );
@@ -164,6 +171,8 @@ interface NumberedLayout extends RangeLayout {
 class SideLayouts {
   readonly side: PartedSide;
   readonly #known = new Map<string, NumberedLayout>();
+  /** Of whole parts, by their kind and the coordinate that has them. */
+  readonly #whole = new Map<PartKind, Map<number, NumberedLayout>>();
   readonly #numbers = new Map<string, number>();
   readonly #meshes = new Map<object, number>();
 
@@ -175,7 +184,31 @@ class SideLayouts {
   layout(part: number, start: readonly number[], length: readonly number[]): NumberedLayout {
     const one = this.side.parts[part]!;
     const { kind } = one;
-    const select = selectOf(this.side, one);
+    const { dim, owner } = ownerIn(this.side, one);
+    const select =
+      owner < 0 || kind.layout.mesh.shape[dim] === 1
+        ? undefined
+        : { dim, index: owner, of: kind.layout.mesh.shape[dim]! };
+    if (length !== kind.length) return this.#ranged(kind, select, start, length);
+    let whole = this.#whole.get(kind);
+    if (whole === undefined) {
+      whole = new Map();
+      this.#whole.set(kind, whole);
+    }
+    let known = whole.get(owner);
+    if (known === undefined) {
+      known = this.#ranged(kind, select, start, length);
+      whole.set(owner, known);
+    }
+    return known;
+  }
+
+  #ranged(
+    kind: PartKind,
+    select: SelectInput | undefined,
+    start: readonly number[],
+    length: readonly number[],
+  ): NumberedLayout {
     const isWhole = length.every((extent, dim) => extent === kind.length[dim]);
     const range = isWhole
       ? ""
@@ -231,14 +264,24 @@ function isSameMesh(a: RangeLayout["mesh"], b: RangeLayout["mesh"]): boolean {
   return a.shape.join() === b.shape.join() && a.ranks.every((rank, position) => rank === b.ranks[position]);
 }
 
-/** The one coordinate that has a part: the owner of its slot, or the one that its rule names. */
-function selectOf(side: PartedSide, { kind, parameter, slot }: Part): SelectInput | undefined {
+/** The mesh dimension of which one coordinate has a part, and that coordinate: -1 where all have it. */
+function ownerIn(
+  side: PartedSide,
+  { kind, parameter, slot }: Part,
+): { readonly dim: number; readonly owner: number } {
   const { deal, dealDim } = side.parameters[parameter]!;
-  const { mesh } = kind.layout;
-  const isDealt = deal !== undefined && dealDim !== undefined && (kind.slotAxis < 0 || deal.roundRobin);
-  const named = isDealt ? { dim: dealDim, coordinate: ownerOf(deal, slot) } : (kind.on ?? kind.only);
-  if (named === undefined || mesh.shape[named.dim] === 1) return undefined;
-  return { dim: named.dim, index: named.coordinate, of: mesh.shape[named.dim]! };
+  if (deal !== undefined && dealDim !== undefined && (kind.slotAxis < 0 || deal.roundRobin)) {
+    return { dim: dealDim, owner: ownerOf(deal, slot) };
+  }
+  const named = kind.on ?? kind.only;
+  return { dim: named?.dim ?? 0, owner: named?.coordinate ?? -1 };
+}
+
+function isSameRange(one: PartKind, other: PartKind): boolean {
+  for (let dim = 0; dim < one.start.length; dim++) {
+    if (one.start[dim] !== other.start[dim] || one.length[dim] !== other.length[dim]) return false;
+  }
+  return true;
 }
 
 function firstOfEachRange(side: PartedSide, parts: readonly number[]): number[] {

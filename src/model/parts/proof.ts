@@ -64,20 +64,36 @@ function proveParameter(layouts: LocalLayouts, index: number, parameter: Paramet
 
 /** (a): the ranges of each tensor's parts are disjoint, and together the whole of it. */
 function proveTensors({ tensors, parts, dropped }: PartedSide): void {
-  const kindsOf: PartKind[][] = tensors.map(() => []);
-  for (const { tensor, kind } of parts) kindsOf[tensor]!.push(kind);
+  // Most tensors lie whole in one parameter: nothing is made for them.
+  const first = new Int32Array(tensors.length).fill(-1);
+  const several = new Map<number, PartKind[]>();
+  for (const [number, { tensor, kind }] of parts.entries()) {
+    if (first[tensor] === -1) first[tensor] = number;
+    else if (several.has(tensor)) several.get(tensor)!.push(kind);
+    else several.set(tensor, [parts[first[tensor]!]!.kind, kind]);
+  }
   const proven = new Set<string>();
-  for (const [index, kinds] of kindsOf.entries()) {
-    const { name, shape } = tensors[index]!;
-    if (kinds.length === 0) {
+  for (const [index, { name, shape }] of tensors.entries()) {
+    if (first[index] === -1) {
       if (dropped.has(name)) continue;
       throw partsError(`tensor ${name} lies in no parameter`, { tensor: name });
     }
-    const key = `${shape.join()}|${kinds.map(({ id }) => id).join()}`;
+    const one = parts[first[index]!]!.kind;
+    const kinds = several.get(index);
+    if (kinds === undefined && isWhole(one, shape)) continue;
+    const key = `${shape.join()}|${(kinds ?? [one]).map(({ id }) => id).join()}`;
     if (proven.has(key)) continue;
-    proveTiles(name, shape, kinds);
+    proveTiles(name, shape, kinds ?? [one]);
     proven.add(key);
   }
+}
+
+function isWhole({ start, length }: PartKind, shape: readonly number[]): boolean {
+  if (length.length !== shape.length) return false;
+  for (let dim = 0; dim < shape.length; dim++) {
+    if (start[dim] !== 0 || length[dim] !== shape[dim]) return false;
+  }
+  return true;
 }
 
 function proveTiles(name: string, shape: readonly number[], kinds: readonly PartKind[]): void {

@@ -5,20 +5,23 @@
  */
 export interface Captures {
   /** The layer's prefix and its number. */
-  readonly prefix?: string;
-  readonly layer?: number;
-  readonly expert?: number;
-  readonly suffix?: string;
+  readonly prefix?: string | undefined;
+  readonly layer?: number | undefined;
+  readonly expert?: number | undefined;
+  readonly suffix?: string | undefined;
   /** What follows, for `{*}`. */
-  readonly rest?: string;
+  readonly rest?: string | undefined;
 }
 
 export interface Template {
   readonly text: string;
   /** The part before the last, which every name that matches has; `undefined` where it may be any. */
   readonly key: string | undefined;
-  /** The captures of a name; `undefined` where it does not match. `parts` is the name, cut at its dots. */
-  match(parts: readonly string[]): Captures | undefined;
+  /**
+   * The captures of a name; `undefined` where it does not match. `parts` is the name, cut at its dots; `layers` allows only
+   * layers from the first number to before the second.
+   */
+  match(name: string, parts: readonly string[], layers?: readonly [number, number]): Captures | undefined;
 }
 
 const none: Captures = {};
@@ -33,7 +36,7 @@ export function parseTemplate(text: string): Template {
   return {
     text,
     key: beforeLast === undefined || beforeLast.includes("{") ? undefined : beforeLast,
-    match(parts) {
+    match(name, parts, layers) {
       const first = hasRest ? (hasPrefix ? prefixLength(parts) : 0) : parts.length - fixed.length;
       if (hasPrefix ? first < 1 : first !== 0) return undefined;
       if (hasRest && parts.length <= first + fixed.length) return undefined;
@@ -50,18 +53,31 @@ export function parseTemplate(text: string): Template {
           suffix = part;
         } else if (wanted !== part) return undefined;
       }
+      const number = hasPrefix ? parts[first - 1]! : "";
+      if (hasPrefix && !isNumber(number)) return undefined;
+      // Before anything is made of the name: of the rules of all stages, those of one take it.
+      if (layers !== undefined && !(hasPrefix && Number(number) >= layers[0] && Number(number) < layers[1])) {
+        return undefined;
+      }
       if (!captures) return none;
-      const captured: Captures = {
-        ...(expert !== undefined && { expert }),
-        ...(suffix !== undefined && { suffix }),
-        ...(hasRest && { rest: parts.slice(first + fixed.length).join(".") }),
+      return {
+        prefix: hasPrefix ? name.slice(0, lengthOf(parts, first)) : undefined,
+        layer: hasPrefix ? Number(number) : undefined,
+        expert,
+        suffix,
+        rest: hasRest
+          ? name.slice(first + fixed.length === 0 ? 0 : lengthOf(parts, first + fixed.length) + 1)
+          : undefined,
       };
-      if (!hasPrefix) return captured;
-      const number = parts[first - 1]!;
-      if (!isNumber(number)) return undefined;
-      return { ...captured, prefix: parts.slice(0, first).join("."), layer: Number(number) };
     },
   };
+}
+
+/** Of the first parts of a name, and the dots between them. */
+function lengthOf(parts: readonly string[], count: number): number {
+  let length = count - 1;
+  for (let index = 0; index < count; index++) length += parts[index]!.length;
+  return length;
 }
 
 /** How many parts the prefix of a layer has: up to the first number. */
@@ -71,6 +87,7 @@ function prefixLength(parts: readonly string[]): number {
 
 /** The text of a template with what another one captured. */
 export function fillTemplate(text: string, { prefix, expert, suffix, rest }: Captures): string {
+  if (text === "{*}" && rest !== undefined) return rest;
   if (!text.includes("{")) return text;
   let filled = text;
   if (prefix !== undefined) filled = filled.replaceAll("{L}", prefix);
