@@ -145,7 +145,7 @@ static inline kit_program kit_build(const kit *k, uint32_t rank, uint64_t pool_b
     *header = (tb_program_header){.magic = 0x47504254,
                                   .version = 1,
                                   .rank = rank,
-                                  .bucket_bytes = 8 << 20,
+                                  .bucket_bytes = k->bucket_bytes,
                                   .buckets_in_flight = k->in_flight,
                                   .peers_in_flight = k->peers,
                                   .buffer_count = out.buffer_count,

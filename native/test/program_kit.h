@@ -45,6 +45,7 @@ typedef struct kit_piece {
 
 typedef struct kit {
     uint32_t in_flight, peers;
+    uint64_t bucket_bytes; /* the most of a bucket */
     kit_bucket *buckets;
     int bucket_count;
     kit_piece *pieces;
@@ -58,6 +59,7 @@ static inline void kit_start(kit *k, uint32_t in_flight, uint32_t peers) {
     memset(k, 0, sizeof *k);
     k->in_flight = in_flight;
     k->peers = peers;
+    k->bucket_bytes = 8 << 20;
     memset(k->digest, 0xd1, sizeof k->digest);
 }
 

@@ -207,6 +207,10 @@ typedef struct tb_device_kind {
     void (*piece_words)(const tb_piece *piece, int64_t words[TB_PIECE_WORDS]);
 } tb_device_kind;
 
+/* A session whose threads do not run yet, and which has no handle. */
+int32_t tb_session_make(const tb_session_options *options, const tb_backend *backend,
+                        const tb_carrier *const *carriers, const tb_device_kind *devices, tb_session **session,
+                        int32_t *event_fd, tb_error *err);
 /* What tb_session_open does, with this table of carriers and this kind of devices. */
 int32_t tb_session_open_with(const tb_session_options *options, const tb_carrier *const *carriers,
                              const tb_device_kind *devices, uint64_t *session, int32_t *event_fd, tb_error *err);

@@ -74,13 +74,13 @@ static void free_session(tb_session *session) {
 }
 
 /* The session's memory and its pipe; *event_fd is the caller's end. */
-static int32_t make_session(const tb_session_options *options, const tb_carrier *const *carriers,
-                            const tb_device_kind *devices, tb_session **made, int32_t *event_fd, tb_error *err) {
+static int32_t make_session(const tb_session_options *options, const tb_backend *backend,
+                            const tb_carrier *const *carriers, const tb_device_kind *devices, tb_session **made,
+                            int32_t *event_fd, tb_error *err) {
     tb_session *session = calloc(1, sizeof *session);
     if (session == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a session");
     }
-    const tb_backend *backend = options->kind == TB_BACKEND_TCP ? &tb_backend_tcp : &tb_backend_memory;
     session->carriers = carriers;
     session->devices = devices;
     tb_cond_init(&session->thread_ended);
@@ -136,12 +136,13 @@ static int32_t open_carriers(tb_session *session, tb_error *err) {
     return code;
 }
 
-int32_t tb_session_open_with(const tb_session_options *options, const tb_carrier *const *carriers,
-                             const tb_device_kind *devices, uint64_t *handle, int32_t *event_fd, tb_error *err) {
+int32_t tb_session_make(const tb_session_options *options, const tb_backend *backend,
+                        const tb_carrier *const *carriers, const tb_device_kind *devices, tb_session **made,
+                        int32_t *event_fd, tb_error *err) {
     tb_session *session = NULL;
     int32_t code = check_options(options, err);
     if (code == TB_OK) {
-        code = make_session(options, carriers, devices, &session, event_fd, err);
+        code = make_session(options, backend, carriers, devices, &session, event_fd, err);
     }
     if (code != TB_OK) {
         return code;
@@ -156,9 +157,24 @@ int32_t tb_session_open_with(const tb_session_options *options, const tb_carrier
     if (code == TB_OK) {
         code = tb_threads_make(session, err);
     }
-    if (code == TB_OK) {
-        code = tb_threads_start(session, err);
+    if (code != TB_OK) {
+        close(*event_fd);
+        free_session(session);
+        return code;
     }
+    *made = session;
+    return TB_OK;
+}
+
+int32_t tb_session_open_with(const tb_session_options *options, const tb_carrier *const *carriers,
+                             const tb_device_kind *devices, uint64_t *handle, int32_t *event_fd, tb_error *err) {
+    tb_session *session = NULL;
+    const tb_backend *backend = options->kind == TB_BACKEND_TCP ? &tb_backend_tcp : &tb_backend_memory;
+    int32_t code = tb_session_make(options, backend, carriers, devices, &session, event_fd, err);
+    if (code != TB_OK) {
+        return code;
+    }
+    code = tb_threads_start(session, err);
     if (code != TB_OK) {
         goto no_threads;
     }

@@ -95,16 +95,28 @@ static int wait_time(tb_thread *thread) {
     return milliseconds > 60000 ? 60000 : (int)milliseconds;
 }
 
-static void serve_job(tb_thread *thread) {
+void tb_thread_move(tb_thread *thread, uint64_t limit) {
     tb_session *session = thread->session;
     if (thread->job.transfer == NULL || tb_job_submit(&thread->job)) {
         return;
     }
-    bool more = tb_job_slice(&thread->job, thread->job.exchange != NULL ? PULL_SLICE_BYTES : SLICE_BYTES);
-    if (!more) {
+    if (!tb_job_slice(&thread->job, limit)) {
         pthread_mutex_lock(&session->lock);
         tb_round_job_done(&thread->job);
         pthread_mutex_unlock(&session->lock);
+    }
+}
+
+void tb_thread_decide(tb_thread *thread) {
+    tb_session *session = thread->session;
+    if (thread->sweep) {
+        sweep(thread);
+    }
+    if (thread->index == 0) {
+        run_timers(session);
+    }
+    if (thread->job.transfer == NULL && !session->stop) {
+        tb_round_take_job(session, &thread->job);
     }
 }
 
@@ -113,17 +125,9 @@ static void *run(void *argument) {
     tb_session *session = thread->session;
     for (;;) {
         pthread_mutex_lock(&session->lock);
-        if (thread->sweep) {
-            sweep(thread);
-        }
-        if (thread->index == 0) {
-            run_timers(session);
-        }
+        tb_thread_decide(thread);
         bool over = session->stop && session->stale_pulls == 0
                     && (thread->conns == NULL || tb_now() >= session->stop_at);
-        if (thread->job.transfer == NULL && !session->stop) {
-            tb_round_take_job(session, &thread->job);
-        }
         int milliseconds = over ? 0 : wait_time(thread);
         pthread_mutex_unlock(&session->lock);
         if (over) {
@@ -133,7 +137,7 @@ static void *run(void *argument) {
         tb_loop_serve(&thread->loop);
         while (tb_import_serve(session)) {
         }
-        serve_job(thread);
+        tb_thread_move(thread, thread->job.exchange != NULL ? PULL_SLICE_BYTES : SLICE_BYTES);
     }
     tb_loop_end(&thread->loop);
     pthread_mutex_lock(&session->lock);
