@@ -1,0 +1,123 @@
+/* What is checked of LMDB's files before it opens them: a whole file passes, and damage is refused without a read beyond it. */
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "host/lmdb.h"
+
+enum { PAGE = 4096, PAGES = 6, MAP_BYTES = 1 << 20 };
+
+static tb_error err;
+static char folder[] = "/tmp/tensorbus-lmdb-test-XXXXXX";
+static char data_path[64], lock_path[64];
+
+static void put_meta(uint8_t *page, uint64_t number, uint64_t transaction) {
+    tb_lmdb_meta meta = {
+        .page = {.number = number, .flags = TB_LMDB_META},
+        .magic = TB_LMDB_MAGIC,
+        .version = TB_LMDB_VERSION,
+        .map_bytes = MAP_BYTES,
+        .last_page = PAGES - 1,
+        .transaction = transaction,
+    };
+    meta.trees[TB_LMDB_FREE] = (tb_lmdb_tree){.page_bytes = PAGE, .flags = 8, .root = TB_LMDB_NO_PAGE};
+    meta.trees[TB_LMDB_MAIN] = (tb_lmdb_tree){.depth = 2, .branches = 1, .leaves = 1, .overflows = 2, .entries = 2, .root = 2};
+    memcpy(page, &meta, sizeof meta);
+}
+
+static void put_page(uint8_t *page, uint64_t number, uint16_t flags, uint32_t nodes, uint32_t upper) {
+    tb_lmdb_page head = {.number = number, .flags = flags};
+    head.size.room.lower = (uint16_t)(nodes * 2);
+    head.size.room.upper = (uint16_t)upper;
+    memcpy(page, &head, sizeof head);
+}
+
+static void put_words(uint8_t *at, uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
+    const uint16_t words[] = {a, b, c, d};
+    memcpy(at, words, sizeof words);
+}
+
+/* A branch over one leaf, which holds a small value and one of two pages. */
+static void build(uint8_t *file) {
+    memset(file, 0, PAGE * PAGES);
+    put_meta(file, 0, 4);
+    put_meta(file + PAGE, 1, 5);
+    uint8_t *branch = file + 2 * PAGE, *leaf = file + 3 * PAGE;
+    const uint32_t room = PAGE - sizeof(tb_lmdb_page);
+    put_page(branch, 2, TB_LMDB_BRANCH, 1, room - 8);
+    const uint16_t at_end = (uint16_t)(room - 8);
+    memcpy(branch + 24, &at_end, 2);
+    put_words(branch + 24 + at_end, 3, 0, 0, 0);
+    put_page(leaf, 3, TB_LMDB_LEAF, 2, room - 80);
+    const uint16_t offsets[] = {(uint16_t)(room - 40), (uint16_t)(room - 80)};
+    memcpy(leaf + 24, offsets, sizeof offsets);
+    put_words(leaf + 24 + offsets[0], 20, 0, 0, 4);
+    put_words(leaf + 24 + offsets[1], 5000, 0, 1, 4);
+    const uint64_t big[] = {4, 5, 2};
+    memcpy(leaf + 24 + offsets[1] + 12, big, sizeof big);
+    tb_lmdb_page head = {.number = 4, .flags = TB_LMDB_OVERFLOW};
+    head.size.pages = 2;
+    memcpy(file + 4 * PAGE, &head, sizeof head);
+}
+
+static int32_t prepare(const uint8_t *file, size_t bytes) {
+    int fd = open(data_path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    CHECK(fd >= 0 && write(fd, file, bytes) == (ssize_t)bytes, "a data file");
+    close(fd);
+    unlink(lock_path);
+    return tb_lmdb_prepare(data_path, lock_path, MAP_BYTES, false, &err);
+}
+
+static uint32_t state = 20261;
+static uint32_t below(uint32_t limit) {
+    state = state * 1664525u + 1013904223u;
+    return (uint32_t)((uint64_t)state * limit >> 32);
+}
+
+/* What a page says of itself is most of what noise can harm. */
+static void test_noise(void) {
+    static uint8_t file[PAGE * PAGES];
+    int refused = 0;
+    for (int i = 0; i < 1500; i++) {
+        build(file);
+        for (uint32_t n = 1 + below(3); n > 0; n--) {
+            uint32_t page = below(5);
+            uint32_t at = below(2) == 0 ? below(180) : below(2) == 0 ? PAGE - 1 - below(90) : below(PAGE);
+            file[page * PAGE + at] = (uint8_t)below(256);
+        }
+        refused += prepare(file, below(20) == 0 ? below(sizeof file) + 1 : sizeof file) != TB_OK;
+    }
+    CHECK(refused > 350, "%d of 1500 were refused", refused);
+}
+
+static void refuse(uint32_t at, uint8_t value, const char *what) {
+    static uint8_t file[PAGE * PAGES];
+    build(file);
+    file[at] = value;
+    CHECK(prepare(file, sizeof file) == TB_EBUS_FORMAT, "%s: %s", what, err.message);
+}
+
+int main(void) {
+    static uint8_t file[PAGE * PAGES];
+    CHECK(mkdtemp(folder) != NULL, "a folder");
+    snprintf(data_path, sizeof data_path, "%s/data.mdb", folder);
+    snprintf(lock_path, sizeof lock_path, "%s/lock.mdb", folder);
+    build(file);
+    CHECK(prepare(file, sizeof file) == TB_OK, "a whole file: %s", err.message);
+    CHECK(prepare(file, sizeof file - 1) == TB_EBUS_FORMAT, "a file that was cut");
+    refuse(24, 0, "no magic");
+    refuse(PAGE + 152, 9, "meta pages of transactions that do not follow");
+    refuse(PAGE + 144, 200, "a last page beyond the file");
+    refuse(2 * PAGE, 7, "a page of another number");
+    refuse(2 * PAGE + 18, TB_LMDB_LEAF, "a page of another kind");
+    refuse(2 * PAGE + PAGE - 8, 2, "a page that refers to itself");
+    refuse(3 * PAGE + 25, 0xff, "a node outside of its page");
+    refuse(4 * PAGE + 20, 9, "a large value of other pages");
+    test_noise();
+    unlink(data_path);
+    unlink(lock_path);
+    rmdir(folder);
+    return 0;
+}
