@@ -3,7 +3,7 @@
  * has its pairs and batches follow what becomes of the store, of peers and of clients.
  */
 import type { Deadline, DeadlineOptions } from "../../deadline.ts";
-import type { TensorBusError } from "../../errors.ts";
+import { TensorBusError } from "../../errors.ts";
 import type { PlanOptions } from "../../plan/index.ts";
 import type { Store } from "../../store/store.ts";
 import type { Transport, TransportEvent } from "../../transport/transport.ts";
@@ -106,7 +106,16 @@ export class AgentCore {
     return this.#batches.all;
   }
 
+  /** Its errors name a rank: where they began, or this one. */
   async run(command: AwaitedCommand, deadline: Deadline): Promise<unknown> {
+    try {
+      return await this.#dispatch(command, deadline);
+    } catch (error) {
+      throw withRank(error, this.#options.rank);
+    }
+  }
+
+  async #dispatch(command: AwaitedCommand, deadline: Deadline): Promise<unknown> {
     switch (command.type) {
       case "InitPair":
         return this.#pairs.init(command, deadline);
@@ -182,4 +191,10 @@ export class AgentCore {
     this.#batches.resolve(connection).catch(onFault);
     if (!this.#closing) this.#pairs.restore();
   }
+}
+
+function withRank(error: unknown, rank: number): unknown {
+  if (!(error instanceof TensorBusError) || typeof error.details["rank"] === "number") return error;
+  const { code, message, details, cause } = error;
+  return new TensorBusError(code, message, { details: { ...details, rank }, cause });
 }

@@ -1,6 +1,6 @@
 /** How this rank registers a batch: attempts, one after the other, until one holds for all ranks or is refused. */
 import { Deadline, waitUntil } from "../../deadline.ts";
-import { TensorBusError } from "../../errors.ts";
+import type { TensorBusError } from "../../errors.ts";
 import type { PlanOptions } from "../../plan/index.ts";
 import type { AgentEvent } from "../pair/events.ts";
 import type { MetPair } from "../pair/meeting.ts";
@@ -92,7 +92,6 @@ export class Registrar {
     connection: Connection,
     deadline: Deadline,
   ): Promise<Registered> {
-    const { rank } = this.#options;
     for (;;) {
       const attempt = await this.#attempt(entry, name, connection, deadline);
       const { log, ended } = attempt;
@@ -107,10 +106,10 @@ export class Registrar {
         if (deadline.signal?.aborted) throw error;
         const { end } = log;
         if (end?.retry && deadline.remainingMs > 0 && (!isFound || isRetried(error))) continue;
-        if (isFound) throw withRank(error, rank);
+        if (isFound) throw error;
         if (end !== undefined) throw errorOfEnd(end);
         if (error.code === "TB_TIMEOUT" && attempt.before !== undefined) throw errorOfEnd(attempt.before);
-        throw withRank(error, rank);
+        throw error;
       }
     }
   }
@@ -229,11 +228,4 @@ export class Registrar {
       for (const { reject } of arrivals) reject(error);
     }
   }
-}
-
-/** An error that names a rank. */
-function withRank(error: TensorBusError, rank: number): TensorBusError {
-  if (typeof error.details["rank"] === "number") return error;
-  const { code, message, details, cause } = error;
-  return new TensorBusError(code, message, { details: { ...details, rank }, cause });
 }

@@ -97,6 +97,7 @@ export class AgentLink {
     // Nobody else has this random byte.
     this.#life = tryLock(queue.environment.locksPath, clientOffset(this.identity.id))!;
     this.#pending = new PendingCalls({
+      rank: agent.rank,
       port,
       first: (id) => state.result(this.identity.id, id),
       all: (from) => state.results(this.identity.id, from),

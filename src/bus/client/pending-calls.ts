@@ -8,6 +8,8 @@ import { type CommandResult, resultSchemas } from "../queue/commands.ts";
 import type { Outcome } from "../queue/state.ts";
 
 export interface PendingCallsOptions {
+  /** Of the agent. */
+  readonly rank: number;
   readonly port: EventPort;
   /** The result of one command, and all results from a command on, as far as they stand in the state. */
   readonly first: (id: bigint) => Outcome | undefined;
@@ -193,6 +195,7 @@ export class PendingCalls {
     if (call.isSettled) return;
     const now = performance.now();
     call.graceEnd ??= now + call.graceMs;
+    const { rank } = this.#options;
     const silence = this.#options.silenceMs();
     const waitMs = Math.min(call.graceEnd - now, unresponsiveMs - silence);
     if (waitMs > 0) {
@@ -200,14 +203,16 @@ export class PendingCalls {
       return;
     }
     const error =
-      silence >= unresponsiveMs ? unresponsive(call, silence) : (call.aborted ?? this.#unanswered(call));
+      silence >= unresponsiveMs
+        ? unresponsive(call, silence, rank)
+        : (call.aborted ?? this.#unanswered(call));
     this.#settle(call, { ok: false, error });
   }
 
   #unanswered(call: PendingCall): TensorBusError {
     try {
       this.#options.examineRoom();
-      return timedOut(call);
+      return timedOut(call, this.#options.rank);
     } catch (error) {
       return error as TensorBusError;
     }
@@ -222,15 +227,17 @@ function checked(type: CommandType, value: unknown): Outcome {
   }
 }
 
-function unresponsive(call: PendingCall, silenceMs: number): TensorBusError {
+function unresponsive(call: PendingCall, silenceMs: number, rank: number): TensorBusError {
   const seconds = (silenceMs / 1000).toFixed(1);
   return new TensorBusError(
     "TB_AGENT_UNRESPONSIVE",
     `${call.name}: the agent's heart has not beaten for ${seconds} s`,
-    { details: { silenceMs } },
+    { details: { rank, silenceMs } },
   );
 }
 
-function timedOut(call: PendingCall): TensorBusError {
-  return new TensorBusError("TB_TIMEOUT", `${call.name} was not answered before its deadline`);
+function timedOut(call: PendingCall, rank: number): TensorBusError {
+  return new TensorBusError("TB_TIMEOUT", `${call.name} was not answered before its deadline`, {
+    details: { rank },
+  });
 }

@@ -152,7 +152,10 @@ export class Uplink implements AsyncDisposable {
 
   async #lose(connection: Connection, cause: unknown): Promise<void> {
     const why = cause instanceof Error ? cause.message : String(cause);
-    const error = new TensorBusError("TB_STORE_LOST", `the store was lost: ${why}`, { cause });
+    const error = new TensorBusError("TB_STORE_LOST", `the store was lost: ${why}`, {
+      details: { rank: this.#options.rank },
+      cause,
+    });
     this.#lost = error;
     this.#connection = undefined;
     await this.#options.onLost(error);

@@ -1,0 +1,171 @@
+/** Rounds that realign, with real agents: each a small input that once left a cluster failing, or its ranks waiting. */
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, expect, it } from "vitest";
+import type { BatchHandler } from "../../src/bus/client/batch-handler.ts";
+import type { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
+import { AgentWorld, arrayOf, failureOf, fill, joinPair, type Side, tensor } from "./kit/agent-kit.ts";
+
+const trainer: Side = { name: "trainer", ranks: [0, 1], placements: ["S(0)"] };
+const inference: Side = { name: "inference", ranks: [2, 3], placements: ["S(0)"] };
+const sides = [trainer, inference] as const satisfies [Side, Side];
+
+interface Model {
+  readonly rows: readonly SharedTensor[];
+  readonly copies: readonly SharedTensor[];
+  readonly handlers: readonly BatchHandler[];
+  /** One call of a rank. */
+  call(rank: number, options?: object): Promise<unknown>;
+  /** Each rank calls once. */
+  lockstep(value: number, options?: object): Promise<void>;
+}
+
+/** A matrix of 4 x 3, its halves on ranks 0 and 1; rank 2 gets the first half, rank 3 the second: no channel joins the two. */
+async function register(
+  clients: Awaited<ReturnType<typeof joinPair>>,
+  options: { commit?: "direct" | "staged" } = {},
+): Promise<Model> {
+  const all = clients.flat();
+  const rows = [0, 1].map(() => tensor([2, 3]));
+  const copies = [2, 3].map(() => tensor([2, 3], () => -1));
+  const tensors = [...rows, ...copies];
+  const handlers = await Promise.all(
+    all.map((client, rank) => client.registerTensors("model", [[tensors[rank]!, "weights"]], options)),
+  );
+  const call = (rank: number, more: object = {}) =>
+    handlers[rank]!.transfer(rank < 2 ? "send" : "recv", { blocking: true, timeoutMs: 5000, ...more });
+  const lockstep = async (value: number, more: object = {}) => {
+    for (const [at, one] of rows.entries()) fill(one, (index) => value + at * 6 + index);
+    await Promise.all([0, 1, 2, 3].map((rank) => call(rank, more)));
+    for (const [at, one] of copies.entries())
+      expect([...arrayOf(one)]).toEqual(Array.from({ length: 6 }, (_, index) => value + at * 6 + index));
+  };
+  return { rows, copies, handlers, call, lockstep };
+}
+
+describe.each(["direct", "staged"] as const)("%s rounds", (commit) => {
+  it("go on after one rank of four has skipped a call", async () => {
+    await using world = await AgentWorld.start(4);
+    const model = await register(await joinPair(world, sides), { commit });
+    await model.lockstep(10);
+    // Rank 0 keeps pace with rank 1, rank 3 needs its rows; rank 2 needs rank 0 alone, but for the others' votes.
+    const two = model.call(2).catch(() => {});
+    const ends = await Promise.all([0, 3].map((rank) => failureOf(model.call(rank, { timeoutMs: 300 }))));
+    for (const { code, details } of ends) {
+      expect(code).toMatch(/TB_TIMEOUT|TB_CANCELLED/);
+      expect(details["rank"]).toBe(1);
+    }
+    await two;
+    await model.lockstep(20);
+    await model.lockstep(30);
+  });
+
+  it("that one rank takes back are TB_CANCELLED with that rank elsewhere, and all go on", async () => {
+    await using world = await AgentWorld.start(4);
+    const model = await register(await joinPair(world, sides), { commit });
+    await model.lockstep(1);
+    const abort = new AbortController();
+    const [zero, three] = [model.call(0), model.call(3, { signal: abort.signal })].map(failureOf);
+    const started = (rank: number) =>
+      world.events[rank]!.filter(({ kind }) => kind === "roundStarted").length;
+    await expect.poll(() => [0, 3].map(started)).toEqual([2, 2]);
+    abort.abort();
+    expect(await three).toMatchObject({ code: "TB_CANCELLED" });
+    expect(await zero).toMatchObject({ code: "TB_CANCELLED", details: { rank: 3 } });
+    await model.lockstep(2);
+  });
+
+  it("never mix two versions: the older call fails alone, and joins with the newer one", async () => {
+    await using world = await AgentWorld.start(4);
+    const model = await register(await joinPair(world, sides), { commit });
+    const newer = [0, 1, 2].map((rank) => model.call(rank, { version: 7 }));
+    await expect.poll(() => world.events[0]!.some(({ kind }) => kind === "roundStarted")).toBe(true);
+    expect(await failureOf(model.call(3, { version: 6 }))).toMatchObject({
+      code: "TB_STALE_VERSION",
+      details: { rank: 3, version: 6n, expected: 7n },
+    });
+    await model.call(3, { version: 7 });
+    await Promise.all(newer);
+    await model.lockstep(40, { version: 8 });
+    // A newer version ends the round of who waits with an older one, and goes on by itself.
+    const old = failureOf(model.call(0, { version: 9 }));
+    await expect.poll(() => world.events[0]!.filter(({ kind }) => kind === "roundStarted").length).toBe(3);
+    const rest = [1, 2, 3].map((rank) => model.call(rank, { version: 10 }));
+    expect(await old).toMatchObject({ code: "TB_STALE_VERSION" });
+    await Promise.all([model.call(0, { version: 10 }), ...rest]);
+  });
+});
+
+describe("a batch that ends", () => {
+  it("has ended on ranks that exchange nothing with the one that ended it, though nobody transfers", async () => {
+    await using world = await AgentWorld.start(4);
+    const clients = await joinPair(world, sides);
+    const model = await register(clients);
+    await model.lockstep(1);
+    await world.agents[3]!.close({ drainMs: 0 });
+    // Rank 0 deals with rank 2 alone, and only polls the signal.
+    await expect
+      .poll(async () => (await failureOf(model.handlers[0]!.queryTransferSignal())).details["rank"], {
+        timeout: 3000,
+      })
+      .toBe(3);
+    for (const rank of [0, 1, 2]) {
+      const end = world.events[rank]!.find(({ kind }) => kind === "batchEnded");
+      expect(end).toMatchObject({ reason: { code: "TB_PEER_LOST", details: { rank: 3 } } });
+    }
+  });
+
+  it("is registered anew at once after a rank's agent and client are gone", async () => {
+    await using world = await AgentWorld.start(4);
+    const clients = await joinPair(world, sides);
+    const model = await register(clients);
+    await model.lockstep(1);
+    await world.agents[3]!.close({ drainMs: 0 });
+    await world.startAgent(3);
+    const next = await world.client(3);
+    const again = await register([clients[0], [clients[1][0]!, next]]);
+    await again.lockstep(50);
+  });
+});
+
+describe("a registration", () => {
+  it("in which one rank's memory does not hold its tensor is every rank's error at once", async () => {
+    await using world = await AgentWorld.start(4);
+    const clients = await joinPair(world, sides);
+    const began = performance.now();
+    const failures = await Promise.all(
+      clients.flat().map((client, rank) => {
+        const shape = rank === 3 ? [3] : [2, 3];
+        const one = client.registerTensors("b", [[{ data: tensor(shape), name: "w" }, "weights"]], {
+          timeoutMs: 20_000,
+        });
+        return failureOf(one);
+      }),
+    );
+    for (const { code, details } of failures) {
+      expect(code).toMatch(/TB_SHAPE|TB_PLACEMENT|TB_BATCH_MISMATCH/);
+      expect(typeof details["rank"]).toBe("number");
+    }
+    expect(performance.now() - began).toBeLessThan(10_000);
+    const model = await register(clients);
+    await model.lockstep(1);
+  });
+
+  it("that one rank never comes to ends at its deadline, with that rank, and works when it comes", async () => {
+    await using world = await AgentWorld.start(4);
+    const clients = await joinPair(world, sides);
+    const began = performance.now();
+    const failures = await Promise.all(
+      clients
+        .flat()
+        .slice(0, 3)
+        .map((client) =>
+          failureOf(client.registerTensors("b", [[tensor([2, 3]), "weights"]], { timeoutMs: 400 })),
+        ),
+    );
+    expect(performance.now() - began).toBeLessThan(2000);
+    expect(failures[2]).toMatchObject({ code: "TB_TIMEOUT", details: { rank: 3 } });
+    await sleep(1);
+    const model = await register(clients);
+    await model.lockstep(1);
+  });
+});
