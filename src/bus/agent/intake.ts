@@ -187,7 +187,15 @@ export class AgentIntake {
     );
     for (const claim of this.#claims) await claim.live(deadline.rest);
     this.#letGo = port.hold();
-    this.#pump = new CommandPump({ queue, state, waker, run, onClients: () => keeper.update(), onFault });
+    this.#pump = new CommandPump({
+      rank: this.#record.rank,
+      queue,
+      state,
+      waker,
+      run,
+      onClients: () => keeper.update(),
+      onFault,
+    });
     // Who waits for an agent looks again.
     queue.tellWaiters(queue.clients().map(({ wake }) => wake));
   }

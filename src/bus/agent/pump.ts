@@ -11,6 +11,8 @@ import type { Command } from "../queue/commands.ts";
 import type { Outcome, State } from "../queue/state.ts";
 
 export interface PumpOptions {
+  /** Whose commands they are. */
+  readonly rank?: number;
   readonly queue: CommandQueue;
   readonly state: State;
   /** The agent's own: clients post it after they have queued a command. */
@@ -176,7 +178,7 @@ export class CommandPump implements AsyncDisposable {
   #begin(started: StartedCommand): void {
     const { command, error } = started;
     if (command === undefined) {
-      this.#end(started, { ok: false, error: error! });
+      this.#end(started, { ok: false, error: this.#named(error!) });
       return;
     }
     let result: unknown;
@@ -200,6 +202,15 @@ export class CommandPump implements AsyncDisposable {
         this.wake();
       });
     this.#running.add(running);
+  }
+
+  /** A command that was not begun failed on this rank. */
+  #named({ code, message, details, cause }: TensorBusError): TensorBusError {
+    const { rank } = this.#options;
+    return new TensorBusError(code, message, {
+      details: { ...(rank === undefined ? {} : { rank }), ...details },
+      cause,
+    });
   }
 
   #end(started: StartedCommand, outcome: Outcome): void {
