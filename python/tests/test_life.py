@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -200,3 +201,40 @@ def test_a_thousand_clients_leave_nothing_behind(agents: tensorbus.Agents) -> No
         time.sleep(0.05)
     assert len(os.listdir(f"/proc/{pid}/fd")) <= with_keeper + 2
     last.close()
+
+
+_OTHER_USER = """
+import os, sys, tensorbus
+os.setuid(int(sys.argv[1]))
+try:
+    client = tensorbus.TensorBusClient(0, None, None, 2.0)
+    print(client.agent["rank"])
+except tensorbus.TensorBusError as error:
+    print(error.code)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_other_users_are_refused_unless_they_were_named(
+    _environment: None,
+) -> None:
+    def outcome(user: int, **more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", _OTHER_USER, str(user)],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "python" / "src"), **more},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = os.path.join(folder, "client.sock")
+        flags = ["--log", "silent", "--client-socket", path, "--client-uid", "4242"]
+        with tensorbus.start_agents(1, namespace="users", flags=flags):
+            assert outcome(4242, TENSOR_BUS_CLIENT_SOCKET=path) == "0"
+            assert outcome(4243, TENSOR_BUS_CLIENT_SOCKET=path) == "TB_FOREIGN"
+            assert outcome(0, TENSOR_BUS_CLIENT_SOCKET=path) == "0"

@@ -163,6 +163,16 @@ describe("the agent's socket", () => {
     expect(statSync(clientSocketPath).isSocket()).toBe(true);
   });
 
+  it("does not wait for a hello that never ends, and serves others meanwhile", async () => {
+    await using world = await AgentWorld.start(1);
+    const { commandQueuePath } = world.paths(0);
+    const slow = rawClient(commandQueuePath);
+    slow.socket.write(frameOf({ type: "hello", protocol: [1, 1] }).subarray(0, 6));
+    await welcomed(commandQueuePath);
+    expect(await slow.next()).toMatchObject({ type: "refused", error: { code: "TB_TIMEOUT" } });
+    await slow.closed;
+  }, 15_000);
+
   it("serves a thousand clients, one after another", async () => {
     await using world = await AgentWorld.start(1);
     const path = join(world.paths(0).commandQueuePath, "client.sock");
