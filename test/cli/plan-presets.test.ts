@@ -44,7 +44,12 @@ describe("tensorbus plan --model", () => {
   });
 
   test("says where a rank's tensors lie in its parameters, for a client to register them by", async () => {
-    const { views } = JSON.parse((await runCli(...line, "--rank", "9", "--json")).stdout);
+    const { views, pairs } = JSON.parse((await runCli(...line, "--rank", "9", "--json")).stdout);
+    expect(pairs["ranks[S(0)] -> tp[R, S(0)]"].target).toEqual({
+      mesh: { shape: [2, 4], ranks: [8, 9, 10, 11, 12, 13, 14, 15] },
+      placements: ["R", "S(0)"],
+      stridedShard: null,
+    });
     expect(views.source).toEqual([]);
     expect(views.target).toHaveLength(399);
     expect(

@@ -3,7 +3,7 @@ import { LocalLayouts } from "../../model/parts/local.ts";
 import { summarizeParts } from "../../model/parts/summary.ts";
 import { partViews } from "../../model/parts/views.ts";
 import type { Spec } from "../../model/spec.ts";
-import { type Plan, toJSON } from "../../plan/index.ts";
+import { formatPlacement, type Layout, type Plan, toJSON } from "../../plan/index.ts";
 import { type BudgetCheck, budgetError, checkBudgets } from "../budget/budget.ts";
 import { formatExcesses } from "../budget/table.ts";
 import { parseRank } from "../ui/arguments.ts";
@@ -140,7 +140,7 @@ function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, checks: readon
 }
 
 /** Where a rank's planned tensors lie in its parameters: what a client registers them by, to receive in place. */
-function rankViews({ parts }: Spec, rank: number): { readonly views?: object } {
+function rankViews({ parts }: Spec, rank: number): { readonly views?: object; readonly pairs?: object } {
   if (parts === undefined) return {};
   const { joined, source, target } = parts;
   const views = (
@@ -156,7 +156,16 @@ function rankViews({ parts }: Spec, rank: number): { readonly views?: object } {
       globalShape: joined.tensors[index]!.shape,
     })),
   ]);
-  return { views: Object.fromEntries(views) };
+  const side = ({ mesh, placements, stridedShard }: Layout) => ({
+    mesh: { shape: mesh.shape, ranks: [...mesh.ranks] },
+    placements: placements.map(formatPlacement),
+    stridedShard: stridedShard ?? null,
+  });
+  const pairs = Object.entries(joined.pairs).map(([name, pair]) => [
+    name,
+    { source: side(pair.source), target: side(pair.target) },
+  ]);
+  return { views: Object.fromEntries(views), pairs: Object.fromEntries(pairs) };
 }
 
 /** Without its channels, which may be hundreds of thousands. */
