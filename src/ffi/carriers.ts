@@ -17,6 +17,8 @@ const carrierBits = {
   shm: 2,
   "cuda-ipc": 4,
   nccl: 8,
+  /** Of the tests' own library: `native/test/carriers/file`. */
+  file: 16,
   "shared-gpu": 0x4000_0000,
   apart: 0x8000_0000,
 } as const;

@@ -9,6 +9,9 @@ const tb_carrier *const tb_carriers[] = {
     &tb_carrier_cuda_ipc,
     &tb_carrier_shm,
     &tb_carrier_nccl,
+#ifdef TB_TEST_CARRIERS
+    &tb_carrier_file, /* native/test/carriers/file */
+#endif
     &tb_carrier_stream,
     NULL,
 };
