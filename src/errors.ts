@@ -119,6 +119,11 @@ export const errorCodes = {
   TB_RANK_EMPTY: { number: 507, exit: 2, meaning: "A rank holds nothing of this tensor, on either side." },
   TB_PARTS: { number: 508, exit: 2, meaning: "Parts of parameters do not fit together." },
   TB_PRESET: { number: 509, exit: 2, meaning: "A preset does not know, or does not serve, what is asked." },
+  TB_CHECKPOINT: {
+    number: 510,
+    exit: 2,
+    meaning: "A distributed checkpoint is damaged, or holds what is refused.",
+  },
   // 6xx: stores
   TB_STORE_LOST: { number: 600, exit: 4, meaning: "The store could not be reached any more." },
   TB_STORE_PROTOCOL: { number: 601, exit: 4, meaning: "The store answered outside of its protocol." },

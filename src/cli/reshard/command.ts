@@ -25,7 +25,7 @@ export interface ReshardOptions {
 
 export function reshardCommand(context: CommandContext): Command {
   return new Command("reshard")
-    .argument("<checkpoint>", "safetensors (a file, an index, a folder), or a result of reshard")
+    .argument("<checkpoint>", "safetensors, a distributed checkpoint of torch, or a result of reshard")
     .option("--source <layout>", "the layout it is read in, for --processes: MESH:PLACEMENTS", "1:R")
     .requiredOption("--target <layout>", "MESH:PLACEMENTS, vllm:tp=N[,ep], or hf")
     .requiredOption("--out <dir>", "the folder of the result")
@@ -39,6 +39,7 @@ export function reshardCommand(context: CommandContext): Command {
     .option("--target-dtype <type>", "cast the checkpoint's main floating-point type to this one")
     .option("--model <path>", "the model's config.json for vllm: (default: beside the checkpoint)")
     .option("--with <checkpoint>", "for hf: the original, which has what an engine does without")
+    .option("--prefix <text>", "only tensors whose names begin so, without it: model.")
     .option("--no-verify", "do not compare what was written with what was read")
     .option("--threads <n>", "threads that read and write", count, 2)
     .option("--processes", "through one process for each rank of both sides, over a transport")

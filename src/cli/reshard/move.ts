@@ -124,7 +124,7 @@ async function planFiles(checkpoint: string, options: ReshardOptions): Promise<P
 
 /** A file for each rank of a mesh. */
 async function planRanks(checkpoint: string, options: ReshardOptions): Promise<Planned> {
-  const source = await openSource(checkpoint);
+  const source = await openSource(checkpoint, options.prefix);
   const request = requestOfFlags(source, { ...options, rules: options.rule });
   const plan = await planTransfer(request.input);
   return {
@@ -149,7 +149,7 @@ async function planEngine(checkpoint: string, options: ReshardOptions): Promise<
     ["rule", "targetDtype"],
     `goes with MESH:PLACEMENTS; ${options.target} says where everything lies`,
   );
-  const source = await openSource(checkpoint);
+  const source = await openSource(checkpoint, options.prefix);
   const folder = (await stat(checkpoint)).isDirectory() ? checkpoint : dirname(checkpoint);
   const model = await readModel(await configOf(options.model ?? folder));
   const { files, dropped, tp, ep } = engineTarget(options.target, model);
@@ -176,7 +176,7 @@ async function planEngine(checkpoint: string, options: ReshardOptions): Promise<
 /** One checkpoint again. */
 async function planModel(checkpoint: string, options: ReshardOptions): Promise<Planned> {
   refuse(options, ["rule", "targetDtype"], "goes with MESH:PLACEMENTS; hf keeps what there is");
-  const read = await openSource(checkpoint);
+  const read = await openSource(checkpoint, options.prefix);
   const source = options.with === undefined ? read : withOriginal(read, await openSource(options.with));
   const missing = await missingTensors(source, options);
   if (missing.length > 0) {

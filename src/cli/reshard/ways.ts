@@ -3,6 +3,7 @@ import { readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { manifestName } from "../../checkpoint/result.ts";
 import { type CheckpointSource, safetensorsSource } from "../../checkpoint/source.ts";
+import { dcpMetadataName, dcpSource } from "../../checkpoint/source-dcp.ts";
 import { resultSource } from "../../checkpoint/source-result.ts";
 import { TensorBusError } from "../../errors.ts";
 import { resolveCheckpoint } from "../../model/safetensors.ts";
@@ -10,11 +11,30 @@ import type { PlanInput } from "../../plan/index.ts";
 import { formatCount } from "../ui/format.ts";
 import type { Progress } from "../ui/progress.ts";
 
-/** A result of an earlier reshard, or safetensors. */
-export async function openSource(checkpoint: string): Promise<CheckpointSource> {
-  const manifest = await stat(join(checkpoint, manifestName)).catch(() => undefined);
-  const isLayered = manifest !== undefined && !(await hasIndex(checkpoint));
+/** A result of an earlier reshard, a distributed checkpoint, or safetensors; tensors that begin with `prefix`, without it. */
+export async function openSource(checkpoint: string, prefix?: string): Promise<CheckpointSource> {
+  if (await exists(join(checkpoint, dcpMetadataName))) return dcpSource(checkpoint, prefix);
+  return withPrefix(await openFiles(checkpoint), prefix);
+}
+
+async function openFiles(checkpoint: string): Promise<CheckpointSource> {
+  const isLayered = (await exists(join(checkpoint, manifestName))) && !(await hasIndex(checkpoint));
   return isLayered ? resultSource(checkpoint) : safetensorsSource(await resolveCheckpoint(checkpoint));
+}
+
+function exists(path: string): Promise<boolean> {
+  return stat(path).then(
+    () => true,
+    () => false,
+  );
+}
+
+function withPrefix(source: CheckpointSource, prefix = ""): CheckpointSource {
+  if (prefix === "") return source;
+  const tensors = source.tensors
+    .filter(({ name }) => name.startsWith(prefix))
+    .map((tensor) => ({ ...tensor, name: tensor.name.slice(prefix.length) }));
+  return { ...source, tensors };
 }
 
 /** A result of `--target hf` is read as the checkpoint that it is. */
