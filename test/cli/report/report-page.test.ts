@@ -69,10 +69,13 @@ describe.skipIf(chromiumMissing !== undefined)(
     afterEach(() => Promise.all(browser.contexts().map((context) => context.close())));
 
     test("opens without errors or requests, and takes names for text", async () => {
-      const { page: file } = await writePage("evil", spec);
+      const turned = { ...spec, target: { ...spec.target, name: "eng\u202eeni\u202c" } };
+      const { page: file } = await writePage("evil", turned);
       const { page, problems, requests } = await openPage(browser, file);
       expect(requests).toEqual([`file://${file}`]);
       expect(await page.locator("header").innerText()).toContain(`trainer ${evil}`);
+      // What would turn the line around is seen instead.
+      expect(await page.locator("header").innerText()).toContain("eng\\u202eeni\\u202c");
       expect(await page.evaluate("window.hacked")).toBeUndefined();
       expect(await page.locator("img").count()).toBe(0);
       expect(await page.locator(".exceeded").innerText()).toContain("rankEgressBytes");
