@@ -215,9 +215,8 @@ except tensorbus.TensorBusError as error:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_other_users_are_refused_unless_they_were_named(
-    _environment: None,
-) -> None:
+@pytest.mark.usefixtures("_environment")
+def test_other_users_are_refused_unless_they_were_named() -> None:
     def outcome(user: int, **more: str) -> str:
         done = subprocess.run(
             [sys.executable, "-c", _OTHER_USER, str(user)],
