@@ -98,11 +98,11 @@ function describeBound({ ratio, lowerBound, boundBy, busiest }: ReportSchedule):
   const where = busiest.reach === "host" ? "within its host" : "across hosts";
   const bound =
     boundBy === "chain"
-      ? "the longest chain of buckets that wait for each other takes"
-      : `what rank ${busiest.rank} ${does} ${where} takes`;
+      ? "the longest chain of buckets that wait for each other"
+      : `all that rank ${busiest.rank} ${does} ${where}`;
   const percent = (ratio - 1) * 100;
-  const least = `no schedule can be faster than ${formatDuration(lowerBound)}, which ${bound}`;
-  return percent < 0.05 ? `the best there is: ${least}` : `${percent.toFixed(1)} % over the best: ${least}`;
+  const least = `${formatDuration(lowerBound)}, which no schedule can beat: ${bound}`;
+  return percent < 0.05 ? `as long as ${least}` : `${percent.toFixed(1)} % longer than ${least}`;
 }
 
 function mostStaged({ ranks }: Report): number {
