@@ -120,6 +120,14 @@ def packed_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def _sight_of(value: Any) -> tuple[Any, ...] | None:
+    """What tells a plain torch tensor from another, at a glance: rounds look at thousands. ``None``: it is no such."""
+    torch = sys.modules.get("torch")
+    if torch is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return None
+    return value.data_ptr(), value.dtype, value.shape, value.stride()
+
+
 class Slot:
     """A tensor of a batch: who gives it, and the memory that the agent knows."""
 
@@ -128,6 +136,7 @@ class Slot:
         self._get = get
         local = self._look()
         place = place_of(local)
+        self._seen = _sight_of(self._get())
         self.dtype = dtype or place.dtype
         self.shape = place.shape
         self._source_dtype = place.dtype
@@ -158,6 +167,9 @@ class Slot:
 
     def check(self) -> tuple[Any, bool]:
         """The tensor as it is now, and whether it has to be copied. An error where it is another kind of tensor."""
+        value = self._get()
+        if self._seen is not None and _sight_of(value) == self._seen:
+            return value.detach(), self.is_copied
         local = self._look()
         place = place_of(local)
         if place.shape != self.shape or place.dtype != self._source_dtype:
