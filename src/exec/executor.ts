@@ -1,5 +1,4 @@
 import { BehaviorSubject, EMPTY, map, type Observable, of, Subject, switchMap, takeUntil, timer } from "rxjs";
-import { TensorBusError } from "../errors.ts";
 import type { LocalStrides, PlanInput } from "../plan/input/types.ts";
 import type { Program } from "../plan/planner/program.ts";
 import type {
@@ -55,7 +54,6 @@ export function createExecutor(session: TransportSession): Executor {
       const strides = stridesOf(options.tensors);
       const program = plan.program(session.rank, strides.size === 0 ? {} : { strides });
       const bindings = bindBatch(plan.input, program, options.tensors);
-      requireKernels(session);
       let channels: PlanLinks | undefined;
       const links = () => {
         channels ??= plan.channels();
@@ -146,12 +144,4 @@ function stridesOf(tensors: BatchTensors): Map<number, LocalStrides> {
   for (const [tensor, memory] of tensors)
     if (memory.strides !== undefined) strides.set(tensor, memory.strides);
   return strides;
-}
-
-/** Packing and unpacking beside a transport that cannot do it itself is not offered yet, so it is refused. */
-function requireKernels({ capabilities }: TransportSession): void {
-  if (capabilities.fuses === "kernel") return;
-  throw new TensorBusError("TB_UNSUPPORTED", `the transport fuses ${capabilities.fuses}, not kernels`, {
-    details: { fuses: capabilities.fuses },
-  });
 }

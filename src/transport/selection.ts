@@ -56,9 +56,6 @@ function unite(all: readonly TransportCapabilities[]): TransportCapabilities {
   const any = (what: (capabilities: TransportCapabilities) => boolean) => all.some(what);
   return {
     memory: [...new Set(all.flatMap(({ memory }): readonly MemoryKind[] => memory))],
-    fuses: "kernel",
-    initiates: any(({ initiates }) => initiates === "both") ? "both" : "target",
-    crossProcess: any(({ crossProcess }) => crossProcess),
     crossHost: any(({ crossHost }) => crossHost),
     checksum: any(({ checksum }) => checksum),
   };

@@ -16,18 +16,9 @@ import type { Store } from "../store/store.ts";
 export interface TransportCapabilities {
   /** The kinds of memory that a binding may lie in. */
   readonly memory: readonly MemoryKind[];
-  /**
-   * What moves without a step of its own: `bytes` one contiguous run on both sides, `gather` a list of runs, `kernel`
-   * any strides, casts and reductions.
-   */
-  readonly fuses: "bytes" | "gather" | "kernel";
-  /** Who starts a move: `both` meet, or the `target` fetches and the source only says that it is ready. */
-  readonly initiates: "both" | "target";
-  /** True where ranks may live in different processes. */
-  readonly crossProcess: boolean;
-  /** True where ranks may live on different hosts. */
+  /** True if ranks may live on different hosts. */
   readonly crossHost: boolean;
-  /** True where CRC-32C of buckets can be asked for. */
+  /** True if CRC-32C of buckets can be asked for. */
   readonly checksum: boolean;
 }
 

@@ -118,9 +118,6 @@ describe("select", () => {
   test("offers what any of them can", () => {
     expect(both().capabilities).toEqual({
       memory: ["host", "shared"],
-      fuses: "kernel",
-      initiates: "both",
-      crossProcess: true,
       crossHost: true,
       checksum: true,
     });

@@ -14,9 +14,6 @@ export interface CudaIpcTransportOptions extends SecretOptions, SessionTuning {
 
 const capabilities: TransportCapabilities = {
   memory: ["cuda"],
-  fuses: "kernel",
-  initiates: "target",
-  crossProcess: true,
   crossHost: false,
   checksum: false,
 };

@@ -12,9 +12,6 @@ export interface MemoryTransportOptions {
 
 const capabilities: TransportCapabilities = {
   memory: ["host", "shared"],
-  fuses: "kernel",
-  initiates: "both",
-  crossProcess: false,
   crossHost: false,
   checksum: true,
 };

@@ -35,9 +35,6 @@ export interface NcclTransportOptions extends SecretOptions, SessionTuning, Endp
 
 const capabilities: TransportCapabilities = {
   memory: ["cuda"],
-  fuses: "kernel",
-  initiates: "both",
-  crossProcess: true,
   crossHost: true,
   checksum: false,
 };

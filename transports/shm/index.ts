@@ -11,9 +11,6 @@ export interface ShmTransportOptions extends SecretOptions, SessionTuning {}
 
 const capabilities: TransportCapabilities = {
   memory: ["host", "shared"],
-  fuses: "kernel",
-  initiates: "target",
-  crossProcess: true,
   crossHost: false,
   checksum: false,
 };

@@ -18,9 +18,6 @@ export interface TcpTransportOptions extends SecretOptions, SessionTuning, Endpo
 
 const capabilities: TransportCapabilities = {
   memory: ["host", "shared"],
-  fuses: "kernel",
-  initiates: "both",
-  crossProcess: true,
   crossHost: true,
   checksum: true,
 };

@@ -24,9 +24,6 @@ import { VirtualTransfer } from "./transfer.ts";
 
 const capabilities: TransportCapabilities = {
   memory: ["host"],
-  fuses: "kernel",
-  initiates: "both",
-  crossProcess: true,
   crossHost: true,
   checksum: false,
 };
