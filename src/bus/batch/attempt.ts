@@ -7,7 +7,7 @@ import { type ErrorCode, TensorBusError } from "../../errors.ts";
 import type { Rendezvous } from "../pair/rendezvous.ts";
 import type { BatchKeys } from "./records.ts";
 import { batchSideSchema } from "./records.ts";
-import { type BatchEnd, elsewhere, errorOfEnd, originOf, RoundLog } from "./round-log.ts";
+import { type BatchEnd, elsewhere, errorOfEnd, isRecent, originOf, RoundLog } from "./round-log.ts";
 
 export interface Attempt {
   readonly number: number;
@@ -26,6 +26,18 @@ export interface AttemptOptions {
 }
 
 const said = Buffer.from("left");
+
+/** An attempt that had failed before this rank came to it. */
+export class MissedAttempt extends Error {
+  readonly number: number;
+  readonly error: TensorBusError;
+
+  constructor(number: number, error: TensorBusError) {
+    super(error.message);
+    this.number = number;
+    this.error = error;
+  }
+}
 
 /** What is nobody's mistake: whoever waits may try again. */
 const retried = new Set<ErrorCode>([
@@ -64,10 +76,14 @@ function plain(details: Readonly<Record<string, unknown>>): Record<string, unkno
   return Object.fromEntries(Object.entries(details).filter(([, value]) => isPlain(value)));
 }
 
-/** The lowest attempt that has not ended, for a rank that has said nothing in it yet. */
+/**
+ * The lowest attempt that has not ended, for a rank that has said nothing in it yet. One in which something was found wrong a
+ * moment ago, before this rank had come to it (it was in none beyond `taken`), is this rank's error as well.
+ */
 export async function joinAttempt(
   options: AttemptOptions,
   side: string,
+  taken: number,
   deadline: Deadline,
 ): Promise<Attempt> {
   const { rendezvous, keys, rank, onFault } = options;
@@ -86,6 +102,8 @@ export async function joinAttempt(
     }
     before = log.end.retry ? undefined : log.end;
     log.close();
+    if (before !== undefined && number > taken && isRecent(before))
+      throw new MissedAttempt(number, errorOfEnd(before));
   }
 }
 

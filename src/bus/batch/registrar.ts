@@ -15,6 +15,7 @@ import {
   forgetRank,
   isRetried,
   joinAttempt,
+  MissedAttempt,
 } from "./attempt.ts";
 import { allRanks, type Batch, type BatchSide, prepareBatch } from "./batch.ts";
 import { isUnfinished, type MetBatch, meetBatch, type RankRegistration, readSides } from "./meeting.ts";
@@ -79,6 +80,8 @@ export interface Registered {
 
 export class Registrar {
   readonly #options: RegistrarOptions;
+  /** The last attempt that each side of this rank was in, by store, batch and side. */
+  readonly #taken = new Map<string, number>();
 
   constructor(options: RegistrarOptions) {
     this.#options = options;
@@ -137,8 +140,18 @@ export class Registrar {
     const joined = entry.joining.then(async () => {
       const { attempt } = entry;
       if (attempt !== undefined && attempt.log.end === undefined) return attempt;
-      entry.attempt = await joinAttempt(this.#attemptOptions(entry, connection), name, deadline);
-      return entry.attempt;
+      const options = this.#attemptOptions(entry, connection);
+      const key = takenKey(connection, entry, name);
+      const taken = this.#taken.get(key) ?? 0;
+      try {
+        entry.attempt = await joinAttempt(options, name, taken, deadline);
+        this.#taken.set(key, entry.attempt.number);
+        return entry.attempt;
+      } catch (error) {
+        if (!(error instanceof MissedAttempt)) throw error;
+        this.#taken.set(key, error.number);
+        throw error.error;
+      }
     });
     entry.joining = joined.catch(() => {});
     return joined;
@@ -202,6 +215,7 @@ export class Registrar {
       await this.#options.onPrepared(entry, batch);
       if (attempt.log.end !== undefined) throw errorOfEnd(attempt.log.end);
       this.#options.onRegistered(entry, batch);
+      for (const { name } of sides) this.#taken.delete(takenKey(connection, entry, name));
       const names = subject.sides.map(({ name }) => name);
       forgetRank(
         attempts,
@@ -228,4 +242,8 @@ export class Registrar {
       for (const { reject } of arrivals) reject(error);
     }
   }
+}
+
+function takenKey({ life }: Connection, { key }: Entry, side: string): string {
+  return JSON.stringify([life, key, side]);
 }

@@ -32,6 +32,8 @@ const entrySchema = z.discriminatedUnion("kind", [
     details: z.record(z.string(), z.unknown()),
     /** Whoever still waits for this registration moves on to the next. */
     retry: z.boolean(),
+    /** When it was said: `Date.now()`. */
+    at: z.number(),
   }),
 ]);
 type Entry = z.infer<typeof entrySchema>;
@@ -107,8 +109,8 @@ export class RoundLog {
   }
 
   /** Resolves once the end stands in the log: this one, or that of another rank. */
-  appendEnd(end: Omit<Said<BatchEnd>, "kind">): Promise<void> {
-    const entry = { kind: "ended", nonce: randomBytes(8), ...end } as const;
+  appendEnd(end: Omit<Said<BatchEnd>, "kind" | "at">): Promise<void> {
+    const entry = { kind: "ended", nonce: randomBytes(8), at: Date.now(), ...end } as const;
     return this.#append(entry, () => this.#end !== undefined);
   }
 
@@ -224,6 +226,7 @@ function removed(): BatchEnd {
     kind: "ended",
     nonce: new Uint8Array(0),
     rank: -1,
+    at: Date.now(),
     code: "TB_BATCH_UNKNOWN",
     message,
     details: {},
@@ -250,6 +253,14 @@ export function originOf({ details }: TensorBusError, own: number): number {
 export function errorOfFailed({ round, rank, code }: FailedRound): TensorBusError {
   const message = `round ${round} failed on rank ${rank}`;
   return new TensorBusError(knownCode(code), message, { details: { rank } });
+}
+
+/** Ranks of one job come to a registration within this; clocks of hosts differ by less. */
+const recentMs = 10_000;
+
+/** True for an end of a moment ago, by the clocks of two hosts. */
+export function isRecent({ at }: BatchEnd): boolean {
+  return Math.abs(Date.now() - at) < recentMs;
 }
 
 export function errorOfEnd({ rank, code, message, details }: BatchEnd): TensorBusError {
