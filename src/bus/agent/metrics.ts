@@ -41,14 +41,14 @@ export function agentMetrics(agent: Agent): Registry {
     }),
     seconds: new Histogram({
       name: "tensorbus_stage_seconds",
-      help: "Seconds of what registrations and rounds took: meet, plan, prepare, move, commit.",
+      help: "Seconds that registrations and rounds took, by step: meet, plan, prepare, move, commit.",
       labelNames: ["stage"],
       buckets: secondsBuckets,
       registers,
     }),
     prediction: new Gauge({
       name: "tensorbus_round_predicted_ratio",
-      help: "Seconds of the last round over what was predicted for it.",
+      help: "Seconds that the last round took, divided by the seconds predicted for it.",
       registers,
     }),
     errors: new Counter({

@@ -62,12 +62,16 @@ export function findAgent(state: State, isAlive: boolean): AgentRecord | TensorB
   const agent = isAlive ? state.agent() : undefined;
   const details = { path: state.environment.path };
   if (agent === undefined) {
-    return new TensorBusError("TB_AGENT_LOST", `no agent lives on ${details.path}`, { details });
+    return new TensorBusError("TB_AGENT_LOST", `no agent runs on ${details.path}`, { details });
   }
   if (!agent.ready) {
-    return new TensorBusError("TB_AGENT_UNRESPONSIVE", `the agent on ${details.path} takes no commands`, {
-      details: { ...details, pid: agent.pid },
-    });
+    return new TensorBusError(
+      "TB_AGENT_UNRESPONSIVE",
+      `the agent on ${details.path} does not take commands`,
+      {
+        details: { ...details, pid: agent.pid },
+      },
+    );
   }
   return agent;
 }

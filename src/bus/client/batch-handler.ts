@@ -31,9 +31,13 @@ export class BatchHandler implements AsyncDisposable {
   get client(): TensorBusClient {
     const client = this.#client.deref();
     if (client !== undefined) return client;
-    throw new TensorBusError("TB_CLOSED", `the client of batch ${String(this.batchId)} was collected`, {
-      details: { batchId: this.batchId },
-    });
+    throw new TensorBusError(
+      "TB_CLOSED",
+      `the client of batch ${String(this.batchId)} was garbage-collected: keep a reference to it`,
+      {
+        details: { batchId: this.batchId },
+      },
+    );
   }
 
   /**

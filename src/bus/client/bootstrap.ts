@@ -52,7 +52,7 @@ function resolveRank(
   const own = integerOf(env, "AGENT_RANK");
   if (own !== undefined) return { agentRank: own, rankFrom: "AGENT_RANK" };
   const rank = integerOf(env, "RANK");
-  if (rank === undefined) throw new TypeError("AGENT_RANK must be set, or RANK and AGENT_RANK_OFFSET");
+  if (rank === undefined) throw new TypeError("set AGENT_RANK, or both RANK and AGENT_RANK_OFFSET");
   const agentRankOffset = integerOf(env, "AGENT_RANK_OFFSET") ?? 0;
   return { agentRank: rank + agentRankOffset, rankFrom: "RANK", rank, agentRankOffset };
 }
@@ -60,7 +60,8 @@ function resolveRank(
 function integerOf(env: Environment, name: string): number | undefined {
   const text = env[name];
   if (text === undefined || text === "") return undefined;
-  if (!/^\d{1,9}$/.test(text)) throw new TypeError(`${name} must be a number from 0 on, not ${text}`);
+  if (!/^\d{1,9}$/.test(text))
+    throw new TypeError(`${name} must be a whole number of at least 0, not ${text}`);
   return Number(text);
 }
 
@@ -78,7 +79,9 @@ function resolvePaths(
   if (commandQueuePath && agentStatePath)
     return { commandQueuePath, agentStatePath, pathsFrom: "environment" };
   if (commandQueuePath || agentStatePath) {
-    throw new TypeError("TENSOR_BUS_COMMAND_QUEUE_PATH and TENSOR_BUS_STATE_PATH are set both or not at all");
+    throw new TypeError(
+      "TENSOR_BUS_COMMAND_QUEUE_PATH and TENSOR_BUS_STATE_PATH must be set together, or both left unset",
+    );
   }
   return { ...defaultPaths(agentRank, env), pathsFrom: "default" };
 }

@@ -96,7 +96,9 @@ const roundGraceMs = 15_000;
 
 /** A client that is forgotten is closed: what it made is freed. */
 const forgotten = new FinalizationRegistry<ClientConnection>((connection) => {
-  connection.close().catch((error) => logger.warn({ err: error }, "a forgotten client could not be closed"));
+  connection
+    .close()
+    .catch((error) => logger.warn({ err: error }, "a garbage-collected client could not be closed"));
 });
 
 export class TensorBusClient implements AsyncDisposable {
@@ -118,7 +120,7 @@ export class TensorBusClient implements AsyncDisposable {
   static async connect(options: ConnectOptions): Promise<TensorBusClient> {
     const { agentRank, connectionTimeoutMs = 30_000, signal } = options;
     if (!Number.isSafeInteger(agentRank) || agentRank < 0) {
-      throw new TypeError(`agentRank must be a rank of the world, not ${agentRank}`);
+      throw new TypeError(`agentRank must be a whole number of at least 0, not ${agentRank}`);
     }
     const paths = {
       agentRank,
@@ -172,7 +174,7 @@ export class TensorBusClient implements AsyncDisposable {
     const { pairName, localName, remoteName, expectedWorldSize, blocking = true } = options;
     for (const [name, value] of Object.entries({ pairName, localName, remoteName })) requireName(name, value);
     if (!Number.isSafeInteger(expectedWorldSize) || expectedWorldSize < 1) {
-      throw new TypeError(`expectedWorldSize must be a count of ranks, not ${expectedWorldSize}`);
+      throw new TypeError(`expectedWorldSize must be a positive number of ranks, not ${expectedWorldSize}`);
     }
     const layout = this.#layoutOf(options);
     const link = await this.#link(options);
@@ -205,10 +207,10 @@ export class TensorBusClient implements AsyncDisposable {
   ): Promise<BatchHandler> {
     const batch = normalizeBatchId(batchId);
     if (!Array.isArray(tensors) || tensors.length === 0)
-      throw new TypeError("a batch has at least one tensor");
+      throw new TypeError("a batch needs at least one tensor");
     const { bucketSize } = options;
     if (bucketSize !== undefined && (!Number.isSafeInteger(bucketSize) || bucketSize < 1)) {
-      throw new TypeError(`bucketSize must be a count of bytes, not ${bucketSize}`);
+      throw new TypeError(`bucketSize must be a positive number of bytes, not ${bucketSize}`);
     }
     const deadline = new Deadline(options);
     const pairNames = [...new Set(tensors.map(([, pair]) => requireName("the pair of a tensor", pair)))];
@@ -263,7 +265,9 @@ export class TensorBusClient implements AsyncDisposable {
     options: TransferOptions & OfRegistration = {},
   ): Promise<Semaphore<TransferResult>> {
     if (direction !== "send" && direction !== "recv") {
-      throw new TypeError(`a transfer is "send" or "recv", not ${JSON.stringify(direction)}`);
+      throw new TypeError(
+        `the direction of a transfer must be "send" or "recv", not ${JSON.stringify(direction)}`,
+      );
     }
     const batch = normalizeBatchId(batchId);
     const { blocking = false, registration = this.#registrations.get(batch) } = options;
@@ -361,11 +365,11 @@ export class TensorBusClient implements AsyncDisposable {
   }: InitPairOptions): SideLayout | undefined {
     if (tensorLayouts === true) {
       if (deviceMesh === undefined && placements === undefined) return "tensors";
-      throw new TypeError("tensorLayouts stands for deviceMesh and placements: each tensor names its own");
+      throw new TypeError("tensorLayouts replaces deviceMesh and placements: give either it or those two");
     }
     if (deviceMesh === undefined && placements === undefined) return undefined;
     if (deviceMesh === undefined || placements === undefined) {
-      throw new TypeError("deviceMesh and placements are given both or not at all");
+      throw new TypeError("deviceMesh and placements must be given together, or both left out");
     }
     return layoutMessage({ deviceMesh, placements, stridedShard }, this.agentRank);
   }
@@ -375,7 +379,7 @@ function versionOf({ version }: TransferOptions): bigint | undefined {
   if (version === undefined) return undefined;
   const isWhole = typeof version === "bigint" || Number.isSafeInteger(version);
   if (isWhole && version >= 0 && BigInt(version) < 2n ** 64n) return BigInt(version);
-  throw new TypeError(`a version is a whole number from 0 to 2^64 - 1, not ${version}`);
+  throw new TypeError(`a version must be a whole number from 0 to 2^64 - 1, not ${version}`);
 }
 
 function instanceOf({ registration }: OfRegistration): { readonly instance?: bigint } {
@@ -399,5 +403,5 @@ function pathOf(
 ): string {
   const path = options[option] ?? process.env[variable];
   if (path) return path;
-  throw new TypeError(`${option} must be given, or ${variable} set`);
+  throw new TypeError(`give the option ${option}, or set ${variable}`);
 }

@@ -125,7 +125,7 @@ export class ClientConnection {
     if (agent instanceof TensorBusError) throw agent;
     const wanted = this.paths.agentRank;
     if (agent.rank !== wanted) {
-      const message = `the agent on ${this.queue.environment.path} is that of rank ${agent.rank}, not ${wanted}`;
+      const message = `the agent on ${this.queue.environment.path} runs rank ${agent.rank}, not ${wanted}`;
       throw new TensorBusError("TB_AGENT_RANK", message, { details: { wanted, found: agent.rank } });
     }
     this.#checkPulse(agent);
@@ -150,7 +150,7 @@ export class ClientConnection {
 
   #silent(agent: AgentRecord, silenceMs: number): TensorBusError {
     const seconds = (silenceMs / 1000).toFixed(1);
-    const message = `the heart of the agent of rank ${agent.rank} (process ${agent.pid}) has not beaten for ${seconds} s`;
+    const message = `the agent of rank ${agent.rank} (process ${agent.pid}) has sent no heartbeat for ${seconds} s`;
     return new TensorBusError("TB_AGENT_UNRESPONSIVE", message, { details: { pid: agent.pid, silenceMs } });
   }
 
@@ -177,7 +177,7 @@ export class ClientConnection {
       await this.#link?.leave(this.#closedError());
     } catch (error) {
       // Somebody else is stuck in a write. The lock is free all the same, and the agent notices by that.
-      logger.debug({ err: error }, "a client could not take its leave");
+      logger.debug({ err: error }, "a client could not sign off from its agent");
     }
     open.delete(this);
     this.#locks.close();

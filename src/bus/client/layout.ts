@@ -29,7 +29,7 @@ export function layoutMessage(
     throw new TensorBusError("TB_MESH", `rank ${rank} is not in its own mesh`, { details: { rank, ranks } });
   }
   if (placements.length !== deviceMesh.ndim) {
-    const message = `${placements.length} placements for a mesh of ${deviceMesh.ndim} dimensions`;
+    const message = `a mesh of ${deviceMesh.ndim} dimensions needs as many placements, not ${placements.length}`;
     throw new TensorBusError("TB_PLACEMENT", message, { details: { placements, mesh: deviceMesh.shape } });
   }
   const { shape, dimNames } = deviceMesh;

@@ -111,7 +111,7 @@ export class RegionList {
     if (!this.#allowsPlain) {
       throw new TensorBusError(
         "TB_UNSUPPORTED",
-        "a plain ArrayBuffer is memory of this process alone, and the agent lives in another: use SharedTensor.allocate",
+        "only this process can see a plain ArrayBuffer, and the agent runs in another one: use SharedTensor.allocate",
       );
     }
     return this.#once(buffer, () => {
@@ -138,7 +138,7 @@ export class RegionList {
     if (!this.#allowsPlain) {
       throw new TensorBusError(
         "TB_UNSUPPORTED",
-        "an address is memory of this process alone, and the agent lives in another: give the IPC handle",
+        "an address means nothing outside of this process, and the agent runs in another one: give the IPC handle",
       );
     }
     const place = `${device} ${address} ${bytes}`;
@@ -245,9 +245,7 @@ function pin(buffer: ArrayBufferLike): void {
   for (const name of ["transfer", "transferToFixedLength"]) {
     Object.defineProperty(buffer, name, {
       value: () => {
-        throw new TypeError(
-          "this ArrayBuffer is memory of a tensor that was registered: it cannot be detached",
-        );
+        throw new TypeError("this ArrayBuffer is the memory of a registered tensor and cannot be detached");
       },
     });
   }
@@ -274,11 +272,14 @@ export function describeTensor(
       details: { tensor: description.name ?? index, dtype, shape, strides, offset, bytes },
     });
   if (strides.length !== shape.length || strides.some((step) => !Number.isSafeInteger(step) || step < 0)) {
-    throw wrong("TB_STRIDES", `strides ${strides.join(", ")} of a tensor of ${shape.join(" x ")}`);
+    throw wrong("TB_STRIDES", `strides ${strides.join(", ")} do not fit a tensor of ${shape.join(" x ")}`);
   }
   const end = offset + elementSpan(shape, strides) * size;
   if (end > place.start + bytes) {
-    throw wrong("TB_REGION", `its elements end at byte ${end - place.start} of ${bytes}`);
+    throw wrong(
+      "TB_REGION",
+      `its elements end at byte ${end - place.start}, and its memory has ${bytes} bytes`,
+    );
   }
   const isEmpty = elementCount(shape) === 0;
   // Nothing is read or written there, so that any region will do.
@@ -314,7 +315,9 @@ function placeOfShared(tensor: SharedTensor, description: TensorDescription): Te
     description.strides !== undefined ||
     (description.dtype !== undefined && description.dtype !== tensor.dtype)
   ) {
-    throw new TypeError("a SharedTensor has its own type, shape, strides and offset: use its views");
+    throw new TypeError(
+      "a SharedTensor already has its type, shape, strides and offset: use its views to change them",
+    );
   }
   const { dtype, shape, strides, storage, storageOffset } = tensor;
   return {
@@ -352,7 +355,7 @@ function placeOf(
   }
   const shape = description.shape ?? [Math.floor((memory.bytes - byteOffset) / size)];
   if (shape.some((extent) => !Number.isSafeInteger(extent) || extent < 0)) {
-    throw new TypeError(`no tensor has the shape ${shape.join(" x ")}`);
+    throw new TypeError(`a tensor cannot have the shape ${shape.join(" x ")}`);
   }
   return { ...memory, dtype, shape, strides: description.strides ?? contiguousStrides(shape), offset };
 }
@@ -366,7 +369,7 @@ function memoryOfView(view: ArrayBufferView): MemoryPlace {
     detached?: boolean;
   };
   if (buffer.resizable || buffer.growable) {
-    throw new TypeError("a resizable ArrayBuffer cannot be memory of a tensor: it may move or shrink");
+    throw new TypeError("a resizable ArrayBuffer cannot be the memory of a tensor: it may move or shrink");
   }
   const shared = storageOf(buffer);
   if (view.byteLength === 0 && isDetached(buffer)) {
@@ -395,17 +398,17 @@ function memoryOfCuda(data: CudaMemory | OwnCudaMemory): MemoryPlace {
   const isHandle = (value: Uint8Array | undefined) => value instanceof Uint8Array && value.length === 64;
   const { bytes } = data ?? {};
   if (data?.kind !== "cuda" || typeof data.device !== "string" || !Number.isSafeInteger(bytes) || bytes < 0) {
-    throw new TypeError("a tensor is a SharedTensor, a typed array, or memory of a CUDA device");
+    throw new TypeError("a tensor must be a SharedTensor, a typed array, or memory of a CUDA device");
   }
   if ("address" in data) {
     if (typeof data.address !== "bigint" || "handle" in data) {
-      throw new TypeError("memory of a CUDA device has its address as bigint, or its handle");
+      throw new TypeError("memory of a CUDA device needs its address as a bigint, or its handle");
     }
     return { start: 0, bytes, region: (regions) => regions.addOwnCuda(data) };
   }
   for (const name of ["handle", "ready", "free"] as const) {
     if (name !== "handle" && data[name] === undefined) continue;
-    if (!isHandle(data[name])) throw new TypeError(`the ${name} of CUDA memory is a handle of 64 bytes`);
+    if (!isHandle(data[name])) throw new TypeError(`the ${name} of CUDA memory must be a handle of 64 bytes`);
   }
   return { start: 0, bytes, region: (regions) => regions.addCuda(data) };
 }
@@ -413,7 +416,7 @@ function memoryOfCuda(data: CudaMemory | OwnCudaMemory): MemoryPlace {
 function isDescription(tensor: ClientTensor): tensor is TensorDescription {
   if (tensor instanceof SharedTensor || ArrayBuffer.isView(tensor)) return false;
   if (typeof tensor === "object" && tensor !== null && "data" in tensor) return true;
-  throw new TypeError("a tensor is a SharedTensor, a typed array, or { data, … } with one of these");
+  throw new TypeError("a tensor must be a SharedTensor, a typed array, or { data, … } with one of these");
 }
 
 let empty: SharedTensor | undefined;

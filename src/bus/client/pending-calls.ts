@@ -41,7 +41,7 @@ export function checkResult<T extends CommandType>(type: T, value: unknown): Com
   if (parsed.success) return parsed.data as CommandResult<T>;
   const issue = parsed.error.issues[0];
   const path = issue?.path.join(".") || "it";
-  throw new TensorBusError("TB_COMMAND", `the answer to a ${type}: ${path}: ${issue?.message}`, {
+  throw new TensorBusError("TB_COMMAND", `the answer to a ${type} is malformed: ${path}: ${issue?.message}`, {
     details: { type, path },
   });
 }

@@ -138,7 +138,7 @@ export class ClientConnection {
     this.#accounted = unfinishedBytes;
     if (!this.#host.account(grown)) {
       const max = doorLimits.unfinishedBytes;
-      throw new TensorBusError("TB_QUEUE_FULL", `clients have ${max} bytes of unfinished frames here`, {
+      throw new TensorBusError("TB_QUEUE_FULL", `the unfinished frames of all clients exceed ${max} bytes`, {
         details: { max },
       });
     }
@@ -233,7 +233,7 @@ export class ClientConnection {
     if (command.type === "Cancel" || command.type === "QueryStatus") return;
     if (this.#host.isDraining()) throw drainingError(this.#host.rank);
     if (this.#running.size < doorLimits.commands) return;
-    const message = `the client has ${this.#running.size} commands under way`;
+    const message = `the client already has ${this.#running.size} commands under way: wait for their answers`;
     throw new TensorBusError("TB_QUEUE_FULL", message, { details: { capacity: doorLimits.commands } });
   }
 
@@ -284,14 +284,18 @@ type RegisterBody = { regions: { kind: string; fd?: number }[] };
 function placeRegions({ regions }: RegisterBody, descriptors: readonly number[]): void {
   for (const [index, region] of regions.entries()) {
     if (region.kind === "host") {
-      throw new TensorBusError("TB_UNSUPPORTED", "plain memory is for clients in the agent's own process", {
-        details: { region: index },
-      });
+      throw new TensorBusError(
+        "TB_UNSUPPORTED",
+        "only clients in the agent's own process can register plain memory",
+        {
+          details: { region: index },
+        },
+      );
     }
     if (region.kind !== "shared") continue;
     const descriptor = descriptors[region.fd!];
     if (descriptor === undefined) {
-      const message = `region ${index} names descriptor ${region.fd} of ${descriptors.length}`;
+      const message = `region ${index} names descriptor ${region.fd}, and ${descriptors.length} came with the command`;
       throw new TensorBusError("TB_TENSOR_MISSING", message, { details: { region: index, fd: region.fd } });
     }
     region.fd = descriptor;
@@ -299,7 +303,7 @@ function placeRegions({ regions }: RegisterBody, descriptors: readonly number[])
 }
 
 function drainingError(rank: number): TensorBusError {
-  return new TensorBusError("TB_CLOSED", `the agent of rank ${rank} ends, and takes no commands`, {
+  return new TensorBusError("TB_CLOSED", `the agent of rank ${rank} is ending and takes no more commands`, {
     details: { rank },
   });
 }

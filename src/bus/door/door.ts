@@ -148,9 +148,13 @@ export class Door {
     }
     const { connections } = doorLimits;
     if (this.#all.size <= connections) return undefined;
-    return new TensorBusError("TB_QUEUE_FULL", `the agent has ${connections} clients`, {
-      details: { capacity: connections },
-    });
+    return new TensorBusError(
+      "TB_QUEUE_FULL",
+      `the agent already has ${connections} clients, the most that it takes`,
+      {
+        details: { capacity: connections },
+      },
+    );
   }
 
   #host(): ConnectionHost {
@@ -181,7 +185,7 @@ export class Door {
 function peerOf(socket: Socket): number {
   const { fd } = (socket as unknown as { readonly _handle: { readonly fd: number } | null })._handle ?? {};
   if (fd === undefined || fd < 0) {
-    throw new TensorBusError("TB_SYSTEM", "a client's socket has ended before it was looked at");
+    throw new TensorBusError("TB_SYSTEM", "a client's socket ended before the agent looked at it");
   }
   return nativeBus.tb_peer_uid(fd);
 }

@@ -120,7 +120,7 @@ export function readHello(bytes: Uint8Array): { readonly hello: Hello; readonly 
 /** A frame of a client that has been welcomed; its body is not checked yet. `TB_COMMAND` for what is none. */
 export function readCommand(bytes: Uint8Array): CommandFrame {
   const message = unpack(bytes);
-  if (typeof message !== "object" || message === null) throw malformed("a frame", "it", "is no map");
+  if (typeof message !== "object" || message === null) throw malformed("a frame", "it", "is not a map");
   // The body's integers are told by the command's own schema.
   const { body, ...rest } = message as Record<string, unknown>;
   const head = plainIntegers(rest) as Record<string, unknown>;
@@ -181,9 +181,13 @@ export class FrameReader {
         const length = this.#join().readUInt32LE(0);
         const max = maxBytes();
         if (length > max) {
-          throw new TensorBusError("TB_COMMAND", `a frame of ${length} bytes, more than ${max}`, {
-            details: { bytes: length, max },
-          });
+          throw new TensorBusError(
+            "TB_COMMAND",
+            `a frame has ${length} bytes, and at most ${max} are allowed`,
+            {
+              details: { bytes: length, max },
+            },
+          );
         }
         this.#wanted = lengthBytes + length;
       }

@@ -88,7 +88,7 @@ function checkWay(path: string, withItself = false): string {
   for (const part of partsOf(path)) {
     const { uid } = lstatSync(part);
     if (lstatSync(part).isSymbolicLink() && !isTrusted(uid)) {
-      throw foreign(path, `leads through ${part}, a link of user ${uid}`, { part, uid });
+      throw foreign(path, `leads through ${part}, a symbolic link of user ${uid}`, { part, uid });
     }
   }
   const real = realpathSync(path);
@@ -286,5 +286,5 @@ function checkDataFile(path: string): void {
   }
   const version = head.readUInt32LE(magicOffset + 4) & 0xffff;
   if (version !== dataVersion)
-    throw formatError(path, `${file} has the data version ${version}`, { version });
+    throw formatError(path, `${file} has the data version ${version}, not ${dataVersion}`, { version });
 }

@@ -99,7 +99,7 @@ export class LockView implements Disposable {
   /** True while somebody holds it, this process's own locks included. */
   isHeld(offset: bigint): boolean {
     if (this.#handle === undefined)
-      throw new TensorBusError("TB_CLOSED", "the view of a lock file was closed");
+      throw new TensorBusError("TB_CLOSED", "this view of a lock file was closed");
     return nativeBus.tb_lock_held(this.#handle, offset) === 1;
   }
 
@@ -267,7 +267,7 @@ export class Pulse implements Disposable {
 
   /** Milliseconds since the last beat. */
   ageMs(): number {
-    if (this.#handle === undefined) throw new TensorBusError("TB_CLOSED", "a pulse was closed");
+    if (this.#handle === undefined) throw new TensorBusError("TB_CLOSED", "this heartbeat was closed");
     return Number(nativeBus.tb_pulse_age(this.#handle)) / 1e6;
   }
 

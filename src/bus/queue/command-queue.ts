@@ -280,9 +280,13 @@ export class CommandQueue implements AsyncDisposable {
 
   #full(): TensorBusError {
     const { count, bytes } = this.environment.read(() => this.#readMeta());
-    return new TensorBusError("TB_QUEUE_FULL", `${count} commands wait in ${this.environment.path}`, {
-      details: { count, bytes, capacity: this.capacity, maxBytes: this.maxBytes },
-    });
+    return new TensorBusError(
+      "TB_QUEUE_FULL",
+      `the queue in ${this.environment.path} is full: ${count} commands wait`,
+      {
+        details: { count, bytes, capacity: this.capacity, maxBytes: this.maxBytes },
+      },
+    );
   }
 
   /** Inside of a transaction: false where there is no room; `register` then has the client told of it. */

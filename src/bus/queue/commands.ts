@@ -34,7 +34,7 @@ const batchId = z.union([
 export function normalizeBatchId(id: BatchId): BatchId {
   const parsed = batchId.safeParse(id);
   if (!parsed.success) {
-    throw new TensorBusError("TB_COMMAND", `${String(id)} is no id of a batch: text or a 64-bit integer is`, {
+    throw new TensorBusError("TB_COMMAND", `${String(id)} is not a batch id: use text or a 64-bit integer`, {
       details: { batchId: id },
     });
   }
@@ -67,7 +67,7 @@ export const sideLayoutSchema = z.union([layoutSchema, z.literal("tensors")]);
 export type SideLayout = z.infer<typeof sideLayoutSchema>;
 
 const sizeBytes = u64;
-const cudaHandle = z.instanceof(Uint8Array).refine((handle) => handle.length === 64, "has not 64 bytes");
+const cudaHandle = z.instanceof(Uint8Array).refine((handle) => handle.length === 64, "must have 64 bytes");
 const regionSchema = z.discriminatedUnion("kind", [
   /** A sealed memfd of the client: its descriptor there, and what fstat says of it. */
   z.strictObject({
@@ -166,11 +166,14 @@ export function pack(value: unknown): Buffer {
 /** The value in those bytes; `TB_COMMAND` where they are no MessagePack, or more than plain data. */
 export function unpack(bytes: Uint8Array): unknown {
   const wrong = findNotPlain(bytes);
-  if (wrong !== undefined) throw new TensorBusError("TB_COMMAND", `no plain MessagePack: ${wrong}`);
+  if (wrong !== undefined)
+    throw new TensorBusError("TB_COMMAND", `a message is not plain MessagePack: ${wrong}`);
   try {
     return packer.unpack(bytes);
   } catch (cause) {
-    throw new TensorBusError("TB_COMMAND", `no MessagePack: ${(cause as Error).message}`, { cause });
+    throw new TensorBusError("TB_COMMAND", `a message is not MessagePack: ${(cause as Error).message}`, {
+      cause,
+    });
   }
 }
 
@@ -182,7 +185,7 @@ function malformed(what: string, path: string, message: string): TensorBusError 
 export function encodeCommand(command: Command): Buffer {
   const bytes = pack(checkCommand(command, `command ${command.type}`));
   if (bytes.length > maxCommandBytes) {
-    const message = `command ${command.type} has ${bytes.length} bytes, more than ${maxCommandBytes}`;
+    const message = `command ${command.type} has ${bytes.length} bytes, and at most ${maxCommandBytes} are allowed`;
     throw new TensorBusError("TB_COMMAND", message, {
       details: { bytes: bytes.length, max: maxCommandBytes },
     });
@@ -197,7 +200,7 @@ export function decodeCommand(bytes: Uint8Array): Command {
 
 /** As `decodeCommand`, of what `unpack` gave. */
 export function checkCommand(message: unknown, what = "a command"): Command {
-  if (typeof message !== "object" || message === null) throw malformed(what, "it", "is no map");
+  if (typeof message !== "object" || message === null) throw malformed(what, "it", "is not a map");
   const wrong = findWrongField(message);
   if (wrong !== undefined) throw malformed(what, wrong, "is missing or wrong");
   checkMembers((message as CommandHeader).type, message, headerFields.length, what);
@@ -206,7 +209,7 @@ export function checkCommand(message: unknown, what = "a command"): Command {
 
 /** A body that came without a header, all of it checked. `TB_COMMAND` for whatever does not fit. */
 export function checkBody<T extends CommandType>(type: T, body: unknown): CommandBody<T> {
-  if (typeof body !== "object" || body === null) throw malformed(type, "it", "is no map");
+  if (typeof body !== "object" || body === null) throw malformed(type, "it", "is not a map");
   checkMembers(type, body, 0, `the body of a ${type}`);
   return body as CommandBody<T>;
 }
@@ -218,7 +221,7 @@ function checkMembers(type: CommandType, message: object, others: number, what: 
     throw malformed(what, issue?.path.join(".") || "it", issue?.message ?? "is wrong");
   }
   if (Object.keys(message).length !== others + Object.keys(data).length) {
-    throw malformed(what, "it", `has members that a ${type} has not`);
+    throw malformed(what, "it", `has members that a ${type} does not have`);
   }
 }
 
@@ -243,7 +246,7 @@ export function readHeader(message: unknown): CommandHeader | undefined {
 }
 
 const failureSchema = z.strictObject({
-  code: z.string().refine((code): code is ErrorCode => code in errorCodes, "is no code of an error"),
+  code: z.string().refine((code): code is ErrorCode => code in errorCodes, "is not an error code"),
   message: z.string(),
 });
 const bytesMoved = z.bigint().min(0n);

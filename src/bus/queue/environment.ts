@@ -413,7 +413,7 @@ export class Environment implements AsyncDisposable {
     nativeBus.tb_gate_attach(this.#gate, join(this.path, folderFiles.lock));
     const owned = this.#transact(() => nativeBus.tb_gate_verify(this.#gate));
     if (owned === 1) return;
-    const message = "the lock file of the package lmdb has another layout than that of version 3.5";
+    const message = "the lock file of the package lmdb does not have the layout of version 3.5";
     throw new TensorBusError("TB_LIBRARY", message, { details: { path: this.path } });
   }
 }

@@ -56,7 +56,7 @@ const outcomeSchema = z.union([
   z.strictObject({ ok: z.literal(true), value: z.unknown() }),
   z.strictObject({
     ok: z.literal(false),
-    code: z.string().refine((code): code is ErrorCode => code in errorCodes, "is no code of an error"),
+    code: z.string().refine((code): code is ErrorCode => code in errorCodes, "is not an error code"),
     message: z.string(),
     details: z.record(z.string(), z.unknown()),
   }),
@@ -227,7 +227,11 @@ export class State implements Records, AsyncDisposable {
     const recordKey = (key: string) => {
       const bytes = Buffer.concat([keyOf(kind), Buffer.from(key)]);
       if (bytes.length <= maxKeyBytes) return bytes;
-      throw new TensorBusError("TB_COMMAND", `a key of ${bytes.length} bytes`, { details: { key } });
+      throw new TensorBusError(
+        "TB_COMMAND",
+        `a key has ${bytes.length} bytes, and at most ${maxKeyBytes} are allowed`,
+        { details: { key } },
+      );
     };
     return {
       get: (key) => {

@@ -71,9 +71,9 @@ function refuse(index: number, what: string, details: Record<string, unknown> = 
 /** Columns of records. `TB_COMMAND` for what no column can hold. */
 export function encodeTensorTable(records: readonly TensorRecord[]): TensorTable {
   const count = records.length;
-  if (count === 0) throw new TensorBusError("TB_COMMAND", "a batch has at least one tensor");
+  if (count === 0) throw new TensorBusError("TB_COMMAND", "a batch needs at least one tensor");
   if (count > maxTensors)
-    throw new TensorBusError("TB_COMMAND", `${count} tensors are more than ${maxTensors}`);
+    throw new TensorBusError("TB_COMMAND", `a batch has at most ${maxTensors} tensors, not ${count}`);
   const pairs = new Map<string, number>();
   const dimensions = records.reduce((sum, { shape }) => sum + shape.length, 0);
   const pair = Buffer.alloc(count * 2);
@@ -87,7 +87,10 @@ export function encodeTensorTable(records: readonly TensorRecord[]): TensorTable
   let at = 0;
   records.forEach((record, i) => {
     if (record.shape.length > maxDims || record.shape.length !== record.strides.length) {
-      throw refuse(i, "shape and strides do not fit", { shape: record.shape, strides: record.strides });
+      throw refuse(i, "its shape and strides do not fit together", {
+        shape: record.shape,
+        strides: record.strides,
+      });
     }
     let pairIndex = pairs.get(record.pair);
     if (pairIndex === undefined) {
@@ -157,10 +160,13 @@ export function decodeTensorTable(table: TensorTable, regions: number, layouts =
   }
   const dimensions = table.dims.reduce((sum, dims) => sum + dims, 0);
   if (table.shape.length !== dimensions * 8 || table.strides.length !== dimensions * 8) {
-    throw new TensorBusError("TB_COMMAND", `shapes and strides are not those of ${dimensions} dimensions`);
+    throw new TensorBusError(
+      "TB_COMMAND",
+      `the columns of shapes and strides do not fit ${dimensions} dimensions`,
+    );
   }
   if (names.length !== 0 && names.length !== count) {
-    throw new TensorBusError("TB_COMMAND", `${names.length} names for ${count} tensors`);
+    throw new TensorBusError("TB_COMMAND", `the command has ${names.length} names for ${count} tensors`);
   }
   const globalShapes = new Map(table.globalShapes.map(([index, sizes]) => [index, sizes.map(BigInt)]));
   const [pair, region, offset] = [bufferOf(table.pair), bufferOf(table.region), bufferOf(table.offset)];
@@ -183,7 +189,7 @@ export function decodeTensorTable(table: TensorTable, regions: number, layouts =
     if (isPacked(record.dtype)) throw refuse(i, `elements of ${record.dtype} share bytes: register uint8`);
     if (record.region >= regions) throw refuse(i, `its region ${record.region} is not in the command`);
     if (record.shape.some((size) => size < 0n))
-      throw refuse(i, "a size is negative", { shape: record.shape });
+      throw refuse(i, "its shape has a negative size", { shape: record.shape });
     const { name, globalShape } = { name: names[i] || undefined, globalShape: globalShapes.get(i) };
     const layout = layoutOf(i);
     return {

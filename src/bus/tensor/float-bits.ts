@@ -53,7 +53,7 @@ export function fromFloat32<D extends DType>(
 export function toFloat32(elements: ArrayBufferView, dtype: DType): Float32Array {
   const size = itemSize(dtype);
   if (elements.byteLength % size !== 0) {
-    throw new TypeError(`${elements.byteLength} bytes are no whole number of elements of ${dtype}`);
+    throw new TypeError(`${elements.byteLength} bytes are not a whole number of elements of ${dtype}`);
   }
   const result = new Float32Array(elements.byteLength / size);
   move({ bytes: result, dtype: "float32" }, { bytes: elements, dtype });

@@ -24,7 +24,7 @@ export class HostRegions {
   get(key: bigint): Memory {
     const memory = this.#memories.get(key);
     if (memory !== undefined) return memory;
-    throw new TensorBusError("TB_TENSOR_MISSING", `there is no plain memory of the number ${key}`, {
+    throw new TensorBusError("TB_TENSOR_MISSING", `there is no plain memory with the number ${key}`, {
       details: { key },
     });
   }

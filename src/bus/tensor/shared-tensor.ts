@@ -110,7 +110,9 @@ export class SharedTensor<D extends DType = DType> {
     const order = this.shape.map((_, dim) => dim);
     const [a, b] = [order.at(first), order.at(second)];
     if (a === undefined || b === undefined) {
-      throw new RangeError(`dimensions ${first} and ${second} of a tensor of ${order.length}`);
+      throw new RangeError(
+        `dimensions ${first} and ${second} are not both in a tensor of ${order.length} dimensions`,
+      );
     }
     return this.permute(...order.with(a, b).with(b, a));
   }
@@ -135,7 +137,7 @@ export class SharedTensor<D extends DType = DType> {
   /** Sets all elements, in row-major order, each rounded to the element type. `RangeError` for another count of values. */
   fromFloat32(values: Float32Array | readonly number[]): this {
     if (values.length !== this.size) {
-      throw new RangeError(`${values.length} values for a tensor of ${this.size} elements`);
+      throw new RangeError(`a tensor of ${this.size} elements needs as many values, not ${values.length}`);
     }
     const source = values instanceof Float32Array ? values : Float32Array.from(values);
     if (this.size > 0) move(this.#elements(), { bytes: source, dtype: "float32" });

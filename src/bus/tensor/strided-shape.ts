@@ -30,17 +30,19 @@ export function isContiguous(shape: readonly number[], strides: readonly number[
 /** A shape that can be allocated; `RangeError` for any other. */
 export function checkShape(shape: readonly number[]): readonly number[] {
   for (const extent of shape) {
-    if (!Number.isSafeInteger(extent) || extent < 0) throw new RangeError(`a dimension of size ${extent}`);
+    if (!Number.isSafeInteger(extent) || extent < 0)
+      throw new RangeError(`a dimension cannot have the size ${extent}`);
   }
-  if (shape.length > 64) throw new RangeError(`${shape.length} dimensions are more than 64`);
-  if (!Number.isSafeInteger(elementCount(shape))) throw new RangeError(`a tensor of ${shape.join(" x ")}`);
+  if (shape.length > 64) throw new RangeError(`a tensor has at most 64 dimensions, not ${shape.length}`);
+  if (!Number.isSafeInteger(elementCount(shape)))
+    throw new RangeError(`a tensor of ${shape.join(" x ")} has too many elements`);
   return Object.freeze([...shape]);
 }
 
 /** A dimension counted from the front; `RangeError` where there is none. */
 export function dimensionOf(dim: number, dims: number): number {
   if (!Number.isInteger(dim) || dim < -dims || dim >= dims) {
-    throw new RangeError(`dimension ${dim} of a tensor of ${dims}`);
+    throw new RangeError(`dimension ${dim} is not in a tensor of ${dims} dimensions`);
   }
   return dim < 0 ? dim + dims : dim;
 }
@@ -54,7 +56,8 @@ export function sliced(
   step: number,
 ): StridedShape {
   const dim = dimensionOf(dimension, shape.length);
-  if (!Number.isSafeInteger(step) || step < 1) throw new RangeError(`a step of ${step}`);
+  if (!Number.isSafeInteger(step) || step < 1)
+    throw new RangeError(`a step must be a whole number of at least 1, not ${step}`);
   const extent = shape[dim]!;
   const bound = (value: number) => Math.min(extent, Math.max(0, value < 0 ? value + extent : value));
   const from = bound(start);
@@ -75,7 +78,7 @@ export function selected(
   const dim = dimensionOf(dimension, shape.length);
   const extent = shape[dim]!;
   if (!Number.isInteger(index) || index < -extent || index >= extent) {
-    throw new RangeError(`index ${index} of a dimension of ${extent}`);
+    throw new RangeError(`index ${index} is outside of a dimension of size ${extent}`);
   }
   const at = index < 0 ? index + extent : index;
   return {
@@ -89,7 +92,7 @@ export function selected(
 export function permuted({ shape, strides, offset }: StridedShape, order: readonly number[]): StridedShape {
   const dims = order.map((dim) => dimensionOf(dim, shape.length));
   if (dims.length !== shape.length || new Set(dims).size !== dims.length) {
-    throw new RangeError(`${order.join(", ")} is no order of ${shape.length} dimensions`);
+    throw new RangeError(`${order.join(", ")} is not an order of ${shape.length} dimensions`);
   }
   return { shape: dims.map((dim) => shape[dim]!), strides: dims.map((dim) => strides[dim]!), offset };
 }
