@@ -85,7 +85,7 @@ function localBytes(
   if (bytes === undefined) return undefined;
   const end = place.memory.address + place.memory.bytes;
   if (place.offset < 0n || BigInt(endOf(bytes)) > end) {
-    throw new TensorBusError("TB_REGION", `the ${kind} of ${tensor.name} reaches beyond its memory`, {
+    throw new TensorBusError("TB_REGION", `the ${kind} of ${tensor.name} ends beyond its memory`, {
       details: {
         tensor: tensor.name,
         kind,

@@ -94,6 +94,7 @@ export function encodeMembers(members: readonly Member[]): Int32Array {
 
 function carrierOf(number: number): Carrier {
   const found = Object.entries(carrierBits).find(([, bit]) => bit === 2 ** number);
-  if (found === undefined) throw new TypeError(`a carrier of the unknown number ${number}`);
+  if (found === undefined)
+    throw new TypeError(`the native library named a carrier of the unknown number ${number}`);
   return found[0] as Carrier;
 }

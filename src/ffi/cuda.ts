@@ -55,9 +55,13 @@ export function kernelsPath(environment: Readonly<Record<string, string | undefi
 export function parseUuid(text: string): Uint8Array {
   const digits = text.replace(/^(GPU|MIG)-/, "").replaceAll("-", "");
   if (!/^[0-9a-f]{32}$/i.test(digits)) {
-    throw new TensorBusError("TB_DEVICE", `"${text}" is no UUID of a GPU, as \`nvidia-smi -L\` prints it`, {
-      details: { device: text },
-    });
+    throw new TensorBusError(
+      "TB_DEVICE",
+      `"${text}" is not the UUID of a GPU; \`nvidia-smi -L\` prints those of this machine`,
+      {
+        details: { device: text },
+      },
+    );
   }
   return Uint8Array.from(Buffer.from(digits, "hex"));
 }

@@ -19,7 +19,7 @@ function configured(): Koffi {
   try {
     koffi = createRequire(import.meta.url)("koffi") as Koffi;
   } catch (cause) {
-    throw new TensorBusError("TB_LIBRARY", "the package koffi does not load on this machine", { cause });
+    throw new TensorBusError("TB_LIBRARY", "the package koffi cannot be loaded on this machine", { cause });
   }
   try {
     // koffi calls C on stacks of its own, too small for some libraries; they can be set only before any is loaded.

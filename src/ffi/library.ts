@@ -41,7 +41,7 @@ export function openLibrary(path: string = libraryPath()): LibraryHandle {
     library = koffi.load(path);
     found = library.func("tb_abi_version", "uint32_t", [])();
   } catch (cause) {
-    throw new TensorBusError("TB_LIBRARY", `${path} is no library of tensorbus for this machine`, {
+    throw new TensorBusError("TB_LIBRARY", `${path} is not a tensorbus library for this machine`, {
       details: { path },
       cause,
     });

@@ -368,7 +368,7 @@ function decodeEvent(bytes: Buffer): NativeEvent | undefined {
     case 7:
       return { kind: "ended" };
     default:
-      throw new TypeError(`a native event of the unknown kind ${kind}`);
+      throw new TypeError(`a native event has the unknown kind ${kind}`);
   }
 }
 
@@ -388,6 +388,6 @@ function decodeHandshake(bytes: Buffer): HandshakeEvent {
 
 function errorOf(bytes: Buffer): TensorBusError {
   const error = readError(bytes, sessionStructs.tb_event.error);
-  if (error === undefined) throw new TypeError("a native event of a failure without its error");
+  if (error === undefined) throw new TypeError("a native event of a failure has no error");
   return error;
 }

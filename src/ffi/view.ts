@@ -16,7 +16,7 @@ export const maxViewBytes = 2 ** 30;
  */
 export function viewOf(address: bigint, bytes: number, gone: () => void): ArrayBuffer {
   if (bytes > maxViewBytes) {
-    throw new RangeError(`a view of ${bytes} bytes; windows of at most ${maxViewBytes} are to be had`);
+    throw new RangeError(`a view has at most ${maxViewBytes} bytes, not ${bytes}: take several`);
   }
   view ??= loadAddon();
   return view(address, bytes, gone);

@@ -22,11 +22,12 @@ export class DeviceMesh {
     let size = 1;
     for (const extent of shape) {
       if (!Number.isInteger(extent) || extent < 1)
-        throw meshError(`mesh dimension of size ${extent}`, { shape });
+        throw meshError(`a mesh dimension cannot have the size ${extent}`, { shape });
       size *= extent;
-      if (size > maxRanks) throw meshError(`a mesh has at most ${maxRanks} ranks`, { shape });
+      if (size > maxRanks) throw meshError(`a mesh can have at most ${maxRanks} ranks`, { shape });
     }
-    if (shape.length === 0 || shape.length > 8) throw meshError("a mesh has 1 to 8 dimensions", { shape });
+    if (shape.length === 0 || shape.length > 8)
+      throw meshError("a mesh must have 1 to 8 dimensions", { shape });
     if (options.dimNames !== undefined && options.dimNames.length !== shape.length) {
       throw meshError(`${options.dimNames.length} dimNames for ${shape.length} dimensions`, {
         dimNames: options.dimNames,
@@ -43,7 +44,7 @@ export class DeviceMesh {
     if (outside !== undefined) throw meshError(`invalid rank ${outside}`, { rank: outside });
     const seen = new Uint8Array(ranks.reduce((most, rank) => Math.max(most, rank), 0) + 1);
     for (const rank of ranks) {
-      if (seen[rank] !== 0) throw meshError(`rank ${rank} stands twice in the mesh`, { rank });
+      if (seen[rank] !== 0) throw meshError(`rank ${rank} appears twice in the mesh`, { rank });
       seen[rank] = 1;
     }
     this.shape = Object.freeze([...shape]);

@@ -50,9 +50,11 @@ export function Shard(dim: number, { sizes }: ShardOptions = {}): ShardPlacement
 export function shardSizes(sizes: readonly number[], place = "sizes"): readonly number[] {
   const no = (why: string) =>
     new TensorBusError("TB_PLACEMENT", `${place}: ${why}`, { details: { place, sizes } });
-  if (!Array.isArray(sizes) || sizes.length === 0) throw no("sizes must be a list with a size a coordinate");
+  if (!Array.isArray(sizes) || sizes.length === 0)
+    throw no("sizes must be a list with one size for each coordinate");
   for (const size of sizes) {
-    if (!Number.isSafeInteger(size) || size < 0) throw no(`${String(size)} is not a size of 0 and more`);
+    if (!Number.isSafeInteger(size) || size < 0)
+      throw no(`a size must be a whole number of at least 0, not ${String(size)}`);
   }
   if (!Number.isSafeInteger(sumOf(sizes))) throw no("the sum of the sizes is more than 2^53");
   return Object.freeze([...sizes]);

@@ -39,10 +39,10 @@ export class BufferMemory implements Memory {
       : new Uint8Array(bytes);
     const buffer = view.buffer as { resizable?: boolean; growable?: boolean };
     if (buffer.resizable || buffer.growable) {
-      throw new TypeError("a resizable ArrayBuffer cannot be memory of a tensor: it may move or shrink");
+      throw new TypeError("a resizable ArrayBuffer cannot be the memory of a tensor: it may move or shrink");
     }
     if (view.byteLength === 0) {
-      throw new TensorBusError("TB_REGION", "an empty ArrayBuffer cannot be memory of a tensor");
+      throw new TensorBusError("TB_REGION", "an empty ArrayBuffer cannot be the memory of a tensor");
     }
     this.#view = view;
     this.#address = addressOf(view);
@@ -61,7 +61,7 @@ export class BufferMemory implements Memory {
   }
   release(): void {
     const count = held.get(this) ?? 0;
-    if (count === 0) throw new TypeError("memory was released more often than retained");
+    if (count === 0) throw new TypeError("this memory was released more often than it was retained");
     if (count === 1) held.delete(this);
     else held.set(this, count - 1);
   }

@@ -44,7 +44,9 @@ function placeOf(bytes: Bytes): Place {
   const { memory, offset = 0n } = bytes;
   const size = bytes.bytes ?? memory.bytes - offset;
   if (offset < 0n || size < 0n || offset + size > memory.bytes) {
-    throw new RangeError(`bytes ${offset} to ${offset + size} of a memory of ${memory.bytes}`);
+    throw new RangeError(
+      `bytes ${offset} to ${offset + size} are not all in a memory of ${memory.bytes} bytes`,
+    );
   }
   return { address: memory.address + offset, bytes: size };
 }

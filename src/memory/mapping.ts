@@ -58,7 +58,7 @@ export class Mapping {
     this.#retained++;
   }
   release(): void {
-    if (this.#retained === 0) throw new TypeError("memory was released more often than retained");
+    if (this.#retained === 0) throw new TypeError("this memory was released more often than it was retained");
     this.#retained--;
     this.#unmapIfUnused();
   }
@@ -100,12 +100,14 @@ export function viewRange(
   const item = type.BYTES_PER_ELEMENT;
   const start = BigInt(offset);
   if (start < 0n || start > total || start % BigInt(item) !== 0n) {
-    throw new RangeError(`a ${type.name} cannot begin at byte ${start} of ${total}`);
+    throw new RangeError(`a ${type.name} cannot begin at byte ${start} of a memory of ${total} bytes`);
   }
   const rest = (total - start) / BigInt(item);
   const elements = length ?? Number(rest);
   if (!Number.isSafeInteger(elements) || elements < 0 || BigInt(elements) > rest) {
-    throw new RangeError(`a ${type.name} of ${elements} elements at byte ${start} of ${total}`);
+    throw new RangeError(
+      `a ${type.name} of ${elements} elements at byte ${start} does not fit into a memory of ${total} bytes`,
+    );
   }
   if (elements * item > maxViewBytes) {
     throw new RangeError(

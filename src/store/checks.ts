@@ -40,9 +40,13 @@ export function checkKey(key: string, { maxKeyBytes }: StoreCapabilities): void 
 export function checkValue(key: string, value: Uint8Array, { maxValueBytes }: StoreCapabilities): void {
   if (!(value instanceof Uint8Array)) throw new TypeError("a value of a store must be a Uint8Array");
   if (value.length > 0 && value.length <= maxValueBytes) return;
-  throw new TensorBusError("TB_STORE_VALUE", `a value of ${value.length} bytes for ${key}`, {
-    details: { key, bytes: value.length, maxValueBytes },
-  });
+  throw new TensorBusError(
+    "TB_STORE_VALUE",
+    `the value of ${key} has ${value.length} bytes, not 1 to ${maxValueBytes}`,
+    {
+      details: { key, bytes: value.length, maxValueBytes },
+    },
+  );
 }
 
 /**
@@ -53,11 +57,13 @@ export function addToCounter(key: string, current: Uint8Array | undefined, delta
   // A sign and 19 digits, at most: no more of a stranger's value is looked at.
   const text = current === undefined ? "0" : Buffer.from(current.subarray(0, 21)).toString("latin1");
   if (!/^-?\d{1,19}$/.test(text)) {
-    throw new TensorBusError("TB_STORE_VALUE", `the value of ${key} is no counter`, { details: { key } });
+    throw new TensorBusError("TB_STORE_VALUE", `the value of ${key} is not a counter`, { details: { key } });
   }
   const sum = BigInt(text) + delta;
   if (BigInt.asIntN(64, sum) === sum) return sum;
-  throw new TensorBusError("TB_STORE_VALUE", `the counter ${key} leaves 64 bits`, { details: { key, sum } });
+  throw new TensorBusError("TB_STORE_VALUE", `the counter ${key} would exceed 64 bits`, {
+    details: { key, sum },
+  });
 }
 
 /** Whether two values are the same; `undefined` is the value of a key that does not exist. */

@@ -221,7 +221,7 @@ export class EtcdGateway {
       return String(token);
     } catch (error) {
       if (!(error instanceof EtcdRefusal)) throw new EndpointDown((error as Error).message, { cause: error });
-      const message = `etcd does not let ${username} in: ${error.message}`;
+      const message = `etcd did not accept the user ${username}: ${error.message}`;
       throw new TensorBusError("TB_AUTH", message, { cause: error, details: { username } });
     }
   }
@@ -294,7 +294,7 @@ async function readAll(response: IncomingMessage): Promise<string> {
   let text = "";
   for await (const chunk of response) {
     text += chunk;
-    if (text.length > maxAnswerChars) throw new Error("an answer too long");
+    if (text.length > maxAnswerChars) throw new Error("an answer is too long");
   }
   return text;
 }
@@ -305,7 +305,7 @@ async function* lines(response: IncomingMessage): AsyncGenerator<string> {
   for await (const chunk of response) {
     const parts = (rest + decoder.write(chunk as Buffer)).split("\n");
     rest = parts.pop()!;
-    if (rest.length > maxAnswerChars) throw new Error("a message too long");
+    if (rest.length > maxAnswerChars) throw new Error("a message is too long");
     for (const part of parts) if (part.trim() !== "") yield part;
   }
 }
@@ -317,7 +317,7 @@ function parse(text: string): EtcdMessage {
   } catch {
     // Said below, with what came instead.
   }
-  const message = `what answered is no etcd: ${text.slice(0, 80)}`;
+  const message = `the server that answered is not etcd: ${text.slice(0, 80)}`;
   throw new TensorBusError("TB_STORE_PROTOCOL", message, { details: { answer: text.slice(0, 1000) } });
 }
 

@@ -53,10 +53,11 @@ const revokeMs = 2000;
  * whether it was made: the client is lost then, as it is without endpoints, or without its lease.
  */
 export async function etcdStore(options: EtcdStoreOptions): Promise<Store> {
-  if (options.endpoints.length === 0) throw new TensorBusError("TB_STORE_OPTIONS", "etcd needs an endpoint");
+  if (options.endpoints.length === 0)
+    throw new TensorBusError("TB_STORE_OPTIONS", "etcd needs at least one endpoint");
   const { leaseSeconds = defaultLeaseSeconds } = options;
   if (!(leaseSeconds > 0 && leaseSeconds <= maxLeaseSeconds)) {
-    const message = `a lease takes more than 0 and at most ${maxLeaseSeconds} seconds (20 days), not ${leaseSeconds}`;
+    const message = `a lease must last more than 0 and at most ${maxLeaseSeconds} seconds (20 days), not ${leaseSeconds}`;
     throw new TensorBusError("TB_STORE_OPTIONS", message, { details: { leaseSeconds, maxLeaseSeconds } });
   }
   const store = new EtcdStore(options, keyPrefix(options.namespace ?? defaultNamespace));

@@ -89,7 +89,11 @@ function parseStoreUrl(url: string): StoreAddress {
     return { kind, hosts: hosts as StoreAddress["hosts"], serve };
   }
   // The URL itself may hold a password that someone put there, and is not repeated.
-  const hint = url.includes("@") ? "; a password has no place in it" : url === "" ? "; none was given" : "";
+  const hint = url.includes("@")
+    ? "; leave user and password out of it"
+    : url === ""
+      ? "; none was given"
+      : "";
   throw new TensorBusError("TB_STORE_OPTIONS", usage + hint);
 }
 

@@ -62,7 +62,10 @@ export function signedStore(store: Store, options: SignedStoreOptions): Store {
     throw new TensorBusError("TB_STORE_OPTIONS", "a signed store needs a secret");
   const generation = options.generation ?? 0n;
   if (BigInt.asUintN(64, generation) !== generation) {
-    throw new TensorBusError("TB_STORE_OPTIONS", `a generation cannot be ${generation}`);
+    throw new TensorBusError(
+      "TB_STORE_OPTIONS",
+      `a generation must be a number from 0 to 2^64 - 1, not ${generation}`,
+    );
   }
   return new SignedStore(store, { ...options, generation });
 }

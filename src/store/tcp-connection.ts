@@ -173,7 +173,7 @@ export class TcpConnection {
         if (answer === undefined) return;
         this.#pending.shift()!.resolve(answer.value as never);
       }
-      if (this.#reader.hasMore) throw new WireError("the server sent what nobody asked for");
+      if (this.#reader.hasMore) throw new WireError("the server sent an answer without a request");
     } catch (error) {
       this.end(error as Error);
     }

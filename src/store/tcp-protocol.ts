@@ -109,7 +109,7 @@ export function* readI64(): Reading<bigint> {
 /** A count or length of at most `limit`, checked before anything is taken for it. */
 export function* readCount(limit: number, what: string): Reading<number> {
   const count = (yield 8).readBigUInt64LE(0);
-  if (count > BigInt(limit)) throw new WireError(`${what} of ${count}, more than ${limit}`);
+  if (count > BigInt(limit)) throw new WireError(`${what} is ${count}, more than ${limit}`);
   return Number(count);
 }
 

@@ -154,6 +154,8 @@ export class TcpStoreServer implements AsyncDisposable {
     this.#requestBytes += delta;
     const held = this.#table.bytes + this.#requestBytes;
     if (delta <= 0 || held <= this.#options.maxMemoryBytes) return;
-    throw new TableFull(`${held} bytes of at most ${this.#options.maxMemoryBytes}`);
+    throw new TableFull(
+      `the server holds ${held} bytes, and at most ${this.#options.maxMemoryBytes} are allowed`,
+    );
   }
 }

@@ -95,7 +95,7 @@ export class ServerSession implements Worker {
       do state = this.#step();
       while (state === "more" && performance.now() < until);
       const bytes = this.#reader.heldBytes;
-      if (bytes > this.#host.maxRequestBytes + aheadBytes) throw new WireError("a request too large");
+      if (bytes > this.#host.maxRequestBytes + aheadBytes) throw new WireError("a request is too large");
     } catch (error) {
       this.#socket.destroy(error as Error);
     }
@@ -137,13 +137,13 @@ export class ServerSession implements Worker {
     const opcode = yield* readU8();
     if (!this.#validated) return yield* this.#validate(opcode);
     const read = this.#requests[opcode];
-    if (read === undefined) throw new WireError(`opcode ${opcode}`);
+    if (read === undefined) throw new WireError(`there is no opcode ${opcode}`);
     return yield* read();
   }
 
   *#validate(opcode: number): Reading<Request> {
     if (opcode !== opcodes.validate || (yield* readU32()) !== magic)
-      throw new WireError("no TCPStore client");
+      throw new WireError("what connected is not a TCPStore client");
     return atOnce(() => {
       this.#validated = true;
       this.#host.validated(this);

@@ -276,7 +276,7 @@ class TcpStore implements Store {
 
   #foreign(cause: WireError): TensorBusError {
     const { host, port } = this.#address;
-    const message = `what listens at ${host}:${port} is no TCPStore: ${cause.message}`;
+    const message = `the server at ${host}:${port} is not a TCPStore: ${cause.message}`;
     return new TensorBusError("TB_STORE_PROTOCOL", message, { cause, details: { host, port } });
   }
 

@@ -59,12 +59,12 @@ export class StoreTable {
 
   /** All keys with a value, at most as many and as long as one request may name. */
   keys(maxBytes: number): string[] {
-    if (this.size > wireLimits.keys) throw new WireError(`LIST_KEYS of ${this.size} keys`);
+    if (this.size > wireLimits.keys) throw new WireError(`LIST_KEYS has ${this.size} keys`);
     const keys: string[] = [];
     let bytes = 0;
     for (const key of this.#values.keys()) {
       bytes += key.length;
-      if (bytes > maxBytes) throw new WireError(`LIST_KEYS of more than ${maxBytes} bytes`);
+      if (bytes > maxBytes) throw new WireError(`LIST_KEYS has more than ${maxBytes} bytes`);
       keys.push(key);
     }
     return keys;
@@ -211,7 +211,7 @@ export class StoreTable {
   /** Counts `bytes`; `freed` of what is counted goes with the same step. */
   #take(bytes: number, freed = 0): void {
     if (bytes > freed && this.#bytes + bytes - freed > this.#maxBytes) {
-      throw new TableFull(`the store holds ${this.#bytes} bytes of at most ${this.#maxBytes}`);
+      throw new TableFull(`the store holds ${this.#bytes} bytes, and at most ${this.#maxBytes} are allowed`);
     }
     this.#bytes += bytes;
   }

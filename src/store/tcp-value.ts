@@ -84,7 +84,7 @@ export function isEqual(value: StoredValue, bytes: Buffer): boolean {
 /** The value with `bytes` behind it, in place if there is room; what is made anew has room for as much again. */
 export function appended(value: StoredValue, bytes: Buffer): StoredValue {
   const length = value.length + bytes.length;
-  if (length > wireLimits.valueBytes) throw new WireError(`APPEND to ${length} bytes`);
+  if (length > wireLimits.valueBytes) throw new WireError(`APPEND would make a value of ${length} bytes`);
   if (typeof value !== "string" && value.append(bytes)) return value;
   const capacity = Math.min(2 * length, wireLimits.valueBytes);
   const grown = new LargeValue(bytesOf(value), capacity);
@@ -101,8 +101,8 @@ export function counterOf(value: StoredValue): bigint {
   const most = 128;
   const text = typeof value === "string" ? value : value.bytes.toString("latin1", 0, most + 1);
   const match = /^[ \t\n\v\f\r]*([+-]?)(\d+)/.exec(text.slice(0, most + 1));
-  if (match === null || match[0].length > most) throw new WireError("ADD to a value that is no number");
+  if (match === null || match[0].length > most) throw new WireError("ADD needs a value that is a number");
   const number = match[1] === "-" ? -BigInt(match[2]!) : BigInt(match[2]!);
-  if (BigInt.asIntN(64, number) !== number) throw new WireError("ADD to a number beyond 64 bits");
+  if (BigInt.asIntN(64, number) !== number) throw new WireError("ADD would exceed 64 bits");
   return number;
 }

@@ -15,9 +15,13 @@ export function bindProgram(
   { rank, memories }: { readonly rank: number; readonly memories: ReadonlyMap<Memory, bigint> },
 ): NativeBinding[] {
   if (program.rank !== rank) {
-    throw new TensorBusError("TB_PLAN_MISMATCH", `a program of rank ${program.rank} on rank ${rank}`, {
-      details: { rank, program: program.rank },
-    });
+    throw new TensorBusError(
+      "TB_PLAN_MISMATCH",
+      `the program is for rank ${program.rank}, and this is rank ${rank}`,
+      {
+        details: { rank, program: program.rank },
+      },
+    );
   }
   const byTensor = new Map(bindings.map((binding) => [binding.tensor, binding]));
   return program.buffers.map((buffer) => {
@@ -50,7 +54,7 @@ function bindBuffer(
     });
   }
   if (offset < 0n || offset > memory.bytes || buffer.span > memory.bytes - offset) {
-    throw new TensorBusError("TB_REGION", `tensor ${buffer.tensor} reaches beyond its memory`, { details });
+    throw new TensorBusError("TB_REGION", `tensor ${buffer.tensor} ends beyond its memory`, { details });
   }
   return { address: address + offset, bytes: memory.bytes - offset };
 }

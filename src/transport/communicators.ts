@@ -178,7 +178,7 @@ export class Communicators {
       if (set.joined !== undefined) calls.leave(set.joined.communicator);
       const bytes = Buffer.from(id, "base64");
       if (bytes.length !== 128)
-        throw new TensorBusError("TB_PROTOCOL", "the store's record of an epoch has no id");
+        throw new TensorBusError("TB_PROTOCOL", "the record of an epoch in the store has no id");
       set.joined = { epoch, communicator: calls.join({ ranks: set.ranks, id: bytes, epoch }) };
     }
     try {

@@ -64,7 +64,7 @@ async function lookUp(host: string): Promise<string> {
   try {
     return (await lookup(host)).address;
   } catch (cause) {
-    const message = `the name ${host}, where to listen, is not known here (${(cause as Error).message}): check it, or give an address`;
+    const message = `the name ${host} to listen on cannot be resolved on this machine (${(cause as Error).message}): check it, or give an address`;
     throw new TensorBusError("TB_ADDRESS", message, { details: { host }, cause });
   }
 }

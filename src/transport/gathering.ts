@@ -58,7 +58,7 @@ export class Gathering {
     const identities = await this.#setup.directory.identities(ranks, deadline);
     for (const [rank, identity] of identities) {
       if (identity?.length === identityBytes) continue;
-      const message = `rank ${rank} says of itself what this version does not know`;
+      const message = `rank ${rank} published an identity that this version cannot read: run the same version on all ranks`;
       throw new TensorBusError("TB_VERSION", message, { details: { rank } });
     }
     return identities as Places;

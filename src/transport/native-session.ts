@@ -142,7 +142,10 @@ export class NativeSession implements TransportSession {
     this.#checkOpen();
     const deadline = new Deadline(options);
     if (options.checksum === true && !this.capabilities.checksum) {
-      throw new TensorBusError("TB_UNSUPPORTED", "this transport makes no checksums");
+      throw new TensorBusError(
+        "TB_UNSUPPORTED",
+        "this transport makes no checksums: leave the option checksum out",
+      );
     }
     // A peer that left may listen elsewhere by now: what has happened must be known before it is looked up.
     this.#drain();

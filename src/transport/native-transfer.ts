@@ -78,7 +78,7 @@ export class NativeTransfer implements PreparedTransfer {
       throw new TypeError(`round ${round} does not follow round ${this.#lastRound}`);
     }
     if (this.#pending !== undefined) {
-      throw new TensorBusError("TB_BUSY", `a round of ${this.key} is under way`, {
+      throw new TensorBusError("TB_BUSY", `a round of ${this.key} is still under way`, {
         details: { key: this.key },
       });
     }

@@ -131,7 +131,7 @@ export class PeerDirectory {
       if (!(error instanceof TensorBusError) || error.code !== "TB_TIMEOUT") throw error;
       const missing = await this.#missing(ranks);
       if (missing.length === 0) throw error;
-      throw new TensorBusError("TB_TIMEOUT", `no address of rank ${missing.join(", ")} in the store`, {
+      throw new TensorBusError("TB_TIMEOUT", `the store has no address of rank ${missing.join(", ")}`, {
         details: { rank: missing[0], ranks: missing },
         cause: error,
       });
@@ -190,7 +190,7 @@ function decodeAddress(scope: DirectoryScope, rank: number, record: Uint8Array):
     typeof instance !== "string" ||
     typeof mac !== "string"
   ) {
-    throw new TensorBusError("TB_PROTOCOL", `the store's record of rank ${rank} is no address`, {
+    throw new TensorBusError("TB_PROTOCOL", `the store's record of rank ${rank} is not an address`, {
       details: { rank },
     });
   }

@@ -78,8 +78,8 @@ function checkSecrets(secrets: readonly Uint8Array[], from: string): readonly Ui
     if (short === undefined) return secrets;
     throw new TensorBusError(
       "TB_AUTH",
-      `a secret of ${short.length} bytes in ${from}, not ${leastSecretBytes} or more`,
+      `a secret in ${from} has ${short.length} bytes, and needs at least ${leastSecretBytes}`,
     );
   }
-  throw new TensorBusError("TB_AUTH", `${secrets.length} secrets in ${from}, not one or two`);
+  throw new TensorBusError("TB_AUTH", `${from} has ${secrets.length} secrets: give one or two`);
 }

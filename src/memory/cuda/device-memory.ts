@@ -47,7 +47,7 @@ class Holding {
     this.#retained++;
   }
   release(): void {
-    if (this.#retained === 0) throw new TypeError("memory was released more often than retained");
+    if (this.#retained === 0) throw new TypeError("this memory was released more often than it was retained");
     this.#retained--;
     this.#end();
   }
@@ -159,7 +159,9 @@ export class DeviceMemory implements Memory, AsyncDisposable {
 
   #checkRange({ byteLength }: Uint8Array, offset: bigint): void {
     if (offset < 0n || offset + BigInt(byteLength) > this.bytes) {
-      throw new RangeError(`${byteLength} bytes at ${offset} of a memory of ${this.bytes}`);
+      throw new RangeError(
+        `${byteLength} bytes at offset ${offset} do not fit into a memory of ${this.bytes} bytes`,
+      );
     }
   }
 }

@@ -37,7 +37,7 @@ export class HostMemory implements Memory {
   }
 
   release(): void {
-    if (this.#users === 0) throw new TypeError("memory was released more often than retained");
+    if (this.#users === 0) throw new TypeError("this memory was released more often than it was retained");
     this.#users -= 1;
   }
 

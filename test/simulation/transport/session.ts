@@ -93,7 +93,10 @@ export class VirtualSession implements TransportSession, Station<Frame> {
     this.#checkOpen();
     const deadline = new Deadline(options);
     if (options.checksum === true) {
-      throw new TensorBusError("TB_UNSUPPORTED", "this transport makes no checksums");
+      throw new TensorBusError(
+        "TB_UNSUPPORTED",
+        "this transport makes no checksums: leave the option checksum out",
+      );
     }
     if ([...this.#transfers.values()].some(({ key }) => key === options.key)) {
       throw new TensorBusError("TB_BUSY", `${options.key} is prepared already`);

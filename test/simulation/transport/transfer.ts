@@ -213,7 +213,7 @@ export class VirtualTransfer implements PreparedTransfer {
       throw new TypeError(`round ${round} does not follow round ${this.#lastRound}`);
     }
     if (this.#round !== undefined) {
-      throw new TensorBusError("TB_BUSY", `a round of ${this.key} is under way`, {
+      throw new TensorBusError("TB_BUSY", `a round of ${this.key} is still under way`, {
         details: { key: this.key },
       });
     }
@@ -260,7 +260,8 @@ export class VirtualTransfer implements PreparedTransfer {
 
   async release(): Promise<void> {
     if (this.#state === "ended") return;
-    if (this.#round !== undefined) throw new TensorBusError("TB_BUSY", `a round of ${this.key} is under way`);
+    if (this.#round !== undefined)
+      throw new TensorBusError("TB_BUSY", `a round of ${this.key} is still under way`);
     const { rank } = this.#setup.session;
     this.#leave({ code: "TB_INVALIDATED", rank, message: `rank ${rank} released ${this.key}` }, false);
     this.end(new TensorBusError("TB_CLOSED", `${this.key} was released`));
