@@ -303,7 +303,10 @@ class Schedule {
   }
 }
 
-/** Records that outlive a batch: its counter, which is all that a store keeps of a name. */
+/**
+ * Records that outlive a batch: its counter, the nonce of the store's life, and what an agent has answered that was killed
+ * within the ten seconds after.
+ */
 function isKept(key: string): boolean {
-  return key.endsWith("/latest") || key.endsWith("bus/life");
+  return key.endsWith("/latest") || key === "bus/life" || /^bus\/agent\/\d+\/answer\//.test(key);
 }
