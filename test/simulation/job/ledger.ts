@@ -29,6 +29,14 @@ export interface TransferCall {
   readonly before: Int32Array;
 }
 
+/** A registration on one agent. */
+interface Standing {
+  readonly generation: bigint;
+  ended: number;
+  /** It ended there because the store was lost. */
+  isLost: boolean;
+}
+
 interface Outcomes {
   readonly committed: Map<number, string>;
   readonly aborted: Map<number, string>;
@@ -49,7 +57,7 @@ export class Ledger {
   /** When agents were stopped: from, to. */
   readonly #stops: { readonly agent: SimulatedAgent; readonly from: number; to: number }[] = [];
   /** By batch and number, the agents that have registered it: which of them, and when it ended there. */
-  readonly #standing = new Map<string, Map<SimulatedAgent, { readonly generation: bigint; ended: number }>>();
+  readonly #standing = new Map<string, Map<SimulatedAgent, Standing>>();
   /** By rank, batch and number, the life of the store in which it was registered last. */
   readonly #lives = new Map<string, number>();
   #stamps = 0;
@@ -121,7 +129,7 @@ export class Ledger {
       this.#record(transfer, round!, true);
       return;
     }
-    if (error.code === "TB_BUSY") return; // no call
+    if (isNoCall(error)) return;
     if (round !== undefined && error.code !== "TB_IN_DOUBT") this.#record(transfer, round, false);
     const { torn } = error.details;
     const isInDoubt = error.code === "TB_IN_DOUBT" || isUnknown(error.code);
@@ -193,6 +201,17 @@ export class Ledger {
     }
   }
 
+  /** A registration of which a rank was killed, or lost the store: nobody may be left who removes all that it wrote. */
+  wasBroken(batch: string, number: number): boolean {
+    const name = `${batch} #${number}`;
+    return [...this.#standing].some(([key, agents]) => {
+      const isIt = key === name || key.startsWith(`${name} of `);
+      const isBroken = ([agent, { generation, isLost }]: [SimulatedAgent, Standing]) =>
+        isLost || !agent.isAlive || agent.generation !== generation;
+      return isIt && [...agents].some(isBroken);
+    });
+  }
+
   #registered(
     agent: SimulatedAgent,
     { batch, number }: { readonly batch: unknown; readonly number: number },
@@ -201,16 +220,14 @@ export class Ledger {
     const key = this.nameOf(agent, batch, number);
     const agents = this.#standing.get(key) ?? new Map();
     this.#standing.set(key, agents);
-    agents.set(agent, { generation: agent.generation, ended: Number.POSITIVE_INFINITY });
+    agents.set(agent, { generation: agent.generation, ended: Number.POSITIVE_INFINITY, isLost: false });
   }
 
-  #batchEnded(
-    agent: SimulatedAgent,
-    { batch, number }: { readonly batch: unknown; readonly number: number },
-  ) {
+  #batchEnded(agent: SimulatedAgent, { batch, number, reason }: Extract<AgentEvent, { kind: "batchEnded" }>) {
     const known = this.#standing.get(this.nameOf(agent, batch, number))?.get(agent);
-    if (known !== undefined && known.generation === agent.generation)
-      known.ended = Math.min(known.ended, this.#cluster.scheduler.now);
+    if (known === undefined || known.generation !== agent.generation) return;
+    known.ended = Math.min(known.ended, this.#cluster.scheduler.now);
+    known.isLost ||= reason.code === "TB_STORE_LOST";
   }
 
   /** Whoever asks is told where it began: a rank that stands on a side, and of those that it says were absent, the lowest. */
@@ -326,6 +343,12 @@ export class Ledger {
 export function roundOf({ result, error }: Call): number | undefined {
   const round = (result as { round?: number } | undefined)?.round ?? error?.details["round"];
   return typeof round === "number" ? round : undefined;
+}
+
+/** It took part in no round, although the message names the one that it would have joined. */
+function isNoCall({ code, details, message }: TensorBusError): boolean {
+  const isStale = code === "TB_STALE_VERSION" && details["expected"] !== undefined;
+  return code === "TB_BUSY" || isStale || message.includes("was not begun before its deadline");
 }
 
 /** The agent has not said how it ended. */
