@@ -33,8 +33,6 @@ export interface TransferCall {
 interface Standing {
   readonly generation: bigint;
   ended: number;
-  /** It ended there because the store was lost. */
-  isLost: boolean;
 }
 
 interface Outcomes {
@@ -201,17 +199,6 @@ export class Ledger {
     }
   }
 
-  /** A registration of which a rank was killed, or lost the store: nobody may be left who removes all that it wrote. */
-  wasBroken(batch: string, number: number): boolean {
-    const name = `${batch} #${number}`;
-    return [...this.#standing].some(([key, agents]) => {
-      const isIt = key === name || key.startsWith(`${name} of `);
-      const isBroken = ([agent, { generation, isLost }]: [SimulatedAgent, Standing]) =>
-        isLost || !agent.isAlive || agent.generation !== generation;
-      return isIt && [...agents].some(isBroken);
-    });
-  }
-
   #registered(
     agent: SimulatedAgent,
     { batch, number }: { readonly batch: unknown; readonly number: number },
@@ -220,14 +207,13 @@ export class Ledger {
     const key = this.nameOf(agent, batch, number);
     const agents = this.#standing.get(key) ?? new Map();
     this.#standing.set(key, agents);
-    agents.set(agent, { generation: agent.generation, ended: Number.POSITIVE_INFINITY, isLost: false });
+    agents.set(agent, { generation: agent.generation, ended: Number.POSITIVE_INFINITY });
   }
 
-  #batchEnded(agent: SimulatedAgent, { batch, number, reason }: Extract<AgentEvent, { kind: "batchEnded" }>) {
+  #batchEnded(agent: SimulatedAgent, { batch, number }: Extract<AgentEvent, { kind: "batchEnded" }>) {
     const known = this.#standing.get(this.nameOf(agent, batch, number))?.get(agent);
     if (known === undefined || known.generation !== agent.generation) return;
     known.ended = Math.min(known.ended, this.#cluster.scheduler.now);
-    known.isLost ||= reason.code === "TB_STORE_LOST";
   }
 
   /** Whoever asks is told where it began: a rank that stands on a side, and of those that it says were absent, the lowest. */

@@ -30,6 +30,16 @@ const tellsEnds: ReadonlySet<FaultKind> = new Set([
   "clean up",
 ]);
 
+/** Faults after which all that a batch has written is removed. */
+const leavesOrder: ReadonlySet<FaultKind> = new Set([
+  "stop agent",
+  "cut",
+  "cut one way",
+  "abort",
+  "call twice",
+  "clean up",
+]);
+
 const startMs = 20_000;
 const joinMs = 15_000;
 /** What a store that was lost, found again, and what depends on it may take. */
@@ -275,14 +285,10 @@ class Schedule {
     ledger.require(network.connections === 0, "nothing leaks", () => `${network.connections} connections`);
   }
 
-  /** Of a batch that a store which did not answer, or a rank that was killed, kept from being removed in order. */
+  /** Of a batch, where the store failed or processes ended: then nobody may know that he is the last to leave. */
   #isOfBroken(key: string): boolean {
-    const storeFailed = this.#scenario.faults.some(
-      ({ kind }) => kind.endsWith("store") || kind.startsWith("cut store"),
-    );
-    if (storeFailed && /^bus\/(batch|testimony)\//.test(key)) return true;
-    const [, batch, number] = /^bus\/batch\/s_(batch-\d)-\w+\/(\d+)\//.exec(key) ?? [];
-    return batch !== undefined && this.#job.ledger.wasBroken(batch, Number(number));
+    const isOrderly = this.#scenario.faults.every(({ kind }) => leavesOrder.has(kind));
+    return !isOrderly && /^bus\/(batch|testimony)\//.test(key);
   }
 
   async #join(registration: Registration): Promise<TensorBusError | undefined> {
