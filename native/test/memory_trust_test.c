@@ -144,7 +144,7 @@ static void test_other_answers(void) {
 }
 
 /*
- * A peer of this process that is in order in all but where it says that its memory lies. What can not be read is an
+ * A peer of this process that is in order in all but where it says that its memory lies. What cannot be read is an
  * error; no address is ever followed.
  */
 static void test_no_such_memory(uint64_t address) {

@@ -217,7 +217,7 @@ int32_t tb_session_open_with(const tb_session_options *options, const tb_carrier
 
 /* ---- export.c, import.c: prepare; the lock is held unless a comment says otherwise --------------------- */
 
-/* Says all that a side's peer may read. */
+/* Says all that the peer of an exchange may read. */
 int32_t tb_export_say(tb_exchange *exchange, tb_error *err);
 /* What is to come of a peer; NULL where there is no memory. */
 tb_import *tb_import_create(tb_exchange *exchange);

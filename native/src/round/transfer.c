@@ -93,7 +93,7 @@ static tb_exchange *exchange_of(tb_transfer *transfer, tb_peer *peer) {
 }
 
 /* Who leads knows all members, and they know it, whether they exchange anything or not; so do those who are linked. */
-static int32_t make_member_sides(tb_transfer *transfer, tb_error *err) {
+static int32_t make_member_exchanges(tb_transfer *transfer, tb_error *err) {
     int32_t own = transfer->session->options.rank;
     for (uint32_t i = 0; i < transfer->member_count; i++) {
         const tb_member *member = &transfer->members[i];
@@ -116,8 +116,8 @@ static int32_t make_member_sides(tb_transfer *transfer, tb_error *err) {
     return TB_OK;
 }
 
-/* One side for each peer, with room for all its buckets. */
-static int32_t make_sides(tb_transfer *transfer, tb_error *err) {
+/* One exchange for each peer, with room for all its buckets. */
+static int32_t make_exchanges(tb_transfer *transfer, tb_error *err) {
     const tb_program *program = &transfer->program;
     for (uint32_t i = 0; i < program->header->channel_count; i++) {
         const tb_channel *channel = &program->channels[i];
@@ -133,7 +133,7 @@ static int32_t make_sides(tb_transfer *transfer, tb_error *err) {
         transfer->channels[i].exchange = exchange;
         exchange->ready.count += channel->direction == TB_SEND ? channel->bucket_count : 0;
     }
-    int32_t code = make_member_sides(transfer, err);
+    int32_t code = make_member_exchanges(transfer, err);
     if (code != TB_OK) {
         return code;
     }
@@ -186,7 +186,7 @@ static int32_t begin_prepare(tb_transfer *transfer, uint64_t *handle, tb_error *
         code = check_key(session, transfer->key, err);
     }
     if (code == TB_OK) {
-        code = make_sides(transfer, err);
+        code = make_exchanges(transfer, err);
     }
     if (code == TB_OK) {
         code = hold_regions(transfer, err);
