@@ -258,7 +258,8 @@ export async function forgetEnded(
   for (let number = last; number > 0; number--) {
     let entry = 1;
     while (await store.delete(`${keys.log(number)}/${entry}`, deadline.rest)) entry += 1;
-    if (entry === 1) return;
+    // What came before one that nobody has ended is gone already.
+    if (entry === 1 && number < last) return;
     const records = sides.flatMap((side) => [keys.side(number, side), keys.names(number, side)]);
     await Promise.all([
       ...records.map((key) => rendezvous.remove(key, deadline.rest)),

@@ -74,11 +74,13 @@ export class Batch {
   broken: TensorBusError | undefined;
   #closing: Promise<void> | undefined;
   #released = false;
+  /** Of the store that it was registered in. */
+  readonly life: string;
   readonly #rank: number;
   readonly #subject: BatchSubject;
 
   constructor(
-    { id, met, attempt, rank }: BatchOptions,
+    { id, met, attempt, rank, connection }: BatchOptions,
     subject: BatchSubject,
     sides: readonly BatchSide[],
     directions: ReadonlyMap<string, Direction | TensorBusError>,
@@ -90,6 +92,7 @@ export class Batch {
     this.number = met.number;
     this.log = attempt.log;
     this.#rank = rank;
+    this.life = connection.life;
     this.sides = sides;
     this.directions = directions;
     this.planned = planned;

@@ -63,6 +63,8 @@ export class Batches {
   readonly #left = new Map<string, Batch>();
   readonly #leaving = new Set<Promise<void>>();
   readonly #hasLeft = new WeakSet<Batch>();
+  /** Those that were left when there was no store to say it in. */
+  readonly #unsaid = new Set<Batch>();
   readonly #stop = new AbortController();
 
   constructor(options: BatchesOptions) {
@@ -210,6 +212,11 @@ export class Batches {
   /** There is a store: what batches that were closed have left in doubt is settled, and what others may not know is told. */
   async resolve(connection: Connection): Promise<void> {
     const { signal } = this.#stop;
+    for (const batch of this.#unsaid) {
+      this.#unsaid.delete(batch);
+      // Another store knows nothing of it.
+      if (batch.life === connection.life) this.#sayLeft(batch, connection, true);
+    }
     for (const batch of this.#witnessed) await batch.testify(connection, new Deadline({ signal }));
     await Promise.all([...this.#doubtful].map((batch) => this.#resolve(batch, connection)));
   }
@@ -403,11 +410,20 @@ export class Batches {
 
   /** Its records go with the last rank that leaves it. What is in doubt may still be decided, by this store or the next one. */
   #leave(batch: Batch, { code }: TensorBusError, isCutShort: boolean): void {
-    if (code === "TB_STORE_LOST" || this.#hasLeft.has(batch)) return;
+    const { uplink, onFault } = this.#options;
+    const { current } = uplink;
+    if (code === "TB_STORE_LOST" || current === undefined) {
+      this.#unsaid.add(batch);
+      return;
+    }
+    if (code !== "TB_CLOSED") this.#resolve(batch, current).catch(onFault);
+    this.#sayLeft(batch, current, isCutShort);
+  }
+
+  #sayLeft(batch: Batch, connection: Connection, isCutShort: boolean): void {
+    if (this.#hasLeft.has(batch)) return;
     this.#hasLeft.add(batch);
-    const { uplink, rank, onFault } = this.#options;
-    const { connection } = uplink;
-    if (code !== "TB_CLOSED") this.#resolve(batch, connection).catch(onFault);
+    const { rank, onFault } = this.#options;
     const options = { rendezvous: connection.rendezvous, keys: new BatchKeys(batch.id), rank, onFault };
     const leaving = leaveAttempt(options, batch.left, new Deadline({ timeoutMs: leaveMs })).catch(() => {});
     this.#leaving.add(leaving);
@@ -420,7 +436,8 @@ export class Batches {
   #forgetBefore(id: BatchId): void {
     const key = batchKey(id);
     const { uplink, rank, onFault } = this.#options;
-    const { connection } = uplink;
+    const { current: connection } = uplink;
+    if (connection === undefined) return;
     const deadline = new Deadline({ timeoutMs: leaveMs });
     const before = this.#left.get(key);
     if (before !== undefined) {

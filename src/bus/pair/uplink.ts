@@ -76,6 +76,11 @@ export class Uplink implements AsyncDisposable {
     throw this.#lost ?? closedError();
   }
 
+  /** `undefined` while there is no store. */
+  get current(): Connection | undefined {
+    return this.#connection;
+  }
+
   isConnected(connection: Connection): boolean {
     return this.#connection === connection;
   }
