@@ -77,10 +77,10 @@ export class Plan {
       plan = Plan.of(decodeInput(bytes));
     } catch (cause) {
       if (!(cause instanceof TensorBusError) || cause.code === "TB_PLAN_FORMAT") throw cause;
-      throw new TensorBusError("TB_PLAN_FORMAT", `a damaged plan: ${cause.message}`, { cause });
+      throw new TensorBusError("TB_PLAN_FORMAT", `the plan is damaged: ${cause.message}`, { cause });
     }
     if (plan.bytes.length !== bytes.length || !plan.bytes.every((byte, index) => byte === bytes[index])) {
-      throw fail("TB_PLAN_FORMAT", "a damaged plan: it is not what its input is planned to", {
+      throw fail("TB_PLAN_FORMAT", "the plan is damaged: planning its input gives another plan", {
         digest: plan.digest,
       });
     }
@@ -112,7 +112,7 @@ export class Plan {
    */
   program(rank: number, options: ProgramOptions = {}): Program {
     if (!Number.isSafeInteger(rank) || rank < 0 || rank >= maxRanks) {
-      throw new TypeError(`rank must be an integer of 0 up to ${maxRanks - 1}, got ${String(rank)}`);
+      throw new TypeError(`rank must be an integer from 0 to ${maxRanks - 1}, got ${String(rank)}`);
     }
     return lowerProgram(this.#subject, fromHex(this.digest), rank, options.strides);
   }
@@ -167,7 +167,7 @@ export class Plan {
   patternOf(tensor: number): number {
     const { input } = this.#subject;
     const kind = input.kinds[input.tensorKinds[tensor] ?? -1];
-    if (kind === undefined) throw new TypeError(`there is no tensor ${String(tensor)}`);
+    if (kind === undefined) throw new TypeError(`the plan has no tensor ${String(tensor)}`);
     return kind.pattern;
   }
 
@@ -209,7 +209,7 @@ function fromHex(text: string): Uint8Array {
 
 function checkRank({ rank }: RankOption): number | undefined {
   if (rank !== undefined && (!Number.isSafeInteger(rank) || rank < 0)) {
-    throw new TypeError(`rank must be an integer of 0 and more, got ${String(rank)}`);
+    throw new TypeError(`rank must be an integer of at least 0, got ${String(rank)}`);
   }
   return rank;
 }

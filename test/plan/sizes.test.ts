@@ -134,8 +134,8 @@ describe("sizes that do not fit", () => {
 
   it.each([
     [[3, 3, 4], /3 sizes for the 4 coordinates/],
-    [[3, -1, 4, 4], /-1 is not a size/],
-    [[3, 1.5, 4, 1.5], /1.5 is not a size/],
+    [[3, -1, 4, 4], /at least 0, not -1/],
+    [[3, 1.5, 4, 1.5], /at least 0, not 1.5/],
     [[2 ** 53 - 1, 2 ** 53 - 1, 0, 0], /more than 2\^53/],
     [[], /a list/],
   ])("%j", async (sizes, message) => {

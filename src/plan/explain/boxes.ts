@@ -62,7 +62,7 @@ function piecesIn([start, end]: Box[number], runs: Holding["runs"][number]) {
     if (low < high) pieces.push({ local: [low, high], global: [low + shift, high + shift] });
     position = next;
   }
-  if (end > position) throw new RangeError(`index ${end - 1n} is beyond what is held`);
+  if (end > position) throw new RangeError(`index ${end - 1n} is beyond the elements that are held`);
   return pieces;
 }
 

@@ -63,7 +63,7 @@ export class Writer {
     }
     const encoded = utf8.encode(value);
     if (fromUtf8.decode(encoded) !== value) {
-      throw fail("TB_PLAN_INPUT", `a name that is no Unicode text: ${JSON.stringify(value)}`, {
+      throw fail("TB_PLAN_INPUT", `a name is not Unicode text: ${JSON.stringify(value)}`, {
         name: value,
       });
     }
@@ -101,7 +101,8 @@ export class Reader {
 
   u8(): number {
     const byte = this.#buffer[this.#at++];
-    if (byte === undefined) throw fail("TB_PLAN_FORMAT", "a truncated plan", { bytes: this.#buffer.length });
+    if (byte === undefined)
+      throw fail("TB_PLAN_FORMAT", "the plan is truncated", { bytes: this.#buffer.length });
     return byte;
   }
 
@@ -120,7 +121,7 @@ export class Reader {
       value += (byte & 0x7f) * scale;
       if (byte < 0x80 && Number.isSafeInteger(value)) return value;
     }
-    throw fail("TB_PLAN_FORMAT", "a damaged plan: a number beyond 2^53", { at: this.#at });
+    throw fail("TB_PLAN_FORMAT", "the plan is damaged: a number exceeds 2^53", { at: this.#at });
   }
 
   signed(): number {
@@ -136,7 +137,7 @@ export class Reader {
     try {
       return fromUtf8.decode(bytes);
     } catch (cause) {
-      throw fail("TB_PLAN_FORMAT", "a damaged plan: text that is no UTF-8", { cause: String(cause) });
+      throw fail("TB_PLAN_FORMAT", "the plan is damaged: a text is not UTF-8", { cause: String(cause) });
     }
   }
 
@@ -149,7 +150,9 @@ export class Reader {
   /** One of the entries, by the number that comes next, or a number that was read. */
   entry<T>(entries: readonly T[], index = this.u8()): T {
     if (index >= entries.length) {
-      throw fail("TB_PLAN_FORMAT", `a damaged plan: entry ${index} of ${entries.length}`, { at: this.#at });
+      throw fail("TB_PLAN_FORMAT", `the plan is damaged: it refers to entry ${index} of ${entries.length}`, {
+        at: this.#at,
+      });
     }
     return entries[index]!;
   }
@@ -157,7 +160,7 @@ export class Reader {
   /** Fails unless as many bytes are left: whatever was counted takes at least a byte each. */
   expect(count: number): void {
     if (count > this.#buffer.length - this.#at) {
-      throw fail("TB_PLAN_FORMAT", "a truncated plan", { bytes: this.#buffer.length, wanted: count });
+      throw fail("TB_PLAN_FORMAT", "the plan is truncated", { bytes: this.#buffer.length, wanted: count });
     }
   }
 }

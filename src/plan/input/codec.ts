@@ -211,9 +211,9 @@ export function isSavedPlan(bytes: Uint8Array): boolean {
 
 /** The input in canonical bytes. `TB_PLAN_FORMAT` for damage, another format, or another planner. */
 export function decodeInput(bytes: Uint8Array): PlanInput {
-  if (!(bytes instanceof Uint8Array)) throw new TypeError("a plan is loaded from a Uint8Array");
+  if (!(bytes instanceof Uint8Array)) throw new TypeError("a plan can be loaded only from a Uint8Array");
   const reader = new Reader(bytes.subarray(0, Math.max(0, bytes.length - checkBytes)));
-  if (reader.u32() !== magic) throw fail("TB_PLAN_FORMAT", "these bytes are no plan", {});
+  if (reader.u32() !== magic) throw fail("TB_PLAN_FORMAT", "these bytes are not a saved plan", {});
   const format = reader.u16();
   const planner = reader.u16();
   if (format < 1 || format > formatVersion || planner !== plannerVersion) {
@@ -225,7 +225,7 @@ export function decodeInput(bytes: Uint8Array): PlanInput {
   }
   const check = sha256(bytes.subarray(0, -checkBytes));
   if (!bytes.subarray(-checkBytes).every((byte, index) => byte === check[index])) {
-    throw fail("TB_PLAN_FORMAT", "a damaged plan: its check sum is wrong", { bytes: bytes.length });
+    throw fail("TB_PLAN_FORMAT", "the plan is damaged: its checksum is wrong", { bytes: bytes.length });
   }
   const options = readOptions(reader, format);
   const meshes = reader.list(() => readMesh(reader));
@@ -300,7 +300,7 @@ function readPlacement(reader: Reader, coordinates: number): Placement {
       return { kind: "shard", dim, sizes: Array.from({ length: coordinates }, () => reader.number()) };
     }
     default:
-      throw fail("TB_PLAN_FORMAT", `a damaged plan: placement of kind ${kind}`, { kind });
+      throw fail("TB_PLAN_FORMAT", `the plan is damaged: a placement has the unknown kind ${kind}`, { kind });
   }
 }
 
@@ -339,10 +339,14 @@ function readTensors(reader: Reader, kinds: readonly ReadKind[]): TensorInput[] 
     const head = reader.number();
     const tail = reader.number();
     if (head + tail > last.length) {
-      throw fail("TB_PLAN_FORMAT", "a damaged plan: a name shares more with the last one than there is", {
-        head,
-        tail,
-      });
+      throw fail(
+        "TB_PLAN_FORMAT",
+        "the plan is damaged: a name shares more characters with the name before it than that has",
+        {
+          head,
+          tail,
+        },
+      );
     }
     const between = reader.text();
     limits.take(head + between.length + tail, "TB_PLAN_FORMAT");

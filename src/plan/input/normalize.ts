@@ -147,7 +147,7 @@ function normalPairs(pairs: Readonly<Record<string, PairInput>>, meshes: DeviceM
 
 function normalLayout(layout: Layout, place: string, meshes: DeviceMesh[], isTarget: boolean): SideLayout {
   if (typeof layout !== "object" || layout === null) {
-    throw fail("TB_PLAN_INPUT", `${place} must have a mesh and placements`, { place });
+    throw fail("TB_PLAN_INPUT", `${place} needs a mesh and placements`, { place });
   }
   const mesh = asMesh(layout.mesh, place);
   let number = meshes.findIndex((known) => isSameMesh(known, mesh));
@@ -173,7 +173,7 @@ function asMesh(mesh: unknown, place: string): DeviceMesh {
   ) {
     return new DeviceMesh(other.shape, { ranks: Array.from(other.ranks) });
   }
-  throw fail("TB_MESH", `${place}.mesh is no DeviceMesh`, { place });
+  throw fail("TB_MESH", `${place}.mesh must be a DeviceMesh`, { place });
 }
 
 function normalTensors(tensors: readonly TensorInput[], pairs: readonly NormalPair[]) {
@@ -370,7 +370,7 @@ function internKind(kind: TensorKind, kinds: TensorKind[], keys: Map<string, num
 function checkShape(tensor: TensorInput, place: string, largest: DType): readonly number[] {
   const { shape, name } = tensor;
   if (shape.length > 8) {
-    throw fail("TB_SHAPE", `${place}: ${shape.length} dimensions, at most 8 are possible`, {
+    throw fail("TB_SHAPE", `${place}: a tensor has at most 8 dimensions, not ${shape.length}`, {
       tensor: name,
       shape,
     });
@@ -378,19 +378,19 @@ function checkShape(tensor: TensorInput, place: string, largest: DType): readonl
   let elements = 1n;
   for (const size of shape) {
     if (!Number.isSafeInteger(size) || size < 0) {
-      throw fail("TB_SHAPE", `${place}: dimension of size ${size}`, { tensor: name, shape });
+      throw fail("TB_SHAPE", `${place}: a dimension cannot have the size ${size}`, { tensor: name, shape });
     }
     elements *= BigInt(size);
   }
   if (shape.length === 0 && isPacked(largest)) {
-    throw fail("TB_SHAPE", `${place}: one element of ${largest} fills no whole byte`, {
+    throw fail("TB_SHAPE", `${place}: one element of ${largest} does not fill a whole byte`, {
       tensor: name,
       shape,
     });
   }
   const bytes = bytesOf(largest, elements);
   if (bytes > maxBytes) {
-    throw fail("TB_SHAPE", `${place}: more than 2^62 bytes`, { tensor: name, shape, bytes });
+    throw fail("TB_SHAPE", `${place}: the tensor has more than 2^62 bytes`, { tensor: name, shape, bytes });
   }
   return [...shape];
 }

@@ -59,11 +59,15 @@ export function sideLayout(
   if (!Array.isArray(given)) throw fail("TB_PLACEMENT", `${place}.placements must be an array`, { place });
   const placements = given.map((placement, dim) => checkPlacement(placement, `${place}.placements[${dim}]`));
   if (placements.length !== mesh.ndim) {
-    throw fail("TB_PLACEMENT", `${place}: ${placements.length} placements for ${mesh.ndim} mesh dimensions`, {
-      place,
-      placements: placements.map(formatPlacement),
-      meshShape: mesh.shape,
-    });
+    throw fail(
+      "TB_PLACEMENT",
+      `${place}: a mesh of ${mesh.ndim} dimensions needs as many placements, not ${placements.length}`,
+      {
+        place,
+        placements: placements.map(formatPlacement),
+        meshShape: mesh.shape,
+      },
+    );
   }
   placements.forEach((placement, dim) => {
     if (placement.kind === "shard") checkCount(placement.sizes, mesh, dim, `${place}.placements[${dim}]`);
@@ -119,7 +123,7 @@ function checkReading(
 
 function checkPlacement(placement: Placement, place: string): Placement {
   const no = (why: string) => fail("TB_PLACEMENT", `${place}: ${why}`, { place, placement });
-  if (typeof placement !== "object" || placement === null) throw no("not a placement");
+  if (typeof placement !== "object" || placement === null) throw no("this is not a placement");
   switch (placement.kind) {
     case "replicate":
       return { kind: "replicate" };
@@ -144,7 +148,7 @@ function checkPlacement(placement: Placement, place: string): Placement {
       }
       return { kind: "partial", op: placement.op };
     default:
-      throw no("not a placement");
+      throw no("this is not a placement");
   }
 }
 

@@ -26,7 +26,7 @@ export function normalTopology(
   }
   checkKeys(topology, keys, "topology");
   if ((topology.ranksPerHost === undefined) === (topology.hosts === undefined)) {
-    throw fail("TB_TOPOLOGY", "a topology has either ranksPerHost or hosts", { topology });
+    throw fail("TB_TOPOLOGY", "a topology needs either ranksPerHost or hosts, and not both", { topology });
   }
   if (topology.hosts !== undefined) checkHosts(topology.hosts, world);
   return {
@@ -45,7 +45,7 @@ function normalLinks(links: readonly HostLinkInput[]): HostLinkInput[] {
   for (const [index, { hosts }] of sorted.entries()) {
     const next = sorted[index + 1]?.hosts;
     if (next?.[0] === hosts[0] && next[1] === hosts[1]) {
-      throw fail("TB_TOPOLOGY", `links name hosts ${hosts[0]} and ${hosts[1]} twice`, { hosts });
+      throw fail("TB_TOPOLOGY", `links name the hosts ${hosts[0]} and ${hosts[1]} twice`, { hosts });
     }
   }
   return sorted;
@@ -57,7 +57,7 @@ function normalLink(link: HostLinkInput, index: number): HostLinkInput {
     throw fail("TB_TOPOLOGY", `${place} must be an object`, { link });
   checkKeys(link, ["hosts", "MBps"], place);
   if (!Array.isArray(link.hosts) || link.hosts.length !== 2) {
-    throw fail("TB_TOPOLOGY", `${place}.hosts must be two hosts`, { hosts: link.hosts });
+    throw fail("TB_TOPOLOGY", `${place}.hosts must name two hosts`, { hosts: link.hosts });
   }
   const [one, other] = link.hosts.map((host, at) =>
     integerIn(host ?? Number.NaN, `${place}.hosts[${at}]`, 0, most, 0, "TB_TOPOLOGY"),

@@ -116,9 +116,13 @@ function packedUnits({ input }: Subject): ReadonlyMap<number, bigint> | undefine
 }
 
 function tooLarge(count: bigint, most: number): TensorBusError {
-  return new TensorBusError("TB_PLAN_TOO_LARGE", `${count} chunks, more than maxChunks (${most})`, {
-    details: { chunks: count, maxChunks: most },
-  });
+  return new TensorBusError(
+    "TB_PLAN_TOO_LARGE",
+    `the list has ${count} chunks, more than maxChunks (${most}) allows`,
+    {
+      details: { chunks: count, maxChunks: most },
+    },
+  );
 }
 
 function bucketId(gathered: Gathered, bucket: number): string {

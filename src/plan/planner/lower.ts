@@ -42,7 +42,8 @@ function strideEntries(input: NormalInput, strides: StridesByTensor): BigInt64Ar
     if (local === undefined) continue;
     const tensor = Number(key);
     const kind = input.kinds[input.tensorKinds[tensor] ?? -1];
-    if (kind === undefined) throw fail("TB_STRIDES", `there is no tensor ${String(key)}`, { tensor: key });
+    if (kind === undefined)
+      throw fail("TB_STRIDES", `the plan has no tensor ${String(key)}`, { tensor: key });
     (["source", "target"] as const).forEach((side, number) => {
       const given = local[side];
       if (given === undefined) return;
@@ -67,7 +68,7 @@ function strideUnits(
   return strides.map((stride, dim) => {
     const isLast = dim === shape.length - 1;
     if (isLast ? stride === 1 : stride % unit === 0) return isLast ? 1 : stride / unit;
-    const why = `stride ${stride} of dimension ${dim} leaves elements of ${dtype} inside of a byte`;
+    const why = `stride ${stride} of dimension ${dim} lets elements of ${dtype} begin inside of a byte`;
     throw fail("TB_STRIDES", `tensor ${JSON.stringify(tensor)}, ${side}: ${why}`, {
       tensor,
       side,
@@ -80,7 +81,8 @@ function strideUnits(
 function checkStrides(tensor: string, side: string, strides: readonly number[], ndim: number): void {
   const bad = (why: string): TensorBusError =>
     fail("TB_STRIDES", `tensor ${JSON.stringify(tensor)}, ${side}: ${why}`, { tensor, side, strides });
-  if (strides.length !== ndim) throw bad(`${strides.length} strides for ${ndim} dimensions`);
+  if (strides.length !== ndim)
+    throw bad(`a tensor of ${ndim} dimensions needs as many strides, not ${strides.length}`);
   for (const stride of strides) {
     if (!Number.isSafeInteger(stride) || stride < 0)
       throw bad(`stride ${String(stride)} is no integer of 0 and more`);

@@ -34,19 +34,21 @@ export class Program {
   constructor(bytes: Uint8Array) {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     if (bytes.length < headerBytes || view.getUint32(0, true) !== magic) {
-      throw new TensorBusError("TB_PLAN_FORMAT", "these bytes are no program");
+      throw new TensorBusError("TB_PLAN_FORMAT", "these bytes are not a program");
     }
     if (view.getUint32(4, true) !== version) {
       throw new TensorBusError(
         "TB_PLAN_FORMAT",
-        `program of format ${view.getUint32(4, true)}, not ${version}`,
+        `the program has format ${view.getUint32(4, true)}, and this version reads format ${version}`,
         {
           details: { found: view.getUint32(4, true), supported: version },
         },
       );
     }
     if (view.getBigUint64(152, true) !== BigInt(bytes.length)) {
-      throw new TensorBusError("TB_PLAN_FORMAT", "a truncated program", { details: { bytes: bytes.length } });
+      throw new TensorBusError("TB_PLAN_FORMAT", "the program is truncated", {
+        details: { bytes: bytes.length },
+      });
     }
     this.bytes = bytes;
     this.rank = view.getUint32(8, true);
@@ -64,7 +66,7 @@ export class Program {
       bufferTable + bufferCount * 32 > bytes.length ||
       channelTable + this.channelCount * 40 > bytes.length
     ) {
-      throw new TensorBusError("TB_PLAN_FORMAT", "a program with tables beyond its end");
+      throw new TensorBusError("TB_PLAN_FORMAT", "the program is damaged: a table reaches beyond its end");
     }
     this.buffers = Array.from({ length: bufferCount }, (_, index) => {
       const at = bufferTable + index * 32;

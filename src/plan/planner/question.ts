@@ -100,12 +100,12 @@ function named(fault: PlannerFault, input: NormalInput): TensorBusError {
     const [what, amount] = fault.values;
     const [unit, why] =
       what === ofChannels
-        ? ["channels", `more than ${amount} channels in a stage`]
+        ? ["channels", `a stage has more than ${amount} channels`]
         : what === ofChunks
-          ? ["chunks", `at least ${amount} chunks`]
+          ? ["chunks", `it has at least ${amount} chunks`]
           : what === ofRuns
             ? ["runs", `a strided shard cuts a dimension into at least ${amount} runs of indices`]
-            : ["bytes", `${amount} bytes of memory needed`];
+            : ["bytes", `it needs ${amount} bytes of memory`];
     return new TensorBusError("TB_PLAN_TOO_LARGE", `the plan is too large: ${why}`, {
       details: { [unit]: amount },
       cause: fault,

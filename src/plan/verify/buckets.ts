@@ -46,7 +46,10 @@ export class BucketTable {
     this.#checkChannels();
     for (const bucket of this.buckets) {
       if (rank !== undefined && bucket.srcRank !== rank && bucket.dstRank !== rank)
-        throw invalid("a bucket in the list of a rank that is at neither end", { bucket: bucket.id, rank });
+        throw invalid("a bucket is in the list of a rank that is at neither of its ends", {
+          bucket: bucket.id,
+          rank,
+        });
       if (rank === undefined || bucket.srcRank === rank) this.#checkWaits(bucket);
     }
   }
@@ -67,7 +70,8 @@ export class BucketTable {
       }
     }
     const index = chunkIndex(chunk);
-    if (index < 0) throw invalid("the id of a chunk is not its bucket's and an index", placeOf(chunk));
+    if (index < 0)
+      throw invalid("the id of a chunk is not the id of its bucket and an index", placeOf(chunk));
     // Too large a number is not exact, and too large for any bucket.
     if (!this.#take(number, index, Number(chunk.bytes)))
       throw invalid("a chunk is listed twice", { ...placeOf(chunk), rank: chunk.dstRank });
@@ -111,9 +115,9 @@ export class BucketTable {
           rank: bucket.dstRank,
         });
       }
-      if (this.#chunks[number] === 0) throw invalid("a bucket without a chunk", { bucket: bucket.id });
+      if (this.#chunks[number] === 0) throw invalid("a bucket has no chunk", { bucket: bucket.id });
       if (end !== Number(bucket.bytes)) {
-        throw invalid("the bytes of a bucket are not those of its chunks", {
+        throw invalid("the bytes of a bucket are not the sum of its chunks' bytes", {
           bucket: bucket.id,
           found: bucket.bytes,
           expected: BigInt(end),
@@ -154,10 +158,11 @@ export class BucketTable {
     for (const bucket of this.buckets) {
       const { id, stage, srcRank, dstRank, wave } = bucket;
       const no = (message: string) => invalid(message, { bucket: id, rank: dstRank, wave });
-      if (stage !== 0 && stage !== 1 && stage !== 2) throw no(`a bucket of stage ${stage}`);
-      if (!Number.isSafeInteger(wave) || wave < 0) throw no("a wave is malformed");
+      if (stage !== 0 && stage !== 1 && stage !== 2) throw no(`a bucket has the unknown stage ${stage}`);
+      if (!Number.isSafeInteger(wave) || wave < 0)
+        throw no("the wave of a bucket is not a whole number of at least 0");
       const sequence = sequenceOf(bucket);
-      if (sequence < 0) throw no("the id of a bucket is not that of its ends");
+      if (sequence < 0) throw no("the id of a bucket does not name its own ends");
       const name = (stage * worldMost + srcRank) * worldMost + dstRank;
       const channel = channels.get(name);
       if (channel !== undefined) {

@@ -46,7 +46,7 @@ export class TensorView {
     const elements = chunk.lengths.reduce((product, length) => product * length, 1n);
     const bits = this.#wireBits[chunk.stage]!;
     if (chunk.bytes * 8n !== elements * bits) {
-      throw this.broken(chunk, "the bytes of a chunk are not those of its elements on the wire", {
+      throw this.broken(chunk, "the bytes of a chunk are not the bytes of its elements on the wire", {
         bytes: chunk.bytes,
         elements,
       });
@@ -106,11 +106,11 @@ export class TensorView {
 
   #numbers(chunk: Chunk, values: readonly bigint[], least: number): number[] {
     if (values.length !== this.source.ndim)
-      throw this.broken(chunk, "a box has the wrong count of dimensions");
+      throw this.broken(chunk, "a box has the wrong number of dimensions");
     return values.map((value) => {
       const number = Number(value);
       if (typeof value !== "bigint" || !Number.isSafeInteger(number) || number < least) {
-        throw this.broken(chunk, least > 0 ? "an empty chunk" : "an offset is out of range", { value });
+        throw this.broken(chunk, least > 0 ? "a chunk is empty" : "an offset is out of range", { value });
       }
       return number;
     });
@@ -131,16 +131,17 @@ export class TensorView {
     const dstPosition = to.positionOf(chunk.dstRank);
     if (srcPosition === undefined)
       throw this.broken(chunk, `rank ${chunk.srcRank} has no ${chunk.from} of it`);
-    if (dstPosition === undefined) throw this.broken(chunk, `rank ${chunk.dstRank} has no ${chunk.to} of it`);
+    if (dstPosition === undefined)
+      throw this.broken(chunk, `rank ${chunk.dstRank} has no ${chunk.to} of this tensor`);
     for (let dim = 0; dim < from.ndim; dim++) {
       const left = from.runs(dim, srcPosition);
       const right = to.runs(dim, dstPosition);
       const [src, dst, length] = [box.src[dim]!, box.dst[dim]!, box.lengths[dim]!];
       if (src + length > left.before.at(-1)! || dst + length > right.before.at(-1)!) {
-        throw this.broken(chunk, "a box lies outside of what its rank holds", { dim });
+        throw this.broken(chunk, "a box lies outside of the elements that its rank holds", { dim });
       }
       if (!sameIndices(left, src, right, dst, length)) {
-        throw this.broken(chunk, "the two ends of a chunk are not the same global indices", { dim });
+        throw this.broken(chunk, "the two ends of a chunk have different global indices", { dim });
       }
     }
   }

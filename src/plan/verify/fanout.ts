@@ -46,7 +46,7 @@ export class Fanout {
     for (const read of reads) {
       for (const box of index.touching(read.offsets, read.lengths)) {
         if (this.#table.waitsFor(read.bucket, boxes.bucket(box))) continue;
-        throw view.broken(read.chunk, "a chunk does not wait for a write of what it reads", {
+        throw view.broken(read.chunk, "a chunk does not wait for the write of the elements that it reads", {
           bucket: this.#table.buckets[read.bucket]!.id,
           write: this.#table.buckets[boxes.bucket(box)]!.id,
         });

@@ -321,7 +321,11 @@ export class SideHoldings {
       if (compared.has(group)) continue;
       compared.add(group);
       if (!equalRuns(this.#cut(dim, split, position), this.#cut(dim, order, position))) {
-        throw this.#readingError(dim, reading, "has two readings that differ, and none is named");
+        throw this.#readingError(
+          dim,
+          reading,
+          "has two readings that differ: name one by the option stridedShard",
+        );
       }
     }
     return split;

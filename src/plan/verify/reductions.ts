@@ -47,9 +47,10 @@ export class Reductions {
     const position = view.source.positionOf(chunk.dstRank)!;
     const group = this.#groupOf(view, chunk.dstRank, position);
     const member = group.indexOf(chunk.srcRank);
-    if (member < 0) throw view.broken(chunk, "a contribution from outside of the owner's group", { group });
+    if (member < 0)
+      throw view.broken(chunk, "a contribution comes from outside of the owner's group", { group });
     if (box.src.some((offset, dim) => offset !== box.dst[dim])) {
-      throw view.broken(chunk, "a contribution changes its place");
+      throw view.broken(chunk, "a contribution goes to another place than it comes from");
     }
     const key = pieceKey(chunk.tensor, chunk.dstRank, box.dst, box.lengths);
     let piece = this.#pieces.get(key);
@@ -85,7 +86,7 @@ export class Reductions {
     this.#checkCuts();
     for (const read of this.#reads) this.#checkRead(read);
     for (const piece of this.#pieces.values()) {
-      if (!piece.read) throw this.#broken(piece, "a reduced piece that nobody reads");
+      if (!piece.read) throw this.#broken(piece, "no chunk reads a reduced piece");
     }
   }
 
@@ -163,14 +164,19 @@ export class Reductions {
   #checkRead(read: Read): void {
     const view = this.#tensors[read.tensor]!;
     const piece = this.#pieces.get(read.piece);
-    if (piece === undefined) throw view.broken(read.chunk, "a chunk reads what its sender has not reduced");
+    if (piece === undefined)
+      throw view.broken(read.chunk, "a chunk reads elements that its sender has not reduced");
     piece.read = true;
     for (const writer of piece.buckets) {
       if (!this.#table.waitsFor(read.bucket, writer!)) {
-        throw view.broken(read.chunk, "a chunk does not wait for a contribution to what it reads", {
-          bucket: this.#table.buckets[read.bucket]!.id,
-          contribution: this.#table.buckets[writer!]!.id,
-        });
+        throw view.broken(
+          read.chunk,
+          "a chunk does not wait for a contribution to the elements that it reads",
+          {
+            bucket: this.#table.buckets[read.bucket]!.id,
+            contribution: this.#table.buckets[writer!]!.id,
+          },
+        );
       }
     }
   }
