@@ -57,7 +57,7 @@ const commands: readonly CommandEntry[] = [
   },
   {
     name: "doctor",
-    summary: "Says what this machine has and lacks, and how to get it.",
+    summary: "Says what this machine has, what is missing, and how to get it.",
     load: async () => (await import("./doctor/command.ts")).doctorCommand,
   },
 ];
@@ -146,10 +146,10 @@ const examples = `
 Examples:
   $ tensorbus demo                        a trainer and an engine, several rounds, every byte verified
   $ tensorbus plan spec.yaml --verify     what moving a model would take, and the proof that the plan is right
-  $ tensorbus doctor                      what this machine has and lacks
+  $ tensorbus doctor                      what this machine has, what is missing
 
 Exit codes:
-  0 done, 1 a check failed, 2 bad input, 3 the environment lacks something, 4 a transfer failed`;
+  0 done, 1 a check failed, 2 bad input, 3 something is missing in the environment, 4 a transfer failed`;
 
 /** Commander's message as one line. */
 function usageMessage(text: string, { stderr }: CommandContext): string {
@@ -166,7 +166,7 @@ function describeError(thrown: unknown, debug: boolean, { stderr }: CommandConte
   const known = error instanceof TensorBusError;
   const message = error instanceof Error ? error.message : String(error);
   const line = `${colors.red("error:")} ${message.replaceAll(/\s*\n\s*/g, " ")}${known ? colors.dim(` (${error.code})`) : ""}\n`;
-  if (!debug) return known ? line : `${line}This is a mistake of tensorbus itself; --debug shows where.\n`;
+  if (!debug) return known ? line : `${line}This is a fault of tensorbus itself; --debug shows where.\n`;
   const details = known ? `${JSON.stringify(error.details, plainValue, 2)}\n` : "";
   return line + details + describeStack(error);
 }

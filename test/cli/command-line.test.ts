@@ -12,7 +12,7 @@ describe("the command line", () => {
     expect(stdout).toContain("Usage: tensorbus [options] [command]");
     expect(stdout).toMatch(/Examples:\n {2}\$ tensorbus demo/);
     expect(stdout).toMatch(
-      /0 done, 1 a check failed, 2 bad input, 3 the environment lacks something, 4 a transfer failed/,
+      /0 done, 1 a check failed, 2 bad input, 3 something is missing in the environment, 4 a transfer failed/,
     );
   });
 
@@ -37,7 +37,10 @@ describe("the command line", () => {
 
   test.each([
     [["pln"], "error: unknown command 'pln' (Did you mean plan?)\n"],
-    [["plan"], "error: missing required argument 'spec', or --load and a file\n"],
+    [
+      ["plan"],
+      "error: missing required argument 'spec', or --load and a file, or --model, --source and --target\n",
+    ],
     [["doctor", "--jsn"], "error: unknown option '--jsn' (Did you mean --json?)\n"],
     [["plan", "spec.yaml", "--rank", "x"], /^error: option '--rank <rank>' argument 'x' is invalid\. .*\n$/],
   ])("%j is bad input, in one line", async (argv, message) => {

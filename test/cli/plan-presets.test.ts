@@ -92,8 +92,11 @@ describe("tensorbus plan --model", () => {
   });
 
   test.each([
-    [["--target", "vllm:tp=3"], "--target: vllm:tp=3: 32 heads over tp=3 ranks part a head"],
-    [["--target", "vllm:tp=4", "--topology", "ranksPerHost"], '--topology: "ranksPerHost" is no KEY=NUMBER'],
+    [["--target", "vllm:tp=3"], "--target: vllm:tp=3: 32 heads over tp=3 ranks would split a head"],
+    [
+      ["--target", "vllm:tp=4", "--topology", "ranksPerHost"],
+      '--topology: "ranksPerHost" is not of the form KEY=NUMBER',
+    ],
     [
       ["--target", "vllm:tp=4", "--topology", "ranksPerHost=8"],
       "--topology hostMBps: must be a number, and is missing",
@@ -187,7 +190,7 @@ ${target}`;
     ],
     [
       "    - { match: '{*}', drop: x }\n    - { match: '{L}.b', drop: y }",
-      /rule 4, \{L\}\.b: takes none of the 3 tensors/,
+      /rule 4, \{L\}\.b: matches none of the 3 tensors/,
     ],
     [
       "    - { match: '{*}', drop: x }\nplacements: [{ match: x, source: [R], target: [R] }]",
@@ -221,7 +224,7 @@ ${target}`;
       "plan",
       write(`version: 1\n${tensors}\nsource: { preset: "hf:2" }\ntarget: { preset: "hf:4" }\n`),
     );
-    expect(preset.stderr).toContain("source.preset: needs the config of a model");
+    expect(preset.stderr).toContain("source.preset: needs the model's config");
     const mixed = await runCli(
       "plan",
       write(`version: 1\n${tensors}\nsource: { preset: "hf:2" }\ntarget: { mesh: [2] }\n`),

@@ -127,7 +127,7 @@ describe("errors", () => {
 
   it("name the rule to add for tensors of too few dimensions", async () => {
     const message = await failure({ target: "2:S(1)" });
-    expect(message).toContain('--target "2:S(1)" cuts a dimension that these tensors lack');
+    expect(message).toContain('--target "2:S(1)" cuts a dimension that these tensors do not have');
     expect(message).toContain("layers.*.norm.weight (1)");
     const rule = /--rule "([^"]+)"/.exec(message)![1]!;
     expect(rule).toBe("e_score_correction_bias|norm|steps=R->R");

@@ -106,11 +106,13 @@ describe("a saved plan", () => {
     }
     const flipped = Buffer.from(bytes);
     flipped[200]! ^= 4;
-    expect(await attempt(flipped)).toMatch(/damaged\.tbplan: a damaged plan.*\(TB_PLAN_FORMAT\)\n$/);
+    expect(await attempt(flipped)).toMatch(/damaged\.tbplan: the plan is damaged.*\(TB_PLAN_FORMAT\)\n$/);
     const newer = Buffer.from(bytes);
     newer.writeUInt16LE(999, 6);
     expect(await attempt(newer)).toMatch(/planner 999; this is .*\(TB_PLAN_FORMAT\)\n$/);
-    expect(await attempt(readFileSync(spec))).toMatch(/these bytes are no plan \(TB_PLAN_FORMAT\)\n$/);
+    expect(await attempt(readFileSync(spec))).toMatch(
+      /these bytes are not a saved plan \(TB_PLAN_FORMAT\)\n$/,
+    );
     const none = await runCli("plan", "--load", join(folder, "none"));
     expect([none.code, none.stderr]).toEqual([
       2,
@@ -153,7 +155,10 @@ describe("--save", () => {
     expect(readFileSync(target).equals(readFileSync(saved))).toBe(true);
     for (const path of [folder, "/dev/null"]) {
       const { code, stderr } = await runCli("plan", spec, "--save", path);
-      expect([code, stderr]).toEqual([2, `error: cannot write ${path}: it is no regular file (TB_FILE)\n`]);
+      expect([code, stderr]).toEqual([
+        2,
+        `error: cannot write ${path}: it is not a regular file (TB_FILE)\n`,
+      ]);
     }
     expect(lstatSync("/dev/null").isCharacterDevice()).toBe(true);
   });

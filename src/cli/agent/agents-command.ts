@@ -52,7 +52,7 @@ async function runAgents(
     flags.ranks === undefined
       ? [...new Set([...sides.values()].flat())].sort((a, b) => a - b)
       : parseRanks("--ranks", flags.ranks);
-  if (ranks.length === 0) throw new TensorBusError("TB_SPEC", "no ranks: give --side or --ranks");
+  if (ranks.length === 0) throw new TensorBusError("TB_SPEC", "no ranks were given: use --side or --ranks");
   const named = flags.store ?? environment["TENSOR_BUS_STORE"];
   const server = named ? undefined : await serveTcpStore({ host: "127.0.0.1", port: 0 });
   try {

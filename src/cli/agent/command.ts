@@ -56,7 +56,7 @@ export function agentCommand(context: CommandContext): Command {
     .option("--client-uid <n...>", "users besides this one whose processes may be clients of that socket", [])
     .addOption(transportOption())
     .option("--host <address>", "where to listen for other agents (default 127.0.0.1)")
-    .option("--advertise <address>", "what others connect to, where that differs")
+    .option("--advertise <address>", "what others connect to, if that differs")
     .option("--port <n>", "port to listen on (default: a free one)")
     .option("--connections <n>", "sockets per pair of ranks")
     .option("--device <uuid>", "the GPU whose memory clients may register (TENSOR_BUS_DEVICE; nvidia-smi -L)")
@@ -89,7 +89,8 @@ async function runAgent(context: CommandContext, flags: AgentFlags): Promise<voi
   const rank = rankOf(flags, environment);
   const world = integer("--world", flags.world ?? environment["TENSOR_BUS_WORLD_SIZE"] ?? "4096", 1);
   const url = flags.store ?? environment["TENSOR_BUS_STORE"];
-  if (!url) throw new TensorBusError("TB_STORE_OPTIONS", "no store: give --store or TENSOR_BUS_STORE");
+  if (!url)
+    throw new TensorBusError("TB_STORE_OPTIONS", "no store was given: use --store or set TENSOR_BUS_STORE");
   const paths = defaultPaths(rank, {
     ...environment,
     ...(flags.namespace === undefined ? {} : { TENSOR_BUS_NAMESPACE: flags.namespace }),
@@ -192,13 +193,13 @@ function rankOf({ rank }: AgentFlags, environment: NodeJS.ProcessEnv): number {
   if (rank !== undefined) return integer("--rank", rank, 0);
   if (AGENT_RANK) return integer("AGENT_RANK", AGENT_RANK, 0);
   if (RANK) return integer("RANK", RANK, 0) + integer("AGENT_RANK_OFFSET", AGENT_RANK_OFFSET || "0", 0);
-  throw new TensorBusError("TB_SPEC", "no rank: give --rank, AGENT_RANK or RANK");
+  throw new TensorBusError("TB_SPEC", "no rank was given: use --rank, or set AGENT_RANK or RANK");
 }
 
 function integer(name: string, text: string, min: number): number {
   const value = Number(text);
   if (/^\d+$/.test(text.trim()) && Number.isSafeInteger(value) && value >= min) return value;
-  throw new TensorBusError("TB_SPEC", `${name} must be an integer of ${min} and more, not ${text}`, {
+  throw new TensorBusError("TB_SPEC", `${name} must be an integer of at least ${min}, not ${text}`, {
     details: { [name]: text },
   });
 }

@@ -95,7 +95,7 @@ function arrayOf(dtype: DType, count: number, next: () => number): ArrayBufferVi
     case "bool":
       return new Uint8Array(count).map(() => next() & 1);
     default:
-      throw new TypeError(`the demo has no values of ${dtype}`);
+      throw new TypeError(`the demo cannot make values of ${dtype}`);
   }
 }
 

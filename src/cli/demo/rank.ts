@@ -196,7 +196,7 @@ class DemoRank {
 }
 
 function bytesOf({ data, dtype, size }: SharedTensor, at: number, bytes: number): Uint8Array<ArrayBuffer> {
-  if (at + bytes > size * itemSize(dtype)) throw new RangeError("a slab ends outside of its tensor");
+  if (at + bytes > size * itemSize(dtype)) throw new RangeError("a slab ends beyond its tensor");
   return new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset + at, bytes);
 }
 

@@ -7,7 +7,7 @@ import { type DType, isOpaque, itemSize } from "../../layout/index.ts";
  */
 export function train(bytes: Uint8Array, dtype: DType, round: number): void {
   // Types that are only moved have no values to train.
-  if (isOpaque(dtype)) throw new TypeError(`the demo trains no ${dtype}`);
+  if (isOpaque(dtype)) throw new TypeError(`the demo cannot train ${dtype}`);
   const values = new (arrayTypeOf(dtype as Exclude<DType, "uint64" | "complex64">))(
     bytes.buffer as ArrayBuffer,
     bytes.byteOffset,
@@ -27,6 +27,6 @@ export function train(bytes: Uint8Array, dtype: DType, round: number): void {
   } else if (dtype === "bool") {
     for (let i = 0; i < values.length; i++) values[i] = values[i]! ^ (round & 1);
   } else {
-    throw new TypeError(`the demo trains no ${dtype}`);
+    throw new TypeError(`the demo cannot train ${dtype}`);
   }
 }

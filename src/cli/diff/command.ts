@@ -22,7 +22,7 @@ export function diffCommand(context: CommandContext): Command {
     .argument("<after>", "a spec or a saved plan")
     .option("--json", "print one JSON object")
     .addOption(new Option("--markdown", "print a summary for a pull request").conflicts("json"))
-    .option("--exit-code", "end with exit code 1 where the plans differ, as git diff does")
+    .option("--exit-code", "end with exit code 1 if the plans differ, like git diff")
     .addHelpText(
       "after",
       `
@@ -31,7 +31,7 @@ Examples:
   $ tensorbus diff weights.tbplan weights.yaml --exit-code
   $ tensorbus diff base.tbplan weights.yaml --markdown >> "$GITHUB_STEP_SUMMARY"
 
-Plans are equal where their digests are. Budgets and names of sides are not of a plan.`,
+Plans are equal if their digests are. Budgets and names of sides are not part of a plan.`,
     )
     .action(async (before: string, after: string, options: DiffOptions) => {
       const [old, now] = [await loadPlanned(before), await loadPlanned(after)];

@@ -184,7 +184,7 @@ function checkKernels(environment: Environment): Check {
     ...check,
     status: "missing",
     found: `${path} is not there`,
-    advice: "build where nvcc is: install the CUDA toolkit, or set NVCC, then npm run build",
+    advice: "building needs nvcc: install the CUDA toolkit, or set NVCC, then npm run build",
   };
 }
 

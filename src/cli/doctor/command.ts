@@ -21,7 +21,7 @@ Examples:
   $ tensorbus doctor
   $ tensorbus doctor --json | jq '.checks[] | select(.status != "ok")'
 
-Exit code 3 where something that planning or transfers need is missing.`,
+Exit code 3 if something is missing that planning or transfers need.`,
     )
     .action(async (options: { json?: boolean }) => {
       const checks = await checkMachine(context.environment);

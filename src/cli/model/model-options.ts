@@ -53,5 +53,5 @@ async function configPath(path: string): Promise<string> {
 
 function parseDType(text: string): DType {
   if ((dtypes as readonly string[]).includes(text)) return text as DType;
-  throw new InvalidArgumentError(`It is one of ${dtypes.join(", ")}.`);
+  throw new InvalidArgumentError(`It must be one of ${dtypes.join(", ")}.`);
 }

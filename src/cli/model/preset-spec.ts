@@ -42,7 +42,10 @@ function parseTopology(text: string): Record<string, number> {
     text.split(",").map((part) => {
       const [key = "", value = "", ...more] = part.split("=");
       if (!/^\d{1,15}$/.test(value.trim()) || more.length > 0) {
-        throw places.error(["topology"], `${JSON.stringify(part)} is no KEY=NUMBER, as in ranksPerHost=8`);
+        throw places.error(
+          ["topology"],
+          `${JSON.stringify(part)} is not of the form KEY=NUMBER, such as ranksPerHost=8`,
+        );
       }
       return [key.trim(), Number(value)];
     }),

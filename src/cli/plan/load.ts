@@ -37,9 +37,13 @@ export async function savePlan(path: string, plan: Plan): Promise<void> {
 
 function checkSpecBytes({ length }: Uint8Array, path: string): void {
   if (length <= maxSpecBytes) return;
-  throw new TensorBusError("TB_FILE", `${path} has ${length} bytes; a spec has at most ${maxSpecBytes}`, {
-    details: { path, bytes: length, maxBytes: maxSpecBytes },
-  });
+  throw new TensorBusError(
+    "TB_FILE",
+    `${path} has ${length} bytes; a spec can have at most ${maxSpecBytes}`,
+    {
+      details: { path, bytes: length, maxBytes: maxSpecBytes },
+    },
+  );
 }
 
 function ofBytes(bytes: Uint8Array, path: string): Planned {

@@ -15,7 +15,7 @@ export function addPresetOptions(command: Command): Command {
   command
     .option("--source <preset>", `in place of a spec, with --model: ${presetForms.fsdp2}; ${presetForms.hf}`)
     .option("--target <preset>", presetForms.vllm)
-    .option("--target-dtype <type>", "the element type on the target, where the engine does not fix it")
+    .option("--target-dtype <type>", "the element type on the target, if the engine does not fix it")
     .option("--topology <values>", "ranksPerHost=N,hostMBps=N,networkMBps=N,latencyUs=N, as in a spec")
     .option("--colocated", "the same processes are on both sides");
   return addModelOptions(command, false);

@@ -68,7 +68,7 @@ A tensor is cast by the rule that takes it, or by --target-dtype if it has the f
 has and no scale beside it: routers in float32 beside weights in bfloat16, and float8 with its scales, stay what they are.
 
 No file appears under its final name before all are written and verified. tensorbus-manifest.json, written last, says which
-files belong together; a folder without it is no result. A run that was killed goes on where it was, by the same command.`,
+files belong together; a folder without it is not a result. A run that was killed goes on where it was, by the same command.`,
     )
     .action(async (checkpoint: string, options: ReshardOptions) => {
       if (options.processes === true) await transferFiles(context, checkpoint, options);
@@ -88,11 +88,11 @@ function collect(value: string, previous: readonly string[]): string[] {
 function seconds(text: string): number {
   const value = Number(text);
   if (Number.isFinite(value) && value > 0) return value;
-  throw new InvalidArgumentError("expected a positive number of seconds");
+  throw new InvalidArgumentError("It must be a positive number of seconds.");
 }
 
 function count(text: string): number {
   const value = Number(text);
   if (Number.isSafeInteger(value) && value >= 1 && value <= 64) return value;
-  throw new InvalidArgumentError("expected a number of threads from 1 to 64");
+  throw new InvalidArgumentError("It must be a number of threads from 1 to 64.");
 }

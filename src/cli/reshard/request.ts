@@ -123,7 +123,7 @@ function requireDimensions({ input, ruleOf }: ResolvedSpec, fallback: number, fl
     const both = (["source", "target"] as const).map((each) => placeholder(flags[each]));
     throw new TensorBusError(
       "TB_SPEC",
-      `--${side} ${JSON.stringify(flags[side])} cuts a dimension that these tensors lack: ${collapseNames(names)}. ` +
+      `--${side} ${JSON.stringify(flags[side])} cuts a dimension that these tensors do not have: ${collapseNames(names)}. ` +
         `Add a rule for them, such as --rule "${expressionFor(names)}=${both.join("->")}"`,
       { details: { flag: `--${side}`, tensors: names } },
     );

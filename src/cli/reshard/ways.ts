@@ -75,7 +75,10 @@ export function ranksOf(lists: readonly Int32Array[]): number[] {
 export function entryScript(): string {
   const script = process.argv[1];
   if (script === undefined)
-    throw new TensorBusError("TB_SPEC", "reshard starts processes of its own script, and there is none");
+    throw new TensorBusError(
+      "TB_SPEC",
+      "reshard cannot start its processes: this process runs no script that they could run",
+    );
   return script;
 }
 

@@ -5,5 +5,5 @@ import { maxRanks } from "../../layout/index.ts";
 export function parseRank(text: string): number {
   const rank = Number(text);
   if (/^\d+$/.test(text) && rank < maxRanks) return rank;
-  throw new InvalidArgumentError(`A rank is a number from 0 to ${maxRanks - 1}.`);
+  throw new InvalidArgumentError(`A rank must be a number from 0 to ${maxRanks - 1}.`);
 }

@@ -42,7 +42,7 @@ export function formatTable(
     rows.map((row) => places.map((place) => row[place]!)),
   );
   const left = columns.filter((column) => !kept.includes(column)).map(({ head }) => head);
-  return `${shown}\n${output.colors.dim(`  not shown for want of width: ${left.join(", ")}`)}`;
+  return `${shown}\n${output.colors.dim(`  not shown, the terminal is too narrow: ${left.join(", ")}`)}`;
 }
 
 /** Those that fit side by side without broken cells, as far as columns may leave. */
