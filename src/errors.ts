@@ -27,14 +27,14 @@ export const errorCodes = {
   TB_PLACEMENT: {
     number: 102,
     exit: 2,
-    meaning: "A placement does not fit its mesh or tensor, as PyTorch rejects it.",
+    meaning: "A placement does not fit its mesh or tensor; PyTorch rejects it too.",
   },
   TB_PARTIAL_OP: {
     number: 103,
     exit: 2,
     meaning: "A Partial operator is unknown, mixed, or not defined for the type.",
   },
-  TB_PARTIAL_TARGET: { number: 104, exit: 2, meaning: "Partial was asked for as a target." },
+  TB_PARTIAL_TARGET: { number: 104, exit: 2, meaning: "A target has the placement Partial." },
   TB_STRIDED_SHARD: {
     number: 105,
     exit: 2,
@@ -50,7 +50,7 @@ export const errorCodes = {
   TB_PLAN_FORMAT: {
     number: 109,
     exit: 2,
-    meaning: "A saved plan or program is damaged, or of another format.",
+    meaning: "A saved plan or program is damaged, or has another format.",
   },
   TB_PLAN_INVALID: { number: 110, exit: 1, meaning: "A list of chunks is not a valid plan of its input." },
   TB_STRIDES: {
@@ -67,7 +67,11 @@ export const errorCodes = {
   TB_NO_SPACE: { number: 204, exit: 4, meaning: "A file system or shared memory is full." },
   TB_NO_MEMORY: { number: 205, exit: 4, meaning: "Memory could not be allocated." },
   TB_QUARANTINED: { number: 206, exit: 4, meaning: "Memory is still in use by something that did not stop." },
-  TB_SEAL: { number: 207, exit: 2, meaning: "Shared memory lacks the size or the seals that it must have." },
+  TB_SEAL: {
+    number: 207,
+    exit: 2,
+    meaning: "Shared memory does not have the size or the seals that it must have.",
+  },
   // 3xx: transports
   TB_TIMEOUT: { number: 300, exit: 4, meaning: "A deadline passed." },
   TB_CANCELLED: { number: 301, exit: 4, meaning: "The operation was cancelled." },
@@ -85,13 +89,13 @@ export const errorCodes = {
   TB_INVALIDATED: {
     number: 313,
     exit: 4,
-    meaning: "What was prepared became invalid: its memory or its session went away.",
+    meaning: "A prepared transfer became invalid: its memory or its session went away.",
   },
   TB_NCCL: { number: 314, exit: 4, meaning: "A call of NCCL failed." },
   TB_DEVICE_SHARED: {
     number: 315,
     exit: 2,
-    meaning: "Two ranks that need NCCL stand on one GPU, and NCCL cannot tell them apart.",
+    meaning: "Two ranks that need NCCL use one GPU, and NCCL cannot tell them apart.",
   },
   TB_CUDA: { number: 316, exit: 4, meaning: "A call of the CUDA driver failed." },
   TB_ADDRESS: {
@@ -118,33 +122,49 @@ export const errorCodes = {
   TB_TENSOR_UNKNOWN: { number: 506, exit: 2, meaning: "No tensor of the plan has this name." },
   TB_RANK_EMPTY: { number: 507, exit: 2, meaning: "A rank holds nothing of this tensor, on either side." },
   TB_PARTS: { number: 508, exit: 2, meaning: "Parts of parameters do not fit together." },
-  TB_PRESET: { number: 509, exit: 2, meaning: "A preset does not know, or does not serve, what is asked." },
+  TB_PRESET: {
+    number: 509,
+    exit: 2,
+    meaning: "A preset does not know the model or the option that is asked for, or does not support it.",
+  },
   TB_CHECKPOINT: {
     number: 510,
     exit: 2,
-    meaning: "A distributed checkpoint is damaged, or holds what is refused.",
+    meaning: "A distributed checkpoint is damaged, or holds something that is refused.",
   },
   // 6xx: stores
   TB_STORE_LOST: { number: 600, exit: 4, meaning: "The store could not be reached any more." },
-  TB_STORE_PROTOCOL: { number: 601, exit: 4, meaning: "The store answered outside of its protocol." },
+  TB_STORE_PROTOCOL: {
+    number: 601,
+    exit: 4,
+    meaning: "The store sent an answer that its protocol does not allow.",
+  },
   TB_STORE_VALUE: { number: 602, exit: 2, meaning: "A key or value does not fit the store." },
   TB_STORE_OPTIONS: { number: 603, exit: 2, meaning: "A store's URL, namespace or secret is malformed." },
   // 7xx: bus
   TB_AGENT_LOST: { number: 700, exit: 4, meaning: "The agent's process ended before it had answered." },
-  TB_AGENT_UNRESPONSIVE: { number: 701, exit: 4, meaning: "The agent lives, but its heart has stopped." },
+  TB_AGENT_UNRESPONSIVE: {
+    number: 701,
+    exit: 4,
+    meaning: "The agent's process runs, but sends no heartbeats.",
+  },
   TB_QUEUE_FULL: { number: 702, exit: 4, meaning: "The command queue has no room." },
   TB_QUEUE_STUCK: {
     number: 703,
     exit: 4,
     meaning: "Another process holds the write lock of a queue or state for too long.",
   },
-  TB_EXISTS: { number: 704, exit: 2, meaning: "What is to be made exists already." },
-  TB_CLIENT_LOST: { number: 705, exit: 4, meaning: "The client's process ended, and what it had with it." },
+  TB_EXISTS: { number: 704, exit: 2, meaning: "The object that is to be created exists already." },
+  TB_CLIENT_LOST: {
+    number: 705,
+    exit: 4,
+    meaning: "The client's process ended, and everything that it had registered ended with it.",
+  },
   TB_COMMAND: { number: 706, exit: 2, meaning: "A command, or the answer to one, is malformed." },
   TB_BUS_FORMAT: {
     number: 707,
     exit: 3,
-    meaning: "A folder of the bus holds files that are damaged, or of another format or version.",
+    meaning: "A folder of the bus holds files that are damaged, or that have another format or version.",
   },
   TB_FOREIGN: {
     number: 708,

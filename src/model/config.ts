@@ -91,7 +91,7 @@ export function modelTensors(text: string, options: ConfigOptions = {}, file = "
 
 /** Plans count bytes: a model without an element type has none to count. */
 export function missingDType({ file }: Model): TensorBusError {
-  return configError(file, "it has no torch_dtype; give the element type with the model", {});
+  return configError(file, "torch_dtype is missing; give the element type with the model", {});
 }
 
 /** The model of a config's text: what its family's table says of it. `TB_MODEL_CONFIG`. */
@@ -189,7 +189,7 @@ function quantizationOf(
   if (found.kind === "rows") return { flags: { [found.flag]: true }, quantization: undefined };
   if (form === "state_dict" && family.experts !== undefined) {
     throw refuse(
-      "how quantized experts lie in memory is not known here; `form: checkpoint` is, or `quantized: false`",
+      "tensorbus does not know how quantized experts lie in memory; use `form: checkpoint` or `quantized: false`",
     );
   }
   return { flags: {}, quantization: found.quantization };

@@ -9,7 +9,7 @@ const reasons: Readonly<Record<string, string>> = {
   EACCES: "permission denied",
   EPERM: "permission denied",
   EISDIR: "it is a folder",
-  ENOTDIR: "a part of the path is no folder",
+  ENOTDIR: "a part of the path is not a folder",
   EMFILE: "too many open files (see ulimit -n)",
   EFBIG: "the file would be larger than the file system or the limits allow",
   EROFS: "the file system is read-only",
@@ -55,7 +55,7 @@ export async function readBytes(
   try {
     const status = await handle.stat();
     if (!status.isFile() && !status.isDirectory() && !pipes) {
-      throw new TensorBusError("TB_FILE", `cannot read ${path}: it is no regular file`, {
+      throw new TensorBusError("TB_FILE", `cannot read ${path}: it is not a regular file`, {
         details: { path },
       });
     }
@@ -144,7 +144,9 @@ async function placeOf(path: string): Promise<string> {
     if (systemCode(error) === "ENOENT") return path;
     throw fileError(error, "write", path);
   }
-  throw new TensorBusError("TB_FILE", `cannot write ${path}: it is no regular file`, { details: { path } });
+  throw new TensorBusError("TB_FILE", `cannot write ${path}: it is not a regular file`, {
+    details: { path },
+  });
 }
 
 function systemCode(error: unknown): string | undefined {

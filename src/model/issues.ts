@@ -16,7 +16,7 @@ function describeExpected(issue: z.core.$ZodIssue): string | undefined {
     case "invalid_value":
       return issue.values.length === 1 ? String(issue.values[0]) : `one of ${issue.values.join(", ")}`;
     case "too_small":
-      return issue.origin === "array" ? "a list that is not empty" : `${issue.minimum} or more`;
+      return issue.origin === "array" ? "a list with at least one entry" : `${issue.minimum} or more`;
     case "too_big":
       return `${issue.maximum} or less`;
     case "invalid_format":

@@ -103,19 +103,19 @@ function parseObject(header: Uint8Array, file: string): Record<string, unknown> 
   } catch (cause) {
     throw damaged(file, "its header is not JSON", {}, cause);
   }
-  if (!isObject(value)) throw damaged(file, "its header is no JSON object");
+  if (!isObject(value)) throw damaged(file, "its header is not a JSON object");
   const key = duplicateKey(text);
   if (key !== undefined) throw damaged(file, `its header has ${JSON.stringify(key)} twice`, { key });
   const number = fractionalNumber(text);
   if (number !== undefined)
-    throw damaged(file, `its header has the number ${number}, no integer`, { number });
+    throw damaged(file, `its header has the number ${number}, which is not an integer`, { number });
   return value;
 }
 
 function parseMetadata(value: unknown, file: string): Record<string, string> {
   if (value === undefined || value === null) return {};
   if (!isObject(value) || !Object.values(value).every((entry) => typeof entry === "string")) {
-    throw damaged(file, `its ${metadataKey} is no map from text to text`);
+    throw damaged(file, `its ${metadataKey} is not a map from text to text`);
   }
   return value as Record<string, string>;
 }
@@ -123,7 +123,9 @@ function parseMetadata(value: unknown, file: string): Record<string, string> {
 function parseEntry(name: string, value: unknown, dataBegin: number, file: string): SafetensorsEntry {
   const at = `tensor ${JSON.stringify(name)}`;
   if (!isObject(value))
-    throw damaged(file, `${at} is described by ${JSON.stringify(value)}`, { tensor: name });
+    throw damaged(file, `the entry of ${at} must be an object, not ${JSON.stringify(value)}`, {
+      tensor: name,
+    });
   const { dtype: typeName, shape, data_offsets: offsets } = value;
   const dtype = dtypesInFile.get(typeName);
   if (dtype === undefined) {
@@ -135,10 +137,17 @@ function parseEntry(name: string, value: unknown, dataBegin: number, file: strin
     );
   }
   if (!isCounts(shape)) {
-    throw damaged(file, `${at} has the shape ${JSON.stringify(shape)}`, { tensor: name, shape });
+    throw damaged(file, `${at} has the shape ${JSON.stringify(shape)}, which is not a list of sizes`, {
+      tensor: name,
+      shape,
+    });
   }
   if (!isCounts(offsets) || offsets.length !== 2 || offsets[0]! > offsets[1]!) {
-    throw damaged(file, `${at} has the data_offsets ${JSON.stringify(offsets)}`, { tensor: name, offsets });
+    throw damaged(
+      file,
+      `${at} has the data_offsets ${JSON.stringify(offsets)}, which are not a begin and an end`,
+      { tensor: name, offsets },
+    );
   }
   const [begin, end] = offsets as [number, number];
   const count = elementCount(shape);

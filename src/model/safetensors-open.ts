@@ -118,7 +118,7 @@ function parseIndex(text: string, path: string): Map<string, string> {
   if (key !== undefined) throw damaged(path, `it has ${JSON.stringify(key)} twice`, { key });
   const weightMap = (value as { weight_map?: unknown } | null)?.weight_map;
   if (typeof weightMap !== "object" || weightMap === null || Array.isArray(weightMap)) {
-    throw damaged(path, "it has no weight_map");
+    throw damaged(path, "its weight_map is missing");
   }
   const entries = Object.entries(weightMap);
   for (const [name, file] of entries) {
@@ -162,7 +162,9 @@ async function readHeader(handle: FileHandle, path: string): Promise<Safetensors
     throw fileError(error, "read", path);
   });
   if (!stats.isFile()) {
-    throw new TensorBusError("TB_FILE", `cannot read ${path}: it is no regular file`, { details: { path } });
+    throw new TensorBusError("TB_FILE", `cannot read ${path}: it is not a regular file`, {
+      details: { path },
+    });
   }
   const start = await readStart(handle, path, 0, lookedAtBytes);
   refuseOthers(start, path);

@@ -79,7 +79,9 @@ export class SafetensorsWriter implements AsyncDisposable {
     for (const { name, bytes } of this.#entries.values()) {
       const written = this.#written.get(name)!.total;
       if (written !== bytes) {
-        throw new TypeError(`${written} of ${bytes} bytes of tensor ${JSON.stringify(name)} were written`);
+        throw new TypeError(
+          `only ${written} of ${bytes} bytes of tensor ${JSON.stringify(name)} were written`,
+        );
       }
     }
     try {

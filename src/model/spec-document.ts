@@ -48,7 +48,8 @@ export class SpecDocument implements SpecPlaces {
       yield* parser.end();
     };
     const [document, another] = [...composer.compose(tokens(), true, text.length)];
-    if (another !== undefined) throw this.#invalid("it holds several documents", another.range[0]);
+    if (another !== undefined)
+      throw this.#invalid("the file must hold one document, and holds several", another.range[0]);
     return document as Document.Parsed;
   }
 

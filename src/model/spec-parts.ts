@@ -82,7 +82,7 @@ function partedSide(
   const options = model === undefined ? {} : { modelDtype: model.dtype };
   if (side.preset !== undefined) {
     if (model === undefined)
-      throw places.error([key, "preset"], "needs the config of a model (model: { config: FILE })");
+      throw places.error([key, "preset"], "needs the model's config: give model: { config: FILE }");
     return places.at([key, "preset"], () => {
       const rules = presetSide(side.preset!, model, side.ranks?.[0] ?? firstRank);
       if (side.ranks !== undefined) checkRanks(places, key, side.ranks, rules);

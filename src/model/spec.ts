@@ -72,7 +72,7 @@ async function readModel(
   const names = new Set<string>();
   for (const [index, { name }] of tensors.entries()) {
     if (names.has(name))
-      throw document.error(["model", "tensors", index, "name"], `${name} stands twice`, { name });
+      throw document.error(["model", "tensors", index, "name"], `${name} appears twice`, { name });
     names.add(name);
   }
   return { tensors };

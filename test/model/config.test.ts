@@ -159,14 +159,14 @@ describe("bad input", () => {
     [
       "uneven heads",
       changed("llama-3-8b", { num_attention_heads: 33 }),
-      /4096 is no multiple of num_attention_heads 33/,
+      /4096 is not a multiple of num_attention_heads 33/,
     ],
     [
       "an unknown element type",
       changed("llama-3-8b", { torch_dtype: "int4" }),
       /torch_dtype "int4" is unknown/,
     ],
-    ["no element type", changed("llama-3-8b", { torch_dtype: undefined }), /no torch_dtype/],
+    ["no element type", changed("llama-3-8b", { torch_dtype: undefined }), /torch_dtype is missing/],
     [
       "too many layers",
       changed("llama-3-8b", { num_hidden_layers: 1e9 }),
@@ -212,7 +212,7 @@ describe("what the config says beside sizes", () => {
     const config = changed("llama-3-8b", { quantization_config: { quant_method, bits: 4 } });
     const error = failure(() => modelTensors(config));
     expect(error.code).toBe("TB_MODEL_CONFIG");
-    expect(error.message).toContain(`how ${quant_method} stores weights is not known here`);
+    expect(error.message).toContain(`tensorbus does not know how ${quant_method} stores weights`);
     expect(modelTensors(config, { quantized: false })).toEqual(modelTensors(text("llama-3-8b")));
   });
 

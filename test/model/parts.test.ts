@@ -240,7 +240,7 @@ describe("rules", () => {
       ],
       /has 5 rows, and its parts have 6/,
     ],
-    ["a part of a head", [{ ...a, unit: 8 }, b], /8 rows over 2 coordinates part a unit of 8 rows/],
+    ["a part of a head", [{ ...a, unit: 8 }, b], /8 rows over 2 coordinates would split a unit of 8 rows/],
     [
       "overlapping ranges",
       [{ ...a, also: true, into: "x.{s}" }, { ...a, slice: { dim: 0, start: 0, length: 4 } }, b],
@@ -262,9 +262,9 @@ describe("rules", () => {
       [{ ...a, placements: [Replicate(), Shard(0)] }, b],
       /2 placements for the 1 dimensions/,
     ],
-    ["a placeholder that is none", [{ ...a, match: "{x}.weight" }, b], /\{x\} is none of/],
+    ["a placeholder that is none", [{ ...a, match: "{x}.weight" }, b], /\{x\} is not one of/],
     ["a name of what is not captured", [{ ...a, into: "{e}" }, b], /has \{e\}, which match does not capture/],
-    ["axes that are no order", [{ ...a, axes: [0, 0] }, b], /are no order of 2 dimensions/],
+    ["axes that are no order", [{ ...a, axes: [0, 0] }, b], /are not an order of 2 dimensions/],
   ])("%s is named", (_, parameters, message) => {
     const error = failure(() => prove(...parameters));
     expect(error.code).toBe("TB_PARTS");

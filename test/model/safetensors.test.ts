@@ -115,7 +115,7 @@ describe("damaged headers", () => {
     ["no UTF-8", () => forge(Uint8Array.of(0x7b, 0xff, 0x7d), 0), /not UTF-8/],
     ["a byte order mark", () => forge("\uFEFF{}", 0), /not JSON/],
     ["no JSON", () => forge("{]", 0), /not JSON/],
-    ["no object", () => forge("[]", 0), /no JSON object/],
+    ["no object", () => forge("[]", 0), /is not a JSON object/],
     [
       "a name twice",
       () => forge(`{${name}:${entry("U8", [1], 0, 1)},${name}:${entry("U8", [1], 0, 1)}}`, 1),
@@ -131,13 +131,17 @@ describe("damaged headers", () => {
       () => forge(`{${name}:{"dtype":"U8","shape":[1],"shape":[2],"data_offsets":[0,2]}}`, 2),
       /"shape" twice/,
     ],
-    ["no description", () => forge(`{${name}:3}`, 0), /tensor "w" is described by 3/],
+    ["no description", () => forge(`{${name}:3}`, 0), /the entry of tensor "w" must be an object, not 3/],
     [
       "a negative size",
       () => forge(`{${name}:${entry("U8", [-1], 0, 1)}}`, 1),
       /tensor "w" has the shape \[-1\]/,
     ],
-    ["a broken size", () => forge(`{${name}:${entry("U8", [1.5], 0, 1)}}`, 1), /the number 1\.5, no integer/],
+    [
+      "a broken size",
+      () => forge(`{${name}:${entry("U8", [1.5], 0, 1)}}`, 1),
+      /the number 1\.5, which is not an integer/,
+    ],
     ["offsets backwards", () => forge(`{${name}:${entry("U8", [1], 1, 0)}}`, 1), /data_offsets \[1,0\]/],
     [
       "offsets beyond exact numbers",
@@ -175,7 +179,7 @@ describe("damaged headers", () => {
       () => forge(`{${name}:${entry("U8", [2], 0, 2)},"v":${entry("U8", [0], 1, 1)}}`, 2),
       /"v".*overlaps/,
     ],
-    ["metadata of numbers", () => forge(`{"__metadata__":{"a":1}}`, 0), /__metadata__ is no map/],
+    ["metadata of numbers", () => forge(`{"__metadata__":{"a":1}}`, 0), /__metadata__ is not a map/],
   ])("%s", async (_, make, message) => {
     const path = make();
     const error = await openSafetensors(path).catch((reason: unknown) => reason);
@@ -277,7 +281,7 @@ describe("a checkpoint of several files", () => {
 
   test.each([
     ["{", /not JSON/],
-    ["{}", /no weight_map/],
+    ["{}", /its weight_map is missing/],
     ['{"weight_map":{"a":"x","a":"y"}}', /"a" twice/],
   ])("an index of %s", async (text, message) => {
     writeFileSync(at("model.safetensors.index.json"), text);

@@ -220,7 +220,7 @@ describe("a bad spec names file, line, path and values", () => {
       /:9: target\.ranks: rank 3 is on both sides; .*colocated: true/,
     ],
     ["too few ranks", edit("0..3", "0..2"), /:8: source\.ranks: 3 ranks for a mesh of 2 x 2/],
-    ["a rank twice", edit("[4..6, 9]", "[4..6, 4]"), /target\.ranks: rank 4 stands twice/],
+    ["a rank twice", edit("[4..6, 9]", "[4..6, 4]"), /target\.ranks: rank 4 appears twice/],
     [
       "ranks backwards",
       edit("0..3", "3..0"),
@@ -229,12 +229,12 @@ describe("a bad spec names file, line, path and values", () => {
     [
       "a mesh of nothing",
       edit("mesh: [2, 2], ranks: 0..3", "mesh: [0]"),
-      /source\.mesh: mesh dimension of size 0/,
+      /source\.mesh: a mesh dimension cannot have the size 0/,
     ],
     [
       "a huge mesh",
       edit("mesh: [2, 2], ranks: 0..3", "mesh: [1048576, 1048576]"),
-      /source\.mesh: a mesh has at most 1048576 ranks/,
+      /source\.mesh: a mesh can have at most 1048576 ranks/,
     ],
     [
       "a size without a unit",
@@ -262,7 +262,7 @@ describe("a bad spec names file, line, path and values", () => {
     [
       "a tensor twice",
       edit("layers.0.norm,", "layers.0.q,"),
-      /:7: model\.tensors\[3\]\.name: layers\.0\.q stands twice/,
+      /:7: model\.tensors\[3\]\.name: layers\.0\.q appears twice/,
     ],
     [
       "two models",

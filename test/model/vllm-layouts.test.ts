@@ -170,9 +170,9 @@ describe("what vLLM refuses is refused with a reason, and what only its loader c
     ["an unknown preset", "sglang:tp=2", /"sglang" is no preset; there are fsdp2/],
     ["an unknown option", "vllm:tp=2,pq=3", /has no option "pq"; it has tp, dp/],
     ["a number that is none", "vllm:tp=two", /needs a number of 1 or more for tp, not "two"/],
-    ["an option twice", "vllm:tp=2,tp=4", /option tp stands twice/],
+    ["an option twice", "vllm:tp=2,tp=4", /option tp appears twice/],
     ["redundant experts of a dense model", "vllm:tp=2,redundant=2", /the model has no experts/],
-    ["more stages than layers", "vllm:pp=4", /2 layers leave stage \d of 4 without any/],
+    ["more stages than layers", "vllm:pp=4", /2 layers leave stage \d of 4 without a layer/],
     ["a partition of other layers", "vllm:pp=2,partition=2:1", /does not share 2 layers out/],
     ["a trainer without ranks", "fsdp2:tp=2", /needs dp=N/],
   ])("%s", (_, preset, message) => {
@@ -191,7 +191,7 @@ describe("what vLLM refuses is refused with a reason, and what only its loader c
     );
     const quantization_config = { quant_method: "fp8", weight_block_size: [32, 32] };
     const blocks = modelOf(JSON.stringify({ model_type: "qwen3", ...small, quantization_config }));
-    expect(failure(() => layoutsOf(blocks, "vllm:tp=2")).message).toMatch(/parts a block of 32/);
+    expect(failure(() => layoutsOf(blocks, "vllm:tp=2")).message).toMatch(/would split a block of 32/);
   });
 });
 

@@ -50,8 +50,7 @@ export function fillKeys(family: Family, given: Readonly<Record<string, unknown>
       return { what: `${names.join(" and ")} mean the same and differ`, details };
     }
     const value = names.length === 0 ? key.absent : (given[names[0]!] ?? key.none);
-    if (value === undefined)
-      return { what: `${name} must be a number, and is null`, details: { field: name } };
+    if (value === undefined) return { what: `${name} must be a number, not null`, details: { field: name } };
     if (typeof value === "string") open.push([name, value]);
     else config[name] = value as Config[string];
   }
@@ -66,7 +65,7 @@ export function fillKeys(family: Family, given: Readonly<Record<string, unknown>
 function unevenHeads(config: Config): Fault {
   const { hidden_size, num_attention_heads } = config;
   return {
-    what: `hidden_size ${hidden_size} is no multiple of num_attention_heads ${num_attention_heads}, and there is no head_dim`,
+    what: `hidden_size ${hidden_size} is not a multiple of num_attention_heads ${num_attention_heads}, and there is no head_dim`,
     details: { hidden_size, num_attention_heads, expression: evenHeads },
   };
 }

@@ -35,19 +35,25 @@ export type QuantizationForm =
 export function quantizationForm(family: Family, config: QuantizationConfig): QuantizationForm {
   const method = config.quant_method ?? "no quant_method";
   if (method !== "fp8" && method !== "mxfp4") {
-    return { kind: "unknown", why: `how ${method} stores weights is not known here` };
+    return { kind: "unknown", why: `tensorbus does not know how ${method} stores weights` };
   }
   if (!family.quantized?.includes(method)) {
-    return { kind: "unknown", why: `no checkpoint of this family in ${method} is known here` };
+    return { kind: "unknown", why: `tensorbus knows no checkpoint of this family in ${method}` };
   }
   if (method === "mxfp4") return { kind: "rows", flag: "mxfp4" };
   const scheme = config.activation_scheme ?? "dynamic";
   if (scheme !== "dynamic" && scheme !== "static") {
-    return { kind: "unknown", why: `activation_scheme ${JSON.stringify(scheme)} is not known here` };
+    return {
+      kind: "unknown",
+      why: `tensorbus does not know the activation_scheme ${JSON.stringify(scheme)}`,
+    };
   }
   const block = config.weight_block_size ?? undefined;
   if (block !== undefined && scheme === "static") {
-    return { kind: "unknown", why: "scales per block with a static activation_scheme are not known here" };
+    return {
+      kind: "unknown",
+      why: "tensorbus does not know scales per block with a static activation_scheme",
+    };
   }
   const kept = [...(config.modules_to_not_convert ?? []), ...(config.ignored_layers ?? [])];
   return { kind: "linear", quantization: float8(block, scheme === "static", kept) };

@@ -188,7 +188,7 @@ export const gptOss: Family = {
   refuse: (config) =>
     config.mxfp4 === true &&
     ((config.hidden_size as number) % 32 !== 0 || (config.intermediate_size as number) % 32 !== 0)
-      ? "MXFP4 packs 32 numbers a block, and hidden_size or intermediate_size is no multiple of it"
+      ? "MXFP4 packs 32 numbers a block, and hidden_size or intermediate_size is not a multiple of 32"
       : undefined,
 };
 

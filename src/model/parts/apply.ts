@@ -112,7 +112,7 @@ class PartedBuilder {
 
   checkUsed(): void {
     for (const { rule, number, used } of this.#rules) {
-      if (!used) throw ruleError(rule, number, `takes none of the ${this.#tensors.length} tensors`);
+      if (!used) throw ruleError(rule, number, `matches none of the ${this.#tensors.length} tensors`);
     }
   }
 
@@ -351,7 +351,7 @@ function selected(
   const { select } = rule;
   if (select === undefined) return undefined;
   if (expert! >= select.of)
-    throw ruleError(rule, number, `${expert} is none of ${select.of} things`, { expert });
+    throw ruleError(rule, number, `${expert} is not one of the ${select.of} things`, { expert });
   const count = side.meshes[rule.mesh!]!.shape[select.dim]!;
   return { dim: select.dim, coordinate: Math.floor(expert! / Math.ceil(select.of / count)) };
 }
@@ -371,7 +371,7 @@ function axesOf(rule: PartRule, number: number, ndim: number): number[] {
   if (rule.axes !== undefined) {
     const sorted = [...rule.axes].sort((a, b) => a - b);
     if (rule.axes.length !== ndim || sorted.some((axis, index) => axis !== index)) {
-      throw ruleError(rule, number, `axes [${rule.axes.join(", ")}] are no order of ${ndim} dimensions`, {
+      throw ruleError(rule, number, `axes [${rule.axes.join(", ")}] are not an order of ${ndim} dimensions`, {
         ndim,
       });
     }
@@ -385,9 +385,9 @@ function checkRule(rule: PartRule, number: number, side: SideRules): void {
   const no = (what: string, details = {}) => ruleError(rule, number, what, details);
   const known = placeholders(rule.match);
   const strange = known.find((one) => !["{L}", "{e}", "{s}", "{*}"].includes(one));
-  if (strange !== undefined) throw no(`${strange} is none of {L}, {e}, {s} and {*}`);
+  if (strange !== undefined) throw no(`${strange} is not one of {L}, {e}, {s} and {*}`);
   if (rule.drop !== undefined) return;
-  if (rule.into === undefined) throw no("it needs into, or drop with a reason");
+  if (rule.into === undefined) throw no("it needs either into, or drop with a reason");
   for (const text of [rule.into, ...(rule.aliases ?? [])]) {
     const open = placeholders(text).find((one) => !known.includes(one));
     if (open !== undefined) throw no(`${text} has ${open}, which match does not capture`);
@@ -404,7 +404,7 @@ function checkRule(rule: PartRule, number: number, side: SideRules): void {
   }
   const { slot, on, select } = rule;
   if (select !== undefined) {
-    if (!known.includes("{e}")) throw no("select.index is {e}, which match does not capture");
+    if (!known.includes("{e}")) throw no("select.index is {e}, and match does not capture {e}");
     if (select.dim >= mesh.ndim || rule.placements[select.dim]!.kind !== "replicate") {
       throw no(`select needs a mesh dimension whose placement is R, not ${select.dim}`);
     }
@@ -412,7 +412,7 @@ function checkRule(rule: PartRule, number: number, side: SideRules): void {
   if (slot !== undefined) {
     if ((slot.index === undefined) === (slot.axis === undefined)) throw no("slot needs either index or axis");
     if (slot.index !== undefined && !known.includes("{e}"))
-      throw no("slot.index is {e}, which match does not capture");
+      throw no("slot.index is {e}, and match does not capture {e}");
     if (slot.dim !== undefined && slot.dim >= mesh.ndim)
       throw no(`mesh ${rule.mesh} has no dimension ${slot.dim}`);
     if (slot.dim !== undefined && rule.placements[slot.dim]!.kind !== "replicate") {
@@ -439,7 +439,7 @@ function checkUnit({ rule, ruleNumber, layout, length }: PartKind): void {
       throw ruleError(
         rule,
         ruleNumber,
-        `${extent} rows over ${count} coordinates part a unit of ${unit} rows`,
+        `${extent} rows over ${count} coordinates would split a unit of ${unit} rows`,
         { extent, count, unit },
       );
     }

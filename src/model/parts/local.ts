@@ -296,7 +296,8 @@ function shapeOf(parameter: Parameter, rank: number, slots: readonly Placed[][])
   }
   const inner = first[0]!.shape;
   if (inner.length === 0) {
-    if (first.length > 1) throw fault(parameter, rank, "has several parts and no dimension to put them in");
+    if (first.length > 1)
+      throw fault(parameter, rank, "has several parts, and as a scalar no dimension to join them along");
     return [[], 0];
   }
   return [[extent ?? filled, ...inner.slice(1)], filled];

@@ -76,7 +76,7 @@ function proveTensors({ tensors, parts, dropped }: PartedSide): void {
   for (const [index, { name, shape }] of tensors.entries()) {
     if (first[index] === -1) {
       if (dropped.has(name)) continue;
-      throw partsError(`tensor ${name} lies in no parameter`, { tensor: name });
+      throw partsError(`no parameter holds tensor ${name}`, { tensor: name });
     }
     const one = parts[first[index]!]!.kind;
     const kinds = several.get(index);

@@ -26,9 +26,11 @@ export function parsePreset(text: string): PresetText {
     const key = (equals < 0 ? part : part.slice(0, equals)).trim();
     const value = equals < 0 ? true : part.slice(equals + 1).trim();
     if (key === "" || value === "")
-      throw presetError(`${text}: ${JSON.stringify(part)} is no option`, { preset: text });
+      throw presetError(`${text}: ${JSON.stringify(part)} is not an option: write KEY or KEY=VALUE`, {
+        preset: text,
+      });
     if (options.has(key))
-      throw presetError(`${text}: option ${key} stands twice`, { preset: text, option: key });
+      throw presetError(`${text}: option ${key} appears twice`, { preset: text, option: key });
     options.set(key, value);
   }
   return { text, name, options };

@@ -63,7 +63,7 @@ function checkAttention(model: Model, table: EngineTable, options: VllmOptions):
   const { tp } = options;
   const heads = number(model, "num_attention_heads");
   if (heads % tp !== 0)
-    throw refuse(options, `${heads} heads over tp=${tp} ranks part a head`, { heads, tp });
+    throw refuse(options, `${heads} heads over tp=${tp} ranks would split a head`, { heads, tp });
   const keyValueHeads = number(model, "num_key_value_heads");
   if (keyValueHeads > 0) {
     const fits = keyValueHeads % tp === 0 || (table.replicatesKeyValues && tp % keyValueHeads === 0);
@@ -162,7 +162,10 @@ function checkStages(model: Model, options: VllmOptions): void {
   const bounds = stageBounds(options, layers);
   const empty = bounds.findIndex((bound, stage) => stage > 0 && bound === bounds[stage - 1]);
   if (empty > 0)
-    throw refuse(options, `${layers} layers leave stage ${empty - 1} of ${pp} without any`, { layers, pp });
+    throw refuse(options, `${layers} layers leave stage ${empty - 1} of ${pp} without a layer`, {
+      layers,
+      pp,
+    });
 }
 
 /** Blocks that share a scale must not be parted, and parts of a parameter begin with a block. */
@@ -172,7 +175,7 @@ function checkBlocks(model: Model, options: VllmOptions, [rows, columns]: readon
     if (size % (ranks * block) === 0 || (ranks === 1 && !always)) return;
     throw refuse(
       options,
-      `${what} of ${size} over ${ranks} ranks parts a block of ${block} that shares a scale`,
+      `${what} of ${size} over ${ranks} ranks would split a block of ${block} that shares a scale`,
       {
         size,
         ranks,
