@@ -4,6 +4,8 @@
  */
 import { closeSync, fsyncSync, openSync, readFileSync, rmSync, truncateSync, writeSync } from "node:fs";
 import { join } from "node:path";
+import { z } from "zod";
+import { TensorBusError } from "../errors.ts";
 import { fileError } from "../model/files.ts";
 import type { ItemChecksums } from "./scatter.ts";
 
@@ -14,35 +16,46 @@ export class Journal {
   readonly done: ReadonlyMap<number, ItemChecksums>;
   readonly #path: string;
   readonly #fd: number;
+  #isPublishing: boolean;
 
-  private constructor(path: string, fd: number, done: ReadonlyMap<number, ItemChecksums>) {
+  private constructor(
+    path: string,
+    fd: number,
+    { done, isPublishing }: Pick<Lines, "done" | "isPublishing">,
+  ) {
     this.#path = path;
     this.#fd = fd;
     this.done = done;
+    this.#isPublishing = isPublishing;
   }
 
-  /** Whether there is a journal of that key in the folder. */
-  static matches(folder: string, key: string): boolean {
-    return readLines(join(folder, journalName))?.key === key;
+  /** Whether files were about to take their final names, and some may have them. */
+  get isPublishing(): boolean {
+    return this.#isPublishing;
+  }
+
+  /** What the folder's journal of that key and so many items says; `undefined` if there is none. */
+  static find(folder: string, key: string, items: number): Pick<Lines, "isPublishing"> | undefined {
+    return readLines(join(folder, journalName), key, items);
   }
 
   /** Begins a journal, or goes on with the one of that key. */
-  static open(folder: string, key: string): Journal {
+  static open(folder: string, key: string, items: number): Journal {
     const path = join(folder, journalName);
-    const found = readLines(path);
+    const found = readLines(path, key, items);
     try {
-      if (found?.key === key) {
+      if (found !== undefined) {
         // A line that a kill cut off is no line.
         truncateSync(path, found.bytes);
-        return new Journal(path, openSync(path, "a"), found.done);
+        return new Journal(path, openSync(path, "a"), found);
       }
       rmSync(path, { force: true });
       const fd = openSync(path, "wx");
-      const journal = new Journal(path, fd, new Map());
+      const journal = new Journal(path, fd, { done: new Map(), isPublishing: false });
       journal.#append({ format: 1, key });
       return journal;
     } catch (error) {
-      throw fileError(error, "write", path);
+      throw error instanceof TensorBusError ? error : fileError(error, "write", path);
     }
   }
 
@@ -51,9 +64,16 @@ export class Journal {
     if (items.length > 0) this.#append(items);
   }
 
+  /** Notes that files take their final names from now on: nothing of an earlier result has one of these any more. */
+  beginPublishing(): void {
+    this.#append({ publishing: true });
+    this.#isPublishing = true;
+  }
+
   #append(line: unknown): void {
+    const bytes = Buffer.from(`${JSON.stringify(line)}\n`);
     try {
-      writeSync(this.#fd, `${JSON.stringify(line)}\n`);
+      for (let done = 0; done < bytes.length; ) done += writeSync(this.#fd, bytes, done);
       fsyncSync(this.#fd);
     } catch (error) {
       throw fileError(error, "write", this.#path);
@@ -70,13 +90,14 @@ export class Journal {
 }
 
 interface Lines {
-  readonly key: string;
   readonly done: ReadonlyMap<number, ItemChecksums>;
+  readonly isPublishing: boolean;
   /** Of the lines that are whole. */
   readonly bytes: number;
 }
 
-function readLines(path: string): Lines | undefined {
+/** A journal with a line that is none of a journal counts for nothing. */
+function readLines(path: string, key: string, items: number): Lines | undefined {
   let text: string;
   try {
     text = readFileSync(path, "utf8");
@@ -84,17 +105,30 @@ function readLines(path: string): Lines | undefined {
     return undefined;
   }
   const whole = text.slice(0, text.lastIndexOf("\n") + 1);
-  const [first, ...rest] = whole.split("\n").slice(0, -1);
-  const head = parse(first ?? "") as { format?: unknown; key?: unknown } | undefined;
-  if (head?.format !== 1 || typeof head.key !== "string") return undefined;
+  const [first, ...rest] = whole.split("\n").slice(0, -1).map(parse);
+  const head = headSchema.safeParse(first);
+  if (!head.success || head.data.key !== key) return undefined;
   const done = new Map<number, ItemChecksums>();
+  let isPublishing = false;
   for (const line of rest) {
-    const items = parse(line);
-    if (!Array.isArray(items)) return undefined;
-    for (const [item, checksums] of items as [number, ItemChecksums][]) done.set(item, checksums);
+    const parsed = lineSchema.safeParse(line);
+    if (!parsed.success) return undefined;
+    if (!Array.isArray(parsed.data)) isPublishing = true;
+    else for (const [item, checksums] of parsed.data) done.set(item, checksums);
   }
-  return { key: head.key, done, bytes: Buffer.byteLength(whole) };
+  if ([...done.keys()].some((item) => item >= items)) return undefined;
+  return { done, isPublishing, bytes: Buffer.byteLength(whole) };
 }
+
+const headSchema = z.strictObject({ format: z.literal(1), key: z.string() });
+const uint32 = z
+  .int()
+  .min(0)
+  .max(2 ** 32 - 1);
+const lineSchema = z.union([
+  z.array(z.tuple([z.int().min(0), z.array(uint32)])),
+  z.strictObject({ publishing: z.literal(true) }),
+]);
 
 function parse(line: string): unknown {
   try {

@@ -4,8 +4,6 @@
  * when all is written, compared and durable.
  */
 import { createHash } from "node:crypto";
-import { existsSync, realpathSync } from "node:fs";
-import { join } from "node:path";
 import { cancelledError } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import { crc32c } from "../memory/kernels.ts";
@@ -16,18 +14,27 @@ import {
   constantBytes,
   createFiles,
   haveFiles,
-  openPartials,
+  lockFolder,
+  openFiles,
   type PlannedFile,
-  partialPath,
+  pathOf,
   planFiles,
   publishFiles,
   syncFiles,
 } from "./output.ts";
+import { refuseOwnSource } from "./result.ts";
 import { placesOf } from "./scatter.ts";
-import { type CheckpointSource, signaturesOf } from "./source.ts";
+import { type CheckpointSource, type FileSignature, signaturesOf } from "./source.ts";
 import { requireTensors, type TargetFile, targetDigest } from "./target.ts";
 import { type Hand, localHand, type Order, threadHand, type WorkFiles } from "./threads.ts";
-import { cutWork, type Destination, itemSizeOf, movedTensors, type WorkItem } from "./work.ts";
+import {
+  cutWork,
+  type Destination,
+  itemSizeOf,
+  type MovedTensor,
+  movedTensors,
+  type WorkItem,
+} from "./work.ts";
 
 export type MovePhase = "move" | "verify";
 
@@ -43,6 +50,8 @@ export interface MoveOptions {
   readonly onProgress?: (phase: MovePhase, done: number, total: number) => void;
   /** Called before the first file takes its final name. */
   readonly onPublish?: () => Promise<void> | void;
+  /** Called when all files have their final names: what makes them a result. A run that is killed in it goes on with it. */
+  readonly onPublished?: (summary: MoveSummary) => Promise<void> | void;
 }
 
 export interface MoveSummary {
@@ -74,49 +83,90 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
   requireTensors(files, new Map(source.tensors.map(({ name, shape }) => [name, shape])), source.path);
   const signatures = signaturesOf(source.files);
   const planned = planFiles(files);
-  refuseOwnSource(source.files, folder, planned);
-  const key = createHash("sha256")
-    .update(JSON.stringify([targetDigest(files), signatures]))
-    .digest("hex");
-  if (!Journal.matches(folder, key) || !haveFiles(folder, planned)) {
+  refuseOwnSource(
+    source.files,
+    folder,
+    planned.map(({ name }) => name),
+  );
+  const tensors = movedTensors(source.tensors, destinationsOf(planned));
+  const items = cutWork(tensors);
+  const key = workKey(files, signatures, tensors, items);
+  using _lock = lockFolder(folder);
+  const found = Journal.find(folder, key, items.length);
+  if (found === undefined || !haveFiles(folder, planned, found.isPublishing)) {
     Journal.remove(folder);
     createFiles(folder, planned);
   }
-  const tensors = movedTensors(source.tensors, destinationsOf(planned));
-  const items = cutWork(tensors);
-  const work: WorkFiles = {
-    tensors,
-    items,
-    sources: source.files,
-    targets: planned.map((file) => partialPath(folder, file)),
-  };
   const began = performance.now();
-  const journal = Journal.open(folder, key);
-  const opened = openPartials(folder, planned);
-  const hands = handsFor(work, options);
-  let summary: RunSummary;
+  const journal = Journal.open(folder, key, items.length);
   try {
-    const run = new Run(work, hands, options, () => syncFiles(opened), journal);
-    summary = await run.run();
+    const targets = planned.map((file) => pathOf(folder, file, journal.isPublishing));
+    const work: WorkFiles = { tensors, items, sources: source.files, targets };
+    const { checksums, ...counts } = await runWork(work, options, journal);
+    if (signal?.aborted) throw cancelledError("moving the checkpoint", signal);
+    requireUnchanged(signatures, signaturesOf(source.files));
+    if (!journal.isPublishing) {
+      await options.onPublish?.();
+      journal.beginPublishing();
+    }
+    publishFiles(folder, planned);
+    const summary: MoveSummary = {
+      ...counts,
+      files: checksumFiles(planned, work, checksums),
+      writtenBytes: planned.reduce((sum, { bytes }) => sum + bytes, 0),
+      seconds: (performance.now() - began) / 1000,
+    };
+    await options.onPublished?.(summary);
+    Journal.remove(folder);
+    return summary;
+  } catch (error) {
+    // What is not what was read is not done: the next run would find it again, and stop there for good.
+    if (error instanceof TensorBusError && error.code === "TB_VERIFY") Journal.remove(folder);
+    throw error;
+  } finally {
+    journal.close();
+  }
+}
+
+/** Moves and compares; all is durable then, and nothing is left open. */
+async function runWork(work: WorkFiles, options: MoveOptions, journal: Journal): Promise<RunSummary> {
+  const opened = openFiles(work.targets, "r+");
+  const hands: Hand[] = [];
+  try {
+    handsFor(work, options, hands);
+    const summary = await new Run(work, hands, options, () => syncFiles(opened), journal).run();
     syncFiles(opened);
+    return summary;
   } finally {
     await Promise.all(hands.map((hand) => hand.close()));
     closeFiles(opened);
-    journal.close();
   }
-  if (signal?.aborted) throw cancelledError("moving the checkpoint", signal);
-  requireUnchanged(signatures, signaturesOf(source.files));
-  await options.onPublish?.();
-  publishFiles(folder, planned);
-  Journal.remove(folder);
-  const writtenBytes = planned.reduce((sum, { bytes }) => sum + bytes, 0);
-  const { checksums, ...counts } = summary;
-  return {
-    ...counts,
-    files: checksumFiles(planned, work, checksums),
-    writtenBytes,
-    seconds: (performance.now() - began) / 1000,
-  };
+}
+
+/**
+ * What a journal is of: the same numbers stand for the same items only if the same elements of the same files, cut in the same
+ * way, go to the same places. Two prefixes of one checkpoint differ in nothing but where their tensors lie.
+ */
+function workKey(
+  files: readonly TargetFile[],
+  signatures: readonly FileSignature[],
+  tensors: readonly MovedTensor[],
+  items: readonly WorkItem[],
+): string {
+  const hash = createHash("sha256").update(JSON.stringify([targetDigest(files), signatures]));
+  for (const { name, shape, dtype, boxes } of tensors) {
+    const places = boxes.map(({ file, position, start, length, strides }) => [
+      file,
+      position,
+      start,
+      length,
+      strides,
+    ]);
+    hash.update(`${JSON.stringify([name, shape, dtype, places])}\n`);
+  }
+  for (const { tensor, offsets, lengths } of items)
+    hash.update(`${JSON.stringify([tensor, offsets, lengths])}\n`);
+  return hash.digest("hex");
 }
 
 /** From the checksums of everything that was written, and zeros where nothing was. */
@@ -134,9 +184,9 @@ function checksumFiles(
     }),
   ]);
   items.forEach((item, number) => {
-    placesOf(tensors[item.tensor]!, item).forEach(({ file, at, bytes, runs }, part) => {
-      if (runs > 1) stretches[file] = undefined;
-      else stretches[file]?.push({ at, bytes, checksum: checksums.get(number)![part]! });
+    placesOf(tensors[item.tensor]!, item).forEach(({ file, at, bytes, isOne }, part) => {
+      if (isOne) stretches[file]?.push({ at, bytes, checksum: checksums.get(number)![part]! });
+      else stretches[file] = undefined;
     });
   });
   return files.map(({ name, bytes }, file) => {
@@ -148,11 +198,15 @@ function checksumFiles(
 /** To start a thread takes longer than to move less than this. */
 const threadBytes = 64 * 2 ** 20;
 
-function handsFor(work: WorkFiles, { threads }: MoveOptions): Hand[] {
+/** Adds the hands to those that are closed in the end, one by one: the next may fail. */
+function handsFor(work: WorkFiles, { threads }: MoveOptions, hands: Hand[]): void {
   const total = work.items.reduce((sum, item) => sum + itemSizeOf(item, work.tensors[item.tensor]!), 0);
-  if (threads === undefined || total < threadBytes) return [localHand(work)];
+  if (threads === undefined || total < threadBytes) {
+    hands.push(localHand(work));
+    return;
+  }
   const count = Math.max(1, Math.min(threads.count, work.items.length));
-  return Array.from({ length: count }, () => threadHand(work, threads.script, threads.command));
+  while (hands.length < count) hands.push(threadHand(work, threads.script, threads.command));
 }
 
 /** For each tensor of the source where its boxes go. */
@@ -169,22 +223,6 @@ function destinationsOf(files: readonly PlannedFile[]): Map<string, Destination[
     }
   });
   return places;
-}
-
-/** What is read must not be what is written. */
-function refuseOwnSource(sources: readonly string[], folder: string, files: readonly PlannedFile[]): void {
-  const read = new Set(sources.map((path) => realpathSync(path)));
-  for (const file of files) {
-    const path = join(folder, file.name);
-    if (!existsSync(path) || !read.has(realpathSync(path))) continue;
-    throw new TensorBusError(
-      "TB_FILE",
-      `${path} is a file of the source, and would be replaced: name another folder`,
-      {
-        details: { path, folder },
-      },
-    );
-  }
 }
 
 function requireUnchanged(

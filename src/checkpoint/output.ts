@@ -5,6 +5,7 @@ import {
   fstatSync,
   fsyncSync,
   openSync,
+  readdirSync,
   renameSync,
   rmSync,
   statfsSync,
@@ -12,11 +13,13 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { TensorBusError } from "../errors.ts";
+import { lockFile } from "../ffi/lock.ts";
 import { reserveFile } from "../ffi/reserve.ts";
 import { type DType, itemSize } from "../layout/index.ts";
 import { move } from "../memory/kernels.ts";
 import { fileError } from "../model/files.ts";
 import { layOutHeader, type SafetensorsEntry } from "../model/safetensors-header.ts";
+import { isOfResult } from "./result.ts";
 import type { OpenedFile } from "./scatter.ts";
 import type { TargetFile } from "./target.ts";
 
@@ -27,6 +30,18 @@ export interface PlannedFile extends TargetFile {
   readonly head: Uint8Array;
   readonly entries: ReadonlyMap<string, SafetensorsEntry>;
   readonly bytes: number;
+}
+
+/** Keeps others from writing into a folder, as long as it is used. `TB_EXISTS` if another run does. */
+export function lockFolder(folder: string): Disposable {
+  const fd = attempt("open", folder, () => openSync(folder, "r"));
+  if (lockFile(fd)) return { [Symbol.dispose]: () => closeSync(fd) };
+  closeSync(fd);
+  throw new TensorBusError(
+    "TB_EXISTS",
+    `another process is writing a result into ${folder}: wait until it has ended, or name another folder`,
+    { details: { path: folder } },
+  );
 }
 
 /** Lays out the headers of all files. Errors are those of `layOutHeader`. */
@@ -41,11 +56,18 @@ export function partialPath(folder: string, { name }: PlannedFile): string {
   return join(folder, `${name}${suffix}`);
 }
 
+/** Where a file is now: one that was about to take its final name may have it, and then it has no other. */
+export function pathOf(folder: string, file: PlannedFile, isPublishing: boolean): string {
+  const partial = partialPath(folder, file);
+  return isPublishing && !existsSync(partial) ? join(folder, file.name) : partial;
+}
+
 /**
  * Makes the files of a result that is begun: reserved, with headers and constants; what nothing is written to is zero.
  * `TB_NO_SPACE` if they do not fit, and then none of them is left.
  */
 export function createFiles(folder: string, files: readonly PlannedFile[]): void {
+  removeUnfinished(folder);
   requireSpace(folder, files);
   try {
     for (const file of files) createFile(partialPath(folder, file), file);
@@ -55,12 +77,19 @@ export function createFiles(folder: string, files: readonly PlannedFile[]): void
   }
 }
 
+/** What another target's run, which was killed, has left would take the space for good. */
+function removeUnfinished(folder: string): void {
+  for (const name of attempt("read the folder", folder, () => readdirSync(folder))) {
+    if (!name.endsWith(suffix) || !isOfResult(name.slice(0, -suffix.length))) continue;
+    attempt("remove", join(folder, name), () => rmSync(join(folder, name)));
+  }
+}
+
 /** Refuses early, with numbers, what cannot fit; the reservation itself decides. */
 function requireSpace(folder: string, files: readonly PlannedFile[]): void {
   const needed = files.reduce((sum, { bytes }) => sum + bytes, 0);
   const { bavail, bsize } = statfsSync(folder);
-  const freed = files.reduce((sum, file) => sum + sizeOf(partialPath(folder, file)), 0);
-  const available = bavail * bsize + freed;
+  const available = bavail * bsize;
   if (needed <= available) return;
   throw new TensorBusError(
     "TB_NO_SPACE",
@@ -105,16 +134,8 @@ export function constantBytes(value: number, dtype: DType): Buffer {
 }
 
 /** Whether the files of a result that was begun are still there, as they were made. */
-export function haveFiles(folder: string, files: readonly PlannedFile[]): boolean {
-  return files.every((file) => sizeOf(partialPath(folder, file)) === file.bytes);
-}
-
-/** Opens the unfinished files. */
-export function openPartials(folder: string, files: readonly PlannedFile[]): OpenedFile[] {
-  return openFiles(
-    files.map((file) => partialPath(folder, file)),
-    "r+",
-  );
+export function haveFiles(folder: string, files: readonly PlannedFile[], isPublishing: boolean): boolean {
+  return files.every((file) => sizeOf(pathOf(folder, file, isPublishing)) === file.bytes);
 }
 
 /** Opens all or none. */

@@ -3,8 +3,9 @@
  * removed first, so that a folder without one is no result, and files of two results never look like one.
  */
 import { createHash } from "node:crypto";
+import { realpathSync } from "node:fs";
 import { mkdir, readdir, readFile, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { gunzipSync, gzipSync } from "node:zlib";
 import { z } from "zod";
 import { TensorBusError } from "../errors.ts";
@@ -96,20 +97,40 @@ export class ResultFolder {
     return join(this.path, name);
   }
 
-  /** Before the first file takes its final name: what is there is no result any more. */
+  /**
+   * Before the first file takes its final name: what is there is no result any more, and goes, so that no reader that asks for
+   * no manifest takes files of two results for one. The manifest goes first.
+   */
   async invalidate(): Promise<void> {
-    for (const name of [manifestName, layoutName]) await rm(join(this.path, name), { force: true });
+    const entries = await readdir(this.path, { withFileTypes: true }).catch((error: unknown) => {
+      throw fileError(error, "read the folder", this.path);
+    });
+    // A folder that is called so is none of ours: whoever needs its name says that it cannot have it.
+    const files = entries.filter((entry) => !entry.isDirectory()).map(({ name }) => name);
+    for (const name of [manifestName, layoutName, ...files.filter(isOfResult)]) await this.#remove(name);
   }
 
-  /** All files have their final names: those of an earlier result go, and the manifest says what there is. */
+  async #remove(name: string): Promise<void> {
+    const path = join(this.path, name);
+    await rm(path, { force: true }).catch((error: unknown) => {
+      throw fileError(error, "remove", path);
+    });
+  }
+
+  /**
+   * All files have their final names: those of an earlier result go, those that are made beside come, by their names, and the
+   * manifest says what there is.
+   */
   async complete(
     manifest: Omit<ResultManifest, "format" | "layout">,
     layout: readonly TargetFile[] | undefined,
+    beside: ReadonlyMap<string, string> = new Map(),
   ): Promise<void> {
-    const names = new Set(manifest.files.map(({ name }) => name));
+    const names = new Set([...manifest.files.map(({ name }) => name), ...beside.keys()]);
     for (const name of await this.#names()) {
-      if (isOfResult(name) && !names.has(name)) await rm(join(this.path, name));
+      if (isOfResult(name) && !names.has(name)) await this.#remove(name);
     }
+    for (const [name, text] of beside) await writeWholeFile(join(this.path, name), text);
     const bytes = layout && gzipSync(JSON.stringify(layout.map(layoutMessage)), { level: 6 });
     if (bytes !== undefined) await writeWholeFile(join(this.path, layoutName), bytes);
     const whole: ResultManifest = {
@@ -130,7 +151,29 @@ export class ResultFolder {
   }
 }
 
-function isOfResult(name: string): boolean {
+/**
+ * `TB_FILE` if a file that is read would be replaced: as a file of the result, which have these names, or as one of an earlier
+ * result, all of which go.
+ */
+export function refuseOwnSource(sources: readonly string[], folder: string, names: readonly string[]): void {
+  const own = new Set(names);
+  const place = realpathSync(folder);
+  for (const source of sources) {
+    // By the name that it was given, and by where it lies, if that is a link.
+    for (const path of [source, realpathSync(source)]) {
+      const name = basename(path);
+      if (realpathSync(dirname(path)) !== place || !(own.has(name) || isOfResult(name))) continue;
+      throw new TensorBusError(
+        "TB_FILE",
+        `${join(folder, name)} is a file of the source, and would be replaced: name another folder`,
+        { details: { path: source, folder } },
+      );
+    }
+  }
+}
+
+/** Whether that is what a file of some result is called. */
+export function isOfResult(name: string): boolean {
   return (
     name === manifestName ||
     name === layoutName ||
@@ -183,6 +226,13 @@ export async function readLayout(folder: string, manifest: ResultManifest): Prom
   }
   const parsed = layoutSchema.safeParse(parse(text));
   if (!parsed.success) throw refuse("is no layout of a result");
+  for (const [name, parameters] of parsed.data.map((file) => [file.name, file.parameters] as const)) {
+    if (!isOfResult(name)) throw refuse(`names ${JSON.stringify(name)}, which is no file of a result`);
+    for (const [key, shape, , boxes] of parameters) {
+      if (boxes.every((box) => isWithin(shape, box))) continue;
+      throw refuse(`has a box that is not within ${key} of ${name}`);
+    }
+  }
   return parsed.data.map(({ name, parameters }) => ({
     name,
     metadata: {},
@@ -193,6 +243,22 @@ export async function readLayout(folder: string, manifest: ResultManifest): Prom
       boxes: boxes.map(([tensor, start, length, at, axes]) => ({ tensor, start, length, at, axes })),
     })),
   }));
+}
+
+type BoxMessage = z.infer<typeof layoutSchema>[number]["parameters"][number][3][number];
+
+/** Whether a box lies in a parameter of that shape, each axis of its tensor along one of the parameter or one element long. */
+function isWithin(shape: readonly number[], [, start, length, at, axes]: BoxMessage): boolean {
+  const used = axes.filter((axis) => axis >= 0);
+  return (
+    start.length === length.length &&
+    at.length === shape.length &&
+    axes.length === shape.length &&
+    new Set(used).size === used.length &&
+    used.every((axis) => axis < length.length) &&
+    length.every((extent, dim) => extent === 1 || used.includes(dim)) &&
+    axes.every((axis, place) => at[place]! + (axis < 0 ? 1 : length[axis]!) <= shape[place]!)
+  );
 }
 
 function parse(text: string): unknown {

@@ -52,20 +52,15 @@ export function scatterItem(
   });
 }
 
-/** Where the parts of an item lie in their files; several runs are one part if they are not in one piece. */
+/** Where the parts of an item lie in their files: their first runs, and whether that is all, in one piece. */
 export function placesOf(
   tensor: MovedTensor,
   item: WorkItem,
-): { readonly file: number; readonly at: number; readonly bytes: number; readonly runs: number }[] {
+): { readonly file: number; readonly at: number; readonly bytes: number; readonly isOne: boolean }[] {
   return partsOf(tensor, item).map((part) => {
-    const runs = [...fileRuns(part)];
     const { file, position } = part.destination;
-    return {
-      file,
-      at: position + runs[0]!.at,
-      bytes: runs.reduce((sum, run) => sum + run.bytes, 0),
-      runs: runs.length,
-    };
+    const [first, second] = fileRuns(part);
+    return { file, at: position + first!.at, bytes: first!.bytes, isOne: second === undefined };
   });
 }
 

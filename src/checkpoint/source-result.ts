@@ -70,6 +70,13 @@ function addBox(
       },
     );
   }
+  if (known.shape.length !== start.length) {
+    throw new TensorBusError(
+      "TB_SAFETENSORS",
+      `${folder}: parts of tensor ${tensor} have ${known.shape.length} and ${start.length} dimensions`,
+      { details: { tensor, folder } },
+    );
+  }
   start.forEach((first, dim) => {
     known.shape[dim] = Math.max(known.shape[dim]!, first + length[dim]!);
   });

@@ -66,7 +66,7 @@ export function rankFiles(
             name: tensor.name,
             shape: holding.localShape,
             dtype: tensor.targetDtype ?? tensor.dtype,
-            boxes: boxesOf(tensor.name, holding.runs),
+            boxes: boxesOf(tensor.name, tensor.shape, holding.runs),
           },
         ];
       }),
@@ -74,11 +74,12 @@ export function rankFiles(
     }));
 }
 
-/** The product of the runs of all dimensions. */
-function boxesOf(tensor: string, runs: readonly (readonly Run[])[]): TargetBox[] {
+/** The product of the runs of all dimensions; a tensor without elements has a box too, which says its shape. */
+function boxesOf(tensor: string, shape: readonly number[], runs: readonly (readonly Run[])[]): TargetBox[] {
   const axes = runs.map((_, axis) => axis);
   let boxes: { start: number[]; length: number[]; at: number[] }[] = [{ start: [], length: [], at: [] }];
-  for (const list of runs) {
+  for (const [dim, found] of runs.entries()) {
+    const list = shape[dim] === 0 ? [{ start: 0, length: 0 }] : found;
     let at = 0;
     const places = list.map((run) => {
       const place = { ...run, at };

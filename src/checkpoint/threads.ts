@@ -45,27 +45,35 @@ export function localHand(work: WorkFiles): Hand {
 export function threadHand(work: WorkFiles, script: string, command: string): Hand {
   const worker = new Worker(script, { argv: [command], workerData: work, stdout: false, stderr: false });
   let waiting: { resolve: (done: Done) => void; reject: (error: unknown) => void } | undefined;
+  /** Why the thread does nothing any more. */
+  let end: { readonly error: unknown } | undefined;
   const fail = (error: unknown) => {
     waiting?.reject(error);
     waiting = undefined;
+  };
+  const finish = (error: unknown) => {
+    end ??= { error };
+    fail(end.error);
   };
   worker.on("message", (message: Done | Failure) => {
     if ("code" in message) return fail(errorOf(message));
     waiting?.resolve(message);
     waiting = undefined;
   });
-  worker.on("error", fail);
+  worker.on("error", finish);
   worker.on("exit", (code) =>
-    fail(new TensorBusError("TB_SYSTEM", `a thread of the mover ended with ${code}`, { details: { code } })),
+    finish(
+      new TensorBusError("TB_SYSTEM", `a thread of the mover ended with ${code}`, { details: { code } }),
+    ),
   );
   return {
     do: (order) =>
       new Promise((resolve, reject) => {
+        if (end !== undefined) return reject(end.error);
         waiting = { resolve, reject };
         worker.postMessage(order);
       }),
     close: async () => {
-      worker.removeAllListeners("exit");
       await worker.terminate();
     },
   };
@@ -75,9 +83,11 @@ export function threadHand(work: WorkFiles, script: string, command: string): Ha
 export function runHand(): Promise<void> {
   const port = parentPort;
   if (port === null) throw new TensorBusError("TB_SPEC", "this command is a thread of `tensorbus reshard`");
-  const bench = new Bench(workerData as WorkFiles);
+  let bench: Bench | undefined;
   port.on("message", (order: Order) => {
     try {
+      // Made by the first order, which hears why the files could not be opened.
+      bench ??= new Bench(workerData as WorkFiles);
       port.postMessage(bench.do(order));
     } catch (error) {
       port.postMessage(failureOf(error));
@@ -96,7 +106,12 @@ class Bench {
   constructor(work: WorkFiles) {
     this.#work = work;
     this.#sources = openFiles(work.sources, "r");
-    this.#targets = openFiles(work.targets, "r+");
+    try {
+      this.#targets = openFiles(work.targets, "r+");
+    } catch (error) {
+      closeFiles(this.#sources);
+      throw error;
+    }
   }
 
   do({ item: number, checksums }: Order): Done {

@@ -1,7 +1,12 @@
 /** From files to files, in one process: what to read, what to write, and what is said of it. */
-import { copyFile, readdir, stat } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
-import { type MoveOptions, type MovePhase, moveCheckpoint } from "../../checkpoint/mover.ts";
+import { readdir, stat } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import {
+  type MoveOptions,
+  type MovePhase,
+  type MoveSummary,
+  moveCheckpoint,
+} from "../../checkpoint/mover.ts";
 import { ResultFolder } from "../../checkpoint/result.ts";
 import type { CheckpointSource, SourceTensor } from "../../checkpoint/source.ts";
 import { rankFiles, type TargetFile, targetDigest } from "../../checkpoint/target.ts";
@@ -9,7 +14,7 @@ import { engineTarget } from "../../checkpoint/target-engine.ts";
 import { modelTarget } from "../../checkpoint/target-model.ts";
 import { TensorBusError } from "../../errors.ts";
 import { readModel } from "../../model/config.ts";
-import { fileError, writeWholeFile } from "../../model/files.ts";
+import { fileError, readBytes, writeWholeFile } from "../../model/files.ts";
 import { collapseNames } from "../../model/names.ts";
 import { planTransfer } from "../../plan/index.ts";
 import type { CommandContext } from "../ui/context.ts";
@@ -46,7 +51,7 @@ export async function moveFiles(
   const planned = await planFiles(checkpoint, options);
   const result = await ResultFolder.open(options.out, options.force === true);
   const { stdout, stderr } = context;
-  const { source, files, digest } = planned;
+  const { source, files } = planned;
   await stdout.line(
     formatFields(stdout, [
       ["checkpoint", `${source.path}, ${formatCount(source.tensors.length)} tensors`],
@@ -74,17 +79,9 @@ export async function moveFiles(
       signal: cancel.signal,
       onProgress: (phase, done, total) => bars.show({ phase, done, total }),
       onPublish: () => result.invalidate(),
+      onPublished: (summary) => completeResult(result, planned, options, summary),
     } satisfies MoveOptions);
     bars.stop();
-    for (const [name, text] of planned.beside) await writeWholeFile(result.fileOf(name), text);
-    if (planned.copyFrom !== undefined) await copyOthers(planned.copyFrom, result.path);
-    const written = summary.files.map(({ name, bytes, checksum }) => ({
-      name,
-      bytes,
-      ...(checksum !== undefined && { crc32c: checksum.toString(16).padStart(8, "0") }),
-    }));
-    const manifest = { plan: digest, checkpoint: source.path, target: options.target, files: written };
-    await result.complete(manifest, planned.keepsLayout ? files : undefined);
     const rate = summary.seconds > 0 ? ` (${formatBytes(summary.movedBytes / summary.seconds)}/s)` : "";
     await stdout.line(
       formatFields(stdout, [
@@ -107,6 +104,23 @@ export async function moveFiles(
   } finally {
     bars.stop();
   }
+}
+
+/** All files have their names: what belongs beside them comes, and at last the manifest. */
+async function completeResult(
+  result: ResultFolder,
+  { source, files, digest, beside, copyFrom, keepsLayout }: Planned,
+  { target }: ReshardOptions,
+  summary: MoveSummary,
+): Promise<void> {
+  if (copyFrom !== undefined) await copyOthers(copyFrom, result.path);
+  const written = summary.files.map(({ name, bytes, checksum }) => ({
+    name,
+    bytes,
+    ...(checksum !== undefined && { crc32c: checksum.toString(16).padStart(8, "0") }),
+  }));
+  const manifest = { plan: digest, checkpoint: source.path, target, files: written };
+  await result.complete(manifest, keepsLayout ? files : undefined, beside);
 }
 
 function isCasting({ source, files }: Planned): boolean {
@@ -150,7 +164,7 @@ async function planEngine(checkpoint: string, options: ReshardOptions): Promise<
     `goes with MESH:PLACEMENTS; ${options.target} says where everything lies`,
   );
   const source = await openSource(checkpoint, options.prefix);
-  const folder = (await stat(checkpoint)).isDirectory() ? checkpoint : dirname(checkpoint);
+  const folder = await folderOf(checkpoint);
   const model = await readModel(await configOf(options.model ?? folder));
   const { files, dropped, tp, ep } = engineTarget(options.target, model);
   const known = new Set(model.tensors.map(({ name }) => name));
@@ -178,7 +192,9 @@ async function planModel(checkpoint: string, options: ReshardOptions): Promise<P
   refuse(options, ["rule", "targetDtype"], "goes with MESH:PLACEMENTS; hf keeps what there is");
   const read = await openSource(checkpoint, options.prefix);
   const source = options.with === undefined ? read : withOriginal(read, await openSource(options.with));
-  const missing = await missingTensors(source, options);
+  const folder = await folderOf(checkpoint);
+  const config = await configOf(options.model ?? folder);
+  const { missing, unknown } = await missingTensors(source, config, options.model !== undefined);
   if (missing.length > 0) {
     throw new TensorBusError(
       "TB_TENSOR_MISSING",
@@ -187,12 +203,11 @@ async function planModel(checkpoint: string, options: ReshardOptions): Promise<P
     );
   }
   const { files, index } = modelTarget(source.tensors);
-  const folder = (await stat(checkpoint)).isDirectory() ? checkpoint : dirname(checkpoint);
   return {
     source,
     files,
     digest: targetDigest(files),
-    fields: [],
+    fields: unknown === undefined ? [] : [["model", `unknown, so that tensors may be missing: ${unknown}`]],
     beside: new Map(index === undefined ? [] : [["model.safetensors.index.json", index]]),
     copyFrom: folder,
     hint: undefined,
@@ -200,16 +215,24 @@ async function planModel(checkpoint: string, options: ReshardOptions): Promise<P
   };
 }
 
-/** Tensors of the model that config.json describes and the source lacks; none if there is no config. */
+/**
+ * Tensors of the model that config.json describes and the source lacks; or why nobody knows, if there is no config, or one of a
+ * family that is unknown here: a checkpoint of any model is moved. One that was named has to be read.
+ */
 async function missingTensors(
-  { path, tensors }: CheckpointSource,
-  options: ReshardOptions,
-): Promise<string[]> {
-  const config = await configOf(options.model ?? path);
-  const found = await stat(config).catch(() => undefined);
-  if (found === undefined) return [];
+  { tensors }: CheckpointSource,
+  config: string,
+  isNamed: boolean,
+): Promise<{ readonly missing: readonly string[]; readonly unknown?: string }> {
+  if (!isNamed && !(await isFile(config))) return { missing: [], unknown: `there is no ${config}` };
   const names = new Set(tensors.map(({ name }) => name));
-  return (await readModel(config)).tensors.map(({ name }) => name).filter((name) => !names.has(name));
+  try {
+    const model = await readModel(config);
+    return { missing: model.tensors.map(({ name }) => name).filter((name) => !names.has(name)) };
+  } catch (error) {
+    if (isNamed || !(error instanceof TensorBusError) || error.code !== "TB_MODEL_CONFIG") throw error;
+    return { missing: [], unknown: error.message };
+  }
 }
 
 /** Tensors of an original fill in what a source lacks; its order is kept. */
@@ -233,6 +256,21 @@ async function configOf(path: string): Promise<string> {
   return found?.isDirectory() ? join(path, "config.json") : path;
 }
 
+/** Where a checkpoint lies, with what else belongs to the model. */
+async function folderOf(checkpoint: string): Promise<string> {
+  const found = await stat(checkpoint).catch((error: unknown) => {
+    throw fileError(error, "read", checkpoint);
+  });
+  return found.isDirectory() ? checkpoint : dirname(checkpoint);
+}
+
+function isFile(path: string): Promise<boolean> {
+  return stat(path).then(
+    (found) => found.isFile(),
+    () => false,
+  );
+}
+
 function refuse(options: ReshardOptions, names: readonly ("rule" | "targetDtype")[], why: string): void {
   for (const name of names) {
     const value = options[name];
@@ -242,14 +280,24 @@ function refuse(options: ReshardOptions, names: readonly ("rule" | "targetDtype"
   }
 }
 
-/** Everything of a model's folder but its weights: config, tokenizer, templates. */
+/** What a model's folder has beside its weights: config, tokenizer, templates, code, licences. */
+const besideWeights =
+  /^(config\.json|.*\.(json|jinja|txt|model|tiktoken|py|md)|LICEN[CS]E.*|NOTICE.*|USE_POLICY.*)$/i;
+/** The largest tokenizers have some 30 MB. */
+const mostBeside = 256 * 2 ** 20;
+
+/**
+ * Copies what belongs to a model, if its folder is one: it has a config. A folder of downloads is none, and a model's may hold a
+ * trainer's states too, so that nothing is taken but what is known. In caches of a hub all files are links.
+ */
 async function copyOthers(from: string, to: string): Promise<void> {
-  for (const entry of await readdir(from, { withFileTypes: true })) {
-    const { name } = entry;
-    const isWeight = /\.(safetensors|bin|pt|pth|gguf)$/.test(name) || name.endsWith(".index.json");
-    if (!entry.isFile() || isWeight || name.startsWith("tensorbus-") || name.startsWith(".")) continue;
-    await copyFile(join(from, name), join(to, basename(name))).catch((error: unknown) => {
-      throw fileError(error, "copy to", join(to, name));
-    });
+  if (!(await isFile(join(from, "config.json")))) return;
+  for (const name of await readdir(from)) {
+    const isOther =
+      !besideWeights.test(name) || name.endsWith(".index.json") || name.startsWith("tensorbus-");
+    const found = isOther ? undefined : await stat(join(from, name)).catch(() => undefined);
+    if (found?.isFile() !== true || found.size > mostBeside) continue;
+    // Written anew: a copy of a file that nobody may write could not be replaced.
+    await writeWholeFile(join(to, name), await readBytes(join(from, name), mostBeside));
   }
 }

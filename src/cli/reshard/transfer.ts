@@ -1,6 +1,6 @@
 /** `reshard --processes`: through one process for each rank of both sides, as a trainer and an engine move weights. */
 import { stat } from "node:fs/promises";
-import { ResultFolder, type ResultManifest } from "../../checkpoint/result.ts";
+import { ResultFolder, type ResultManifest, refuseOwnSource } from "../../checkpoint/result.ts";
 import { rankFiles } from "../../checkpoint/target.ts";
 import { nativeLibrary } from "../../ffi/native.ts";
 import { resolveCheckpoint } from "../../model/safetensors.ts";
@@ -33,6 +33,7 @@ export async function transferFiles(
   const source = await openSource(path);
   const { input } = requestOfFlags(source, { ...options, rules: options.rule });
   const result = await ResultFolder.open(options.out, options.force === true);
+  refuseOwnSource(source.files, result.path, []);
   const plan = await planTransfer(input);
   const pairs = Object.values(input.pairs);
   const sources = ranksOf(pairs.map(({ source: side }) => side.mesh.ranks));
