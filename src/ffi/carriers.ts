@@ -17,7 +17,7 @@ const carrierBits = {
   shm: 2,
   "cuda-ipc": 4,
   nccl: 8,
-  /** Of the tests' own library: `native/test/carriers/file`. */
+  /** The carrier of the tests' own library: `native/test/carriers/file`. */
   file: 16,
   "shared-gpu": 0x4000_0000,
   apart: 0x8000_0000,
@@ -41,7 +41,7 @@ export interface Member {
   readonly linked?: boolean;
 }
 
-/** Who a session is to carriers, as it may be told to anybody. */
+/** The identity of a session for carriers; it holds no secret. */
 export function sessionIdentity(session: bigint): Uint8Array {
   const identity = new Uint8Array(identityBytes);
   native.tb_session_identity(session, identity);
@@ -63,7 +63,7 @@ export function readIdentity(identity: Uint8Array): {
 
 /**
  * What would carry the buckets of two sessions between tensors in that kind of memory. `TB_UNSUPPORTED` where nothing
- * would, with what lacks; `TB_DEVICE_SHARED` where for NCCL all that lacks is a GPU for each.
+ * would, and says what is missing; `TB_DEVICE_SHARED` if NCCL misses only a GPU for each rank.
  */
 export function carrierBetween(
   one: Uint8Array,

@@ -34,7 +34,7 @@ export const ipcHandleBytes = 64;
 const nameBytes = 128;
 
 export interface CudaDevice {
-  /** As `nvidia-smi -L` writes it: `GPU-` and 32 digits. */
+  /** The UUID in the form of `nvidia-smi -L`: `GPU-` and 32 digits. */
   readonly uuid: string;
   readonly name: string;
 }
@@ -51,7 +51,7 @@ export function kernelsPath(environment: Readonly<Record<string, string | undefi
   }
 }
 
-/** The 16 bytes of a UUID in text, with or without `GPU-` or `MIG-`. `TB_DEVICE` where it is none. */
+/** The 16 bytes of a UUID in text, with or without `GPU-` or `MIG-`. `TB_DEVICE` if the text is not a UUID. */
 export function parseUuid(text: string): Uint8Array {
   const digits = text.replace(/^(GPU|MIG)-/, "").replaceAll("-", "");
   if (!/^[0-9a-f]{32}$/i.test(digits)) {

@@ -16,7 +16,7 @@ let libc: Libc | null | undefined;
 
 /**
  * Grows a file to `bytes` and reserves their space. `false` where the system or the file system cannot reserve; a
- * failure is an error with the system's `code`, as those of `node:fs`.
+ * failure is an error with the system's `code`, like those of `node:fs`.
  */
 export function reserveFile(fd: number, bytes: number): boolean {
   libc ??= loadLibc();

@@ -159,7 +159,7 @@ export interface TransferOptions {
   readonly bindings: readonly NativeBinding[];
   readonly checksum: boolean;
   readonly timeoutNs: bigint;
-  /** Who begins its rounds together or is linked, by ascending rank, this one among them; none where nobody is. */
+  /** The ranks that begin its rounds together or are linked, ascending, this one among them; empty if there are none. */
   readonly members?: readonly Member[];
 }
 

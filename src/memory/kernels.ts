@@ -98,7 +98,7 @@ export function describeElements(
 }
 
 export interface ReduceOptions {
-  /** Of the contributions. */
+  /** The element type of the contributions. */
   readonly dtype: DType;
   readonly op: PartialOp;
   /** True for the first contribution: it sets the accumulator. */

@@ -23,7 +23,7 @@ export interface ConfigOptions {
    * `false` lists plain floats, which a trainer holds.
    */
   readonly quantized?: boolean;
-  /** As published, or as transformers 5 holds the model in memory; as published unless given. */
+  /** The form of names and shapes: as published (the default), or as transformers 5 holds the model in memory. */
   readonly form?: ModelForm;
 }
 

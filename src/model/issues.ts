@@ -35,7 +35,7 @@ const typeNames: Readonly<Record<string, string>> = {
   boolean: "true or false",
 };
 
-/** What was found, cut short, as the end of a sentence. */
+/** The value that was found, cut short, as the end of a sentence. */
 export function describeFound(value: unknown): string {
   if (value === undefined) return "and is missing";
   const text = JSON.stringify(value);

@@ -59,7 +59,7 @@ async function openSingle(path: string): Promise<SafetensorsCheckpoint> {
   return new SafetensorsCheckpoint(new Map([[path, file.handle]]), tensors, file.metadata);
 }
 
-/** The index is the list of tensors: one that its file lacks is an error, one that only a file has is not in the model. */
+/** The index is the list of tensors: one that is missing in its file is an error, one that only a file has is not in the model. */
 async function openIndex(path: string): Promise<SafetensorsCheckpoint> {
   const weightMap = parseIndex(await readTextFile(path, maxIndexBytes), path);
   const files = new Map<string, OpenFile>();

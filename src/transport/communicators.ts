@@ -53,7 +53,7 @@ interface Member {
 interface Epoch {
   readonly epoch: number;
   readonly incarnations: readonly string[];
-  /** Of each rank, what it had announced when this was written. */
+  /** What each rank had announced when this was written. */
   readonly seen: readonly number[];
   /** Absent where there can be no communicator: two of the ranks share a device. */
   readonly id?: string;

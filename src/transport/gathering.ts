@@ -99,7 +99,7 @@ export function chooseMembers(
     .map((each) => ({ rank: each, joins: joining.has(each), peer: peers.has(each) }));
 }
 
-/** Of each rank that a rank deals with, directly or by way of others, whom it deals with. */
+/** For each rank that a rank deals with, directly or by way of others: the ranks that it deals with. */
 export function neighboursOf(rank: number, { count, srcRank, dstRank }: PlanLinks): Neighbours {
   const all = new Map<number, Set<number>>([[rank, new Set()]]);
   const add = (one: number, other: number) => {

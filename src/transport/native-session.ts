@@ -50,7 +50,7 @@ export interface NativeSessionSetup {
 
 /** What a transport does beyond preparing a transfer with each of its peers alone. */
 export interface Gather {
-  /** Of a plan in GPU memory: who begins its rounds together, by ascending rank, this one among them; or nobody. */
+  /** The ranks that begin the rounds of a plan in GPU memory together, ascending, this one among them; or none. */
   choose(links: PlanLinks, checksum: boolean, deadline: Deadline): Promise<readonly Member[]>;
   /** See `TransportSession.checkRanks`. */
   check(ranks: readonly number[], deadline: Deadline): Promise<void>;
@@ -101,7 +101,7 @@ export class NativeSession implements TransportSession {
     }
   }
 
-  /** Who the session is to carriers, as it may be told to anybody. */
+  /** The identity of the session for carriers; it holds no secret. */
   get identity(): Uint8Array {
     return sessionIdentity(this.#handle);
   }
@@ -238,7 +238,7 @@ export class NativeSession implements TransportSession {
     return transfer;
   }
 
-  /** Who begins rounds together; nobody where the transport gathers no ranks. */
+  /** The ranks that begin rounds together; none if the transport gathers no ranks. */
   async #choose(
     { peers }: Program,
     { links, checksum = false }: PrepareOptions,
@@ -384,7 +384,7 @@ function withLinks(members: readonly Member[], linked: readonly number[], own: n
   return [...all.values()].sort((a, b) => a.rank - b.rank);
 }
 
-/** Of those who join, their ranks; nothing where this one does not. */
+/** The ranks of those that join; `undefined` if this one does not. */
 function joiningOf(members: readonly Member[], own: number): Int32Array | undefined {
   const joining = members.filter(({ joins }) => joins).map(({ rank }) => rank);
   return joining.includes(own) ? Int32Array.from(joining) : undefined;

@@ -11,7 +11,7 @@ export interface PeerAddress {
   /** A numeric address, or a name that the reader resolves. */
   readonly host: string;
   readonly port: number;
-  /** Who the rank is to carriers; absent where nobody has to know before it is met. */
+  /** The identity of the rank for carriers; absent if nobody has to know it before the rank is met. */
   readonly identity?: Uint8Array | undefined;
 }
 
@@ -76,7 +76,7 @@ export class PeerDirectory {
     }
   }
 
-  /** Who these ranks are to carriers, as the store says it now, once all have said where they are. */
+  /** The identities of these ranks for carriers, as the store has them now, once all have published their addresses. */
   async identities(
     ranks: readonly number[],
     deadline: Deadline,

@@ -52,7 +52,7 @@ export interface TensorBinding {
   readonly target?: TensorMemory;
 }
 
-/** Who sends to whom in a plan: an entry of each for every channel, in any order, those within a rank among them. */
+/** The senders and receivers of a plan: an entry of each for every channel, in any order, those within a rank among them. */
 export type PlanLinks = Pick<Channels, "count" | "srcRank" | "dstRank">;
 
 export interface PrepareOptions extends WaitOptions {
@@ -149,7 +149,7 @@ export interface PreparedTransfer extends AsyncDisposable {
    * else the first that has not finished.
    */
   post(options?: PostOptions): Promise<RoundReport>;
-  /** Of the round under way, or the last one. Cheap: reads counters. */
+  /** Progress of the round under way, or of the last one. It is cheap: it reads counters. */
   progress(): RoundProgress;
   /** Whom the round under way waits for, or the last one waited for when it failed. */
   awaited(): readonly AwaitedRank[];

@@ -21,7 +21,7 @@ import { AgentCore } from "./core.ts";
 import { AgentIntake } from "./intake.ts";
 
 export interface AgentOptions {
-  /** Of the world of agents, in which both sides of a pair stand. */
+  /** The agent's rank in the world of agents, which holds both sides of a pair. */
   readonly rank: number;
   /** One more than the largest rank: the same for all agents; default 4,096. */
   readonly world?: number;

@@ -50,7 +50,7 @@ export class ClientKeeper implements Disposable {
     }
     for (const [id, client] of registered) {
       if (this.#kept.has(id)) continue;
-      // One that has ended meanwhile is noticed by its watch, as any other.
+      // One that has ended meanwhile is noticed by its watch, like any other.
       const watch = watchLock(port, queue.environment.locksPath, clientOffset(id), () => void this.#bury(id));
       this.#kept.set(id, { client, watch });
     }

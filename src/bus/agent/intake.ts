@@ -196,7 +196,7 @@ export class AgentIntake {
       onClients: () => keeper.update(),
       onFault,
     });
-    // Who waits for an agent looks again.
+    // Clients that wait for an agent look again.
     queue.tellWaiters(queue.clients().map(({ wake }) => wake));
   }
 

@@ -131,7 +131,7 @@ export class CommandPump implements AsyncDisposable {
 
   /** Answers that cannot be written. */
   #setBack(fault: TensorBusError): void {
-    // Who waits for one looks for itself, and finds the damage.
+    // Clients that wait for an answer look for themselves, and find the damage.
     if (fault.code === "TB_BUS_FORMAT") {
       this.#tell(this.#ended.map(({ started }) => started.header));
       for (const bell of this.#bells.values()) bell.ring();

@@ -57,7 +57,7 @@ function isMissing(error: unknown): boolean {
   return error instanceof TensorBusError && error.code === "TB_SYSTEM" && error.details["errno"] === 2;
 }
 
-/** The agent that wrote itself into the state and beats, or why there is none to talk to. */
+/** The agent that wrote itself into the state and beats, or the error that says why there is none. */
 export function findAgent(state: State, isAlive: boolean): AgentRecord | TensorBusError {
   const agent = isAlive ? state.agent() : undefined;
   const details = { path: state.environment.path };
@@ -165,7 +165,7 @@ export class AgentLink {
     } as unknown as Command;
     const call = this.#pending.add(type, command.id, command.semaphore, deadline, options);
     const queued = this.#enqueue(command, call, deadline, options.blocking ?? true);
-    // Who wants the outcome only is told through it.
+    // Callers that want only the outcome are told through it.
     queued.catch(() => {});
     if (options.signal !== undefined) this.#cancelOnAbort(call, options.signal);
     return { name: command.semaphore, queued, outcome: call.outcome as Promise<CommandResult<T>> };

@@ -66,7 +66,7 @@ export class BatchHandler implements AsyncDisposable {
     return this.#registration.progress$;
   }
 
-  /** As the client's, for this registration: `TB_CLOSED` once it was closed, `TB_AGENT_LOST` once its agent has ended. */
+  /** Like the client's method, for this registration: `TB_CLOSED` once it was closed, `TB_AGENT_LOST` once its agent has ended. */
   async transfer(
     direction: "send" | "recv",
     options: TransferOptions = {},
@@ -76,7 +76,7 @@ export class BatchHandler implements AsyncDisposable {
     return this.client.transfer(this.batchId, direction, { ...options, registration });
   }
 
-  /** As the client's, for this registration. */
+  /** Like the client's method, for this registration. */
   async queryTransferSignal(options: CallOptions = {}): Promise<boolean> {
     const registration = this.#registration;
     registration.requireOpen();

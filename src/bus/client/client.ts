@@ -50,7 +50,7 @@ export interface CallOptions extends DeadlineOptions {
 /** `blocking` is false by default: the semaphore tells when the round has ended. */
 export interface TransferOptions extends CallOptions {
   /**
-   * Of what is transferred, say the number of the training step: no round mixes two versions, ranks that name none take what
+   * The version of the data, such as the number of the training step: no round mixes two versions, ranks that name none take what
    * comes, and one that names an older version than its round carries fails at once, alone: `TB_STALE_VERSION`. From 0 to
    * 2^64 - 1, growing.
    */
@@ -82,7 +82,7 @@ export interface InitPairOptions extends CallOptions {
 export interface RegisterOptions extends DeadlineOptions {
   /** Bytes of a bucket on the wire; the same on both sides. Default: the agent's. */
   readonly bucketSize?: number;
-  /** Whether targets change as bytes arrive, or on all ranks at once. Default: the agent's. */
+  /** Says when targets change: as bytes arrive, or on all ranks at once. Default: the agent's. */
   readonly commit?: "direct" | "staged";
   /**
    * Which tensors travel: `exact`, both sides have the same names, anything else is an error; `target`, all that the
@@ -115,7 +115,7 @@ export class TensorBusClient implements AsyncDisposable {
 
   /**
    * Connects to the agent of a rank. `TypeError` without paths; at the timeout `TB_AGENT_LOST` where no agent lives,
-   * `TB_AGENT_UNRESPONSIVE` where its heart has stopped or it takes no commands; `TB_AGENT_RANK` where it is another's.
+   * `TB_AGENT_UNRESPONSIVE` if its heartbeat has stopped or it takes no commands; `TB_AGENT_RANK` where it is another's.
    */
   static async connect(options: ConnectOptions): Promise<TensorBusClient> {
     const { agentRank, connectionTimeoutMs = 30_000, signal } = options;

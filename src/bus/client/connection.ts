@@ -73,7 +73,7 @@ export class ClientConnection {
     return this.#link?.isOpen ? this.#link.agent : undefined;
   }
 
-  /** Waits until an agent lives and beats, and ties to it. At the deadline: why there is none. */
+  /** Waits until an agent lives and beats, and ties to it. At the deadline it fails with the reason why there is none. */
   async awaitAgent(options: DeadlineOptions): Promise<AgentLink> {
     const deadline = new Deadline(options);
     for (;;) {

@@ -8,7 +8,7 @@ import { type CommandResult, resultSchemas } from "../queue/commands.ts";
 import type { Outcome } from "../queue/state.ts";
 
 export interface PendingCallsOptions {
-  /** Of the agent. */
+  /** The agent's rank, process and folder, for errors. */
   readonly rank: number;
   readonly port: EventPort;
   /** The result of one command, and all results from a command on, as far as they stand in the state. */
@@ -35,7 +35,7 @@ export interface CallOptions {
 /** An agent that lives answers right at the deadline; one that does not beat is told apart after this long. */
 const defaultGraceMs = unresponsiveMs + 5 * beatMs;
 
-/** The result of a command of that type. `TB_COMMAND` where the value is none. */
+/** The result of a command of that type. `TB_COMMAND` if the value is not such a result. */
 export function checkResult<T extends CommandType>(type: T, value: unknown): CommandResult<T> {
   const parsed = resultSchemas[type].safeParse(value);
   if (parsed.success) return parsed.data as CommandResult<T>;

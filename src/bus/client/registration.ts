@@ -10,7 +10,7 @@ import type { RegionHold } from "./memory.ts";
 import type { RoundEvent } from "./round-events.ts";
 import { followRounds } from "./round-progress.ts";
 
-/** The plan of each direction as all ranks hold it, or why there is none. */
+/** The plan of each direction as all ranks hold it, or the reason why there is none. */
 export type BatchPlans = Readonly<Pick<CommandResult<"RegisterTensors">, "send" | "recv">>;
 
 export interface RegistrationOptions {

@@ -64,7 +64,7 @@ export class ClientConnection {
     socket.on("end", () => socket.end());
   }
 
-  /** Who it is, once it has been welcomed. */
+  /** The client's identity, once it has been welcomed. */
   get identity(): ClientIdentity | undefined {
     return this.#identity;
   }

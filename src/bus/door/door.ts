@@ -18,7 +18,7 @@ import { doorLimits } from "./protocol.ts";
 export interface DoorOptions {
   readonly rank: number;
   readonly generation: bigint;
-  /** Of the package, for people. */
+  /** The version of the package, for people to read. */
   readonly version: string;
   /** `client.sock`; the socket for descriptors stands beside it. */
   readonly path: string;
@@ -192,7 +192,7 @@ function peerOf(socket: Socket): number {
 
 /** Where the sockets stand; by way of a descriptor of the folder where their path is too long for the system. */
 class SocketFolder {
-  /** As the system takes them. */
+  /** Both paths in the form that the system takes. */
   readonly path: string;
   readonly descriptorsPath: string;
   readonly #descriptor: number | undefined;

@@ -56,7 +56,7 @@ function fitMembers(shape: Readonly<Record<string, z.ZodType>>, value: object): 
   );
 }
 
-/** Of maps the one whose literals are the value's; of others as a number, as far as one takes it. */
+/** Picks of several maps the one whose literals are the value's; other values become a number, if one takes it. */
 function fitUnion(options: readonly z.ZodType[], value: unknown): unknown {
   if (!isMap(value)) {
     const forms = [plainInteger(value), value];

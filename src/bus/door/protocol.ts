@@ -104,7 +104,7 @@ function check<T>(schema: z.ZodType<T>, what: string, value: unknown): T {
   throw malformed(what, issue?.path.join(".") || "it", issue?.message ?? "is wrong");
 }
 
-/** The first frame of a client. `TB_COMMAND` for what is none, `TB_VERSION` where no version is common. */
+/** Reads the first frame of a client. `TB_COMMAND` if it is malformed, `TB_VERSION` if no version is common. */
 export function readHello(bytes: Uint8Array): { readonly hello: Hello; readonly protocol: number } {
   const hello = check(helloSchema, "a hello", plainIntegers(unpack(bytes)));
   const { min, max } = protocolVersions;
@@ -117,7 +117,7 @@ export function readHello(bytes: Uint8Array): { readonly hello: Hello; readonly 
   });
 }
 
-/** A frame of a client that has been welcomed; its body is not checked yet. `TB_COMMAND` for what is none. */
+/** A frame of a client that has been welcomed; its body is not checked yet. `TB_COMMAND` if the frame is malformed. */
 export function readCommand(bytes: Uint8Array): CommandFrame {
   const message = unpack(bytes);
   if (typeof message !== "object" || message === null) throw malformed("a frame", "it", "is not a map");
@@ -127,7 +127,7 @@ export function readCommand(bytes: Uint8Array): CommandFrame {
   return check(commandSchema, "a frame", body === undefined ? head : { ...head, body });
 }
 
-/** The number of a command in a frame that is none, so that it can be answered. */
+/** The number of a command in a malformed frame, so that it can be answered. */
 export function numberOf(bytes: Uint8Array): number | undefined {
   try {
     const { id } = plainIntegers(unpack(bytes)) as { id?: unknown };

@@ -250,7 +250,7 @@ export function fileError(path: string, cause: NodeJS.ErrnoException): TensorBus
   return new TensorBusError("TB_FILE", `${path}: ${cause.message}`, { cause, details: { path } });
 }
 
-/** Of the meta page of LMDB's data file, as the package writes it: behind a page header of 24 bytes. */
+/** Constants of the meta page of LMDB's data file, which the package writes behind a page header of 24 bytes. */
 const magicOffset = 24;
 const magic = 0xbeefc0de;
 const dataVersion = 2;

@@ -1,5 +1,5 @@
 /**
- * Who a process is, and when: a pid alone comes back, and the wall clock jumps. A process is its pid, the time when it
+ * The identity of a process in time: a pid alone comes back, and the wall clock jumps. A process is its pid, the time when it
  * started and the boot of the machine; a deadline is a boot and a reading of CLOCK_MONOTONIC.
  */
 import { randomBytes } from "node:crypto";

@@ -1,5 +1,5 @@
 /**
- * Who lives. A process of the bus holds a one-byte lock in a folder's lock file; the kernel frees it when the process
+ * Tells which processes live. A process of the bus holds a one-byte lock in a folder's lock file; the kernel frees it when the process
  * ends, however that comes, and a native thread of each process that cares waits for exactly that. A heartbeat tells a
  * process that is stopped from one that runs: it is unresponsive, not dead.
  */
@@ -223,7 +223,7 @@ export function claimFolder(port: EventPort, locksPath: string): AgentClaim {
 
 /** Milliseconds between two beats. */
 export const beatMs = 100;
-/** A heart that has not beaten for this long has stopped: many beats, since a busy machine may miss some. */
+/** A heartbeat that has been silent for this long has stopped: many beats, since a busy machine may miss some. */
 export const unresponsiveMs = 2000;
 
 /** This process's heartbeat: a word in shared memory that a native thread keeps current. */

@@ -116,7 +116,7 @@ export class ClientOrder {
     }
   }
 
-  /** Who waited behind a write that was stuck has waited as long. */
+  /** Calls that waited behind a write that was stuck have waited as long. */
   #rejectAll(first: Waiting, error: unknown): void {
     const stuck = error instanceof TensorBusError && error.code === "TB_QUEUE_STUCK";
     for (const each of stuck ? [...this.#waiting] : [first]) each.reject(error);

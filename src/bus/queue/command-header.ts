@@ -14,7 +14,7 @@ export const commandTypes = [
 ] as const;
 export type CommandType = (typeof commandTypes)[number];
 
-/** Who asks: a process, and one of its clients. */
+/** The sender: a process, and one of its clients. */
 export interface ClientIdentity {
   /** `randomClientId`: the client's byte in the lock file, and the first half of its commands' ids. */
   readonly id: bigint;
@@ -28,7 +28,7 @@ export interface ClientIdentity {
 
 export interface CommandHeader {
   readonly type: CommandType;
-  /** Of this client: rises by one with each of its commands. */
+  /** The command's number in its client: it rises by one with each command. */
   readonly id: bigint;
   /** Milliseconds since 1970, for people only. */
   readonly timestamp: number;

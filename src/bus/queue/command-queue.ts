@@ -348,7 +348,7 @@ export class CommandQueue implements AsyncDisposable {
     );
   }
 
-  /** Who is to be told that there is room; inside of the transaction that makes it. */
+  /** The clients that must be told that there is room; call it inside of the transaction that makes room. */
   #waiters(meta: Meta): string[] {
     const waiters = meta.waited ? this.#room.names() : [];
     meta.waited = waiters.length > 0;

@@ -120,11 +120,11 @@ const bodies = {
   Transfer: {
     batch: batchId,
     direction: z.enum(["send", "recv"]),
-    /** Of what is transferred: no round mixes two, and a call with an older one than its round's fails at once, alone. */
+    /** The version of the data: no round mixes two, and a call with an older one than its round's fails at once, alone. */
     version: u64.optional(),
     /** A call that names none is told which it got. */
     tellVersion: z.boolean().optional(),
-    /** Of the registration that is meant; needed where one client has registered both sides. */
+    /** The side of the registration that is meant; needed if one client has registered both sides. */
     instance: u64.optional(),
   },
   QueryStatus: { batch: batchId, instance: u64.optional() },
@@ -163,7 +163,7 @@ export function pack(value: unknown): Buffer {
   return packer.pack(value);
 }
 
-/** The value in those bytes; `TB_COMMAND` where they are no MessagePack, or more than plain data. */
+/** The value in those bytes; `TB_COMMAND` if they are not MessagePack, or more than plain data. */
 export function unpack(bytes: Uint8Array): unknown {
   const wrong = findNotPlain(bytes);
   if (wrong !== undefined)
@@ -198,7 +198,7 @@ export function decodeCommand(bytes: Uint8Array): Command {
   return checkCommand(unpack(bytes));
 }
 
-/** As `decodeCommand`, of what `unpack` gave. */
+/** Like `decodeCommand`, for a value that `unpack` gave. */
 export function checkCommand(message: unknown, what = "a command"): Command {
   if (typeof message !== "object" || message === null) throw malformed(what, "it", "is not a map");
   const wrong = findWrongField(message);
@@ -289,7 +289,7 @@ export const resultSchemas = {
   QueryStatus: z.strictObject({
     /** The transfer signal: all source ranks have posted a round that this rank has not completed. */
     ready: z.boolean(),
-    /** Of the round under way on this rank, if there is one. */
+    /** Progress of the round under way on this rank, if there is one. */
     progress: z.strictObject({ round: z.int(), bytesDone: bytesMoved, bytesTotal: bytesMoved }).optional(),
   }),
   CleanupBatch: z.strictObject({

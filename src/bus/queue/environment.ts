@@ -123,7 +123,7 @@ export class Environment implements AsyncDisposable {
 
   /** Opens LMDB inside the gate: opening writes. Only for `openEnvironment`. */
   async enterToOpen(deadline: DeadlineOptions): Promise<void> {
-    // Who holds LMDB's lock past the gate would hold up the opening too; a lock file that is about to go tells nothing.
+    // A process that holds LMDB's lock past the gate would hold up the opening too; a lock file that is about to go tells nothing.
     if (isOfThisBoot(this.path)) nativeBus.tb_gate_attach(this.#gate, join(this.path, folderFiles.lock));
     try {
       await this.#inside(`opening ${this.path}`, () => this.#open(), deadline);
@@ -151,7 +151,7 @@ export class Environment implements AsyncDisposable {
     return this.#inside(what, () => this.#transact(work), deadline);
   }
 
-  /** As `write`, where that needs no waiting: `undefined` where it does, and nothing has happened. */
+  /** Like `write`, if that needs no waiting; `undefined` if it does, and then nothing has happened. */
   tryWrite<T>(work: () => T): { readonly value: T } | undefined {
     return this.#tryInside(() => this.#transact(work));
   }
@@ -167,7 +167,7 @@ export class Environment implements AsyncDisposable {
     }
   }
 
-  /** For who waits for an answer: `TB_BUS_FORMAT` where the files were damaged, since none will come. */
+  /** For a caller that waits for an answer: `TB_BUS_FORMAT` where the files were damaged, since none will come. */
   examine(): void {
     this.read(() => {});
   }

@@ -30,5 +30,5 @@ export class HostRegions {
   }
 }
 
-/** Of this process: an agent and the clients that it serves without mapping meet here. */
+/** The regions of this process: an agent and the clients that it serves without mapping meet here. */
 export const hostRegions = new HostRegions();

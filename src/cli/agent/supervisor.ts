@@ -129,7 +129,7 @@ export function parseSides(texts: readonly string[]): Map<string, number[]> {
   return sides;
 }
 
-/** As one agent's environment hands it on, and as `parseSides` reads it again. */
+/** The text that one agent's environment hands on and that `parseSides` reads again. */
 export function formatSides(sides: ReadonlyMap<string, readonly number[]>): string {
   return [...sides].map(([name, ranks]) => `${name}=${ranks.join(",")}`).join(";");
 }

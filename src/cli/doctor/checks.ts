@@ -10,7 +10,7 @@ import { planTransfer } from "../../plan/index.ts";
 import { formatBytes } from "../ui/format.ts";
 import { findLibrary, limitOf, outputOf, probePython } from "./probes.ts";
 
-/** One thing that a machine has or lacks. */
+/** One thing that a machine has or that is missing. */
 export interface Check {
   readonly name: string;
   /** `warning`: it works, with a limit that large transfers can meet. */

@@ -10,7 +10,7 @@ const headings: readonly (readonly [Check["needed"], string])[] = [
   ["option", "Options"],
 ];
 
-/** `tensorbus doctor`: what this machine has, what it lacks, and how to get that. */
+/** `tensorbus doctor`: what this machine has, what is missing, and how to get it. */
 export function doctorCommand(context: CommandContext): Command {
   return new Command("doctor")
     .option("--json", "print one JSON object")

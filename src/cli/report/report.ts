@@ -9,7 +9,7 @@ export interface Report {
 }
 
 export interface Summary {
-  /** Of the spec or the saved plan: its file's name, without folders and suffix, so that equal plans have equal pages. */
+  /** The name of the spec's or the saved plan's file, without folders and suffix, so that equal plans have equal pages. */
   readonly name: string;
   readonly digest: string;
   readonly verified: boolean;
@@ -58,7 +58,7 @@ export interface ReportPattern {
   readonly tensors: number;
   /** The name of one of them. */
   readonly example: string;
-  /** Of all its tensors, at the source. */
+  /** Bytes of all its tensors, at the source. */
   readonly bytes: number;
   readonly chunks: number;
   readonly strategy: PatternStats["strategy"];

@@ -32,7 +32,7 @@ export type RankMessage =
       readonly kind: "moved";
       readonly received: number;
       readonly seconds: number;
-      /** Of the peers that this rank deals with, each once. */
+      /** The transports to the peers that this rank deals with, each once. */
       readonly transports: readonly string[];
     }
   | { readonly kind: "ready"; readonly verifiedBytes: number; readonly temporaryPath?: string }

@@ -37,7 +37,7 @@ interface Planned {
   readonly copyFrom: string | undefined;
   /** What to do with the result. */
   readonly hint: string | undefined;
-  /** Whether the layout is kept, so that the result can be read again. */
+  /** True if the layout is kept, so that the result can be read again. */
   readonly keepsLayout: boolean;
 }
 
@@ -216,7 +216,7 @@ async function planModel(checkpoint: string, options: ReshardOptions): Promise<P
 }
 
 /**
- * Tensors of the model that config.json describes and the source lacks; or why nobody knows, if there is no config, or one of a
+ * Tensors of the model that config.json describes and that are missing in the source; or why nobody knows, if there is no config, or one of a
  * family that is unknown here: a checkpoint of any model is moved. One that was named has to be read.
  */
 async function missingTensors(
@@ -235,7 +235,7 @@ async function missingTensors(
   }
 }
 
-/** Tensors of an original fill in what a source lacks; its order is kept. */
+/** Tensors of an original fill in what is missing in a source; its order is kept. */
 function withOriginal(source: CheckpointSource, original: CheckpointSource): CheckpointSource {
   const own = new Map(source.tensors.map((tensor) => [tensor.name, tensor]));
   const shifted = ({ boxes, ...tensor }: SourceTensor): SourceTensor => ({

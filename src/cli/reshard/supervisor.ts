@@ -46,7 +46,7 @@ export interface ReshardProgress {
 export interface ReshardSummary {
   /** Bytes that crossed between processes. */
   readonly movedBytes: number;
-  /** Of the round, as its slowest rank saw it. */
+  /** Seconds of the round, measured by its slowest rank. */
   readonly seconds: number;
   /** The transports that they crossed by, sorted. */
   readonly transports: readonly string[];

@@ -224,7 +224,7 @@ class PartedBuilder {
 
   #layout(rule: PartRule, length: readonly number[], range?: SlotRange): PartLayout {
     const mesh = this.#side.meshes[rule.mesh!]!;
-    // A cut of a dimension that the tensor lacks leaves all of it on each rank: a bias under a row cut, a scale.
+    // A cut of a dimension that the tensor does not have leaves all of it on each rank: a bias under a row cut, a scale.
     const placements = rule.placements!.map(
       (placement): Placement =>
         (placement.kind === "shard" || placement.kind === "stridedShard") && placement.dim >= length.length

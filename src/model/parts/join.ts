@@ -29,7 +29,7 @@ export type TargetType = (tensor: string) => DType | undefined;
 
 /**
  * The planned tensors of two sides of one model: each range of a tensor that lies in one parameter of the source and one of the
- * target. A tensor that the target drops stays where it is; one that only the source lacks is `TB_PARTS`.
+ * target. A tensor that the target drops stays where it is; one that is missing only in the source is `TB_PARTS`.
  */
 export function joinSides(
   source: PartedSide,
@@ -78,7 +78,7 @@ class Joiner {
 
   add(tensor: number, from: readonly number[], to: readonly number[]): void {
     const [source, target] = this.#sides;
-    // Of copies on the source, the first is read.
+    // If the source has several copies, the first is read.
     const distinct = from.length === 1 ? from : firstOfEachRange(source.side, from);
     for (const wanted of to) {
       const { kind } = target.side.parts[wanted]!;

@@ -95,7 +95,7 @@ function alone(
   return { mesh, at: cutter, runs };
 }
 
-/** Several mesh dimensions that cut one of the tensor's, as one dimension in the order of what its coordinates have. */
+/** Several mesh dimensions that cut one of the tensor's, seen as one dimension in the order of the elements that its coordinates have. */
 function flattened(
   { mesh, placements, stridedShard }: RangeLayout,
   shape: readonly number[],

@@ -4,7 +4,7 @@ import type { NormalSide } from "./sides.ts";
 import { subMeshBase } from "./sides.ts";
 import { hostOf, type NormalTopology, slowestOf } from "./topology.ts";
 
-/** Who exchanges stripes: nobody, all replicas of a part, or those of them on one host. */
+/** The ranks that exchange stripes: none, all replicas of a part, or the replicas on one host. */
 export const groupings = ["none", "all", "host"] as const;
 export type Grouping = (typeof groupings)[number];
 

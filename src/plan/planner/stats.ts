@@ -47,7 +47,7 @@ export interface PatternStats {
   readonly reason: Routing["reason"];
   /** What the cost model expects of each way, in nanoseconds, where a topology let it choose. */
   readonly costs: Routing["costs"];
-  /** Of its first tensor. */
+  /** The name of its first tensor. */
   readonly boxes: bigint;
   readonly chunks: bigint;
 }

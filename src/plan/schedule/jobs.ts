@@ -136,7 +136,7 @@ function rowFinder({ count, stage, srcRank, dstRank }: Channels) {
   };
 }
 
-/** Who waits for whom, collected in any order. */
+/** The jobs that each job waits for, collected in any order. */
 class Edges {
   #from = new Uint32Array(1024);
   #to = new Uint32Array(1024);

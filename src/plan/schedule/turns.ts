@@ -15,7 +15,7 @@ interface Order {
 type Grant = (row: number, jobs: number) => void;
 
 /**
- * What receivers ask for, as the executor does: a few jobs of each stage at a time, of the channel that has come least far
+ * The order in which receivers ask, the same as the executor's: a few jobs of each stage at a time, of the channel that has come least far
  * first, then in the order of the waves. What comes from owners of reduced pieces is asked for at once: they must be free
  * to let go of them.
  */
@@ -23,7 +23,7 @@ export class Turns {
   readonly #jobs: Jobs;
   readonly #most: number;
   readonly #smallBytes: number;
-  /** Of each channel the order that it is in; none of what is asked for at once. */
+  /** The order that each channel is in; channels that are asked for at once are in none. */
   readonly #orderOf: (Order | undefined)[] = [];
   readonly #atOnce: number[] = [];
   readonly #orders: readonly Order[];

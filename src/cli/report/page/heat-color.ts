@@ -46,7 +46,7 @@ export function heatColor(strength: number, isDark: boolean, reach: Reach = "net
   return ramp(isDark ? 0.86 - 0.8 * strength : 0.14 + 0.84 * strength);
 }
 
-/** Whether text on a colour should be white. */
+/** True if text on this colour should be white. */
 export function isDeep(color: string): boolean {
   const [red, green, blue] = (color.match(/\d+/g) ?? []).map(Number) as [number, number, number];
   return 0.299 * red + 0.587 * green + 0.114 * blue < 140;

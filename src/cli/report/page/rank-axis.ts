@@ -55,7 +55,7 @@ export class RankAxis {
     return `${hosts.includes("–") ? "hosts" : "host"} ${hosts} (${ranks})`;
   }
 
-  /** As `label`, for a tick: only the first of it. */
+  /** Like `label`, for a tick: only the first rank of it. */
   tick({ start, end }: Span, isRanks: boolean): string {
     if (isRanks || !this.#hasHosts || !this.#isWholeHosts(start, end)) return String(this.ranks[start]);
     return `h${this.#hosts[start]}`;

@@ -10,7 +10,7 @@ import { collectReport } from "../collect.ts";
 import type { SpecValues } from "../embed.ts";
 import type { PlanAnswer, PlanFailure, PlanRequest } from "./messages.ts";
 
-/** Plans a spec for the tensors of a plan, as the command line would. */
+/** Plans a spec for the tensors of a plan, like the command line. */
 export async function replan({ file, spec, plan: bytes, verify }: PlanRequest): Promise<PlanAnswer> {
   let rules: NonNullable<SpecInput["placements"]> = [];
   try {

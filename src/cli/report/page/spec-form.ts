@@ -95,7 +95,7 @@ export function valuesOf(form: SpecForm, spec: SpecValues): SpecValues {
 /** What the form leaves out is not kept from the spec. */
 const emptied = Object.fromEntries(topologyNames.map((name) => [name, undefined]));
 
-/** The field that an error belongs to; `undefined` where it is none of the form's. */
+/** The field that an error belongs to; `undefined` if the form has no such field. */
 export function fieldOf(path: SpecPath, form: SpecForm): string | undefined {
   const [first, second, third, ...rest] = path;
   if (first === "source" || first === "target")
