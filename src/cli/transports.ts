@@ -38,7 +38,7 @@ export function chooseTransport(
   );
 }
 
-/** What a GPU has; NCCL only where its library is, unless it was asked for: then its absence is an error. */
+/** What a GPU has; NCCL only if its library is, unless it was asked for: then its absence is an error. */
 function ofDevice(device: string, name: TransportName): Transport[] {
   return [cudaIpc({ device }), ...(name === "nccl" || hasNccl() ? [nccl({ device })] : [])];
 }

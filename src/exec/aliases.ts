@@ -9,7 +9,7 @@ export interface BatchView {
   readonly tensor: number;
   readonly kind: "source" | "target";
   readonly bytes: StridedBytes;
-  /** The bytes that a round really writes there; asked for only where the view overlaps another. */
+  /** The bytes that a round really writes there; asked for only if the view overlaps another. */
   readonly writes: () => readonly StridedBytes[];
 }
 
@@ -91,7 +91,7 @@ function* candidates(cluster: readonly BatchView[]): Generator<readonly [BatchVi
 }
 
 /**
- * The common divisor of all outermost strides, or 0 (not folded) where nothing repeats or folding would only crowd the
+ * The common divisor of all outermost strides, or 0 (not folded) if nothing repeats or folding would only crowd the
  * intervals.
  */
 function sharedPeriod(cluster: readonly BatchView[]): number {

@@ -24,8 +24,8 @@ type Side = "source" | "target";
 type Layouts = Pick<PlanInput, "pairs" | "tensors">;
 
 /**
- * The bindings of a program. `TB_TENSOR_MISSING` where a tensor that the program touches has no memory, `TB_REGION`
- * where one reaches beyond its memory, `TB_ALIAS` where a target overlaps other memory of the batch; each with the
+ * The bindings of a program. `TB_TENSOR_MISSING` if a tensor that the program touches has no memory, `TB_REGION`
+ * if one reaches beyond its memory, `TB_ALIAS` if a target overlaps other memory of the batch; each with the
  * tensor's name.
  */
 export function bindBatch(input: Layouts, program: Program, tensors: BatchTensors): TensorBinding[] {
@@ -67,7 +67,7 @@ function viewsOf(input: Layouts, program: Program, tensors: BatchTensors): Batch
   return views;
 }
 
-/** The bytes of one side of a tensor on this rank; `undefined` where there are none. */
+/** The bytes of one side of a tensor on this rank; `undefined` if there are none. */
 function localBytes(
   input: Layouts,
   rank: number,

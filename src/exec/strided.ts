@@ -27,7 +27,7 @@ export function stridedOfDescriptor(words: BigInt64Array, base: bigint): Strided
   return strided(Number(base + words[0]!), loops, Number(words[2 + 2 * dims]));
 }
 
-/** The bytes of a local tensor; `undefined` where it has no elements. Strides in elements, contiguous unless given. */
+/** The bytes of a local tensor; `undefined` if it has no elements. Strides in elements, contiguous unless given. */
 export function stridedOfTensor(
   address: bigint,
   shape: readonly number[],

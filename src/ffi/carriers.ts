@@ -62,7 +62,7 @@ export function readIdentity(identity: Uint8Array): {
 }
 
 /**
- * What would carry the buckets of two sessions between tensors in that kind of memory. `TB_UNSUPPORTED` where nothing
+ * What would carry the buckets of two sessions between tensors in that kind of memory. `TB_UNSUPPORTED` if nothing
  * would, and says what is missing; `TB_DEVICE_SHARED` if NCCL misses only a GPU for each rank.
  */
 export function carrierBetween(

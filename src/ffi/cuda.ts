@@ -105,7 +105,7 @@ export function cudaRead(uuid: Uint8Array, address: bigint, to: Uint8Array): voi
   native.tb_cuda_read(uuid, address, to, BigInt(to.byteLength));
 }
 
-/** The IPC handle of the allocation that the memory lies in, and where in it. `TB_UNSUPPORTED` where there is none. */
+/** The IPC handle of the allocation that the memory lies in, and where in it. `TB_UNSUPPORTED` if there is none. */
 export function cudaExport(
   uuid: Uint8Array,
   address: bigint,
@@ -161,7 +161,7 @@ export function cudaEventWatch(port: bigint, token: bigint, uuid: Uint8Array, ev
   return native.tb_cuda_event_watch(port, token, uuid, event);
 }
 
-/** True once what was recorded has happened. `TB_CUDA` where that cannot be known any more. */
+/** True once what was recorded has happened. `TB_CUDA` if that cannot be known any more. */
 export function cudaEventIsOver(watch: bigint): boolean {
   return native.tb_cuda_event_watched(watch) === 1;
 }

@@ -6,7 +6,7 @@ export const errorBytes = 512;
 const messageOffset = 16;
 
 /**
- * The error in a `tb_error` that C filled, at that offset of the bytes; `undefined` where its code is 0. `details.rank`
+ * The error in a `tb_error` that C filled, at that offset of the bytes; `undefined` if its code is 0. `details.rank`
  * is the rank where it began, `details.errno` the system's number, where there are any.
  */
 export function readError(bytes: Uint8Array, offset = 0): TensorBusError | undefined {

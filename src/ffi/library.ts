@@ -22,7 +22,7 @@ export function libraryPath(): string {
 }
 
 /**
- * Loads the native library. `TB_NATIVE_MISSING` where it is not built, with what to do about it; `TB_LIBRARY` where it
+ * Loads the native library. `TB_NATIVE_MISSING` if it is not built, with what to do about it; `TB_LIBRARY` if it
  * does not load or is of another version.
  */
 export function openLibrary(path: string = libraryPath()): LibraryHandle {

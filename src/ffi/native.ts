@@ -122,7 +122,7 @@ export function declareNative<const D extends Declarations>(
   return functions as unknown as NativeFunctions<D>;
 }
 
-/** `TB_LIBRARY` where the library has no such function. */
+/** `TB_LIBRARY` if the library has no such function. */
 function find(from: LibraryHandle, name: string, result: string, parameters: string[]) {
   try {
     return from.func(name, result, parameters) as (...inputs: unknown[]) => unknown;

@@ -67,7 +67,7 @@ function sitePackagesOf(prefix: string): string[] {
     .flatMap((name) => ["site-packages", "dist-packages"].map((folder) => join(lib, name, folder)));
 }
 
-/** True where the linker would find the soname in its usual places. */
+/** True if the linker would find the soname in its usual places. */
 function linkerHas(environment: Environment): boolean {
   const folders = (environment["LD_LIBRARY_PATH"] ?? "").split(":").filter((folder) => folder !== "");
   const system = ["/lib", "/usr/lib", "/usr/local/lib", "/usr/lib64", "/lib64"];
@@ -86,7 +86,7 @@ function entriesOf(folder: string): string[] {
   }
 }
 
-/** `TB_LIBRARY` where it is missing or too old; the message has both versions. */
+/** `TB_LIBRARY` if it is missing or too old; the message has both versions. */
 export function ncclVersion(path: string = findNccl()): { readonly number: number; readonly text: string } {
   const number = native.tb_nccl_version(path);
   const text = `${Math.floor(number / 10_000)}.${Math.floor(number / 100) % 100}.${number % 100}`;
@@ -107,7 +107,7 @@ export function ncclUniqueId(path: string = findNccl()): Uint8Array {
   return id;
 }
 
-/** What a session with the carrier `nccl` needs before it is used. `TB_LIBRARY` where it is missing or too old. */
+/** What a session with the carrier `nccl` needs before it is used. `TB_LIBRARY` if it is missing or too old. */
 export function useNccl(session: bigint, library: string): void {
   native.tb_session_use_nccl(session, library);
 }

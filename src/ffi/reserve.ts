@@ -11,11 +11,11 @@ interface Libc {
 }
 
 const { ENOSYS, EOPNOTSUPP, EINTR } = constants.errno;
-/** `undefined` before it was looked for, `null` where there is none. */
+/** `undefined` before it was looked for, `null` if there is none. */
 let libc: Libc | null | undefined;
 
 /**
- * Grows a file to `bytes` and reserves their space. `false` where the system or the file system cannot reserve; a
+ * Grows a file to `bytes` and reserves their space. `false` if the system or the file system cannot reserve; a
  * failure is an error with the system's `code`, like those of `node:fs`.
  */
 export function reserveFile(fd: number, bytes: number): boolean {

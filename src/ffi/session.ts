@@ -137,7 +137,7 @@ export interface TransferEvent {
   readonly bytesCopied: bigint;
   readonly nanoseconds: bigint;
   readonly stagingHighWater: bigint;
-  /** Why it failed; absent where it did not. */
+  /** Why it failed; absent if it did not. */
   readonly error: TensorBusError | undefined;
 }
 
@@ -216,7 +216,7 @@ export function unregisterMemory(session: bigint, address: bigint, bytes: bigint
 
 const eventBytes = Buffer.alloc(sessionStructs.tb_event.size);
 
-/** The next event, or `undefined` where there is none. */
+/** The next event, or `undefined` if there is none. */
 export function nextEvent(session: bigint): NativeEvent | undefined {
   native.tb_session_next_event(session, eventBytes);
   return decodeEvent(eventBytes);

@@ -90,7 +90,7 @@ export function bytesOf(name: DType, elements: bigint): bigint {
   return (elements * BigInt(itemBits[name]) + 7n) / 8n;
 }
 
-/** Whether a type is only moved: it can be neither cast nor reduced. */
+/** True if a type is only moved: it can be neither cast nor reduced. */
 export function isOpaque(name: DType): boolean {
   return dtypeNumber(name) >= arithmeticTypes.length;
 }

@@ -38,7 +38,7 @@ export function selectedCoordinate({ index, of, sizes }: Omit<Selection, "dim">,
 /**
  * The holding of the rank at a coordinate of a mesh, by PyTorch's rules for uneven, nested and strided shards
  * (`distribute_tensor` for the reading `split`, FSDP2 for `order`); a shard with sizes is cut by them. The layout must be
- * valid for the shape. `TB_STRIDED_SHARD` where the reading `order` cannot decode the placements, `TB_PLACEMENT` where
+ * valid for the shape. `TB_STRIDED_SHARD` if the reading `order` cannot decode the placements, `TB_PLACEMENT` where
  * sizes do not add up to what they cut.
  */
 export function holdingAt(
@@ -60,7 +60,7 @@ export function holdingAt(
   return { runs, localShape: runs.map(total) };
 }
 
-/** The holding of a rank, or `undefined` where it is not in the mesh, or not in the part that `select` keeps. */
+/** The holding of a rank, or `undefined` if it is not in the mesh, or not in the part that `select` keeps. */
 export function holdingOf(
   layout: Layout,
   shape: readonly number[],
@@ -87,7 +87,7 @@ export function holdingOf(
   );
 }
 
-/** A rank's index in the mesh's array, one entry a mesh dimension; `undefined` where it is not in the mesh. */
+/** A rank's index in the mesh's array, one entry a mesh dimension; `undefined` if it is not in the mesh. */
 export function coordinateOf(layout: Layout, rank: number): number[] | undefined {
   let position = layout.mesh.ranks.indexOf(rank);
   if (position < 0) return undefined;

@@ -3,7 +3,7 @@ import type { Placement } from "./placement.ts";
 
 /**
  * How a layout's strided shards read: `split` is what `distribute_tensor` does, `order` what the parameters of a real
- * FSDP2 model hold. Without one it is an error (`TB_STRIDED_SHARD`) only where the two differ for a planned shape.
+ * FSDP2 model hold. Without one it is an error (`TB_STRIDED_SHARD`) only if the two differ for a planned shape.
  */
 export type StridedShardReading = "split" | "order";
 

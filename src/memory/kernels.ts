@@ -53,7 +53,7 @@ function placeOf(bytes: Bytes): Place {
 
 /**
  * Copies every element of `from` to `to`, in order, casting where the types differ (`docs/element-types.md`). The two may
- * not overlap. Elements of a type that is only moved are copied as they are, packed ones byte by byte. `TB_REGION` where a
+ * not overlap. Elements of a type that is only moved are copied as they are, packed ones byte by byte. `TB_REGION` if a
  * descriptor leaves its bytes or the counts differ, `TB_PLAN_FORMAT` for a malformed one, `TB_DTYPE` for a cast that there
  * is not.
  */
@@ -112,7 +112,7 @@ export function accumulatorOf(dtype: DType): DType {
 
 /**
  * Folds packed contributions into an accumulator of as many elements of `accumulatorOf(dtype)`. Integers wrap, max and
- * min propagate NaN, bool sums by or and multiplies by and. `RangeError` where the accumulator is too small.
+ * min propagate NaN, bool sums by or and multiplies by and. `RangeError` if the accumulator is too small.
  */
 export function reduce(accumulator: Bytes, contribution: Bytes, options: ReduceOptions): void {
   const { dtype, op, first } = options;

@@ -18,7 +18,7 @@ export class SharedMemory extends NativeMemory {
   }
 
   /**
-   * That many bytes, zero. `name` is what `/proc/PID/maps` shows. `TB_NO_SPACE` where the system has no room for them,
+   * That many bytes, zero. `name` is what `/proc/PID/maps` shows. `TB_NO_SPACE` if the system has no room for them,
    * `TB_REGION` for a size out of range.
    */
   static create(bytes: bigint | number, name = "tensorbus"): SharedMemory {
@@ -30,7 +30,7 @@ export class SharedMemory extends NativeMemory {
 
   /**
    * Maps the first `bytes` of a memfd, which may be another process's. The descriptor stays the caller's, who may close
-   * it at once. `TB_SEAL` where it is smaller, or may still shrink.
+   * it at once. `TB_SEAL` if it is smaller, or may still shrink.
    */
   static map(descriptor: number, bytes: bigint | number): SharedMemory {
     const size = BigInt(bytes);

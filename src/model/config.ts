@@ -16,7 +16,7 @@ import type { ModelTensor } from "./tensor.ts";
 export interface ConfigOptions {
   /** The element type instead of the config's own; what is always float32 stays so. */
   readonly dtype?: DType;
-  /** Whether layers that predict further tokens are included; not unless asked. */
+  /** True if layers that predict further tokens are included; not unless asked. */
   readonly mtp?: boolean;
   /**
    * Whether weights are stored as the config's `quantization_config` says, with their scales: as it says unless given;

@@ -15,7 +15,7 @@ const reasons: Readonly<Record<string, string>> = {
   EROFS: "the file system is read-only",
 };
 
-/** A failure of the file system as a `TensorBusError`: `TB_NO_SPACE` where the disk or a quota is full, else `TB_FILE`. */
+/** A failure of the file system as a `TensorBusError`: `TB_NO_SPACE` if the disk or a quota is full, else `TB_FILE`. */
 export function fileError(cause: unknown, action: string, path: string): TensorBusError {
   const code = systemCode(cause);
   if (code === "ENOSPC" || code === "EDQUOT") {
@@ -96,12 +96,12 @@ function tooLong(path: string, bytes: number, maxBytes: number): TensorBusError 
   });
 }
 
-/** A text file as text. `TB_FILE` where it cannot be read, is longer than `maxBytes`, or is no text. */
+/** A text file as text. `TB_FILE` if it cannot be read, is longer than `maxBytes`, or is no text. */
 export async function readTextFile(path: string, maxBytes: number, options?: ReadOptions): Promise<string> {
   return decodeText(await readBytes(path, maxBytes, options), path);
 }
 
-/** The bytes of a file as text; `TB_FILE` where they are none. */
+/** The bytes of a file as text; `TB_FILE` if they are none. */
 export function decodeText(bytes: Uint8Array, path: string): string {
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
@@ -112,7 +112,7 @@ export function decodeText(bytes: Uint8Array, path: string): string {
 
 /**
  * Writes a file as a whole: under another name first, so that its own name is that of the old contents or of all of the
- * new ones, whatever fails. `TB_NO_SPACE` where the disk is full, `TB_FILE` where it cannot be written.
+ * new ones, whatever fails. `TB_NO_SPACE` if the disk is full, `TB_FILE` if it cannot be written.
  */
 export async function writeWholeFile(path: string, contents: Uint8Array | string): Promise<void> {
   const place = await placeOf(path);

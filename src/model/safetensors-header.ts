@@ -50,7 +50,7 @@ const dtypesInFile = new Map<unknown, DType>(
   Object.entries(namesInFile).map(([dtype, name]) => [name, dtype as DType]),
 );
 
-/** The length of the header from the first 8 bytes of a file. `TB_SAFETENSORS` where the file cannot hold it. */
+/** The length of the header from the first 8 bytes of a file. `TB_SAFETENSORS` if the file cannot hold it. */
 export function headerLength(prefix: Uint8Array, fileBytes: number, file: string): number {
   if (prefix.length < prefixBytes) {
     throw damaged(

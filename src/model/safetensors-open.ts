@@ -23,8 +23,8 @@ interface OpenFile extends SafetensorsHeader {
 
 /**
  * Opens a checkpoint: a `.safetensors` file, a `.safetensors.index.json`, or a folder that holds
- * `model.safetensors.index.json` or `model.safetensors`. Every header is checked. `TB_FILE` where a file cannot be
- * read, `TB_SAFETENSORS` where one is damaged or an index and its files disagree, `TB_DTYPE` for an element type that
+ * `model.safetensors.index.json` or `model.safetensors`. Every header is checked. `TB_FILE` if a file cannot be
+ * read, `TB_SAFETENSORS` if one is damaged or an index and its files disagree, `TB_DTYPE` for an element type that
  * is unknown here.
  */
 export async function openSafetensors(path: string): Promise<SafetensorsCheckpoint> {

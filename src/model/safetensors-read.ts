@@ -58,7 +58,7 @@ export class SafetensorsCheckpoint implements AsyncDisposable {
     return [...this.#handles.keys()];
   }
 
-  /** The tensor of that name; `TB_TENSOR_MISSING` where there is none. */
+  /** The tensor of that name; `TB_TENSOR_MISSING` if there is none. */
   tensor(name: string): SafetensorsTensor {
     const tensor = this.tensors.get(name);
     if (tensor !== undefined) return tensor;
@@ -83,7 +83,7 @@ export class SafetensorsCheckpoint implements AsyncDisposable {
   /**
    * Reads a box of a tensor. Packed into `into` unless `target` says that `into` is a larger row-major tensor. Bytes of
    * `into` outside of the box stay as they are. `TB_SHAPE` for a box that does not lie in its tensor, `TB_REGION` where
-   * `into` has another size than the target, `TB_DTYPE` where a run of a packed type begins or ends inside of a byte.
+   * `into` has another size than the target, `TB_DTYPE` if a run of a packed type begins or ends inside of a byte.
    */
   async readBox(
     name: string,
@@ -171,7 +171,7 @@ class RunWindow {
   begin = 0;
   end = 0;
 
-  /** Whether it fits: the first always does. */
+  /** True if it fits: the first always does. */
   take(from: number, to: number, length: number): boolean {
     if (this.runs.length === 0) this.begin = from;
     else if (from - this.end > maxGapBytes || from + length - this.begin > windowBytes) return false;

@@ -48,7 +48,7 @@ export class SafetensorsWriter implements AsyncDisposable {
   }
 
   /**
-   * Writes bytes of a tensor from byte `at` on. A failure discards the file: `TB_NO_SPACE` where the disk is full,
+   * Writes bytes of a tensor from byte `at` on. A failure discards the file: `TB_NO_SPACE` if the disk is full,
    * `TB_FILE` otherwise, `TB_CANCELLED` by the signal. `TB_TENSOR_MISSING` for a name that the file has not,
    * `TB_REGION` beyond the tensor's end.
    */
@@ -163,7 +163,7 @@ class Coverage {
 
 /**
  * Begins a safetensors file: lays the tensors out, reserves the space of the whole file, writes the header.
- * `TB_NO_SPACE` where it does not fit, before anything is transferred; `TB_FILE` where it cannot be written;
+ * `TB_NO_SPACE` if it does not fit, before anything is transferred; `TB_FILE` if it cannot be written;
  * `TB_SAFETENSORS` for a tensor that cannot be named or sized so.
  */
 export async function createSafetensors(
@@ -194,7 +194,7 @@ export async function createSafetensors(
   }
 }
 
-/** Gives a sealed file its final name, durably, over a file that had it. `TB_FILE` where that cannot be. */
+/** Gives a sealed file its final name, durably, over a file that had it. `TB_FILE` if that cannot be. */
 export async function publish(temporaryPath: string, path: string): Promise<void> {
   try {
     await rename(temporaryPath, path);

@@ -15,7 +15,7 @@ export type { Budget } from "./spec-schema.ts";
 /** A spec that was read and checked: what the planner takes, and what the command line adds. */
 export interface Spec extends Omit<ResolvedSpec, "ruleOf"> {
   readonly file: string;
-  /** The values of the file as they stand there; `undefined` where there is no such file. */
+  /** The values of the file as they stand there; `undefined` if there is no such file. */
   readonly values?: unknown;
   /** Where both sides have parameters: which of them the planned tensors are parts of. */
   readonly parts?: PartedSpec;

@@ -7,7 +7,7 @@ export interface ModelTensor {
   readonly dtype: DType;
 }
 
-/** The elements of a shape: 1 for a scalar. `undefined` where that is no exact integer. */
+/** The elements of a shape: 1 for a scalar. `undefined` if that is no exact integer. */
 export function elementCount(shape: readonly number[]): number | undefined {
   if (shape.includes(0)) return 0;
   let count = 1;

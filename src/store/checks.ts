@@ -66,7 +66,7 @@ export function addToCounter(key: string, current: Uint8Array | undefined, delta
   });
 }
 
-/** Whether two values are the same; `undefined` is the value of a key that does not exist. */
+/** True if two values are the same; `undefined` is the value of a key that does not exist. */
 export function sameValue(one: Uint8Array | undefined, other: Uint8Array | undefined): boolean {
   if (one === undefined || other === undefined) return one === other;
   return Buffer.compare(one, other) === 0;

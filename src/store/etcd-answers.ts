@@ -8,7 +8,7 @@ const count = z
   .union([z.string().regex(/^\d{1,15}$/), z.int().min(0)])
   .transform(Number)
   .default(0);
-/** Base64; left out where there is nothing. */
+/** Base64; left out if there is nothing. */
 const bytes = z.string().default("");
 const keyValue = z.object({ key: bytes, value: bytes, mod_revision: integer });
 const range = z.object({ kvs: z.array(keyValue).default([]), count });

@@ -40,7 +40,7 @@ export interface Store extends AsyncDisposable {
   readonly name: string;
   readonly capabilities: StoreCapabilities;
   readonly namespace: string;
-  /** The value, or `undefined` where there is none; never waits for it. */
+  /** The value, or `undefined` if there is none; never waits for it. */
   get(key: string, options?: StoreCallOptions): Promise<Uint8Array | undefined>;
   set(key: string, value: Uint8Array, options?: SetOptions): Promise<void>;
   /**

@@ -5,8 +5,8 @@ import type { Program, ProgramBuffer } from "../plan/planner/program.ts";
 import type { TensorBinding } from "./transport.ts";
 
 /**
- * The memory of every buffer of a program, in the order of its buffer table. `TB_TENSOR_MISSING` where a buffer has
- * none, `TB_REGION` where it lies in none that is registered or reaches beyond its end. `memories` are those that are,
+ * The memory of every buffer of a program, in the order of its buffer table. `TB_TENSOR_MISSING` if a buffer has
+ * none, `TB_REGION` if it lies in none that is registered or reaches beyond its end. `memories` are those that are,
  * with their addresses.
  */
 export function bindProgram(

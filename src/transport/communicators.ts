@@ -55,7 +55,7 @@ interface Epoch {
   readonly incarnations: readonly string[];
   /** What each rank had announced when this was written. */
   readonly seen: readonly number[];
-  /** Absent where there can be no communicator: two of the ranks share a device. */
+  /** Absent if there can be no communicator: two of the ranks share a device. */
   readonly id?: string;
   readonly shared?: readonly [number, number];
 }

@@ -52,11 +52,11 @@ export interface GatherContext {
 /** A transport that can be one of several in a session, where each pair of ranks gets the best of them: `select`. */
 export interface ConnectedTransport extends Transport {
   readonly carrier: Carrier;
-  /** The UUID of the GPU whose memory it moves; absent where it moves none of a GPU. */
+  /** The UUID of the GPU whose memory it moves; absent if it moves none of a GPU. */
   readonly device?: string;
   /** Carriers that change how those of others are used. */
   readonly also?: readonly Carrier[];
-  /** Called with the native session before anything is prepared; absent where it prepares with each peer alone. */
+  /** Called with the native session before anything is prepared; absent if it prepares with each peer alone. */
   readonly gather?: (context: GatherContext) => Gather;
   /** Resolves addresses and reads secrets. */
   meet(): Promise<Meeting>;

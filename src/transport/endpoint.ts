@@ -28,7 +28,7 @@ const anyAddresses = new BlockList();
 anyAddresses.addAddress("0.0.0.0", "ipv4");
 anyAddresses.addAddress("::", "ipv6");
 
-/** Where a session listens, and what it tells others. `TB_ADDRESS` where no other rank could be told how to get there. */
+/** Where a session listens, and what it tells others. `TB_ADDRESS` if no other rank could be told how to get there. */
 export async function resolveEndpoint(options: EndpointOptions): Promise<Endpoint> {
   const { host = "127.0.0.1", advertise } = options;
   const listenHost = isIP(host) === 0 ? await lookUp(host) : host;

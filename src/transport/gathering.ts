@@ -24,7 +24,7 @@ export class Gathering {
   }
 
   /**
-   * For a plan whose tensors lie in GPU memory: who begins its rounds together, by ascending rank; nobody where no bucket
+   * For a plan whose tensors lie in GPU memory: who begins its rounds together, by ascending rank; nobody if no bucket
    * goes by NCCL. `TB_UNSUPPORTED` and `TB_DEVICE_SHARED` name two ranks that it cannot serve.
    */
   async choose(links: PlanLinks, checksum: boolean, deadline: Deadline): Promise<readonly Member[]> {
@@ -67,10 +67,10 @@ export class Gathering {
 
 export interface PairRules {
   readonly wayOf: (one: number, other: number) => Carrier;
-  /** Whether a rank comes together with others at all. */
+  /** True if a rank comes together with others at all. */
   readonly gathers: (rank: number) => boolean;
   readonly gpuOf: (rank: number) => string;
-  /** Whether NCCL may be asked to take it on one GPU with another. */
+  /** True if NCCL may be asked to take it on one GPU with another. */
   readonly mayShare: (rank: number) => boolean;
 }
 
@@ -131,7 +131,7 @@ function wayBetween(identities: Places, one: number, other: number, checksum: bo
   }
 }
 
-/** True where two ranks could only meet by NCCL, were they on GPUs of their own. */
+/** True if two ranks could only meet by NCCL, were they on GPUs of their own. */
 function needsNccl(identities: Places, one: number, other: number): boolean {
   try {
     return wayBetween(identities, one, other, false) === "nccl";

@@ -38,9 +38,9 @@ export interface NativeSessionSetup {
   /** The name of the transport that carries buckets over the session's connections. */
   readonly stream: string;
   readonly options: NativeSessionOptions;
-  /** Proves this side to its peers (the first) and peers to this side (any); empty where there is no handshake. */
+  /** Proves this side to its peers (the first) and peers to this side (any); empty if there is no handshake. */
   readonly secrets: readonly Uint8Array[];
-  /** Where addresses of peers come from; absent where there are none. */
+  /** Where addresses of peers come from; absent if there are none. */
   readonly directory?: PeerDirectory;
   /** Gathers the ranks of a plan, and binds what was prepared to what they have in common. */
   readonly gather?: (session: bigint) => Gather;

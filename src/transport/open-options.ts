@@ -1,7 +1,7 @@
 import { cancelledError } from "../deadline.ts";
 import type { OpenOptions } from "./transport.ts";
 
-/** An integer between two bounds, or the default where it is absent; `TypeError` otherwise. */
+/** An integer between two bounds, or the default if it is absent; `TypeError` otherwise. */
 export function integerOption(
   name: string,
   value: number | undefined,
@@ -12,7 +12,7 @@ export function integerOption(
   throw new TypeError(`${name} must be an integer from ${min} to ${max}, not ${value}`);
 }
 
-/** The rank, world and generation that a session is opened with; `TypeError` where they are none. */
+/** The rank, world and generation that a session is opened with; `TypeError` if they are none. */
 export function checkMembership({ rank, world, generation, signal }: OpenOptions): {
   readonly rank: number;
   readonly world: number;

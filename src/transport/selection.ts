@@ -21,7 +21,7 @@ export interface SelectOptions {
  * const transport = select([shm(), tcp({ host: "10.0.0.7", secretFile: "/run/secrets/tensorbus" })]);
  * ```
  *
- * A `TypeError` where one of them cannot share a session, none has the name of `force`, or they name several GPUs.
+ * A `TypeError` if one of them cannot share a session, none has the name of `force`, or they name several GPUs.
  */
 export function select(transports: readonly Transport[], { force }: SelectOptions = {}): Transport {
   const all = transports.map(requireConnected);

@@ -101,7 +101,7 @@ export interface TransportSession extends AsyncDisposable {
   ): Promise<PreparedTransfer>;
   /**
    * Refuses what no batch in GPU memory between any of these ranks could be, before there is one: `TB_DEVICE_SHARED` where
-   * two of them stand on one GPU, and each can reach another only by what wants a GPU for itself. Absent where it could
+   * two of them stand on one GPU, and each can reach another only by what wants a GPU for itself. Absent if it could
    * refuse nothing.
    */
   checkRanks?(ranks: readonly number[], options?: WaitOptions): Promise<void>;
@@ -129,7 +129,7 @@ export interface RoundReport {
 /** A rank that a round waits for. */
 export interface AwaitedRank {
   readonly rank: number;
-  /** True where it has not begun the round, as far as is known here; else it has not finished what is between the two. */
+  /** True if it has not begun the round, as far as is known here; else it has not finished what is between the two. */
   readonly absent: boolean;
 }
 

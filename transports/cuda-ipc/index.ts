@@ -23,7 +23,7 @@ const loopback = "127.0.0.1";
 /**
  * Moves tensors in memory of GPUs between processes of one user on one host: a target opens the memory of its source and
  * its GPU moves elements to where they belong, casts and reductions included, with no staging between. Ranks meet over
- * loopback connections, which carry no tensors. `TB_LIBRARY` and `TB_DEVICE` at `open` where there is no driver or GPU.
+ * loopback connections, which carry no tensors. `TB_LIBRARY` and `TB_DEVICE` at `open` if there is no driver or GPU.
  */
 export function cudaIpc(options: CudaIpcTransportOptions): ConnectedTransport {
   const tuning = checkTuning(options);

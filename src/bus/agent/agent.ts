@@ -25,7 +25,7 @@ export interface AgentOptions {
   readonly rank: number;
   /** One more than the largest rank: the same for all agents; default 4,096. */
   readonly world?: number;
-  /** Folders that clients share with it; made where they are missing. */
+  /** Folders that clients share with it; made if they are missing. */
   readonly commandQueuePath: string;
   readonly agentStatePath: string;
   /** What all agents share. A store that is given stays the caller's; a factory is asked again when its store was lost. */
@@ -94,7 +94,7 @@ export class Agent implements AsyncDisposable {
   }
 
   /**
-   * Starts the agent of a rank; it takes commands once this resolves. `TB_EXISTS` where another agent has the paths; the rest
+   * Starts the agent of a rank; it takes commands once this resolves. `TB_EXISTS` if another agent has the paths; the rest
    * is that of the store and the transport. What its predecessor had started ends as `TB_AGENT_LOST`; its pairs are found
    * again.
    */

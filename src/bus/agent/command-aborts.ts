@@ -18,7 +18,7 @@ export class CommandAborts {
     this.#running.delete(keyOfCommand(command.client.id, command.id));
   }
 
-  /** Ends a command of a client with `TB_CANCELLED`; false where none of that number runs. */
+  /** Ends a command of a client with `TB_CANCELLED`; false if none of that number runs. */
   cancel(client: bigint, id: bigint): boolean {
     const controller = this.#running.get(keyOfCommand(client, id));
     controller?.abort(new TensorBusError("TB_CANCELLED", "the client has taken the command back"));

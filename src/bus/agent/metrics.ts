@@ -1,4 +1,4 @@
-/** What Prometheus can be told of an agent, on a port of this host that is served only where it is asked for. */
+/** What Prometheus can be told of an agent, on a port of this host that is served only if it is asked for. */
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
@@ -118,7 +118,7 @@ function observe({ seconds }: Metrics, stages: Readonly<Record<string, number>>)
   for (const [stage, took] of Object.entries(stages)) seconds.observe({ stage }, took);
 }
 
-/** Serves an agent's metrics at `/metrics`. `TB_ADDRESS_IN_USE` where the port is taken. */
+/** Serves an agent's metrics at `/metrics`. `TB_ADDRESS_IN_USE` if the port is taken. */
 export async function serveMetrics(agent: Agent, options: MetricsOptions = {}): Promise<MetricsServer> {
   const { port = 0, host = "127.0.0.1" } = options;
   const registry = agentMetrics(agent);

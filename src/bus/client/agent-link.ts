@@ -115,7 +115,7 @@ export class AgentLink {
     this.#waker.onWake(() => this.#pending.collect());
   }
 
-  /** Ties this process to an agent that was found. `TB_AGENT_LOST` where it has ended meanwhile. */
+  /** Ties this process to an agent that was found. `TB_AGENT_LOST` if it has ended meanwhile. */
   static async open(
     resources: LinkResources,
     agent: AgentRecord,

@@ -26,7 +26,7 @@ export interface Bootstrapped extends BusPaths {
 
 /**
  * Connects to this process's agent: rank `AGENT_RANK`, else `RANK` + `AGENT_RANK_OFFSET` (default 0), so that the jobs of
- * two launchers share one rank space. `TypeError` where neither is set, or one is no rank; else what `connect` fails with.
+ * two launchers share one rank space. `TypeError` if neither is set, or one is no rank; else what `connect` fails with.
  */
 export async function bootstrapClient(options: BootstrapOptions = {}): Promise<Bootstrapped> {
   const env = options.env ?? process.env;

@@ -70,7 +70,7 @@ export interface InitPairOptions extends CallOptions {
   readonly deviceMesh?: DeviceMesh;
   /** One for each mesh dimension, or their text forms. */
   readonly placements?: readonly (Placement | string)[];
-  /** How strided shards read; needed only where the two readings differ. */
+  /** How strided shards read; needed only if the two readings differ. */
   readonly stridedShard?: StridedShardReading;
   /**
    * In place of `deviceMesh` and `placements`: each tensor of this side names its own layout when it is registered, so that
@@ -114,8 +114,8 @@ export class TensorBusClient implements AsyncDisposable {
   }
 
   /**
-   * Connects to the agent of a rank. `TypeError` without paths; at the timeout `TB_AGENT_LOST` where no agent lives,
-   * `TB_AGENT_UNRESPONSIVE` if its heartbeat has stopped or it takes no commands; `TB_AGENT_RANK` where it is another's.
+   * Connects to the agent of a rank. `TypeError` without paths; at the timeout `TB_AGENT_LOST` if no agent lives,
+   * `TB_AGENT_UNRESPONSIVE` if its heartbeat has stopped or it takes no commands; `TB_AGENT_RANK` if it is another's.
    */
   static async connect(options: ConnectOptions): Promise<TensorBusClient> {
     const { agentRank, connectionTimeoutMs = 30_000, signal } = options;

@@ -97,7 +97,7 @@ export class ClientConnection {
     return link;
   }
 
-  /** The tie where there is one: the way of all calls but the first. */
+  /** The tie if there is one: the way of all calls but the first. */
   get openLink(): AgentLink | undefined {
     return this.#link?.isOpen ? this.#link : undefined;
   }

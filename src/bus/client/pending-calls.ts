@@ -8,7 +8,7 @@ import { type CommandResult, resultSchemas } from "../queue/commands.ts";
 import type { Outcome } from "../queue/state.ts";
 
 export interface PendingCallsOptions {
-  /** The agent's rank, process and folder, for errors. */
+  /** The rank of the agent. */
   readonly rank: number;
   readonly port: EventPort;
   /** The result of one command, and all results from a command on, as far as they stand in the state. */

@@ -68,7 +68,7 @@ export class Registration {
     if (this.#closing !== undefined) throw this.#closedError();
   }
 
-  /** `TB_REGION` where memory of it was detached. */
+  /** `TB_REGION` if memory of it was detached. */
   checkMemory(): void {
     this.#hold.check();
   }

@@ -32,7 +32,7 @@ export interface ConnectionHost {
   readonly descriptors: DescriptorSocket;
   /** No command is taken any more. */
   readonly isDraining: () => boolean;
-  /** Bytes of unfinished frames have come or gone; false where there are too many. */
+  /** Bytes of unfinished frames have come or gone; false if there are too many. */
   readonly account: (bytes: number) => boolean;
   readonly run: (command: Command) => unknown;
   readonly onWelcome: (connection: ClientConnection) => void;

@@ -26,8 +26,8 @@ export class DescriptorSocket implements Disposable {
   }
 
   /**
-   * The descriptors of some of its hand-overs, one behind the other; the caller's to close. `TB_TENSOR_MISSING` where one has
-   * not come, `TB_PROTOCOL` where something else has.
+   * The descriptors of some of its hand-overs, one behind the other; the caller's to close. `TB_TENSOR_MISSING` if one has
+   * not come, `TB_PROTOCOL` if something else has.
    */
   take(secret: Uint8Array, first: number, count: number): number[] {
     const taken: number[] = [];
@@ -50,7 +50,7 @@ export class DescriptorSocket implements Disposable {
     return taken;
   }
 
-  /** Sends the client a read-only descriptor of the heartbeat. `TB_PROTOCOL` where it has not come. */
+  /** Sends the client a read-only descriptor of the heartbeat. `TB_PROTOCOL` if it has not come. */
   lend(secret: Uint8Array): void {
     nativeBus.tb_handover_lend(this.#handle!, secret, this.#heartbeat);
   }

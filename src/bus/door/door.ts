@@ -68,7 +68,7 @@ export class Door {
     parts.server.on("error", handlers.onFault);
   }
 
-  /** Listens. `TB_EXISTS` where another process answers on that path, `TB_FOREIGN` where others can write to its folder. */
+  /** Listens. `TB_EXISTS` if another process answers on that path, `TB_FOREIGN` where others can write to its folder. */
   static async open(options: DoorOptions, handlers: DoorHandlers): Promise<Door> {
     const { path, uids, heartbeat } = options;
     const isPrivate = uids.length === 0;
@@ -216,7 +216,7 @@ class SocketFolder {
     return new SocketFolder(`${short}/${names[0]}`, `${short}/${names[1]}`, descriptor);
   }
 
-  /** Removes what an agent that has ended left. `TB_EXISTS` where one answers. */
+  /** Removes what an agent that has ended left. `TB_EXISTS` if one answers. */
   async clear(): Promise<void> {
     if (await answers(this.path)) {
       throw new TensorBusError("TB_EXISTS", `another agent listens on ${this.path}`, {

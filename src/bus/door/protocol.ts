@@ -160,7 +160,7 @@ export function encodeFrame(frame: AgentFrame): Buffer {
 export class FrameReader {
   #chunks: Buffer[] = [];
   #bytes = 0;
-  /** Bytes of the frame that is coming, its length included; 0 where that is not known. */
+  /** Bytes of the frame that is coming, its length included; 0 if that is not known. */
   #wanted = 0;
 
   /** Bytes that came and belong to no whole frame yet. */

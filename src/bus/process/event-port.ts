@@ -70,7 +70,7 @@ export class EventPort implements AsyncDisposable {
   }
 }
 
-/** Opens a port on this thread's event loop. `TB_SYSTEM` where the process has no descriptors left. */
+/** Opens a port on this thread's event loop. `TB_SYSTEM` if the process has no descriptors left. */
 export function openEventPort(): EventPort {
   return new EventPort();
 }

@@ -47,7 +47,7 @@ function foreign(path: string, what: string, details: Record<string, unknown>): 
 }
 
 /**
- * The real path of a folder that belongs to this user alone, made (0700, its parents too) where it is missing. The
+ * The real path of a folder that belongs to this user alone, made (0700, its parents too) if it is missing. The
  * default folder of the user is checked with it, since what stands in it is only as private as that. Nobody else can
  * change where the path leads, neither between these looks nor later: see `checkWay`.
  */
@@ -239,7 +239,7 @@ function writeFormat(path: string, kind: FolderKind): void {
 
 const fullCodes = new Set(["ENOSPC", "EDQUOT", "EFBIG"]);
 
-/** `TB_NO_SPACE` where the file system is full, else `TB_FILE`. */
+/** `TB_NO_SPACE` if the file system is full, else `TB_FILE`. */
 export function fileError(path: string, cause: NodeJS.ErrnoException): TensorBusError {
   const known = explained(cause);
   if (known instanceof TensorBusError) return known;

@@ -46,7 +46,7 @@ export function hasPassed(moment: Moment): boolean {
 
 /** The kernel's namespaces that pids and clocks are read in: numbers from one do not mean the same in another. */
 export interface Namespaces {
-  /** What /proc/self/ns/pid points to; empty where the kernel has none. */
+  /** What /proc/self/ns/pid points to; empty if the kernel has none. */
   readonly pid: string;
   /** The same of /proc/self/ns/time. */
   readonly time: string;
@@ -67,7 +67,7 @@ function namespaceOf(kind: keyof Namespaces): string {
   }
 }
 
-/** State and start time of a process, as /proc of that mount shows it; `undefined` where there is none. */
+/** State and start time of a process, as /proc of that mount shows it; `undefined` if there is none. */
 function statOf(
   process: number | "self",
 ): { readonly state: string; readonly startTime: bigint } | undefined {
@@ -98,7 +98,7 @@ export function isRunning(identity: Pick<ProcessIdentity, "pid" | "startTime" | 
 }
 
 /**
- * True where that process of this boot and PID namespace has certainly ended. Never where /proc shows another namespace's
+ * True if that process of this boot and PID namespace has certainly ended. Never where /proc shows another namespace's
  * processes.
  */
 export function hasEnded({ pid, startTime }: Pick<ProcessIdentity, "pid" | "startTime">): boolean {

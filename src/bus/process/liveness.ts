@@ -46,7 +46,7 @@ export class HeldLock implements Disposable {
   }
 }
 
-/** Takes a lock; `undefined` where another holds it. `TB_FOREIGN` for a lock file that is not this user's. */
+/** Takes a lock; `undefined` if another holds it. `TB_FOREIGN` for a lock file that is not this user's. */
 export function tryLock(locksPath: string, offset: bigint): HeldLock | undefined {
   const handle = nativeBus.tb_lock_open(locksPath);
   const lock = new HeldLock(handle);
@@ -252,7 +252,7 @@ export function startHeartbeat(): Heartbeat {
   return new Heartbeat();
 }
 
-/** Removes a dead process's heartbeat; false where there was none. */
+/** Removes a dead process's heartbeat; false if there was none. */
 export function unlinkHeartbeat(name: string): boolean {
   return nativeBus.tb_heartbeat_unlink(name) === 1;
 }
@@ -286,7 +286,7 @@ export class Pulse implements Disposable {
   }
 }
 
-/** `TB_FOREIGN` unless it is this user's; `TB_SYSTEM` with `details.errno` 2 where there is none. */
+/** `TB_FOREIGN` unless it is this user's; `TB_SYSTEM` with `details.errno` 2 if there is none. */
 export function openPulse(name: string): Pulse {
   return new Pulse(name);
 }

@@ -13,7 +13,7 @@ const folder = "/dev/shm";
 /** What the C library puts before the name of a semaphore: sem_overview(7). */
 const semaphorePrefix = "sem.";
 
-/** The number in what /proc/self/ns/pid points to; 0 where the kernel has no such namespaces. */
+/** The number in what /proc/self/ns/pid points to; 0 if the kernel has no such namespaces. */
 function pidNamespace(): string {
   return /\d+/.exec(ownNamespaces().pid)?.[0] ?? "0";
 }

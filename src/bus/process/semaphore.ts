@@ -121,12 +121,12 @@ export class Bell implements Disposable {
   }
 }
 
-/** `TB_FOREIGN` unless it belongs to this user alone; `TB_SYSTEM` with `details.errno` 2 where there is none. */
+/** `TB_FOREIGN` unless it belongs to this user alone; `TB_SYSTEM` with `details.errno` 2 if there is none. */
 export function openBell(name: string): Bell {
   return new Bell(name, nativeBus.tb_semaphore_open(name));
 }
 
-/** Removes a dead process's name; false where there was none. */
+/** Removes a dead process's name; false if there was none. */
 export function unlinkSemaphore(name: string): boolean {
   return nativeBus.tb_semaphore_unlink(name) === 1;
 }

@@ -7,7 +7,7 @@ import { TensorBusError } from "../../errors.ts";
 import type { EventPort } from "../process/event-port.ts";
 import type { Waker } from "../process/semaphore.ts";
 
-/** Tries once; false where there is no room. Aborted, it does nothing any more. */
+/** Tries once; false if there is no room. Aborted, it does nothing any more. */
 export type Attempt = (options: DeadlineOptions) => Promise<boolean>;
 
 interface Waiting {
@@ -19,7 +19,7 @@ interface Waiting {
 
 export interface ClientOrderOptions {
   readonly port: EventPort;
-  /** What is thrown where there is no room. */
+  /** What is thrown if there is no room. */
   readonly full: () => TensorBusError;
 }
 

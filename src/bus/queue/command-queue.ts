@@ -16,7 +16,7 @@ import { type BinaryDatabase, type Environment, keyOf, openEnvironment, rangeOf 
 import { RoomWaits } from "./room-waits.ts";
 
 export interface CommandQueueOptions {
-  /** A folder; made where it is missing. */
+  /** A folder; made if it is missing. */
   readonly path: string;
   readonly port: EventPort;
   /** Commands that wait to be started, at most; default 1,024. The same for all who open it. */
@@ -289,7 +289,7 @@ export class CommandQueue implements AsyncDisposable {
     );
   }
 
-  /** Inside of a transaction: false where there is no room; `register` then has the client told of it. */
+  /** Inside of a transaction: false if there is no room; `register` then has the client told of it. */
   #put(bytes: Buffer, client: Command["client"], register: boolean): boolean {
     const meta = this.#readMeta();
     // One command always fits an empty queue.

@@ -124,7 +124,7 @@ const bodies = {
     version: u64.optional(),
     /** A call that names none is told which it got. */
     tellVersion: z.boolean().optional(),
-    /** The side of the registration that is meant; needed if one client has registered both sides. */
+    /** The instance of the registration that is meant; needed if one client has registered both sides. */
     instance: u64.optional(),
   },
   QueryStatus: { batch: batchId, instance: u64.optional() },
@@ -238,7 +238,7 @@ export function headerOf({
   return { type, id, timestamp, semaphore, client, deadline, acknowledged };
 }
 
-/** Only what says whose command it is: enough to answer one whose body is malformed. `undefined` where that is too. */
+/** Only what says whose command it is: enough to answer one whose body is malformed. `undefined` if that is too. */
 export function readHeader(message: unknown): CommandHeader | undefined {
   if (typeof message !== "object" || message === null || findWrongField(message) !== undefined)
     return undefined;
@@ -293,11 +293,11 @@ export const resultSchemas = {
     progress: z.strictObject({ round: z.int(), bytesDone: bytesMoved, bytesTotal: bytesMoved }).optional(),
   }),
   CleanupBatch: z.strictObject({
-    /** False where that instance was gone already. */
+    /** False if that instance was gone already. */
     freed: z.boolean(),
   }),
   Cancel: z.strictObject({
-    /** False where that command had ended already, or was never there. The command itself ends a moment later. */
+    /** False if that command had ended already, or was never there. The command itself ends a moment later. */
     found: z.boolean(),
   }),
 } as const;

@@ -23,7 +23,7 @@ import { sweepNames } from "../process/names.ts";
 import { CountedDatabase } from "./counted-database.ts";
 
 export interface EnvironmentOptions {
-  /** A folder; made where it is missing. */
+  /** A folder; made if it is missing. */
   readonly path: string;
   readonly kind: FolderKind;
   readonly port: EventPort;
@@ -144,7 +144,7 @@ export class Environment implements AsyncDisposable {
 
   /**
    * Runs `work` in one write transaction: all of it or, where it throws, nothing. At once where the gate is free, else in
-   * turn behind the writes that wait already. `TB_QUEUE_STUCK` where another process does not free the lock in time, and
+   * turn behind the writes that wait already. `TB_QUEUE_STUCK` if another process does not free the lock in time, and
    * then, as with `TB_CANCELLED`, `work` has not run and will not.
    */
   write<T>(what: string, work: () => T, deadline: DeadlineOptions = {}): Promise<T> {
@@ -156,7 +156,7 @@ export class Environment implements AsyncDisposable {
     return this.#tryInside(() => this.#transact(work));
   }
 
-  /** Reads what was committed last; the values are the caller's. `TB_BUS_FORMAT` where the files were damaged. */
+  /** Reads what was committed last; the values are the caller's. `TB_BUS_FORMAT` if the files were damaged. */
   read<T>(work: () => T): T {
     const records = this.#records;
     try {
@@ -167,7 +167,7 @@ export class Environment implements AsyncDisposable {
     }
   }
 
-  /** For a caller that waits for an answer: `TB_BUS_FORMAT` where the files were damaged, since none will come. */
+  /** For a caller that waits for an answer: `TB_BUS_FORMAT` if the files were damaged, since none will come. */
   examine(): void {
     this.read(() => {});
   }

@@ -35,7 +35,7 @@ export interface Table<T> {
   get(key: string): T | undefined;
   /** Inside of `State.write` only. */
   put(key: string, value: T): void;
-  /** Inside of `State.write` only; false where there was none. */
+  /** Inside of `State.write` only; false if there was none. */
   remove(key: string): boolean;
   entries(): [string, T][];
 }
@@ -101,7 +101,7 @@ function decodeOutcome(bytes: Uint8Array): Outcome {
 }
 
 export interface StateOptions {
-  /** A folder; made where it is missing. */
+  /** A folder; made if it is missing. */
   readonly path: string;
   readonly port: EventPort;
   readonly stuckMs?: number;

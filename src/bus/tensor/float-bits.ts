@@ -49,7 +49,7 @@ export function fromFloat32<D extends DType>(
   return result as TensorArray<D>;
 }
 
-/** The values of elements of `dtype`; `TypeError` where the array's elements have another size. */
+/** The values of elements of `dtype`; `TypeError` if the array's elements have another size. */
 export function toFloat32(elements: ArrayBufferView, dtype: DType): Float32Array {
   const size = itemSize(dtype);
   if (elements.byteLength % size !== 0) {

@@ -67,7 +67,7 @@ export class SharedArenas {
   #arena: { readonly storage: SharedStorage; readonly bytes: number; used: number } | undefined;
   #nextBytes = firstArenaBytes;
 
-  /** That many bytes, zero. `TB_NO_SPACE` where the system has no room for them. */
+  /** That many bytes, zero. `TB_NO_SPACE` if the system has no room for them. */
   allocate(bytes: number): { readonly storage: SharedStorage; readonly offset: number } {
     if (bytes > this.#nextBytes * largestShare) return { storage: new SharedStorage(bytes), offset: 0 };
     const needed = Math.ceil(bytes / alignment) * alignment;

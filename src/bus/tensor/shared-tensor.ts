@@ -49,7 +49,7 @@ export class SharedTensor<D extends DType = DType> {
 
   /**
    * A new tensor of zeros, packed and row-major. `RangeError` for a shape that none can have, `TB_DTYPE` for an unknown
-   * element type or a packed one, `TB_NO_SPACE` where shared memory is full.
+   * element type or a packed one, `TB_NO_SPACE` if shared memory is full.
    */
   static allocate<D extends DType>(shape: readonly number[], dtype: D): SharedTensor<D> {
     checkShape(shape);
@@ -74,7 +74,7 @@ export class SharedTensor<D extends DType = DType> {
     return elementCount(this.shape);
   }
 
-  /** True where the elements lie packed and row-major. */
+  /** True if the elements lie packed and row-major. */
   get isContiguous(): boolean {
     return isContiguous(this.shape, this.strides);
   }
@@ -122,7 +122,7 @@ export class SharedTensor<D extends DType = DType> {
     return this.#seenAs(permuted(this.#strided, order));
   }
 
-  /** The same elements in another shape, of which one size may be -1. `RangeError` where that would need a copy. */
+  /** The same elements in another shape, of which one size may be -1. `RangeError` if that would need a copy. */
   view(shape: readonly number[]): SharedTensor<D> {
     return this.#seenAs(reshaped(this.#strided, shape));
   }

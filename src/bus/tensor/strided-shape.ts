@@ -20,7 +20,7 @@ export function elementSpan(shape: readonly number[], strides: readonly number[]
   return shape.reduce((last, extent, dim) => last + (extent - 1) * strides[dim]!, 1);
 }
 
-/** True where the elements lie packed and row-major; strides of dimensions of size 1 do not matter. */
+/** True if the elements lie packed and row-major; strides of dimensions of size 1 do not matter. */
 export function isContiguous(shape: readonly number[], strides: readonly number[]): boolean {
   if (elementCount(shape) === 0) return true;
   const packed = contiguousStrides(shape);
@@ -39,7 +39,7 @@ export function checkShape(shape: readonly number[]): readonly number[] {
   return Object.freeze([...shape]);
 }
 
-/** A dimension counted from the front; `RangeError` where there is none. */
+/** A dimension counted from the front; `RangeError` if there is none. */
 export function dimensionOf(dim: number, dims: number): number {
   if (!Number.isInteger(dim) || dim < -dims || dim >= dims) {
     throw new RangeError(`dimension ${dim} is not in a tensor of ${dims} dimensions`);

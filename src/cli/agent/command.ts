@@ -204,7 +204,7 @@ function integer(name: string, text: string, min: number): number {
   });
 }
 
-/** True where a store's URL names this host. */
+/** True if a store's URL names this host. */
 function isHere(url: string): boolean {
   const host = /^tcp:\/\/(\[[^\]]*\]|[^:/?]+)/.exec(url)?.[1]?.replace(/^\[|\]$/g, "");
   return host !== undefined && ["127.0.0.1", "::1", "localhost", "0.0.0.0", "::", hostname()].includes(host);

@@ -114,7 +114,7 @@ export function parseRanks(name: string, text: string): number[] {
   throw new TensorBusError("TB_SPEC", `${name} names a rank twice: ${text}`, { details: { [name]: text } });
 }
 
-/** The sides of a world, by name: `trainer=0..3`. `TB_SPEC` where one is malformed, or a rank stands on two. */
+/** The sides of a world, by name: `trainer=0..3`. `TB_SPEC` if one is malformed, or a rank stands on two. */
 export function parseSides(texts: readonly string[]): Map<string, number[]> {
   const sides = new Map<string, number[]>();
   for (const text of texts) {

@@ -136,7 +136,7 @@ export function budgetError(file: string, excesses: readonly BudgetCheck[]): Ten
   });
 }
 
-/** The first rank that has the most; none where there are no ranks. */
+/** The first rank that has the most; none if there are no ranks. */
 export function largest(
   ranks: readonly RankStats[],
   key: (rank: RankStats) => bigint,

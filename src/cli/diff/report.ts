@@ -89,7 +89,7 @@ function bytesRow(name: string, change: Change<bigint>): string[] {
   return [name, formatBytes(change.before), formatBytes(change.after), formatBytesChange(change)];
 }
 
-/** `+1.50 MiB`; nothing where nothing changed. */
+/** `+1.50 MiB`; nothing if nothing changed. */
 export function formatBytesChange({ before, after }: Change<bigint>): string {
   if (before === after) return "";
   return before < after ? `+${formatBytes(after - before)}` : `-${formatBytes(before - after)}`;

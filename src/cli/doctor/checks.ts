@@ -175,7 +175,7 @@ function checkLockedMemory(): Check {
   return { ...check, status: "warning", found, advice: "RDMA and pinned memory want ulimit -l unlimited" };
 }
 
-/** Those for CUDA memory are made where the package is built, not where it is installed. */
+/** Those for CUDA memory are made when the package is built, not when it is installed. */
 function checkKernels(environment: Environment): Check {
   const check = { name: "CUDA kernels", needed: "option" } as const;
   const path = kernelsPath(environment);

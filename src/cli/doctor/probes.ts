@@ -4,7 +4,7 @@ import { join } from "node:path";
 
 const probeTimeoutMs = 20_000;
 
-/** What a program prints, trimmed; undefined where it is missing, fails, or takes too long. */
+/** What a program prints, trimmed; undefined if it is missing, fails, or takes too long. */
 export function outputOf(
   command: string,
   args: readonly string[],
@@ -31,7 +31,7 @@ export function limitOf(name: string): { readonly soft: string; readonly hard: s
   return soft === undefined || hard === undefined ? undefined : { soft, hard };
 }
 
-/** The text of a small file; undefined where it cannot be read. */
+/** The text of a small file; undefined if it cannot be read. */
 export function textOf(path: string): string | undefined {
   try {
     return readFileSync(path, "utf8");
@@ -72,7 +72,7 @@ function wheelFolders(sitePackages: string): string[] {
   }
 }
 
-/** What Python says of itself and of torch; undefined where there is no Python. */
+/** What Python says of itself and of torch; undefined if there is no Python. */
 export async function probePython(
   environment: NodeJS.ProcessEnv,
 ): Promise<

@@ -119,7 +119,7 @@ function formatGroup(output: Output, { shape }: TensorInput, group: PartGroup): 
       text: (part: ShownPart) => textOf(column, part, there),
     })),
   ];
-  // "then to" is said only where something goes on.
+  // "then to" is said only if something goes on.
   const said = shown.filter(({ text }) => parts.some((part) => text(part) !== ""));
   const rows = parts.slice(0, mostRows).map((part) => said.map(({ text }) => text(part)));
   const bytes = parts.reduce((sum, part) => sum + part.bytes, 0n);

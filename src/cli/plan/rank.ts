@@ -27,7 +27,7 @@ export interface RankReport {
   readonly exchanges: readonly Exchange[];
 }
 
-/** `TB_MESH` where the rank is on neither side. */
+/** `TB_MESH` if the rank is on neither side. */
 export function reportRank(spec: Spec, plan: Plan, rank: number): RankReport {
   const sides = [spec.source, spec.target]
     .filter(({ mesh }) => mesh.ranks.includes(rank))

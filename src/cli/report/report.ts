@@ -14,7 +14,7 @@ export interface Summary {
   readonly digest: string;
   readonly verified: boolean;
   readonly sides: readonly ReportSide[];
-  /** Whether a topology says on which host each rank stands. */
+  /** True if a topology says on which host each rank stands. */
   readonly hasHosts: boolean;
   readonly tensors: number;
   readonly sourceBytes: number;
@@ -73,7 +73,7 @@ export interface ReportBudget {
   readonly name: string;
   readonly limit: string;
   readonly found: string;
-  /** By how much the plan exceeds it; `undefined` where it keeps to it. */
+  /** By how much the plan exceeds it; `undefined` if it keeps to it. */
   readonly over: string | undefined;
   /** Which rank or link it is. */
   readonly where: string;

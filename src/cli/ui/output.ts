@@ -29,7 +29,7 @@ export class Output {
     return this.stream.isTTY === true;
   }
 
-  /** Columns of the terminal; undefined where it is none. */
+  /** Columns of the terminal; undefined if it is none. */
   get columns(): number | undefined {
     return this.isTerminal ? this.stream.columns : undefined;
   }

@@ -7,7 +7,7 @@ export interface ProgressOptions {
   /** What is counted up to; 0 is complete at once. */
   readonly total: number;
   readonly unit: "bytes" | "items";
-  /** Lines where there is no terminal, one for each such part of the total; default 10. */
+  /** Lines if there is no terminal, one for each such part of the total; default 10. */
   readonly lines?: number;
   /** The bar goes away once it is stopped. */
   readonly transient?: boolean;

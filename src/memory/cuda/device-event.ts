@@ -20,7 +20,7 @@ export class EventWatch {
     this.#watch = watch;
   }
 
-  /** `TB_CUDA` where it cannot be known any more: the GPU has failed. */
+  /** `TB_CUDA` if it cannot be known any more: the GPU has failed. */
   isOver(): boolean {
     return cudaEventIsOver(this.#watch);
   }

@@ -83,7 +83,7 @@ export class DeviceMemory implements Memory, AsyncDisposable {
     forgotten.register(this, this.#holding, this);
   }
 
-  /** That many bytes, not zero. `TB_NO_MEMORY`, `TB_DEVICE` where there is no such GPU, `TB_LIBRARY` without a driver. */
+  /** That many bytes, not zero. `TB_NO_MEMORY`, `TB_DEVICE` if there is no such GPU, `TB_LIBRARY` without a driver. */
   static allocate(device: string, bytes: bigint | number): DeviceMemory {
     const size = BigInt(bytes);
     const address = cudaAllocate(parseUuid(device), size);
@@ -96,7 +96,7 @@ export class DeviceMemory implements Memory, AsyncDisposable {
   }
 
   /**
-   * Memory of another process, which must keep it until this is closed. `TB_REGION` where it leaves its allocation.
+   * Memory of another process, which must keep it until this is closed. `TB_REGION` if it leaves its allocation.
    * CUDA refuses a handle in the process that made it.
    */
   static open({ device, handle, offset, bytes }: CudaIpcHandle): DeviceMemory {

@@ -20,7 +20,7 @@ export type QuantizationConfig = z.infer<typeof quantizationSchema>;
 
 /** What takes the place of a linear layer's weight. */
 export interface Quantization {
-  /** Whether the layer of this weight is quantized. */
+  /** True if the layer of this weight is quantized. */
   takes(weight: string): boolean;
   tensors(weight: string, shape: readonly number[]): ModelTensor[];
 }

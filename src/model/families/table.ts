@@ -47,7 +47,7 @@ export interface Family {
   readonly rows: readonly Row[];
   /** How many experts a layer has, as an expression. */
   readonly experts?: string;
-  /** Whether a layer has experts: the trait `sparse`. */
+  /** True if a layer has experts: the trait `sparse`. */
   readonly sparse?: (config: Config, layer: number) => boolean;
   /** How many prediction layers there are, as an expression. */
   readonly predictionLayers?: string;

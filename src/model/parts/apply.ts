@@ -9,7 +9,7 @@ import { type Captures, fillTemplate, parseTemplate, placeholders, type Template
 export interface ApplyOptions {
   /** The type that parameters have of which no rule or tensor says otherwise. */
   readonly modelDtype?: string;
-  /** Whether a rule that takes no tensor is an error: a misspelt name, in what a person wrote. */
+  /** True if a rule that takes no tensor is an error: a misspelt name, in what a person wrote. */
   readonly allUsed?: boolean;
 }
 
@@ -76,7 +76,7 @@ class PartedBuilder {
     });
   }
 
-  /** Whether a rule takes the tensor. */
+  /** True if a rule takes the tensor. */
   take(index: number): boolean {
     const { name } = this.#tensors[index]!;
     const parts = name.split(".");

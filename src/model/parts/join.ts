@@ -264,7 +264,7 @@ function isSameMesh(a: RangeLayout["mesh"], b: RangeLayout["mesh"]): boolean {
   return a.shape.join() === b.shape.join() && a.ranks.every((rank, position) => rank === b.ranks[position]);
 }
 
-/** The mesh dimension of which one coordinate has a part, and that coordinate: -1 where all have it. */
+/** The mesh dimension of which one coordinate has a part, and that coordinate: -1 if all have it. */
 function ownerIn(
   side: PartedSide,
   { kind, parameter, slot }: Part,

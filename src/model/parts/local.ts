@@ -81,14 +81,14 @@ export class LocalLayouts {
     return this.#classes[this.#classOf[parameter]!]!;
   }
 
-  /** Whether a rank has the parameter. */
+  /** True if a rank has the parameter. */
   has(parameter: number, rank: number): boolean {
     const { mesh, only } = this.side.parameters[parameter]!;
     if (!this.#positionsOf(mesh).has(rank)) return false;
     return only === undefined || this.coordinate(mesh, rank, only.dim) === only.coordinate;
   }
 
-  /** The parameter on a rank that has it. `TB_PARTS` where its parts do not fit together there. */
+  /** The parameter on a rank that has it. `TB_PARTS` if its parts do not fit together there. */
   local(parameter: number, rank: number): LocalParameter {
     return this.localOf(this.classOf(parameter), rank);
   }
@@ -102,7 +102,7 @@ export class LocalLayouts {
     return local;
   }
 
-  /** What a part's layout gives a rank of its range, `undefined` where the rank holds none by its coordinate. */
+  /** What a part's layout gives a rank of its range, `undefined` if the rank holds none by its coordinate. */
   holding(kind: PartKind, rank: number): Holding {
     const { mesh, placements, stridedShard } = kind.layout;
     const position = this.#positionsOf(mesh).get(rank)!;

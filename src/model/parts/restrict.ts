@@ -14,7 +14,7 @@ export interface RangeLayout {
 
 /**
  * The layout of a range of a tensor whose layout is given: a shard becomes one by sizes, or the one coordinate that has all of
- * the range. What cuts a dimension twice becomes one dimension of the mesh. `TB_PARTS` where a rank has several runs of it.
+ * the range. What cuts a dimension twice becomes one dimension of the mesh. `TB_PARTS` if a rank has several runs of it.
  */
 export function restrict(
   layout: RangeLayout,

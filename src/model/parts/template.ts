@@ -15,10 +15,10 @@ export interface Captures {
 
 export interface Template {
   readonly text: string;
-  /** The part before the last, which every name that matches has; `undefined` where it may be any. */
+  /** The part before the last, which every name that matches has; `undefined` if it may be any. */
   readonly key: string | undefined;
   /**
-   * The captures of a name; `undefined` where it does not match. `parts` is the name, cut at its dots; `layers` allows only
+   * The captures of a name; `undefined` if it does not match. `parts` is the name, cut at its dots; `layers` allows only
    * layers from the first number to before the second.
    */
   match(name: string, parts: readonly string[], layers?: readonly [number, number]): Captures | undefined;

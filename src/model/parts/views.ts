@@ -33,7 +33,7 @@ export function* partViews(
   }
 }
 
-/** The view of one planned tensor, by its index; `undefined` where the rank holds nothing of it. */
+/** The view of one planned tensor, by its index; `undefined` if the rank holds nothing of it. */
 export function partView(
   joined: JoinedSides,
   layouts: LocalLayouts,

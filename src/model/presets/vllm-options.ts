@@ -6,7 +6,7 @@ export interface VllmOptions {
   readonly tp: number;
   readonly dp: number;
   readonly pp: number;
-  /** Whether experts are dealt over tp x dp ranks in place of being cut. */
+  /** True if experts are dealt over tp x dp ranks in place of being cut. */
   readonly ep: boolean;
   readonly placement: "linear" | "round_robin";
   /** EPLB's redundant experts. */
@@ -59,7 +59,7 @@ export function readVllmOptions(preset: PresetText): VllmOptions {
   return options;
 }
 
-/** Ranks over which experts are dealt: 1 where each rank has all of them. */
+/** Ranks over which experts are dealt: 1 if each rank has all of them. */
 export function expertRanks({ ep, tp, dp }: VllmOptions): number {
   return ep ? tp * dp : 1;
 }
@@ -84,7 +84,7 @@ export function dealsRoundRobin(options: VllmOptions, groups: number): boolean {
   );
 }
 
-/** Whether each rank has the shared experts whole. */
+/** True if each rank has the shared experts whole. */
 export function replicatesShared({ ep, tp, dp, all2all }: VllmOptions): boolean {
   return ep && tp > 1 && dp > 1 && sequenceParallel.has(all2all);
 }

@@ -58,7 +58,7 @@ export interface TensorChanges {
   /** The largest first. */
   readonly tensors: readonly TensorGroup[];
   readonly unchangedTensors: number;
-  /** Whether those that are in both plans stand in another order. */
+  /** True if those that are in both plans stand in another order. */
   readonly reordered: boolean;
 }
 
@@ -118,7 +118,7 @@ class Groups {
     this.#now = now;
   }
 
-  /** Takes a tensor by its places in the two plans; false where it is the same in both. */
+  /** Takes a tensor by its places in the two plans; false if it is the same in both. */
   add(old: number | undefined, now: number | undefined): boolean {
     const before = old === undefined ? undefined : formOf(this.#old, old);
     const after = now === undefined ? undefined : formOf(this.#now, now);
@@ -164,7 +164,7 @@ class Groups {
         )
         .map((field): TensorField => `${side}.${field}`),
     );
-    // The name of a pair says something only where all that it stands for is the same.
+    // The name of a pair says something only if all that it stands for is the same.
     const isRenamed = own.length === 0 && sides.length === 0 && before.pair !== after.pair;
     return isRenamed ? ["pair"] : [...own, ...sides];
   }
@@ -232,7 +232,7 @@ function patternOf({ plan }: Side, index: number | undefined): number | undefine
   return index === undefined ? undefined : plan.patternOf(index);
 }
 
-/** Whether two plain values are the same, all that is in them included. */
+/** True if two plain values are the same, all that is in them included. */
 export function isSame(one: unknown, other: unknown): boolean {
   if (one === other) return true;
   if (typeof one !== "object" || typeof other !== "object" || one === null || other === null) return false;

@@ -24,7 +24,7 @@ export interface OptionChange extends Change<unknown> {
 
 /** How two plans differ. */
 export interface PlanDiff extends TensorChanges {
-  /** Whether they are one plan, byte for byte. */
+  /** True if they are one plan, byte for byte. */
   readonly equal: boolean;
   readonly digest: Change<string>;
   /** What is not of a tensor: sizes of buckets, the topology, pairs that have no tensors. */
@@ -33,7 +33,7 @@ export interface PlanDiff extends TensorChanges {
   readonly ranks: readonly RankChange[];
   /** Pairs of ranks between which other bytes go, those that changed most first. */
   readonly links: readonly LinkChange[];
-  /** The same for hosts; `undefined` where one of the plans has no topology. */
+  /** The same for hosts; `undefined` if one of the plans has no topology. */
   readonly hosts: readonly LinkChange[] | undefined;
 }
 

@@ -50,7 +50,7 @@ export interface Departure extends Part {
 export interface Explanation {
   /** How the tensors of its pattern travel, and why. */
   readonly routing: Routing;
-  /** What the rank holds of the tensor on either side; `undefined` where that is nothing. */
+  /** What the rank holds of the tensor on either side; `undefined` if that is nothing. */
   readonly source: Holding | undefined;
   readonly target: Holding | undefined;
   /** Where its part on the target comes from: stages cross and fanout, boxes ascending. */
@@ -158,7 +158,7 @@ class Wanted {
     if (!this.#done.has(key) && !this.#now.has(key)) this.#next.add(key);
   }
 
-  /** Goes on to what was asked for in the last pass; false where that was nothing new. */
+  /** Goes on to what was asked for in the last pass; false if that was nothing new. */
   next(): boolean {
     for (const key of this.#now) this.#done.add(key);
     this.#now = this.#next;
@@ -172,7 +172,7 @@ class Wanted {
     return arriving ? "arriving" : departing ? "departing" : undefined;
   }
 
-  /** Whether the chunk was found in an earlier pass already, by its other end. */
+  /** True if the chunk was found in an earlier pass already, by its other end. */
   wasTaken(chunk: Chunk): boolean {
     return keysOf(chunk).some((key) => this.#done.has(key));
   }

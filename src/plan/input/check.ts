@@ -4,7 +4,7 @@ export function fail(code: ErrorCode, message: string, details: Record<string, u
   return new TensorBusError(code, message, { details });
 }
 
-/** An integer within bounds, or the default where it is absent. */
+/** An integer within bounds, or the default if it is absent. */
 export function integerIn(
   value: number | undefined,
   name: string,

@@ -204,7 +204,7 @@ function writePattern(writer: Writer, pattern: Pattern, routing: Routing): void 
   writer.u8(groupings.indexOf(routing.groups));
 }
 
-/** Whether bytes begin as those of a plan do, of whatever version, so that a file says by itself what it is. */
+/** True if bytes begin as those of a plan do, of whatever version, so that a file says by itself what it is. */
 export function isSavedPlan(bytes: Uint8Array): boolean {
   return bytes.length >= 4 && new Reader(bytes).u32() === magic;
 }

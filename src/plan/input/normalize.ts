@@ -245,7 +245,7 @@ function formHash(tensor: TensorInput, index: number): number {
   return hash;
 }
 
-/** Whether two tensors are written alike, but for names and selected indices. */
+/** True if two tensors are written alike, but for names and selected indices. */
 function isSameForm(one: TensorInput, other: TensorInput): boolean {
   if (one.pair !== other.pair || one.dtype !== other.dtype || one.targetDtype !== other.targetDtype)
     return false;
@@ -256,7 +256,7 @@ function isSameForm(one: TensorInput, other: TensorInput): boolean {
   return isSameSide(one.source, other.source) && isSameSide(one.target, other.target);
 }
 
-/** Whether two tensors ask the same of a side, whatever index they select. */
+/** True if two tensors ask the same of a side, whatever index they select. */
 function isSameSide(one: TensorSideInput | undefined, other: TensorSideInput | undefined): boolean {
   if (one === other) return true;
   // What is malformed is no kind that is known: making one says so.

@@ -11,7 +11,7 @@ export type Grouping = (typeof groupings)[number];
 export const reasons = ["asked for", "no topology", "no replicas", "lowest cost"] as const;
 export type Reason = (typeof reasons)[number];
 
-/** What each way is expected to take, in nanoseconds for all tensors of the pattern; `undefined` where it is no way. */
+/** What each way is expected to take, in nanoseconds for all tensors of the pattern; `undefined` if it is no way. */
 export interface Costs {
   readonly direct: bigint;
   readonly all: bigint | undefined;
@@ -75,7 +75,7 @@ function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology)
   const inHost = (bytes: bigint) => nanoseconds(bytes, speeds.host);
   const across = (bytes: bigint) => nanoseconds(bytes, speeds.across);
   const cross = (bytes: bigint) => nanoseconds(bytes, speeds.cross);
-  /** Stage 1, where each part goes to `copies` ranks and a rank receives one of `shares` shares of it. */
+  /** Stage 1, if each part goes to `copies` ranks and a rank receives one of `shares` shares of it. */
   const crossing = (copies: number, shares: number): bigint => {
     const sent = wire(ceilDiv(elements * BigInt(copies), BigInt(spread.sources)));
     return max(cross(sent), cross(wire(ceilDiv(part, BigInt(shares))))) + latency;

@@ -207,7 +207,7 @@ function chunkAt(gathered: Gathered, at: number, tensor: number, bucket: string,
   };
 }
 
-/** Elements times the bytes of one: as bigint only where that does not fit a number. */
+/** Elements times the bytes of one: as bigint only if that does not fit a number. */
 function bytesAt({ recordWords: words, recordLongs }: Gathered, at: number): bigint {
   if (words[at + 9] === 0) return asBigint(words[at + 8]! * words[at + 10]!);
   return recordLongs[at / 2 + 4]! * BigInt(words[at + 10]!);

@@ -30,7 +30,7 @@ export class Program {
   /** The most staging memory that running it takes: slots for sending and receiving, and the pool of reduced pieces. */
   readonly stagingBytes: bigint;
 
-  /** `TB_PLAN_FORMAT` where the bytes are no program of this version. */
+  /** `TB_PLAN_FORMAT` if the bytes are no program of this version. */
   constructor(bytes: Uint8Array) {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     if (bytes.length < headerBytes || view.getUint32(0, true) !== magic) {

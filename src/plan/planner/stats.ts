@@ -47,7 +47,7 @@ export interface PatternStats {
   readonly reason: Routing["reason"];
   /** What the cost model expects of each way, in nanoseconds, where a topology let it choose. */
   readonly costs: Routing["costs"];
-  /** The name of its first tensor. */
+  /** The number of boxes of its first tensor. */
   readonly boxes: bigint;
   readonly chunks: bigint;
 }
@@ -62,9 +62,9 @@ export interface PlanStats {
   readonly stages: readonly StageStats[];
   /** Every rank of a mesh, ascending. */
   readonly ranks: readonly RankStats[];
-  /** The rank that sends most; the lowest of them. `undefined` where nothing is sent. */
+  /** The rank that sends most; the lowest of them. `undefined` if nothing is sent. */
   readonly busiest: number | undefined;
-  /** What the busiest source rank sends over what source ranks send on average; 1 where nothing is sent. */
+  /** What the busiest source rank sends over what source ranks send on average; 1 if nothing is sent. */
   readonly imbalance: number;
   /** What goes from host to host, or within one; empty without a topology, where every rank is its own host. */
   readonly hosts: readonly HostLinkStats[];

@@ -73,7 +73,7 @@ export class Planner {
     this.#exports = new engine.Instance(compiled, {}).exports as PlannerExports;
   }
 
-  /** Whether the plan that it holds was collected. */
+  /** True if the plan that it holds was collected. */
   get isFree(): boolean {
     return this.#holds?.deref() === undefined;
   }
@@ -93,7 +93,7 @@ export class Planner {
     return this.#exports.memory.buffer;
   }
 
-  /** Calls the planner. @throws PlannerFault where it fails; the instance must not be given back then. */
+  /** Calls the planner. @throws PlannerFault if it fails; the instance must not be given back then. */
   call<T>(question: (exports: PlannerExports) => T): T {
     try {
       return question(this.#exports);

@@ -19,7 +19,7 @@ export interface Jobs {
 
 /** What carries the channels: each of its ends carries one job at a time. */
 export interface Wiring {
-  /** For each channel the end of the link that it leaves and that it enters by; -1 where a rank sends to itself. */
+  /** For each channel the end of the link that it leaves and that it enters by; -1 if a rank sends to itself. */
   readonly outEnd: Int32Array;
   readonly inEnd: Int32Array;
   readonly ends: number;

@@ -27,11 +27,11 @@ export interface Schedule {
   readonly lowerBound: number;
   /** Which of the two it is. */
   readonly boundBy: "link" | "chain";
-  /** The makespan over the lower bound; 1 where nothing is sent. */
+  /** The makespan over the lower bound; 1 if nothing is sent. */
   readonly ratio: number;
-  /** The end that is busy longest, of several the lowest rank's; `undefined` where nothing is sent. */
+  /** The end that is busy longest, of several the lowest rank's; `undefined` if nothing is sent. */
   readonly busiest: LinkEnd | undefined;
-  /** Whether every bucket was looked at; of larger plans it is parts of channels. */
+  /** True if every bucket was looked at; of larger plans it is parts of channels. */
   readonly isByBucket: boolean;
   /** Bytes between ranks of one host, and across hosts. */
   readonly hostBytes: bigint;

@@ -83,7 +83,7 @@ export class BucketTable {
     return this.#chunks[number]!;
   }
 
-  /** Whether bucket `reader` starts only after bucket `writer` is complete, by way of others where needed. */
+  /** True if bucket `reader` starts only after bucket `writer` is complete, by way of others if needed. */
   waitsFor(reader: number, writer: number): boolean {
     const { id, wave } = this.buckets[writer]!;
     const direct = this.buckets[reader]!.waitsFor;
@@ -130,7 +130,7 @@ export class BucketTable {
     });
   }
 
-  /** False where the bucket has a chunk of that index. */
+  /** False if the bucket has a chunk of that index. */
   #take(number: number, index: number, bytes: number): boolean {
     const next = this.#chunks[number]!;
     if (index < next) return false;
@@ -220,12 +220,12 @@ function placeOf({ id, tensor, bucket }: Chunk) {
   return { chunk: id, tensor, bucket };
 }
 
-/** The index of a chunk in its bucket; -1 where its id is not the bucket's and a number. */
+/** The index of a chunk in its bucket; -1 if its id is not the bucket's and a number. */
 export function chunkIndex({ id, bucket }: Pick<Chunk, "id" | "bucket">): number {
   return id.startsWith(bucket) ? numberAfter(id, bucket.length) : -1;
 }
 
-/** The place of a bucket in its channel; -1 where its id is not `stage:source:destination:` and a number. */
+/** The place of a bucket in its channel; -1 if its id is not `stage:source:destination:` and a number. */
 function sequenceOf({ id, stage, srcRank, dstRank }: Bucket): number {
   let at = 0;
   for (const expected of [stage, srcRank, dstRank]) {

@@ -27,7 +27,7 @@ function runAt(runs: Runs, at: number): number {
   return low;
 }
 
-/** Whether `length` list positions from `a` on and from `b` on are the same global indices in the same order. */
+/** True if `length` list positions from `a` on and from `b` on are the same global indices in the same order. */
 export function sameIndices(left: Runs, a: number, right: Runs, b: number, length: number): boolean {
   let i = runAt(left, a);
   let j = runAt(right, b);
@@ -146,7 +146,7 @@ function splitCuts(placements: readonly Placement[], ndim: number, dim: number):
 
 /**
  * The plain cuts of dimension `dim` in shard order: from the last mesh dimension to the first, each is put where the
- * sizes before it multiply to its split factor. `undefined` where there is no such place.
+ * sizes before it multiply to its split factor. `undefined` if there is no such place.
  */
 function orderCuts(sizes: readonly number[], cuts: readonly Cut[]): Cut[] | undefined {
   const order: Cut[] = [];
@@ -185,12 +185,12 @@ function positionsOf(mesh: DeviceMesh): Map<number, number> {
 /**
  * What the ranks of one side hold of tensors of one shape, by the rules in PyTorch's own words: every rank's coordinates
  * in the selected mesh, and for every tensor dimension the run list of its coordinates. Run lists are made when asked
- * for. `TB_STRIDED_SHARD` where the reading matters and is not named, or is `order` and cannot be decoded;
+ * for. `TB_STRIDED_SHARD` if the reading matters and is not named, or is `order` and cannot be decoded;
  * `TB_PLACEMENT` where sizes do not add up to what they cut.
  */
 export class SideHoldings {
   readonly ndim: number;
-  /** Sizes of the mesh dimensions, 1 where one coordinate was selected. */
+  /** Sizes of the mesh dimensions, 1 if one coordinate was selected. */
   readonly sizes: readonly number[];
   readonly partialDims: readonly number[];
   readonly #mesh: DeviceMesh;

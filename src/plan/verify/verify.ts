@@ -21,7 +21,7 @@ import { Writes } from "./writes.ts";
  * The order of either list means nothing. Work and memory grow with chunks and runs, never with elements.
  *
  * @throws TensorBusError `TB_PLAN_INVALID` with the first broken rule; `details` name tensor, rank, chunk and bucket as
- *   far as the rule has them. `TB_STRIDED_SHARD` where the input itself has no one meaning.
+ *   far as the rule has them. `TB_STRIDED_SHARD` if the input itself has no one meaning.
  */
 export function verifyChunks(input: PlanInput, chunks: Iterable<Chunk>, buckets: Iterable<Bucket>): void {
   prove(tensorViews(input), input, { chunks, buckets }).finishWhole();

@@ -228,7 +228,7 @@ function HeatPlot({ report }: { readonly report: Report }) {
   );
 }
 
-/** Whether a channel stays within a host; none does if the spec names no hosts. */
+/** True if a channel stays within a host; none does if the spec names no hosts. */
 function hostsOf(
   { rank, host }: RankColumns,
   { from, to }: ChannelColumns,

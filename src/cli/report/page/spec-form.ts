@@ -8,7 +8,7 @@ export interface SpecForm {
   readonly colocated: boolean;
   readonly rules: readonly RuleForm[];
   readonly options: Readonly<Record<OptionName, string>>;
-  /** Empty where there is no topology. */
+  /** Empty if there is no topology. */
   readonly topology: Readonly<Record<TopologyName, string>>;
 }
 
