@@ -20,6 +20,8 @@ import {
   namesDigest,
   type RankRecord,
   rankSchema,
+  requireCount,
+  requireNames,
   tensorNamesSchema,
 } from "./records.ts";
 import { type Holder, type SideUnion, uniteHolders } from "./union.ts";
@@ -217,14 +219,10 @@ async function readLists(
 ): Promise<NameLists> {
   const { local } = record.pairs[0]!;
   const lists = new Map([[record.names.digest, names]]);
-  for (const {
-    rank,
-    partial,
-    names: { digest },
-  } of records) {
-    if (!partial || lists.has(digest)) continue;
-    const list = await readNames(rendezvous, keys.rankNames(number, local, rank), deadline);
-    lists.set(digest, list);
+  for (const each of records) {
+    const { digest } = each.names;
+    if (!each.partial || lists.has(digest)) continue;
+    lists.set(digest, await readNames(rendezvous, keys.rankNames(number, local, each.rank), each, deadline));
   }
   return lists;
 }
@@ -245,11 +243,13 @@ function holdersOf(
     const { rank, partial, names } = each;
     if (!partial && names.digest !== digest) throw differentNames(batch, local, each, first ?? records[0]!);
     const list = lists.get(names.digest) ?? common!;
+    requireCount(list, each);
     return { rank, names: list, table: decodeTable(each.table, each) };
   });
 }
 
 function commonNames(record: RankRecord, names: readonly TensorName[], ranks: number): TensorName[] {
+  requireCount(names, record);
   const { kinds, kindOf } = decodeTable(record.table, record);
   return names.filter((_, tensor) => {
     const { layout } = kinds[kindOf[tensor]!]!;
@@ -379,9 +379,18 @@ function awaitRemote(
 }
 
 /** The names that stand under a key. `TB_CANCELLED` if they are gone: their registration has ended meanwhile. */
-async function readNames(rendezvous: Rendezvous, key: string, deadline: Deadline): Promise<TensorName[]> {
-  const names = await rendezvous.read(key, tensorNamesSchema, deadline.rest);
-  if (names !== undefined) return names.map(([pair, name]) => ({ pair, name }));
+async function readNames(
+  rendezvous: Rendezvous,
+  key: string,
+  record: Pick<RankRecord, "names" | "pairs">,
+  deadline: Deadline,
+): Promise<TensorName[]> {
+  const found = await rendezvous.read(key, tensorNamesSchema, deadline.rest);
+  if (found !== undefined) {
+    const names = found.map(([pair, name]) => ({ pair, name }));
+    requireNames(names, record);
+    return names;
+  }
   throw new TensorBusError("TB_CANCELLED", `the names of tensors in ${key} are gone: their rank has left`, {
     details: { key },
   });
@@ -408,10 +417,12 @@ export async function readSides(
   const ours =
     local.names.digest === record.names.digest
       ? names
-      : await readNames(rendezvous, keys.names(number, side), deadline);
+      : await readNames(rendezvous, keys.names(number, side), local, deadline);
   const theirs =
     remote.names.digest === local.names.digest
       ? ours
-      : await readNames(rendezvous, keys.names(number, other), deadline);
+      : await readNames(rendezvous, keys.names(number, other), remote, deadline);
+  requireCount(ours, local);
+  requireCount(theirs, remote);
   return [ours, theirs];
 }

@@ -113,7 +113,15 @@ class DirectionInput {
     let name = this.#names.get(key);
     if (name === undefined) {
       const { sides, pairs } = this.#subject;
-      const layoutOf = (side: 0 | 1, { layout }: TensorKind): Layout => sides[side].layouts[layout!]!;
+      const layoutOf = (side: 0 | 1, { layout }: TensorKind): Layout => {
+        const found = layout === undefined ? undefined : sides[side].layouts[layout];
+        if (found !== undefined) return found;
+        throw new TensorBusError(
+          "TB_VERSION",
+          `the record of side ${sides[side].name} is malformed: a tensor of pair ${pairs[index]!.pair} has no layout`,
+          { details: { side: sides[side].name, pair: pairs[index]!.pair } },
+        );
+      };
       name = this.#freeName(pairs[index]!.pair);
       this.#names.set(key, name);
       this.#pairs[name] = { source: layoutOf(this.#source, source), target: layoutOf(this.#target, target) };

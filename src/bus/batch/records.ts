@@ -6,7 +6,7 @@ import { TensorBusError } from "../../errors.ts";
 import { dtypeNumber, dtypes } from "../../layout/index.ts";
 import { keyPart, recordVersion } from "../pair/rendezvous.ts";
 import { type BatchId, batchKey, layoutSchema } from "../queue/commands.ts";
-import type { TensorName } from "./names.ts";
+import { compareNames, type TensorName } from "./names.ts";
 import type { TensorTable } from "./tensor-kinds.ts";
 
 const maxTensors = 1_000_000;
@@ -196,6 +196,38 @@ export function decodeTable(
       };
     }),
   };
+}
+
+/** A record whose digest is that of a known list may still lie about its length, which is that of its table: `TB_VERSION`. */
+export function requireCount(
+  list: readonly TensorName[],
+  { names: { count } }: Pick<RankRecord, "names">,
+): void {
+  if (list.length === count) return;
+  throw new TensorBusError(
+    "TB_VERSION",
+    `the record of a batch is malformed: it tells of ${count} names, and its list has ${list.length}`,
+    { details: { count, value: list.length } },
+  );
+}
+
+/**
+ * Checks names that a rank has read against the record that tells of them: lists are walked side by side, so that one out of
+ * order, or of another length than its table, would match the wrong tensors. `TB_VERSION` if they do not fit.
+ */
+export function requireNames(
+  names: readonly TensorName[],
+  { names: { count, digest }, pairs }: Pick<RankRecord, "names" | "pairs">,
+): void {
+  const isSorted = names.every(
+    (each, index) => each.pair < pairs.length && (index === 0 || compareNames(names[index - 1]!, each) < 0),
+  );
+  if (names.length === count && isSorted && namesDigest(names, pairs) === digest) return;
+  throw new TensorBusError(
+    "TB_VERSION",
+    `the record of a batch is malformed: its ${count} names are not those that were published beside it`,
+    { details: { count, value: names.length } },
+  );
 }
 
 /** Of pairs (by their names) and names, in their order. */
