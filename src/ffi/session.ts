@@ -89,7 +89,7 @@ interface CommonSessionOptions {
   readonly generation: bigint;
   readonly ioThreads: number;
   readonly quiesceMs: number;
-  /** What may carry buckets between this rank and its peers; the stream alone unless given. */
+  /** The carriers that may move buckets between this rank and its peers; the stream alone unless given. */
   readonly carriers?: readonly Carrier[];
   /** The UUID of the GPU that all registered memory lies on; memory of the host unless given. */
   readonly device?: string;
@@ -123,7 +123,7 @@ export interface HandshakeEvent {
   readonly role: 0 | 1;
   readonly step: "prove" | "check";
   readonly hellos: { readonly connecting: Uint8Array; readonly accepting: Uint8Array };
-  /** What the peer sent, where it is to be checked. */
+  /** The proof that the peer sent, if it is to be checked. */
   readonly proof: Uint8Array;
 }
 
@@ -167,11 +167,11 @@ export interface TransferProgress {
   readonly round: bigint;
   readonly bytesDone: bigint;
   readonly bytesTotal: bigint;
-  /** What the transfer can take at most. */
+  /** The most staging memory that the transfer takes. */
   readonly stagingBytes: bigint;
 }
 
-/** Where sessions of the memory transport meet. */
+/** The place where sessions of the memory transport meet. */
 export function createHub(): bigint {
   return native.tb_hub_create();
 }

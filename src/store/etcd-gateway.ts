@@ -45,7 +45,7 @@ const grpc = {
   unauthenticated: 16,
 } as const;
 
-/** What etcd refused, with its own words. */
+/** An error for a request that etcd refused, with etcd's own words. */
 export class EtcdRefusal extends Error {
   override readonly name = "EtcdRefusal";
   readonly code: number;

@@ -27,7 +27,7 @@ export interface OpenStoreOptions extends StoreCallOptions {
   readonly serve?: boolean | TcpStoreServerOptions;
   /** Options of etcd that a URL has no place for. */
   readonly etcd?: Pick<EtcdStoreOptions, "auth" | "tls" | "leaseSeconds" | "silenceMs" | "maxValueBytes">;
-  /** Where the defaults come from; default `process.env`. */
+  /** The environment that the defaults come from; default `process.env`. */
   readonly env?: Environment;
 }
 

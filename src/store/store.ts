@@ -3,7 +3,7 @@
  * find each other. One compliance suite (`test/store/kit/compliance.ts`) holds every implementation to this file.
  */
 
-/** What a store can do beyond the members of `Store`. */
+/** Abilities of a store beyond the members of `Store`. */
 export interface StoreCapabilities {
   /** `wait` is told of a change by the store; without it, the store is asked again and again. */
   readonly watch: boolean;

@@ -5,7 +5,7 @@ import { StoreTable, TableFull } from "./tcp-table.ts";
 import { Turns } from "./turns.ts";
 
 export interface TcpStoreServerOptions {
-  /** Where it listens; default `127.0.0.1`. Whoever reaches it can read and write every key: see `docs/stores.md`. */
+  /** The address to listen on; default `127.0.0.1`. Whoever reaches it can read and write every key: see `docs/stores.md`. */
   readonly host?: string;
   /** Default 0: a free one, which `port` then names. */
   readonly port?: number;
@@ -21,7 +21,7 @@ export interface TcpStoreServerOptions {
   readonly validateTimeoutMs?: number;
 }
 
-/** What a server holds at this moment. */
+/** The load of a server at this moment. */
 export interface TcpStoreServerStats {
   readonly connections: number;
   readonly keys: number;

@@ -38,7 +38,7 @@ export interface CommunicatorsSetup {
   readonly calls: CommunicatorCalls;
 }
 
-/** What a rank says of itself. */
+/** The record of a rank about itself. */
 interface Member {
   readonly incarnation: string;
   readonly host: string;
@@ -49,7 +49,7 @@ interface Member {
   readonly tickets: number;
 }
 
-/** What the lowest rank says. */
+/** The record of the lowest rank. */
 interface Epoch {
   readonly epoch: number;
   readonly incarnations: readonly string[];
@@ -67,7 +67,7 @@ interface SetState {
   said: string;
   dead: number;
   tickets: number;
-  /** What this rank, being the lowest, said last. */
+  /** The last record of this rank, if it is the lowest. */
   epoch: Epoch | undefined;
   joined: { readonly epoch: number; readonly communicator: bigint } | undefined;
   /** The last step of whoever looks after the set: one at a time. */

@@ -36,7 +36,7 @@ export interface Meeting {
   readonly namespace: string | undefined;
   readonly listenHost: string;
   readonly listenPort: number;
-  /** What others connect to; without a port, the one that is listened on. */
+  /** The address that others connect to; without a port, the one that is listened on. */
   readonly advertised: { readonly host: string; readonly port?: number };
   readonly secrets: readonly Uint8Array[];
 }

@@ -3,7 +3,7 @@ import { BlockList, isIP } from "node:net";
 import { TensorBusError } from "../errors.ts";
 
 export interface EndpointOptions {
-  /** Where to listen: an address or a name; default `127.0.0.1`. Beyond loopback a secret is needed (`TB_AUTH`). */
+  /** The address or name to listen on; default `127.0.0.1`. Beyond loopback a secret is needed (`TB_AUTH`). */
   readonly host?: string;
   /**
    * What others connect to, where that is not `host` and the port that is listened on: an address or a name, or either
@@ -17,7 +17,7 @@ export interface Endpoint {
   readonly listenHost: string;
   /** True if only processes of this host can reach it. */
   readonly loopback: boolean;
-  /** What others connect to; without a port, the one that is listened on. */
+  /** The address that others connect to; without a port, the one that is listened on. */
   readonly advertised: { readonly host: string; readonly port?: number };
 }
 

@@ -3,7 +3,7 @@ import { createHmac, timingSafeEqual } from "node:crypto";
 /** The part that a side has in a connection; the number is the first byte of what it proves. */
 export type HandshakeRole = 0 | 1;
 
-/** What both sides of a connection have said before either is believed. */
+/** The messages of both sides of a connection before either is believed. */
 export interface Hellos {
   readonly connecting: Uint8Array;
   readonly accepting: Uint8Array;

@@ -40,7 +40,7 @@ export interface NativeSessionSetup {
   readonly options: NativeSessionOptions;
   /** Proves this side to its peers (the first) and peers to this side (any); empty if there is no handshake. */
   readonly secrets: readonly Uint8Array[];
-  /** Where addresses of peers come from; absent if there are none. */
+  /** The source of peers' addresses; absent if there are none. */
   readonly directory?: PeerDirectory;
   /** Gathers the ranks of a plan, and binds what was prepared to what they have in common. */
   readonly gather?: (session: bigint) => Gather;
@@ -48,7 +48,7 @@ export interface NativeSessionSetup {
   readonly closed?: () => void;
 }
 
-/** What a transport does beyond preparing a transfer with each of its peers alone. */
+/** The steps of a transport beyond preparing a transfer with each of its peers alone. */
 export interface Gather {
   /** The ranks that begin the rounds of a plan in GPU memory together, ascending, this one among them; or none. */
   choose(links: PlanLinks, checksum: boolean, deadline: Deadline): Promise<readonly Member[]>;

@@ -32,7 +32,7 @@ export interface OpenOptions extends WaitOptions {
   readonly rank: number;
   /** The ranks of the session are 0 to `world - 1`; connections are made to those that a program names. */
   readonly world: number;
-  /** Where ranks publish their addresses. The caller keeps and closes it. */
+  /** The store in which ranks publish their addresses. The caller keeps and closes it. */
   readonly store: Store;
   /** Sessions of different generations never talk to each other; default 0. */
   readonly generation?: number;
@@ -114,7 +114,7 @@ export interface PostOptions extends WaitOptions {
   readonly round?: number;
 }
 
-/** What one rank did in one round. */
+/** The work of one rank in one round. */
 export interface RoundReport {
   readonly round: number;
   readonly bytesSent: bigint;

@@ -28,7 +28,7 @@ export interface AgentOptions {
   /** Folders that clients share with it; made if they are missing. */
   readonly commandQueuePath: string;
   readonly agentStatePath: string;
-  /** What all agents share. A store that is given stays the caller's; a factory is asked again when its store was lost. */
+  /** The store that all agents share. A store that is given stays the caller's; a factory is asked again when its store was lost. */
   readonly store: Store | StoreFactory;
   readonly transport: Transport;
   /** For batches whose clients do not say it; default `direct`. */

@@ -19,7 +19,7 @@ export interface ClientKeeperOptions {
    * semaphore, results and places in the queue are gone already.
    */
   readonly onGone: (client: ClientIdentity) => void;
-  /** What could not be cleaned; it is tried again at the next change. */
+  /** The clients that could not be cleaned up; each is tried again at the next change. */
   readonly onFault: (error: unknown) => void;
 }
 

@@ -27,7 +27,7 @@ export interface AgentCoreOptions {
   readonly store: Store | StoreFactory;
   readonly transport: Transport;
   readonly distrust?: Distrust | undefined;
-  /** What outlives the agent. */
+  /** The parts that outlive the agent. */
   readonly state: Records;
   readonly memory: ClientMemory;
   readonly isAlive: (client: bigint) => boolean;
@@ -36,7 +36,7 @@ export interface AgentCoreOptions {
   readonly checksum: boolean;
   readonly planning: PlanOptions;
   readonly tell: (event: AgentEvent) => void;
-  /** What belongs to no command. */
+  /** Events that belong to no command. */
   readonly onFault: (error: unknown) => void;
 }
 

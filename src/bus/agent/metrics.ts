@@ -9,7 +9,7 @@ import type { Agent } from "./agent.ts";
 export interface MetricsOptions {
   /** Default 0: a free one. */
   readonly port?: number;
-  /** Where to listen; default `127.0.0.1`: what is told there needs no secret. */
+  /** The address to listen on; default `127.0.0.1`: the metrics need no secret. */
   readonly host?: string;
 }
 

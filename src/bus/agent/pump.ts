@@ -65,7 +65,7 @@ export class CommandPump implements AsyncDisposable {
   constructor(options: PumpOptions) {
     this.#options = options;
     this.#stopListening = options.waker.onWake(() => this.wake());
-    // What was queued before this agent came has posted another's semaphore.
+    // Commands that were queued before this agent came have posted another agent's semaphore.
     this.wake();
   }
 

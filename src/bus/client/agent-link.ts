@@ -174,7 +174,7 @@ export class AgentLink {
   /** Ends the tie: calls under way end with `error`. The agent notices by the lock that the client is gone. */
   end(error: TensorBusError): void {
     if (!this.isOpen) return;
-    // What the agent had answered before stands.
+    // Answers that the agent gave before still count.
     this.#pending.collect();
     this.#ended.abort(error);
     this.#pending.failAll(error);
@@ -237,7 +237,7 @@ export class AgentLink {
   /** An abort ends the command where it runs; its answer, which says so, is then waited for as any other's. */
   #cancelOnAbort(call: PendingCall, signal: AbortSignal): void {
     const cancel = () => {
-      // What is not in the queue yet never gets there.
+      // A command that is not in the queue yet never gets there.
       if (!this.isOpen || call.isSettled || !call.isQueued) return;
       this.#pending.abort(call, signal);
       this.submit("Cancel", call.name, { command: call.id }, { timeoutMs: cancelMs });

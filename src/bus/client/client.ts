@@ -344,7 +344,7 @@ export class TensorBusClient implements AsyncDisposable {
     });
   }
 
-  /** What became of pairs that were not waited for. */
+  /** The outcome of pairs that were not waited for. */
   async #pairsMatched(pairNames: readonly string[], deadline: Deadline): Promise<void> {
     for (const name of pairNames) {
       const matched = this.#pairs.get(name);

@@ -37,7 +37,7 @@ export interface CudaMemory {
 /** Memory of a CUDA device in the agent's own process, where CUDA opens no handle. The caller has synchronised. */
 export interface OwnCudaMemory {
   readonly kind: "cuda";
-  /** Where it lies, as `cudaMalloc` gives it. */
+  /** Its address, as `cudaMalloc` gives it. */
   readonly address: bigint;
   readonly device: string;
   /** Bytes from there. */

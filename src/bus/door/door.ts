@@ -196,7 +196,7 @@ class SocketFolder {
   readonly path: string;
   readonly descriptorsPath: string;
   readonly #descriptor: number | undefined;
-  /** What stands there is this agent's. */
+  /** The socket that stands there is this agent's. */
   #owned = false;
 
   private constructor(path: string, descriptorsPath: string, descriptor: number | undefined) {

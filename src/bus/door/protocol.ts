@@ -55,7 +55,7 @@ const commandSchema = z.object({
     .number()
     .min(0)
     .max(2 ** 31 - 1),
-  /** What logs call it. */
+  /** The client's name in logs. */
   name: z
     .string()
     .max(255)

@@ -17,7 +17,7 @@ export class EventPort implements AsyncDisposable {
   constructor() {
     const [handle, fd] = nativeBus.tb_port_open();
     this.handle = handle;
-    // What is read is thrown away: one small buffer serves for ever.
+    // The bytes that are read are thrown away: one small buffer serves for ever.
     const onread = { buffer: Buffer.alloc(64), callback: () => this.#drain() };
     const options = { fd, readable: true, writable: false, onread };
     this.#socket = new Socket(options);

@@ -19,7 +19,7 @@ interface Waiting {
 
 export interface ClientOrderOptions {
   readonly port: EventPort;
-  /** What is thrown if there is no room. */
+  /** The error that is thrown if there is no room. */
   readonly full: () => TensorBusError;
 }
 

@@ -355,7 +355,7 @@ export class CommandQueue implements AsyncDisposable {
     return waiters;
   }
 
-  /** What is to become of a command at the head of the queue; an error drops it. */
+  /** Decides about a command at the head of the queue; an error drops it. */
   #judge(position: bigint, bytes: Buffer): StartedCommand | TensorBusError {
     let message: unknown;
     let command: Command | undefined;

@@ -207,7 +207,7 @@ export class Environment implements AsyncDisposable {
     try {
       nativeBus.tb_gate_check(this.#gate);
     } catch {
-      // What is damaged was told, or is told, to whoever uses it.
+      // Whoever uses a damaged queue was told, or is told now.
     }
   }
 

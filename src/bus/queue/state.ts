@@ -130,7 +130,7 @@ export class State implements Records, AsyncDisposable {
     return this.environment.write(what, work, deadline);
   }
 
-  /** What was committed last. */
+  /** The record that was committed last. */
   read<T>(work: () => T): T {
     return this.environment.read(work);
   }

@@ -15,11 +15,11 @@ export interface Check {
   readonly name: string;
   /** `warning`: it works, with a limit that large transfers can meet. */
   readonly status: "ok" | "missing" | "warning";
-  /** What for: planning, transfers, building the native library, GPUs, or an option. */
+  /** The purpose: planning, transfers, building the native library, GPUs, or an option. */
   readonly needed: "planning" | "transfers" | "build" | "option";
-  /** What was found. */
+  /** The version, path or count that was found. */
   readonly found: string;
-  /** What to do about it. */
+  /** The advice on what to do about it. */
   readonly advice?: string;
 }
 

@@ -23,7 +23,7 @@ export interface SideForm {
   readonly select: SelectInput | undefined;
 }
 
-/** What a plan says of a tensor. */
+/** The description of a tensor in a plan. */
 export interface TensorForm {
   readonly pair: string;
   readonly shape: readonly number[];

@@ -31,7 +31,7 @@ export interface SideLayout {
 export interface NormalSide {
   readonly layout: SideLayout;
   readonly placements: readonly Placement[];
-  /** What the tensor itself asked for. */
+  /** The reading that the tensor itself asked for. */
   readonly override: StridedShardReading | undefined;
   /** The reading in force. */
   readonly reading: StridedShardReading | undefined;

@@ -81,7 +81,7 @@ export class Writes {
     boxes.add(bucket, chunkIndex(chunk), box.dst, box.lengths);
   }
 
-  /** What is written of a tensor on a rank. */
+  /** The writes to a tensor on a rank. */
   of(tensor: number, rank: number): BoxList | undefined {
     return this.#boxes[tensor]?.get(rank);
   }
