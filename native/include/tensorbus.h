@@ -233,6 +233,7 @@ enum tb_member_roles {
     TB_MEMBER_JOINS = 1, /* it is of the communicator; others only begin their rounds with those who are */
     TB_MEMBER_PEER = 2,  /* what it and this rank exchange goes by NCCL; both join then */
     TB_MEMBER_LINKED = 4, /* neither of the two completes a round that the other has not begun; the role is mutual */
+    TB_MEMBER_APART = 8,  /* it is linked alone: it begins no round together with those who join */
 };
 typedef struct tb_member {
     int32_t rank;

@@ -24,7 +24,7 @@ const carrierBits = {
 } as const;
 export type Carrier = keyof typeof carrierBits;
 const memoryBits = { host: 1, shared: 2, cuda: 4 } as const;
-const memberRoles = { joins: 1, peer: 2, linked: 4 } as const;
+const memberRoles = { joins: 1, peer: 2, linked: 4, apart: 8 } as const;
 export const transferFlags = { checksum: 1 } as const;
 /** `TB_IDENTITY_BYTES`. */
 export const identityBytes = 96;
@@ -39,6 +39,8 @@ export interface Member {
   readonly peer: boolean;
   /** Neither of the two completes a round that the other has not begun. */
   readonly linked?: boolean;
+  /** It is linked alone: it begins no round together with those who join. */
+  readonly apart?: boolean;
 }
 
 /** The identity of a session for carriers; it holds no secret. */
@@ -85,9 +87,12 @@ export function carrierMask(carriers: readonly Carrier[]): number {
 
 export function encodeMembers(members: readonly Member[]): Int32Array {
   return Int32Array.from(
-    members.flatMap(({ rank, joins, peer, linked = false }) => [
+    members.flatMap(({ rank, joins, peer, linked = false, apart = false }) => [
       rank,
-      (joins ? memberRoles.joins : 0) + (peer ? memberRoles.peer : 0) + (linked ? memberRoles.linked : 0),
+      (joins ? memberRoles.joins : 0) +
+        (peer ? memberRoles.peer : 0) +
+        (linked ? memberRoles.linked : 0) +
+        (apart ? memberRoles.apart : 0),
     ]),
   );
 }

@@ -187,7 +187,8 @@ export class NativeSession implements TransportSession {
     // The lowest of those who join is connected with all others.
     const leader = members.find(({ joins }) => joins)?.rank;
     const more = members.filter(
-      ({ rank, linked = false }) => linked || rank === leader || leader === this.rank,
+      ({ rank, linked = false, apart = false }) =>
+        linked || (!apart && (rank === leader || leader === this.rank)),
     );
     const peers = [...new Set([...program.peers, ...more.map(({ rank }) => rank)])].filter(
       (rank) => rank !== this.rank,
@@ -378,7 +379,7 @@ function withLinks(members: readonly Member[], linked: readonly number[], own: n
   if (linked.length === 0) return members;
   const all = new Map(members.map((member) => [member.rank, member]));
   for (const rank of [own, ...linked]) {
-    const known = all.get(rank) ?? { rank, joins: false, peer: false };
+    const known = all.get(rank) ?? { rank, joins: false, peer: false, apart: rank !== own };
     all.set(rank, { ...known, linked: rank !== own });
   }
   return [...all.values()].sort((a, b) => a.rank - b.rank);

@@ -97,7 +97,8 @@ static int32_t make_member_exchanges(tb_transfer *transfer, tb_error *err) {
     int32_t own = transfer->session->options.rank;
     for (uint32_t i = 0; i < transfer->member_count; i++) {
         const tb_member *member = &transfer->members[i];
-        bool together = transfer->leader == own || member->rank == transfer->leader;
+        bool together = (transfer->leader == own || member->rank == transfer->leader)
+                     && (member->roles & TB_MEMBER_APART) == 0;
         bool exchanges = (member->roles & TB_MEMBER_PEER) != 0;
         bool linked = (member->roles & TB_MEMBER_LINKED) != 0;
         if (member->rank == own || (!together && !exchanges && !linked)) {
