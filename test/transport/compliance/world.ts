@@ -21,6 +21,8 @@ import type { TransferCase } from "./cases.ts";
 export interface Subject {
   readonly name: string;
   readonly capabilities: TransportCapabilities;
+  /** Ranks begin and end the rounds of what it moves all together: none is done with one while another has yet to begin it. */
+  readonly joint?: boolean;
   /** Opens the sessions of ranks 0 to `world - 1`, which meet each other and nobody else. */
   open(world: number): Promise<World>;
   /** Opens one session that meets nobody. */

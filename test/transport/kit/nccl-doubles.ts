@@ -25,6 +25,7 @@ export function subjectOf(name: string, transportOf: (rank: number) => Transport
   return {
     name,
     capabilities: transportOf(0).capabilities,
+    joint: true,
     async open(world) {
       const stores = memoryStores();
       const sessions = await Promise.all(
