@@ -1,9 +1,9 @@
 import type { NormalInput } from "./input/normalize.ts";
 import type { PlanInput } from "./input/types.ts";
-import { withTensor } from "./planner/listing.ts";
 import type { Subject } from "./planner/question.ts";
+import { withTensorRows } from "./planner/rows.ts";
 import type { PatternStats } from "./planner/stats.ts";
-import { verifyChunks } from "./verify/verify.ts";
+import { verifyRows } from "./verify/verify.ts";
 
 /**
  * Tensors that stand for all others: the first of every pattern; then, as long as their chunks are no more than `most`
@@ -44,6 +44,6 @@ export function verifyTensors(subject: Subject, input: PlanInput, tensors: Itera
   for (const tensor of tensors) {
     const alone = { ...input, tensors: [input.tensors[tensor]!] };
     // The tensor is the only one of its list.
-    withTensor(subject, tensor, (chunks, buckets) => verifyChunks(alone, chunks, buckets), 0);
+    withTensorRows(subject, tensor, (rows) => verifyRows(alone, rows), 0);
   }
 }

@@ -3,10 +3,11 @@ import { describe, expect, it } from "vitest";
 import { DeviceMesh, type Plan, planTransfer, Replicate, Shard } from "../../src/plan/index.ts";
 import { normalize } from "../../src/plan/input/normalize.ts";
 import { route } from "../../src/plan/input/routing.ts";
+import type { ChunkRow } from "../../src/plan/input/rows.ts";
 import type { Chunk, PlanInput } from "../../src/plan/input/types.ts";
 import { makeImage } from "../../src/plan/planner/image.ts";
-import { withTensor } from "../../src/plan/planner/listing.ts";
 import type { Subject } from "../../src/plan/planner/question.ts";
+import { withTensorRows } from "../../src/plan/planner/rows.ts";
 import { representatives, verifyTensors } from "../../src/plan/prove.ts";
 import { verifyChunks } from "../../src/plan/verify/verify.ts";
 import { planInputs } from "./kit/arbitrary.ts";
@@ -17,11 +18,15 @@ function subjectOf(input: PlanInput): Subject {
   return { input: normal, image: makeImage(normal, routing), table: undefined };
 }
 
-/** Chunks less what other tensors of their channels change: the bucket and the place in it. */
-function placesOf(chunks: Iterable<Chunk>): string[] {
-  return Array.from(chunks, ({ id, bucket, ...place }) =>
-    JSON.stringify(place, (_, value: unknown) => (typeof value === "bigint" ? `${value}` : value)),
-  ).sort();
+/** A chunk less what other tensors of its channel change: the bucket and the place in it. */
+function placeOf({ id, bucket, ...place }: Chunk): string {
+  return JSON.stringify(Object.entries(place).sort(), (_, value: unknown) =>
+    typeof value === "bigint" ? Number(value) : value,
+  );
+}
+
+function rowPlaceOf({ bucket, index, ...place }: ChunkRow): string {
+  return JSON.stringify(Object.entries(place).sort());
 }
 
 describe("the proof tensor by tensor", () => {
@@ -34,10 +39,10 @@ describe("the proof tensor by tensor", () => {
       verifyChunks(input, chunks, plan.buckets());
       const subject = subjectOf(input);
       verifyTensors(subject, plan.input, input.tensors.keys());
-      const alone: Chunk[] = [];
+      const alone: string[] = [];
       for (const tensor of input.tensors.keys())
-        withTensor(subject, tensor, (list) => void alone.push(...list));
-      expect(placesOf(alone)).toEqual(placesOf(chunks));
+        withTensorRows(subject, tensor, (rows) => rows.eachChunk((row) => void alone.push(rowPlaceOf(row))));
+      expect(alone.sort()).toEqual(chunks.map(placeOf).sort());
       tensors += input.tensors.length;
     });
     await fc.assert(property, { seed: 9, numRuns: 400 });

@@ -2,8 +2,11 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { TensorBusError } from "../../src/errors.ts";
 import { DeviceMesh, Partial, Replicate, Shard } from "../../src/layout/index.ts";
+import type { BucketRows } from "../../src/plan/input/rows.ts";
 import type { Chunk, PlanInput } from "../../src/plan/input/types.ts";
-import { verifyChunks, verifyRanks } from "../../src/plan/verify/verify.ts";
+import { listedRows } from "../../src/plan/verify/listed.ts";
+import { Places } from "../../src/plan/verify/places.ts";
+import { verifyChunks, verifyRanks, verifyRows } from "../../src/plan/verify/verify.ts";
 import { planInputs } from "./kit/arbitrary.ts";
 import { mutations, type PlanLists } from "./kit/mutations.ts";
 import { UnreadableShard } from "./kit/naive-holdings.ts";
@@ -102,6 +105,50 @@ const twoRanks: PlanInput = {
   },
   tensors: [{ name: "w", pair: "p", shape: [4, 3], dtype: "float32" }],
 };
+
+describe("verifyRows, which has no ids to go by", () => {
+  function complaintOf(
+    change: (buckets: BucketRows) => { [Key in keyof BucketRows]?: BucketRows[Key] },
+  ): string {
+    const { chunks, buckets } = naivePlan({ ...twoRanks, bucketBytes: 32 });
+    const rows = listedRows(chunks, buckets);
+    const changed = { ...rows, buckets: { ...rows.buckets, ...change(rows.buckets) } };
+    try {
+      verifyRows(twoRanks, changed);
+    } catch (error) {
+      if (error instanceof TensorBusError && error.code === "TB_PLAN_INVALID") return error.message;
+      throw error;
+    }
+    return "nothing";
+  }
+
+  it("refuses two buckets of one number, one that is not there, and a wait that leads nowhere", () => {
+    expect(complaintOf(() => ({}))).toBe("nothing");
+    expect(complaintOf(({ sequence }) => ({ sequence: sequence.map(() => 0) }))).toMatch(/listed twice/);
+    expect(complaintOf(({ sequence }) => ({ sequence: sequence.map((at) => at + 1) }))).toMatch(
+      /bucket of a channel is missing/,
+    );
+    const waitFirst = ({ count }: BucketRows) => new Uint32Array(count + 1).fill(1, 1);
+    expect(
+      complaintOf((rows) => ({ waitFirst: waitFirst(rows), waits: Uint32Array.of(rows.count) })),
+    ).toMatch(/waits for one that is not listed/);
+    expect(complaintOf(({ stage }) => ({ stage: stage.map(() => 3) }))).toMatch(/the unknown stage 3/);
+    expect(complaintOf(({ count }) => ({ count: count - 1 }))).toMatch(/not listed/);
+  });
+
+  it("numbers keys as they come, however large and many", () => {
+    const places = new Places(0);
+    const random = new Random(3);
+    const known = new Map<number, number>();
+    for (let turn = 0; turn < 5000; turn++) {
+      const key = random.below(40) * 2 ** 40 + random.below(40) * 2 ** 20 + random.below(3);
+      if (!known.has(key)) known.set(key, known.size);
+      expect(places.placeOf(key)).toBe(known.get(key));
+    }
+    expect(places.count).toBe(known.size);
+    expect(places.placeOf(Number.MAX_SAFE_INTEGER)).toBe(known.size);
+  });
+});
 
 describe("what a complaint says", () => {
   it("names tensor, rank, element and chunk of a doubled write", () => {

@@ -22,12 +22,12 @@ const answers = {
   wide: 13,
 } as const;
 
-const headBytes = 48;
-const kinds: readonly ChunkKind[] = ["copy", "send", "reduce"];
+export const headBytes = 48;
+export const kinds: readonly ChunkKind[] = ["copy", "send", "reduce"];
 const none: readonly string[] = Object.freeze([]);
 
 /** Views on what was gathered. */
-interface Gathered {
+export interface Gathered {
   readonly recordWords: Uint32Array;
   readonly recordLongs: BigInt64Array;
   readonly wordsPerRecord: number;
@@ -46,8 +46,6 @@ interface Gathered {
   readonly dependencies: Uint32Array;
   /** For each tensor of a packed type, how many of its elements are one; absent if there is none. */
   readonly units: ReadonlyMap<number, bigint> | undefined;
-  /** The ids of buckets that were asked for, where chunks and buckets are listed together and name them again. */
-  readonly ids?: string[];
 }
 
 function gather(
@@ -75,7 +73,7 @@ function gather(
   return readAnswers(question, subject, forBuckets);
 }
 
-function readAnswers(question: Question, subject: Subject, forBuckets: boolean): Gathered {
+export function readAnswers(question: Question, subject: Subject, forBuckets: boolean): Gathered {
   const { buffer } = question.planner;
   const at = question.ask((planner) => Object.values(answers).map((which) => planner.answer(which)));
   const words = (which: number, length: number) => new Uint32Array(buffer, at[which]!, length);
@@ -126,13 +124,9 @@ function tooLarge(count: bigint, most: number): TensorBusError {
 }
 
 function bucketId(gathered: Gathered, bucket: number): string {
-  const known = gathered.ids?.[bucket];
-  if (known !== undefined) return known;
   const at = gathered.order[gathered.bucketFirst[bucket]!]! * gathered.wordsPerRecord;
   const words = gathered.recordWords;
-  const id = `${words[at + 3]! & 0xff}:${words[at]}:${words[at + 1]}:${gathered.bucketSequence[bucket]}`;
-  if (gathered.ids !== undefined) gathered.ids[bucket] = id;
-  return id;
+  return `${words[at + 3]! & 0xff}:${words[at]}:${words[at + 1]}:${gathered.bucketSequence[bucket]}`;
 }
 
 export function* listChunks(subject: Subject, rank: number | undefined): Generator<Chunk, void, undefined> {
@@ -262,23 +256,15 @@ function* bucketsOf(gathered: Gathered, rank?: number): Generator<Bucket, void, 
 }
 
 /**
- * Hands over all chunks of one tensor and the buckets that they make: those of the plan's channels and waves, cut as if
- * it had no other tensor; chunks call it `named`. Both can be gone through several times, and are gone once `use` returns.
+ * Hands over all chunks of one tensor, in buckets cut as if the plan had no other tensor. They can be gone through several
+ * times, and are gone once `use` returns.
  */
-export function withTensor(
-  subject: Subject,
-  tensor: number,
-  use: (chunks: Iterable<Chunk>, buckets: Iterable<Bucket>) => void,
-  named = tensor,
-): void {
+export function withTensor(subject: Subject, tensor: number, use: (chunks: Iterable<Chunk>) => void): void {
   const question = new Question(subject).withChannels();
   try {
     question.ask((planner) => planner.gatherTensor(tensor, BigInt(2 ** 32 - 2)));
-    const gathered = { ...readAnswers(question, subject, true), ids: [] };
-    use(
-      { [Symbol.iterator]: () => chunksOf(gathered, named) },
-      { [Symbol.iterator]: () => bucketsOf(gathered) },
-    );
+    const gathered = readAnswers(question, subject, false);
+    use({ [Symbol.iterator]: () => chunksOf(gathered, tensor) });
   } finally {
     question.end();
   }

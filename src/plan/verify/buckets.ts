@@ -1,15 +1,15 @@
 import { TensorBusError } from "../../errors.ts";
-import type { Bucket, Chunk } from "../input/types.ts";
+import type { BucketRows, ChunkRow } from "../input/rows.ts";
+import { Places } from "./places.ts";
 
 const defaultBucketBytes = 8 * 2 ** 20;
 const defaultPeersInFlight = 4;
 const alignment = 16;
 /** A list that is looked through sooner than a set of it is made. */
-const fewWaits = 8;
+const fewWaits = 64;
 /** Ranks are below. */
 const worldMost = 2 ** 20;
-const zero = "0".charCodeAt(0);
-const colon = ":".charCodeAt(0);
+const ends = ["stage", "wave", "srcRank", "dstRank"] as const;
 
 /** A broken rule of a plan, as the error that says where. */
 export function invalid(message: string, details: Readonly<Record<string, unknown>>): TensorBusError {
@@ -21,10 +21,9 @@ interface Limits {
   readonly peersInFlight?: number;
 }
 
-/** The listed buckets by id: their own rules, what waits for what, and the payload that chunks fill them with. */
+/** The buckets: their own rules, what waits for what, and the payload that chunks fill them with. */
 export class BucketTable {
-  readonly buckets: readonly Bucket[];
-  readonly #numbers = new Map<string, number>();
+  readonly rows: BucketRows;
   readonly #waits: (ReadonlySet<number> | undefined)[] = [];
   /** For each bucket, how many chunks came without a gap among their indexes, and where the last of them ends. */
   readonly #chunks: Uint32Array;
@@ -33,68 +32,64 @@ export class BucketTable {
   readonly #ahead = new Map<number, Map<number, number>>();
   readonly #limits: Limits;
 
-  /** `rank`: the list is of that rank alone, and what others wait for is not in it. */
-  constructor(buckets: Iterable<Bucket>, limits: Limits, rank?: number) {
+  constructor(rows: BucketRows, limits: Limits) {
     this.#limits = limits;
-    this.buckets = [...buckets];
-    this.buckets.forEach((bucket, number) => {
-      if (this.#numbers.has(bucket.id)) throw invalid("a bucket is listed twice", { bucket: bucket.id });
-      this.#numbers.set(bucket.id, number);
-    });
-    this.#chunks = new Uint32Array(this.buckets.length);
-    this.#ends = new Float64Array(this.buckets.length);
+    this.rows = rows;
+    this.#chunks = new Uint32Array(rows.count);
+    this.#ends = new Float64Array(rows.count);
     this.#checkChannels();
-    for (const bucket of this.buckets) {
-      if (rank !== undefined && bucket.srcRank !== rank && bucket.dstRank !== rank)
-        throw invalid("a bucket is in the list of a rank that is at neither of its ends", {
-          bucket: bucket.id,
-          rank,
-        });
-      if (rank === undefined || bucket.srcRank === rank) this.#checkWaits(bucket);
-    }
+    for (let bucket = 0; bucket < rows.count; bucket++) this.#checkWaits(bucket);
   }
 
-  /** Takes a chunk into its bucket and returns the bucket's number. */
-  admit(chunk: Chunk): number {
-    const number = this.#numbers.get(chunk.bucket);
-    if (number === undefined) throw invalid("a chunk is in a bucket that is not listed", placeOf(chunk));
-    const bucket = this.buckets[number]!;
-    for (const field of ["stage", "wave", "srcRank", "dstRank"] as const) {
-      if (chunk[field] !== bucket[field]) {
-        throw invalid(`a chunk and its bucket differ in ${field}`, {
-          ...placeOf(chunk),
-          rank: chunk.dstRank,
-          found: chunk[field],
-          expected: bucket[field],
-        });
-      }
+  idOf(bucket: number): string {
+    const { stage, srcRank, dstRank, sequence } = this.rows;
+    return `${stage[bucket]}:${srcRank[bucket]}:${dstRank[bucket]}:${sequence[bucket]}`;
+  }
+
+  chunkId(bucket: number, index: number): string {
+    return `${this.idOf(bucket)}:${index}`;
+  }
+
+  /** Takes a chunk into its bucket. */
+  admit(chunk: ChunkRow): void {
+    const { bucket, index } = chunk;
+    const { rows } = this;
+    if (!(bucket >= 0 && bucket < rows.count)) {
+      const { tensor, dstRank } = chunk;
+      throw invalid("a chunk is in a bucket that is not listed", { bucket, index, tensor, rank: dstRank });
     }
-    const index = chunkIndex(chunk);
-    if (index < 0)
-      throw invalid("the id of a chunk is not the id of its bucket and an index", placeOf(chunk));
-    // Too large a number is not exact, and too large for any bucket.
-    if (!this.#take(number, index, Number(chunk.bytes)))
-      throw invalid("a chunk is listed twice", { ...placeOf(chunk), rank: chunk.dstRank });
-    return number;
+    if (
+      chunk.stage !== rows.stage[bucket] ||
+      chunk.wave !== rows.wave[bucket] ||
+      chunk.srcRank !== rows.srcRank[bucket] ||
+      chunk.dstRank !== rows.dstRank[bucket]
+    ) {
+      const field = ends.find((name) => chunk[name] !== rows[name][bucket])!;
+      throw invalid(`a chunk and its bucket differ in ${field}`, {
+        ...this.#placeOf(chunk),
+        found: chunk[field],
+        expected: rows[field][bucket],
+      });
+    }
+    if (!this.#take(bucket, index, chunk.bytes))
+      throw invalid("a chunk is listed twice", this.#placeOf(chunk));
   }
 
   /** Chunks of a bucket; right once all were admitted. */
-  chunkCount(number: number): number {
-    return this.#chunks[number]!;
+  chunkCount(bucket: number): number {
+    return this.#chunks[bucket]!;
   }
 
   /** True if bucket `reader` starts only after bucket `writer` is complete, by way of others if needed. */
   waitsFor(reader: number, writer: number): boolean {
-    const { id, wave } = this.buckets[writer]!;
-    const direct = this.buckets[reader]!.waitsFor;
-    if (direct.length <= fewWaits && direct.includes(id)) return true;
+    const { wave } = this.rows;
+    if (this.#waitsDirectly(reader, writer)) return true;
     const seen = new Set<number>();
     const open = [reader];
     for (let next = open.pop(); next !== undefined; next = open.pop()) {
-      const waits = this.#waitSet(next);
-      if (waits.has(writer)) return true;
-      for (const earlier of waits) {
-        if (this.buckets[earlier]!.wave > wave && !seen.has(earlier)) {
+      if (this.#waitsDirectly(next, writer)) return true;
+      for (const earlier of this.#waitsOf(next)) {
+        if (wave[earlier]! > wave[writer]! && !seen.has(earlier)) {
           seen.add(earlier);
           open.push(earlier);
         }
@@ -106,158 +101,165 @@ export class BucketTable {
   /** After the last chunk: no gap among the indexes of a bucket, and its bytes are those of its chunks. */
   finish(): void {
     const most = this.#limits.bucketBytes ?? defaultBucketBytes;
-    this.buckets.forEach((bucket, number) => {
-      const end = this.#ends[number]!;
-      if (this.#ahead.has(number)) {
-        throw invalid("a chunk of a bucket is missing", {
-          bucket: bucket.id,
-          chunk: `${bucket.id}:${this.#chunks[number]}`,
-          rank: bucket.dstRank,
-        });
+    for (let bucket = 0; bucket < this.rows.count; bucket++) {
+      const end = this.#ends[bucket]!;
+      const rank = this.rows.dstRank[bucket]!;
+      if (this.#ahead.has(bucket)) {
+        const chunk = this.chunkId(bucket, this.#chunks[bucket]!);
+        throw invalid("a chunk of a bucket is missing", { bucket: this.idOf(bucket), chunk, rank });
       }
-      if (this.#chunks[number] === 0) throw invalid("a bucket has no chunk", { bucket: bucket.id });
-      if (end !== Number(bucket.bytes)) {
-        throw invalid("the bytes of a bucket are not the sum of its chunks' bytes", {
-          bucket: bucket.id,
-          found: bucket.bytes,
-          expected: BigInt(end),
-        });
+      if (this.#chunks[bucket] === 0)
+        throw invalid("a bucket has no chunk", { bucket: this.idOf(bucket), rank });
+      const bytes = this.rows.bytes[bucket]!;
+      if (end !== bytes) {
+        const details = { bucket: this.idOf(bucket), rank, found: bytes, expected: end };
+        throw invalid("the bytes of a bucket are not the sum of its chunks' bytes", details);
       }
       if (end > most) {
-        const details = { bucket: bucket.id, bytes: bucket.bytes, bucketBytes: BigInt(most) };
+        const details = { bucket: this.idOf(bucket), rank, bytes, bucketBytes: most };
         throw invalid("a bucket exceeds bucketBytes", details);
       }
-    });
+    }
   }
 
   /** False if the bucket has a chunk of that index. */
-  #take(number: number, index: number, bytes: number): boolean {
-    const next = this.#chunks[number]!;
+  #take(bucket: number, index: number, bytes: number): boolean {
+    const next = this.#chunks[bucket]!;
     if (index < next) return false;
-    const ahead = this.#ahead.get(number);
-    if (index > next) {
-      if (ahead?.has(index)) return false;
-      if (ahead === undefined) this.#ahead.set(number, new Map([[index, bytes]]));
-      else ahead.set(index, bytes);
-      return true;
-    }
-    for (let own: number | undefined = bytes; own !== undefined; own = ahead?.get(this.#chunks[number]!)) {
-      ahead?.delete(this.#chunks[number]!);
-      this.#ends[number] = Math.ceil(this.#ends[number]! / alignment) * alignment + own;
-      this.#chunks[number]!++;
-    }
-    if (ahead?.size === 0) this.#ahead.delete(number);
+    if (index > next) return this.#takeAhead(bucket, index, bytes);
+    this.#append(bucket, bytes);
+    if (this.#ahead.size > 0) this.#appendAhead(bucket);
     return true;
+  }
+
+  #takeAhead(bucket: number, index: number, bytes: number): boolean {
+    const ahead = this.#ahead.get(bucket);
+    if (ahead?.has(index)) return false;
+    if (ahead === undefined) this.#ahead.set(bucket, new Map([[index, bytes]]));
+    else ahead.set(index, bytes);
+    return true;
+  }
+
+  #append(bucket: number, bytes: number): void {
+    this.#ends[bucket] = Math.ceil(this.#ends[bucket]! / alignment) * alignment + bytes;
+    this.#chunks[bucket]!++;
+  }
+
+  #appendAhead(bucket: number): void {
+    const ahead = this.#ahead.get(bucket);
+    if (ahead === undefined) return;
+    for (let index = this.#chunks[bucket]!; ahead.has(index); index++) {
+      this.#append(bucket, ahead.get(index)!);
+      ahead.delete(index);
+    }
+    if (ahead.size === 0) this.#ahead.delete(bucket);
   }
 
   /** Sequence numbers, one wave a channel, and the most channels of a wave at a receiver. */
   #checkChannels(): void {
-    const channels = new Map<number, { readonly first: Bucket; count: number; last: number }>();
-    const arrivals = new Map<number, Map<number, number>>();
+    const { count, stage, srcRank, dstRank, wave } = this.rows;
+    const channels = new Places(count);
+    const channelOf = new Uint32Array(count);
+    /** By channel: how many buckets it has, and the place of the first. */
+    const sizes = new Uint32Array(count);
+    const firsts = new Uint32Array(count);
+    const waves = new Places(0);
+    const receivers = new Places(0);
+    const arriving: number[] = [];
     const most = this.#limits.peersInFlight ?? defaultPeersInFlight;
-    for (const bucket of this.buckets) {
-      const { id, stage, srcRank, dstRank, wave } = bucket;
-      const no = (message: string) => invalid(message, { bucket: id, rank: dstRank, wave });
-      if (stage !== 0 && stage !== 1 && stage !== 2) throw no(`a bucket has the unknown stage ${stage}`);
-      if (!Number.isSafeInteger(wave) || wave < 0)
+    for (let bucket = 0; bucket < count; bucket++) {
+      const no = (message: string) =>
+        invalid(message, { bucket: this.idOf(bucket), rank: dstRank[bucket], wave: wave[bucket] });
+      if (!(stage[bucket]! <= 2)) throw no(`a bucket has the unknown stage ${stage[bucket]}`);
+      if (!Number.isSafeInteger(wave[bucket]) || wave[bucket]! < 0)
         throw no("the wave of a bucket is not a whole number of at least 0");
-      const sequence = sequenceOf(bucket);
-      if (sequence < 0) throw no("the id of a bucket does not name its own ends");
-      const name = (stage * worldMost + srcRank) * worldMost + dstRank;
-      const channel = channels.get(name);
-      if (channel !== undefined) {
-        if (channel.first.wave !== wave) throw no("a channel has more than one wave");
-        channel.count++;
-        channel.last = Math.max(channel.last, sequence);
+      if (!(srcRank[bucket]! < worldMost && dstRank[bucket]! < worldMost))
+        throw no(`a rank of a bucket is not below ${worldMost}`);
+      const name = (stage[bucket]! * worldMost + srcRank[bucket]!) * worldMost + dstRank[bucket]!;
+      const channel = channels.placeOf(name);
+      channelOf[bucket] = channel;
+      if (sizes[channel]!++ > 0) {
+        if (wave[firsts[channel]!] !== wave[bucket]) throw no("a channel has more than one wave");
         continue;
       }
-      channels.set(name, { first: bucket, count: 1, last: sequence });
-      const receivers = arrivals.get(wave) ?? new Map<number, number>();
-      if (receivers.size === 0) arrivals.set(wave, receivers);
-      const arriving = (receivers.get(dstRank) ?? 0) + 1;
-      if (arriving > most) throw no(`a receiver has more than ${most} channels in a wave`);
-      receivers.set(dstRank, arriving);
+      firsts[channel] = bucket;
+      const receiver = receivers.placeOf(waves.placeOf(wave[bucket]!) * worldMost + dstRank[bucket]!);
+      arriving[receiver] = (arriving[receiver] ?? 0) + 1;
+      if (arriving[receiver]! > most) throw no(`a receiver has more than ${most} channels in a wave`);
     }
-    for (const { first, count, last } of channels.values()) {
-      // Ids are unique, so that `count` numbers up to `count - 1` are all of them.
-      if (last === count - 1) continue;
-      const name = `${first.stage}:${first.srcRank}:${first.dstRank}`;
-      let missing = 0;
-      while (this.#numbers.has(`${name}:${missing}`)) missing++;
-      throw invalid("a bucket of a channel is missing", { bucket: `${name}:${missing}` });
+    this.#checkSequences(channelOf, sizes.subarray(0, channels.count), firsts);
+  }
+
+  /** The numbers of a channel's buckets are those below its size, each once. */
+  #checkSequences(channelOf: Uint32Array, sizes: Uint32Array, firsts: Uint32Array): void {
+    const { count, sequence } = this.rows;
+    const starts = new Uint32Array(sizes.length + 1);
+    for (let channel = 0; channel < sizes.length; channel++)
+      starts[channel + 1] = starts[channel]! + sizes[channel]!;
+    const isThere = new Uint8Array(count);
+    for (let bucket = 0; bucket < count; bucket++) {
+      const channel = channelOf[bucket]!;
+      // A number beyond leaves one below without its bucket.
+      if (sequence[bucket]! >= sizes[channel]!) continue;
+      const place = starts[channel]! + sequence[bucket]!;
+      if (isThere[place] === 1) throw invalid("a bucket is listed twice", { bucket: this.idOf(bucket) });
+      isThere[place] = 1;
     }
+    const gap = isThere.indexOf(0);
+    if (gap < 0) return;
+    const channel = starts.findIndex((_, at) => starts[at + 1]! > gap);
+    const { stage, srcRank, dstRank } = this.rows;
+    const first = firsts[channel]!;
+    const name = `${stage[first]}:${srcRank[first]}:${dstRank[first]}`;
+    throw invalid("a bucket of a channel is missing", { bucket: `${name}:${gap - starts[channel]!}` });
   }
 
   /** That waves grow along what is waited for is also what excludes circles. */
-  #checkWaits(bucket: Bucket): void {
-    for (const id of bucket.waitsFor) {
+  #checkWaits(bucket: number): void {
+    const { count, wave, srcRank, dstRank, waitFirst, waits } = this.rows;
+    for (let at = waitFirst[bucket]!; at < waitFirst[bucket + 1]!; at++) {
+      const earlier = waits[at]!;
       const no = (message: string, details = {}) =>
-        invalid(message, { bucket: bucket.id, waitsFor: id, rank: bucket.srcRank, ...details });
-      const number = this.#numbers.get(id);
-      if (number === undefined) throw no("a bucket waits for one that is not listed");
-      const earlier = this.buckets[number]!;
-      if (earlier.wave >= bucket.wave) {
-        const waves = { wave: bucket.wave, waitsForWave: earlier.wave };
-        throw no("a bucket does not have a larger wave than one that it waits for", waves);
+        invalid(message, {
+          bucket: this.idOf(bucket),
+          waitsFor: earlier < count ? this.idOf(earlier) : earlier,
+          rank: srcRank[bucket],
+          ...details,
+        });
+      if (!(earlier < count)) throw no("a bucket waits for one that is not listed");
+      if (wave[earlier]! >= wave[bucket]!) {
+        const both = { wave: wave[bucket], waitsForWave: wave[earlier] };
+        throw no("a bucket does not have a larger wave than one that it waits for", both);
       }
-      if (earlier.srcRank !== bucket.srcRank && earlier.dstRank !== bucket.srcRank) {
+      if (srcRank[earlier] !== srcRank[bucket] && dstRank[earlier] !== srcRank[bucket])
         throw no("a bucket waits for one that its sender does not see");
-      }
     }
   }
 
-  #waitSet(number: number): ReadonlySet<number> {
-    let waits = this.#waits[number];
-    if (waits === undefined) {
-      waits = new Set(this.buckets[number]!.waitsFor.map((id) => this.#numbers.get(id)!));
-      this.#waits[number] = waits;
+  #waitsOf(bucket: number): Uint32Array {
+    const { waitFirst, waits } = this.rows;
+    return waits.subarray(waitFirst[bucket]!, waitFirst[bucket + 1]!);
+  }
+
+  #waitsDirectly(reader: number, writer: number): boolean {
+    const { waitFirst, waits } = this.rows;
+    const end = waitFirst[reader + 1]!;
+    if (end - waitFirst[reader]! > fewWaits) return this.#waitSet(reader).has(writer);
+    for (let at = waitFirst[reader]!; at < end; at++) if (waits[at] === writer) return true;
+    return false;
+  }
+
+  #waitSet(bucket: number): ReadonlySet<number> {
+    let set = this.#waits[bucket];
+    if (set === undefined) {
+      set = new Set(this.#waitsOf(bucket));
+      this.#waits[bucket] = set;
     }
-    return waits;
+    return set;
   }
-}
 
-function placeOf({ id, tensor, bucket }: Chunk) {
-  return { chunk: id, tensor, bucket };
-}
-
-/** The index of a chunk in its bucket; -1 if its id is not the bucket's and a number. */
-export function chunkIndex({ id, bucket }: Pick<Chunk, "id" | "bucket">): number {
-  return id.startsWith(bucket) ? numberAfter(id, bucket.length) : -1;
-}
-
-/** The place of a bucket in its channel; -1 if its id is not `stage:source:destination:` and a number. */
-function sequenceOf({ id, stage, srcRank, dstRank }: Bucket): number {
-  let at = 0;
-  for (const expected of [stage, srcRank, dstRank]) {
-    const digits = decimalLength(expected);
-    if (numberBetween(id, at, at + digits) !== expected) return -1;
-    at += digits;
-    if (id.charCodeAt(at++) !== colon) return -1;
+  #placeOf({ bucket, index, tensor, dstRank }: ChunkRow) {
+    const id = this.idOf(bucket);
+    return { chunk: `${id}:${index}`, tensor, bucket: id, rank: dstRank };
   }
-  return numberBetween(id, at, id.length);
-}
-
-/** The number that an id ends with, after a beginning of so many characters and a colon; -1 if it does not. */
-function numberAfter(id: string, beginning: number): number {
-  return id.charCodeAt(beginning) === colon ? numberBetween(id, beginning + 1, id.length) : -1;
-}
-
-function decimalLength(value: number): number {
-  let digits = 1;
-  for (let most = 10; digits < 10 && value >= most; most *= 10) digits++;
-  return digits;
-}
-
-/** Up to nine digits without a zero before them as a number, else -1. */
-function numberBetween(id: string, start: number, end: number): number {
-  const digits = end - start;
-  if (digits < 1 || digits > 9 || (digits > 1 && id.charCodeAt(start) === zero)) return -1;
-  let value = 0;
-  for (let at = start; at < end; at++) {
-    const digit = id.charCodeAt(at) - zero;
-    // Beyond the end there is no character, which is not a number.
-    if (!(digit >= 0 && digit <= 9)) return -1;
-    value = value * 10 + digit;
-  }
-  return value;
 }

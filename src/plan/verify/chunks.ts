@@ -1,15 +1,12 @@
 import { TensorBusError } from "../../errors.ts";
 import { itemSize } from "../../layout/index.ts";
-import type { Chunk, LogicalBuffer, PairInput, TensorInput } from "../input/types.ts";
-import { invalid } from "./buckets.ts";
-import { SideHoldings, sameIndices } from "./holdings.ts";
+import type { ChunkRow } from "../input/rows.ts";
+import type { LogicalBuffer, PairInput, TensorInput } from "../input/types.ts";
+import { type BucketTable, invalid } from "./buckets.ts";
+import { runCount, SideHoldings, sameIndices } from "./holdings.ts";
 
-/** The box of a chunk in the local index spaces of its two ends. */
-export interface ChunkBox {
-  readonly src: readonly number[];
-  readonly dst: readonly number[];
-  readonly lengths: readonly number[];
-}
+/** What names a chunk and its ends. */
+type ChunkPlace = Pick<ChunkRow, "bucket" | "index" | "srcRank" | "dstRank">;
 
 /** A tensor of the input, as the rules of a chunk see it. */
 export class TensorView {
@@ -18,7 +15,7 @@ export class TensorView {
   readonly source: SideHoldings;
   readonly target: SideHoldings;
   /** Bits of an element on the wire, by stage. */
-  readonly #wireBits: readonly bigint[];
+  readonly #wireBits: readonly number[];
   readonly #shape: readonly number[];
 
   constructor(index: number, tensor: TensorInput, pair: PairInput, sides: Map<string, SideHoldings>) {
@@ -34,26 +31,28 @@ export class TensorView {
     this.target = holdingsOf("target", tensor, pair, sides);
     const from = itemSize(tensor.dtype) * 8;
     const to = itemSize(tensor.targetDtype ?? tensor.dtype) * 8;
-    this.#wireBits = [from, Math.min(from, to), to].map(BigInt);
+    this.#wireBits = [from, Math.min(from, to), to];
   }
 
   /** The rules of a chunk alone: kind and buffers, bytes, and that both ends hold the same global indices. */
-  check(chunk: Chunk): ChunkBox {
-    this.#checkKind(chunk);
-    const src = this.#numbers(chunk, chunk.srcOffsets, 0);
-    const dst = this.#numbers(chunk, chunk.dstOffsets, 0);
-    const lengths = this.#numbers(chunk, chunk.lengths, 1);
-    const elements = chunk.lengths.reduce((product, length) => product * length, 1n);
-    const bits = this.#wireBits[chunk.stage]!;
-    if (chunk.bytes * 8n !== elements * bits) {
-      throw this.broken(chunk, "the bytes of a chunk are not the bytes of its elements on the wire", {
-        bytes: chunk.bytes,
-        elements,
-      });
+  check(chunk: ChunkRow, table: BucketTable): void {
+    this.#checkKind(chunk, table);
+    this.#checkNumbers(chunk, chunk.srcOffsets, 0, table);
+    this.#checkNumbers(chunk, chunk.dstOffsets, 0, table);
+    this.#checkNumbers(chunk, chunk.lengths, 1, table);
+    const elementBits = this.#wireBits[chunk.stage]!;
+    if (!hasBytes(chunk, elementBits)) {
+      const { bytes, lengths } = chunk;
+      const details = { bytes, lengths: lengths.slice(), elementBits };
+      throw this.broken(
+        chunk,
+        table,
+        "the bytes of a chunk are not the bytes of its elements on the wire",
+        details,
+      );
     }
-    this.#checkBytes(chunk, bits);
-    this.#checkIndices(chunk, { src, dst, lengths });
-    return { src, dst, lengths };
+    this.#checkBytes(chunk, elementBits, table);
+    this.#checkIndices(chunk, table);
   }
 
   /** The side whose holdings a logical buffer has the shape of. */
@@ -76,75 +75,79 @@ export class TensorView {
   }
 
   broken(
-    chunk: Pick<Chunk, "id" | "srcRank" | "dstRank">,
+    { bucket, index, srcRank, dstRank }: ChunkPlace,
+    table: BucketTable,
     message: string,
     details: Readonly<Record<string, unknown>> = {},
   ): TensorBusError {
-    return invalid(`${message} (chunk ${chunk.id} of ${this.name})`, {
-      chunk: chunk.id,
+    const id = table.chunkId(bucket, index);
+    return invalid(`${message} (chunk ${id} of ${this.name})`, {
+      chunk: id,
       tensor: this.index,
       name: this.name,
-      rank: chunk.dstRank,
-      srcRank: chunk.srcRank,
+      rank: dstRank,
+      srcRank,
       ...details,
     });
   }
 
-  #checkKind(chunk: Chunk): void {
+  #checkKind(chunk: ChunkRow, table: BucketTable): void {
+    const { stage, kind, from, to } = chunk;
     const partial = this.source.partialDims.length > 0;
     const own = chunk.srcRank === chunk.dstRank;
-    const found = `${chunk.kind} from ${chunk.from} to ${chunk.to}`;
-    const allowed = [
-      partial ? ["reduce from source to reduced"] : [],
-      [`${own ? "copy" : "send"} from ${partial ? "reduced" : "source"} to target`],
-      own ? [] : ["send from target to target"],
-    ][chunk.stage]!;
-    if (!allowed.includes(found)) {
-      throw this.broken(chunk, `stage ${chunk.stage} has no ${found} here`, { found, allowed, partial });
-    }
+    if (stage === 0 && partial && kind === "reduce" && from === "source" && to === "reduced") return;
+    const isMove = to === "target" && kind === (own ? "copy" : "send");
+    if (stage === 1 && isMove && from === (partial ? "reduced" : "source")) return;
+    if (stage === 2 && isMove && from === "target" && !own) return;
+    const found = `${kind} from ${from} to ${to}`;
+    throw this.broken(chunk, table, `stage ${stage} has no ${found} here`, { found, partial });
   }
 
-  #numbers(chunk: Chunk, values: readonly bigint[], least: number): number[] {
+  #checkNumbers(chunk: ChunkRow, values: readonly number[], least: number, table: BucketTable): void {
     if (values.length !== this.source.ndim)
-      throw this.broken(chunk, "a box has the wrong number of dimensions");
-    return values.map((value) => {
-      const number = Number(value);
-      if (typeof value !== "bigint" || !Number.isSafeInteger(number) || number < least) {
-        throw this.broken(chunk, least > 0 ? "a chunk is empty" : "an offset is out of range", { value });
-      }
-      return number;
-    });
+      throw this.broken(chunk, table, "a box has the wrong number of dimensions");
+    for (const value of values) {
+      if (Number.isSafeInteger(value) && value >= least) continue;
+      const message = least > 0 ? "a chunk is empty" : "an offset is out of range";
+      throw this.broken(chunk, table, message, { value });
+    }
   }
 
   /** Elements that share bytes with others are not parted from them: local rows are whole bytes, and so are boxes. */
-  #checkBytes(chunk: Chunk, bits: bigint): void {
-    if (bits >= 8n) return;
-    const places = [chunk.srcOffsets, chunk.dstOffsets, chunk.lengths].map((values) => values.at(-1) ?? 1n);
-    if (places.every((place) => (place * bits) % 8n === 0n)) return;
-    throw this.broken(chunk, "a box of a packed type begins or ends inside of a byte", { places });
+  #checkBytes(chunk: ChunkRow, bits: number, table: BucketTable): void {
+    if (bits >= 8) return;
+    const places = [chunk.srcOffsets, chunk.dstOffsets, chunk.lengths].map((values) => values.at(-1) ?? 1);
+    if (places.every((place) => ((place % 8) * bits) % 8 === 0)) return;
+    throw this.broken(chunk, table, "a box of a packed type begins or ends inside of a byte", { places });
   }
 
-  #checkIndices(chunk: Chunk, box: ChunkBox): void {
-    const from = this.sideOf(chunk.from);
-    const to = this.sideOf(chunk.to);
-    const srcPosition = from.positionOf(chunk.srcRank);
-    const dstPosition = to.positionOf(chunk.dstRank);
-    if (srcPosition === undefined)
-      throw this.broken(chunk, `rank ${chunk.srcRank} has no ${chunk.from} of it`);
-    if (dstPosition === undefined)
-      throw this.broken(chunk, `rank ${chunk.dstRank} has no ${chunk.to} of this tensor`);
-    for (let dim = 0; dim < from.ndim; dim++) {
-      const left = from.runs(dim, srcPosition);
-      const right = to.runs(dim, dstPosition);
-      const [src, dst, length] = [box.src[dim]!, box.dst[dim]!, box.lengths[dim]!];
-      if (src + length > left.before.at(-1)! || dst + length > right.before.at(-1)!) {
-        throw this.broken(chunk, "a box lies outside of the elements that its rank holds", { dim });
-      }
-      if (!sameIndices(left, src, right, dst, length)) {
-        throw this.broken(chunk, "the two ends of a chunk have different global indices", { dim });
-      }
+  #checkIndices(chunk: ChunkRow, table: BucketTable): void {
+    const { srcRank, dstRank, from, to } = chunk;
+    const left = this.sideOf(from).heldBy(srcRank);
+    const right = this.sideOf(to).heldBy(dstRank);
+    if (left === undefined) throw this.broken(chunk, table, `rank ${srcRank} has no ${from} of this tensor`);
+    if (right === undefined) throw this.broken(chunk, table, `rank ${dstRank} has no ${to} of this tensor`);
+    for (let dim = 0; dim < left.length; dim++) {
+      const src = chunk.srcOffsets[dim]!;
+      const dst = chunk.dstOffsets[dim]!;
+      const length = chunk.lengths[dim]!;
+      if (src + length > runCount(left[dim]!) || dst + length > runCount(right[dim]!))
+        throw this.broken(chunk, table, "a box lies outside of the elements that its rank holds", { dim });
+      if (!sameIndices(left[dim]!, src, right[dim]!, dst, length))
+        throw this.broken(chunk, table, "the two ends of a chunk have different global indices", { dim });
     }
   }
+}
+
+/** Whether the bytes of a chunk are those of its elements; products that are not exact are made of bigints. */
+function hasBytes({ bytes, lengths }: ChunkRow, elementBits: number): boolean {
+  let bits = elementBits;
+  for (const length of lengths) bits *= length;
+  if (bits <= Number.MAX_SAFE_INTEGER) return bytes * 8 === bits;
+  if (!Number.isSafeInteger(bytes)) return false;
+  return (
+    BigInt(bytes) * 8n === lengths.reduce((product, length) => product * BigInt(length), BigInt(elementBits))
+  );
 }
 
 function holdingsOf(

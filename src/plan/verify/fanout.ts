@@ -1,14 +1,7 @@
-import type { Chunk } from "../input/types.ts";
+import type { ChunkRow } from "../input/rows.ts";
 import type { BucketTable } from "./buckets.ts";
-import type { ChunkBox, TensorView } from "./chunks.ts";
-import type { BoxList, Writes } from "./writes.ts";
-
-interface Read {
-  readonly chunk: Pick<Chunk, "id" | "srcRank" | "dstRank">;
-  readonly bucket: number;
-  readonly offsets: readonly number[];
-  readonly lengths: readonly number[];
-}
+import type { TensorView } from "./chunks.ts";
+import { BoxList, type Writes } from "./writes.ts";
 
 /** Reads of `target`: each waits for every write of what it reads. */
 export class Fanout {
@@ -16,7 +9,7 @@ export class Fanout {
   readonly #table: BucketTable;
   readonly #writes: Writes;
   /** For each tensor, the reads of a rank. */
-  readonly #reads = new Map<number, Map<number, Read[]>>();
+  readonly #reads = new Map<number, Map<number, BoxList>>();
 
   constructor(tensors: readonly TensorView[], table: BucketTable, writes: Writes) {
     this.#tensors = tensors;
@@ -24,13 +17,18 @@ export class Fanout {
     this.#writes = writes;
   }
 
-  read(chunk: Chunk, bucket: number, box: ChunkBox): void {
-    const { id, srcRank, dstRank, tensor } = chunk;
-    const ofTensor = this.#reads.get(tensor) ?? new Map<number, Read[]>();
-    this.#reads.set(tensor, ofTensor);
-    const reads = ofTensor.get(srcRank) ?? [];
-    ofTensor.set(srcRank, reads);
-    reads.push({ chunk: { id, srcRank, dstRank }, bucket, offsets: box.src, lengths: box.lengths });
+  read(chunk: ChunkRow): void {
+    let ofTensor = this.#reads.get(chunk.tensor);
+    if (ofTensor === undefined) {
+      ofTensor = new Map();
+      this.#reads.set(chunk.tensor, ofTensor);
+    }
+    let reads = ofTensor.get(chunk.srcRank);
+    if (reads === undefined) {
+      reads = new BoxList(chunk.srcOffsets.length);
+      ofTensor.set(chunk.srcRank, reads);
+    }
+    reads.add(chunk.bucket, chunk.index, chunk.srcOffsets, chunk.lengths);
   }
 
   /** After the writes were proved to tile every target, so that what a read covers was written. */
@@ -40,17 +38,32 @@ export class Fanout {
     }
   }
 
-  #checkReads(view: TensorView, rank: number, reads: readonly Read[]): void {
+  #checkReads(view: TensorView, rank: number, reads: BoxList): void {
     const boxes = this.#writes.of(view.index, rank)!;
     const index = new BoxIndex(boxes, view.target.ndim);
-    for (const read of reads) {
-      for (const box of index.touching(read.offsets, read.lengths)) {
-        if (this.#table.waitsFor(read.bucket, boxes.bucket(box))) continue;
-        throw view.broken(read.chunk, "a chunk does not wait for the write of the elements that it reads", {
-          bucket: this.#table.buckets[read.bucket]!.id,
-          write: this.#table.buckets[boxes.bucket(box)]!.id,
-        });
-      }
+    for (let read = 0; read < reads.count; read++) {
+      const reader = reads.bucket(read);
+      const missed = index.findTouching(
+        reads,
+        read,
+        (box) => !this.#table.waitsFor(reader, boxes.bucket(box)),
+      );
+      if (missed === undefined) continue;
+      const place = {
+        bucket: reader,
+        index: reads.index(read),
+        srcRank: rank,
+        dstRank: this.#table.rows.dstRank[reader]!,
+      };
+      throw view.broken(
+        place,
+        this.#table,
+        "a chunk does not wait for the write of the elements that it reads",
+        {
+          bucket: this.#table.idOf(reader),
+          write: this.#table.idOf(boxes.bucket(missed)),
+        },
+      );
     }
   }
 }
@@ -74,24 +87,27 @@ class BoxIndex {
     for (const box of this.#order) this.#longest = Math.max(this.#longest, boxes.length(box, this.#dim));
   }
 
-  *touching(offsets: readonly number[], lengths: readonly number[]): IterableIterator<number> {
-    if (this.#ndim === 0) {
-      yield* this.#order;
-      return;
-    }
-    const end = offsets[this.#dim]! + lengths[this.#dim]!;
-    for (let at = this.#firstAfter(offsets[this.#dim]! - this.#longest); at < this.#order.length; at++) {
+  /** The first box that touches box `other` of a list and is `wanted`. */
+  findTouching(list: BoxList, other: number, wanted: (box: number) => boolean): number | undefined {
+    if (this.#ndim === 0) return this.#order.find(wanted);
+    const start = list.offset(other, this.#dim);
+    const end = start + list.length(other, this.#dim);
+    for (let at = this.#firstAfter(start - this.#longest); at < this.#order.length; at++) {
       const box = this.#order[at]!;
-      if (this.#boxes.offset(box, this.#dim) >= end) return;
-      if (this.#touches(box, offsets, lengths)) yield box;
+      if (this.#boxes.offset(box, this.#dim) >= end) return undefined;
+      if (this.#touches(box, list, other) && wanted(box)) return box;
     }
+    return undefined;
   }
 
-  #touches(box: number, offsets: readonly number[], lengths: readonly number[]): boolean {
-    return offsets.every((offset, dim) => {
+  #touches(box: number, list: BoxList, other: number): boolean {
+    for (let dim = 0; dim < this.#ndim; dim++) {
       const from = this.#boxes.offset(box, dim);
-      return from < offset + lengths[dim]! && offset < from + this.#boxes.length(box, dim);
-    });
+      const offset = list.offset(other, dim);
+      if (from >= offset + list.length(other, dim) || offset >= from + this.#boxes.length(box, dim))
+        return false;
+    }
+    return true;
   }
 
   #firstAfter(offset: number): number {

@@ -199,6 +199,7 @@ export class SideHoldings {
   readonly #shape: readonly number[];
   readonly #cuts: readonly (readonly Cut[])[];
   readonly #runs: Map<number, Runs>[];
+  readonly #held = new Map<number, readonly Runs[]>();
 
   constructor(layout: Layout, side: TensorSideInput | undefined, shape: readonly number[]) {
     const { mesh, placements } = layout;
@@ -242,6 +243,18 @@ export class SideHoldings {
       const rank = this.#mesh.ranks[position]!;
       if (this.#selected === undefined || this.positionOf(rank) !== undefined) yield [rank, position];
     }
+  }
+
+  /** What a rank holds of every tensor dimension; `undefined` if it is not in the selected mesh. */
+  heldBy(rank: number): readonly Runs[] | undefined {
+    let held = this.#held.get(rank);
+    if (held === undefined) {
+      const position = this.positionOf(rank);
+      if (position === undefined) return undefined;
+      held = this.#shape.map((_, dim) => this.runs(dim, position));
+      this.#held.set(rank, held);
+    }
+    return held;
   }
 
   /** What the rank at a mesh position holds of tensor dimension `dim`. */

@@ -1,6 +1,6 @@
-import type { Chunk } from "../input/types.ts";
-import { type BucketTable, chunkIndex, invalid } from "./buckets.ts";
-import type { ChunkBox, TensorView } from "./chunks.ts";
+import type { ChunkRow } from "../input/rows.ts";
+import { type BucketTable, invalid } from "./buckets.ts";
+import type { TensorView } from "./chunks.ts";
 import { findUneven } from "./tiling.ts";
 import { BoxList, chunksAt } from "./writes.ts";
 
@@ -21,8 +21,10 @@ interface Piece {
 interface Read {
   readonly piece: string;
   readonly tensor: number;
-  readonly chunk: Pick<Chunk, "id" | "srcRank" | "dstRank">;
   readonly bucket: number;
+  readonly index: number;
+  readonly srcRank: number;
+  readonly dstRank: number;
 }
 
 /**
@@ -42,43 +44,44 @@ export class Reductions {
     this.#table = table;
   }
 
-  contribute(chunk: Chunk, bucket: number, box: ChunkBox): void {
+  contribute(chunk: ChunkRow): void {
     const view = this.#tensors[chunk.tensor]!;
     const position = view.source.positionOf(chunk.dstRank)!;
     const group = this.#groupOf(view, chunk.dstRank, position);
     const member = group.indexOf(chunk.srcRank);
     if (member < 0)
-      throw view.broken(chunk, "a contribution comes from outside of the owner's group", { group });
-    if (box.src.some((offset, dim) => offset !== box.dst[dim])) {
-      throw view.broken(chunk, "a contribution goes to another place than it comes from");
+      throw view.broken(chunk, this.#table, "a contribution comes from outside of the owner's group", {
+        group,
+      });
+    if (chunk.srcOffsets.some((offset, dim) => offset !== chunk.dstOffsets[dim])) {
+      throw view.broken(chunk, this.#table, "a contribution goes to another place than it comes from");
     }
-    const key = pieceKey(chunk.tensor, chunk.dstRank, box.dst, box.lengths);
+    const key = pieceKey(chunk.tensor, chunk.dstRank, chunk.dstOffsets, chunk.lengths);
     let piece = this.#pieces.get(key);
     if (piece === undefined) {
       piece = {
         tensor: chunk.tensor,
         owner: chunk.dstRank,
         position,
-        offsets: box.dst,
-        lengths: box.lengths,
+        offsets: chunk.dstOffsets.slice(),
+        lengths: chunk.lengths.slice(),
         buckets: group.map(() => undefined),
-        index: chunkIndex(chunk),
+        index: chunk.index,
         read: false,
       };
       this.#pieces.set(key, piece);
     }
     if (piece.buckets[member] !== undefined)
-      throw view.broken(chunk, "a contribution enters a piece a second time");
-    if (piece.index !== chunkIndex(chunk)) {
-      throw view.broken(chunk, "contributors to a piece cut their buckets differently");
+      throw view.broken(chunk, this.#table, "a contribution enters a piece a second time");
+    if (piece.index !== chunk.index) {
+      throw view.broken(chunk, this.#table, "contributors to a piece cut their buckets differently");
     }
-    piece.buckets[member] = bucket;
+    piece.buckets[member] = chunk.bucket;
   }
 
-  read(chunk: Chunk, bucket: number, box: ChunkBox): void {
-    const { id, srcRank, dstRank, tensor } = chunk;
-    const piece = pieceKey(tensor, srcRank, box.src, box.lengths);
-    this.#reads.push({ piece, tensor, chunk: { id, srcRank, dstRank }, bucket });
+  read({ bucket, index, srcRank, dstRank, tensor, srcOffsets, lengths }: ChunkRow): void {
+    const piece = pieceKey(tensor, srcRank, srcOffsets, lengths);
+    this.#reads.push({ piece, tensor, bucket, index, srcRank, dstRank });
   }
 
   finish(): void {
@@ -154,7 +157,7 @@ export class Reductions {
         partners.set(key, partner);
         if (partner !== bucket || this.#table.chunkCount(first) !== this.#table.chunkCount(partner)) {
           throw this.#broken(piece, "contributors to a piece cut their buckets differently", {
-            bucket: this.#table.buckets[bucket!]!.id,
+            bucket: this.#table.idOf(bucket!),
           });
         }
       });
@@ -165,16 +168,17 @@ export class Reductions {
     const view = this.#tensors[read.tensor]!;
     const piece = this.#pieces.get(read.piece);
     if (piece === undefined)
-      throw view.broken(read.chunk, "a chunk reads elements that its sender has not reduced");
+      throw view.broken(read, this.#table, "a chunk reads elements that its sender has not reduced");
     piece.read = true;
     for (const writer of piece.buckets) {
       if (!this.#table.waitsFor(read.bucket, writer!)) {
         throw view.broken(
-          read.chunk,
+          read,
+          this.#table,
           "a chunk does not wait for a contribution to the elements that it reads",
           {
-            bucket: this.#table.buckets[read.bucket]!.id,
-            contribution: this.#table.buckets[writer!]!.id,
+            bucket: this.#table.idOf(read.bucket),
+            contribution: this.#table.idOf(writer!),
           },
         );
       }
@@ -188,7 +192,7 @@ export class Reductions {
       tensor: piece.tensor,
       name: view.name,
       rank: piece.owner,
-      chunk: `${this.#table.buckets[bucket]!.id}:${piece.index}`,
+      chunk: this.#table.chunkId(bucket, piece.index),
       ...details,
     });
   }

@@ -1,9 +1,11 @@
 import { TensorBusError } from "../../errors.ts";
+import type { ChunkRow, PlanRows } from "../input/rows.ts";
 import type { Bucket, Chunk, PlanInput } from "../input/types.ts";
 import { Agreement } from "./agreement.ts";
-import { BucketTable } from "./buckets.ts";
+import { BucketTable, invalid } from "./buckets.ts";
 import { TensorView } from "./chunks.ts";
 import { Fanout } from "./fanout.ts";
+import { listedRows } from "./listed.ts";
 import { Reductions } from "./reductions.ts";
 import { Writes } from "./writes.ts";
 
@@ -24,7 +26,17 @@ import { Writes } from "./writes.ts";
  *   far as the rule has them. `TB_STRIDED_SHARD` if the input itself has no one meaning.
  */
 export function verifyChunks(input: PlanInput, chunks: Iterable<Chunk>, buckets: Iterable<Bucket>): void {
-  prove(tensorViews(input), input, { chunks, buckets }).finishWhole();
+  const tensors = tensorViews(input);
+  prove(tensors, input, listedRows(chunks, buckets)).finishWhole();
+}
+
+/**
+ * Proves the same of rows, which have no ids that could be wrong.
+ *
+ * @throws TensorBusError as `verifyChunks`.
+ */
+export function verifyRows(input: PlanInput, rows: PlanRows): void {
+  prove(tensorViews(input), input, rows).finishWhole();
 }
 
 /** All chunks and buckets that begin or end at one rank. */
@@ -45,8 +57,9 @@ export function verifyRanks(input: PlanInput, listsOf: (rank: number) => RankLis
   const agreement = new Agreement();
   const reduced = new Map<number, bigint>();
   for (const rank of ranksOf(input)) {
-    const lists = listsOf(rank);
-    const reductions = prove(tensors, input, lists, { rank, agreement });
+    const { chunks, buckets } = listsOf(rank);
+    const rows = listedRows(chunks, buckets, { rank, agreement });
+    const reductions = prove(tensors, input, rows, rank);
     for (const [tensor, elements] of reductions.elements())
       reduced.set(tensor, (reduced.get(tensor) ?? 0n) + elements);
   }
@@ -54,40 +67,27 @@ export function verifyRanks(input: PlanInput, listsOf: (rank: number) => RankLis
   for (const view of tensors) view.checkReduced(reduced.get(view.index) ?? 0n);
 }
 
-/** The view of one rank. */
-interface Scope {
-  readonly rank: number;
-  readonly agreement: Agreement;
-}
-
-/** All rules that the lists of the world, or of one rank, can break by themselves. */
-function prove(
-  tensors: readonly TensorView[],
-  limits: PlanInput,
-  { chunks, buckets }: RankLists,
-  scope?: Scope,
-): Reductions {
-  const table = new BucketTable(buckets, limits, scope?.rank);
+/** All rules that the rows of the world, or of one rank, can break by themselves. */
+function prove(tensors: readonly TensorView[], limits: PlanInput, rows: PlanRows, only?: number): Reductions {
+  const table = new BucketTable(rows.buckets, limits);
   const writes = new Writes(tensors, table);
   const reductions = new Reductions(tensors, table);
   const fanout = new Fanout(tensors, table, writes);
-  for (const chunk of chunks) {
-    const view = viewOf(tensors, chunk);
-    const bucket = table.admit(chunk);
-    const box = view.check(chunk);
-    scope?.agreement.chunk(scope.rank, chunk);
-    if (scope === undefined || chunk.dstRank === scope.rank) {
-      if (chunk.stage === 0) reductions.contribute(chunk, bucket, box);
-      else writes.write(chunk, bucket, box);
+  rows.eachChunk((chunk) => {
+    const view = viewOf(tensors, chunk, table);
+    table.admit(chunk);
+    view.check(chunk, table);
+    if (only === undefined || chunk.dstRank === only) {
+      if (chunk.stage === 0) reductions.contribute(chunk);
+      else writes.write(chunk);
     }
-    if (scope === undefined || chunk.srcRank === scope.rank) {
-      if (chunk.from === "reduced") reductions.read(chunk, bucket, box);
-      if (chunk.from === "target") fanout.read(chunk, bucket, box);
+    if (only === undefined || chunk.srcRank === only) {
+      if (chunk.from === "reduced") reductions.read(chunk);
+      if (chunk.from === "target") fanout.read(chunk);
     }
-  }
-  for (const bucket of table.buckets) scope?.agreement.bucket(scope.rank, bucket);
+  });
   table.finish();
-  writes.finish(scope?.rank);
+  writes.finish(only);
   reductions.finish();
   fanout.finish();
   return reductions;
@@ -114,11 +114,14 @@ function tensorViews(input: PlanInput): TensorView[] {
   });
 }
 
-function viewOf(tensors: readonly TensorView[], chunk: Chunk): TensorView {
+function viewOf(tensors: readonly TensorView[], chunk: ChunkRow, table: BucketTable): TensorView {
   const view = tensors[chunk.tensor];
   if (view === undefined) {
-    throw new TensorBusError("TB_PLAN_INVALID", "a chunk is of a tensor that the input does not have", {
-      details: { chunk: chunk.id, tensor: chunk.tensor, rank: chunk.dstRank },
+    const { bucket, index, tensor, dstRank: rank } = chunk;
+    throw invalid("a chunk is of a tensor that the input does not have", {
+      chunk: table.chunkId(bucket, index),
+      tensor,
+      rank,
     });
   }
   return view;

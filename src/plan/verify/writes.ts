@@ -1,6 +1,6 @@
-import type { Chunk } from "../input/types.ts";
-import { type BucketTable, chunkIndex, invalid } from "./buckets.ts";
-import type { ChunkBox, TensorView } from "./chunks.ts";
+import type { ChunkRow } from "../input/rows.ts";
+import { type BucketTable, invalid } from "./buckets.ts";
+import type { TensorView } from "./chunks.ts";
 import { type Boxes, findUneven } from "./tiling.ts";
 
 /** Boxes of one index space, flat numbers that name their chunks without holding them. */
@@ -51,7 +51,7 @@ export class BoxList implements Boxes {
 export function chunksAt(boxes: BoxList, at: readonly number[], table: BucketTable): string[] {
   const ids: string[] = [];
   for (let box = 0; box < boxes.count; box++) {
-    if (boxes.contains(box, at)) ids.push(`${table.buckets[boxes.bucket(box)]!.id}:${boxes.index(box)}`);
+    if (boxes.contains(box, at)) ids.push(table.chunkId(boxes.bucket(box), boxes.index(box)));
   }
   return ids;
 }
@@ -67,7 +67,7 @@ export class Writes {
     this.#table = table;
   }
 
-  write(chunk: Chunk, bucket: number, box: ChunkBox): void {
+  write(chunk: ChunkRow): void {
     let ofTensor = this.#boxes[chunk.tensor];
     if (ofTensor === undefined) {
       ofTensor = new Map();
@@ -75,10 +75,10 @@ export class Writes {
     }
     let boxes = ofTensor.get(chunk.dstRank);
     if (boxes === undefined) {
-      boxes = new BoxList(box.dst.length);
+      boxes = new BoxList(chunk.dstOffsets.length);
       ofTensor.set(chunk.dstRank, boxes);
     }
-    boxes.add(bucket, chunkIndex(chunk), box.dst, box.lengths);
+    boxes.add(chunk.bucket, chunk.index, chunk.dstOffsets, chunk.lengths);
   }
 
   /** The writes to a tensor on a rank. */
