@@ -256,10 +256,13 @@ export async function forgetEnded(
   // Whoever looks for the lowest that has not ended must not take one for it whose log is gone.
   await raiseLatest(rendezvous, keys, last, deadline);
   for (let number = last; number > 0; number--) {
-    let entry = 1;
-    while (await store.delete(`${keys.log(number)}/${entry}`, deadline.rest)) entry += 1;
+    const log = keys.log(number);
+    let entries = 0;
+    while ((await store.get(`${log}/${entries + 1}`, deadline.rest)) !== undefined) entries += 1;
+    // From the last one down: what a removal that is cut short leaves behind is found from the first one up again.
+    for (let entry = entries; entry > 0; entry--) await store.delete(`${log}/${entry}`, deadline.rest);
     // What came before one that nobody has ended is gone already.
-    if (entry === 1 && number < last) return;
+    if (entries === 0 && number < last) return;
     const records = sides.flatMap((side) => [keys.side(number, side), keys.names(number, side)]);
     await Promise.all([
       ...records.map((key) => rendezvous.remove(key, deadline.rest)),
