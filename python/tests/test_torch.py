@@ -302,6 +302,14 @@ def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert "tensorbus agents --side" in caplog.text
 
 
+def test_one_deadline_bounds_the_search_for_an_agent_and_the_tie_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSOR_BUS_NAMESPACE", "nobody")
+    left: list[float] = []
+    monkeypatch.setattr(tensorbus.weights, "TensorBusClient", lambda *paths_and_left: left.append(paths_and_left[-1]))
+    tensorbus.weights.find_client("engine", 0, 0.3)
+    assert left == [0.0]
+
+
 def test_versions_are_told_and_grow() -> None:
     source, target = {"w": values(3)}, {"w": torch.zeros(3)}
     weights = one_to_one("versions", source, target)

@@ -196,7 +196,7 @@ describe("plan", () => {
     expect(stderr).toMatch(/^error: .*\(TB_PARTIAL_TARGET\)\n$/);
     const many = await runCli("plan", specFile(`${small}maxChunks: 1\n`), "--chunks");
     expect(many.code).toBe(2);
-    expect(many.stderr).toMatch(/maxChunks \(1\) \(TB_PLAN_TOO_LARGE\)\n$/);
+    expect(many.stderr).toMatch(/more than maxChunks \(1\) allows \(TB_PLAN_TOO_LARGE\)\n$/);
   });
 });
 

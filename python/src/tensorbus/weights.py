@@ -275,20 +275,21 @@ def _own_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 def find_client(side: str, rank: int, timeout: float) -> TensorBusClient:
     """A client of this rank's agent: as ``bootstrap_client``, or by the side's name where agents know their sides."""
+    deadline = time.monotonic() + timeout
     named = any(os.environ.get(name) for name in ("AGENT_RANK", "AGENT_RANK_OFFSET", "TENSOR_BUS_COMMAND_QUEUE_PATH"))
-    agent_rank = None if named else _agent_of(side, rank, timeout)
+    agent_rank = None if named else _agent_of(side, rank, deadline)
+    left = max(0.0, deadline - time.monotonic())
     if agent_rank is None:
         if named or own_rank() is not None:
             info = resolve()
-            return TensorBusClient(info.agent_rank, info.command_queue_path, info.agent_state_path, timeout)
+            return TensorBusClient(info.agent_rank, info.command_queue_path, info.agent_state_path, left)
         agent_rank = rank
     paths = _places.default_paths(agent_rank)
-    return TensorBusClient(agent_rank, paths.command_queue_path, paths.agent_state_path, timeout)
+    return TensorBusClient(agent_rank, paths.command_queue_path, paths.agent_state_path, left)
 
 
-def _agent_of(side: str, rank: int, timeout: float) -> int | None:
+def _agent_of(side: str, rank: int, deadline: float) -> int | None:
     """The agent of a rank of a side, as any agent of this host knows it. Waits until there is an agent."""
-    deadline = time.monotonic() + timeout
     folder = _places.namespace_folder()
     start = "tensorbus agents --side trainer=0..3 --side engine=4..5"
     with _say_if_slow(f"no agent answers in {folder} yet; to start some: {start}"):
