@@ -93,6 +93,11 @@ export async function joinAttempt(
     const log = new RoundLog({ store: rendezvous.store, prefix: keys.log(number), onFault });
     await log.sync(deadline);
     if (log.end === undefined && (await isTaken(options, number, side, deadline))) {
+      // A log that is being removed reads as one without its end; the number is raised before that.
+      if ((await latestNumber(rendezvous, keys, deadline)) >= number) {
+        log.close();
+        continue;
+      }
       const message = `rank ${rank} registers it anew`;
       await log.appendEnd({ rank, code: "TB_PEER_LOST", message, details: {}, retry: true });
     }
