@@ -172,12 +172,4 @@ export const mutations: readonly Mutation[] = [
     breaks: ["registering at the first try works"],
     within: 500,
   },
-  {
-    name: "a registration lets go of memory while it is still being prepared",
-    changes: {
-      "src/bus/batch/registrar.ts": [["if (index < 0) return;", "if (index < 0) return reject(error);"]],
-    },
-    breaks: ["errors are typed", leaks],
-    within: 500,
-  },
 ];

@@ -141,6 +141,9 @@ export class Ledger {
     if (event.kind === "fault" && event.error.code === "TB_SYSTEM") {
       this.violate("errors are typed", `${agent.name}: ${event.error.message}`);
     }
+    if (event.kind === "fault" && event.error.code === "TB_BUSY") {
+      this.violate("nothing leaks", `${agent.name} let go of what is in use: ${event.error.message}`);
+    }
     if (event.kind === "batchRegistered") this.#registered(agent, event);
     if (event.kind === "batchEnded") this.#batchEnded(agent, event);
     // One that can be settled by nobody any more has been given up.

@@ -177,7 +177,7 @@ export class SimulatedAgent {
           checksum: false,
           planning: {},
           tell: (event) => this.#tell(event),
-          onFault: (error) => trace.say(this.name, `fault: ${String(error)}`),
+          onFault: (error) => this.#tell({ kind: "fault", error: asError(error) }),
         },
         { timeoutMs: openMs },
       );
