@@ -78,6 +78,9 @@ export interface Registered {
   readonly subject: BatchSubject;
 }
 
+/** How many sides of batches a rank knows its last attempt of; of the oldest it forgets. */
+const mostTaken = 10_000;
+
 export class Registrar {
   readonly #options: RegistrarOptions;
   /** The last attempt that each side of this rank was in, by store, batch and side. */
@@ -145,16 +148,23 @@ export class Registrar {
       const taken = this.#taken.get(key) ?? 0;
       try {
         entry.attempt = await joinAttempt(options, name, taken, deadline);
-        this.#taken.set(key, entry.attempt.number);
+        this.#setTaken(key, entry.attempt.number);
         return entry.attempt;
       } catch (error) {
         if (!(error instanceof MissedAttempt)) throw error;
-        this.#taken.set(key, error.number);
+        this.#setTaken(key, error.number);
         throw error.error;
       }
     });
     entry.joining = joined.catch(() => {});
     return joined;
+  }
+
+  /** Kept beyond the registration: how that ends later is no news to a rank that was in it. */
+  #setTaken(key: string, number: number): void {
+    this.#taken.delete(key);
+    this.#taken.set(key, number);
+    if (this.#taken.size > mostTaken) this.#taken.delete(this.#taken.keys().next().value!);
   }
 
   #attemptOptions({ id }: Entry, { rendezvous }: Connection): AttemptOptions {
@@ -215,7 +225,6 @@ export class Registrar {
       await this.#options.onPrepared(entry, batch);
       if (attempt.log.end !== undefined) throw errorOfEnd(attempt.log.end);
       this.#options.onRegistered(entry, batch);
-      for (const { name } of sides) this.#taken.delete(takenKey(connection, entry, name));
       const names = subject.sides.map(({ name }) => name);
       forgetRank(
         attempts,
