@@ -9,7 +9,6 @@ import {
   renameSync,
   rmSync,
   statfsSync,
-  writeSync,
 } from "node:fs";
 import { join } from "node:path";
 import { TensorBusError } from "../errors.ts";
@@ -17,10 +16,9 @@ import { lockFile } from "../ffi/lock.ts";
 import { reserveFile } from "../ffi/reserve.ts";
 import { type DType, itemSize } from "../layout/index.ts";
 import { move } from "../memory/kernels.ts";
-import { fileError } from "../model/files.ts";
 import { layOutHeader, type SafetensorsEntry } from "../model/safetensors-header.ts";
+import { attempt, type OpenedFile, writeAll } from "./opened-file.ts";
 import { isOfResult } from "./result.ts";
-import type { OpenedFile } from "./scatter.ts";
 import type { TargetFile } from "./target.ts";
 
 const suffix = ".partial";
@@ -113,12 +111,11 @@ function createFile(path: string, { head, entries, bytes, parameters }: PlannedF
   const fd = attempt("create", path, () => openSync(path, "wx"));
   try {
     const reserved = attempt("reserve space for", path, () => reserveFile(fd, bytes));
-    if (!reserved && bytes > 0) attempt("write", path, () => writeSync(fd, Buffer.of(0), 0, 1, bytes - 1));
-    attempt("write", path, () => writeSync(fd, head, 0, head.length, 0));
+    if (!reserved && bytes > 0) writeAll({ path, fd }, Buffer.of(0), bytes - 1);
+    writeAll({ path, fd }, head, 0);
     for (const { name, dtype, constant } of parameters) {
       if (constant === undefined) continue;
-      const value = constantBytes(constant, dtype);
-      attempt("write", path, () => writeSync(fd, value, 0, value.length, entries.get(name)!.position));
+      writeAll({ path, fd }, constantBytes(constant, dtype), entries.get(name)!.position);
     }
     attempt("write", path, () => fsyncSync(fd));
   } finally {
@@ -175,13 +172,5 @@ export function syncFolder(folder: string): void {
     fsyncSync(fd);
   } finally {
     closeSync(fd);
-  }
-}
-
-function attempt<T>(action: string, path: string, run: () => T): T {
-  try {
-    return run();
-  } catch (error) {
-    throw error instanceof TensorBusError ? error : fileError(error, action, path);
   }
 }

@@ -1,18 +1,11 @@
 /** One item of a mover's work: read once, packed for each place that wants it, written there. */
-import { readSync, writeSync } from "node:fs";
 import { TensorBusError } from "../errors.ts";
 import { type DType, itemSize } from "../layout/index.ts";
 import { contiguousStrides } from "../layout/strides.ts";
 import { crc32c, describeElements, move } from "../memory/kernels.ts";
-import { fileError } from "../model/files.ts";
+import { type OpenedFile, readAll, writeAll } from "./opened-file.ts";
 import type { StoredBox } from "./source.ts";
 import { type Destination, isPermuting, type MovedTensor, type WorkItem } from "./work.ts";
-
-/** An open file. */
-export interface OpenedFile {
-  readonly path: string;
-  readonly fd: number;
-}
 
 /** What an item wrote: for each destination that it has a part in, in their order, the checksum of the packed part. */
 export type ItemChecksums = readonly number[];
@@ -264,31 +257,5 @@ function* runsOf(
       index[dim] = 0;
     }
     if (dim < 0) return;
-  }
-}
-
-function readAll({ path, fd }: OpenedFile, into: Buffer, position: number): void {
-  for (let done = 0; done < into.length; ) {
-    const count = attempt("read", path, () => readSync(fd, into, done, into.length - done, position + done));
-    if (count === 0) {
-      throw new TensorBusError("TB_FILE", `${path} ended at byte ${position + done} while it was read`, {
-        details: { path, position: position + done },
-      });
-    }
-    done += count;
-  }
-}
-
-function writeAll({ path, fd }: OpenedFile, bytes: Buffer, position: number): void {
-  for (let done = 0; done < bytes.length; ) {
-    done += attempt("write", path, () => writeSync(fd, bytes, done, bytes.length - done, position + done));
-  }
-}
-
-function attempt<T>(action: string, path: string, run: () => T): T {
-  try {
-    return run();
-  } catch (error) {
-    throw fileError(error, action, path);
   }
 }

@@ -4,8 +4,9 @@
  */
 import { parentPort, Worker, workerData } from "node:worker_threads";
 import { type ErrorCode, errorCodes, TensorBusError } from "../errors.ts";
+import type { OpenedFile } from "./opened-file.ts";
 import { closeFiles, openFiles } from "./output.ts";
-import { Buffers, checkItem, type ItemChecksums, type OpenedFile, scatterItem } from "./scatter.ts";
+import { Buffers, checkItem, type ItemChecksums, scatterItem } from "./scatter.ts";
 import type { MovedTensor, WorkItem } from "./work.ts";
 
 /** What all threads know of the work. */
