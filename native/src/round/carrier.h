@@ -134,6 +134,19 @@ typedef struct tb_carrier {
     /* Gives back what the session took; also if session_open failed. */
     void (*session_free)(tb_session *session);
 
+    /* ---- memory, for a carrier that registers it before it moves it: both may be NULL ---- */
+    /*
+     * The session may move memory from here on: a region of its caller, or the pool of a transfer. *state is the carrier's
+     * own, and is region->carrier_state[number] whenever the region is shown to it. It may take long. A region that cannot
+     * be registered is none of the session's: the code goes to the caller. Without the lock.
+     */
+    int32_t (*region_add)(tb_session *session, const tb_region *region, void **state, tb_error *err);
+    /*
+     * This rank moves it no more, and the caller may unmap it. If a peer may still read it (a round that failed has left it
+     * in quarantine), what the peer reads from here on has to fail. Without the lock.
+     */
+    void (*region_remove)(tb_session *session, const tb_region *region, void *state);
+
     /* ---- TB_WAY_PULL ---- */
     /*
      * Source: puts what a target has to know of a region into the blob; *bytes: how much, at most TB_BLOB_BYTES. number:
@@ -214,6 +227,13 @@ int32_t tb_session_make(const tb_session_options *options, const tb_backend *bac
 /* What tb_session_open does, with this table of carriers and this kind of devices. */
 int32_t tb_session_open_with(const tb_session_options *options, const tb_carrier *const *carriers,
                              const tb_device_kind *devices, uint64_t *session, int32_t *event_fd, tb_error *err);
+
+/* ---- region.c: without the lock -------------------------------------------------------------------------- */
+
+/* Shows memory to each carrier of the session that registers it. If one of them fails, none of them has it. */
+int32_t tb_region_show(tb_session *session, tb_region *region, tb_error *err);
+/* Takes it from all of them. */
+void tb_region_withdraw(tb_session *session, tb_region *region);
 
 /* ---- export.c, import.c: prepare; the lock is held unless a comment says otherwise --------------------- */
 

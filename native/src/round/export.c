@@ -68,15 +68,10 @@ static int32_t use_pool(export *out, tb_error *err) {
     if (out->pool != TB_NONE) {
         return TB_OK;
     }
-    bool on_device = transfer->device != NULL;
-    tb_region region = {.address = (uint64_t)(uintptr_t)transfer->pool.memory,
-                        .bytes = transfer->pool.bytes,
-                        .memory = on_device ? TB_MEMORY_CUDA : TB_MEMORY_SHARED,
-                        .device = transfer->pool.device};
     out->pool = out->header.regions;
     tb_wire_region *row = &out->regions[out->header.regions++];
-    int32_t code = add_region(out, &region, TB_WIRE_POOL, row, err);
-    if (!on_device) {
+    int32_t code = add_region(out, &transfer->pool.region, TB_WIRE_POOL, row, err);
+    if (transfer->device == NULL) {
         row->pieces = transfer->program.header->piece_count;
         row->pieces_at = (uint64_t)((uint8_t *)transfer->pool.shared_at - transfer->pool.memory);
     }

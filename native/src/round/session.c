@@ -58,6 +58,9 @@ static void free_session(tb_session *session) {
         tb_transfer_free(transfer);
         transfer = next;
     }
+    for (uint32_t i = 0; i < session->region_count; i++) {
+        tb_region_withdraw(session, &session->regions[i]);
+    }
     for (const tb_carrier *const *at = session->carriers; *at != NULL; at++) {
         if ((*at)->session_free != NULL) {
             (*at)->session_free(session);

@@ -33,7 +33,8 @@ struct tb_region {
     tb_device_memory device;
     uint32_t uses;
     bool open;
-    bool quarantined; /* a peer may still read it, for good */
+    bool quarantined;     /* a peer may still read it, for good */
+    void **carrier_state; /* what each carrier has made of it, by its number; NULL if none of them registers memory */
 };
 
 struct tb_session {

@@ -96,9 +96,9 @@ typedef struct tb_pool {
     uint32_t *readers;   /* chunks that are still to read it; TB_NONE where it is free */
     uint32_t placed, freed; /* positions in order */
     uint64_t head, tail; /* on the line */
-    /* On a GPU: where each piece lies, which is the same in every round. */
-    uint64_t *fixed_at;
+    uint64_t *fixed_at;     /* on a GPU: where each piece lies, which is the same in every round */
     tb_device_memory device;
+    tb_region region; /* what peers may read of it, as carriers know it */
 } tb_pool;
 
 struct tb_transfer {

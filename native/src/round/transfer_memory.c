@@ -94,6 +94,19 @@ static int32_t map_pool(tb_transfer *transfer, tb_error *err) {
     return code;
 }
 
+/* Peers read pieces in it as in any other memory: carriers know it as a region. */
+static int32_t show_pool(tb_transfer *transfer, tb_error *err) {
+    tb_pool *pool = &transfer->pool;
+    if (pool->memory == NULL || pool->bytes == 0) {
+        return TB_OK;
+    }
+    pool->region = (tb_region){.address = (uint64_t)(uintptr_t)pool->memory,
+                               .bytes = pool->bytes,
+                               .memory = transfer->device != NULL ? TB_MEMORY_CUDA : TB_MEMORY_SHARED,
+                               .device = pool->device};
+    return tb_region_show(transfer->session, &pool->region, err);
+}
+
 static void unmap_pool(tb_transfer *transfer) {
     tb_pool *pool = &transfer->pool;
     if (pool->memory == NULL || transfer->quarantined) {
@@ -117,6 +130,9 @@ int32_t tb_transfer_allocate(tb_transfer *transfer, tb_error *err) {
                : transfer->device != NULL ? transfer->session->devices->transfer_allocate(transfer, err)
                                           : map_pool(transfer, err);
     }
+    if (code == TB_OK) {
+        code = show_pool(transfer, err);
+    }
     if (code != TB_OK) {
         return code;
     }
@@ -131,6 +147,7 @@ void tb_transfer_free(tb_transfer *transfer) {
     if (transfer->joint.own != NULL) {
         transfer->joint.carrier->transfer_free(transfer);
     }
+    tb_region_withdraw(transfer->session, &transfer->pool.region);
     if (transfer->device != NULL) {
         transfer->session->devices->transfer_free(transfer);
     } else {

@@ -9,14 +9,46 @@
 #include "flow/flow_parts.h"
 #include "sim.h"
 
-static int32_t describe(tb_session *session, const tb_region *region, uint32_t number, void *blob, uint32_t *bytes,
-                        tb_error *err) {
+/* Both register memory, as carriers of network cards do: what one says of a region is what it has made of it. */
+static int32_t add(tb_session *session, const tb_region *region, void **state, tb_error *err) {
+    (void)session;
+    uint64_t *address = malloc(sizeof *address);
+    SIM_CHECK(address != NULL && err != NULL, "no memory for the state of a region");
+    *address = region->address;
+    *state = address;
+    the_sim->registered++;
+    return TB_OK;
+}
+
+static void take(tb_session *session, const tb_region *region, void *state) {
+    SIM_CHECK(state != NULL && *(uint64_t *)state == region->address, "rank %d takes back what it has not registered",
+              session->options.rank);
+    free(state);
+    the_sim->registered--;
+}
+
+static int32_t say(const tb_region *region, uint32_t number, void *blob, uint32_t *bytes) {
+    const uint64_t *address = region->carrier_state == NULL ? NULL : region->carrier_state[number];
+    SIM_CHECK(address != NULL && *address == region->address, "a region is exported that the carrier was not shown");
+    memcpy(blob, address, sizeof *address);
+    *bytes = sizeof *address;
+    return TB_OK;
+}
+
+static int32_t describe_moved(tb_session *session, const tb_region *region, uint32_t number, void *blob,
+                              uint32_t *bytes, tb_error *err) {
     (void)session;
     (void)number;
     (void)err;
-    memcpy(blob, &region->address, sizeof region->address);
-    *bytes = sizeof region->address;
-    return TB_OK;
+    return say(region, SIM_MOVES, blob, bytes);
+}
+
+static int32_t describe_submitted(tb_session *session, const tb_region *region, uint32_t number, void *blob,
+                                  uint32_t *bytes, tb_error *err) {
+    (void)session;
+    (void)number;
+    (void)err;
+    return say(region, SIM_SUBMITS, blob, bytes);
 }
 
 static int32_t open_import(tb_import *import, const tb_exchange *exchange, tb_error *err) {
@@ -158,7 +190,9 @@ static const tb_carrier moves = {
     .name = "moves",
     .way = TB_WAY_PULL,
     .memory = TB_MEMORY_HOST | TB_MEMORY_SHARED,
-    .describe = describe,
+    .region_add = add,
+    .region_remove = take,
+    .describe = describe_moved,
     .open = open_import,
     .close = close_import,
     .move = move,
@@ -169,7 +203,9 @@ static const tb_carrier submits = {
     .name = "submits",
     .way = TB_WAY_PULL,
     .memory = TB_MEMORY_HOST | TB_MEMORY_SHARED,
-    .describe = describe,
+    .region_add = add,
+    .region_remove = take,
+    .describe = describe_submitted,
     .open = open_import,
     .close = close_import,
     .submit = submit,

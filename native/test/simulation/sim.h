@@ -65,6 +65,7 @@ typedef struct sim {
     tb_pull *ends[SIM_PULLS];
     bool launched[SIM_PULLS]; /* it goes to its end, even if its round fails meanwhile */
     uint32_t pull_count;
+    uint32_t registered; /* regions and pools that carriers hold */
     jmp_buf failed;
     char why[400];
 } sim;

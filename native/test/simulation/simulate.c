@@ -249,6 +249,7 @@ static void run(void) {
                   "rank %d: memory changed after its last round", i);
     }
     sim_close();
+    SIM_CHECK(the_sim->registered == 0, "carriers still hold %u regions of sessions that are closed", the_sim->registered);
 }
 
 static bool schedule(uint64_t seed, bool trace, uint64_t *steps) {
