@@ -307,11 +307,24 @@ describe("import directions", () => {
     const wrong = breaches(({ path }, { target, package: isPackage, typeOnly }) => {
       const own = /^transports\/[^/]+\//.exec(path)?.[0];
       if (own === undefined || isPackage || target.startsWith(own)) return false;
-      if (/^src\/(transport|memory|ffi)\/|^src\/(errors|deadline)\.ts$/.test(target)) return false;
+      if (/^src\/(transport|memory|ffi)\/|^src\/(errors|deadline|store\/signed)\.ts$/.test(target))
+        return false;
       return !(
         typeOnly && /^src\/(plan\/planner\/program|plan\/input\/types|store\/store)\.ts$/.test(target)
       );
     });
+    expect(wrong).toEqual([]);
+  });
+
+  it("what all transports share names none of them", () => {
+    const names = readdirSync(join(root, "transports")).flatMap((name) => [name, name.replaceAll("-", "_")]);
+    // These two are what connections are made of, and what every session has to say.
+    const carriers = names.filter((name) => name !== "memory" && name !== "tcp");
+    expect(carriers.length).toBeGreaterThanOrEqual(4);
+    const named = new RegExp(`\\b\\w*(?:${carriers.join("|")})\\w*\\b`, "gi");
+    const wrong = source
+      .filter(({ path }) => /^src\/(transport|exec|memory)\//.test(path))
+      .flatMap(({ path, code }) => [...code.matchAll(named)].map(([name]) => `${path}: ${name}`));
     expect(wrong).toEqual([]);
   });
 

@@ -1,5 +1,5 @@
 /**
- * The session that the memory and tcp transports share: everything but bytes. Native code moves the data and says what
+ * The session that all transports share: everything but bytes. Native code moves the data and says what
  * happened through a pipe; this side keeps promises, secrets, addresses and what is registered.
  */
 import { constants } from "node:os";

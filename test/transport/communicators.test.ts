@@ -4,7 +4,7 @@ import { Deadline } from "../../src/deadline.ts";
 import { TensorBusError } from "../../src/errors.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { Store } from "../../src/store/store.ts";
-import { type CommunicatorCalls, Communicators } from "../../src/transport/communicators.ts";
+import { type CommunicatorCalls, Communicators } from "../../transports/nccl/communicators.ts";
 
 const secrets = [Buffer.from("a secret of more than 16 bytes")];
 const scope = { transport: "nccl", namespace: "job", generation: 0n, secrets };

@@ -4,7 +4,6 @@ import { TensorBusError } from "../../src/errors.ts";
 import { parseUuid } from "../../src/ffi/cuda.ts";
 import * as ffi from "../../src/ffi/nccl.ts";
 import { attachTransfer, checkTransferPeers, isAttached } from "../../src/ffi/session.ts";
-import { Communicators } from "../../src/transport/communicators.ts";
 import {
   type ConnectedTransport,
   checkTuning,
@@ -13,11 +12,12 @@ import {
   type SessionTuning,
 } from "../../src/transport/connected-session.ts";
 import { type EndpointOptions, resolveEndpoint } from "../../src/transport/endpoint.ts";
-import { Gathering } from "../../src/transport/gathering.ts";
 import type { Gather } from "../../src/transport/native-session.ts";
 import { integerOption } from "../../src/transport/open-options.ts";
 import { loadSecrets, type SecretOptions } from "../../src/transport/secret.ts";
 import type { TransportCapabilities } from "../../src/transport/transport.ts";
+import { Communicators } from "./communicators.ts";
+import { Gathering } from "./gathering.ts";
 
 export interface NcclTransportOptions extends SecretOptions, SessionTuning, EndpointOptions {
   /** The GPU of this rank, as `nvidia-smi -L` names it: `GPU-…`. */

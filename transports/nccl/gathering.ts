@@ -2,11 +2,17 @@
  * Which ranks of a plan come together for NCCL: what pairs of ranks take is known of all of them before anything is
  * prepared, from what each has said of itself in the store, so every rank comes to the same answer by itself.
  */
-import type { Deadline } from "../deadline.ts";
-import { TensorBusError } from "../errors.ts";
-import { type Carrier, carrierBetween, identityBytes, type Member, readIdentity } from "../ffi/carriers.ts";
-import type { PeerDirectory } from "./peer-directory.ts";
-import type { PlanLinks } from "./transport.ts";
+import type { Deadline } from "../../src/deadline.ts";
+import { TensorBusError } from "../../src/errors.ts";
+import {
+  type Carrier,
+  carrierBetween,
+  identityBytes,
+  type Member,
+  readIdentity,
+} from "../../src/ffi/carriers.ts";
+import type { PeerDirectory } from "../../src/transport/peer-directory.ts";
+import type { PlanLinks } from "../../src/transport/transport.ts";
 
 export interface GatheringSetup {
   readonly rank: number;

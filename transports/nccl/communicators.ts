@@ -11,12 +11,12 @@
 import { createHash, createHmac, randomBytes } from "node:crypto";
 import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Deadline } from "../deadline.ts";
-import { cancelledError } from "../deadline.ts";
-import { TensorBusError } from "../errors.ts";
-import { signedStore } from "../store/signed.ts";
-import type { Store } from "../store/store.ts";
-import type { DirectoryScope } from "./peer-directory.ts";
+import type { Deadline } from "../../src/deadline.ts";
+import { cancelledError } from "../../src/deadline.ts";
+import { TensorBusError } from "../../src/errors.ts";
+import { signedStore } from "../../src/store/signed.ts";
+import type { Store } from "../../src/store/store.ts";
+import type { DirectoryScope } from "../../src/transport/peer-directory.ts";
 
 /** What is asked of the library; of native code, but for tests. */
 export interface CommunicatorCalls {
