@@ -8,6 +8,7 @@
 
 #include "carriers/shm/book.h"
 #include "carriers/registry.h"
+#include "identity/identity.h"
 #include "kernels/dtype.h"
 #include "base/error.h"
 #include "base/handle.h"
@@ -107,6 +108,23 @@ static void test_select_nccl(void) {
     twin.carriers = NCCL | TB_CARRY_SHARED_GPU;
     selects(near, twin, 0, TB_EDEVICE_SHARED, NULL, "nccl: the two share a GPU");
     selects(twin, twin, 0, TB_OK, &tb_carrier_nccl, NULL);
+}
+
+/* Of this host a process that is gone is known to be; of another one nothing is known. */
+static void test_who_may_live(void) {
+    tb_error error;
+    tb_wire_identity own = {.pid = getpid()};
+    CHECK(tb_identity_fill(&own, &error) == TB_OK);
+    CHECK(tb_identity_may_live(&own, &own));
+    tb_wire_identity gone = own;
+    gone.pid_start++; /* the number was given to another process */
+    CHECK(!tb_identity_may_live(&own, &gone));
+    tb_wire_identity far = gone;
+    far.boot[0]++;
+    CHECK(tb_identity_may_live(&own, &far));
+    far = gone;
+    far.pid_space++;
+    CHECK(tb_identity_may_live(&own, &far));
 }
 
 /* ---- memory is free when the round says so ------------------------------------------------------------- */
@@ -426,6 +444,7 @@ int main(void) {
     };
     test_select();
     test_select_nccl();
+    test_who_may_live();
     for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
         cancelled_source(&ways[i]);
     }

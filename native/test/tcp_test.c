@@ -1,12 +1,14 @@
 /* What only TCP has: strangers at the port, secrets, processes that die or fall silent. */
 #include <arpa/inet.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
 #include "kernels/dtype.h"
-#include "wire/wire.h"
+#include "wire/conn.h"
+#include "wire/tcp.h"
 #include "world_kit.h"
 
 enum { BYTES = 4 << 20, PARTS = 8 };
@@ -42,6 +44,59 @@ static uint64_t read_to_end(int fd, uint8_t *into, uint64_t room) {
         got += (uint64_t)count;
     }
     return got;
+}
+
+/* ---- what the end of a connection says ------------------------------------------------------------------- */
+
+/* Two ends of a connection over loopback. */
+static void join(int ends[2]) {
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof at;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(listener >= 0 && bind(listener, (struct sockaddr *)&at, sizeof at) == 0 && listen(listener, 1) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&at, &length) == 0);
+    ends[0] = dial(ntohs(at.sin_port));
+    ends[1] = accept(listener, NULL, NULL);
+    CHECK(ends[1] >= 0);
+    close(listener);
+}
+
+static void wait_for_end(int fd) {
+    struct pollfd end = {.fd = fd, .events = 0};
+    CHECK(poll(&end, 1, 10000) == 1 && (end.revents & (POLLHUP | POLLERR)) != 0);
+}
+
+/*
+ * A rank ends its connections once it has come to rest, and closes its links for that, whatever it has not read; the kernel
+ * of a process that was killed only closes the socket, and anybody between the two may reset it.
+ */
+static void test_ends(void) {
+    enum { CLOSED, KILLED, RESET };
+    for (int how = CLOSED; how <= RESET; how++) {
+        for (int writes = 0; writes < 2; writes++) {
+            int ends[2];
+            uint8_t byte = 1;
+            struct iovec iov = {&byte, 1};
+            join(ends);
+            CHECK(send(ends[0], &byte, 1, MSG_NOSIGNAL) == 1); /* is never read */
+            struct pollfd came = {.fd = ends[1], .events = POLLIN};
+            CHECK(poll(&came, 1, 10000) == 1);
+            tb_link here = tb_tcp_link(ends[0]);
+            tb_link there = tb_tcp_link(ends[1]);
+            struct linger at_once = {1, 0};
+            if (how == CLOSED) {
+                there.kind->close(&there);
+            } else {
+                CHECK(how == KILLED || setsockopt(ends[1], SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) == 0);
+                close(ends[1]);
+            }
+            wait_for_end(ends[0]);
+            ssize_t moved = writes ? here.kind->writev(&here, &iov, 1) : here.kind->readv(&here, &iov, 1);
+            CHECK(moved == (how != CLOSED ? -ECONNRESET : writes ? -EPIPE : 0));
+            CHECK(tb_conn_says_end(moved) == (how == CLOSED));
+            here.kind->close(&here);
+        }
+    }
 }
 
 /* ---- strangers ----------------------------------------------------------------------------------------- */
@@ -260,6 +315,7 @@ static void test_process(int signal, uint32_t peer_timeout_ms) {
 int main(void) {
     test_process(SIGKILL, 10000);
     test_process(SIGSTOP, 2000);
+    test_ends();
     test_garbage();
     test_hello();
     test_early_frames();

@@ -83,6 +83,11 @@ bool tb_identity_lives(const tb_wire_identity *identity) {
     return read_start(identity->pid, &start, &state) && start == identity->pid_start && state != 'Z' && state != 'X';
 }
 
+bool tb_identity_may_live(const tb_wire_identity *own, const tb_wire_identity *other) {
+    bool seen_here = memcmp(own->boot, other->boot, sizeof own->boot) == 0 && own->pid_space == other->pid_space;
+    return !seen_here || tb_identity_lives(other);
+}
+
 int32_t tb_identity_read(const uint8_t identity[TB_IDENTITY_BYTES], uint32_t *carriers, uint8_t gpu[32],
                          tb_error *err) {
     tb_wire_identity read;

@@ -4,8 +4,8 @@
  *
  * A bucket of a source is exposed from READY until its target says READ, or TAKEN for the whole channel. A
  * round that fails with buckets exposed asks their targets for quiet by its ABORT, and stays under way until
- * each has said QUIET, has ended its connection (which it does not before it has come to rest), or is a
- * process that is gone.
+ * each has said QUIET, has closed its connection (which it does not before it has come to rest), or is a
+ * process that is gone. A connection that broke otherwise says nothing of the target.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -160,7 +160,7 @@ uint64_t tb_pulls_look(tb_transfer *transfer, uint64_t now) {
         if (!exchange->awaits_quiet || !exchange->gone) {
             continue;
         }
-        if (tb_identity_lives(&exchange->identity)) {
+        if (tb_identity_may_live(&transfer->session->identity, &exchange->identity)) {
             lost = true;
         } else {
             tb_pulls_are_quiet(exchange);

@@ -305,7 +305,7 @@ static bool find_quarantined(tb_session *session) {
     for (tb_transfer *transfer = session->transfers; transfer != NULL; transfer = transfer->next) {
         for (uint32_t i = 0; i < transfer->exchange_count; i++) {
             const tb_exchange *exchange = &transfer->exchanges[i];
-            if (exchange->awaits_quiet && tb_identity_lives(&exchange->identity)) {
+            if (exchange->awaits_quiet && tb_identity_may_live(&session->identity, &exchange->identity)) {
                 transfer->quarantined = true;
                 session->quarantined = true;
             }

@@ -2,6 +2,8 @@
 #ifndef TB_CONN_H
 #define TB_CONN_H
 
+#include <errno.h>
+
 #include "flow/flow.h"
 #include "wire/net.h"
 
@@ -126,6 +128,14 @@ void tb_conn_close_orderly(tb_conn *conn, uint64_t deadline);
 /* ---- conn.c: in its thread, without the lock ----------------------------------------------------------- */
 
 void tb_conn_end(tb_conn *conn);
+/*
+ * Whether what a link gave says that its other side has closed it, which a rank does once it has come to rest: there was an
+ * end of what it writes (tb_link_kind). A connection that was reset without one says nothing: its process may be gone, but
+ * something between the two may have reset it as well, and the peer may still read this rank's memory.
+ */
+static inline bool tb_conn_says_end(ssize_t moved) {
+    return moved == 0 || moved == -EPIPE;
+}
 /* It broke, or its peer broke the protocol: the peer is lost. */
 void tb_conn_fail(tb_conn *conn, int32_t code, int os_errno, const char *message);
 /* The link can be read or written: from any thread, without the lock. */

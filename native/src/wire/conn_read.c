@@ -283,7 +283,7 @@ static void link_ended(tb_conn *conn, ssize_t got) {
         && buffered(conn) == 0) {
         return; /* between buckets: what the peer said last may wait in its first connection, which decides */
     }
-    conn->ended = orderly || got == -ECONNRESET || got == -EPIPE;
+    conn->ended = tb_conn_says_end(got);
     tb_conn_fail(conn, TB_EPEER_LOST, orderly ? 0 : (int)-got,
                  orderly ? "the peer closed the connection" : "the connection broke");
 }

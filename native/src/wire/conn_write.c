@@ -265,7 +265,7 @@ bool tb_conn_write(tb_conn *conn) {
         ssize_t taken = conn->link.kind->writev(&conn->link, conn->loop->iov, plan.gather.count);
         accept_bytes(conn, &plan, taken > 0 ? (uint64_t)taken : 0);
         if (taken < 0 && taken != -EAGAIN && taken != -EINTR) {
-            conn->ended = taken == -ECONNRESET || taken == -EPIPE;
+            conn->ended = tb_conn_says_end(taken);
             tb_conn_fail(conn, TB_EPEER_LOST, (int)-taken, "the connection broke");
             return false;
         }

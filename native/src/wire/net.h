@@ -37,7 +37,7 @@ struct tb_peer {
     int32_t rank;
     bool up; /* every connection is open */
     bool connecting;
-    bool left;            /* it ended the last connection itself, once it had come to rest */
+    bool left;            /* it has closed the last connection itself, once it had come to rest */
     uint32_t connections; /* how many there are to be */
     uint32_t open;
     uint64_t incarnation;

@@ -92,8 +92,8 @@ bool sim_connect(void);
 bool sim_can_deliver(const sim_link *link, int end);
 void sim_deliver(sim_link *link, int end);
 /*
- * ETIMEDOUT: the network lost it. ECONNRESET: the process at one end is gone; a rank that lives resets a connection only
- * by closing it, which it does when it reads nothing of its peer any more.
+ * ETIMEDOUT: the network lost it. ECONNRESET: the process at one end is gone, or something between the two has reset it:
+ * both may live, and read each other's memory.
  */
 void sim_cut(sim_link *link, int os_errno);
 

@@ -137,7 +137,7 @@ static void fault(void) {
     sim_link *link = &the_sim->links[sim_random(SIM_LINKS)];
     uint64_t kind = sim_random(4);
     if (kind == 0 && link->used && link->cut == 0) {
-        sim_cut(link, ETIMEDOUT);
+        sim_cut(link, sim_random(2) == 0 ? ETIMEDOUT : ECONNRESET);
     } else if (kind == 1 && rank->alive) {
         sim_kill(number);
     } else if (kind == 2) {
