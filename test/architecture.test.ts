@@ -151,7 +151,7 @@ const rooms: Readonly<Record<string, Readonly<Record<string, readonly string[]>>
     reshard: ["transports", "ui"],
     budget: ["ui"],
     model: ["ui"],
-    transports: [],
+    transports: ["ui"],
     ui: [],
   },
 };

@@ -27,7 +27,21 @@ export interface StartResult {
   readonly ratio: number;
 }
 
-const cases = [["--version"], ["--help"], ["plan", "--help"], ["doctor", "--help"]] as const;
+/** The helps of the commands, and the least that one does. */
+const cases = [
+  ["--version"],
+  ["--help"],
+  ["plan", "--help"],
+  ["diff", "--help"],
+  ["explain", "--help"],
+  ["layout", "--help"],
+  ["reshard", "--help"],
+  ["agent", "--help"],
+  ["agents", "--help"],
+  ["demo", "--help"],
+  ["doctor", "--help"],
+  ["plan", "examples/ci/transfer.yaml"],
+] as const;
 
 export async function bench(options: StartOptions): Promise<StartResult[]> {
   const { root, pairs = 21, filter = "", log = () => {} } = options;
@@ -40,8 +54,8 @@ export async function bench(options: StartOptions): Promise<StartResult[]> {
       const name = `start/${words.join(" ")}`;
       if (!name.includes(filter)) continue;
       const times = Array.from({ length: pairs }, () => [
-        millisecondsOf(join(root, "dist/cli.js"), ...words),
-        millisecondsOf(empty),
+        millisecondsOf(root, join(root, "dist/cli.js"), ...words),
+        millisecondsOf(root, empty),
       ]) as [number, number][];
       const result = {
         name,
@@ -61,9 +75,9 @@ export async function bench(options: StartOptions): Promise<StartResult[]> {
   return results;
 }
 
-function millisecondsOf(...command: string[]): number {
+function millisecondsOf(root: string, ...command: string[]): number {
   const began = performance.now();
-  const { status } = spawnSync(process.execPath, command, { stdio: "ignore" });
+  const { status } = spawnSync(process.execPath, command, { cwd: root, stdio: "ignore" });
   if (status !== 0) throw new Error(`${command.join(" ")} ended with ${status}: run npm run build first`);
   return performance.now() - began;
 }

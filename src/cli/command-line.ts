@@ -128,6 +128,7 @@ async function createProgram(argv: readonly string[], context: CommandContext): 
   for (const entry of commands) await add(entry, false);
   for (const entry of workers) await add(entry, true);
   for (const command of [program, ...program.commands]) {
+    requireAfterUnknown(command);
     command
       .helpOption("-h, --help", "print this help")
       .exitOverride()
@@ -140,6 +141,16 @@ async function createProgram(argv: readonly string[], context: CommandContext): 
       });
   }
   return program;
+}
+
+/** An option that is mistyped is unknown, and not the one missing that was meant: what is required is asked for last. */
+function requireAfterUnknown(command: Command): void {
+  const required = command.options.filter((option) => option.mandatory);
+  for (const option of required) option.makeOptionMandatory(false);
+  command.hook("preAction", () => {
+    const missing = required.find((option) => command.getOptionValue(option.attributeName()) === undefined);
+    if (missing !== undefined) command.error(`error: required option '${missing.flags}' not specified`);
+  });
 }
 
 const examples = `

@@ -1,5 +1,4 @@
-/** The transports that the command line composes, and the option that picks among them. */
-import { Option } from "commander";
+/** The transports that the command line composes. */
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { nccl } from "../../transports/nccl/index.ts";
 import { shm } from "../../transports/shm/index.ts";
@@ -8,16 +7,7 @@ import { TensorBusError } from "../errors.ts";
 import { ncclVersion } from "../ffi/nccl.ts";
 import { select } from "../transport/selection.ts";
 import type { Transport } from "../transport/transport.ts";
-
-export const transportNames = ["auto", "tcp", "shm", "cuda-ipc", "nccl"] as const;
-export type TransportName = (typeof transportNames)[number];
-
-export function transportOption(): Option {
-  return new Option("--transport <name>", "how tensors travel; auto: the best for each pair of ranks")
-    .choices(transportNames)
-    .default("auto")
-    .env("TENSOR_BUS_TRANSPORT");
-}
+import type { TransportName } from "./ui/transport-option.ts";
 
 /**
  * The best for each pair of ranks, or the one of that name for all. `meeting` says how ranks meet, whichever it is, and

@@ -17,7 +17,8 @@ export { type ParameterBox, type RankParameter, rankParameters } from "./parts/r
 export type { PartRule, SideRules, SlotRule } from "./parts/rule.ts";
 export { type ParameterSummary, summarizeParts } from "./parts/summary.ts";
 export { type PartView, partView, partViews } from "./parts/views.ts";
-export { presetForms, presetSide } from "./presets/side.ts";
+export { presetForms } from "./presets/forms.ts";
+export { presetSide } from "./presets/side.ts";
 export type { ModelTensor } from "./tensor.ts";
 
 /**

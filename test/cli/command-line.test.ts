@@ -41,6 +41,14 @@ describe("the command line", () => {
       ["plan"],
       "error: missing required argument 'spec', or --load and a file, or --model, --source and --target\n",
     ],
+    [
+      ["reshard", "a.safetensors", "--tarhget", "2:R", "--out", "b"],
+      "error: unknown option '--tarhget' (Did you mean --target?)\n",
+    ],
+    [
+      ["reshard", "a.safetensors", "--out", "b"],
+      "error: required option '--target <layout>' not specified\n",
+    ],
     [["doctor", "--jsn"], "error: unknown option '--jsn' (Did you mean --json?)\n"],
     [["plan", "spec.yaml", "--rank", "x"], /^error: option '--rank <rank>' argument 'x' is invalid\. .*\n$/],
   ])("%j is bad input, in one line", async (argv, message) => {

@@ -1,19 +1,11 @@
 import { Command, Option } from "commander";
-import { diffPlans, type SideForm, type TensorForm, toJSON } from "../../plan/index.ts";
-import { loadPlanned } from "../plan/load.ts";
 import type { CommandContext } from "../ui/context.ts";
-import { formatRanks } from "../ui/format.ts";
-import { markdownDiff } from "./markdown.ts";
-import { type Compared, formatDiff } from "./report.ts";
 
-interface DiffOptions {
+export interface DiffOptions {
   readonly json?: boolean;
   readonly markdown?: boolean;
   readonly exitCode?: boolean;
 }
-
-/** Links that `--json` lists; there may be as many as pairs of ranks. */
-const mostLinks = 1000;
 
 /** `tensorbus diff`: what changed between two plans. */
 export function diffCommand(context: CommandContext): Command {
@@ -34,39 +26,7 @@ Examples:
 Plans are equal if their digests are. Budgets and names of sides are not part of a plan.`,
     )
     .action(async (before: string, after: string, options: DiffOptions) => {
-      const [old, now] = [await loadPlanned(before), await loadPlanned(after)];
-      const compared: Compared = { before: old, after: now, diff: diffPlans(old.plan, now.plan) };
-      await context.stdout.line(describe(context, compared, options));
-      if (options.exitCode && !compared.diff.equal) context.exit(1);
+      const { runDiff } = await import("./run.ts");
+      await runDiff(context, before, after, options);
     });
-}
-
-function describe(context: CommandContext, compared: Compared, options: DiffOptions): string {
-  if (options.json) return JSON.stringify(jsonReport(compared));
-  return options.markdown ? markdownDiff(compared) : formatDiff(context.stdout, compared);
-}
-
-function jsonReport({ before, after, diff }: Compared) {
-  const { links, ...rest } = diff;
-  return toJSON({
-    before: before.spec.file,
-    after: after.spec.file,
-    ...rest,
-    tensors: diff.tensors.map((group) => ({
-      ...group,
-      before: group.before && jsonForm(group.before),
-      after: group.after && jsonForm(group.after),
-    })),
-    changedLinks: links.length,
-    links: links.slice(0, mostLinks),
-  });
-}
-
-function jsonForm(form: TensorForm) {
-  const side = ({ mesh, ...rest }: SideForm) => ({
-    ...rest,
-    mesh: mesh.shape,
-    ranks: formatRanks(mesh.ranks, Number.POSITIVE_INFINITY),
-  });
-  return { ...form, source: side(form.source), target: side(form.target) };
 }

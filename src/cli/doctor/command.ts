@@ -1,7 +1,7 @@
 import { Command } from "commander";
 import type { CommandContext } from "../ui/context.ts";
 import type { Output } from "../ui/output.ts";
-import { type Check, checkMachine } from "./checks.ts";
+import type { Check } from "./checks.ts";
 
 const headings: readonly (readonly [Check["needed"], string])[] = [
   ["planning", "Planning"],
@@ -24,6 +24,7 @@ Examples:
 Exit code 3 if something is missing that planning or transfers need.`,
     )
     .action(async (options: { json?: boolean }) => {
+      const { checkMachine } = await import("./checks.ts");
       const checks = await checkMachine(context.environment);
       const lacking = checks.filter(isLacking);
       if (options.json) {

@@ -1,8 +1,5 @@
-import { stat } from "node:fs/promises";
-import { join } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { type DType, dtypes } from "../../layout/index.ts";
-import { type ConfigOptions, type Model, readModel } from "../../model/config.ts";
 import { type ModelForm, modelForms } from "../../model/families/table.ts";
 
 /** What a command line says of a model. */
@@ -29,26 +26,6 @@ export function addModelOptions(command: Command, required: boolean): Command {
     .option("--dtype <type>", "the element type, in place of the config's", parseDType)
     .option("--mtp", "with the layers that predict further tokens")
     .option("--no-quantized", "plain weights, whatever the config's quantization_config says");
-}
-
-/** The model of a path. Errors as those of `readModel`. */
-export async function loadModel(path: string, options: ModelOptions): Promise<Model> {
-  return readModel(await configPath(path), configOptions(options));
-}
-
-function configOptions({ dtype, form, mtp, quantized }: ModelOptions): ConfigOptions {
-  return {
-    ...(dtype !== undefined && { dtype }),
-    ...(form !== undefined && { form }),
-    ...(mtp !== undefined && { mtp }),
-    ...(quantized === false && { quantized }),
-  };
-}
-
-/** A folder's config.json; any other path as it is. */
-async function configPath(path: string): Promise<string> {
-  const found = await stat(path).catch(() => undefined);
-  return found?.isDirectory() ? join(path, "config.json") : path;
 }
 
 function parseDType(text: string): DType {

@@ -3,7 +3,8 @@ import type { Spec } from "../../model/spec.ts";
 import { resolvePartedSpec } from "../../model/spec-parts.ts";
 import { formatPath, type SpecPlaces } from "../../model/spec-places.ts";
 import { checkSpec } from "../../model/spec-resolve.ts";
-import { loadModel, type ModelOptions } from "./model-options.ts";
+import { loadModel } from "./load-model.ts";
+import type { ModelOptions } from "./model-options.ts";
 
 /** What a command line says in place of a spec. */
 export interface PresetSpecOptions extends ModelOptions {

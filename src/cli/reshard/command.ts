@@ -1,10 +1,7 @@
 /** `tensorbus reshard`: a checkpoint from one layout to another, from files to files. */
 import { Command, InvalidArgumentError } from "commander";
-import { type TransportName, transportOption } from "../transports.ts";
 import type { CommandContext } from "../ui/context.ts";
-import { moveFiles } from "./move.ts";
-import { runReshardRank } from "./rank.ts";
-import { transferFiles } from "./transfer.ts";
+import { type TransportName, transportOption } from "../ui/transport-option.ts";
 
 export interface ReshardOptions {
   readonly source: string;
@@ -71,14 +68,19 @@ No file appears under its final name before all are written and verified. tensor
 files belong together; a folder without it is not a result. A run that was killed goes on where it was, by the same command.`,
     )
     .action(async (checkpoint: string, options: ReshardOptions) => {
-      if (options.processes === true) await transferFiles(context, checkpoint, options);
-      else await moveFiles(context, checkpoint, options);
+      if (options.processes === true) {
+        const { transferFiles } = await import("./transfer.ts");
+        await transferFiles(context, checkpoint, options);
+      } else {
+        const { moveFiles } = await import("./move.ts");
+        await moveFiles(context, checkpoint, options);
+      }
     });
 }
 
 /** One rank of `reshard --processes`; only `reshard` starts it. */
 export function reshardRankCommand(): Command {
-  return new Command("reshard-rank").action(runReshardRank);
+  return new Command("reshard-rank").action(async () => (await import("./rank.ts")).runReshardRank());
 }
 
 function collect(value: string, previous: readonly string[]): string[] {

@@ -1,5 +1,5 @@
 import { type ErrorCode, TensorBusError } from "../../errors.ts";
-import type { TransportName } from "../transports.ts";
+import type { TransportName } from "../ui/transport-option.ts";
 
 /** What the supervisor tells a rank's process before anything else. */
 export interface RankJob {

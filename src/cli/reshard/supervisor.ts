@@ -7,7 +7,7 @@ import { TensorBusError } from "../../errors.ts";
 import { publish, removeUnfinished } from "../../model/safetensors.ts";
 import type { Plan } from "../../plan/index.ts";
 import { serveTcpStore } from "../../store/tcp-server.ts";
-import type { TransportName } from "../transports.ts";
+import type { TransportName } from "../ui/transport-option.ts";
 import {
   failureOf,
   type Phase,

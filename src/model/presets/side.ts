@@ -1,15 +1,9 @@
 import type { Model } from "../config.ts";
 import type { SideRules } from "../parts/rule.ts";
+import { presetForms } from "./forms.ts";
 import { parsePreset, presetError } from "./options.ts";
 import { fsdp2Side, hfSide } from "./trainer.ts";
 import { vllmSide } from "./vllm.ts";
-
-/** The presets, each with its options. */
-export const presetForms = {
-  fsdp2: "fsdp2:dp=N[,tp=N][,ep=N][,replicas=N]",
-  hf: "hf:N",
-  vllm: "vllm:tp=N[,dp=N][,pp=N][,ep][,placement=round_robin][,redundant=N][,all2all=NAME][,partition=N:N]",
-} as const;
 
 /**
  * The rules of a preset for a model; its rank 0 has number `firstRank`. `TB_PRESET` for a preset or an option that is not known,

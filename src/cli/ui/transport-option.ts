@@ -1,0 +1,12 @@
+/** The option that picks among the transports. */
+import { Option } from "commander";
+
+export const transportNames = ["auto", "tcp", "shm", "cuda-ipc", "nccl"] as const;
+export type TransportName = (typeof transportNames)[number];
+
+export function transportOption(): Option {
+  return new Option("--transport <name>", "how tensors travel; auto: the best for each pair of ranks")
+    .choices(transportNames)
+    .default("auto")
+    .env("TENSOR_BUS_TRANSPORT");
+}
