@@ -20,13 +20,14 @@ import {
   pathOf,
   planFiles,
   publishFiles,
-  syncFiles,
 } from "./output.ts";
 import { refuseOwnSource } from "./result.ts";
-import { placesOf } from "./scatter.ts";
+import { type MovePhase, Run, type RunSummary, type Work } from "./run.ts";
+import { type ItemChecksums, placesOf } from "./scatter.ts";
 import { type CheckpointSource, type FileSignature, signaturesOf } from "./source.ts";
+import { Syncer } from "./syncer.ts";
 import { requireTensors, type TargetFile, targetDigest } from "./target.ts";
-import { type Hand, localHand, type Order, threadHand, type WorkFiles } from "./threads.ts";
+import { type Hand, localHand, threadHand } from "./threads.ts";
 import {
   cutWork,
   type Destination,
@@ -35,8 +36,6 @@ import {
   movedTensors,
   type WorkItem,
 } from "./work.ts";
-
-export type MovePhase = "move" | "verify";
 
 export interface MoveOptions {
   readonly source: CheckpointSource;
@@ -65,13 +64,10 @@ export interface MoveSummary {
   readonly files: readonly {
     readonly name: string;
     readonly bytes: number;
-    /** CRC-32C of all of it; `undefined` if parts of it were not written in one piece. */
-    readonly checksum: number | undefined;
+    /** CRC-32C of all of it. */
+    readonly checksum: number;
   }[];
 }
-
-/** Files are made durable, and items noted, after so many bytes. */
-const syncBytes = 2 ** 30;
 
 /**
  * Errors: `TB_NO_SPACE` before anything is moved; `TB_FILE` if a file cannot be read or written, or the source changed; `TB_VERIFY`
@@ -101,8 +97,8 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
   const journal = Journal.open(folder, key, items.length);
   try {
     const targets = planned.map((file) => pathOf(folder, file, journal.isPublishing));
-    const work: WorkFiles = { tensors, items, sources: source.files, targets };
-    const { checksums, ...counts } = await runWork(work, options, journal);
+    const work: Work = { tensors, items, sources: source.files, targets };
+    const counts = await runWork(work, planned, options, journal);
     if (signal?.aborted) throw cancelledError("moving the checkpoint", signal);
     requireUnchanged(signatures, signaturesOf(source.files));
     if (!journal.isPublishing) {
@@ -112,7 +108,6 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
     publishFiles(folder, planned);
     const summary: MoveSummary = {
       ...counts,
-      files: checksumFiles(planned, work, checksums),
       writtenBytes: planned.reduce((sum, { bytes }) => sum + bytes, 0),
       seconds: (performance.now() - began) / 1000,
     };
@@ -128,15 +123,25 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
   }
 }
 
-/** Moves and compares; all is durable then, and nothing is left open. */
-async function runWork(work: WorkFiles, options: MoveOptions, journal: Journal): Promise<RunSummary> {
+/** Moves, compares and sums up; all is durable then, and nothing is left open. */
+async function runWork(
+  work: Work,
+  planned: readonly PlannedFile[],
+  options: MoveOptions,
+  journal: Journal,
+): Promise<Omit<RunSummary, "checksums"> & Pick<MoveSummary, "files">> {
   const opened = openFiles(work.targets, "r+");
   const hands: Hand[] = [];
   try {
     handsFor(work, options, hands);
-    const summary = await new Run(work, hands, options, () => syncFiles(opened), journal).run();
-    syncFiles(opened);
-    return summary;
+    const run = new Run(work, hands, options, new Syncer(opened), journal);
+    const { checksums, ...counts } = await run.run();
+    const known = checksumFiles(planned, work, checksums);
+    const sums = await run.sum(
+      known.flatMap(({ checksum, bytes }, file) => (checksum === undefined ? [{ file, bytes }] : [])),
+    );
+    const files = known.map((file, number) => ({ ...file, checksum: file.checksum ?? sums.get(number)! }));
+    return { ...counts, files };
   } finally {
     await Promise.all(hands.map((hand) => hand.close()));
     closeFiles(opened);
@@ -169,12 +174,15 @@ function workKey(
   return hash.digest("hex");
 }
 
-/** From the checksums of everything that was written, and zeros where nothing was. */
+/**
+ * From the checksums of everything that was written, and zeros if nothing was: without reading it again. `undefined` for a file
+ * of which a part was not written in one piece.
+ */
 function checksumFiles(
   files: readonly PlannedFile[],
-  { items, tensors }: WorkFiles,
-  checksums: ReadonlyMap<number, readonly number[]>,
-): MoveSummary["files"] {
+  { items, tensors }: Work,
+  checksums: ReadonlyMap<number, ItemChecksums>,
+): { readonly name: string; readonly bytes: number; readonly checksum: number | undefined }[] {
   const stretches: (Stretch[] | undefined)[] = files.map(({ head, parameters, entries }) => [
     { at: 0, bytes: head.length, checksum: crc32c(head) },
     ...parameters.flatMap(({ name, dtype, constant }) => {
@@ -197,16 +205,20 @@ function checksumFiles(
 
 /** To start a thread takes longer than to move less than this. */
 const threadBytes = 64 * 2 ** 20;
+/** Each thread has buffers, and a heap of its own: so many stay within the memory that is promised. */
+export const maxThreads = 16;
 
-/** Adds the hands to those that are closed in the end, one by one: the next may fail. */
-function handsFor(work: WorkFiles, { threads }: MoveOptions, hands: Hand[]): void {
+/**
+ * This thread, which begins at once, and others that join it once they have started. Adds the hands to those that are closed in
+ * the end, one by one: the next may fail.
+ */
+function handsFor(work: Work, { threads }: MoveOptions, hands: Hand[]): void {
+  hands.push(localHand(work));
   const total = work.items.reduce((sum, item) => sum + itemSizeOf(item, work.tensors[item.tensor]!), 0);
-  if (threads === undefined || total < threadBytes) {
-    hands.push(localHand(work));
-    return;
-  }
-  const count = Math.max(1, Math.min(threads.count, work.items.length));
-  while (hands.length < count) hands.push(threadHand(work, threads.script, threads.command));
+  if (threads === undefined || total < threadBytes) return;
+  const count = Math.min(threads.count, maxThreads, work.items.length);
+  const paths = { sources: work.sources, targets: work.targets };
+  while (hands.length < count) hands.push(threadHand(paths, threads.script, threads.command));
 }
 
 /** For each tensor of the source where its boxes go. */
@@ -238,117 +250,4 @@ function requireUnchanged(
       details: { path: changed.path },
     },
   );
-}
-
-interface RunSummary extends Pick<MoveSummary, "movedBytes" | "resumedBytes" | "verifiedBytes"> {
-  readonly checksums: ReadonlyMap<number, readonly number[]>;
-}
-
-/** One run over the items: moved, noted when durable, then compared. */
-class Run {
-  readonly #work: WorkFiles;
-  readonly #hands: readonly Hand[];
-  readonly #options: MoveOptions;
-  readonly #sync: () => void;
-  readonly #journal: Journal;
-  readonly #checksums: Map<number, readonly number[]>;
-
-  constructor(
-    work: WorkFiles,
-    hands: readonly Hand[],
-    options: MoveOptions,
-    sync: () => void,
-    journal: Journal,
-  ) {
-    this.#work = work;
-    this.#hands = hands;
-    this.#options = options;
-    this.#sync = sync;
-    this.#journal = journal;
-    this.#checksums = new Map(journal.done);
-  }
-
-  async run(): Promise<RunSummary> {
-    const { items } = this.#work;
-    const left = [...items.keys()].filter((item) => !this.#checksums.has(item));
-    const resumedBytes = this.#bytesOf([...this.#checksums.keys()]);
-    const total = this.#bytesOf([...items.keys()]);
-    const movedBytes = await this.#move(left, resumedBytes, total);
-    const verifiedBytes = this.#options.verify ? await this.#verify(total) : 0;
-    return { movedBytes, resumedBytes, verifiedBytes, checksums: this.#checksums };
-  }
-
-  async #move(left: readonly number[], before: number, total: number): Promise<number> {
-    let moved = 0;
-    let unsynced = 0;
-    let noted: [number, readonly number[]][] = [];
-    const note = () => {
-      if (noted.length === 0) return;
-      this.#sync();
-      this.#journal.add(noted);
-      noted = [];
-      unsynced = 0;
-    };
-    try {
-      await this.#each(
-        left.map((item) => ({ item })),
-        ({ item, checksums }) => {
-          const bytes = this.#bytesOf([item]);
-          this.#checksums.set(item, checksums);
-          noted.push([item, checksums]);
-          moved += bytes;
-          unsynced += bytes;
-          if (unsynced >= syncBytes) note();
-          this.#options.onProgress?.("move", before + moved, total);
-        },
-      );
-    } finally {
-      note();
-    }
-    return moved;
-  }
-
-  async #verify(total: number): Promise<number> {
-    let compared = 0;
-    let done = 0;
-    const orders = [...this.#checksums].map(([item, checksums]) => ({ item, checksums }));
-    await this.#each(orders, ({ item, bytes }) => {
-      compared += bytes;
-      done += this.#bytesOf([item]);
-      this.#options.onProgress?.("verify", done, total);
-    });
-    return compared;
-  }
-
-  /** Hands the orders out, in their order. The first failure ends the run once what is under way has ended. */
-  async #each(
-    orders: readonly Order[],
-    onDone: (done: Awaited<ReturnType<Hand["do"]>>) => void,
-  ): Promise<void> {
-    const { signal } = this.#options;
-    let next = 0;
-    let failure: { readonly error: unknown } | undefined;
-    const serve = async (hand: Hand) => {
-      while (failure === undefined && next < orders.length) {
-        if (signal?.aborted) throw cancelledError("moving the checkpoint", signal);
-        onDone(await hand.do(orders[next++]!));
-      }
-    };
-    await Promise.all(
-      this.#hands.map((hand) =>
-        serve(hand).catch((error: unknown) => {
-          failure ??= { error };
-        }),
-      ),
-    );
-    if (failure !== undefined) throw failure.error;
-  }
-
-  #bytesOf(items: readonly number[]): number {
-    const { items: all, tensors } = this.#work;
-    return items.reduce(
-      (sum, item) => sum + itemSizeOf(all[item] as WorkItem, tensors[all[item]!.tensor]!),
-      0,
-    );
-  }
 }

@@ -151,11 +151,6 @@ export function closeFiles(files: readonly OpenedFile[]): void {
   for (const { fd } of files) closeSync(fd);
 }
 
-/** Makes what was written durable. */
-export function syncFiles(files: readonly OpenedFile[]): void {
-  for (const { path, fd } of files) attempt("write", path, () => fsyncSync(fd));
-}
-
 /** Gives the files their final names. One that has its name already, from a run that was killed here, keeps it. */
 export function publishFiles(folder: string, files: readonly PlannedFile[]): void {
   for (const file of files) {

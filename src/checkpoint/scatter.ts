@@ -3,9 +3,17 @@ import { TensorBusError } from "../errors.ts";
 import { type DType, itemSize } from "../layout/index.ts";
 import { contiguousStrides } from "../layout/strides.ts";
 import { crc32c, describeElements, move } from "../memory/kernels.ts";
+import { type Cut, countOf, cutRows } from "./cut.ts";
 import { type OpenedFile, readAll, writeAll } from "./opened-file.ts";
 import type { StoredBox } from "./source.ts";
-import { type Destination, isPermuting, type MovedTensor, type WorkItem } from "./work.ts";
+import {
+  bufferBytes,
+  type Destination,
+  elementsIn,
+  isPermuting,
+  type MovedTensor,
+  turnedDimension,
+} from "./work.ts";
 
 /** What an item wrote: for each destination that it has a part in, in their order, the checksum of the packed part. */
 export type ItemChecksums = readonly number[];
@@ -24,31 +32,50 @@ export class Buffers {
   }
 }
 
-/** Reads an item and writes it to all of its places. */
+/** Reads an item and writes it to all of its places, block by block. */
 export function scatterItem(
   tensor: MovedTensor,
-  item: WorkItem,
+  item: Cut,
   sources: readonly OpenedFile[],
   targets: readonly OpenedFile[],
   buffers: Buffers,
 ): ItemChecksums {
-  const slab = readSlab(tensor, item, sources, buffers);
-  return partsOf(tensor, item).map((part) => {
-    const packed = packPart(tensor, item, part, slab, buffers);
-    const { file, position } = part.destination;
-    let done = 0;
-    for (const run of fileRuns(part)) {
-      writeAll(targets[file]!, packed.subarray(done, done + run.bytes), position + run.at);
-      done += run.bytes;
-    }
-    return crc32c(packed);
-  });
+  const destinations = partsOf(tensor, item).map(({ destination }) => destination);
+  const checksums = destinations.map(() => 0);
+  for (const block of blocksOf(tensor, item)) {
+    const slab = readSlab(tensor, block, sources, buffers);
+    destinations.forEach((destination, index) => {
+      const part = partOf(destination, block);
+      if (part === undefined) return;
+      const packed = packPart(tensor, block, part, slab, buffers);
+      let done = 0;
+      for (const run of fileRuns(part)) {
+        writeAll(
+          targets[destination.file]!,
+          packed.subarray(done, done + run.bytes),
+          destination.position + run.at,
+        );
+        done += run.bytes;
+      }
+      checksums[index] = crc32c(packed, checksums[index]);
+    });
+  }
+  return checksums;
+}
+
+/** What is read, packed, summed up and written while a processor's cache has it. */
+const blockBytes = 2 ** 19;
+
+/** The blocks of an item follow each other in each of its parts; one that is turned is packed as a whole. */
+function blocksOf(tensor: MovedTensor, item: Cut): Iterable<Cut> {
+  if (turnedDimension(tensor) !== undefined) return [item];
+  return cutRows(item, elementsIn(blockBytes, tensor));
 }
 
 /** Where the parts of an item lie in their files: their first runs, and whether that is all, in one piece. */
 export function placesOf(
   tensor: MovedTensor,
-  item: WorkItem,
+  item: Cut,
 ): { readonly file: number; readonly at: number; readonly bytes: number; readonly isOne: boolean }[] {
   return partsOf(tensor, item).map((part) => {
     const { file, position } = part.destination;
@@ -60,7 +87,7 @@ export function placesOf(
 /** Compares what lies in the files with the checksums of what was written there. `TB_VERIFY` names parameter and file. */
 export function checkItem(
   tensor: MovedTensor,
-  item: WorkItem,
+  item: Cut,
   checksums: ItemChecksums,
   targets: readonly OpenedFile[],
   buffers: Buffers,
@@ -70,9 +97,7 @@ export function checkItem(
     const { file, position } = part.destination;
     let crc = 0;
     for (const run of fileRuns(part)) {
-      const found = buffers.take("packed", run.bytes);
-      readAll(targets[file]!, found, position + run.at);
-      crc = crc32c(found, crc);
+      crc = sumStretch(targets[file]!, { at: position + run.at, bytes: run.bytes }, crc, buffers);
       bytes += run.bytes;
     }
     if (crc === checksums[index]) return;
@@ -83,6 +108,17 @@ export function checkItem(
     );
   });
   return bytes;
+}
+
+/** The checksum of bytes of a file, read through a block's buffer; it continues from `crc`. */
+export function sumStretch(file: OpenedFile, { at, bytes }: ByteRun, crc: number, buffers: Buffers): number {
+  let sum = crc;
+  for (let done = 0; done < bytes; done += blockBytes) {
+    const found = buffers.take("packed", Math.min(blockBytes, bytes - done));
+    readAll(file, found, at + done);
+    sum = crc32c(found, sum);
+  }
+  return sum;
 }
 
 /** The part of an item that goes to one destination: a box in the tensor, and where it lies in the parameter. */
@@ -96,34 +132,32 @@ interface Part {
   readonly size: readonly number[];
 }
 
-function partsOf({ destinations }: MovedTensor, { offsets, lengths }: WorkItem): Part[] {
-  return destinations.flatMap((destination) => {
-    const { axes, start: from, length: of, at: places } = destination;
-    const start = from.map((at, dim) => Math.max(at, offsets[dim]!));
-    const length = start.map(
-      (at, dim) => Math.min(from[dim]! + of[dim]!, offsets[dim]! + lengths[dim]!) - at,
-    );
-    if (length.some((extent) => extent <= 0)) return [];
-    const at = places.map((place, axis) =>
-      axes[axis]! < 0 ? place : place + start[axes[axis]!]! - from[axes[axis]!]!,
-    );
-    const size = places.map((_, axis) => (axes[axis]! < 0 ? 1 : length[axes[axis]!]!));
-    return [{ destination, start, length, at, size }];
-  });
+function partsOf({ destinations }: MovedTensor, item: Cut): Part[] {
+  return destinations.flatMap((destination) => partOf(destination, item) ?? []);
+}
+
+/** The part of an item, or of a block of one, that goes to a destination; `undefined` if nothing does. */
+function partOf(destination: Destination, { offsets, lengths }: Cut): Part | undefined {
+  const { axes, start: from, length: of, at: places } = destination;
+  const start = from.map((at, dim) => Math.max(at, offsets[dim]!));
+  const length = start.map((at, dim) => Math.min(from[dim]! + of[dim]!, offsets[dim]! + lengths[dim]!) - at);
+  if (length.some((extent) => extent <= 0)) return undefined;
+  const at = places.map((place, axis) =>
+    axes[axis]! < 0 ? place : place + start[axes[axis]!]! - from[axes[axis]!]!,
+  );
+  const size = places.map((_, axis) => (axes[axis]! < 0 ? 1 : length[axes[axis]!]!));
+  return { destination, start, length, at, size };
 }
 
 /** All elements of an item, packed, in the type of the source. */
 function readSlab(
   tensor: MovedTensor,
-  { offsets, lengths }: WorkItem,
+  { offsets, lengths }: Cut,
   files: readonly OpenedFile[],
   buffers: Buffers,
 ): Buffer {
   const item = itemSize(tensor.dtype);
-  const slab = buffers.take(
-    "slab",
-    lengths.reduce((product, extent) => product * extent, item),
-  );
+  const slab = buffers.take("slab", countOf(lengths) * item);
   const strides = contiguousStrides(lengths);
   let missing = slab.length;
   for (const box of tensor.boxes) {
@@ -132,7 +166,7 @@ function readSlab(
       (at, dim) => Math.min(box.start[dim]! + box.length[dim]!, offsets[dim]! + lengths[dim]!) - at,
     );
     if (length.some((extent) => extent <= 0)) continue;
-    const bytes = length.reduce((product, extent) => product * extent, item);
+    const bytes = countOf(length) * item;
     const isWhole = bytes === slab.length;
     const part = isWhole ? slab : buffers.take("part", bytes);
     readBox(files[box.file]!, box, start, length, tensor.dtype, part, buffers);
@@ -170,9 +204,9 @@ function readBox(
   const first = start.reduce((sum, index, dim) => sum + (index - from[dim]!) * strides[dim]!, 0);
   const span = length.reduce((sum, extent, dim) => sum + (extent - 1) * strides[dim]!, 1);
   const packed = contiguousStrides(length);
-  if (length.every((extent, dim) => extent === 1 || strides[dim] === packed[dim])) {
+  if (isPacked(length, strides)) {
     readAll(file, into, position + first * item);
-  } else if (span * item <= mostGap * into.length) {
+  } else if (span * item <= Math.min(mostGap * into.length, bufferBytes)) {
     const stretch = buffers.take("stretch", span * item);
     readAll(file, stretch, position + first * item);
     move(
@@ -198,17 +232,18 @@ function readBox(
 /** A part as its file holds it: its axes in the parameter's order, in the parameter's type. */
 function packPart(
   { dtype }: MovedTensor,
-  { offsets, lengths }: WorkItem,
+  { offsets, lengths }: Cut,
   { destination, start, length, size }: Part,
   slab: Buffer,
   buffers: Buffers,
 ): Buffer {
   const { axes } = destination;
-  const count = size.reduce((product, extent) => product * extent, 1);
-  const isSlab = destination.dtype === dtype && !isPermuting(axes) && count * itemSize(dtype) === slab.length;
-  if (isSlab) return slab;
+  const count = countOf(size);
   const strides = contiguousStrides(lengths);
   const offset = start.reduce((sum, at, dim) => sum + (at - offsets[dim]!) * strides[dim]!, 0);
+  if (destination.dtype === dtype && !isPermuting(axes) && isPacked(length, strides)) {
+    return slab.subarray(offset * itemSize(dtype), (offset + count) * itemSize(dtype));
+  }
   const packed = buffers.take("packed", count * itemSize(destination.dtype));
   const order = axes.filter((axis) => axis >= 0);
   const descriptor = describeElements(
@@ -219,6 +254,16 @@ function packPart(
   );
   move({ bytes: packed, dtype: destination.dtype }, { bytes: slab, dtype, descriptor });
   return packed;
+}
+
+/** Whether the elements of a box follow each other without a gap. */
+function isPacked(length: readonly number[], strides: readonly number[]): boolean {
+  let run = 1;
+  for (let dim = length.length - 1; dim >= 0; dim--) {
+    if (length[dim]! > 1 && strides[dim] !== run) return false;
+    run *= length[dim]!;
+  }
+  return true;
 }
 
 interface ByteRun {

@@ -2,42 +2,60 @@
  * The threads of a mover. Each opens the files for itself and works on the items that it is given, with calls that block only
  * it; the main thread hands out items, notes what is done, and shows progress.
  */
+import { setImmediate } from "node:timers/promises";
 import { parentPort, Worker, workerData } from "node:worker_threads";
 import { type ErrorCode, errorCodes, TensorBusError } from "../errors.ts";
+import type { Cut } from "./cut.ts";
 import type { OpenedFile } from "./opened-file.ts";
 import { closeFiles, openFiles } from "./output.ts";
-import { Buffers, checkItem, type ItemChecksums, scatterItem } from "./scatter.ts";
-import type { MovedTensor, WorkItem } from "./work.ts";
+import { Buffers, checkItem, type ItemChecksums, scatterItem, sumStretch } from "./scatter.ts";
+import type { MovedTensor } from "./work.ts";
 
 /** What all threads know of the work. */
 export interface WorkFiles {
-  readonly tensors: readonly MovedTensor[];
-  readonly items: readonly WorkItem[];
   readonly sources: readonly string[];
   readonly targets: readonly string[];
 }
 
-/** An item to move, or one to compare with what it wrote. */
-export type Order = { readonly item: number; readonly checksums?: ItemChecksums };
+/** An item to move, or one to compare with what it wrote; with what has to be known of its tensor. */
+export interface ItemTask {
+  readonly item: number;
+  readonly tensor: MovedTensor;
+  readonly cut: Cut;
+  readonly checksums?: ItemChecksums;
+}
+
+/** Bytes of a target to sum up, as they are. */
+export interface SumTask {
+  readonly file: number;
+  readonly at: number;
+  readonly bytes: number;
+}
+
+/** Tasks that are handed out together: small ones cost as much to hand out as large ones. */
+export type Order = readonly (ItemTask | SumTask)[];
 
 export interface Done {
-  readonly item: number;
-  readonly checksums: ItemChecksums;
+  /** Of each task, in their order: of an item those of its parts, of a stretch its own. */
+  readonly checksums: readonly ItemChecksums[];
   /** That were compared. */
   readonly bytes: number;
 }
 
-/** Does items, wherever it lives. */
+/** Does orders, wherever it lives: one after the other, and several may wait. */
 export interface Hand {
   do(order: Order): Promise<Done>;
   close(): Promise<void>;
 }
 
-/** A hand in this thread: for tests, and where there is nothing to start a thread from. */
+/** A hand in this thread, which has time for others between two orders. */
 export function localHand(work: WorkFiles): Hand {
   const bench = new Bench(work);
   return {
-    do: async (order) => bench.do(order),
+    do: async (order) => {
+      await setImmediate();
+      return bench.do(order);
+    },
     close: async () => bench.close(),
   };
 }
@@ -45,21 +63,17 @@ export function localHand(work: WorkFiles): Hand {
 /** A hand in a thread of its own: `script` runs `runHand` in it when its first argument is `command`. */
 export function threadHand(work: WorkFiles, script: string, command: string): Hand {
   const worker = new Worker(script, { argv: [command], workerData: work, stdout: false, stderr: false });
-  let waiting: { resolve: (done: Done) => void; reject: (error: unknown) => void } | undefined;
+  const waiting: { resolve: (done: Done) => void; reject: (error: unknown) => void }[] = [];
   /** Why the thread does nothing any more. */
   let end: { readonly error: unknown } | undefined;
-  const fail = (error: unknown) => {
-    waiting?.reject(error);
-    waiting = undefined;
-  };
   const finish = (error: unknown) => {
     end ??= { error };
-    fail(end.error);
+    for (const { reject } of waiting.splice(0)) reject(end.error);
   };
   worker.on("message", (message: Done | Failure) => {
-    if ("code" in message) return fail(errorOf(message));
-    waiting?.resolve(message);
-    waiting = undefined;
+    const first = waiting.shift();
+    if ("code" in message) first?.reject(errorOf(message));
+    else first?.resolve(message);
   });
   worker.on("error", finish);
   worker.on("exit", (code) =>
@@ -71,7 +85,7 @@ export function threadHand(work: WorkFiles, script: string, command: string): Ha
     do: (order) =>
       new Promise((resolve, reject) => {
         if (end !== undefined) return reject(end.error);
-        waiting = { resolve, reject };
+        waiting.push({ resolve, reject });
         worker.postMessage(order);
       }),
     close: async () => {
@@ -99,31 +113,30 @@ export function runHand(): Promise<void> {
 
 /** The files and buffers of one thread. */
 class Bench {
-  readonly #work: WorkFiles;
   readonly #sources: readonly OpenedFile[];
   readonly #targets: readonly OpenedFile[];
   readonly #buffers = new Buffers();
 
-  constructor(work: WorkFiles) {
-    this.#work = work;
-    this.#sources = openFiles(work.sources, "r");
+  constructor({ sources, targets }: WorkFiles) {
+    this.#sources = openFiles(sources, "r");
     try {
-      this.#targets = openFiles(work.targets, "r+");
+      this.#targets = openFiles(targets, "r+");
     } catch (error) {
       closeFiles(this.#sources);
       throw error;
     }
   }
 
-  do({ item: number, checksums }: Order): Done {
-    const item = this.#work.items[number]!;
-    const tensor = this.#work.tensors[item.tensor]!;
-    if (checksums === undefined) {
-      const made = scatterItem(tensor, item, this.#sources, this.#targets, this.#buffers);
-      return { item: number, checksums: made, bytes: 0 };
-    }
-    const bytes = checkItem(tensor, item, checksums, this.#targets, this.#buffers);
-    return { item: number, checksums, bytes };
+  do(order: Order): Done {
+    let bytes = 0;
+    const checksums = order.map((task): ItemChecksums => {
+      if ("file" in task) return [sumStretch(this.#targets[task.file]!, task, 0, this.#buffers)];
+      const { tensor, cut, checksums: made } = task;
+      if (made === undefined) return scatterItem(tensor, cut, this.#sources, this.#targets, this.#buffers);
+      bytes += checkItem(tensor, cut, made, this.#targets, this.#buffers);
+      return made;
+    });
+    return { checksums, bytes };
   }
 
   close(): void {

@@ -1,10 +1,11 @@
 /**
  * The work of a mover, cut into items: boxes of tensors, each small enough for a buffer. Whatever an item covers is read once,
- * from the files that hold it, and written to every file that wants it. Items are slabs of a tensor's outermost dimension:
- * they lie in one piece both in a row-sharded and in a column-sharded file.
+ * from the files that hold it, and written to every file that wants it. Items are slabs of a tensor's outermost dimension,
+ * which lie in one piece both in a row-sharded and in a column-sharded file; of a tensor that is turned they are tiles.
  */
 import { TensorBusError } from "../errors.ts";
 import { type DType, itemSize, unitOf } from "../layout/index.ts";
+import { type Cut, countOf, cutRows, cutTiles } from "./cut.ts";
 import type { SourceTensor, StoredBox } from "./source.ts";
 
 /** Where a box of a tensor goes: into a parameter of a file. */
@@ -29,16 +30,18 @@ export interface MovedTensor {
   readonly destinations: readonly Destination[];
 }
 
-export interface WorkItem {
+export interface WorkItem extends Cut {
   /** Index in the moved tensors. */
   readonly tensor: number;
-  readonly offsets: readonly number[];
-  readonly lengths: readonly number[];
 }
 
-/** Bytes of an item, unless one row is larger; those that permute are cut less, so that what is written stays in one piece. */
+/** Bytes of an item: enough for reads and writes to be long, few enough for threads to end together. */
 const itemBytes = 8 * 2 ** 20;
-const permutedBytes = 64 * 2 ** 20;
+/**
+ * Bytes of a buffer, however large the tensors: an item that is turned on its way is read into one and packed in another. A
+ * thread has four at the most.
+ */
+export const bufferBytes = 4 * 2 ** 20;
 
 /** In the order of the source's files, so that they are read in sequence. */
 export function cutWork(tensors: readonly MovedTensor[]): WorkItem[] {
@@ -49,49 +52,51 @@ export function cutWork(tensors: readonly MovedTensor[]): WorkItem[] {
   return order.flatMap((tensor) => {
     const moved = tensors[tensor]!;
     if (moved.destinations.length === 0) return [];
-    return [...slabsOf(moved)].map((slab) => ({ tensor, ...slab }));
+    return [...cutTensor(moved)].map((cut) => ({ tensor, ...cut }));
   });
 }
 
 export function itemSizeOf({ lengths }: WorkItem, { dtype }: MovedTensor): number {
-  return lengths.reduce((product, extent) => product * extent, itemSize(dtype));
+  return countOf(lengths) * itemSize(dtype);
 }
 
-function* slabsOf({ shape, dtype, destinations }: MovedTensor): Generator<Omit<WorkItem, "tensor">> {
-  if (shape.includes(0)) return;
-  const most = destinations.some(({ axes }) => isPermuting(axes)) ? permutedBytes : itemBytes;
-  const offsets = shape.map(() => 0);
-  yield* cut(shape, dtype, most, 0, offsets, [...shape]);
+function cutTensor(tensor: MovedTensor): Generator<Cut> {
+  const { shape } = tensor;
+  const inner = turnedDimension(tensor);
+  if (inner !== undefined) return cutTiles(shape, inner, elementsIn(bufferBytes, tensor));
+  return cutRows({ offsets: shape.map(() => 0), lengths: shape }, elementsIn(itemBytes, tensor));
 }
 
-/** Cuts dimension `dim` and, where one row of it is still too large, those behind it. */
-function* cut(
-  shape: readonly number[],
-  dtype: DType,
-  most: number,
-  dim: number,
-  offsets: readonly number[],
-  lengths: readonly number[],
-): Generator<Omit<WorkItem, "tensor">> {
-  const bytes = lengths.reduce((product, extent) => product * extent, itemSize(dtype));
-  if (bytes <= most || dim === shape.length) {
-    yield { offsets, lengths };
-    return;
+/** As many elements as fit there in the widest of the types that a tensor has on its way. */
+export function elementsIn(bytes: number, { dtype, destinations }: MovedTensor): number {
+  const widest = destinations.reduce((most, place) => Math.max(most, itemSize(place.dtype)), itemSize(dtype));
+  return Math.max(1, Math.floor(bytes / widest));
+}
+
+/** The dimension other than the last whose elements lie side by side in a file of either end; `undefined` if there is none. */
+export function turnedDimension({ shape, boxes, destinations }: MovedTensor): number | undefined {
+  for (const { axes } of destinations) if (isPermuting(axes)) return axes.findLast((axis) => axis >= 0);
+  for (const { length, strides } of boxes) {
+    const dim = strides.findIndex((stride, at) => stride === 1 && length[at]! > 1);
+    if (dim >= 0 && dim < shape.length - 1 && length.some((extent, at) => at > dim && extent > 1)) return dim;
   }
-  const extent = shape[dim]!;
-  const rowBytes = bytes / extent;
-  const rows = Math.max(1, Math.floor(most / rowBytes));
-  for (let at = 0; at < extent; at += rows) {
-    const length = Math.min(rows, extent - at);
-    const [start, size] = [offsets.with(dim, at), lengths.with(dim, length)];
-    if (rowBytes > most && length === 1) yield* cut(shape, dtype, most, dim + 1, start, size);
-    else yield { offsets: start, lengths: size };
-  }
+  return undefined;
 }
 
 export function isPermuting(axes: readonly number[]): boolean {
   const used = axes.filter((axis) => axis >= 0);
   return used.some((axis, index) => index > 0 && axis < used[index - 1]!);
+}
+
+/** What of a tensor a thread has to know for an item of it. */
+export function restrictTo(tensor: MovedTensor, item: Cut): MovedTensor {
+  const meets = (start: readonly number[], length: readonly number[]) =>
+    start.every(
+      (at, dim) => at < item.offsets[dim]! + item.lengths[dim]! && item.offsets[dim]! < at + length[dim]!,
+    );
+  const boxes = tensor.boxes.filter(({ start, length }) => meets(start, length));
+  const destinations = tensor.destinations.filter(({ start, length }) => meets(start, length));
+  return { ...tensor, boxes, destinations };
 }
 
 /** What a source and the places of its tensors' boxes come to; tensors that nobody wants are left out. */

@@ -262,10 +262,10 @@ describe("a thread that has ended", () => {
   it("fails what it is given afterwards too", async () => {
     const script = join(folder(), "end.mjs");
     writeFileSync(script, "process.exit(3);\n");
-    const hand = threadHand({ tensors: [], items: [], sources: [], targets: [] }, script, "none");
+    const hand = threadHand({ sources: [], targets: [] }, script, "none");
     const failed = { code: "TB_SYSTEM", details: { code: 3 } };
-    await expect(hand.do({ item: 0 })).rejects.toMatchObject(failed);
-    await expect(hand.do({ item: 0 })).rejects.toMatchObject(failed);
+    await expect(hand.do([])).rejects.toMatchObject(failed);
+    await expect(hand.do([])).rejects.toMatchObject(failed);
     await hand.close();
   });
 });

@@ -1,13 +1,9 @@
 /** From files to files, in one process: what to read, what to write, and what is said of it. */
 import { readdir, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import {
-  type MoveOptions,
-  type MovePhase,
-  type MoveSummary,
-  moveCheckpoint,
-} from "../../checkpoint/mover.ts";
+import { type MoveOptions, type MoveSummary, moveCheckpoint } from "../../checkpoint/mover.ts";
 import { ResultFolder } from "../../checkpoint/result.ts";
+import type { MovePhase } from "../../checkpoint/run.ts";
 import type { CheckpointSource, SourceTensor } from "../../checkpoint/source.ts";
 import { rankFiles, type TargetFile, targetDigest } from "../../checkpoint/target.ts";
 import { engineTarget } from "../../checkpoint/target-engine.ts";
@@ -117,7 +113,7 @@ async function completeResult(
   const written = summary.files.map(({ name, bytes, checksum }) => ({
     name,
     bytes,
-    ...(checksum !== undefined && { crc32c: checksum.toString(16).padStart(8, "0") }),
+    crc32c: checksum.toString(16).padStart(8, "0"),
   }));
   const manifest = { plan: digest, checkpoint: source.path, target, files: written };
   await result.complete(manifest, keepsLayout ? files : undefined, beside);
