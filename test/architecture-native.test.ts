@@ -151,7 +151,32 @@ describe("carriers", () => {
 });
 
 describe("files of the engine", () => {
-  it("say first what they are for", () => {
-    expect(files.filter((path) => path.endsWith(".c") && !/^\/[*/]/.test(text.get(path)!))).toEqual([]);
+  it("say first what they are for and which lock they need", () => {
+    const silent = files.filter(
+      (path) => path.endsWith(".c") && !/^\/\*(?:(?!\*\/)[\s\S])*\block(?:s|ed)?\b/.test(text.get(path)!),
+    );
+    expect(silent).toEqual([]);
+  });
+
+  it("declare in a header what one file defines, or its parts, or what one folder does", () => {
+    const prototype =
+      /^(?!static\b|typedef\b|extern\b|#|return\b)[a-z_][\w *]*?[ *](tb_\w+)\([^;{]*\)[^;{]*;/gm;
+    const stemOf = (path: string) => path.replace(/\.[ch]$/, "");
+    const headers = files.filter((path) => path.endsWith(".h"));
+    const declared = headers.flatMap((header) =>
+      [...codeOf(header).matchAll(prototype)].map(([, name]) => ({ header, name: name! })),
+    );
+    expect(declared.length).toBeGreaterThan(250);
+    const elsewhere = declared.filter(({ header, name }) => {
+      const source = definitions.get(name);
+      if (source === undefined) return true;
+      const [own, other] = [stemOf(header), stemOf(source)];
+      const isPart = other.startsWith(`${own}_`) && !text.has(`${other}.h`);
+      const isOfFolder = own === `${folderOf(source)}/${folderOf(source).split("/").at(-1)}`;
+      return !(own === other || isPart || own.startsWith(`${other}_`) || isOfFolder);
+    });
+    expect(
+      elsewhere.map(({ header, name }) => `${header} declares ${name} of ${definitions.get(name)}`),
+    ).toEqual([]);
   });
 });

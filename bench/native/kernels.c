@@ -12,6 +12,8 @@
 
 #include "kernels/cursor.h"
 #include "kernels/dtype.h"
+#include "kernels/cast.h"
+#include "kernels/pack.h"
 
 enum { MAX_REPEATS = 1001 };
 

@@ -9,6 +9,7 @@
 #include "kernels/cursor.h"
 #include "kernels/dtype.h"
 #include "isa_levels.h"
+#include "kernels/cast.h"
 
 typedef struct narrow_float {
     int exponent_bits;

@@ -9,6 +9,8 @@
 #include "cuda/cuda_moves.h"
 #include "kernels/cursor.h"
 #include "kernels/dtype.h"
+#include "kernels/cast.h"
+#include "kernels/pack.h"
 
 enum { ARENA = 64 * 1024 };
 

@@ -6,6 +6,9 @@
 #include "kernels/cursor.h"
 #include "kernels/dtype.h"
 #include "isa_levels.h"
+#include "kernels/cast.h"
+#include "kernels/descriptor.h"
+#include "kernels/pack.h"
 
 enum { MAX_WORDS = 3 + 2 * 5 };
 

@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "kernels/cursor.h"
+#include "kernels/descriptor.h"
 
 #define WORDS(...) (const int64_t[]){__VA_ARGS__}
 #define COUNT(...) (sizeof(WORDS(__VA_ARGS__)) / sizeof(int64_t))

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "evil_peer.h"
+#include "kernels/dtype.h"
 
 enum { PEERS = 2, RANK = 2, ATTEMPTS = 120, PART = 3000, PARTS = 3, BODY = 1 << 16, FRAMES = 24, PER_SESSION = 15 };
 

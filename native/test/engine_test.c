@@ -1,6 +1,7 @@
 /* What all transports and carriers must do with programs, on worlds small enough to say by hand. */
 #include "kernels/dtype.h"
 #include "world_kit.h"
+#include "kernels/cast.h"
 
 static const world_options *transport;
 

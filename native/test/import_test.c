@@ -8,6 +8,8 @@
 #include "kernels/dtype.h"
 #include "round/thread.h"
 #include "world_kit.h"
+#include "kernels/pack.h"
+#include "round/carrier.h"
 
 enum { COLUMNS = 5, ROWS = 6, CHUNKS = 3, REGION = 512 };
 

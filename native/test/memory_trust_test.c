@@ -10,6 +10,7 @@
 #include "carriers/registry.h"
 #include "carriers/shm/shm_map.h"
 #include "evil_peer.h"
+#include "round/carrier.h"
 
 enum { BYTES = 4096 };
 

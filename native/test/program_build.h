@@ -3,6 +3,7 @@
 #define TB_PROGRAM_BUILD_H
 
 #include "program_kit.h"
+#include "kernels/dtype.h"
 
 typedef struct kit_program {
     uint8_t *bytes;

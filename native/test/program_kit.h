@@ -8,6 +8,7 @@
 
 #include "kernels/cursor.h"
 #include "program/program.h"
+#include "kernels/dtype.h"
 
 enum { KIT_CHUNKS = 8, KIT_DEPENDENCIES = 16, KIT_WORDS = 11, KIT_TENSORS = 16 };
 

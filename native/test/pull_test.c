@@ -13,6 +13,8 @@
 #include "base/error.h"
 #include "base/handle.h"
 #include "world_kit.h"
+#include "round/carrier.h"
+#include "round/select.h"
 
 enum { BYTES = 4 << 20 };
 

@@ -8,6 +8,7 @@
 #include "kernels/cursor.h"
 #include "kernels/dtype.h"
 #include "isa_levels.h"
+#include "kernels/cast.h"
 
 static uint64_t seed = 3;
 

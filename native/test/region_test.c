@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "carriers/registry.h"
 #include "check.h"
+#include "round/carrier.h"
 
 enum { BYTES = 4096, FIRST = 4, SECOND = 5 };
 

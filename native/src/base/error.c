@@ -1,4 +1,5 @@
-/* strerror_r as POSIX has it: GNU's own form of it gives something else. */
+/* Filling tb_error. No lock is needed. */
+/* Asks for strerror_r as POSIX has it: GNU's own form of it gives something else. */
 #undef _GNU_SOURCE
 #define _POSIX_C_SOURCE 200809L
 #include "base/error.h"

@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "device/device.h"
+#include "round/carrier.h"
+#include "round/select.h"
 
 const tb_carrier *const tb_carriers[] = {
     &tb_carrier_cuda_ipc,

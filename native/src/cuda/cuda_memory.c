@@ -1,4 +1,7 @@
-/* tb_cuda_*: devices and their memory, for those who own some of it. */
+/*
+ * tb_cuda_*: devices and their memory, for those who own some of it. No lock is needed: the worker of a device does one
+ * thing after another.
+ */
 #include <string.h>
 #include <time.h>
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "round/carrier.h"
 
 /* A bucket to be moved. */
 typedef struct order {

@@ -1,10 +1,15 @@
-/* A transfer whose tensors lie on a GPU: its pool, and what it moves from this rank to itself. */
+/*
+ * A transfer whose tensors lie on a GPU: its pool, and what it moves from this rank to itself. Calls block while the
+ * worker answers, and are made without the session's lock.
+ */
 #include <stdlib.h>
 #include <string.h>
 
 #include "device/device.h"
 #include "base/error.h"
-#include "round/round.h"
+#include "kernels/dtype.h"
+#include "round/carrier.h"
+#include "round/round_fold.h"
 
 void tb_device_piece_words(const tb_piece *piece, int64_t words[TB_PIECE_WORDS]) {
     int64_t item = tb_dtype_size(piece->dtype);

@@ -6,6 +6,8 @@
 
 #include "flow/flow_parts.h"
 #include "kernels/reduce.h"
+#include "kernels/dtype.h"
+#include "kernels/pack.h"
 
 #define PADDING 16u
 

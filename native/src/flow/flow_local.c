@@ -1,7 +1,9 @@
-/* Buckets whose two ends this rank reaches: no wire, and no buffer between. */
+/* Buckets whose two ends this rank reaches: no wire, and no buffer between. No lock is needed. */
 #include <string.h>
 
 #include "flow/flow_parts.h"
+#include "kernels/dtype.h"
+#include "kernels/pack.h"
 
 void tb_flow_start_local(tb_flow *flow, tb_cursor *source, const tb_places *places, uint32_t bucket) {
     tb_flow_start(flow, places, bucket, true);

@@ -1,5 +1,6 @@
 /* Staging memory: how much is in use, and how much a stream may take. It has a lock of its own. */
 #include "flow/stream.h"
+#include "flow/staging.h"
 
 int tb_staging_init(tb_staging *staging) {
     int error = pthread_mutex_init(&staging->lock, NULL);

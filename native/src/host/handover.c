@@ -1,7 +1,8 @@
 /*
  * The socket over which clients hand descriptors to their agent, and are lent its heartbeat. Node.js drops descriptors
  * that come with data, and takes whatever comes as soon as it comes; here nothing is accepted or received before somebody
- * asks for it, so that descriptors which belong to no command stay with the kernel and go with their connection.
+ * asks for it, so that descriptors which belong to no command stay with the kernel and go with their connection. Each
+ * handover has its own lock.
  */
 #include <errno.h>
 #include <fcntl.h>

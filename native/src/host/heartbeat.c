@@ -1,7 +1,7 @@
 /*
- * A heartbeat is one word in shared memory: the monotonic clock when it last beat. A thread of its own beats,
- * so that a busy event loop is not taken for a stopped process. Readers read the file instead of mapping it:
- * nobody can take the memory away under them.
+ * A heartbeat is one word in shared memory: the monotonic clock when it last beat. A thread of its own beats, so that a
+ * busy event loop is not taken for a stopped process. Readers read the file instead of mapping it: nobody can take the
+ * memory away under them. The word is atomic; no lock is needed.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -3,6 +3,8 @@
 
 #include "kernels/cast_table.h"
 #include "kernels/cursor.h"
+#include "kernels/cast.h"
+#include "kernels/dtype.h"
 
 enum { VIA_ELEMENTS = 1024 };
 

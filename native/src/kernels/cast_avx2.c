@@ -1,4 +1,4 @@
-/* Casts for AVX2 and F16C. */
+/* Casts for AVX2 and F16C. No lock is needed. */
 #if defined(__x86_64__)
 
 #include "kernels/cast_table.h"

@@ -1,4 +1,4 @@
-/* Casts for AVX-512. */
+/* Casts for AVX-512. No lock is needed. */
 #if defined(__x86_64__)
 
 #include "kernels/cast_table.h"

@@ -1,4 +1,4 @@
-/* Copies of rows for AVX2. */
+/* Copies of rows for AVX2. No lock is needed. */
 #if defined(__x86_64__)
 
 #include "kernels/copy_table.h"

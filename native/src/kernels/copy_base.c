@@ -1,4 +1,4 @@
-/* Copies of rows with what every processor of the architecture has. */
+/* Copies of rows with what every processor of the architecture has. No lock is needed. */
 #include "kernels/copy_table.h"
 
 #if defined(__x86_64__)

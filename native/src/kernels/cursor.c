@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "kernels/copy.h"
-#include "kernels/span.h"
+#include "kernels/cursor_span.h"
 
 void tb_cursor_start(tb_cursor *cursor, void *first_element, const int64_t *descriptor) {
     int64_t dims = descriptor[1];

@@ -1,6 +1,7 @@
 /* Checks of strided descriptors that others have written. No lock is needed. */
 #include "kernels/cursor.h"
 #include "base/error.h"
+#include "kernels/descriptor.h"
 
 static int32_t malformed(tb_error *err, const char *what) {
     return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "descriptor: %s", what);

@@ -32,6 +32,9 @@ enum tb_partial_op {
     TB_PARTIAL_COUNT = 5,
 };
 
+uint32_t tb_dtype_size(uint32_t dtype); /* 0: no such type */
+uint32_t tb_accumulator_size(uint32_t dtype);
+
 /* The 16- and 8-bit floats: they accumulate in float32, and are cast by way of it. */
 TB_FUNCTION bool tb_dtype_is_narrow_float(uint32_t dtype) {
     return dtype >= TB_FLOAT16 && dtype <= TB_FLOAT8_E5M2;

@@ -2,6 +2,8 @@
 #include "kernels/cursor.h"
 #include "kernels/dtype.h"
 #include "base/error.h"
+#include "kernels/descriptor.h"
+#include "kernels/pack.h"
 
 static int32_t check_end(const tb_end *end, const char *name, uint64_t *elements, tb_error *err) {
     uint32_t size = tb_dtype_size(end->dtype);

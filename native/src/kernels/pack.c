@@ -5,7 +5,9 @@
 #include "kernels/cursor.h"
 #include "kernels/dtype.h"
 #include "kernels/reduce.h"
-#include "kernels/span.h"
+#include "kernels/cursor_span.h"
+#include "kernels/cast.h"
+#include "kernels/pack.h"
 
 /* Elements of the buffer through which short runs go: two of them stay in a first-level cache. */
 enum { TILE_ELEMENTS = 1024, TILE_BYTES = TILE_ELEMENTS * 8 };

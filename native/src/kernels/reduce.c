@@ -7,6 +7,7 @@
 #include "kernels/dtype.h"
 #include "base/error.h"
 #include "kernels/reduce_table.h"
+#include "kernels/cast.h"
 
 enum { TILE_ELEMENTS = 1024 };
 

@@ -1,4 +1,4 @@
-/* Reductions for AVX2. */
+/* Reductions for AVX2. No lock is needed. */
 #if defined(__x86_64__)
 
 #include "kernels/reduce_table.h"

@@ -1,3 +1,3 @@
-/* Reductions with what every processor of the architecture has. */
+/* Reductions with what every processor of the architecture has. No lock is needed. */
 #define TB_ISA(name) name##_base
 #include "kernels/reduce_loops.h"

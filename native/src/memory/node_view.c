@@ -1,9 +1,10 @@
 /*
- * The one part of the library that knows Node.js, which loads it as an addon beside what calls it through its C
- * interface: ArrayBuffers on memory that JavaScript does not own, and word of their end. The end is that of the pages' last
- * use, in whatever thread an ArrayBuffer was transferred to; an object of JavaScript alone would not tell.
+ * The one part of the library that knows Node.js, which loads it as an addon beside what calls it through its C interface:
+ * ArrayBuffers on memory that JavaScript does not own, and word of their end. The end is that of the pages' last use, in
+ * whatever thread an ArrayBuffer was transferred to; an object of JavaScript alone would not tell.
  *
- * Node-API is a stable interface of C. What is used of it is declared here, and weak: other processes load the library too.
+ * Node-API is a stable interface of C. What is used of it is declared here, and weak: other processes load the library
+ * too. It runs in the thread of JavaScript that calls it; no lock is needed.
  */
 #include <stdbool.h>
 #include <stddef.h>

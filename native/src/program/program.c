@@ -9,6 +9,7 @@
 
 #include "kernels/cursor.h"
 #include "base/error.h"
+#include "kernels/dtype.h"
 
 #define MAGIC 0x47504254u
 #define FORMAT 1u

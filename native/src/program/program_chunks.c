@@ -1,10 +1,11 @@
-/* Whether the chunks of a program say the same as its buckets, buffers and pieces. */
+/* Checks that the chunks of a program say the same as its buckets, buffers and pieces. No lock is needed. */
 #include <stdbool.h>
 
 #include "kernels/cursor.h"
 #include "kernels/dtype.h"
 #include "base/error.h"
 #include "program/program.h"
+#include "kernels/descriptor.h"
 
 #define PADDING 16u
 

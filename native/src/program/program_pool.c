@@ -1,4 +1,7 @@
-/* Whether reduced pieces are read only when they are whole, and whether their pool never stops the folds. */
+/*
+ * Checks that reduced pieces are read only when they are complete, and that their pool never stops the folds. No lock is
+ * needed.
+ */
 #include <stdlib.h>
 
 #include "base/error.h"

@@ -1,6 +1,6 @@
 /*
- * In which order a rank asks for what it receives in stages 1 and 2: bucket by bucket, the channel that has come
- * least far first, and of several the one of the earliest wave (docs/adr/0011-schedule.md).
+ * The order in which a rank asks for what it receives in stages 1 and 2: bucket by bucket, the channel that has come least
+ * far first, and among several the one of the earliest wave (docs/adr/0011-schedule.md). No lock is needed.
  */
 #include <stdlib.h>
 

@@ -34,73 +34,11 @@
 #ifndef TB_CARRIER_H
 #define TB_CARRIER_H
 
+#include "round/import.h"
+#include "round/round_pull.h"
 #include "round/thread.h"
 
 enum tb_memory_bits { TB_MEMORY_HOST = 1, TB_MEMORY_SHARED = 2, TB_MEMORY_CUDA = 4 };
-
-/* ---- what a target knows of a source's memory ---------------------------------------------------------- */
-
-enum tb_import_state {
-    TB_IMPORT_COMING,  /* parts of it are to come */
-    TB_IMPORT_WAITING, /* for a thread */
-    TB_IMPORT_OPENING, /* a thread has it */
-    TB_IMPORT_OPEN,
-};
-
-struct tb_import {
-    tb_import *next; /* that wait for a thread */
-    tb_session *session;
-    tb_exchange *exchange; /* NULL where it is not wanted any more */
-    const struct tb_carrier *carrier;
-    enum tb_import_state state;
-    int32_t rank; /* the source, its number of the transfer, and its process */
-    uint64_t remote;
-    tb_wire_identity identity;
-    uint8_t nonce[16]; /* that we have asked it to place in its book */
-    uint8_t *bytes; /* as exported */
-    uint64_t byte_count, got, limit;
-    const tb_wire_region *regions;
-    const tb_wire_end *ends;
-    const int64_t *words;
-    const uint8_t *blobs; /* of the regions, one after another */
-    uint32_t region_count, end_count, blob_bytes;
-    uint64_t word_count;
-    uint32_t first_chunk[TB_STAGES]; /* of the channel in the target's program */
-    uint32_t first_end[TB_STAGES];   /* and the end of that chunk */
-    void *opened;                    /* the carrier's own */
-};
-
-/* What the carrier of the source has said of a region; import.c has checked that it lies within the export. */
-static inline const void *tb_import_blob(const tb_import *import, uint32_t region) {
-    return import->blobs + import->regions[region].blob_at;
-}
-
-/* The source end of a chunk of a channel that is pulled. */
-static inline const tb_wire_end *tb_import_end(const tb_import *import, uint8_t stage, uint32_t chunk) {
-    return &import->ends[import->first_end[stage] + (chunk - import->first_chunk[stage])];
-}
-
-/* ---- a bucket that is moved ---------------------------------------------------------------------------- */
-
-struct tb_pull {
-    tb_transfer *transfer;
-    tb_exchange *exchange; /* of the source; NULL: from this rank to itself */
-    const tb_import *import;
-    uint32_t bucket;
-    uint64_t bytes;
-};
-
-/* True where the round has failed: memory of either side must not be touched from here on. */
-static inline bool tb_pull_stopped(const tb_pull *pull) {
-    return atomic_load(&pull->transfer->stop);
-}
-
-/*
- * A submitted pull is over: neither side's memory is touched for it any more. code TB_OK: all of it was
- * moved, and is seen by whatever reads the target's memory next. Else why not, and the rank where that began.
- * Frees the pull. Without the lock, from any thread.
- */
-void tb_pull_end(tb_pull *pull, int32_t code, int32_t rank, int os_errno, const char *message);
 
 /* ---- the table ----------------------------------------------------------------------------------------- */
 
@@ -188,17 +126,6 @@ typedef struct tb_carrier {
     void (*peer_gone)(tb_exchange *exchange, const char *why);
 } tb_carrier;
 
-/*
- * The carrier of a pair: a pure function of what both have said, the same whichever end asks. Fails if there is none; the
- * message names what is missing.
- */
-int32_t tb_carrier_select(const tb_carrier *const *carriers, const tb_wire_identity *lower,
-                          const tb_wire_identity *higher, uint32_t flags, const tb_carrier **carrier, tb_error *err);
-/* The first of the session's table that moves in that way; NULL if there is none. */
-const tb_carrier *tb_carrier_by_way(const tb_session *session, enum tb_way way);
-/* Whether the session may use a carrier of one of these ways that reaches one of these kinds of memory. */
-bool tb_session_may(const tb_session *session, uint32_t ways, uint32_t memory);
-
 /* ---- memory of devices --------------------------------------------------------------------------------- */
 
 enum { TB_PIECE_WORDS = 5 };
@@ -219,66 +146,5 @@ typedef struct tb_device_kind {
      */
     void (*piece_words)(const tb_piece *piece, int64_t words[TB_PIECE_WORDS]);
 } tb_device_kind;
-
-/* A session whose threads do not run yet, and which has no handle. */
-int32_t tb_session_make(const tb_session_options *options, const tb_backend *backend,
-                        const tb_carrier *const *carriers, const tb_device_kind *devices, tb_session **session,
-                        int32_t *event_fd, tb_error *err);
-/* What tb_session_open does, with this table of carriers and this kind of devices. */
-int32_t tb_session_open_with(const tb_session_options *options, const tb_carrier *const *carriers,
-                             const tb_device_kind *devices, uint64_t *session, int32_t *event_fd, tb_error *err);
-
-/* ---- region.c: without the lock -------------------------------------------------------------------------- */
-
-/* Shows memory to each carrier of the session that registers it. If one of them fails, none of them has it. */
-int32_t tb_region_show(tb_session *session, tb_region *region, tb_error *err);
-/* Takes it from all of them. */
-void tb_region_withdraw(tb_session *session, tb_region *region);
-
-/* ---- export.c, import.c: prepare; the lock is held unless a comment says otherwise --------------------- */
-
-/* Says all that the peer of an exchange may read. */
-int32_t tb_export_say(tb_exchange *exchange, tb_error *err);
-/* What is to come of a peer; NULL where there is no memory. */
-tb_import *tb_import_create(tb_exchange *exchange);
-int32_t tb_import_take(tb_import *import, const uint8_t *part, uint64_t bytes, tb_error *err);
-/* Checks and opens the next one that waits: in a thread. False where there is none. */
-bool tb_import_serve(tb_session *session);
-/* Nobody wants it any more. It goes at once, or once the thread that has it is done. */
-void tb_import_drop(tb_import *import);
-/* Frees it. Without the lock. */
-void tb_import_free(tb_import *import);
-
-/* ---- round_pull.c: rounds; the lock is held ------------------------------------------------------------ */
-
-/* Source: a granted bucket waits for nothing any more. What was gathered goes out with tb_pulls_say. */
-void tb_pulls_ready(tb_transfer *transfer, uint32_t bucket);
-void tb_pulls_say(tb_transfer *transfer);
-/* Target: all contributions of stage 0 are granted at once, and take no slot. */
-void tb_pulls_grant(tb_transfer *transfer);
-/* Frames. */
-int32_t tb_pulls_on_ready(tb_exchange *exchange, const tb_wire_header *header, tb_error *err);
-int32_t tb_pulls_on_read(tb_exchange *exchange, const tb_wire_header *header, tb_error *err);
-void tb_pulls_on_quiet(tb_exchange *exchange, const tb_wire_header *header);
-/* Source: the target has read all of a channel. */
-void tb_pulls_taken(tb_exchange *exchange, uint32_t channel);
-/* Source: the round failed. Counts the targets that may still read in transfer->active. */
-void tb_pulls_await_quiet(tb_transfer *transfer);
-/* Source: a target reads no more: it said so, its process is gone, or it let go of the transfer. */
-void tb_pulls_are_quiet(tb_exchange *exchange);
-/* Target: the source's round failed, and asks for quiet. */
-void tb_pulls_owe_quiet(tb_exchange *exchange, uint64_t round);
-/* A pull has begun, is over, and what to do with its bucket. */
-void tb_pull_begin(tb_transfer *transfer, tb_exchange *exchange);
-void tb_pull_over(tb_transfer *transfer, tb_exchange *exchange);
-void tb_pull_finish(tb_transfer *transfer, tb_exchange *exchange, uint32_t bucket);
-/* A contribution is here, or can be read: it is folded in its turn. */
-void tb_pulls_came(tb_transfer *transfer, uint32_t bucket);
-
-/* In which way a channel's buckets come or go; 0: they stay in this rank. */
-static inline uint32_t tb_way_of(const tb_transfer *transfer, uint32_t channel) {
-    const tb_exchange *exchange = transfer->channels[channel].exchange;
-    return exchange == NULL ? 0 : exchange->carrier->way;
-}
 
 #endif

@@ -1,5 +1,4 @@
-/* What a source tells each of its targets: where the chunks that it sends to it lie. The session's lock is
- * held. */
+/* What a source tells each of its targets: where the chunks that it sends to it lie. The session's lock is held. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,6 +6,8 @@
 #include "wire/conn.h"
 #include "base/error.h"
 #include "memory/shared_table.h"
+#include "round/export.h"
+#include "wire/peer.h"
 
 /* Parts go out at once, so this is bounded by what a connection may hold back. */
 enum { MOST_EXPORT_BYTES = 48 << 20 };

@@ -1,11 +1,17 @@
-/* What a target learns of its sources' memory, and whether that fits its own program. */
+/*
+ * What a target learns of its sources' memory, and whether that fits its own program. The session's lock is held while
+ * parts come in; what is checked and opened belongs to the thread that has taken it.
+ */
 #include <stdlib.h>
 #include <string.h>
 
 #include "round/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
-#include "round/round.h"
+#include "kernels/descriptor.h"
+#include "kernels/dtype.h"
+#include "round/select.h"
+#include "round/transfer_meet.h"
 
 /* ---- receiving: the lock is held ----------------------------------------------------------------------- */
 

@@ -3,6 +3,11 @@
 
 #include "round/carrier.h"
 #include "round/round.h"
+#include "round/peers.h"
+#include "round/round_receive.h"
+#include "round/round_send.h"
+#include "round/transfer_meet.h"
+#include "round/transfer_peer.h"
 
 static bool wanted(const tb_peer *peer) {
     for (const tb_exchange *exchange = peer->exchanges; exchange != NULL; exchange = exchange->next) {

@@ -8,6 +8,8 @@
 #include "base/error.h"
 #include "base/handle.h"
 #include "memory/shared_table.h"
+#include "round/region.h"
+#include "round/select.h"
 
 /* ---- carriers that register memory --------------------------------------------------------------------- */
 

@@ -8,6 +8,11 @@
 #include "round/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
+#include "round/round_fold.h"
+#include "round/round_receive.h"
+#include "round/round_send.h"
+#include "round/transfer_peer.h"
+#include "wire/peer.h"
 
 static void reset_channels(tb_transfer *transfer) {
     const tb_program_header *header = transfer->program.header;

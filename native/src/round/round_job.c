@@ -1,12 +1,15 @@
 /*
- * What a thread of this rank moves: copies to itself, its own contributions, contributions out of their
- * slots, and buckets that it pulls.
+ * What a thread of this rank moves: copies to itself, its own contributions, contributions out of their slots, and buckets
+ * that it pulls. The session's lock is held when a job is taken and given back, and not while it moves.
  */
 #include <stdlib.h>
 
 #include "round/carrier.h"
 #include "base/error.h"
 #include "round/round.h"
+#include "round/round_fold.h"
+#include "round/round_job.h"
+#include "round/select.h"
 
 static void start(tb_transfer *transfer, tb_job *job) {
     const tb_channel *channel = tb_bucket_channel(&transfer->program, job->bucket);

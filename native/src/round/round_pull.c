@@ -15,6 +15,11 @@
 #include "base/error.h"
 #include "identity/identity.h"
 #include "round/round.h"
+#include "round/round_fold.h"
+#include "round/round_job.h"
+#include "round/round_receive.h"
+#include "round/select.h"
+#include "wire/peer.h"
 
 #define LOOK_NS 10000000ull /* between two looks at a process whose connection was lost */
 

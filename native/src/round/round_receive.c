@@ -5,6 +5,12 @@
 #include "wire/conn.h"
 #include "base/error.h"
 #include "round/round.h"
+#include "flow/staging.h"
+#include "round/round_fold.h"
+#include "round/round_receive.h"
+#include "round/select.h"
+#include "round/transfer_peer.h"
+#include "wire/peer.h"
 
 /* Of buckets below this size more may be under way: they take less of a link than it takes to ask for one. */
 enum { SMALL_BUCKET = 1024 * 1024 };

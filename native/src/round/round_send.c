@@ -4,6 +4,10 @@
 #include "round/carrier.h"
 #include "wire/conn.h"
 #include "round/round.h"
+#include "round/round_fold.h"
+#include "round/round_send.h"
+#include "round/select.h"
+#include "wire/peer.h"
 
 void tb_round_ready(tb_transfer *transfer, uint32_t bucket) {
     const tb_program *program = &transfer->program;

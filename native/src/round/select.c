@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "round/carrier.h"
+#include "round/select.h"
 
 /* A session that names no carrier streams. */
 static bool allows(const tb_wire_identity *identity, const tb_carrier *carrier) {

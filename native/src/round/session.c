@@ -1,4 +1,4 @@
-/* tb_session_*: opening and closing, events. */
+/* Opening and closing a session, and its events. Each call of the interface takes the session's lock for itself. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -14,7 +14,11 @@
 #include "base/error.h"
 #include "round/transfer.h"
 #include "base/handle.h"
-#include "round/round.h"
+#include "round/peers.h"
+#include "round/region.h"
+#include "round/select.h"
+#include "wire/loop.h"
+#include "wire/peer.h"
 
 enum { MOST_RANKS = 1 << 20 };
 /* An orderly end waits this long for peers to read it. */

@@ -8,7 +8,8 @@
 #include "round/carrier.h"
 #include "base/error.h"
 #include "base/spawn.h"
-#include "round/round.h"
+#include "round/round_job.h"
+#include "wire/loop.h"
 
 /* Local moves go in slices of about this many bytes, so that connections do not wait for them. */
 enum { SLICE_BYTES = 512 * 1024 };

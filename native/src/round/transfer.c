@@ -8,7 +8,10 @@
 #include "wire/conn.h"
 #include "base/error.h"
 #include "base/handle.h"
-#include "round/round.h"
+#include "flow/staging.h"
+#include "round/select.h"
+#include "round/transfer_meet.h"
+#include "wire/peer.h"
 
 tb_transfer *tb_transfer_find(tb_session *session, uint64_t handle, tb_error *err) {
     tb_transfer *transfer = session->transfers;

@@ -6,6 +6,8 @@
 #include "base/handle.h"
 #include "round/carrier.h"
 #include "round/round.h"
+#include "round/transfer_meet.h"
+#include "round/transfer_peer.h"
 
 /* ---- rounds -------------------------------------------------------------------------------------------- */
 

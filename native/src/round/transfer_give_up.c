@@ -1,10 +1,10 @@
-/* A cancel or a deadline: what it ends, and whom was waited for.
- * The session's lock is held in all but tb_transfer_waits. */
+/* A cancel or a deadline: what it ends, and who was waited for. The session's lock is held in all but tb_transfer_waits. */
 #include <stdio.h>
 
 #include "round/transfer.h"
 #include "base/handle.h"
 #include "round/round.h"
+#include "round/transfer_meet.h"
 
 /* The first peer that a prepare still waits for; NULL where there is none. */
 static const tb_exchange *missing(const tb_transfer *transfer) {

@@ -8,7 +8,11 @@
 #include "round/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
-#include "round/round.h"
+#include "round/export.h"
+#include "round/select.h"
+#include "round/transfer_meet.h"
+#include "round/transfer_peer.h"
+#include "wire/peer.h"
 
 /* ---- saying -------------------------------------------------------------------------------------------- */
 

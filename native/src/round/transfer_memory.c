@@ -1,4 +1,7 @@
-/* What a transfer takes of memory, for as long as it is prepared. */
+/*
+ * What a transfer takes of memory, for as long as it is prepared. No lock is held: nobody else knows the transfer yet, or
+ * any more.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -8,7 +11,9 @@
 #include "base/error.h"
 #include "base/table.h"
 #include "round/transfer.h"
-#include "round/round.h"
+#include "flow/staging.h"
+#include "round/region.h"
+#include "round/select.h"
 
 /*
  * Staging is mapped, not filled: what is never needed is never taken. *memory is NULL where there are 0

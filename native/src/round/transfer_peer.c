@@ -1,5 +1,4 @@
-/* What the ends of a transfer say to each other once they are paired. The session's lock is held in all of this.
- */
+/* What the ends of a transfer say to each other once they are paired. The session's lock is held in all of this. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,6 +7,11 @@
 #include "wire/conn.h"
 #include "base/error.h"
 #include "round/round.h"
+#include "round/round_send.h"
+#include "round/select.h"
+#include "round/transfer_meet.h"
+#include "round/transfer_peer.h"
+#include "wire/peer.h"
 
 
 void tb_transfer_say_failure(tb_exchange *exchange, uint8_t kind, uint64_t number, const tb_error *error) {

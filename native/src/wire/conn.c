@@ -1,5 +1,7 @@
 /* The life of a connection. conn.h says what needs the lock. */
 #include "wire/conn.h"
+#include "wire/loop.h"
+#include "wire/peer.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -1,10 +1,15 @@
-/* What comes in: headers and small buckets by way of a buffer, large payloads straight to their places. */
+/*
+ * What comes in: headers and small buckets by way of a buffer, large payloads straight to their places. In the
+ * connection's thread, which takes the session's lock to decide, and not while bytes move.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "wire/conn.h"
 #include "base/error.h"
+#include "flow/staging.h"
+#include "wire/peer.h"
 
 /* Bytes after which other connections have their turn: one large call. */
 enum { READ_TURN = TB_CALL_BYTES };

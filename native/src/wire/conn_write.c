@@ -1,9 +1,13 @@
-/* What goes out: control frames and buckets, many small ones or one large one in a system call. */
+/*
+ * What goes out: control frames and buckets, many small ones or one large one in a system call. In the connection's
+ * thread, which takes the session's lock to decide, and not while bytes move.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "wire/conn.h"
+#include "flow/staging.h"
 
 /* Bytes after which other connections have their turn: one large call. */
 enum { WRITE_TURN = TB_CALL_BYTES };

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "wire/conn.h"
+#include "wire/loop.h"
 
 enum { EVENTS = 64 };
 

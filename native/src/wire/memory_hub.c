@@ -1,4 +1,7 @@
-/* The memory back end: sessions of one hub, in one process, find each other there. */
+/*
+ * The memory back end: sessions of one hub, in one process, find each other there. A hub's lock is taken before a session's,
+ * never after it.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +10,8 @@
 #include "base/error.h"
 #include "base/handle.h"
 #include "wire/memory_link.h"
+#include "wire/loop.h"
+#include "wire/peer.h"
 
 /* An end of a link that waits for its session to take it. */
 typedef struct offer {

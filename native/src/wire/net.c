@@ -10,6 +10,8 @@
 
 #include "base/error.h"
 #include "wire/conn.h"
+#include "wire/loop.h"
+#include "wire/peer.h"
 
 /* That wait to be taken, and that are told one by one. */
 enum { MOST_FAULTS = 256, FAULTS_A_SECOND = 16 };

@@ -190,37 +190,4 @@ void tb_net_run_timers(tb_net *net, uint64_t now, uint64_t *next);
 /* *next becomes the earlier of the two; 0 is no time. */
 void tb_sooner(uint64_t *next, uint64_t at);
 
-/* ---- loop.c: in the loop's thread, without the lock, unless a comment says otherwise ------------------- */
-
-int32_t tb_loop_open(tb_loop *loop, tb_net *net, uint32_t index, tb_error *err);
-/* Gives back what open took, also if it failed. */
-void tb_loop_close(tb_loop *loop);
-/* Ends a wait of its thread. The lock is held. */
-void tb_loop_wake(tb_loop *loop);
-/* Waits for events, for so long; -1 is no limit. They are noted in the connections. */
-void tb_loop_wait(tb_loop *loop, int milliseconds);
-/* Serves every connection that is to be served now, once. */
-void tb_loop_serve(tb_loop *loop);
-/* Serves the first of them; false if there is none. */
-bool tb_loop_serve_next(tb_loop *loop);
-/* Its connections let go of what belongs to rounds that failed. The lock is held. */
-void tb_loop_sweep(tb_loop *loop);
-/* Ends all of its connections. */
-void tb_loop_end(tb_loop *loop);
-
-/* ---- peer.c: the lock is held -------------------------------------------------------------------------- */
-
-void tb_peer_say(tb_peer *peer, const tb_wire_header *header, const void *body);
-/* There may be something to send to it. */
-void tb_peer_kick(tb_peer *peer);
-/* Everything with it fails. An orderly end is no event of its own. */
-void tb_peer_lost(tb_peer *peer, int32_t code, int os_errno, const char *message, bool orderly);
-/* Somebody waits for a connection with it. */
-void tb_peer_want(tb_peer *peer);
-void tb_peer_up(tb_peer *peer);
-/* Pings, silence. */
-void tb_peers_tick(tb_net *net);
-void tb_peer_free(tb_peer *peer);
-int32_t tb_peer_on_frame(tb_conn *conn, const tb_wire_header *header, const uint8_t *body, tb_error *err);
-
 #endif

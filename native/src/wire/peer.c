@@ -4,6 +4,7 @@
 
 #include "wire/conn.h"
 #include "base/error.h"
+#include "wire/peer.h"
 
 /* A silent peer is pinged from the second tick on, and lost after the last one. */
 enum { TICKS = 4 };

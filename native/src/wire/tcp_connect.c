@@ -1,6 +1,6 @@
 /*
- * Connecting: the lower rank of a pair does, as soon as it knows where, and tries again while that makes
- * sense.
+ * Connecting: the lower rank of a pair connects as soon as it knows the address, and tries again as long as that makes
+ * sense. The session's lock is held, except in the connection's own thread (tb_tcp_establish).
  */
 #include <errno.h>
 #include <stdio.h>
@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/handle.h"
 #include "wire/tcp.h"
+#include "wire/peer.h"
 
 /* A port that refuses may be about to be opened; after this long nobody will. */
 #define PATIENCE_NS 2000000000ull

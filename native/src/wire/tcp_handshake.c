@@ -1,6 +1,7 @@
 /*
- * The handshake: hello both ways, then a proof and a verdict both ways, of the side that connected first. Nothing else is read before both
- * sides have accepted, and never more than the next expected bytes.
+ * The handshake: a hello both ways, then a proof and a verdict both ways, first of the side that connected. Nothing else
+ * is read before both sides have accepted, and never more than the next expected bytes. In the connection's thread, which
+ * takes the session's lock to ask the caller.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 #include "base/error.h"
 #include "base/handle.h"
 #include "wire/tcp.h"
+#include "wire/peer.h"
 
 tb_handshake *tb_handshake_create(tb_net *net, bool accepted, int32_t peer, uint32_t index,
                                   uint32_t count) {

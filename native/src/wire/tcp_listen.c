@@ -1,4 +1,7 @@
-/* Listening: connections are taken, and wait in a bounded number for their handshake. */
+/*
+ * Listening: connections are taken, and wait in a bounded number for their handshake. In the first thread, which takes the
+ * session's lock to count them.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>

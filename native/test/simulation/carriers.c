@@ -8,6 +8,8 @@
 #include "base/error.h"
 #include "flow/flow_parts.h"
 #include "sim.h"
+#include "kernels/dtype.h"
+#include "round/carrier.h"
 
 /* Both register memory, as carriers of network cards do: what one says of a region is what it has made of it. */
 static int32_t add(tb_session *session, const tb_region *region, void **state, tb_error *err) {

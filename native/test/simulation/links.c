@@ -6,6 +6,7 @@
 #include "flow/flow_parts.h"
 #include "sim.h"
 #include "wire/conn.h"
+#include "wire/peer.h"
 
 static ssize_t copy(sim_ring *ring, const struct iovec *iov, int count, uint64_t most, bool write) {
     uint64_t moved = 0;

@@ -5,6 +5,7 @@
 
 #include "sim.h"
 #include "world.h"
+#include "wire/loop.h"
 
 enum { MOST_STEPS = 60000, MOST_FAULTS = 4, FAULT_STEPS = 700 };
 enum action { SERVE, DELIVER, MOVE, IMPORT, PULL, TURN, POST, CONNECT, ACTIONS };

@@ -10,6 +10,7 @@
 #include "kernels/dtype.h"
 #include "sim.h"
 #include "world.h"
+#include "wire/loop.h"
 
 sim *the_sim;
 static int opening; /* the rank whose session is being made */

@@ -1,7 +1,8 @@
 /*
- * The carrier of one GPU, or of GPUs that reach each other: a target opens the allocations that its source's
- * tensors lie in by their IPC handles, and its own kernels move elements from there to where they belong,
- * cast and fold included. Within one process there is nothing to open: its addresses are ours.
+ * The carrier of one GPU, or of GPUs that reach each other: a target opens the allocations that its source's tensors lie
+ * in by their IPC handles, and its own kernels move elements from there to where they belong, cast and fold included.
+ * Within one process there is nothing to open: its addresses are ours. A source describes its memory with the session's
+ * lock; all else runs without it, in a thread of the session or in the worker's.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include "device/device.h"
 #include "base/error.h"
 #include "round/own.h"
+#include "round/carrier.h"
 
 typedef struct ipc_region {
     uint64_t base;   /* of the region, in this process */

@@ -10,8 +10,7 @@
 #include "base/handle.h"
 #include "base/table.h"
 #include "device/device.h"
-#include "carriers/nccl/nccl_rounds.h"
-#include "round/round.h"
+#include "carriers/nccl/nccl.h"
 
 /* ---- prepare -------------------------------------------------------------------------------------------- */
 

@@ -1,8 +1,10 @@
 /* One round on a communicator, step by step: in the device's thread, without the session's lock. */
 #include "round/carrier.h"
 #include "base/error.h"
-#include "carriers/nccl/nccl_rounds.h"
+#include "carriers/nccl/nccl.h"
 #include "round/round.h"
+#include "round/round_receive.h"
+#include "round/round_fold.h"
 
 /* ---- a step --------------------------------------------------------------------------------------------- */
 

@@ -1,11 +1,14 @@
-/* What a session is asked of its communicators, and how they end with it. */
+/*
+ * What a session is asked of its communicators, and how they end with it. The calls of the interface take the session's
+ * lock for themselves; nccl.h says which of the others hold it.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "base/handle.h"
-#include "carriers/nccl/nccl_rounds.h"
+#include "carriers/nccl/nccl.h"
 
 enum { MOST_IN_SET = 1 << 16 };
 

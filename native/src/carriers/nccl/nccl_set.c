@@ -1,6 +1,9 @@
-/* Communicators: how they are made, served and aborted, and the one task that does it. */
+/*
+ * Communicators: how they are made, served and aborted, and the one task that does it. The task runs in the device's
+ * thread without a lock, and takes the session's for what it decides.
+ */
 #include "base/error.h"
-#include "carriers/nccl/nccl_rounds.h"
+#include "carriers/nccl/nccl.h"
 #include "round/round.h"
 
 /* ---- in the device's thread ----------------------------------------------------------------------------- */

@@ -5,6 +5,7 @@
 #include "kernels/cursor.h"
 #include "base/error.h"
 #include "carriers/nccl/nccl_steps.h"
+#include "kernels/dtype.h"
 
 /* Of chunks in a bucket. */
 #define TB_NCCL_STEPS_PADDING 16u

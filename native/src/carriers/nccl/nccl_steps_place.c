@@ -1,11 +1,12 @@
 /*
  * Where everything of a transfer's steps lies, filled in once its memory is there: the addresses of what is sent and
- * received, and the moves that pack, unpack and fold.
+ * received, and the moves that pack, unpack and fold. No lock is needed.
  */
 #include <stdlib.h>
 
 #include "base/error.h"
 #include "carriers/nccl/nccl_steps_parts.h"
+#include "kernels/dtype.h"
 
 typedef struct placer {
     const tb_program *program;

@@ -10,8 +10,11 @@
 #include "base/handle.h"
 #include "base/table.h"
 #include "device/device.h"
-#include "carriers/nccl/nccl_rounds.h"
+#include "carriers/nccl/nccl.h"
 #include "round/round.h"
+#include "flow/staging.h"
+#include "round/carrier.h"
+#include "wire/peer.h"
 
 /* ---- rounds --------------------------------------------------------------------------------------------- */
 

@@ -1,8 +1,8 @@
 /*
- * The carrier of one host: a target reads shared memory through a mapping of its own, and private memory of
- * another process by process_vm_readv, through a buffer that stays in the second-level cache. A process that
- * is read in is pinned by a pidfd, and known by when it began: a number that was given to another process is
- * noticed before a bucket counts.
+ * The carrier of one host: a target reads shared memory through a mapping of its own, and private memory of another
+ * process by process_vm_readv, through a buffer that stays in the second-level cache. A process that is read in is pinned
+ * by a pidfd, and known by when it began: a number that was given to another process is noticed before a bucket counts. A
+ * source describes its memory with the session's lock; a target opens and moves without it.
  */
 #include <errno.h>
 #include <poll.h>
@@ -20,6 +20,8 @@
 #include "flow/flow_parts.h"
 #include "memory/shared_table.h"
 #include "carriers/shm/shm_map.h"
+#include "kernels/dtype.h"
+#include "round/carrier.h"
 
 typedef struct shm_region {
     const uint8_t *base; /* where it lies in this process; NULL: only in the other one, */

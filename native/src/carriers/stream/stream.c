@@ -1,8 +1,9 @@
 /*
  * The stream: buckets travel as frames over the connections of the two ranks, which wire/ moves. There is nothing more to
- * it than its facts.
+ * it than its facts. No lock is needed.
  */
 #include "carriers/registry.h"
+#include "round/carrier.h"
 
 const tb_carrier tb_carrier_stream = {
     .number = TB_CARRIER_STREAM,

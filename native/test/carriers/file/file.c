@@ -15,6 +15,8 @@
 #include "base/error.h"
 #include "carriers/registry.h"
 #include "flow/flow_parts.h"
+#include "kernels/dtype.h"
+#include "round/carrier.h"
 
 typedef struct file_import {
     int fd; /* stays with the process's memory: its number may be given to another process */

@@ -1,4 +1,7 @@
-/* Memory that several processes of one device share by legacy IPC handles. In the worker's thread. */
+/*
+ * Memory that several processes of one device share by legacy IPC handles. It belongs to the worker's thread; no lock is
+ * needed.
+ */
 #include <stdlib.h>
 #include <string.h>
 

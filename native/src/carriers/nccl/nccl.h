@@ -19,8 +19,8 @@
  * All calls of CUDA and NCCL are made in the thread of the device, in steps of one task, which is there as long as
  * there is something to do. What it has to decide it decides with the session's lock.
  */
-#ifndef TB_NCCL_ROUNDS_H
-#define TB_NCCL_ROUNDS_H
+#ifndef TB_NCCL_H
+#define TB_NCCL_H
 
 #include "carriers/registry.h"
 #include "carriers/nccl/nccl_api.h"

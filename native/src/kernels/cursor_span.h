@@ -1,6 +1,6 @@
 /* How the kernels take bytes from a cursor: as many rows at once as lie evenly. */
-#ifndef TB_SPAN_H
-#define TB_SPAN_H
+#ifndef TB_CURSOR_SPAN_H
+#define TB_CURSOR_SPAN_H
 
 #include <stdint.h>
 

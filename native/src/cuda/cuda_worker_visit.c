@@ -1,4 +1,4 @@
-/* One call in the worker of a device, for those who have no worker of their own. */
+/* One call in the worker of a device, for those who have no worker of their own. No lock is needed. */
 #include "cuda/cuda_worker.h"
 #include "base/error.h"
 
