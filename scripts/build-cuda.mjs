@@ -1,4 +1,4 @@
-// Builds dist/cuda/kernels.ptx from native/cuda with nvcc: PTX text of the lowest ISA that the kernels allow, so that it
+// Builds dist/cuda/kernels.ptx, or the file that is named, from native/cuda with nvcc: PTX text of the lowest ISA that the kernels allow, so that it
 // loads with old drivers and for later GPUs. Where there is no nvcc it says so and ends well: everything but CUDA memory
 // works without.
 import { execFileSync, spawnSync } from "node:child_process";
@@ -8,7 +8,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
-const out = join(root, "dist/cuda/kernels.ptx");
+const out = process.argv[2] ?? join(root, "dist/cuda/kernels.ptx");
 /** The oldest architecture that nvcc 13 still knows, and the first PTX that has it. */
 const architecture = "compute_75";
 const isa = "6.3";

@@ -1,21 +1,28 @@
-// Builds dist/: the WebAssembly planner, the kernels for CUDA (where there is nvcc), the bundles (esbuild) and the type declarations (tsc).
+// Builds dist/: the WebAssembly planner, the kernels for CUDA (where there is nvcc), the bundles (esbuild) and the type
+// declarations (tsc). Files change one by one, each as a whole and only if it differs, and what is no longer made goes one
+// build later: processes that run from dist/ meanwhile load their chunks when they need them. `npm install FOLDER` builds.
 import { execFileSync } from "node:child_process";
-import { existsSync, readFileSync, rmSync } from "node:fs";
-import { dirname, join } from "node:path";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
+const dist = join(root, "dist");
+const madeBefore = join(root, "build/dist.json");
 const run = (script, ...args) =>
   execFileSync(process.execPath, [join(root, script), ...args], { cwd: root, stdio: "inherit" });
 
-rmSync(join(root, "dist"), { recursive: true, force: true });
-run("scripts/build-wasm.mjs");
-run("scripts/build-schema.mjs");
-run("scripts/build-cuda.mjs");
-run("scripts/build-page.mjs");
-
-const { dependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
+/** Each entry of package.json's exports, and the command line. */
 const entries = {
   index: "src/index.ts",
   plan: "src/plan/index.ts",
@@ -27,19 +34,88 @@ const entries = {
   "transports/nccl": "transports/nccl/index.ts",
   "transports/tcp": "transports/tcp/index.ts",
 };
-await build({
-  absWorkingDir: root,
-  entryPoints: Object.fromEntries(Object.entries(entries).filter(([, file]) => existsSync(join(root, file)))),
-  outdir: "dist",
-  bundle: true,
-  splitting: true,
-  format: "esm",
-  platform: "node",
-  target: "node20.19",
-  // What npm installs stays outside of the bundles, but for the hash that the planner needs in a browser too.
-  external: Object.keys(dependencies).filter((name) => name !== "@noble/hashes"),
-  sourcemap: true,
-  chunkNames: "chunks/[name]-[hash]",
-  logLevel: "warning",
-});
-run("node_modules/typescript/bin/tsc", "-p", "tsconfig.build.json");
+
+run("scripts/build-wasm.mjs");
+run("scripts/build-schema.mjs");
+run("scripts/build-page.mjs");
+mkdirSync(join(root, "build"), { recursive: true });
+const folder = mkdtempSync(join(root, "build/dist-"));
+try {
+  run("scripts/build-cuda.mjs", join(folder, "cuda/kernels.ptx"));
+  replaceDist(new Map([...(await bundles()), ...declarations(), ...kernels()]));
+} finally {
+  rmSync(folder, { recursive: true });
+}
+
+/** The bundles by their paths in dist/, shared chunks first: whoever reads an entry finds what it imports. */
+async function bundles() {
+  const { dependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
+  const { outputFiles } = await build({
+    absWorkingDir: root,
+    entryPoints: entries,
+    outdir: dist,
+    write: false,
+    bundle: true,
+    splitting: true,
+    format: "esm",
+    platform: "node",
+    target: "node20.19",
+    // What npm installs stays outside of the bundles, but for the hash that the planner needs in a browser too.
+    external: Object.keys(dependencies).filter((name) => name !== "@noble/hashes"),
+    sourcemap: true,
+    chunkNames: "chunks/[name]-[hash]",
+    logLevel: "warning",
+  });
+  const made = outputFiles.map(({ path, contents }) => [relative(dist, path), contents]);
+  const isChunk = ([path]) => path.startsWith("chunks");
+  return [...made.filter(isChunk), ...made.filter((one) => !isChunk(one))];
+}
+
+/** The declarations that an entry leads to. The others describe what no caller reaches, by types of packages that are ours alone. */
+function declarations() {
+  const types = join(folder, "types");
+  run("node_modules/typescript/bin/tsc", "-p", "tsconfig.build.json", "--outDir", types);
+  const found = new Map();
+  const waiting = Object.entries(entries)
+    .filter(([name]) => name !== "cli")
+    .map(([, file]) => file.replace(/\.ts$/, ".d.ts"));
+  for (let file = waiting.pop(); file !== undefined; file = waiting.pop()) {
+    if (found.has(file)) continue;
+    const contents = readFileSync(join(types, file));
+    found.set(file, contents);
+    for (const [, imported] of contents.toString().matchAll(/(?:from|import|import\()\s*"(\.[^"]+)\.ts"/g)) {
+      waiting.push(relative(types, resolve(types, dirname(file), `${imported}.d.ts`)));
+    }
+  }
+  return [...found].map(([file, contents]) => [join("types", file), contents]);
+}
+
+function kernels() {
+  const file = "cuda/kernels.ptx";
+  return existsSync(join(folder, file)) ? [[file, readFileSync(join(folder, file))]] : [];
+}
+
+function replaceDist(made) {
+  for (const [file, contents] of made) {
+    const path = join(dist, file);
+    if (existsSync(path) && readFileSync(path).equals(contents)) continue;
+    mkdirSync(dirname(path), { recursive: true });
+    writeFileSync(join(folder, "file"), contents, { mode: file === "cli.js" ? 0o755 : 0o644 });
+    renameSync(join(folder, "file"), path);
+  }
+  const kept = new Set([...made.keys(), ...filesOfBuildBefore(made)]);
+  for (const file of readdirSync(dist, { recursive: true, withFileTypes: true })) {
+    const path = join(file.parentPath, file.name);
+    if (file.isFile() && !kept.has(relative(dist, path))) rmSync(path);
+  }
+}
+
+/** What the last other build made: dist/ keeps it, and this build's list takes its place. */
+function filesOfBuildBefore(made) {
+  const lists = existsSync(madeBefore) ? JSON.parse(readFileSync(madeBefore, "utf8")) : [];
+  const [current = [], before = []] = lists;
+  const files = [...made.keys()];
+  if (current.join("\n") === files.join("\n")) return before;
+  writeFileSync(madeBefore, JSON.stringify([files, current]));
+  return current;
+}
