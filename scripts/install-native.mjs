@@ -1,7 +1,10 @@
 // Builds native/build/libtensorbus.so with the system's make and C compiler: npm's `install` script, also where this
-// package is a dependency. Where one of them is missing it says so and ends well, since planning needs nothing native;
-// with --strict that is a failure.
+// package is a dependency. Does nothing if the prebuilt library of the release is installed, unless
+// TENSOR_BUS_BUILD_FROM_SOURCE=1 or --strict asks for one of this machine's own. Where a tool is missing it says so and ends
+// well, since planning needs nothing native; with --strict that is a failure.
 import { spawnSync } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -19,6 +22,21 @@ function runs(command) {
   return spawnSync(`${command} --version`, { shell: true, stdio: "ignore" }).status === 0;
 }
 
+/** Its bytes are checked when it is loaded: this script may never run. */
+function hasPrebuilt() {
+  const list = join(native, "prebuilt.json");
+  if (!existsSync(list)) return false;
+  const release = JSON.parse(readFileSync(list, "utf8"))[`${process.platform}-${process.arch}`];
+  try {
+    return createRequire(list).resolve(`${release.package}/libtensorbus.so`) !== undefined;
+  } catch {
+    return false;
+  }
+}
+
+if (!strict && !["1", "true"].includes(process.env.TENSOR_BUS_BUILD_FROM_SOURCE) && hasPrebuilt()) {
+  process.exit(0);
+}
 if (process.platform !== "linux") {
   giveUp(`the native library is for Linux; on ${process.platform} only planning works.`);
 }

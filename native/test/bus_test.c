@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -11,7 +12,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "check.h"
+#include "host/semaphore.h"
 #include "tensorbus.h"
 
 #define OK(call) CHECK((call) == TB_OK, "%s", err.message)
@@ -272,6 +275,27 @@ static void heartbeat(void) {
     CHECK(removed == 0, "there was none");
 }
 
+static void *post_later(void *semaphore) {
+    nanosleep(&(struct timespec){.tv_nsec = 20 * 1000 * 1000}, NULL);
+    sem_post(semaphore);
+    return NULL;
+}
+
+/* What systems without sem_clockwait have. */
+static void wall_clock(void) {
+    sem_t semaphore;
+    sem_init(&semaphore, 0, 1);
+    CHECK(tb_semaphore_await_by_wall_clock(&semaphore, 0) == 0, "one that is posted, after the deadline");
+    uint64_t end = tb_now() + SECOND / 4;
+    CHECK(tb_semaphore_await_by_wall_clock(&semaphore, end) == ETIMEDOUT, "nobody posts");
+    CHECK(tb_now() >= end, "over several slices");
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, post_later, &semaphore) == 0, "a thread");
+    CHECK(tb_semaphore_await_by_wall_clock(&semaphore, UINT64_MAX) == 0, "posted while it waits");
+    pthread_join(thread, NULL);
+    sem_destroy(&semaphore);
+}
+
 int main(void) {
     CHECK(mkdtemp(folder) != NULL, "a folder");
     snprintf(locks, sizeof locks, "%s/locks", folder);
@@ -279,6 +303,7 @@ int main(void) {
     wake_ups(0);
     wake_ups(50000);
     deadlines();
+    wall_clock();
     handles();
     death();
     gate();

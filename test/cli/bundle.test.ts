@@ -1,5 +1,5 @@
 import { execFileSync, spawn } from "node:child_process";
-import { chmodSync, copyFileSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { chmodSync, copyFileSync, cpSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build } from "esbuild";
@@ -27,6 +27,7 @@ beforeAll(async () => {
     logLevel: "error",
   });
   copyFileSync(join(root, "package.json"), join(folder, "package.json"));
+  cpSync(join(root, "native/include"), join(folder, "native/include"), { recursive: true });
   symlinkSync(join(root, "node_modules"), join(folder, "node_modules"));
   chmodSync(cli, 0o755);
 });
@@ -85,7 +86,7 @@ describe("the shipped command line", () => {
     expect(plan.stdout).toContain("verified");
     const doctor = run("doctor");
     expect(doctor.code).toBe(3);
-    expect(doctor.stdout).toMatch(/MISSING +native library +not built/);
+    expect(doctor.stdout).toMatch(/MISSING +native library +the native library is not built/);
     expect(doctor.stdout).toContain("npm rebuild tensorbus");
     expect(doctor.stdout.trimEnd().endsWith("Missing: native library.")).toBe(true);
   });

@@ -17,6 +17,8 @@
 
 #define FILE_PREFIX "/dev/shm/sem."
 #define LONGEST_WAIT_NS (1ull << 62)
+/* How long it waits by a clock that can be set before it looks at the other one again. */
+#define SLICE_NS (100ull * 1000 * 1000)
 
 static void destroy_semaphore(void *object) {
     sem_close(object);
@@ -112,9 +114,31 @@ int32_t tb_semaphore_try(uint64_t handle, uint32_t *taken, tb_error *err) {
     return TB_OK;
 }
 
+/* glibc has it from 2.30 on, musl not at all: it is looked for when this library is loaded. */
+int sem_clockwait(sem_t *restrict, clockid_t, const struct timespec *restrict) __attribute__((weak));
+
+/* In slices, since somebody may set the clock of the system while it waits. */
+int tb_semaphore_await_by_wall_clock(sem_t *semaphore, uint64_t end) {
+    for (;;) {
+        uint64_t now = tb_now();
+        uint64_t left = now < end ? end - now : 0;
+        uint64_t slice = left < SLICE_NS ? left : SLICE_NS;
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until = tb_timespec((uint64_t)until.tv_sec * 1000000000u + (uint64_t)until.tv_nsec + slice);
+        int rc = sem_timedwait(semaphore, &until) == 0 ? 0 : errno;
+        if (rc != EINTR && (rc != ETIMEDOUT || left == 0)) {
+            return rc;
+        }
+    }
+}
+
 int tb_semaphore_await(sem_t *semaphore, uint64_t timeout_ns) {
     uint64_t wait_ns = timeout_ns < LONGEST_WAIT_NS ? timeout_ns : LONGEST_WAIT_NS;
     uint64_t end = tb_now() + wait_ns;
+    if (sem_clockwait == NULL) {
+        return tb_semaphore_await_by_wall_clock(semaphore, end);
+    }
     struct timespec until = tb_timespec(end);
     int rc;
     do {

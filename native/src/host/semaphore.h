@@ -7,5 +7,7 @@
 
 /* Takes one, waiting for at most timeout_ns. Returns 0 or an errno, ETIMEDOUT among them. */
 int tb_semaphore_await(sem_t *semaphore, uint64_t timeout_ns);
+/* The same until tb_now() is `end`, on a system whose semaphores know the wall clock alone. */
+int tb_semaphore_await_by_wall_clock(sem_t *semaphore, uint64_t end);
 
 #endif

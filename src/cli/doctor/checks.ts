@@ -3,7 +3,7 @@ import { cpus, totalmem } from "node:os";
 import { TensorBusError } from "../../errors.ts";
 import { kernelsPath } from "../../ffi/cuda.ts";
 import { nativeKernels } from "../../ffi/kernels.ts";
-import { abiVersion, libraryPath, openLibrary } from "../../ffi/library.ts";
+import { abiVersion, type NativeLibrary, nativeLibraryFile, openLibrary } from "../../ffi/library.ts";
 import { ncclSoname, ncclVariable, ncclVersion } from "../../ffi/nccl.ts";
 import { DeviceMesh, Replicate, Shard } from "../../layout/index.ts";
 import { planTransfer } from "../../plan/index.ts";
@@ -91,16 +91,21 @@ async function checkPlanner(): Promise<Check> {
 
 function checkNative(): Check {
   const check = { name: "native library", needed: "transfers" } as const;
-  const path = libraryPath();
   try {
-    openLibrary(path).unload();
-    return { ...check, status: "ok", found: `interface ${abiVersion}, ${nativeKernels.tb_build_info()}` };
+    const library = nativeLibraryFile();
+    openLibrary(library.path).unload();
+    const found = `interface ${abiVersion}, ${nativeKernels.tb_build_info()}; ${originOf(library)}`;
+    return { ...check, status: "ok", found };
   } catch (error) {
     if (!(error instanceof TensorBusError)) throw error;
     const advice = "with make and a C compiler: npm rebuild tensorbus (in a clone: npm run build:native)";
-    const found = error.code === "TB_NATIVE_MISSING" ? `not built (${path})` : error.message;
-    return { ...check, status: "missing", found, advice };
+    return { ...check, status: "missing", found: error.message, advice };
   }
+}
+
+function originOf({ path, prebuilt }: NativeLibrary): string {
+  if (prebuilt === undefined) return `built here: ${path}`;
+  return `prebuilt: ${prebuilt.package}, SHA-256 ${prebuilt.sha256}`;
 }
 
 async function checkCompiler(environment: Environment): Promise<Check> {
