@@ -37,6 +37,22 @@ interface Place {
   readonly bytes: bigint;
 }
 
+/**
+ * What a kernel reaches by its address alone: once that was asked for, the optimizer holds a view that nobody reads any more for
+ * dead, and the collector may free its memory while the kernel runs.
+ */
+const reached: unknown[] = [];
+
+function whileReached<T>(views: readonly unknown[], call: () => T): T {
+  const before = reached.length;
+  reached.push(...views);
+  try {
+    return call();
+  } finally {
+    reached.length = before;
+  }
+}
+
 function placeOf(bytes: Bytes): Place {
   if (ArrayBuffer.isView(bytes)) {
     return { address: bytes.byteLength === 0 ? 0n : addressOf(bytes), bytes: BigInt(bytes.byteLength) };
@@ -69,7 +85,9 @@ export function move(to: Elements, from: Elements): void {
     return { end, words, empty: place.bytes === 0n };
   });
   if (ends.every(({ empty }) => empty)) return;
-  nativeKernels.tb_move(ends[0]!.end, ends[1]!.end);
+  whileReached([to.bytes, from.bytes, ends[0]!.words, ends[1]!.words], () =>
+    nativeKernels.tb_move(ends[0]!.end, ends[1]!.end),
+  );
 }
 
 /**
@@ -125,13 +143,15 @@ export function reduce(accumulator: Bytes, contribution: Bytes, options: ReduceO
   const from = placeOf(contribution);
   const count = elementsIn(from, dtype);
   requireRoom(into, count, accumulatorOf(dtype));
-  nativeKernels.tb_reduce(
-    into.address,
-    from.address,
-    count,
-    dtypeNumber(dtype),
-    partialOps.indexOf(op),
-    first ? 1 : 0,
+  whileReached([accumulator, contribution], () =>
+    nativeKernels.tb_reduce(
+      into.address,
+      from.address,
+      count,
+      dtypeNumber(dtype),
+      partialOps.indexOf(op),
+      first ? 1 : 0,
+    ),
   );
 }
 
@@ -144,13 +164,15 @@ export function finishReduce(out: Bytes, accumulator: Bytes, dtype: DType, divis
   const into = placeOf(out);
   const count = elementsIn(from, accumulatorOf(dtype));
   requireRoom(into, count, dtype);
-  nativeKernels.tb_reduce_finish(into.address, from.address, count, dtypeNumber(dtype), divisor);
+  whileReached([out, accumulator], () =>
+    nativeKernels.tb_reduce_finish(into.address, from.address, count, dtypeNumber(dtype), divisor),
+  );
 }
 
 /** CRC-32C (Castagnoli), continuing from `crc`, which is 0 at the start. */
 export function crc32c(bytes: Bytes, crc = 0): number {
   const place = placeOf(bytes);
-  return nativeKernels.tb_crc32c(crc, place.address, place.bytes);
+  return whileReached([bytes], () => nativeKernels.tb_crc32c(crc, place.address, place.bytes));
 }
 
 function elementsIn(place: Place, dtype: DType): bigint {

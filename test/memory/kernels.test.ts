@@ -134,3 +134,18 @@ describe("crc32c", () => {
     expect(crc32c(new Uint8Array(0), 5)).toBe(5);
   });
 });
+
+describe("views that only a kernel reads", () => {
+  it("are not freed under it, however hot the call", () => {
+    const from = Buffer.alloc(2 ** 19, 7);
+    const to = Buffer.alloc(128);
+    let garbage: unknown[] = [];
+    for (let call = 0; call < 30_000; call++) {
+      const descriptor = describeElements("bfloat16", [4, 16], [2048, 1], (call % 4) * 16);
+      move({ bytes: to, dtype: "bfloat16" }, { bytes: from, dtype: "bfloat16", descriptor });
+      if (call % 8 === 0) garbage.push(new BigInt64Array(5).buffer);
+      if (garbage.length > 1000) garbage = [];
+    }
+    expect(to.every((byte) => byte === 7)).toBe(true);
+  });
+});
