@@ -17,7 +17,7 @@ export {
 } from "./bus/client/client.ts";
 export type { ClientTensor, CudaMemory, TensorData, TensorDescription } from "./bus/client/memory.ts";
 export type { BatchPlans } from "./bus/client/registration.ts";
-export type { RoundEvent, TransferResult } from "./bus/client/round-events.ts";
+export type { PendingRound, RoundEvent, TransferResult } from "./bus/client/round-events.ts";
 export type { AgentEvent, AgentProgress, RoundIdentity } from "./bus/pair/events.ts";
 export { logger, setLogger } from "./bus/process/logger.ts";
 export { type BusPaths, defaultPaths } from "./bus/process/paths.ts";

@@ -128,8 +128,10 @@ export class AgentCore {
     }
   }
 
-  /** Answers at once. */
-  query(command: CommandOf<"QueryStatus">): CommandResult<"QueryStatus"> {
+  /** Answers at once, unless the store has to be asked. */
+  query(
+    command: CommandOf<"QueryStatus">,
+  ): CommandResult<"QueryStatus"> | Promise<CommandResult<"QueryStatus">> {
     return this.#batches.query(command);
   }
 

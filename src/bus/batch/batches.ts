@@ -158,15 +158,20 @@ export class Batches {
       });
   }
 
-  /** Answers at once: the signal is watched. */
-  query(command: CommandOf<"QueryStatus">): CommandResult<"QueryStatus"> {
+  /** Answers at once: the signal is watched. Only who wants to be told the version waits for the store. */
+  query(
+    command: CommandOf<"QueryStatus">,
+  ): CommandResult<"QueryStatus"> | Promise<CommandResult<"QueryStatus">> {
     const { batch } = this.#find(command.batch, command.client, command.instance);
     if (batch.broken !== undefined) throw batch.broken;
     const progress = batch.live.find(({ busy }) => busy)?.progress;
-    return {
-      ready: batch.live.some((direction) => direction.ready),
+    const direction = batch.live.find(({ ready }) => ready);
+    const answer = {
+      ready: direction !== undefined,
       ...(progress === undefined ? {} : { progress }),
     };
+    if (command.tellVersion !== true || direction === undefined) return answer;
+    return direction.pending(new Deadline()).then((pending) => ({ ...answer, pending }));
   }
 
   async cleanup(command: CommandOf<"CleanupBatch">): Promise<CommandResult<"CleanupBatch">> {

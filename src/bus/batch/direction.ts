@@ -134,6 +134,15 @@ export class Direction {
     return this.#call?.round ?? this.#join.next;
   }
 
+  /** The round that is ready and the version that it carries, if a rank has named one. */
+  async pending(deadline: Deadline): Promise<{ readonly round: number; readonly version?: bigint }> {
+    const { signal, names } = this.#options;
+    const { round } = signal;
+    // A name stands once a rank has begun the round; before that, the last source that came is asked.
+    const version = (await names.look(round, deadline)) ?? (await signal.version(deadline));
+    return version === undefined ? { round } : { round, version };
+  }
+
   /**
    * Takes part in the next round that has not failed, as source or target. Settles when the memory of this rank is quiet: with
    * what was moved, or with why it failed and where (`details.rank`); `details.torn` says that targets of this rank may be
@@ -286,10 +295,10 @@ export class Direction {
     const poster = call.posters.get("source");
     if (poster === undefined) return;
     const { signal, tell } = this.#options;
-    const announced = poster.ready.then(
-      () => (this.#call === call ? signal.announce(call.round, poster.deadline) : undefined),
-      nothing,
-    );
+    const announced = poster.ready.then(() => {
+      if (this.#call !== call) return undefined;
+      return signal.announce(call.round, poster.version, poster.deadline);
+    }, nothing);
     // The signal and the round go on side by side: a store that hangs fails the first one alone.
     announced.catch((error: unknown) => {
       if (error instanceof TensorBusError && error.code !== "TB_CLOSED") tell({ kind: "fault", error });

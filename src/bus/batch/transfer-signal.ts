@@ -7,7 +7,8 @@ import type { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";
 
-const ready = Buffer.from("ready");
+/** What stands in the store once all sources have come: with the version that the last of them named. */
+const readyText = "ready";
 /** The longest wait of a store; it begins anew then. */
 const watchMs = 2 ** 31 - 1;
 
@@ -38,6 +39,19 @@ export class TransferSignal {
     return this.#ready;
   }
 
+  /** The round that it speaks of. */
+  get round(): number {
+    return this.#round;
+  }
+
+  /** The version that the last source to come named for its round; undefined if it named none, or none is ready. */
+  async version(deadline: Deadline): Promise<bigint | undefined> {
+    if (!this.#ready) return undefined;
+    const stored = await this.#options.store.get(this.#key(this.#round, "state"), deadline.rest);
+    const named = /^ready (\d{1,20})$/.exec(Buffer.from(stored ?? []).toString("latin1"));
+    return named === null ? undefined : BigInt(named[1]!);
+  }
+
   /** From here on it speaks of that round. */
   follow(round: number): void {
     if (round <= this.#round || this.#closed) return;
@@ -51,14 +65,15 @@ export class TransferSignal {
     });
   }
 
-  /** This rank, a source, is in that round: said once of each. */
-  async announce(round: number, deadline: Deadline): Promise<void> {
+  /** This rank, a source, is in that round, with that version: said once of each. */
+  async announce(round: number, version: bigint | undefined, deadline: Deadline): Promise<void> {
     if (round <= this.#announced) return;
     this.#announced = round;
     const { store, sources } = this.#options;
     const posted = sources === 1 ? 1n : await store.add(this.#key(round, "posted"), 1n, deadline.rest);
     if (posted < BigInt(sources)) return;
-    await store.compareAndSet(this.#key(round, "state"), undefined, ready, deadline.rest);
+    const value = Buffer.from(version === undefined ? readyText : `${readyText} ${version}`);
+    await store.compareAndSet(this.#key(round, "state"), undefined, value, deadline.rest);
   }
 
   /** Removes what was written of a round that nobody is in any more. */

@@ -6,7 +6,7 @@ import type { Semaphore } from "../process/semaphore.ts";
 import type { BatchId } from "../queue/commands.ts";
 import type { CallOptions, TensorBusClient, TransferOptions } from "./client.ts";
 import type { BatchPlans, Registration } from "./registration.ts";
-import type { RoundEvent, TransferResult } from "./round-events.ts";
+import type { PendingRound, RoundEvent, TransferResult } from "./round-events.ts";
 
 /**
  * Made by `TensorBusClient.registerTensors`. It does not keep its client alive; the batch ends with the client, or with
@@ -81,6 +81,13 @@ export class BatchHandler implements AsyncDisposable {
     const registration = this.#registration;
     registration.requireOpen();
     return this.client.queryTransferSignal(this.batchId, { ...options, registration });
+  }
+
+  /** Like the client's method, for this registration. */
+  async pending(options: CallOptions = {}): Promise<PendingRound | undefined> {
+    const registration = this.#registration;
+    registration.requireOpen();
+    return this.client.pending(this.batchId, { ...options, registration });
   }
 
   /**

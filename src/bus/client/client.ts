@@ -9,7 +9,7 @@ import type { DeviceMesh, Placement, StridedShardReading } from "../../layout/in
 import { logger } from "../process/logger.ts";
 import { Semaphore } from "../process/semaphore.ts";
 import type { CommandQueue } from "../queue/command-queue.ts";
-import { type BatchId, normalizeBatchId, type SideLayout } from "../queue/commands.ts";
+import { type BatchId, type CommandResult, normalizeBatchId, type SideLayout } from "../queue/commands.ts";
 import type { Environment } from "../queue/environment.ts";
 import type { State } from "../queue/state.ts";
 import { encodeTensorTable } from "../queue/tensor-table.ts";
@@ -19,7 +19,7 @@ import { ClientConnection } from "./connection.ts";
 import { LayoutList, layoutMessage } from "./layout.ts";
 import { type ClientTensor, describeTensor, RegionList } from "./memory.ts";
 import { type Registration, Registrations } from "./registration.ts";
-import type { TransferResult } from "./round-events.ts";
+import type { PendingRound, TransferResult } from "./round-events.ts";
 
 export interface ConnectOptions {
   /** The rank whose agent this client talks to. */
@@ -301,15 +301,26 @@ export class TensorBusClient implements AsyncDisposable {
 
   /** True once every rank of the sending side has its round ready, until the receiving side has taken it. */
   async queryTransferSignal(batchId: BatchId, options: CallOptions & OfRegistration = {}): Promise<boolean> {
+    return (await this.#status(batchId, options)).ready;
+  }
+
+  /** The round that the transfer signal speaks of, and the version that it carries; undefined while the signal is false. */
+  async pending(
+    batchId: BatchId,
+    options: CallOptions & OfRegistration = {},
+  ): Promise<PendingRound | undefined> {
+    return (await this.#status(batchId, options, { tellVersion: true })).pending;
+  }
+
+  async #status(
+    batchId: BatchId,
+    options: CallOptions & OfRegistration,
+    more: { readonly tellVersion?: boolean } = {},
+  ): Promise<CommandResult<"QueryStatus">> {
     const batch = normalizeBatchId(batchId);
     const link = this.#connection.openLink ?? (await this.#link(options));
-    const { outcome } = link.submit(
-      "QueryStatus",
-      batch,
-      { batch, ...instanceOf(options) },
-      { ...options, keep: this },
-    );
-    return (await outcome).ready;
+    const body = { batch, ...instanceOf(options), ...more };
+    return link.submit("QueryStatus", batch, body, { ...options, keep: this }).outcome;
   }
 
   /**

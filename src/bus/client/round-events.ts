@@ -4,6 +4,9 @@ import type { CommandResult } from "../queue/commands.ts";
 /** What one rank did in a round, as its agent tells it. */
 export type TransferResult = CommandResult<"Transfer">;
 
+/** A round that all of its sources have ready, and the version that it carries, if a rank has named one. */
+export type PendingRound = NonNullable<CommandResult<"QueryStatus">["pending"]>;
+
 /** What becomes of a batch's transfers, as its client sees it. */
 export type RoundEvent =
   /** The command stands in the agent's queue. */

@@ -127,7 +127,12 @@ const bodies = {
     /** The instance of the registration that is meant; needed if one client has registered both sides. */
     instance: u64.optional(),
   },
-  QueryStatus: { batch: batchId, instance: u64.optional() },
+  QueryStatus: {
+    batch: batchId,
+    instance: u64.optional(),
+    /** Where a round is ready: which it is, and the version that it carries. */
+    tellVersion: z.boolean().optional(),
+  },
   CleanupBatch: {
     batch: batchId,
     /** What the agent answered when it was registered: a batch that took the id later is another. */
@@ -289,6 +294,8 @@ export const resultSchemas = {
   QueryStatus: z.strictObject({
     /** The transfer signal: all source ranks have posted a round that this rank has not completed. */
     ready: z.boolean(),
+    /** The round that is ready, and the version that it carries, if a rank has named one; if the call wanted to be told. */
+    pending: z.strictObject({ round: z.int(), version: u64.optional() }).optional(),
     /** Progress of the round under way on this rank, if there is one. */
     progress: z.strictObject({ round: z.int(), bytesDone: bytesMoved, bytesTotal: bytesMoved }).optional(),
   }),
