@@ -1,4 +1,5 @@
 import type { Model } from "../config.ts";
+import { evaluate } from "../families/expression.ts";
 import { presetError } from "./options.ts";
 import { expertRanks, expertTensorRanks, stageBounds, type VllmOptions } from "./vllm-options.ts";
 import type { EngineTable } from "./vllm-table.ts";
@@ -55,6 +56,16 @@ function checkModel(model: Model, table: EngineTable, options: VllmOptions): voi
       options,
       `how the engine holds ${model.modelType} in ${model.quantMethod} was never compared; \`quantized: false\` plans plain weights`,
       { modelType: model.modelType, quantMethod: model.quantMethod },
+    );
+  }
+  for (const [key, value] of Object.entries(table.builtIn ?? {})) {
+    const wanted = typeof value === "string" ? evaluate(value, (name) => number(model, name)) : value;
+    const found = model.config[key];
+    if (found === wanted) continue;
+    throw refuse(
+      options,
+      `vLLM's class for ${model.modelType} has ${key} ${wanted} built in, and the config has ${found}`,
+      { modelType: model.modelType, key, wanted, found },
     );
   }
 }

@@ -57,6 +57,11 @@ export interface EngineTable {
   readonly redundantExperts?: boolean;
   /** The class refuses more ranks of tensor parallelism than experts. */
   readonly ranksWithinExperts?: boolean;
+  /**
+   * What the class has built in, whatever a config says: the value of a key, or an expression of other keys. With another one
+   * it would have parameters that the checkpoint does not fill, or none for what the checkpoint has.
+   */
+  readonly builtIn?: Readonly<Record<string, boolean | string>>;
   readonly quantized: boolean;
 }
 
@@ -154,6 +159,8 @@ const llama: EngineTable = {
 const qwen3: EngineTable = {
   ...llama,
   layer: [...qkv(), ...cacheScales, ...headNorms, ...llamaMlp, ...blockNorms],
+  // Its output projection has no bias, which a checkpoint with `attention_bias` has.
+  builtIn: { attention_bias: false },
 };
 
 const qwen3Moe: EngineTable = {
@@ -193,6 +200,7 @@ const qwen2Moe: EngineTable = {
   ],
   ends: "everywhere",
   ranksWithinExperts: true,
+  builtIn: { qkv_bias: true, head_dim: "hidden_size / num_attention_heads" },
   quantized: false,
 };
 
@@ -300,6 +308,7 @@ const gptOss: EngineTable = {
   ],
   ends: "everywhere",
   replicatesKeyValues: false,
+  builtIn: { attention_bias: true, tie_word_embeddings: false },
   quantized: false,
 };
 
@@ -353,6 +362,7 @@ const deepseekV3: EngineTable = {
   replicatesKeyValues: true,
   redundantExperts: true,
   ranksWithinExperts: true,
+  builtIn: { attention_bias: false, tie_word_embeddings: false },
   quantized: true,
 };
 
@@ -372,6 +382,7 @@ const glm4Moe: EngineTable = {
   ends: "split",
   replicatesKeyValues: true,
   redundantExperts: true,
+  builtIn: { tie_word_embeddings: false },
   quantized: false,
 };
 
