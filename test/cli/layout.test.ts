@@ -76,6 +76,31 @@ describe("tensorbus layout", () => {
     expect(stdout).toMatch(/Proved \d+ tensors lie whole in \d+ parameters on 4 ranks/);
   });
 
+  test("what travels from another preset or to it, as views that a client registers", async () => {
+    const experts = vllmCases.find(({ case: name }) => name === "qwen3moe-ep4-10experts")!;
+    const path = write("views", configOf(experts));
+    const argv = ["layout", "--model", path, "--engine", "vllm:tp=4,ep", "--rank", "3", "--json"];
+    const { code, stdout } = await runCli(...argv, "--source", "fsdp2:dp=2");
+    expect(code).toBe(0);
+    const { views, layouts, worldSize } = JSON.parse(stdout);
+    expect(worldSize).toBe(4);
+    const view = views.find(({ tensor }: { tensor: string }) => tensor.endsWith("experts.8.up_proj.weight"));
+    // Of ten experts the last rank has two: the first of them, behind its gate, which lies on that rank alone.
+    expect(view).toMatchObject({ shape: [32, 64], offset: 32 * 64, strides: [64, 1], globalShape: [32, 64] });
+    expect(layouts[view.layout]).toEqual({
+      mesh: { shape: [1], ranks: [3] },
+      placements: ["R"],
+      stridedShard: null,
+    });
+    const back = ["layout", "--model", path, "--engine", "fsdp2:dp=2", "--rank", "1", "--json"];
+    const sent = JSON.parse((await runCli(...back, "--target", "vllm:tp=4,ep")).stdout);
+    expect(sent.layouts).toEqual([
+      { mesh: { shape: [2], ranks: [0, 1] }, placements: ["S(0)"], stridedShard: "order" },
+    ]);
+    const { stderr } = await runCli(...argv.slice(0, -1), "--source", "hf:1");
+    expect(stderr).toContain("'--source' and '--target' need '--rank <rank>' and '--json'");
+  });
+
   test("a folder is its config.json, a rank that is none is refused", async () => {
     writeFileSync(join(folder, "config.json"), configOf(vllmCases[0]!));
     const found = await runCli("layout", "--model", folder, "--engine", "vllm:tp=2", "--rank", "2");

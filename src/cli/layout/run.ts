@@ -11,6 +11,7 @@ import { loadModel } from "../model/load-model.ts";
 import type { CommandContext } from "../ui/context.ts";
 import type { LayoutOptions } from "./command.ts";
 import { dtypeName, formatLayout } from "./report.ts";
+import { sideViews } from "./views.ts";
 
 /** Says what the ranks of an engine hold. */
 export async function runLayout(context: CommandContext, options: LayoutOptions): Promise<void> {
@@ -26,6 +27,13 @@ export async function runLayout(context: CommandContext, options: LayoutOptions)
         details: { rank: options.rank, ranks: side.ranks.length },
       },
     );
+  }
+  const { source, target } = options;
+  if (options.rank !== undefined && (source ?? target) !== undefined) {
+    const other = source ?? target!;
+    const views = sideViews(model, layouts, other, source === undefined ? "source" : "target", options.rank);
+    await context.stdout.line(JSON.stringify(views));
+    return;
   }
   if (options.json === true) {
     await writeJson(context, model, layouts, options.rank);
