@@ -29,6 +29,9 @@ TB_CUDA_FIRST_FUNCTIONS(DECLARE)
 TB_CUDA_FUNCTIONS(DECLARE)
 #undef DECLARE
 
+/* Only Python asks for it: its threads have contexts of their own. */
+EXPORT tb_cu_result cuCtxGetCurrent(tb_cu_context *context);
+
 /* What is no part of the driver's interface: memory as cuMemCreate and cuMemMap make it, of which there is no
  * handle. */
 EXPORT tb_cu_result cuda_double_allocate_expandable(tb_cu_pointer *pointer, size_t bytes);

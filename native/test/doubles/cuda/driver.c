@@ -182,6 +182,11 @@ tb_cu_result cuDevicePrimaryCtxRelease_v2(tb_cu_device device) {
     return result;
 }
 
+tb_cu_result cuCtxGetCurrent(tb_cu_context *context) {
+    *context = current;
+    return initialized ? TB_CU_SUCCESS : NOT_INITIALIZED;
+}
+
 tb_cu_result cuCtxSetCurrent(tb_cu_context context) {
     if (!initialized) {
         return NOT_INITIALIZED;

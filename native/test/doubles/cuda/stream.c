@@ -167,6 +167,17 @@ void double_drain(tb_cu_context context) {
 
 tb_cu_result double_enqueue(tb_cu_stream stream, void (*run)(tb_cu_context, void *), const void *argument,
                             size_t bytes) {
+    if (stream == NULL) {
+        /* The default stream comes after all others of its context. */
+        tb_cu_context context;
+        tb_cu_result result = double_context(&context);
+        if (result == TB_CU_SUCCESS) {
+            double_drain(context);
+            run(context, (void *)(uintptr_t)argument);
+            result = context->failure;
+        }
+        return result;
+    }
     tb_cu_result result = check_stream(stream);
     if (result != TB_CU_SUCCESS) {
         return result;
