@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "python" / "src"))
 import tensorbus  # noqa: E402
 
 SECTIONS = {
-    "Models": ["Weights", "split_fused", "empty", "share", "Shared", "Mesh"],
+    "Models": ["Weights", "split_fused", "empty", "share", "Shared", "Mesh", "preset_parts", "PresetParts", "Part"],
     "Agents": [
         "start_agents",
         "Agents",

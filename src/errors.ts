@@ -108,6 +108,12 @@ export const errorCodes = {
   TB_NATIVE_MISSING: { number: 400, exit: 3, meaning: "The native library is not built." },
   TB_LIBRARY: { number: 401, exit: 3, meaning: "A library is missing or has the wrong version." },
   TB_DEVICE: { number: 402, exit: 3, meaning: "This machine has no such GPU." },
+  TB_ENVIRONMENT: {
+    number: 403,
+    exit: 3,
+    meaning: "A variable that says which rank this process is, or of how many, is missing or malformed.",
+  },
+
   // 5xx: models, specs, files
   TB_SPEC: { number: 500, exit: 2, meaning: "A spec is malformed." },
   TB_MODEL_CONFIG: { number: 501, exit: 2, meaning: "A model's config.json is malformed or unknown." },

@@ -110,6 +110,8 @@ def test_errors_are_pythons(pair: Any) -> None:
         left.register_tensors("empty", [])
     with pytest.raises(ValueError, match="TB_MESH"):
         left.init_pair("meshes", "a", "b", 2, tensorbus.Mesh((2,), ranks=(5, 6)), ["S(0)"])
+    with pytest.raises(ValueError, match="a mesh of 4 ranks, and side a has 2 in all"):
+        left.init_pair("meshes", "a", "b", 2, tensorbus.Mesh((4,)), ["S(0)"])
     with pytest.raises(ValueError, match="TB_PLACEMENT"):
         left.init_pair("meshes", "a", "b", 2, tensorbus.Mesh((2,)), ["S(0)", "R"])
     with pytest.raises(ValueError, match="TB_DTYPE"):
@@ -132,7 +134,8 @@ def test_round_that_times_out(pair: Any) -> None:
 def test_no_agent_says_which_there_are(agents: tensorbus.Agents) -> None:
     with pytest.raises(ConnectionError, match=r"no agent of rank 9 at .*; agents here: 0-3") as failure:
         client_of(9, timeout=0.2)
-    assert any("tensorbus agent --rank 9" in note for note in vars(failure.value)["__notes__"])
+    assert any("tensorbus agents --side" in note for note in vars(failure.value)["__notes__"])
+    assert failure.value.__suppress_context__
 
 
 def test_agent_of_another_rank(agents: tensorbus.Agents) -> None:
@@ -204,6 +207,10 @@ def test_bootstrap(agents: tensorbus.Agents, monkeypatch: pytest.MonkeyPatch) ->
     client.close()
     monkeypatch.setenv("AGENT_RANK", "two")
     with pytest.raises(ValueError, match="AGENT_RANK must be a number"):
+        tensorbus.bootstrap_client()
+    for name in ("AGENT_RANK", "RANK"):
+        monkeypatch.delenv(name)
+    with pytest.raises(ValueError, match=r"AGENT_RANK is not set, nor RANK.*\(TB_ENVIRONMENT\)"):
         tensorbus.bootstrap_client()
 
 

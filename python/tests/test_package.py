@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 import zipfile
 from typing import Any
 
@@ -65,6 +66,51 @@ def test_folders_are_those_of_the_agents(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_ranks_are_listed_for_people() -> None:
     assert rank_list([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
     assert rank_list([]) == ""
+
+
+def test_every_exception_says_what_to_do() -> None:
+    known = re.findall(r"^  (TB_\w+): \{", (ROOT / "src" / "errors.ts").read_text(), re.MULTILINE)
+    assert set(errors._classes) <= set(errors._advice)
+    for code in known:
+        (note,) = vars(errors.make_error(code, "it failed"))["__notes__"]
+        assert note == errors._advice.get(code) or code in note
+
+
+def test_progress_is_a_line_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from tensorbus import _progress
+
+    line = _progress.line_of("policy: sending", {"round": 3, "bytesDone": 3 * 2**28, "bytesTotal": 2**31}, 2.14)
+    assert line == "policy: sending, round 3: 0.8 of 2.0 GiB, 37 %, 2.1 s"
+    assert (
+        _progress.line_of("p", {"round": 1, "bytesDone": 0, "bytesTotal": 0}, 0)
+        == "p, round 1: 0.0 of 0.0 bytes, 0.0 s"
+    )
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    told = Terminal()
+    monkeypatch.setattr(sys, "stderr", told)
+    monkeypatch.setattr(_progress, "_FIRST", 0.0)
+    monkeypatch.setattr(_progress, "_EACH", 0.0)
+    asked = threading.Event()
+
+    def ask() -> dict[str, int]:
+        if told.getvalue():
+            asked.set()
+        return {"round": 1, "bytesDone": 5, "bytesTotal": 10}
+
+    assert _progress.is_shown()
+    with _progress.ProgressLine("policy: sending", ask):
+        assert asked.wait(10)
+    lines = told.getvalue().split("\r")
+    assert lines[1].startswith("policy: sending, round 1: 5.0 of 10.0 bytes, 50 %")
+    assert [line.strip() for line in lines[-2:]] == ["", ""]
+    monkeypatch.setenv("TENSORBUS_PROGRESS", "0")
+    assert not _progress.is_shown()
 
 
 def test_exceptions_are_pythons_and_can_be_pickled() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -287,6 +288,60 @@ def test_parameters_that_others_take_the_place_of() -> None:
         each.close()
 
 
+def test_a_model_that_has_changed() -> None:
+    source = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+    target = {name: torch.zeros_like(value) for name, value in source.state_dict().items()}
+    weights = one_to_one("changed", source, target)
+    round_of(*weights)
+    source[1].register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+    with pytest.raises(
+        ValueError, match=r"1 has 3 parameters and 0 buffers, and had 2 and 0 \(TB_BATCH_MISMATCH\)"
+    ) as failure:
+        weights[0].send(timeout=5)
+    assert any("refresh()" in note for note in vars(failure.value)["__notes__"])
+    del source[1].scale
+    # Another module under the same names: what was registered would be sent for ever.
+    before = source[0]
+    source[0] = torch.nn.Linear(4, 3)
+    with pytest.raises(ValueError, match="0 is another module"):
+        weights[0].send(timeout=5)
+    source[0] = before
+    gone = target.pop("1.bias")
+    with pytest.raises(ValueError, match=r"1\.bias is gone"):
+        weights[1].recv(timeout=5)
+    target["1.bias"] = gone
+    # A storage that was freed, as sharding wrappers do between uses.
+    held = source[0].weight.detach().clone()
+    source[0].weight.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"memory was freed or made smaller \(TB_REGION\)"):
+        weights[0].send(timeout=5)
+    source[0].weight.untyped_storage().resize_(held.nbytes)
+    with torch.no_grad():
+        source[0].weight.copy_(held)
+    # Nothing of that has harmed the batch.
+    assert round_of(*weights) == 2
+    assert torch.equal(target["0.weight"], held)
+    for each in weights:
+        each.close()
+
+
+def test_an_agent_of_another_side_is_told_by_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"w": torch.zeros(1)}
+    monkeypatch.setenv("AGENT_RANK_OFFSET", "3")
+    with pytest.raises(ConnectionError) as other:
+        tensorbus.Weights("offset", tensors, role="target", rank=0, world_size=2, timeout=5)
+    assert "agent 3 (RANK 0 + AGENT_RANK_OFFSET 3) is of side trainer; the agents of engine are 4-5" in str(other.value)
+    monkeypatch.setenv("AGENT_RANK_OFFSET", "9")
+    with pytest.raises(ConnectionError, match=r"no agent of rank 9 \(RANK 0 \+ AGENT_RANK_OFFSET 9\)") as none:
+        tensorbus.Weights("offset", tensors, role="target", rank=0, world_size=2, timeout=0.3)
+    notes = vars(none.value)["__notes__"]
+    assert "AGENT_RANK_OFFSET is 9: do the agents begin there?" in notes
+    assert none.value.__suppress_context__
+    monkeypatch.setenv("AGENT_RANK_OFFSET", "4x")
+    with pytest.raises(ValueError, match=r"AGENT_RANK_OFFSET must be a number from 0 on, not '4x' \(TB_ENVIRONMENT\)"):
+        tensorbus.Weights("offset", tensors, role="target", rank=0, world_size=2, timeout=0.3)
+
+
 def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(tensorbus.weights, "_SLOW", 0.05)
     with pytest.raises(TimeoutError) as failure:
@@ -316,7 +371,26 @@ def test_versions_are_told_and_grow() -> None:
     assert round_of(*weights) == 1
     assert round_of(weights[0], weights[1], 700) == 700
     assert round_of(weights[0], weights[1], 2**40) == 2**40
-    assert weights[1].pending() is False
+    for each in weights:
+        each.close()
+
+
+def test_pending_says_which_version_waits() -> None:
+    source, target = {"w": values(3)}, {"w": torch.zeros(3)}
+    weights = one_to_one("pending", source, target)
+
+    def pending_after(version: int | None) -> int | None:
+        assert weights[1].pending() is None
+        sent = weights[0].send(version, wait=False, timeout=20)
+        deadline = time.monotonic() + 10
+        while (found := weights[1].pending()) is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        taken = weights[1].recv(timeout=20)
+        sent.acquire(20)
+        assert taken == found
+        return found
+
+    assert [pending_after(version) for version in (None, 41, 2**63, None)] == [1, 41, 2**63, 4]
     for each in weights:
         each.close()
 
@@ -355,8 +429,24 @@ def test_what_is_refused_says_why() -> None:
         tensorbus.Weights(
             "meta", torch.nn.Linear(2, 2, device="meta"), role="source", client=client_of(1), rank=0, world_size=1
         )
-    with pytest.raises(ValueError, match="rank is not known"):
+    with pytest.raises(
+        tensorbus.TensorBusError, match=r"rank and world_size are not known: .* no RANK and no WORLD_SIZE"
+    ) as unknown:
         tensorbus.Weights("nobody", {"w": torch.zeros(1)}, role="source")
+    assert isinstance(unknown.value, ValueError)
+    assert unknown.value.code == "TB_ENVIRONMENT"
+    with pytest.raises(ValueError, match=r"rank 2 is not in a job of 2 \(TB_ENVIRONMENT\)"):
+        tensorbus.Weights("nobody", {"w": torch.zeros(1)}, role="source", rank=2, world_size=2)
+    with pytest.raises(ValueError, match="the mesh of w has ranks 0-3, and side trainer has 2 in all: 0-1"):
+        tensorbus.Weights(
+            "wide",
+            {"w": torch.zeros(1)},
+            role="source",
+            client=client_of(0),
+            rank=0,
+            world_size=2,
+            layout=lambda name, tensor: (tensorbus.Mesh((4,)), ["S(0)"]),
+        )
     with pytest.raises(ValueError, match="role is"):
         tensorbus.Weights("role", {}, role="sender")
     module = torch.nn.Linear(2, 2)

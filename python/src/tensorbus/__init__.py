@@ -12,6 +12,7 @@ from ._batch import BatchHandler
 from ._bootstrap import BootstrapInfo, Bootstrapped, bootstrap_client
 from ._layouts import Mesh
 from ._models import split_fused
+from ._parts import Part, PresetParts, preset_parts
 from ._places import BusPaths, default_paths
 from ._semaphore import Semaphore
 from ._share import Shared, share
@@ -37,6 +38,8 @@ __all__ = [
     "InitPair",
     "Mesh",
     "OperationError",
+    "Part",
+    "PresetParts",
     "QueryStatus",
     "QueueFullError",
     "RegisterTensors",
@@ -52,6 +55,7 @@ __all__ = [
     "empty",
     "generate_semaphore_name",
     "logger",
+    "preset_parts",
     "share",
     "split_fused",
     "start_agents",

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ._cuda import EventPair, current_stream
 from ._link import Link
 from ._tensors import Slot
 from .errors import TensorBusError, make_error
@@ -28,6 +29,7 @@ class Registration:
         pair_names: list[str],
         slots: Sequence[Slot],
         answer: dict[str, Any],
+        events: Sequence[EventPair] = (),
     ) -> None:
         self.link = link
         self.batch_id = batch_id
@@ -36,6 +38,8 @@ class Registration:
         self.slots: Sequence[Slot] = slots
         self.instance = int(answer["instance"])
         self.answer = answer
+        # Of each GPU that tensors lie on.
+        self.events = events
         self.error: TensorBusError | None = None
 
     def require_open(self) -> None:
@@ -57,11 +61,22 @@ class Registration:
         for slot in self.slots:
             slot.check()
 
+    def record_ready(self) -> None:
+        """What the current streams have to do by now comes before the round."""
+        for events in self.events:
+            events.record_ready(current_stream(events.ordinal))
+
+    def wait_free(self) -> None:
+        """What comes into the current streams from now on comes after the round."""
+        for events in self.events:
+            events.wait_free(current_stream(events.ordinal))
+
     def end(self, error: TensorBusError, anew: bool = False) -> None:
         """The agent has let go of it, or is gone."""
         if self.error is None or anew:
             self.error = error
         self.slots = ()
+        self.events = ()
 
     def post_close(self) -> None:
         """Has the agent free it; nobody waits."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ._layouts import own_rank
 from ._places import BusPaths, default_paths
 from .client import TensorBusClient
+from .errors import make_error
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def _integer(name: str) -> int | None:
     if not text:
         return None
     if not text.isdigit():
-        raise ValueError(f"{name} must be a number from 0 on, not {text!r}")
+        raise make_error("TB_ENVIRONMENT", f"{name} must be a number from 0 on, not {text!r}", {"name": name})
     return int(text)
 
 
@@ -57,19 +58,25 @@ def _paths(agent_rank: int, path_naming_fn: Callable[[int], BusPaths | tuple[str
     if queue and state:
         return BusPaths(queue, state)
     if queue or state:
-        raise ValueError("TENSOR_BUS_COMMAND_QUEUE_PATH and TENSOR_BUS_STATE_PATH are set both or not at all")
+        raise make_error(
+            "TB_ENVIRONMENT", "TENSOR_BUS_COMMAND_QUEUE_PATH and TENSOR_BUS_STATE_PATH are set both or not at all"
+        )
     return default_paths(agent_rank)
 
 
-def resolve(path_naming_fn: Callable[[int], BusPaths | tuple[str, str]] | None = None) -> BootstrapInfo:
-    """Which agent is this process's, without connecting to it."""
+def resolve(
+    path_naming_fn: Callable[[int], BusPaths | tuple[str, str]] | None = None, rank: int | None = None
+) -> BootstrapInfo:
+    """Which agent is this process's, without connecting to it. ``rank``: in its job; default: as the launcher says."""
     direct = _integer("AGENT_RANK")
     if direct is not None:
         paths = _paths(direct, path_naming_fn)
         return BootstrapInfo(direct, "direct", paths.command_queue_path, paths.agent_state_path)
-    rank = own_rank()
+    rank = own_rank() if rank is None else rank
     if rank is None:
-        raise ValueError("AGENT_RANK must be set, or RANK (torchrun does) and AGENT_RANK_OFFSET")
+        raise make_error(
+            "TB_ENVIRONMENT", "AGENT_RANK is not set, nor RANK, to which AGENT_RANK_OFFSET would be added (default 0)"
+        )
     offset = _integer("AGENT_RANK_OFFSET") or 0
     paths = _paths(rank + offset, path_naming_fn)
     return BootstrapInfo(rank + offset, "offset", paths.command_queue_path, paths.agent_state_path, rank, offset)

@@ -104,7 +104,7 @@ def _agents() -> list[Check]:
     ranks = _places.ranks_here()
     if not ranks:
         note = _why_none(folder)
-        advice = "tensorbus agents --side trainer=0..3 --side engine=4..5 (TENSOR_BUS_NAMESPACE keeps jobs apart)"
+        advice = f"{_places.START_AGENTS} (TENSOR_BUS_NAMESPACE keeps jobs apart)"
         return [_absent("agents", f"none in {folder}{note}", advice)]
     return [_agent(rank) for rank in ranks]
 

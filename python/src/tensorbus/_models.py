@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ._cuda import CudaAllocation
 from ._layouts import layout_message
+from ._places import rank_list
 from ._tensors import Slot, is_dtensor
 from .errors import add_note, make_error
 from .messages import NamedSlot
@@ -17,7 +19,8 @@ _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapp
 _DDP = "module."
 _PEFT = re.compile(r"(^|\.)(lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save|ia3_l)(\.|$)")
 
-LayoutOf = Callable[[str, Any], tuple[Any, Sequence[Any]]]
+# Mesh and placements, and the whole tensor's shape where it does not follow from the ranks' own.
+LayoutOf = Callable[[str, Any], "tuple[Any, Sequence[Any]] | tuple[Any, Sequence[Any], Sequence[int]]"]
 
 
 def plain_name(name: str) -> str:
@@ -72,25 +75,75 @@ def _module_tensors(model: Any, buffers: str, tied_once: bool) -> list[tuple[str
     return tensors
 
 
+class Census:
+    """Which parts a model had, and how many tensors each, so that every round can look at little cost."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._counted = self._count()
+
+    def _count(self) -> dict[str, Any]:
+        if not is_module(self._model):
+            return dict.fromkeys(self._model)
+        # The module itself: another in its place has other tensors under the same names.
+        return {path: (part, len(part._parameters), len(part._buffers)) for path, part in self._model.named_modules()}
+
+    def check(self) -> None:
+        """``TB_BATCH_MISMATCH`` if tensors or modules have come or gone since."""
+        before, now = self._counted, self._count()
+        if before == now:
+            return
+        names = [name for name in [*before, *now] if before.get(name, _gone) != now.get(name, _gone)]
+        changed = [_described(name, before, now) for name in dict.fromkeys(names)]
+        message = f"the model has other tensors than were registered: {'; '.join(changed[:4])}"
+        error = make_error("TB_BATCH_MISMATCH", message, {"changed": changed})
+        add_note(error, "Call refresh() on all ranks of both sides: the model is registered as it is now.")
+        raise error
+
+
+_gone = object()
+
+
+def _described(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if name not in before:
+        return f"{name} is new"
+    if name not in now:
+        return f"{name} is gone"
+    (old, *had), (new, *has) = before[name], now[name]
+    shown = name or "the module itself"
+    if old is not new:
+        return f"{shown} is another module"
+    return f"{shown} has {has[0]} parameters and {has[1]} buffers, and had {had[0]} and {had[1]}"
+
+
 class LayoutList:
     """The layouts of a batch, each once."""
 
-    def __init__(self, offset: int, default: tuple[Any, Sequence[Any]], layout: LayoutOf | None) -> None:
+    def __init__(
+        self, offset: int, default: tuple[Any, Sequence[Any]], layout: LayoutOf | None, side: tuple[str, int]
+    ) -> None:
         self.messages: list[dict[str, Any]] = []
         self._numbers: dict[str, int] = {}
         self._offset = offset
         self._default = default
         self._layout = layout
+        self._side = side
 
-    def number_of(self, name: str, tensor: Any) -> int:
-        """The number of a tensor's layout: a DTensor's own, else what the caller says, else whole on every rank."""
+    def number_of(self, name: str, tensor: Any) -> tuple[int, tuple[int, ...] | None]:
+        """The number of a tensor's layout, and its whole shape where that is known.
+
+        The layout is a DTensor's own, else what the caller says, else whole on every rank.
+        """
+        whole: tuple[int, ...] | None = None
         if is_dtensor(tensor):
-            mesh, placements = tensor.device_mesh, tensor.placements
+            mesh, placements, whole = tensor.device_mesh, tensor.placements, tuple(tensor.shape)
         elif self._layout is not None:
-            mesh, placements = self._layout(name, tensor)
+            mesh, placements, *shape = self._layout(name, tensor)
+            whole = tuple(int(size) for size in shape[0]) if shape else None
         else:
             mesh, placements = self._default
         message = layout_message(mesh, placements, self._offset)
+        self._require_in_side(name, [rank - self._offset for rank in message["mesh"]["ranks"]])
         if any(text.startswith("SS(") for text in message["placements"]):
             # What fully_shard makes of a tensor-parallel module: dimensions are cut in the order of the shards.
             message["stridedShard"] = "order"
@@ -98,7 +151,15 @@ class LayoutList:
         if key not in self._numbers:
             self._numbers[key] = len(self.messages)
             self.messages.append(message)
-        return self._numbers[key]
+        return self._numbers[key], whole
+
+    def _require_in_side(self, name: str, ranks: Sequence[int]) -> None:
+        side, size = self._side
+        if max(ranks) < size:
+            return
+        own = rank_list(sorted(ranks))
+        message = f"the mesh of {name} has ranks {own}, and side {side} has {size} in all: 0-{size - 1}"
+        raise make_error("TB_MESH", message, {"tensor": name, "ranks": list(ranks), "worldSize": size})
 
 
 def named_slots(
@@ -111,6 +172,7 @@ def named_slots(
     """The slots of a model's tensors, under the names that the other side knows."""
     slots: list[NamedSlot] = []
     owners: dict[str, str] = {}
+    allocations: dict[tuple[int, int], CudaAllocation] = {}
     for own_name, get in tensors.items():
         name = own_name if rename is None else rename(own_name)
         if name is None:
@@ -120,9 +182,8 @@ def named_slots(
         owners[name] = own_name
         tensor = get()
         casts = dtype is not None and getattr(getattr(tensor, "dtype", None), "is_floating_point", True)
-        slot = Slot(own_name, get, dtype if casts else None)
-        shape = tuple(tensor.shape) if is_dtensor(tensor) else None
-        slots.append(NamedSlot(slot, pair, name, layouts.number_of(own_name, tensor), shape))
+        slot = Slot(own_name, get, dtype if casts else None, allocations)
+        slots.append(NamedSlot(slot, pair, name, *layouts.number_of(own_name, tensor)))
     if not slots:
         raise ValueError("a model without tensors: nothing to send or receive")
     return slots

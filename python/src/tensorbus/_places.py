@@ -10,6 +10,9 @@ from urllib.parse import quote
 
 from . import _wire
 
+# How agents are started, wherever a message says so.
+START_AGENTS = "tensorbus agents --side trainer=0..3 --side engine=4..5"
+
 
 @dataclass(frozen=True)
 class BusPaths:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ._link import Call, Link
@@ -107,6 +108,17 @@ class Semaphore:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+@contextlib.contextmanager
+def cancelled_if_interrupted(semaphore: Semaphore) -> Iterator[None]:
+    """Takes the round back, on all ranks, if the wait for it ends before the round does."""
+    try:
+        yield
+    except BaseException:
+        if not semaphore._call.done:
+            semaphore._link.post("Cancel", {"command": semaphore._call.id})
+        raise
 
 
 def _as_busy(error: TensorBusError) -> TensorBusError:

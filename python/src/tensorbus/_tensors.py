@@ -1,7 +1,9 @@
-"""Tensors of the caller: torch's (DTensors by their local part), numpy's, and what speaks DLPack on a CPU.
+"""Tensors of the caller: torch's (DTensors by their local part), numpy's, what speaks DLPack on a CPU, and other
+libraries' arrays on a GPU (``__cuda_array_interface__``).
 
-A tensor in our shared memory is used where it lies. Any other has a copy there: written before a send, read back after
-a receive. Every round looks at its tensors again, since a module may have put others in their place.
+A tensor in our shared memory, or on a GPU, is used where it lies. Any other has a copy in shared memory: written before
+a send, read back after a receive. Every round looks at its tensors again, since a module may have put others in their
+place.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from ._cuda import CudaAllocation, find_allocation, takes_handles
 from ._dtypes import ITEM_SIZES, NUMBERS, dtype_name
 from ._memory import SharedMemory, align, find_memory
 from .errors import TensorBusError, add_note, make_error
@@ -41,11 +44,16 @@ def local_tensor(value: Any) -> Any:
         wait = getattr(value, "wait", None)
         plain = wait() if callable(wait) and type(value).__name__ == "AsyncCollectiveTensor" else value
         return plain.detach()
-    if is_numpy(value):
+    if is_numpy(value) or is_cuda_array(value):
         return value
     if hasattr(value, "__dlpack__"):
         return _from_dlpack(value)
     raise TypeError(f"a tensor is torch's, numpy's, or speaks DLPack; {type(value).__name__} does not")
+
+
+def is_cuda_array(value: Any) -> bool:
+    """An array on a GPU of another library than torch."""
+    return not is_torch(value) and hasattr(value, "__cuda_array_interface__")
 
 
 def _from_dlpack(value: Any) -> Any:
@@ -103,12 +111,34 @@ def place_of(tensor: Any) -> Place:
             address,
             "cpu",
         )
+    if is_cuda_array(tensor):
+        return _place_on_gpu(tensor.__cuda_array_interface__)
     if tensor.layout is not sys.modules["torch"].strided:
         raise make_error("TB_UNSUPPORTED", f"a tensor of layout {tensor.layout}: only strided ones travel")
     if tensor.device.type == "meta":
         raise make_error("TB_REGION", "a tensor on the meta device has no memory: move the module to a device first")
     address = tensor.data_ptr() if tensor.numel() else 0
-    return Place(dtype_name(tensor.dtype), tuple(tensor.shape), tuple(tensor.stride()), address, tensor.device.type)
+    place = Place(dtype_name(tensor.dtype), tuple(tensor.shape), tuple(tensor.stride()), address, tensor.device.type)
+    needed = tensor.storage_offset() * ITEM_SIZES[place.dtype] + place.span
+    if place.span and tensor.untyped_storage().nbytes() < needed:
+        message = f"a tensor of {place.dtype}{list(place.shape)} whose memory was freed or made smaller"
+        raise make_error("TB_REGION", message, {"bytes": tensor.untyped_storage().nbytes(), "needed": needed})
+    return place
+
+
+def _place_on_gpu(interface: dict[str, Any]) -> Place:
+    import numpy
+
+    dtype = numpy.dtype(interface["typestr"])
+    shape = tuple(int(size) for size in interface["shape"])
+    strides = interface.get("strides")
+    if strides is None:
+        elements = packed_strides(shape)
+    elif any(stride < 0 or stride % dtype.itemsize for stride in strides):
+        raise make_error("TB_STRIDES", f"an array with strides of {tuple(strides)} bytes", {"strides": tuple(strides)})
+    else:
+        elements = tuple(stride // dtype.itemsize for stride in strides)
+    return Place(dtype_name(dtype), shape, elements, int(interface["data"][0]), "cuda")
 
 
 def packed_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -125,33 +155,63 @@ def _sight_of(value: Any) -> tuple[Any, ...] | None:
     torch = sys.modules.get("torch")
     if torch is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
         return None
-    return value.data_ptr(), value.dtype, value.shape, value.stride()
+    # A storage that was freed has no bytes; where it was, another may lie.
+    return value.data_ptr(), value.dtype, value.shape, value.stride(), value.untyped_storage().nbytes()
 
 
 class Slot:
     """A tensor of a batch: who gives it, and the memory that the agent knows."""
 
-    def __init__(self, label: str, get: Callable[[], Any], dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        get: Callable[[], Any],
+        dtype: str | None = None,
+        allocations: dict[tuple[int, int], CudaAllocation] | None = None,
+    ) -> None:
         self.label = label
         self._get = get
-        local = self._look()
-        place = place_of(local)
-        self._seen = _sight_of(self._get())
+        local, place = self._look()
+        self._seen = _sight_of(self.get())
         self.dtype = dtype or place.dtype
         self.shape = place.shape
         self._source_dtype = place.dtype
-        self.memory: SharedMemory | None = None
-        if place.device == "cpu" and self.dtype == place.dtype and place.span:
-            self.memory = find_memory(place.address, place.span)
+        self.memory: SharedMemory | CudaAllocation | None = None
+        if self.dtype == place.dtype and place.span:
+            self.memory = self._memory_at(place, {} if allocations is None else allocations)
+        if self.memory is None and is_cuda_array(local):
+            raise make_error("TB_UNSUPPORTED", f"{label} is on a GPU, and only torch's tensors are copied from there")
         self.is_copied = self.memory is None
         self.strides = packed_strides(self.shape) if self.memory is None else place.strides
         self.offset = 0 if self.memory is None else place.address - self.memory.address
         self._view: Any = None
         self._warned = False
 
-    def _look(self) -> Any:
+    def _look(self) -> tuple[Any, Place]:
         try:
-            return local_tensor(self._get())
+            local = local_tensor(self.get())
+            return local, place_of(local)
+        except TensorBusError as error:
+            add_note(error, f"The tensor is {self.label}.")
+            raise
+
+    def get(self) -> Any:
+        """The caller's tensor as it is now. ``TB_TENSOR_MISSING`` where the model does not have it any more."""
+        try:
+            return self._get()
+        except (KeyError, AttributeError):
+            message = f"the model has no tensor {self.label} any more"
+            raise make_error("TB_TENSOR_MISSING", message, {"tensor": self.label}) from None
+
+    def _memory_at(
+        self, place: Place, allocations: dict[tuple[int, int], CudaAllocation]
+    ) -> SharedMemory | CudaAllocation | None:
+        if place.device == "cpu":
+            return find_memory(place.address, place.span)
+        if place.device != "cuda" or not takes_handles():
+            return None
+        try:
+            return find_allocation(place.address, allocations)
         except TensorBusError as error:
             add_note(error, f"The tensor is {self.label}.")
             raise
@@ -167,11 +227,10 @@ class Slot:
 
     def check(self) -> tuple[Any, bool]:
         """The tensor as it is now, and whether it has to be copied. An error where it is another kind of tensor."""
-        value = self._get()
+        value = self.get()
         if self._seen is not None and _sight_of(value) == self._seen:
             return value.detach(), self.is_copied
-        local = self._look()
-        place = place_of(local)
+        local, place = self._look()
         if place.shape != self.shape or place.dtype != self._source_dtype:
             found, was = f"{place.dtype}{list(place.shape)}", f"{self._source_dtype}{list(self.shape)}"
             message = f"tensor {self.label} is {found} now, and was registered as {was}"
@@ -180,6 +239,9 @@ class Slot:
             return local, True
         assert self.memory is not None
         moved = place.span != 0 and place.address != self.memory.address + self.offset
+        if moved and isinstance(self.memory, CudaAllocation):
+            message = f"tensor {self.label} lies elsewhere on the GPU than when it was registered"
+            raise make_error("TB_REGION", message, {"tensor": self.label})
         if moved and not self._warned:
             self._warned = True
             warnings.warn(
@@ -193,6 +255,7 @@ class Slot:
     def _shared_view(self, like: Any) -> Any:
         """The shared memory of it, as the caller's kind of tensor."""
         if self._view is None:
+            assert isinstance(self.memory, SharedMemory)
             self._view = tensor_on(self.memory, self.offset, self.shape, self.strides, self.dtype, is_torch(like))
         return self._view
 

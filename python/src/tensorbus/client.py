@@ -10,9 +10,10 @@ from typing import Any
 
 from . import _places, _wire
 from ._batch import BatchHandler, Registration
+from ._cuda import CudaAllocation, EventPair
 from ._layouts import layout_message, own_rank
 from ._link import Call, Link
-from ._semaphore import Semaphore
+from ._semaphore import Semaphore, cancelled_if_interrupted
 from ._tensors import Slot, assign_copies
 from .errors import TensorBusError, add_note, make_error
 from .messages import InitPair, Message, NamedSlot, QueryStatus, RegisterTensors, Transfer
@@ -79,6 +80,12 @@ class TensorBusClient:
         """What the agent said of itself: its rank, generation, process, and the version of its package."""
         return {name: self._link().welcome[name] for name in ("rank", "generation", "pid", "agent", "protocol")}
 
+    @property
+    def sides(self) -> dict[str, list[int]]:
+        """The ranks of each side, as the agents were told (``tensorbus agents --side``); empty where they were not."""
+        known = self._link().welcome.get("sides") or {}
+        return {str(name): [int(rank) for rank in ranks] for name, ranks in known.items()}
+
     def __getattr__(self, name: str) -> Any:
         instead = {
             "command_queue": "calls go over the agent's socket; Semaphore.done() tells how they stand",
@@ -115,7 +122,8 @@ class TensorBusClient:
         try:
             connected = _wire.connect(path, timeout)
         except OSError as cause:
-            raise self._no_agent(path, cause) from cause
+            # That there is no such socket is what the message says.
+            raise self._no_agent(path, cause) from None
         link = Link(path, connected, max(timeout, 0.5))
         if link.rank != self._agent_rank:
             link.close()
@@ -129,16 +137,14 @@ class TensorBusClient:
     def _no_agent(self, path: str, cause: OSError) -> TensorBusError:
         if isinstance(cause, PermissionError):
             return make_error("TB_FOREIGN", f"the socket {path} belongs to another user", {"path": path})
-        rank, offset = own_rank(), os.environ.get("AGENT_RANK_OFFSET", "0")
-        derived = rank is not None and offset.isdigit() and rank + int(offset) == self._agent_rank
-        how = f" (RANK {rank} + AGENT_RANK_OFFSET {offset})" if derived else ""
-        here = _places.rank_list(_places.ranks_here())
-        error = make_error(
-            "TB_AGENT_LOST",
-            f"no agent of rank {self._agent_rank}{how} at {path}; agents here: {here or 'none'}",
-            {"path": path, "rank": self._agent_rank},
-        )
-        add_note(error, f"Start one: tensorbus agent --rank {self._agent_rank} --store tcp://HOST:PORT")
+        ranks = _places.ranks_here()
+        here = _places.rank_list(ranks) or "none"
+        message = f"no agent of rank {self._agent_rank}{how_found(self._agent_rank)} at {path}; agents here: {here}"
+        details = {"path": path, "rank": self._agent_rank, "here": ranks, "cause": str(cause)}
+        error = make_error("TB_AGENT_LOST", message, details)
+        if ranks and os.environ.get("AGENT_RANK_OFFSET"):
+            add_note(error, f"AGENT_RANK_OFFSET is {os.environ['AGENT_RANK_OFFSET']}: do the agents begin there?")
+        add_note(error, f"Start agents: {_places.START_AGENTS}")
         return error
 
     def _require_here(self) -> None:
@@ -249,11 +255,14 @@ class TensorBusClient:
         layout: dict[str, Any] | str | None = "tensors" if tensor_layouts else None
         if device_mesh is not None and placements is not None:
             layout = layout_message(device_mesh, placements, self.rank_offset(), strided_shard)
-            if self._agent_rank not in layout["mesh"]["ranks"]:
-                ranks = layout["mesh"]["ranks"]
+            ranks = layout["mesh"]["ranks"]
+            if len(ranks) > expected_world_size:
+                message = f"a mesh of {len(ranks)} ranks, and side {local_name} has {expected_world_size} in all"
+                raise make_error("TB_MESH", message, {"ranks": len(ranks), "worldSize": expected_world_size})
+            if self._agent_rank not in ranks:
                 raise make_error("TB_MESH", f"rank {self._agent_rank} is not in its own mesh {ranks}", {"ranks": ranks})
-        message = InitPair(pair_name, local_name, remote_name, expected_world_size, layout)
-        link, call = self._start(message, timeout)
+        command = InitPair(pair_name, local_name, remote_name, expected_world_size, layout)
+        link, call = self._start(command, timeout)
         if blocking:
             _wait_or_cancel(link, call)
             self._matching.pop(pair_name, None)
@@ -289,11 +298,13 @@ class TensorBusClient:
         if not tensors:
             raise ValueError("a batch has at least one tensor")
         counts: dict[str, int] = {}
+        allocations: dict[tuple[int, int], CudaAllocation] = {}
         named = []
         for at, (tensor, pair) in enumerate(tensors):
             position = counts.get(pair, 0)
             counts[pair] = position + 1
-            slot = Slot(f"{at} of batch {batch_id}", lambda tensor=tensor: tensor)  # type: ignore[misc]
+            label = f"{at} of batch {batch_id}"
+            slot = Slot(label, lambda tensor=tensor: tensor, allocations=allocations)  # type: ignore[misc]
             named.append(NamedSlot(slot, pair, str(position)))
         message = RegisterTensors(batch_id, named, bucket_size, commit)
         return self._register(message, timeout)
@@ -304,9 +315,11 @@ class TensorBusClient:
         pairs = list(dict.fromkeys(named.pair for named in message.tensors))
         self._await_pairs(pairs, deadline)
         assign_copies(slots)
+        ordinals = {slot.memory.ordinal for slot in slots if isinstance(slot.memory, CudaAllocation)}
+        message.events = {ordinal: EventPair(ordinal) for ordinal in sorted(ordinals)}
         _, descriptors, _ = message.regions()
         link, answer = self._run(message, deadline - time.monotonic(), descriptors=descriptors)
-        registration = Registration(link, message.batch_id, pairs, slots, answer)
+        registration = Registration(link, message.batch_id, pairs, slots, answer, list(message.events.values()))
         self._registrations.add(registration)
         return BatchHandler(self, message.batch_id, pairs, registration)
 
@@ -366,6 +379,7 @@ class TensorBusClient:
             registration.write()
         else:
             registration.check()
+        registration.record_ready()
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         message = Transfer(registration.batch_id, transfer_type, registration.instance, version, tell_version)
         link = registration.link
@@ -381,6 +395,7 @@ class TensorBusClient:
         slots = registration.slots
 
         def finish(value: dict[str, Any]) -> dict[str, Any]:
+            registration.wait_free()
             if transfer_type == "recv":
                 for slot in slots:
                     slot.read_back()
@@ -388,26 +403,34 @@ class TensorBusClient:
 
         semaphore = Semaphore(link, call, finish)
         if blocking:
-            try:
+            with cancelled_if_interrupted(semaphore):
                 semaphore.result()
-            except BaseException:
-                if not call.done:
-                    link.post("Cancel", {"command": call.id})
-                raise
         return semaphore
 
     def query_transfer_signal(self, batch_id: str | int, blocking: bool = True, timeout: float = 30.0) -> bool:
         """True once every rank of the sending side has its round ready, until the receiving side has taken it."""
         return bool(self._query(self._find(batch_id), timeout)["ready"])
 
-    def _query(self, registration: Registration, timeout: float) -> dict[str, Any]:
+    def _query(self, registration: Registration, timeout: float, tell_version: bool = False) -> dict[str, Any]:
         registration.require_open()
-        message = QueryStatus(registration.batch_id, registration.instance)
+        message = QueryStatus(registration.batch_id, registration.instance, tell_version)
         link = registration.link
         answer: dict[str, Any] = link.wait(
             link.submit("QueryStatus", message.body, timeout, name=message.semaphore_name)
         )
         return answer
+
+
+def how_found(agent_rank: int) -> str:
+    """The variables that an agent's rank follows from, for messages."""
+    if os.environ.get("AGENT_RANK") == str(agent_rank):
+        return f" (AGENT_RANK {agent_rank})"
+    offset = os.environ.get("AGENT_RANK_OFFSET", "")
+    added = int(offset) if offset.isdigit() else 0
+    rank = agent_rank - added
+    if rank < 0 or (not offset and own_rank() is None) or own_rank() not in (None, rank):
+        return ""
+    return f" (RANK {rank} + AGENT_RANK_OFFSET {added if offset else '0, which is not set'})"
 
 
 def _require_direction(transfer_type: str) -> None:

@@ -33,8 +33,7 @@ class TensorBusError(Exception):
         self.code = code
         self.message = message
         self.details: dict[str, Any] = dict(details or {})
-        for note in _advice.get(code, ()):
-            add_note(self, note)
+        add_note(self, _advice.get(code) or f"docs/errors.md explains {code}, and says what to do.")
 
     def __str__(self) -> str:
         return f"{self.message} ({self.code})"
@@ -101,19 +100,58 @@ _classes: dict[str, type[TensorBusError]] = {
     "TB_BATCH_UNKNOWN": ArgumentError,
     "TB_BATCH_MISMATCH": ArgumentError,
     "TB_BUCKET_SIZE": ArgumentError,
+    "TB_ENVIRONMENT": ArgumentError,
 }
 
-_advice: dict[str, tuple[str, ...]] = {
-    "TB_AGENT_UNRESPONSIVE": (
-        "The agent's process is stopped (a debugger, SIGSTOP, a frozen container): look at it with ps.",
-    ),
-    "TB_VERSION": ("Install the same release of tensorbus on both sides: `python -m tensorbus doctor` shows both.",),
-    "TB_BUSY": ("Wait for the round under way before the next one: `transfer(...).acquire()`.",),
-    "TB_BATCH_UNKNOWN": ("Register the tensors again: the batch ended, with its agent, a peer or the store.",),
-    "TB_PAIR_UNKNOWN": ("Call init_pair for this pair on this client first.",),
-    "TB_NO_SPACE": ("Shared memory is full: raise the size of /dev/shm, or the memory limit of the container.",),
-    "TB_FOREIGN": ("Run client and agent as the same user, or start the agent with --client-uid.",),
-    "TB_STORE_LOST": ("The agents have lost their store: once it is back, register again.",),
+# What to do, a sentence for each code that a client meets; others are explained by the page.
+_advice: dict[str, str] = {
+    "TB_PLAN_INPUT": "Correct the field that details names.",
+    "TB_MESH": "A mesh has ranks of this job, each once, and this rank among them: compare it with WORLD_SIZE.",
+    "TB_PLACEMENT": "Give one placement for each dimension of the mesh, within the tensor's dimensions.",
+    "TB_PARTIAL_OP": "Reduce before the transfer, or name one of sum, avg, product, max and min.",
+    "TB_PARTIAL_TARGET": "Receive into Replicate or Shard: a Partial can only be sent.",
+    "TB_STRIDED_SHARD": 'Name how it reads: strided_shard="order" for what fully_shard made, else "split".',
+    "TB_SHAPE": "Shapes are fixed when tensors are registered: register them again (Weights.refresh on all ranks).",
+    "TB_DTYPE": "Cast the tensor first (.to), or leave it out by rename.",
+    "TB_STRIDES": "Make a contiguous copy of it.",
+    "TB_ALIAS": "Give each tensor that is received its own memory.",
+    "TB_REGION": "Register the tensors again after their memory has changed (Weights.refresh on all ranks).",
+    "TB_UNSUPPORTED": "Nothing is emulated: the message says what is asked for and cannot be had.",
+    "TB_TENSOR_MISSING": "Register the model again (Weights.refresh on all ranks) if its tensors are others now.",
+    "TB_NO_SPACE": "Shared memory is full: raise the size of /dev/shm, or the memory limit of the container.",
+    "TB_NO_MEMORY": "Lower bucket_size, or give the machine more memory.",
+    "TB_QUARANTINED": "End that rank's agent: something does not let go of its memory. Find out what it is.",
+    "TB_TIMEOUT": "Look at the rank that did not come first; raise timeout only if it was working.",
+    "TB_CANCELLED": 'Another rank failed first: details["rank"] is where it began, and its log says why.',
+    "TB_PEER_LOST": 'Read the log of the agent that ended: details["rank"]. Then register again.',
+    "TB_VERSION": "Install the same release of tensorbus on both sides: `python -m tensorbus doctor` shows both.",
+    "TB_CHECKSUM": "Bytes changed on their way: suspect the network or the memory of the two ranks; transfer again.",
+    "TB_CONNECT": "Check the address that the agents advertise, and the firewall between the hosts.",
+    "TB_CLOSED": "It was closed, or belongs to another process: make a new one.",
+    "TB_PLAN_MISMATCH": "Run the same release of tensorbus everywhere, and register the same layouts.",
+    "TB_BUSY": "Wait for the round under way before the next one: `transfer(...).acquire()`.",
+    "TB_INVALIDATED": "Register the tensors again (Weights.refresh on all ranks).",
+    "TB_CUDA": "Look at dmesg for an Xid of the GPU, and for who freed memory that is registered.",
+    "TB_DEVICE": "Let client and agent see the same GPU: compare CUDA_VISIBLE_DEVICES with `nvidia-smi -L`.",
+    "TB_LIBRARY": "`python -m tensorbus doctor` says what is missing, and how to get it.",
+    "TB_ENVIRONMENT": "torchrun sets RANK and WORLD_SIZE; without it set them, or give rank= and world_size=.",
+    "TB_STORE_LOST": "The agents have lost their store: once it is back, register again.",
+    "TB_AGENT_LOST": "See that the agent runs (`python -m tensorbus doctor`), then register again.",
+    "TB_AGENT_UNRESPONSIVE": "Its process is stopped (a debugger, SIGSTOP, a frozen container): look at it with ps.",
+    "TB_AGENT_RANK": "Check AGENT_RANK, RANK and AGENT_RANK_OFFSET.",
+    "TB_QUEUE_FULL": "Wait for answers before the next command.",
+    "TB_EXISTS": "Close the other one first, or choose another name.",
+    "TB_CLIENT_LOST": 'A client has ended in the middle of it: details["rank"] says whose.',
+    "TB_COMMAND": "Install the same release of tensorbus for client and agent.",
+    "TB_FOREIGN": "Run client and agent as the same user, or start the agent with --client-uid.",
+    "TB_PAIR_UNKNOWN": "Call init_pair for this pair on this client first.",
+    "TB_PAIR_MISMATCH": "Give every rank of a side the same mesh, placements, world size and names.",
+    "TB_BATCH_UNKNOWN": "Register the tensors again: the batch ended, with its agent, a peer or the store.",
+    "TB_BATCH_MISMATCH": "Compare both sides; rename= and match= leave tensors out, split_fused cuts fused ones.",
+    "TB_BUCKET_SIZE": "Give the same bucket_size on both sides, or none.",
+    "TB_IN_DOUBT": "Transfer again: the next round settles it first.",
+    "TB_NAMESPACE": "Run client and agent in one container, or use the agent's socket.",
+    "TB_STALE_VERSION": 'Other ranks are further: transfer again with the version of details["expected"].',
 }
 
 

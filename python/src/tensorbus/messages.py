@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._cuda import EventPair
 from ._dtypes import NUMBERS
+from ._memory import SharedMemory
 from ._tensors import Slot
 
 __all__ = [
@@ -116,23 +118,34 @@ class RegisterTensors(Message):
     commit: str | None = None
     match: str | None = None
     layouts: Sequence[dict[str, Any]] = ()
+    events: dict[int, EventPair] = field(default_factory=dict)
 
     @property
     def context(self) -> object:
         return self.batch_id
 
     def regions(self) -> tuple[list[dict[str, Any]], list[int], dict[int, int]]:
-        """The regions as they travel, their descriptors, and the region of a memory by its descriptor."""
+        """The regions as they travel, their descriptors, and the region of a memory by its ``id``."""
         regions: list[dict[str, Any]] = []
         descriptors: list[int] = []
         index: dict[int, int] = {}
+        devices: set[int] = set()
         for named in self.tensors:
             memory = named.slot.memory
             assert memory is not None
-            if memory.descriptor not in index:
-                index[memory.descriptor] = len(regions)
+            if id(memory) in index:
+                continue
+            index[id(memory)] = len(regions)
+            if isinstance(memory, SharedMemory):
                 regions.append({**memory.message, "fd": len(descriptors)})
                 descriptors.append(memory.descriptor)
+                continue
+            region = memory.message
+            if memory.ordinal in self.events and memory.ordinal not in devices:
+                # One region of a device stands for all: they have the same events.
+                devices.add(memory.ordinal)
+                region |= self.events[memory.ordinal].message
+            regions.append(region)
         return regions, descriptors, index
 
     @property
@@ -153,7 +166,7 @@ class RegisterTensors(Message):
         pairs = dict.fromkeys(named.pair for named in self.tensors)
         pair_numbers = {pair: number for number, pair in enumerate(pairs)}
         slots = [named.slot for named in self.tensors]
-        memories = [slot.memory.descriptor for slot in slots if slot.memory is not None]
+        memories = [id(slot.memory) for slot in slots]
         table: dict[str, Any] = {
             "count": len(slots),
             "pairs": list(pairs),
@@ -161,7 +174,7 @@ class RegisterTensors(Message):
             "pair": _column((pair_numbers[named.pair] for named in self.tensors), 2),
             "dtype": bytes(NUMBERS[slot.dtype] for slot in slots),
             "dims": bytes(len(slot.shape) for slot in slots),
-            "region": _column((regions[descriptor] for descriptor in memories), 4),
+            "region": _column((regions[memory] for memory in memories), 4),
             "offset": _column((slot.offset for slot in slots), 8),
             "shape": _column((size for slot in slots for size in slot.shape), 8),
             "strides": _column((stride for slot in slots for stride in slot.strides), 8),
@@ -214,6 +227,7 @@ class QueryStatus(Message):
 
     batch_id: str | int
     instance: int | None = None
+    tell_version: bool = False
 
     @property
     def context(self) -> object:
@@ -222,6 +236,8 @@ class QueryStatus(Message):
     @property
     def body(self) -> dict[str, Any]:
         body: dict[str, Any] = {"batch": self.batch_id}
+        if self.tell_version:
+            body["tellVersion"] = True
         if self.instance is not None:
             body["instance"] = self.instance
         return body

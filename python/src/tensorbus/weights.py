@@ -17,9 +17,10 @@ from ._bootstrap import resolve
 from ._dtypes import dtype_name
 from ._layouts import Mesh, own_rank, own_world_size
 from ._link import Link
-from ._models import LayoutList, LayoutOf, model_tensors, named_slots
-from ._semaphore import Semaphore
-from .client import TensorBusClient
+from ._models import Census, LayoutList, LayoutOf, model_tensors, named_slots
+from ._progress import ProgressLine, is_shown
+from ._semaphore import Semaphore, cancelled_if_interrupted
+from .client import TensorBusClient, how_found
 from .errors import TensorBusError, add_note, make_error
 from .messages import RegisterTensors
 
@@ -49,8 +50,9 @@ class Weights:
             or by RANK and the sides that the agents know (``tensorbus agents --side``).
         rank: This process's rank in its job; default: of ``torch.distributed``, else ``RANK``.
         world_size: The size of the job; default: of ``torch.distributed``, else ``WORLD_SIZE``.
-        layout: ``layout(name, tensor)`` gives mesh and placements of a plain tensor: of which whole this is a part. A
-            mesh is a ``DeviceMesh``, a ``Mesh``, or ``(shape, dim_names)`` without a process group.
+        layout: ``layout(name, tensor)`` gives mesh and placements of a plain tensor: of which whole this is a part; and
+            as a third the whole shape, where it does not follow from what the ranks have. A mesh is a ``DeviceMesh``, a
+            ``Mesh``, or ``(shape, dim_names)`` without a process group.
         rename: ``rename(name)`` gives the other side's name, or None to leave the tensor out.
         dtype: What floating-point tensors travel as, where the copy is to be in that type already.
         match: ``"exact"`` refuses a difference of names, ``"target"`` leaves out what only the source has, ``"common"``
@@ -103,6 +105,8 @@ class Weights:
         self.client = client or find_client(self.me, self._rank, timeout)
         self._handler: BatchHandler | None = None
         try:
+            if self._owns_client:
+                require_side(self.client, self.me, self._rank)
             # What is wrong with the model is said before anybody is waited for.
             message = self._describe()
             with _say_if_slow(f"weights {name}: waiting for all ranks of {self.me}, and for {self.peer} to come"):
@@ -127,9 +131,11 @@ class Weights:
             )
         except TensorBusError as error:
             if error.code == "TB_EXISTS":
+                offset = os.environ.get("AGENT_RANK_OFFSET")
+                wrong = f"right ({offset})" if offset else "missing"
                 add_note(
                     error,
-                    f"Agent {self.client.agent_rank} already serves side {self.me}: is AGENT_RANK_OFFSET missing, "
+                    f"Agent {self.client.agent_rank} already serves side {self.me}: is AGENT_RANK_OFFSET {wrong}, "
                     "or was a Weights of this name not closed?",
                 )
             if error.code == "TB_TIMEOUT":
@@ -138,8 +144,9 @@ class Weights:
 
     def _describe(self) -> RegisterTensors:
         tensors = model_tensors(self._model, self._buffers, tied_once=self.role == "target")
+        self._census = Census(self._model)
         whole = (Mesh((self._world_size,)), ["R"])
-        layouts = LayoutList(self.client.agent_rank - self._rank, whole, self._layout)
+        layouts = LayoutList(self.client.agent_rank - self._rank, whole, self._layout, (self.me, self._world_size))
         slots = named_slots(tensors, self.name, layouts, self._rename, self._dtype)
         return RegisterTensors(self.name, slots, self._bucket_size, self._commit, self._match, tuple(layouts.messages))
 
@@ -213,12 +220,24 @@ class Weights:
         if role != self.role:
             raise ValueError(f"these weights are a {self.role}: they can only {_DIRECTIONS[self.role]}")
         handler = self._open
+        self._census.check()
         semaphore = self.client._transfer(
-            handler._registration, _DIRECTIONS[role], wait, timeout, version, tell_version=role == "target"
+            handler._registration, _DIRECTIONS[role], False, timeout, version, tell_version=role == "target"
         )
         if wait:
-            self.statistics = semaphore.result()
+            with cancelled_if_interrupted(semaphore), self._progress(role):
+                self.statistics = semaphore.result()
         return semaphore
+
+    def _progress(self, role: str) -> contextlib.AbstractContextManager[object]:
+        """A line on the terminal of the job's rank 0, once a round takes long."""
+        if self._rank != 0 or not is_shown():
+            return contextlib.nullcontext()
+        registration = self._open._registration
+        return ProgressLine(
+            f"{self.name}: {'sending' if role == 'source' else 'receiving'}",
+            lambda: self.client._query(registration, 2.0).get("progress"),
+        )
 
     async def asend(self, version: int | None = None, *, timeout: float = 300.0) -> None:
         """As ``send``, for asyncio."""
@@ -231,17 +250,32 @@ class Weights:
         self.statistics = await semaphore.wait()
         return _version_of(self.statistics)
 
-    def pending(self) -> bool:
-        """True if every source rank has sent what this side has not received yet, so that ``recv`` will not wait long.
+    def pending(self, *, timeout: float = 30.0) -> int | None:
+        """The version that ``recv`` would give without a long wait: all source ranks have sent it. None: there is none.
 
-        The job's rank 0 asks and tells the others, so that no two ranks can disagree: all ranks call it.
+        Where the source names no versions it is the number of the round. The job's rank 0 asks and tells the others by
+        ``torch.distributed``, so that no two ranks can disagree: all ranks call it. Without a process group each rank
+        asks for itself.
         """
         distributed = sys.modules.get("torch.distributed")
         if distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
-            return self._open.query_transfer_signal()
-        answer = [self._open.query_transfer_signal() if distributed.get_rank() == 0 else None]
+            return self._ask_pending(timeout)
+        # What rank 0 meets is told too: the others would wait for it.
+        answer: list[Any] = [None]
+        if distributed.get_rank() == 0:
+            try:
+                answer = [self._ask_pending(timeout)]
+            except TensorBusError as error:
+                answer = [error]
         distributed.broadcast_object_list(answer, src=0)
-        return bool(answer[0])
+        if isinstance(answer[0], TensorBusError):
+            raise answer[0]
+        return None if answer[0] is None else int(answer[0])
+
+    def _ask_pending(self, timeout: float) -> int | None:
+        status = self.client._query(self._open._registration, timeout, tell_version=True)
+        pending = status.get("pending")
+        return None if pending is None else int(pending.get("version", pending["round"]))
 
 
 @contextlib.contextmanager
@@ -264,12 +298,15 @@ def _own_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     found_rank = own_rank() if rank is None else rank
     found_size = own_world_size() if world_size is None else world_size
     if found_rank is None or found_size is None:
-        what = "rank" if found_rank is None else "world_size"
-        raise ValueError(
-            f"{what} is not known: give it, set {what.upper()} (torchrun does), or start torch.distributed"
+        missing = [name for name, found in (("rank", found_rank), ("world_size", found_size)) if found is None]
+        are = "are" if len(missing) > 1 else "is"
+        message = f"{' and '.join(missing)} {are} not known: no torch.distributed runs, and the environment has no "
+        raise make_error(
+            "TB_ENVIRONMENT", message + " and no ".join(name.upper() for name in missing), {"missing": missing}
         )
     if not 0 <= found_rank < found_size:
-        raise ValueError(f"rank {found_rank} is not in a job of {found_size}")
+        message = f"rank {found_rank} is not in a job of {found_size}"
+        raise make_error("TB_ENVIRONMENT", message, {"rank": found_rank, "worldSize": found_size})
     return found_rank, found_size
 
 
@@ -280,19 +317,34 @@ def find_client(side: str, rank: int, timeout: float) -> TensorBusClient:
     agent_rank = None if named else _agent_of(side, rank, deadline)
     left = max(0.0, deadline - time.monotonic())
     if agent_rank is None:
-        if named or own_rank() is not None:
-            info = resolve()
-            return TensorBusClient(info.agent_rank, info.command_queue_path, info.agent_state_path, left)
-        agent_rank = rank
+        info = resolve(rank=rank)
+        return TensorBusClient(info.agent_rank, info.command_queue_path, info.agent_state_path, left)
     paths = _places.default_paths(agent_rank)
     return TensorBusClient(agent_rank, paths.command_queue_path, paths.agent_state_path, left)
+
+
+def require_side(client: TensorBusClient, side: str, rank: int) -> None:
+    """That an agent which was found by numbers is one of this side, where the agents know their sides."""
+    sides = client.sides
+    members = sides.get(side)
+    if members is None or client.agent_rank in members:
+        return
+    others = [name for name, ranks in sides.items() if client.agent_rank in ranks]
+    whose = f"of side {others[0]}" if others else "of no side"
+    message = (
+        f"agent {client.agent_rank}{how_found(client.agent_rank)} is {whose}; "
+        f"the agents of {side} are {_places.rank_list(sorted(members))}"
+    )
+    details = {"side": side, "rank": rank, "agentRank": client.agent_rank, "members": list(members)}
+    error = make_error("TB_AGENT_RANK", message, details)
+    add_note(error, "Leave AGENT_RANK and AGENT_RANK_OFFSET out: the agents know their sides.")
+    raise error
 
 
 def _agent_of(side: str, rank: int, deadline: float) -> int | None:
     """The agent of a rank of a side, as any agent of this host knows it. Waits until there is an agent."""
     folder = _places.namespace_folder()
-    start = "tensorbus agents --side trainer=0..3 --side engine=4..5"
-    with _say_if_slow(f"no agent answers in {folder} yet; to start some: {start}"):
+    with _say_if_slow(f"no agent answers in {folder} yet; to start some: {_places.START_AGENTS}"):
         return _await_agent_of(side, rank, deadline)
 
 
