@@ -74,6 +74,38 @@ describe.each(["direct", "staged"] as const)("%s rounds", (commit) => {
     await model.lockstep(2);
   });
 
+  // Ranks and which way they send; 0 and 1 are the trainer's.
+  it.each([
+    ["two sides that both send", "AABB"],
+    ["two sides that both receive", "BBAA"],
+    ["one rank that calls the other way", "AAAB"],
+    ["two ranks of four, one of each side", "ABAB"],
+  ])("in opposite directions are told at once, and all go on: %s", async (_, ways) => {
+    await using world = await AgentWorld.start(4);
+    const model = await register(await joinPair(world, sides), { commit });
+    await model.lockstep(1);
+    const began = performance.now();
+    const ends = await Promise.allSettled(
+      [...ways].map((way, rank) =>
+        model.handlers[rank]!.transfer((way === "A") === rank < 2 ? "send" : "recv", {
+          blocking: true,
+          timeoutMs: 60_000,
+        }),
+      ),
+    );
+    expect(performance.now() - began).toBeLessThan(15_000);
+    const told = ends.flatMap((end, rank) =>
+      end.status === "rejected" ? [{ rank, error: end.reason }] : [],
+    );
+    // A rank that deals with none of the other way may have what it asked for, where targets change as bytes arrive.
+    if (commit === "staged") expect(told.length).toBe(4);
+    const opposed = told.filter(({ error }) => error.code === "TB_BUSY");
+    for (const { rank, error } of opposed) expect(ways[error.details.rank]).not.toBe(ways[rank]);
+    expect(new Set(opposed.map(({ rank }) => ways[rank]))).toEqual(new Set(["A", "B"]));
+    for (const { error } of told) expect(error.code).toMatch(/TB_BUSY|TB_CANCELLED/);
+    await model.lockstep(2);
+  });
+
   it("never mix two versions: the older call fails alone, and joins with the newer one", async () => {
     await using world = await AgentWorld.start(4);
     const model = await register(await joinPair(world, sides), { commit });
@@ -96,6 +128,44 @@ describe.each(["direct", "staged"] as const)("%s rounds", (commit) => {
 });
 
 describe("a batch that ends", () => {
+  it("is heard of by clients that only listen, each once, with or without traffic between them", async () => {
+    await using world = await AgentWorld.start(4);
+    const clients = await joinPair(world, sides);
+    const model = await register(clients);
+    const heard = model.handlers.map((handler, rank) => {
+      const kinds: string[] = [];
+      handler.events$.subscribe((event) =>
+        kinds.push(event.kind === "ended" ? event.error.code : event.kind),
+      );
+      return { handler, kinds, rank };
+    });
+    await model.handlers[3]!.close();
+    await expect
+      .poll(() => heard.slice(0, 3).map(({ kinds }) => kinds))
+      .toEqual(Array(3).fill(["TB_PEER_LOST"]));
+    for (const { handler } of heard.slice(0, 3)) expect(handler.over?.details["rank"]).toBe(3);
+    // Who closed it knows.
+    expect(heard[3]!.kinds).toEqual([]);
+    // Registered anew, nothing is left of what was told.
+    const again = await register(clients);
+    await again.lockstep(5);
+    await again.lockstep(6);
+    expect(again.handlers.map(({ over }) => over)).toEqual(Array(4).fill(undefined));
+    for (const { stateDb } of clients.flat()) {
+      const results = stateDb.clientsWithResults().flatMap((client) => stateDb.results(client));
+      expect(results.filter(([, { ok }]) => !ok)).toEqual([]);
+    }
+    expect(heard.slice(0, 3).map(({ kinds }) => kinds.length)).toEqual([1, 1, 1]);
+  });
+
+  it("is heard of by clients that only listen when another's process has ended", async () => {
+    await using world = await AgentWorld.start(4);
+    const clients = await joinPair(world, sides);
+    const { handlers } = await register(clients);
+    await clients[1][1]!.close();
+    await expect.poll(() => handlers.slice(0, 3).map(({ over }) => over?.details["rank"])).toEqual([3, 3, 3]);
+  });
+
   it("has ended on ranks that exchange nothing with the one that ended it, though nobody transfers", async () => {
     await using world = await AgentWorld.start(4);
     const clients = await joinPair(world, sides);

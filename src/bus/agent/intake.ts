@@ -39,7 +39,7 @@ export interface PostHandlers {
   readonly run: (command: Command) => unknown;
   readonly onGone: (client: ClientIdentity) => void;
   readonly onFault: (error: unknown) => void;
-  /** What clients at the socket are told of. */
+  /** What clients are told of. */
   readonly events$: Observable<AgentEvent>;
 }
 
@@ -180,6 +180,7 @@ export class AgentIntake {
     this.#keeper = keeper;
     keeper.update();
     await this.#openDoor({ run, onGone, onFault }, events$);
+    events$.subscribe((event) => this.#tellEnded(event));
     await state.write(
       "saying that the agent is ready",
       () => state.putAgent({ ...this.#record, ready: true }),
@@ -225,6 +226,17 @@ export class AgentIntake {
       () => this.#waker.close(),
       this.#release,
     ]);
+  }
+
+  /** Clients of the queue hear of a batch's end as those of the socket do. Of the agent's own they hear by its lock. */
+  #tellEnded(event: AgentEvent): void {
+    if (event.kind !== "batchEnded" || event.reason.code === "TB_CLOSED") return;
+    const clients = new Map(this.#queue.clients().map((client) => [client.id, client]));
+    const news = event.registrations.flatMap(({ client: id, instance }) => {
+      const client = clients.get(id);
+      return client === undefined ? [] : [{ client, id: instance, error: event.reason }];
+    });
+    this.#pump?.tell(news);
   }
 
   async #openDoor(handlers: DoorHandlers, events$: Observable<AgentEvent>): Promise<void> {

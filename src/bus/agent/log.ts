@@ -18,9 +18,11 @@ function logEvent(log: Logger, event: AgentEvent): void {
     case "batchRegistered":
       log.info(plain(event), "a batch was registered");
       break;
-    case "batchEnded":
-      log.info(plain(event), "a batch has ended");
+    case "batchEnded": {
+      const { registrations: _, ...batch } = event;
+      log.info(plain(batch), "a batch has ended");
       break;
+    }
     case "roundCompleted": {
       const { report, peers, ...round } = event;
       const { bytesSent, bytesReceived, bytesCopied, seconds } = report;

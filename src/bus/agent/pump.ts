@@ -5,7 +5,7 @@
  */
 import { TensorBusError } from "../../errors.ts";
 import { type Bell, openBell, type Waker } from "../process/semaphore.ts";
-import type { CommandHeader } from "../queue/command-header.ts";
+import type { ClientIdentity, CommandHeader } from "../queue/command-header.ts";
 import type { CommandQueue, StartedCommand } from "../queue/command-queue.ts";
 import type { Command } from "../queue/commands.ts";
 import type { Outcome, State } from "../queue/state.ts";
@@ -28,6 +28,13 @@ export interface PumpOptions {
 interface Ended {
   readonly started: StartedCommand;
   readonly outcome: Outcome;
+}
+
+/** What a client is told without having asked: how something that it has, and whose number this is, has ended. */
+export interface News {
+  readonly client: Pick<ClientIdentity, "id" | "wake">;
+  readonly id: bigint;
+  readonly error: TensorBusError;
 }
 
 /**
@@ -53,6 +60,7 @@ export class CommandPump implements AsyncDisposable {
   readonly #bells = new Map<string, Bell>();
   readonly #running = new Set<Promise<void>>();
   #ended: Ended[] = [];
+  #news: News[] = [];
   #finished: bigint[] = [];
   /** Up to this position, questions were begun where they stood. */
   #asked = 0n;
@@ -77,6 +85,13 @@ export class CommandPump implements AsyncDisposable {
       // Woken after the last look, but before this.
       if (this.#woken) this.wake();
     });
+  }
+
+  /** Tells clients something that they have not asked for; it stands as a result does, until they have read it. */
+  tell(news: readonly News[]): void {
+    if (this.#stopped) return;
+    this.#news.push(...news);
+    if (news.length > 0) this.wake();
   }
 
   /** Takes no more commands; resolves when those that were started have ended and are answered. */
@@ -111,7 +126,7 @@ export class CommandPump implements AsyncDisposable {
 
   async #work(): Promise<void> {
     clearTimeout(this.#linger);
-    while (this.#woken || this.#ended.length > 0) {
+    while (this.#woken || this.#ended.length > 0 || this.#news.length > 0) {
       try {
         if (this.#woken) await this.#take();
         await this.#answer();
@@ -220,9 +235,11 @@ export class CommandPump implements AsyncDisposable {
   /** Writes the results that are there, in one transaction, and wakes whose they are. */
   async #answer(): Promise<void> {
     const ended = this.#ended;
-    if (ended.length === 0) return;
+    const news = this.#news;
+    if (ended.length === 0 && news.length === 0) return;
     const { state } = this.#options;
     await state.write("writing results", () => {
+      for (const { client, id, error } of news) state.putResult(client.id, id, { ok: false, error });
       for (const { started, outcome } of ended) {
         const { client, id, acknowledged } = started.header;
         state.putResult(client.id, id, outcome);
@@ -230,11 +247,12 @@ export class CommandPump implements AsyncDisposable {
       }
     });
     this.#ended = this.#ended.slice(ended.length);
+    this.#news = this.#news.slice(news.length);
     this.#finished.push(...ended.map(({ started }) => started.position));
-    this.#tell(ended.map(({ started }) => started.header));
+    this.#tell([...news, ...ended.map(({ started }) => started.header)]);
   }
 
-  #tell(headers: readonly CommandHeader[]): void {
+  #tell(headers: readonly { readonly client: Pick<ClientIdentity, "wake"> }[]): void {
     for (const wake of new Set(headers.map(({ client }) => client.wake))) {
       try {
         let bell = this.#bells.get(wake);

@@ -25,8 +25,6 @@ export interface AttemptOptions {
   readonly onFault: (error: unknown) => void;
 }
 
-const said = Buffer.from("left");
-
 /** An attempt that had failed before this rank came to it. */
 export class MissedAttempt extends Error {
   readonly number: number;
@@ -148,7 +146,7 @@ async function latestNumber(rendezvous: Rendezvous, keys: BatchKeys, deadline: D
 }
 
 /** Attempts up to that one have ended: nobody has to read their logs any more. */
-async function raiseLatest(
+export async function raiseLatest(
   rendezvous: Rendezvous,
   keys: BatchKeys,
   number: number,
@@ -184,94 +182,4 @@ export async function awaitPrepared(
     store.wait([keys.ready(number)], deadline.rest).then(resolve, reject);
     return () => {};
   });
-}
-
-/** What a rank that has left a registration still knows of it: what may have to be removed in its place. */
-export interface Left {
-  readonly number: number;
-  readonly sides: readonly string[];
-  readonly ranks: readonly number[];
-  /** Removes what is left of the rounds. */
-  readonly forgetRounds: (deadline: Deadline) => Promise<void>;
-}
-
-/** Says that this rank has left a registration. The last one to leave removes it. */
-export async function leaveAttempt(options: AttemptOptions, left: Left, deadline: Deadline): Promise<void> {
-  const { rendezvous, keys, rank } = options;
-  const { store } = rendezvous;
-  const { number, ranks } = left;
-  await store.set(keys.left(number, rank), said, deadline.rest);
-  const count = await store.add(keys.left(number), 1n, deadline.rest);
-  if (count === BigInt(ranks.length)) await forgetAttempt(options, left, deadline);
-}
-
-/**
- * Removes a registration that not all of its ranks were there to leave, once the next one holds for all ranks: the lowest one
- * that left does that.
- */
-export async function forgetAbandoned(
-  options: AttemptOptions,
-  left: Left,
-  deadline: Deadline,
-): Promise<void> {
-  const { rendezvous, keys, rank } = options;
-  for (const lower of left.ranks) {
-    const standing = await rendezvous.store.get(keys.left(left.number, lower), deadline.rest);
-    if (standing === undefined) continue;
-    if (lower === rank) await forgetAttempt(options, left, deadline);
-    return;
-  }
-}
-
-async function forgetAttempt(options: AttemptOptions, left: Left, deadline: Deadline): Promise<void> {
-  const { rendezvous, keys } = options;
-  const { number, sides, ranks, forgetRounds } = left;
-  await raiseLatest(rendezvous, keys, number, deadline);
-  const counted = [keys.left(number), ...ranks.map((rank) => keys.left(number, rank))];
-  await Promise.all([
-    forgetRounds(deadline),
-    ...counted.map((key) => rendezvous.store.delete(key, deadline.rest)),
-    forgetEnded(options, number, sides, deadline),
-  ]);
-}
-
-/** Removes what this rank has said of its tensors, once all have prepared, and what a predecessor said in the one before. */
-export async function forgetRank(
-  { rendezvous, keys, rank }: AttemptOptions,
-  number: number,
-  sides: readonly string[],
-  deadline: Deadline,
-): Promise<void> {
-  const numbers = number > 1 ? [number, number - 1] : [number];
-  const records = numbers.flatMap((each) =>
-    sides.flatMap((side) => [keys.rank(each, side, rank), keys.rankNames(each, side, rank)]),
-  );
-  await Promise.all(records.map((key) => rendezvous.remove(key, deadline.rest)));
-}
-
-/** Removes what is left of a registration that has ended, and of failed ones before it. */
-export async function forgetEnded(
-  { rendezvous, keys }: AttemptOptions,
-  last: number,
-  sides: readonly string[],
-  deadline: Deadline,
-): Promise<void> {
-  const { store } = rendezvous;
-  if (last < 1) return;
-  // Whoever looks for the lowest that has not ended must not take one for it whose log is gone.
-  await raiseLatest(rendezvous, keys, last, deadline);
-  for (let number = last; number > 0; number--) {
-    const log = keys.log(number);
-    let entries = 0;
-    while ((await store.get(`${log}/${entries + 1}`, deadline.rest)) !== undefined) entries += 1;
-    // From the last one down: what a removal that is cut short leaves behind is found from the first one up again.
-    for (let entry = entries; entry > 0; entry--) await store.delete(`${log}/${entry}`, deadline.rest);
-    // What came before one that nobody has ended is gone already.
-    if (entries === 0 && number < last) return;
-    const records = sides.flatMap((side) => [keys.side(number, side), keys.names(number, side)]);
-    await Promise.all([
-      ...records.map((key) => rendezvous.remove(key, deadline.rest)),
-      ...[keys.prepared(number), keys.ready(number)].map((key) => store.delete(key, deadline.rest)),
-    ]);
-  }
 }

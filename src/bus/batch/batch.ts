@@ -12,18 +12,21 @@ import type { AgentEvent } from "../pair/events.ts";
 import type { Connection } from "../pair/uplink.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
 import type { BatchId } from "../queue/commands.ts";
-import { type Attempt, endAttempt, type Left } from "./attempt.ts";
+import { type Attempt, endAttempt } from "./attempt.ts";
 import { Direction, type Role } from "./direction.ts";
 import type { LocalTensor } from "./local-tensors.ts";
 import type { MetBatch } from "./meeting.ts";
 import type { HeldRegions } from "./memory.ts";
 import { alignNames } from "./names.ts";
+import { Opposition } from "./opposition.ts";
 import { type PlannedDirection, planDirection } from "./plan.ts";
 import { predictSeconds } from "./planning.ts";
 import type { BatchKeys } from "./records.ts";
+import type { Roster } from "./removal.ts";
 import { graceMs } from "./round-join.ts";
 import { type RoundLog, settled } from "./round-log.ts";
 import { RoundNames } from "./round-names.ts";
+import { markTidied } from "./round-records.ts";
 import { type ShadowedTensor, StagedCommit } from "./staged-commit.ts";
 import type { BatchSubject } from "./subject.ts";
 import { TransferSignal } from "./transfer-signal.ts";
@@ -118,8 +121,9 @@ export class Batch {
     if (!(direction instanceof Direction)) throw direction;
     const other = this.live.find((each) => each !== direction && each.busy);
     if (other === undefined) return direction;
-    throw new TensorBusError("TB_BUSY", `round ${other.round} of batch ${String(this.id)} is under way`, {
-      details: { batch: this.id, round: other.round, from: other.from },
+    const message = `round ${other.round} of batch ${String(this.id)} from ${other.from} is under way on rank ${this.#rank}`;
+    throw new TensorBusError("TB_BUSY", message, {
+      details: { batch: this.id, from: other.from, rank: this.#rank },
     });
   }
 
@@ -137,13 +141,8 @@ export class Batch {
     return this.#closing;
   }
 
-  /** What this rank knows of it once it has left it. */
-  get left(): Left {
-    const sides = this.#subject.sides.map(({ name }) => name);
-    const forgetRounds = async (deadline: Deadline) => {
-      for (const direction of this.live) await direction.forget(deadline);
-    };
-    return { number: this.number, sides, ranks: allRanks(this.#subject), forgetRounds };
+  get roster(): Roster {
+    return rosterOf(this.#subject);
   }
 
   /** True after `close` where a round is in doubt: `resolve` frees the memory. */
@@ -203,9 +202,9 @@ export class Batch {
   }
 }
 
-/** A number that names one registration, and no later one. */
+/** A number that names one registration, and no later one; none of a command, since both have results. */
 export function newInstance(): bigint {
-  return randomBytes(8).readBigUInt64LE();
+  return randomBytes(8).readBigUInt64LE() | (1n << 63n);
 }
 
 /**
@@ -223,6 +222,13 @@ export async function prepareBatch(
   const [forward, backward] = planned as [PlannedDirection, PlannedDirection];
   if ("refused" in forward && "refused" in backward) throw forward.refused;
   const plannedAt = performance.now();
+  const { rank, attempt, met, keys, connection } = options;
+  const opposition = new Opposition({
+    store: connection.store,
+    key: keys.waiting(met.number),
+    rank,
+    log: attempt.log,
+  });
   const stop = new AbortController();
   const results = await Promise.allSettled(
     planned.map(async (direction, source) => {
@@ -230,6 +236,7 @@ export async function prepareBatch(
       try {
         return await prepareDirection(
           options,
+          opposition,
           subject,
           source as 0 | 1,
           direction,
@@ -274,6 +281,7 @@ function isOurs(error: unknown, stop: AbortSignal): boolean {
 
 async function prepareDirection(
   options: BatchOptions,
+  opposition: Opposition,
   subject: BatchSubject,
   source: 0 | 1,
   planned: Extract<PlannedDirection, { plan: unknown }>,
@@ -345,8 +353,10 @@ async function prepareDirection(
     tidies: ranks[source][0] === rank,
     // A staged round that is complete was voted for by all.
     lag: commit === "staged" ? 1 : allRanks(subject).length,
+    markTidied: (round, within) => markTidied(rendezvous.store, prefix, round, within),
     execution,
     log: attempt.log,
+    opposition,
     names: new RoundNames({ store: rendezvous.store, prefix }),
     staged,
     predictedSeconds: predictSeconds(planned.plan, subject.planning),
@@ -359,6 +369,10 @@ async function prepareDirection(
     }),
     tell,
   });
+}
+
+export function rosterOf(subject: BatchSubject): Roster {
+  return { sides: subject.sides.map(({ name }) => name), ranks: allRanks(subject) };
 }
 
 /** The ranks of both sides, ascending. */

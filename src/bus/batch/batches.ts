@@ -15,7 +15,7 @@ import {
 } from "../queue/commands.ts";
 import type { Records, Table } from "../queue/state.ts";
 import { decodeTensorTable } from "../queue/tensor-table.ts";
-import { endAttempt, forgetAbandoned, leaveAttempt } from "./attempt.ts";
+import { endAttempt } from "./attempt.ts";
 import { type Batch, type BatchSide, newInstance } from "./batch.ts";
 import { Direction, type TransferResult } from "./direction.ts";
 import { placeTensors, sortTensors } from "./local-tensors.ts";
@@ -23,6 +23,7 @@ import type { ClientMemory, HeldRegions } from "./memory.ts";
 import { makeRankRegistration } from "./rank-record.ts";
 import { BatchKeys } from "./records.ts";
 import { type Brought, type Entry, Registrar } from "./registrar.ts";
+import { leaveAttempt } from "./removal.ts";
 import { errorOfEnd, originOf, settled } from "./round-log.ts";
 import type { BatchSubject } from "./subject.ts";
 
@@ -59,8 +60,6 @@ export class Batches {
   readonly #doubtful = new Set<Batch>();
   /** Staged ones that a lost store has ended: others may ask how their last rounds did. */
   readonly #witnessed = new Set<Batch>();
-  /** The last one of each id that this rank has left, until it is registered anew. */
-  readonly #left = new Map<string, Batch>();
   readonly #leaving = new Set<Promise<void>>();
   readonly #hasLeft = new WeakSet<Batch>();
   /** Those that were left when there was no store to say it in. */
@@ -76,6 +75,7 @@ export class Batches {
       planning,
       tell,
       onFault,
+      onPreparing: (entry) => this.#giveUpDoubts(entry),
       onPrepared: async (entry, batch) => {
         await this.#remember(entry, batch.number);
         this.#requireClaims(entry, batch.sides);
@@ -179,7 +179,15 @@ export class Batches {
     const batch = entry?.batch;
     if (batch === undefined || !batch.sides.some(({ instance }) => instance === command.instance))
       return { freed: false };
-    await this.#end(entry!, new TensorBusError("TB_BATCH_UNKNOWN", `batch ${String(batch.id)} was closed`));
+    const { rank } = this.#options;
+    const closed = new TensorBusError(
+      "TB_BATCH_UNKNOWN",
+      `batch ${String(batch.id)} was closed on rank ${rank}`,
+      {
+        details: { batch: batch.id, rank },
+      },
+    );
+    await this.#end(entry!, closed, command.instance);
     return { freed: true };
   }
 
@@ -220,11 +228,13 @@ export class Batches {
     for (const batch of this.#unsaid) {
       this.#unsaid.delete(batch);
       // Another store knows nothing of it.
-      if (batch.life === connection.life) this.#sayLeft(batch, connection, true);
+      if (batch.life === connection.life && !batch.inDoubt) this.#sayLeft(batch, connection);
     }
     for (const batch of this.#witnessed) await batch.testify(connection, new Deadline({ signal }));
     await Promise.all([...this.#doubtful].map((batch) => this.#resolve(batch, connection)));
   }
+
+  /** Asks until it is known how a batch's last round ended; then this rank has left it, and others may remove what it asked for. */
 
   async #resolve(batch: Batch, connection: Connection): Promise<void> {
     const { signal } = this.#stop;
@@ -233,6 +243,7 @@ export class Batches {
       try {
         await batch.resolve(connection, new Deadline({ signal }));
         this.#doubtful.delete(batch);
+        if (batch.life === connection.life) this.#sayLeft(batch, connection);
       } catch (error) {
         if (!(error instanceof TensorBusError) || error.code !== "TB_IN_DOUBT") throw error;
         if ((error.cause as TensorBusError | undefined)?.code !== "TB_TIMEOUT") return;
@@ -329,7 +340,7 @@ export class Batches {
     batch.log.listen((said) => {
       if (said.kind === "ended") this.#break(batch, errorOfEnd(said));
     });
-    this.#forgetBefore(entry.id);
+    this.#withdraw(entry);
     this.#reasons.delete(entry.key);
   }
 
@@ -397,7 +408,8 @@ export class Batches {
     this.#tellEnded(batch, batch.broken);
   }
 
-  async #end(entry: Entry, reason: TensorBusError): Promise<void> {
+  /** `closer`: the registration that was closed, whose client knows. */
+  async #end(entry: Entry, reason: TensorBusError, closer?: bigint): Promise<void> {
     const { batch } = entry;
     if (batch === undefined) return;
     // One that was broken before has been told of already.
@@ -406,64 +418,67 @@ export class Batches {
     this.#forget(entry);
     if (batch.inDoubt) this.#doubtful.add(batch);
     if (batch.isStaged && reason.code === "TB_STORE_LOST") this.#witnessed.add(batch);
-    this.#leave(batch, reason, isTold || reason.code !== "TB_BATCH_UNKNOWN");
+    this.#leave(batch, reason);
     if (reason.code === "TB_STORE_LOST") this.#reasons.set(entry.key, reason);
-    if (!isTold) this.#tellEnded(batch, reason);
+    if (!isTold) this.#tellEnded(batch, reason, closer);
     if (reason.code !== "TB_BATCH_UNKNOWN") return;
     await this.#options.state.write("forgetting a batch", () => this.#table.remove(rowOf(entry.id)));
   }
 
   /** Its records go with the last rank that leaves it. What is in doubt may still be decided, by this store or the next one. */
-  #leave(batch: Batch, { code }: TensorBusError, isCutShort: boolean): void {
+  #leave(batch: Batch, { code }: TensorBusError): void {
     const { uplink, onFault } = this.#options;
     const { current } = uplink;
     if (code === "TB_STORE_LOST" || current === undefined) {
       this.#unsaid.add(batch);
       return;
     }
-    if (code !== "TB_CLOSED") this.#resolve(batch, current).catch(onFault);
-    this.#sayLeft(batch, current, isCutShort);
+    if (!batch.inDoubt || code === "TB_CLOSED") {
+      this.#sayLeft(batch, current);
+      return;
+    }
+    this.#resolve(batch, current).catch(onFault);
   }
 
-  #sayLeft(batch: Batch, connection: Connection, isCutShort: boolean): void {
+  #sayLeft(batch: Batch, connection: Connection): void {
     if (this.#hasLeft.has(batch)) return;
     this.#hasLeft.add(batch);
     const { rank, onFault } = this.#options;
-    const options = { rendezvous: connection.rendezvous, keys: new BatchKeys(batch.id), rank, onFault };
-    const leaving = leaveAttempt(options, batch.left, new Deadline({ timeoutMs: leaveMs })).catch(() => {});
+    const { rendezvous } = connection;
+    const options = { rendezvous, keys: new BatchKeys(batch.id), rank, onFault };
+    const deadline = new Deadline({ timeoutMs: leaveMs });
+    const leaving = leaveAttempt(options, batch.number, batch.roster, deadline).catch(() => {});
     this.#leaving.add(leaving);
     leaving.finally(() => this.#leaving.delete(leaving));
-    // Of one that was closed in order, all others do the same.
-    if (isCutShort) this.#left.set(batchKey(batch.id), batch);
   }
 
-  /** Whoever registers a batch anew does not wait for what became of a round before, and removes what nobody was there to. */
-  #forgetBefore(id: BatchId): void {
-    const key = batchKey(id);
-    const { uplink, rank, onFault } = this.#options;
-    const { current: connection } = uplink;
-    if (connection === undefined) return;
-    const deadline = new Deadline({ timeoutMs: leaveMs });
-    const before = this.#left.get(key);
-    if (before !== undefined) {
-      this.#left.delete(key);
-      const options = { rendezvous: connection.rendezvous, keys: new BatchKeys(id), rank, onFault };
-      forgetAbandoned(options, before.left, deadline).catch(() => {});
-    }
+  /** Whoever registers a batch anew does not wait for what became of a round before. */
+  #giveUpDoubts({ key }: Entry): void {
     for (const batch of this.#doubtful) {
       if (batchKey(batch.id) !== key) continue;
       this.#doubtful.delete(batch);
+      // What it would say of having left comes too late: others remove what is left of it.
+      this.#hasLeft.add(batch);
       batch.giveUp();
-    }
-    for (const batch of this.#witnessed) {
-      if (batchKey(batch.id) !== key) continue;
-      this.#witnessed.delete(batch);
-      batch.withdraw(connection, deadline).catch(() => {});
     }
   }
 
-  #tellEnded({ id, pairs, number }: Batch, reason: TensorBusError): void {
-    this.#options.tell({ kind: "batchEnded", batch: id, pairs, number, reason });
+  /** All have registered it anew: nobody asks any more how rounds before ended. */
+  #withdraw({ key }: Entry): void {
+    const connection = this.#options.uplink.current;
+    if (connection === undefined) return;
+    for (const batch of this.#witnessed) {
+      if (batchKey(batch.id) !== key) continue;
+      this.#witnessed.delete(batch);
+      batch.withdraw(connection, new Deadline({ timeoutMs: leaveMs })).catch(() => {});
+    }
+  }
+
+  #tellEnded({ id, pairs, number, sides }: Batch, reason: TensorBusError, closer?: bigint): void {
+    const registrations = sides
+      .filter(({ instance }) => instance !== closer)
+      .map(({ client, instance }) => ({ client: client.id, instance }));
+    this.#options.tell({ kind: "batchEnded", batch: id, pairs, number, reason, registrations });
   }
 
   async #remember({ id }: Entry, number: number): Promise<void> {

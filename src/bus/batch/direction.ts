@@ -10,6 +10,7 @@ import type { Execution } from "../../exec/executor.ts";
 import type { RoundProgress, RoundReport } from "../../transport/transport.ts";
 import type { AgentEvent, AgentProgress, RoundIdentity } from "../pair/events.ts";
 import type { BatchId, CommandResult } from "../queue/commands.ts";
+import type { Opposition } from "./opposition.ts";
 import type { RegionEvents } from "./region-events.ts";
 import { asBusError, graceMs, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
 import { type FailedRound, originOf, type RoundLog } from "./round-log.ts";
@@ -32,9 +33,12 @@ export interface DirectionOptions {
   /** The first source rank tidies up behind all others, that many rounds later. */
   readonly tidies: boolean;
   readonly lag: number;
+  /** Notes that what was written of rounds up to that one is being removed. */
+  readonly markTidied: (round: number, deadline: Deadline) => Promise<void>;
   readonly execution: Execution;
   readonly signal: TransferSignal;
   readonly log: RoundLog;
+  readonly opposition: Opposition;
   readonly names: RoundNames;
   /** Absent where targets change as bytes arrive. */
   readonly staged?: StagedCommit | undefined;
@@ -66,11 +70,15 @@ interface Call {
   round: number;
   started: boolean;
   isPosted: boolean;
+  /** Looks who waits in the opposite direction. */
+  look: NodeJS.Timeout | undefined;
 }
 
 /** How long what is tidied waits for a store that says nothing, and the pause before a doubt is asked about again. */
 const tidyMs = 2000;
 const doubtMs = 500;
+/** Milliseconds after which a call that has not ended looks whether others wait in the opposite direction. */
+const lookMs = 100;
 const nothing = (): void => {};
 
 export class Direction {
@@ -82,18 +90,18 @@ export class Direction {
   #secondsPerByte: number | undefined;
   /** Records of rounds up to this one are removed. */
   #tidied = 0;
-  #completed = 0;
   /** The last failure of which a caller here knows. */
   #told = 0;
   #closed = false;
   readonly #unlisten: () => void;
 
   constructor(options: DirectionOptions) {
-    const { rank, from, execution, log, names, staged, signal } = options;
+    const { rank, from, execution, log, names, staged, signal, opposition } = options;
     this.#options = options;
     const identity = (round: number) => this.#identity(round);
     this.#join = new RoundJoin({ rank, from, execution, log, names, staged, identity });
     signal.follow(this.#join.next);
+    opposition.add(from, () => this.#join.next);
     this.#unlisten = log.listen((entry) => {
       if (entry.kind === "failed" && entry.from === from) this.#moved();
     });
@@ -151,9 +159,9 @@ export class Direction {
   post(role: Role, options: PostOptions): Promise<TransferResult> {
     const call = this.#call ?? this.#begin();
     if (call.posters.has(role)) {
-      throw new TensorBusError("TB_BUSY", `round ${call.round} of ${this.#name()} is under way`, {
-        details: { batch: this.#options.batch, round: call.round, rank: this.#options.rank },
-      });
+      const { batch, from, rank } = this.#options;
+      const message = `round ${call.round} of ${this.#name()} is under way on rank ${rank}`;
+      throw new TensorBusError("TB_BUSY", message, { details: { batch, from, rank } });
     }
     const stale = this.#staler(call, role, options);
     if (stale !== undefined) throw stale;
@@ -219,18 +227,6 @@ export class Direction {
     return this.#options.staged;
   }
 
-  /** Removes what is left of its rounds, once all ranks have left the batch. */
-  async forget(deadline: Deadline): Promise<void> {
-    const { signal, staged, names, lag } = this.#options;
-    for (let round = Math.max(1, this.#completed - lag); round < this.#join.next + lag; round++) {
-      await Promise.all([
-        signal.forget(round, deadline),
-        names.remove(round, deadline),
-        staged?.forget(round, deadline),
-      ]);
-    }
-  }
-
   /** What has to be settled before the memory of this direction can go. */
   get doubt(): StagedCommit | undefined {
     const { staged } = this.#options;
@@ -261,9 +257,32 @@ export class Direction {
       round: this.#join.next,
       started: false,
       isPosted: false,
+      look: undefined,
     };
     this.#call = call;
+    this.#lookLater(call);
     return call;
+  }
+
+  /** Ranks that wait for each other in opposite directions would do so until their deadlines. */
+  #lookLater(call: Call): void {
+    const { opposition, from } = this.#options;
+    const { round } = call;
+    clearTimeout(call.look);
+    call.look = setTimeout(() => {
+      opposition.find(from, round, new Deadline({ timeoutMs: tidyMs })).then((error) => {
+        if (error !== undefined && this.#call === call && call.round === round) void this.cancel(error);
+      }, nothing);
+    }, lookMs);
+  }
+
+  /** The call takes part in that round. */
+  #goTo(call: Call, round: number): void {
+    if (call.round !== round) {
+      call.round = round;
+      this.#lookLater(call);
+    }
+    this.#announce(call);
   }
 
   /** The client of the other side has not asked yet: the round is cancelled where it does not in time. */
@@ -311,8 +330,7 @@ export class Direction {
     this.#options.signal.follow(next);
     const call = this.#call;
     if (call === undefined || call.started || next <= call.round) return;
-    call.round = next;
-    this.#announce(call);
+    this.#goTo(call, next);
   }
 
   /** Waits for the GPUs of a role's memory. */
@@ -341,10 +359,7 @@ export class Direction {
         abort: call.abort,
         ready: Promise.all(posters.map(({ ready }) => ready)),
         version: versions.length === 0 ? undefined : versions.reduce((a, b) => (a > b ? a : b)),
-        onJoined: (round) => {
-          call.round = round;
-          this.#announce(call);
-        },
+        onJoined: (round) => this.#goTo(call, round),
         onPosted: (round) => {
           call.isPosted = true;
           if (isTold++ === 0)
@@ -370,7 +385,6 @@ export class Direction {
     const { peers } = this.execution.stats;
     const failedBefore = this.#failedBefore(log.lastFailed(from));
     this.#learn(report);
-    this.#completed = round;
     this.#tidy(round);
     tell({ kind: "roundCompleted", report, predictedSeconds, seconds, peers, ...this.#identity(round) });
     const { bytesSent, bytesReceived, bytesCopied } = report;
@@ -423,8 +437,10 @@ export class Direction {
     const { batch, staged, rank, log, from } = this.#options;
     const torn = isIn && staged === undefined && role === "target";
     const origin = originOf(error, rank);
-    const details = { ...error.details, batch, round, epoch: log.failures(from), rank: origin, torn };
-    const message = `round ${round} of ${this.#name()}: ${error.message}`;
+    const common = { ...error.details, batch, epoch: log.failures(from), rank: origin, torn };
+    // Of a call that was in no round, the round that it would have joined says nothing.
+    const details = isIn ? { ...common, round } : common;
+    const message = `${isIn ? `round ${round}` : "no round"} of ${this.#name()}: ${error.message}`;
     return new TensorBusError(error.code, message, { details, cause: error });
   }
 
@@ -432,12 +448,13 @@ export class Direction {
     this.#call = undefined;
     // Timers of a role that waited for the other are of no use any more.
     call.abort.abort(nothing);
+    clearTimeout(call.look);
     for (const [role, poster] of call.posters) each(poster, role);
   }
 
   /** Removes what nobody reads any more: no rank is as many rounds behind as there are ranks. */
   #tidy(completed: number): void {
-    const { signal, staged, names, tidies, lag } = this.#options;
+    const { signal, staged, names, tidies, lag, markTidied } = this.#options;
     const upTo = completed - lag;
     const deadline = () => new Deadline({ timeoutMs: tidyMs });
     names.forget(upTo, deadline()).catch(nothing);
@@ -446,6 +463,7 @@ export class Direction {
       signal.forget(this.#tidied + 1, deadline()).catch(nothing);
       if (names.isUsed) names.remove(this.#tidied + 1, deadline()).catch(nothing);
       staged?.forget(this.#tidied + 1, deadline()).catch(nothing);
+      markTidied(this.#tidied + 1, deadline()).catch(nothing);
     }
   }
 

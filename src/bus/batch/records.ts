@@ -139,9 +139,13 @@ export class BatchKeys {
   ready(number: number): string {
     return `${this.#at(number)}/ready`;
   }
-  /** Who has left it, and how many. */
-  left(number: number, rank?: number): string {
-    return rank === undefined ? `${this.#at(number)}/left` : `${this.#at(number)}/left/${rank}`;
+  /** Who waits in which direction: `Opposition`. */
+  waiting(number: number): string {
+    return `${this.#at(number)}/waiting`;
+  }
+  /** How many ranks have left it. */
+  left(number: number): string {
+    return `${this.#at(number)}/left`;
   }
   /** The name of the transfer from one side, for the transport. */
   transfer(number: number, sourceSide: string): string {

@@ -11,15 +11,14 @@ import {
   type AttemptOptions,
   awaitPrepared,
   endAttempt,
-  forgetEnded,
-  forgetRank,
   isRetried,
   joinAttempt,
   MissedAttempt,
 } from "./attempt.ts";
-import { allRanks, type Batch, type BatchSide, prepareBatch } from "./batch.ts";
+import { type Batch, type BatchSide, prepareBatch, rosterOf } from "./batch.ts";
 import { isUnfinished, type MetBatch, meetBatch, type RankRegistration, readSides } from "./meeting.ts";
 import { BatchKeys } from "./records.ts";
+import { forgetEnded, forgetRank } from "./removal.ts";
 import { asBusError, graceMs } from "./round-join.ts";
 import { errorOfEnd, type RoundLog, settled } from "./round-log.ts";
 import { type BatchSubject, joinSides } from "./subject.ts";
@@ -65,6 +64,8 @@ export interface RegistrarOptions {
   readonly planning: PlanOptions;
   readonly tell: (event: AgentEvent) => void;
   readonly onFault: (error: unknown) => void;
+  /** Called when this rank has prepared the batch, before it tells others: from here on it asks for no round before. */
+  readonly onPreparing: (entry: Entry) => void;
   /** Called when all ranks have prepared the batch: what is thrown ends it. */
   readonly onPrepared: (entry: Entry, batch: Batch) => Promise<void>;
   /** The batch is registered. */
@@ -211,7 +212,7 @@ export class Registrar {
     const { commit } = registration.record;
     const { keys } = registration;
     const options = { id: entry.id, rank, met, attempt, keys, commit, checksum, connection, tell, onFault };
-    const ranks = allRanks(subject);
+    const roster = rosterOf(subject);
     const deadline = new Deadline({
       timeoutMs: Math.min(...arrivals.map((each) => each.deadline.remainingMs)),
       signal: AbortSignal.any(arrivals.flatMap((each) => each.deadline.signal ?? [])),
@@ -221,18 +222,15 @@ export class Registrar {
       const { batch, seconds } = await prepareBatch(options, subject, sides, deadline);
       prepared = batch;
       const attempts = this.#attemptOptions(entry, connection);
-      await awaitPrepared(attempts, attempt, ranks.length, deadline);
+      this.#options.onPreparing(entry);
+      await awaitPrepared(attempts, attempt, roster.ranks.length, deadline);
       await this.#options.onPrepared(entry, batch);
       if (attempt.log.end !== undefined) throw errorOfEnd(attempt.log.end);
       this.#options.onRegistered(entry, batch);
-      const names = subject.sides.map(({ name }) => name);
-      forgetRank(
-        attempts,
-        attempt.number,
-        sides.map(({ name }) => name),
-        new Deadline(),
-      ).catch(() => {});
-      if (rank === ranks[0]) forgetEnded(attempts, attempt.number - 1, names, new Deadline()).catch(() => {});
+      const own = sides.map(({ name }) => name);
+      forgetRank(attempts, attempt.number, own, new Deadline()).catch(() => {});
+      if (rank === roster.ranks[0])
+        forgetEnded(attempts, attempt.number - 1, roster, new Deadline()).catch(() => {});
       tell({
         kind: "batchRegistered",
         batch: batch.id,

@@ -75,6 +75,11 @@ export class RoundLog {
     return this.#end;
   }
 
+  /** How many entries of it are known. */
+  get length(): number {
+    return this.#head;
+  }
+
   /** The number after the highest round that failed: 1 where none has. */
   next(from: string): number {
     return (this.#failed.get(from)?.last.round ?? 0) + 1;
@@ -250,7 +255,14 @@ export function originOf({ details }: TensorBusError, own: number): number {
   return typeof rank === "number" ? rank : own;
 }
 
+/** What those are told who wait for a rank that has called the other way. */
+export function opposedError(rank: number): TensorBusError {
+  const message = `rank ${rank} is in a round of the opposite direction, and a batch has one round at a time`;
+  return new TensorBusError("TB_BUSY", message, { details: { rank } });
+}
+
 export function errorOfFailed({ round, rank, code }: FailedRound): TensorBusError {
+  if (code === "TB_BUSY") return opposedError(rank);
   const message = `round ${round} failed on rank ${rank}`;
   return new TensorBusError(knownCode(code), message, { details: { rank } });
 }

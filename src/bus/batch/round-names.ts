@@ -5,6 +5,7 @@
 import type { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";
+import { roundKey } from "./round-records.ts";
 
 export interface RoundNamesOptions {
   readonly store: Store;
@@ -64,6 +65,6 @@ export class RoundNames {
   }
 
   #key(round: number): string {
-    return `${this.#options.prefix}/${round}/named`;
+    return roundKey(this.#options.prefix, round, "named");
   }
 }

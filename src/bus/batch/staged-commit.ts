@@ -19,6 +19,7 @@ import type { Connection } from "../pair/uplink.ts";
 import { pack, unpack } from "../queue/commands.ts";
 import { testimonyKey } from "./records.ts";
 import { elsewhere, knownCode, originOf } from "./round-log.ts";
+import { roundKey } from "./round-records.ts";
 
 /** A target of this rank, and where its next value is received. */
 export interface ShadowedTensor {
@@ -151,9 +152,11 @@ export class StagedCommit {
     await rendezvous.publish(testimonyKey(registration, from, rank), this.#committed, deadline.rest);
   }
 
+  /** Takes back what was testified, by this rank or by one that has ended since: nobody is in doubt any more. */
   async withdraw(rendezvous: Rendezvous, deadline: Deadline): Promise<void> {
-    const { registration, from, rank } = this.#options;
-    await rendezvous.remove(testimonyKey(registration, from, rank), deadline.rest);
+    const { registration, from, voters } = this.#options;
+    const keys = voters.map((rank) => testimonyKey(registration, from, rank));
+    await Promise.all(keys.map((key) => rendezvous.remove(key, deadline.rest)));
   }
 
   /** Nobody will ever know the decision here: targets stay as they are, and the memory goes. */
@@ -275,7 +278,7 @@ export class StagedCommit {
   }
 
   #key(round: number, what: "votes" | "decision"): string {
-    return `${this.#options.prefix}/${round}/${what}`;
+    return roundKey(this.#options.prefix, round, what);
   }
 }
 

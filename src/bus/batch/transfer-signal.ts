@@ -6,6 +6,7 @@
 import type { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";
+import { roundKey } from "./round-records.ts";
 
 /** What stands in the store once all sources have come: with the version that the last of them named. */
 const readyText = "ready";
@@ -106,6 +107,6 @@ export class TransferSignal {
   }
 
   #key(round: number, what: "posted" | "state"): string {
-    return `${this.#options.prefix}/${round}/${what}`;
+    return roundKey(this.#options.prefix, round, what);
   }
 }

@@ -21,7 +21,7 @@ import { type Bell, generateSemaphoreName, openBell, openWaker, type Waker } fro
 import { type ClientIdentity, type CommandType, maxAcknowledged } from "../queue/command-header.ts";
 import type { CommandQueue } from "../queue/command-queue.ts";
 import type { Command, CommandBody, CommandResult } from "../queue/commands.ts";
-import type { AgentRecord, State } from "../queue/state.ts";
+import type { AgentRecord, Outcome, State } from "../queue/state.ts";
 import { type PendingCall, PendingCalls } from "./pending-calls.ts";
 
 /** What a client keeps open whichever agent there is. */
@@ -84,6 +84,9 @@ export class AgentLink {
   readonly #waker: Waker;
   readonly #life: HeldLock;
   readonly #pending: PendingCalls;
+  /** Who is told how something of this client has ended, by its number in the agent. */
+  readonly #listeners = new Map<bigint, (error: TensorBusError) => void>();
+  #listening: NodeJS.Timeout | undefined;
   /** Aborts the enqueues that wait when the link ends. */
   readonly #ended = new AbortController();
   #bell: Bell | undefined;
@@ -112,7 +115,10 @@ export class AgentLink {
       },
       examineRoom: () => state.environment.examineRoom(),
     });
-    this.#waker.onWake(() => this.#pending.collect());
+    this.#waker.onWake(() => {
+      this.#pending.collect();
+      this.#listenSoon();
+    });
   }
 
   /** Ties this process to an agent that was found. `TB_AGENT_LOST` if it has ended meanwhile. */
@@ -171,6 +177,13 @@ export class AgentLink {
     return { name: command.semaphore, queued, outcome: call.outcome as Promise<CommandResult<T>> };
   }
 
+  /** Has `onEnd` called once the agent tells how the registration of that number has ended. Returns what stops that. */
+  listen(instance: bigint, onEnd: (error: TensorBusError) => void): () => void {
+    this.#listeners.set(instance, onEnd);
+    this.#listenSoon();
+    return () => this.#listeners.delete(instance);
+  }
+
   /** Ends the tie: calls under way end with `error`. The agent notices by the lock that the client is gone. */
   end(error: TensorBusError): void {
     if (!this.isOpen) return;
@@ -178,6 +191,8 @@ export class AgentLink {
     this.#pending.collect();
     this.#ended.abort(error);
     this.#pending.failAll(error);
+    clearTimeout(this.#listening);
+    this.#listeners.clear();
     this.#watch?.close();
     this.#bell?.close();
     this.#pulse?.close();
@@ -207,6 +222,32 @@ export class AgentLink {
     // Another agent may live by now: its lock is not that of the one that was found.
     if (state.agent()?.generation !== this.agent.generation) throw agentLost(this.agent);
     this.#bell.ring();
+  }
+
+  /** Answers come first: what nobody waits for is looked at a moment later, once for all wakes until then. */
+  #listenSoon(): void {
+    if (this.#listeners.size === 0 || this.#listening !== undefined || !this.isOpen) return;
+    this.#listening = setTimeout(() => {
+      this.#listening = undefined;
+      if (this.isOpen) this.#hear();
+    }, hearMs).unref();
+  }
+
+  #hear(): void {
+    const { state } = this.#resources;
+    for (const [instance, onEnd] of [...this.#listeners]) {
+      let told: Outcome | undefined;
+      try {
+        told = state.result(this.identity.id, instance);
+      } catch {
+        // A state that is damaged ends the next call.
+        return;
+      }
+      if (told === undefined || told.ok) continue;
+      this.#listeners.delete(instance);
+      this.#pending.acknowledge(instance);
+      onEnd(told.error);
+    }
   }
 
   #lost(): void {
@@ -249,6 +290,8 @@ export class AgentLink {
 }
 
 const cancelMs = 5000;
+/** Milliseconds in which wakes are taken together before the ends of registrations are looked for. */
+const hearMs = 10;
 
 function agentLost(agent: AgentRecord, cause?: unknown): TensorBusError {
   return new TensorBusError("TB_AGENT_LOST", `the agent of rank ${agent.rank} (process ${agent.pid}) ended`, {

@@ -53,7 +53,15 @@ export class BatchHandler implements AsyncDisposable {
     return this.#registration.isOpen;
   }
 
-  /** The rounds of this batch as they begin, end and fail; completes when the batch is closed. */
+  /**
+   * Why the batch is over on all ranks of both sides, and has to be registered anew: a client closed it, a process died, a peer
+   * was lost. The agent tells that by itself, and `events$` with `ended`, whether anything is transferred or not.
+   */
+  get over(): TensorBusError | undefined {
+    return this.#registration.over;
+  }
+
+  /** The rounds of this batch as they begin, end and fail, and its end; completes when the batch is closed. */
   get events$(): Observable<RoundEvent> {
     return this.#registration.events$;
   }

@@ -154,6 +154,11 @@ export class PendingCalls {
     for (const call of calls) this.#settle(call, { ok: false, error });
   }
 
+  /** What stands under that number has been read, and was no command's answer. */
+  acknowledge(id: bigint): void {
+    this.#acknowledged.push(id);
+  }
+
   /** Ids of commands whose results were read: the next command takes them to the agent. */
   takeAcknowledged(max: number): bigint[] {
     return this.#acknowledged.splice(0, max);

@@ -32,6 +32,8 @@ export class Registration {
   readonly #hold: RegionHold;
   readonly #events = new Subject<RoundEvent>();
   readonly #onEnd: () => void;
+  readonly #unlisten: () => void;
+  #over: TensorBusError | undefined;
   #last: RoundEvent | undefined;
   #closing: Promise<unknown> | undefined;
   #ended: TensorBusError | undefined;
@@ -44,10 +46,19 @@ export class Registration {
     this.#link = options.link;
     this.#hold = options.hold;
     this.#onEnd = onEnd;
+    this.#unlisten = this.#link.listen(options.instance, (error) => {
+      this.#over = error;
+      this.tell({ kind: "ended", error });
+    });
   }
 
   get isOpen(): boolean {
     return this.#closing === undefined && this.#ended === undefined;
+  }
+
+  /** Why the batch is over on all ranks; `undefined` while it stands, as far as the agent has told. */
+  get over(): TensorBusError | undefined {
+    return this.#over;
   }
 
   get events$(): Observable<RoundEvent> {
@@ -111,6 +122,7 @@ export class Registration {
   end(error: TensorBusError): void {
     if (this.#ended !== undefined) return;
     this.#ended = error;
+    this.#unlisten();
     this.#hold.release();
     this.#events.complete();
     this.#onEnd();

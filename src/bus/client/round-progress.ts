@@ -21,7 +21,7 @@ export function followRounds(
   );
   const progressOf = (event: RoundEvent): Observable<RoundProgress> => {
     if (event.kind === "queued") return timer(0, askMs).pipe(exhaustMap(() => asked$));
-    if (event.kind === "failed") return EMPTY;
+    if (event.kind !== "completed") return EMPTY;
     const { round, bytesSent, bytesReceived, bytesCopied } = event.result;
     const bytesTotal = bytesSent + bytesReceived + bytesCopied;
     return of({ round, bytesDone: bytesTotal, bytesTotal });

@@ -43,6 +43,8 @@ export type AgentEvent =
       readonly pairs: readonly string[];
       readonly number: number;
       readonly reason: TensorBusError;
+      /** Registrations of clients of this rank that are over by it, and are not the one that was closed. */
+      readonly registrations: readonly { readonly client: bigint; readonly instance: bigint }[];
     }
   /** Every source rank has posted the round. */
   | ({ readonly kind: "signal" } & RoundIdentity)

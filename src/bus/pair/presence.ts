@@ -39,6 +39,9 @@ const watchMs = 2 ** 31 - 1;
 const askKey = (rank: number) => `${agentKey(rank)}/ask`;
 const answerKey = ({ rank, generation }: Incumbent, token: string) =>
   `${agentKey(rank)}/answer/${generation}/${token}`;
+/** What an agent has answered and not taken back yet: its successor does that if it is killed. */
+const saidKey = (rank: number) => `${agentKey(rank)}/said`;
+const saidSchema = z.array(z.string());
 
 /** True for the agent that runs its rank, as far as the store's records say. */
 export async function isIncumbent(
@@ -162,6 +165,9 @@ export class Presence {
     await this.stand(deadline.rest);
     // What was asked or said of those before.
     await this.#rendezvous.store.delete(askKey(rank), deadline.rest);
+    const said = (await this.#rendezvous.read(saidKey(rank), saidSchema, deadline.rest)) ?? [];
+    for (const key of said) await this.#rendezvous.store.delete(key, deadline.rest);
+    await this.#rendezvous.remove(saidKey(rank), deadline.rest);
   }
 
   /** Writes the record, which somebody who guessed wrongly may have removed. */
@@ -205,6 +211,9 @@ export class Presence {
 
   async #say(key: string, signal: AbortSignal): Promise<void> {
     const { store } = this.#rendezvous;
+    const { rank } = this.#self;
+    const said = [...this.#said.keys(), key];
+    await this.#rendezvous.publish(saidKey(rank), said, { signal });
     await store.set(key, Buffer.from("here"), { signal, leased: store.capabilities.lease });
     const timer = setTimeout(() => void this.#takeBack(key), answerStandsMs);
     timer.unref();
@@ -215,5 +224,7 @@ export class Presence {
     clearTimeout(this.#said.get(key));
     this.#said.delete(key);
     await this.#rendezvous.store.delete(key, cleaning).catch(() => {});
+    if (this.#said.size === 0)
+      await this.#rendezvous.remove(saidKey(this.#self.rank), cleaning).catch(() => {});
   }
 }

@@ -108,16 +108,17 @@ export class Rendezvous {
     return inGroups(keys.length, (index) => this.read(keys[index]!, schema, deadline.rest));
   }
 
-  /** Removes a record and its parts. */
+  /** Removes a record, its parts first: what is cut short is found again by its head. */
   async remove(key: string, options: DeadlineOptions): Promise<void> {
     const deadline = new Deadline(options);
     const value = await this.store.get(key, deadline.rest);
     if (value === undefined) return;
-    await this.store.delete(key, deadline.rest);
     const head = headSchema.safeParse(unpack(value));
-    if (!head.success || !("parts" in head.data)) return;
-    const { parts, nonce } = head.data;
-    await inGroups(parts, (index) => this.store.delete(`${key}/${nonce}/${index}`, deadline.rest));
+    if (head.success && "parts" in head.data) {
+      const { parts, nonce } = head.data;
+      await inGroups(parts, (index) => this.store.delete(`${key}/${nonce}/${index}`, deadline.rest));
+    }
+    await this.store.delete(key, deadline.rest);
   }
 
   /**

@@ -127,7 +127,6 @@ export class Ledger {
       this.#record(transfer, round!, true);
       return;
     }
-    if (isNoCall(error)) return;
     if (round !== undefined && error.code !== "TB_IN_DOUBT") this.#record(transfer, round, false);
     const { torn } = error.details;
     const isInDoubt = error.code === "TB_IN_DOUBT" || isUnknown(error.code);
@@ -332,12 +331,6 @@ export class Ledger {
 export function roundOf({ result, error }: Call): number | undefined {
   const round = (result as { round?: number } | undefined)?.round ?? error?.details["round"];
   return typeof round === "number" ? round : undefined;
-}
-
-/** It took part in no round, although the message names the one that it would have joined. */
-function isNoCall({ code, details, message }: TensorBusError): boolean {
-  const isStale = code === "TB_STALE_VERSION" && details["expected"] !== undefined;
-  return code === "TB_BUSY" || isStale || message.includes("was not begun before its deadline");
 }
 
 /** The agent has not said how it ended. */

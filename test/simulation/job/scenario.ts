@@ -68,6 +68,8 @@ export interface Scenario extends Launch {
   readonly ranks: readonly number[];
   /** All processes are killed in the end, and the job is launched anew under the same names, in another way. */
   readonly again: Launch | undefined;
+  /** After all else, some ranks call in one direction and some in the other. */
+  readonly opposed: boolean;
   readonly versions: boolean;
   readonly networkMs: readonly [number, number];
   readonly storeMs: readonly [number, number];
@@ -148,6 +150,7 @@ export function makeScenario(seed: number): Scenario {
     early: random.chance(15),
     steps: makeSteps(random, batches, sides, duration, callTimeoutMs),
     faults: makeFaults(random, ranks, duration),
+    opposed: random.chance(20) && sides.A.every((rank) => !sides.B.includes(rank)),
   };
 }
 

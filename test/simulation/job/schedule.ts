@@ -8,7 +8,14 @@ import { inject } from "./faults.ts";
 import { Job } from "./job.ts";
 import { roundOf, type Violation } from "./ledger.ts";
 import type { Registration } from "./registration.ts";
-import { type BatchPlan, type FaultKind, type Launch, makeScenario, type Scenario } from "./scenario.ts";
+import {
+  type BatchPlan,
+  type FaultKind,
+  type Launch,
+  makeScenario,
+  type Scenario,
+  type SideName,
+} from "./scenario.ts";
 
 export interface Report {
   readonly seed: number;
@@ -30,18 +37,10 @@ const tellsEnds: ReadonlySet<FaultKind> = new Set([
   "clean up",
 ]);
 
-/** Faults after which all that a batch has written is removed. */
-const leavesOrder: ReadonlySet<FaultKind> = new Set([
-  "stop agent",
-  "cut",
-  "cut one way",
-  "abort",
-  "call twice",
-  "clean up",
-]);
-
 const startMs = 20_000;
 const joinMs = 15_000;
+/** How long calls in opposite directions may take, twice. */
+const opposedMs = 4000;
 /** What a store that was lost, found again, and what depends on it may take. */
 const settleMs = 10_000;
 
@@ -102,7 +101,8 @@ class Schedule {
     await this.#faultyTime();
     await this.#heal();
     for (const plan of this.#scenario.batches) await this.#rejoin(plan);
-    await this.#lockstep();
+    await this.#lockstep(3);
+    if (this.#scenario.opposed) await this.#oppose();
     if (this.#scenario.again !== undefined) await this.#launchAgain(this.#scenario.again);
     await this.#end();
   }
@@ -191,10 +191,10 @@ class Schedule {
   }
 
   /** The second lockstep call at the latest succeeds on every rank. */
-  async #lockstep(): Promise<void> {
+  async #lockstep(times: number): Promise<void> {
     const { callTimeoutMs } = this.#scenario;
     for (const plan of this.#cluster.launch.batches) {
-      for (let attempt = 1; attempt <= 3; attempt++) {
+      for (let attempt = 1; attempt <= times; attempt++) {
         const version = this.#job.nextVersion();
         this.#cluster.trace.say("TEST", `lockstep call ${attempt} of ${plan.id}`);
         const calls = this.#job.registrations
@@ -220,6 +220,45 @@ class Schedule {
     }
   }
 
+  /**
+   * Ranks that call in opposite directions learn of each other at once, and not at their deadlines; what comes then succeeds as
+   * after any other failure.
+   */
+  async #oppose(): Promise<void> {
+    const { random, trace, launch } = this.#cluster;
+    for (const plan of launch.batches) {
+      trace.say("TEST", `calls of ${plan.id} in opposite directions`);
+      const version = this.#job.nextVersion();
+      const mine = this.#job.registrations.filter((registration) => registration.plan === plan);
+      const odd = random.integer(0, mine.length - 1);
+      const ways = new Map<number, SideName>();
+      const calls = mine.map((registration, place) => {
+        const way =
+          place === odd ? "B" : place === (odd + 1) % mine.length ? "A" : random.pick<SideName>(["A", "B"]);
+        ways.set(registration.client.rank, way);
+        return this.#job.transfer(registration, way, opposedMs, version)!;
+      });
+      await this.#cluster.until(() => calls.every(({ ended }) => ended !== undefined), opposedMs + 5000);
+      for (const { client, error, began, ended } of calls) {
+        // One that does not deal with any of those who call the other way may have what it asked for.
+        if (error === undefined && ended !== undefined && plan.commit === "direct") continue;
+        const { rank } = error?.details ?? {};
+        const isTold = error?.code === "TB_BUSY" && ways.get(rank as number) !== ways.get(client.rank);
+        this.#must(isTold || error?.code === "TB_CANCELLED", "opposite directions are told", () => {
+          return `${client.name}, from ${ways.get(client.rank)}: ${brief(error)}`;
+        });
+        const tookMs = (ended ?? Number.POSITIVE_INFINITY) - began;
+        this.#must(tookMs < opposedMs / 2, "opposite directions are told", () => {
+          return `${client.name} was told after ${tookMs.toFixed(0)} ms`;
+        });
+      }
+      const isNamed = calls.some(({ error }) => error?.code === "TB_BUSY");
+      this.#must(isNamed, "opposite directions are told", () => `${plan.id}: nobody was told why`);
+      await this.#cluster.pass(1000);
+    }
+    await this.#lockstep(2);
+  }
+
   /** Records of the dead bind nobody: everything is killed at once, and comes back in another way under the same names. */
   async #launchAgain(launch: Launch): Promise<void> {
     const { agents, clients, trace, random, scheduler } = this.#cluster;
@@ -234,7 +273,7 @@ class Schedule {
     await this.#ready();
     this.#job.begin();
     await this.#joinAll();
-    await this.#lockstep();
+    await this.#lockstep(3);
   }
 
   /** What all have let go of is gone. */
@@ -269,7 +308,7 @@ class Schedule {
     const areClosed = await this.#cluster.until(() => closed === agents.length, 30_000);
     ledger.require(areClosed, "agents close", () => "an agent did not close in time");
     await this.#cluster.pass(5000);
-    const kept = [...store.entries.keys()].filter((key) => !isKept(key) && !this.#isOfBroken(key));
+    const kept = [...store.entries.keys()].filter((key) => !isKept(key));
     // Nobody takes back what a job has left that was killed and has not come back.
     const isWhole = this.#scenario.again === undefined;
     ledger.require(
@@ -283,12 +322,6 @@ class Schedule {
       ledger.require(timers === 0, "nothing leaks", () => `${timers} timers of ${name}`);
     }
     ledger.require(network.connections === 0, "nothing leaks", () => `${network.connections} connections`);
-  }
-
-  /** Of a batch, where the store failed or processes ended: then nobody may know that he is the last to leave. */
-  #isOfBroken(key: string): boolean {
-    const isOrderly = this.#scenario.faults.every(({ kind }) => leavesOrder.has(kind));
-    return !isOrderly && /^bus\/(batch|testimony)\//.test(key);
   }
 
   async #join(registration: Registration): Promise<TensorBusError | undefined> {
@@ -319,10 +352,7 @@ class Schedule {
   }
 }
 
-/**
- * Records that outlive a batch: its counter, the nonce of the store's life, and what an agent has answered that was killed
- * within the ten seconds after.
- */
+/** Records that outlive a batch: its counter, and the nonce of the store's life. */
 function isKept(key: string): boolean {
-  return key.endsWith("/latest") || key === "bus/life" || /^bus\/agent\/\d+\/answer\//.test(key);
+  return key.endsWith("/latest") || key === "bus/life";
 }

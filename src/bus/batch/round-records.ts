@@ -1,0 +1,56 @@
+/** What stands in the store of the rounds of one direction: keys that are known, so that whoever comes later can remove them. */
+import type { Deadline } from "../../deadline.ts";
+import type { Store } from "../../store/store.ts";
+
+/** Written of a round: by its signal, its names, and its votes. */
+const kinds = ["posted", "state", "named", "votes", "decision"] as const;
+
+/** A mark is written once in so many rounds: what was removed before is not looked for again. */
+const markEvery = 4;
+/** Rounds in a row of which nothing stands, behind which nothing does: two marks, and those that are being removed. */
+const gap = 3 * markEvery;
+
+export function roundKey(prefix: string, round: number, what: (typeof kinds)[number]): string {
+  return `${prefix}/${round}/${what}`;
+}
+
+/** Where it stands up to which round everything is removed. */
+function markKey(prefix: string): string {
+  return `${prefix}/tidied`;
+}
+
+/** Says that what was written of rounds up to `round` is removed, or is being removed: who comes later begins behind that. */
+export async function markTidied(
+  store: Store,
+  prefix: string,
+  round: number,
+  deadline: Deadline,
+): Promise<void> {
+  if (round % markEvery !== 0 || round <= markEvery) return;
+  await store.set(markKey(prefix), Buffer.from(String(round - markEvery)), deadline.rest);
+}
+
+/** Removes what is left of all rounds, for whoever has been in none of them: `next` is the one after the last that failed. */
+export async function forgetRounds(
+  store: Store,
+  prefix: string,
+  next: number,
+  deadline: Deadline,
+): Promise<void> {
+  const mark = await store.get(markKey(prefix), deadline.rest);
+  const first = mark === undefined ? 0 : Number(Buffer.from(mark).toString("latin1"));
+  const found: string[][] = [];
+  let empty = 0;
+  for (let round = Number.isSafeInteger(first) ? first + 1 : 1; round < next || empty < gap; round++) {
+    const keys = kinds.map((kind) => roundKey(prefix, round, kind));
+    const values = await Promise.all(keys.map((key) => store.get(key, deadline.rest)));
+    const standing = keys.filter((_, index) => values[index] !== undefined);
+    empty = standing.length === 0 ? empty + 1 : 0;
+    if (standing.length > 0) found.push(standing);
+  }
+  // From the last one down: what is cut short is found from the first one up again.
+  for (const standing of found.reverse()) {
+    await Promise.all(standing.map((key) => store.delete(key, deadline.rest)));
+  }
+  await store.delete(markKey(prefix), deadline.rest);
+}

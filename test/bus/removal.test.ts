@@ -1,0 +1,89 @@
+/** What registrations have left in the store goes, in whatever moment a removal before was cut short. */
+import { expect, test } from "vitest";
+import { BatchKeys } from "../../src/bus/batch/records.ts";
+import { forgetEnded, leaveAttempt } from "../../src/bus/batch/removal.ts";
+import { RoundLog } from "../../src/bus/batch/round-log.ts";
+import { markTidied, roundKey } from "../../src/bus/batch/round-records.ts";
+import { Rendezvous } from "../../src/bus/pair/rendezvous.ts";
+import { Deadline } from "../../src/deadline.ts";
+import { TensorBusError } from "../../src/errors.ts";
+import { memoryStores } from "../../src/store/memory-store.ts";
+import type { Store } from "../../src/store/store.ts";
+
+const keys = new BatchKeys("model");
+const roster = { sides: ["A", "B"], ranks: [0, 1, 2] };
+const onFault = () => {};
+
+/** A store that knows which keys stand, and ends after so many deletions. */
+function watchedStore(): { readonly store: Store; readonly standing: Set<string>; endAfter: number } {
+  const store = memoryStores()();
+  const standing = new Set<string>();
+  const watched = { store, standing, endAfter: Number.POSITIVE_INFINITY };
+  const { set, add, compareAndSet, delete: remove } = store;
+  Object.assign(store, {
+    set: (key: string, ...rest: unknown[]) => set.call(store, standing.add(key) && key, ...(rest as [never])),
+    add: (key: string, ...rest: unknown[]) => add.call(store, standing.add(key) && key, ...(rest as [never])),
+    compareAndSet: (key: string, ...rest: unknown[]) =>
+      compareAndSet.call(store, standing.add(key) && key, ...(rest as [never, never])),
+    delete: (key: string, ...rest: unknown[]) => {
+      if (watched.endAfter-- <= 0) return Promise.reject(new TensorBusError("TB_STORE_LOST", "it has ended"));
+      standing.delete(key);
+      return remove.call(store, key, ...(rest as []));
+    },
+  });
+  return watched;
+}
+
+/** A registration of 30 completed rounds, of which those up to 23 are tidied, and one that failed far ahead of them. */
+async function writeAttempt(store: Store, number: number): Promise<void> {
+  const rest = () => new Deadline();
+  const rendezvous = new Rendezvous(store);
+  for (const side of roster.sides) {
+    const prefix = keys.rounds(number, side);
+    for (let round = 1; round <= 23; round++) await markTidied(store, prefix, round, rest());
+    for (let round = 24; round <= 31; round++) {
+      for (const what of ["posted", "state", "named", "votes", "decision"] as const)
+        await store.set(roundKey(prefix, round, what), Buffer.from("x"));
+    }
+    for (const rank of roster.ranks) await store.set(keys.rank(number, side, rank), Buffer.from("x"));
+    // Longer than a value of the store may be, so that it stands in parts.
+    await rendezvous.publish(keys.names(number, side), "x".repeat(600 * 1024), {});
+  }
+  await store.set(roundKey(keys.rounds(number, "A"), 60, "posted"), Buffer.from("x"));
+  await store.add(keys.prepared(number), 3n);
+  await store.set(keys.ready(number), Buffer.from("x"));
+  await store.set(keys.waiting(number), Buffer.from("x"));
+  const log = new RoundLog({ store, prefix: keys.log(number), onFault });
+  await log.appendFailed({ from: "A", round: 60, rank: 1, code: "TB_TIMEOUT" });
+  await log.appendEnd({ rank: 1, code: "TB_PEER_LOST", message: "gone", details: {}, retry: true });
+}
+
+const optionsOf = (store: Store) => ({ rendezvous: new Rendezvous(store), keys, rank: 0, onFault });
+
+test("the last rank that leaves a registration removes it", async () => {
+  const { store, standing } = watchedStore();
+  await writeAttempt(store, 1);
+  for (const rank of roster.ranks) {
+    expect(standing.size).toBeGreaterThan(10);
+    await leaveAttempt({ ...optionsOf(store), rank }, 1, roster, new Deadline());
+  }
+  expect([...standing]).toEqual([keys.latest]);
+});
+
+test("a removal may be cut short at any moment: the next one finds what is left, of all registrations", async () => {
+  let isWhole = false;
+  for (let endAfter = 0; !isWhole; endAfter += 23) {
+    const watched = watchedStore();
+    const { store, standing } = watched;
+    for (const number of [1, 2, 3]) await writeAttempt(store, number);
+    watched.endAfter = endAfter;
+    await forgetEnded(optionsOf(store), 3, roster, new Deadline()).then(
+      () => (isWhole = true),
+      () => {},
+    );
+    watched.endAfter = Number.POSITIVE_INFINITY;
+    await writeAttempt(store, 4);
+    await forgetEnded(optionsOf(store), 4, roster, new Deadline());
+    expect([...standing], `after ${endAfter} deletions`).toEqual([keys.latest]);
+  }
+});
