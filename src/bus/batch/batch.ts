@@ -22,7 +22,7 @@ import { Opposition } from "./opposition.ts";
 import { type PlannedDirection, planDirection } from "./plan.ts";
 import { predictSeconds } from "./planning.ts";
 import type { BatchKeys } from "./records.ts";
-import type { Roster } from "./removal.ts";
+import type { Left, Roster } from "./removal.ts";
 import { graceMs } from "./round-join.ts";
 import { type RoundLog, settled } from "./round-log.ts";
 import { RoundNames } from "./round-names.ts";
@@ -141,8 +141,10 @@ export class Batch {
     return this.#closing;
   }
 
-  get roster(): Roster {
-    return rosterOf(this.#subject);
+  /** What others need to know of it once all have left it. */
+  get left(): Left {
+    const ranges = this.live.map((direction) => [direction.from, direction.rounds] as const);
+    return { ...rosterOf(this.#subject), number: this.number, rounds: new Map(ranges) };
   }
 
   /** True after `close` where a round is in doubt: `resolve` frees the memory. */

@@ -447,7 +447,7 @@ export class Batches {
     const { rendezvous } = connection;
     const options = { rendezvous, keys: new BatchKeys(batch.id), rank, onFault };
     const deadline = new Deadline({ timeoutMs: leaveMs });
-    const leaving = leaveAttempt(options, batch.number, batch.roster, deadline).catch(() => {});
+    const leaving = leaveAttempt(options, batch.left, deadline).catch(() => {});
     this.#leaving.add(leaving);
     leaving.finally(() => this.#leaving.delete(leaving));
   }

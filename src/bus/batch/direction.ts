@@ -15,6 +15,7 @@ import type { RegionEvents } from "./region-events.ts";
 import { asBusError, graceMs, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
 import { type FailedRound, originOf, type RoundLog } from "./round-log.ts";
 import type { RoundNames } from "./round-names.ts";
+import type { RoundRange } from "./round-records.ts";
 import type { StagedCommit } from "./staged-commit.ts";
 import type { TransferSignal } from "./transfer-signal.ts";
 
@@ -90,6 +91,7 @@ export class Direction {
   #secondsPerByte: number | undefined;
   /** Records of rounds up to this one are removed. */
   #tidied = 0;
+  #completed = 0;
   /** The last failure of which a caller here knows. */
   #told = 0;
   #closed = false;
@@ -225,6 +227,12 @@ export class Direction {
 
   get staged(): StagedCommit | undefined {
     return this.#options.staged;
+  }
+
+  /** Of which anything may stand in the store: this rank may be some behind all others, or before them. */
+  get rounds(): RoundRange {
+    const { lag } = this.#options;
+    return { first: Math.max(1, this.#completed - 2 * lag), last: this.#join.next + lag - 1 };
   }
 
   /** What has to be settled before the memory of this direction can go. */
@@ -385,6 +393,7 @@ export class Direction {
     const { peers } = this.execution.stats;
     const failedBefore = this.#failedBefore(log.lastFailed(from));
     this.#learn(report);
+    this.#completed = round;
     this.#tidy(round);
     tell({ kind: "roundCompleted", report, predictedSeconds, seconds, peers, ...this.#identity(round) });
     const { bytesSent, bytesReceived, bytesCopied } = report;
@@ -420,8 +429,7 @@ export class Direction {
       tell({ kind: "roundFailed", error, torn, ...this.#identity(call.round) });
     }
     if (error.code === "TB_IN_DOUBT") void this.#settleDoubt();
-    const { round } = call;
-    this.#settle(call, ({ reject }, role) => reject(this.#explain(round, error, role, isIn)));
+    this.#settle(call, ({ reject }, role) => reject(this.#explain(call, error, role, isIn)));
   }
 
   /** Asks for the decision until the store gives it: the next call would wait for it. */
@@ -433,9 +441,10 @@ export class Direction {
     }
   }
 
-  #explain(round: number, error: TensorBusError, role: Role, isIn: boolean): TensorBusError {
+  #explain({ round, isPosted }: Call, error: TensorBusError, role: Role, isIn: boolean): TensorBusError {
     const { batch, staged, rank, log, from } = this.#options;
-    const torn = isIn && staged === undefined && role === "target";
+    // A call that was in no round in the end may have been in one that had failed before.
+    const torn = isPosted && staged === undefined && role === "target";
     const origin = originOf(error, rank);
     const common = { ...error.details, batch, epoch: log.failures(from), rank: origin, torn };
     // Of a call that was in no round, the round that it would have joined says nothing.

@@ -7,7 +7,7 @@ import type { Store } from "../../store/store.ts";
 import { type AttemptOptions, raiseLatest } from "./attempt.ts";
 import { type BatchKeys, batchSideSchema } from "./records.ts";
 import { RoundLog } from "./round-log.ts";
-import { forgetRounds } from "./round-records.ts";
+import { findAndForgetRounds, forgetRounds, type RoundRange } from "./round-records.ts";
 
 /** Who stands in a registration: the names of its sides, and the ranks of both. */
 export interface Roster {
@@ -15,16 +15,18 @@ export interface Roster {
   readonly ranks: readonly number[];
 }
 
+/** A registration that this rank has been in, with the rounds of each side that sends. */
+export interface Left extends Roster {
+  readonly number: number;
+  readonly rounds: ReadonlyMap<string, RoundRange>;
+}
+
 /** Says that this rank has left a registration. The last one to leave removes it. */
-export async function leaveAttempt(
-  options: AttemptOptions,
-  number: number,
-  roster: Roster,
-  deadline: Deadline,
-): Promise<void> {
+export async function leaveAttempt(options: AttemptOptions, left: Left, deadline: Deadline): Promise<void> {
   const { rendezvous, keys } = options;
+  const { number, ranks, rounds } = left;
   const count = await rendezvous.store.add(keys.left(number), 1n, deadline.rest);
-  if (count === BigInt(roster.ranks.length)) await forgetEnded(options, number, roster, deadline);
+  if (count === BigInt(ranks.length)) await forgetEnded(options, number, left, deadline, rounds);
 }
 
 /** Removes what this rank has said of its tensors, once all have prepared. */
@@ -43,13 +45,14 @@ export async function forgetRank(
 
 /**
  * Removes what is left of a registration that has ended, and of those before it. Nobody may be in doubt of a round of theirs
- * any more: a decision that is gone would be made anew.
+ * any more: a decision that is gone would be made anew. `rounds`: those of the last one, if they are known.
  */
 export async function forgetEnded(
   options: AttemptOptions,
   last: number,
   roster: Roster,
   deadline: Deadline,
+  rounds?: ReadonlyMap<string, RoundRange>,
 ): Promise<void> {
   const { rendezvous, keys } = options;
   const { store } = rendezvous;
@@ -62,7 +65,8 @@ export async function forgetEnded(
   let lowest = last;
   while (await stands(lowest - 1)) lowest -= 1;
   // From the lowest up: what a removal that is cut short leaves is found again by this walk.
-  for (let number = lowest; number <= last; number++) await forgetOne(options, number, roster, deadline);
+  for (let number = lowest; number <= last; number++)
+    await forgetOne(options, number, roster, deadline, number === last ? rounds : undefined);
 }
 
 async function forgetOne(
@@ -70,6 +74,7 @@ async function forgetOne(
   number: number,
   roster: Roster,
   deadline: Deadline,
+  rounds: ReadonlyMap<string, RoundRange> | undefined,
 ): Promise<void> {
   const { store } = rendezvous;
   const log = new RoundLog({ store, prefix: keys.log(number), onFault });
@@ -84,7 +89,10 @@ async function forgetOne(
       keys.names(number, side),
     ];
     await Promise.all(records.map((key) => rendezvous.remove(key, deadline.rest)));
-    await forgetRounds(store, keys.rounds(number, side), log.next(side), deadline);
+    const prefix = keys.rounds(number, side);
+    const range = rounds?.get(side);
+    if (range !== undefined) await forgetRounds(store, prefix, range, deadline);
+    else await findAndForgetRounds(store, prefix, log.next(side), deadline);
   }
   await Promise.all(countersOf(keys, number).map((key) => store.delete(key, deadline.rest)));
   await forgetLog(store, keys.log(number), log.length, deadline);

@@ -30,8 +30,14 @@ export async function markTidied(
   await store.set(markKey(prefix), Buffer.from(String(round - markEvery)), deadline.rest);
 }
 
+/** Of which rounds anything can stand, by who has been in them. */
+export interface RoundRange {
+  readonly first: number;
+  readonly last: number;
+}
+
 /** Removes what is left of all rounds, for whoever has been in none of them: `next` is the one after the last that failed. */
-export async function forgetRounds(
+export async function findAndForgetRounds(
   store: Store,
   prefix: string,
   next: number,
@@ -48,9 +54,29 @@ export async function forgetRounds(
     empty = standing.length === 0 ? empty + 1 : 0;
     if (standing.length > 0) found.push(standing);
   }
-  // From the last one down: what is cut short is found from the first one up again.
-  for (const standing of found.reverse()) {
-    await Promise.all(standing.map((key) => store.delete(key, deadline.rest)));
-  }
+  await forgetKeys(store, prefix, found, deadline);
+}
+
+/** The same for who knows them. */
+export async function forgetRounds(
+  store: Store,
+  prefix: string,
+  { first, last }: RoundRange,
+  deadline: Deadline,
+): Promise<void> {
+  const rounds = Array.from({ length: last - first + 1 }, (_, index) => first + index);
+  const keys = rounds.map((round) => kinds.map((kind) => roundKey(prefix, round, kind)));
+  await forgetKeys(store, prefix, keys, deadline);
+}
+
+/** From the last round down: what is cut short is found from the first one up again. */
+async function forgetKeys(
+  store: Store,
+  prefix: string,
+  keys: readonly (readonly string[])[],
+  deadline: Deadline,
+): Promise<void> {
+  for (const each of [...keys].reverse())
+    await Promise.all(each.map((key) => store.delete(key, deadline.rest)));
   await store.delete(markKey(prefix), deadline.rest);
 }

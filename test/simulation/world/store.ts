@@ -156,7 +156,7 @@ export class StoreClient implements Store {
   /** Which ways are cut. */
   #cut = { there: false, back: false };
   /** What is held up by a cut, in its order. */
-  readonly #held: { readonly way: "there" | "back"; readonly go: () => void }[] = [];
+  readonly #held: (() => void)[] = [];
 
   constructor(server: StoreServer, process: Process) {
     const { lease } = server.options;
@@ -257,7 +257,7 @@ export class StoreClient implements Store {
 
   mend(): void {
     this.#cut = { there: false, back: false };
-    for (const { go } of this.#held.splice(0)) go();
+    for (const goOn of this.#held.splice(0)) goOn();
   }
 
   #ask<T>(
@@ -289,15 +289,18 @@ export class StoreClient implements Store {
 
   #travel(way: "there" | "back", arrive: () => void): void {
     const { scheduler } = this.#server.options;
-    const go = () => {
-      if (this.#cut[way]) this.#held.push({ way, go: arrived });
-      else arrived();
-    };
-    const arrived = () => {
-      if (way === "there") this.#server.receive(this, arrive);
-      else scheduler.afterFor(this.#process, 0, arrive);
-    };
-    scheduler.afterFor(undefined, this.#server.wayMs(), go);
+    if (way === "there") {
+      const arrived = () => this.#server.receive(this, arrive);
+      scheduler.afterFor(undefined, this.#server.wayMs(), () => {
+        if (this.#cut.there) this.#held.push(arrived);
+        else arrived();
+      });
+      return;
+    }
+    scheduler.afterFor(this.#process, this.#server.wayMs(), () => {
+      if (this.#cut.back) this.#held.push(() => scheduler.afterFor(this.#process, 0, arrive));
+      else arrive();
+    });
   }
 
   #check(keys: readonly string[]): void {
