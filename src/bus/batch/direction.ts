@@ -7,7 +7,7 @@ import { map, type Observable } from "rxjs";
 import { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { Execution } from "../../exec/executor.ts";
-import type { RoundProgress, RoundReport } from "../../transport/transport.ts";
+import type { RoundProgress } from "../../transport/transport.ts";
 import type { AgentEvent, AgentProgress, RoundIdentity } from "../pair/events.ts";
 import type { BatchId, CommandResult } from "../queue/commands.ts";
 import type { Opposition } from "./opposition.ts";
@@ -15,6 +15,7 @@ import type { RegionEvents } from "./region-events.ts";
 import { asBusError, graceMs, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
 import { type FailedRound, originOf, type RoundLog } from "./round-log.ts";
 import type { RoundNames } from "./round-names.ts";
+import { RoundRate } from "./round-rate.ts";
 import type { RoundRange } from "./round-records.ts";
 import type { StagedCommit } from "./staged-commit.ts";
 import type { TransferSignal } from "./transfer-signal.ts";
@@ -87,8 +88,7 @@ export class Direction {
   readonly #join: RoundJoin;
   #call: Call | undefined;
   #idle: Promise<void> = Promise.resolve();
-  /** Of the rounds so far, for a prediction. */
-  #secondsPerByte: number | undefined;
+  readonly #rate: RoundRate;
   /** Records of rounds up to this one are removed. */
   #tidied = 0;
   #completed = 0;
@@ -100,6 +100,7 @@ export class Direction {
   constructor(options: DirectionOptions) {
     const { rank, from, execution, log, names, staged, signal, opposition } = options;
     this.#options = options;
+    this.#rate = new RoundRate(execution, options.predictedSeconds);
     const identity = (round: number) => this.#identity(round);
     this.#join = new RoundJoin({ rank, from, execution, log, names, staged, identity });
     signal.follow(this.#join.next);
@@ -359,7 +360,7 @@ export class Direction {
     const posters = [...call.posters.values()];
     const timeoutMs = Math.min(...posters.map(({ deadline }) => deadline.remainingMs));
     const versions = posters.flatMap(({ version }) => (version === undefined ? [] : [version]));
-    const predictedSeconds = this.#predict();
+    const predictedSeconds = this.#rate.predict();
     let isTold = 0;
     try {
       const outcome = await this.#join.join({
@@ -392,7 +393,7 @@ export class Direction {
     const { tell, log, from } = this.#options;
     const { peers } = this.execution.stats;
     const failedBefore = this.#failedBefore(log.lastFailed(from));
-    this.#learn(report);
+    this.#rate.learn(report);
     this.#completed = round;
     this.#tidy(round);
     tell({ kind: "roundCompleted", report, predictedSeconds, seconds, peers, ...this.#identity(round) });
@@ -474,23 +475,6 @@ export class Direction {
       staged?.forget(this.#tidied + 1, deadline()).catch(nothing);
       markTidied(this.#tidied + 1, deadline()).catch(nothing);
     }
-  }
-
-  #bytes(): number {
-    const { bytesSent, bytesReceived, bytesCopied } = this.execution.stats;
-    return Math.max(Number(bytesSent), Number(bytesReceived), Number(bytesCopied));
-  }
-
-  #predict(): number | undefined {
-    if (this.#secondsPerByte === undefined) return this.#options.predictedSeconds;
-    return this.#secondsPerByte * this.#bytes();
-  }
-
-  #learn({ seconds }: RoundReport): void {
-    const bytes = this.#bytes();
-    if (bytes === 0) return;
-    const last = this.#secondsPerByte ?? seconds / bytes;
-    this.#secondsPerByte = 0.7 * last + (0.3 * seconds) / bytes;
   }
 
   #identity(round: number): RoundIdentity {
