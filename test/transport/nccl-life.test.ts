@@ -6,11 +6,12 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import koffi from "koffi";
 import { afterEach, describe, expect, test } from "vitest";
+import { DeviceMesh, Replicate, Shard } from "../../src/layout/index.ts";
 import { DeviceMemory, HostMemory } from "../../src/memory/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
 import { type NcclTransportOptions, nccl } from "../../transports/nccl/index.ts";
-import { randomCase } from "./compliance/cases.ts";
+import { randomCase, type TransferCase } from "./compliance/cases.ts";
 import { columnsToRows } from "./compliance/data.ts";
 import { outcomeOf, prepareCase } from "./compliance/world.ts";
 import { deviceOf, useDoubles } from "./kit/nccl-doubles.ts";
@@ -135,6 +136,40 @@ describe("communicators", () => {
       delete process.env["NCCL_MULTI_RANK_GPU_ENABLE"];
       await Promise.all(sessions.map((session) => session.close()));
     }
+  });
+});
+
+describe("a round that one rank is late for", () => {
+  /** 0 sends to all others, which exchange nothing among themselves. */
+  const star: TransferCase = {
+    ...columnsToRows(12, 8, {}, [0, 1, 2, 3]),
+    input: {
+      pairs: {
+        all: {
+          source: { mesh: new DeviceMesh([1], { ranks: [0] }), placements: [Replicate()] },
+          target: { mesh: new DeviceMesh([3], { ranks: [1, 2, 3] }), placements: [Shard(0)] },
+        },
+      },
+      tensors: [{ name: "matrix", pair: "all", shape: [12, 8], dtype: "float32" }],
+    },
+  };
+
+  test.each([
+    [1, 0],
+    [1, 2],
+    [3, 2],
+    [2, 3],
+    [0, 3],
+  ])("rank %d is named where rank %d waits too long, whoever stands between the two", async (late, impatient) => {
+    await using world = await worldOf(4);
+    await using prepared = await prepareCase(world.sessions, star);
+    const run = (rank: number, options = {}) => outcomeOf(prepared.executions[rank]!.run(options));
+    const there = [0, 1, 2, 3].filter((rank) => rank !== late && rank !== impatient);
+    const others = there.map((rank) => run(rank));
+    expect(await run(impatient, { timeoutMs: 60 })).toEqual({ code: "TB_TIMEOUT", rank: late });
+    await Promise.all(others);
+    expect(await run(late)).toMatchObject({ code: "TB_CANCELLED" });
+    await prepared.round();
   });
 });
 

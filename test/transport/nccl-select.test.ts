@@ -292,12 +292,12 @@ describe("rounds that fail", () => {
       const early = [0, 2].map((rank) =>
         outcomeOf(prepared.executions[rank]!.run(rank === 2 ? { timeoutMs: 50 } : {})),
       );
+      // Rank 2 waits for rank 0 alone, which tells it whom it waits for itself.
       expect(await Promise.all(early)).toEqual([
-        // What it waited for is rank 0's; that rank 0 waits for rank 1 is not known here.
-        { code: "TB_CANCELLED", rank: 0 },
-        { code: "TB_TIMEOUT", rank: 0 },
+        { code: "TB_CANCELLED", rank: 1 },
+        { code: "TB_TIMEOUT", rank: 1 },
       ]);
-      expect(await outcomeOf(prepared.executions[1]!.run())).toEqual({ code: "TB_CANCELLED", rank: 0 });
+      expect(await outcomeOf(prepared.executions[1]!.run())).toEqual({ code: "TB_CANCELLED", rank: 1 });
       await prepared.round();
       expect(alive()).toBe(2);
     }));

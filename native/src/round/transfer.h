@@ -190,5 +190,7 @@ void tb_transfer_free(tb_transfer *transfer);
 int32_t tb_transfer_allocate(tb_transfer *transfer, tb_error *err);
 /* Ends the prepare or round under way with that code. The session's lock is held. */
 void tb_transfer_give_up(tb_transfer *transfer, int32_t code);
+/* Of those that the round under way waits for the lowest that has not begun it; NULL if all have. */
+const tb_exchange *tb_transfer_absent(const tb_transfer *transfer);
 
 #endif

@@ -36,21 +36,30 @@ static bool is_absent(const tb_exchange *exchange) {
     return exchange->here < exchange->transfer->round;
 }
 
-/* Whom to name: of those who have not begun the round the lowest, else the first that has not finished. */
-static const tb_exchange *blamed(const tb_transfer *transfer) {
+/* Something between the two is to come, or nothing begins here before that rank has begun the round. */
+static bool is_waited_for(const tb_exchange *exchange) {
+    return exchange->unfinished > 0 || (exchange->together && is_absent(exchange));
+}
+
+const tb_exchange *tb_transfer_absent(const tb_transfer *transfer) {
     const tb_exchange *absent = NULL;
-    const tb_exchange *unfinished = NULL;
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
         const tb_exchange *exchange = &transfer->exchanges[i];
-        if (exchange->unfinished == 0) {
-            continue;
-        }
-        unfinished = unfinished == NULL ? exchange : unfinished;
-        if (is_absent(exchange) && (absent == NULL || exchange->peer->rank < absent->peer->rank)) {
+        bool counts = is_waited_for(exchange) && is_absent(exchange);
+        if (counts && (absent == NULL || exchange->peer->rank < absent->peer->rank)) {
             absent = exchange;
         }
     }
-    return absent != NULL ? absent : unfinished;
+    return absent;
+}
+
+/* Whom to name: of those who have not begun the round the lowest, else the first that has not finished. */
+static const tb_exchange *blamed(const tb_transfer *transfer) {
+    const tb_exchange *named = tb_transfer_absent(transfer);
+    for (uint32_t i = 0; i < transfer->exchange_count && named == NULL; i++) {
+        named = is_waited_for(&transfer->exchanges[i]) ? &transfer->exchanges[i] : NULL;
+    }
+    return named;
 }
 
 static void give_round_up(tb_transfer *transfer, int32_t code, int32_t rank) {
@@ -85,7 +94,7 @@ static void list_waits(const tb_transfer *transfer, int32_t *ranks, uint32_t *st
     *count = 0;
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
         const tb_exchange *exchange = &transfer->exchanges[i];
-        if (exchange->unfinished == 0) {
+        if (!is_waited_for(exchange)) {
             continue;
         }
         if (*count < capacity) {

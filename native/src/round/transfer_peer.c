@@ -181,6 +181,30 @@ static void on_here(tb_exchange *exchange, const tb_wire_header *header) {
     }
 }
 
+/* Another waited too long for this rank, and this one for a rank that has not begun: that is where it began. */
+static void pass_blame_on(const tb_transfer *transfer, const tb_error *why, tb_error *passed) {
+    int32_t own = transfer->session->options.rank;
+    const tb_exchange *absent = tb_transfer_absent(transfer);
+    if (why->code != TB_ECANCELLED || why->rank != own || absent == NULL) {
+        *passed = *why;
+        return;
+    }
+    tb_fail(passed, why->code, absent->peer->rank, 0, "%s; and rank %d waited for rank %d, which has not begun it",
+            why->message, own, absent->peer->rank);
+}
+
+/* This rank named one that was late, and that one names another while the round is not quiet yet: so does this one. */
+static void take_blame_over(tb_transfer *transfer, int32_t peer, const tb_error *why) {
+    tb_error *error = &transfer->error;
+    bool named = error->rank == peer && (error->code == TB_ETIMEOUT || error->code == TB_ECANCELLED);
+    int32_t own = transfer->session->options.rank;
+    if (!named || why->code != TB_ECANCELLED || why->rank == peer || why->rank == own) {
+        return;
+    }
+    tb_fail(error, error->code, why->rank, 0, "%s", why->message);
+    transfer->aborted = *error;
+}
+
 /*
  * A failure goes on to all peers of the transfer, once for each round, also from a rank that is done with the
  * round or has not begun it: there may be ranks that are unfinished and know its origin only by way of this
@@ -188,7 +212,9 @@ static void on_here(tb_exchange *exchange, const tb_wire_header *header) {
  */
 static void spread_abort(tb_transfer *transfer, uint64_t round, const tb_error *why) {
     if (round == transfer->round && transfer->state == TB_TRANSFER_RUNNING) {
-        tb_round_fail(transfer, why->code, why->rank, 0, why->message);
+        tb_error passed;
+        pass_blame_on(transfer, why, &passed);
+        tb_round_fail(transfer, passed.code, passed.rank, 0, passed.message);
         return;
     }
     if (!tb_aborts_add(&transfer->aborts, round, why->code, why->rank)) {
@@ -205,6 +231,9 @@ static int32_t on_abort(tb_exchange *exchange, const tb_wire_header *header, con
     tb_error why;
     int32_t code = take_failure(header, body, &why, err);
     if (code == TB_OK) {
+        if (transfer->state == TB_TRANSFER_RUNNING && transfer->failing && header->round == transfer->round) {
+            take_blame_over(transfer, exchange->peer->rank, &why);
+        }
         spread_abort(transfer, header->round, &why);
         tb_pulls_owe_quiet(exchange, header->round);
         if (transfer->joint.own != NULL && tb_aborts_find(&transfer->aborts, header->round) != NULL) {
