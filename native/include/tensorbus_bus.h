@@ -96,7 +96,13 @@ TB_API int32_t tb_gate_reserve(uint64_t gate, uint32_t puts, uint32_t removes, u
                                tb_error *err);
 /* Inside of a write transaction: *owned is 1 if LMDB's write lock is where tb_gate_attach looks for it. */
 TB_API int32_t tb_gate_verify(uint64_t gate, uint32_t *owned, tb_error *err);
-/* Enters, trying for at most spin_ns; *entered is 0 where another is inside. *holder is a thread id, where known, or 0. */
+/* What most transactions stay within: as many puts and removes, and bytes of values of up to half a page, and no others. */
+#define TB_GATE_USUAL_CHANGES 16
+#define TB_GATE_USUAL_BYTES 8192
+/*
+ * Enters, trying for at most spin_ns; *entered is 0 where another is inside, and 2 where the space of one usual transaction is
+ * taken already, which needs no tb_gate_reserve then. *holder is a thread id, where known, or 0.
+ */
 TB_API int32_t tb_gate_enter(uint64_t gate, uint64_t spin_ns, uint32_t *entered, int32_t *holder, tb_error *err);
 TB_API int32_t tb_gate_leave(uint64_t gate, tb_error *err);
 /* Raises the gate's token once it was seen free; a thread waits for that. */

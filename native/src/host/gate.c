@@ -314,7 +314,8 @@ int32_t tb_gate_enter(uint64_t handle, uint64_t spin_ns, uint32_t *entered, int3
     if (failed == 0 && (rc = tb_lmdb_files_check(&gate->files, atomic_load(&gate->locks), true, err)) != TB_OK) {
         tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
     }
-    *entered = failed == 0 && rc == TB_OK;
+    bool inside = failed == 0 && rc == TB_OK;
+    *entered = !inside ? 0 : tb_lmdb_files_have_room(&gate->files) ? 2 : 1;
     tb_handle_put(handle);
     return rc;
 }

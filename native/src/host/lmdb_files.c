@@ -199,6 +199,21 @@ int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *loc
 
 /* ---- space --------------------------------------------------------------------------------------------- */
 
+/* What is beyond the map LMDB refuses by itself. */
+static uint64_t bytes_wanted(const tb_lmdb_meta *meta, const tb_lmdb_change *change) {
+    uint64_t needed = tb_lmdb_bytes_needed(meta, change);
+    return needed < meta->map_bytes ? needed : meta->map_bytes;
+}
+
+bool tb_lmdb_files_have_room(const tb_lmdb_files *files) {
+    /* Space is taken for more than is needed, so that most transactions find theirs here; with removes one needs less. */
+    static const tb_lmdb_change usual = {.puts = TB_GATE_USUAL_CHANGES, .small_bytes = TB_GATE_USUAL_BYTES};
+    tb_lmdb_meta metas[TB_LMDB_METAS];
+    const char *problem;
+    const tb_lmdb_meta *meta = files->metas == NULL ? NULL : read_metas(files, metas, &problem);
+    return meta != NULL && bytes_wanted(meta, &usual) <= files->reserved;
+}
+
 int32_t tb_lmdb_files_reserve(tb_lmdb_files *files, const tb_lmdb_change *change, tb_error *err) {
     tb_lmdb_meta metas[TB_LMDB_METAS];
     const char *problem;
@@ -206,9 +221,7 @@ int32_t tb_lmdb_files_reserve(tb_lmdb_files *files, const tb_lmdb_change *change
     if (meta == NULL) {
         return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s is damaged: %s", files->data_path, problem);
     }
-    uint64_t needed = tb_lmdb_bytes_needed(meta, change);
-    /* What is beyond the map LMDB refuses by itself. */
-    needed = needed < meta->map_bytes ? needed : meta->map_bytes;
+    uint64_t needed = bytes_wanted(meta, change);
     if (needed <= files->reserved) {
         return TB_OK;
     }

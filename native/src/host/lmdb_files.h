@@ -38,6 +38,9 @@ int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *loc
 /* Before the lock file is looked at through a map, from any thread: true where it was cut, and mended as above. */
 bool tb_lmdb_files_mend_locks(const tb_lmdb_files *files);
 
+/* Whether tb_lmdb_files_reserve has nothing to do for a usual transaction. Inside of the gate, once they were checked. */
+bool tb_lmdb_files_have_room(const tb_lmdb_files *files);
+
 /* As tb_gate_reserve. */
 int32_t tb_lmdb_files_reserve(tb_lmdb_files *files, const tb_lmdb_change *change, tb_error *err);
 
