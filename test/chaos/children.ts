@@ -88,7 +88,8 @@ export async function startForked(program: string, parameters: readonly string[]
 
 let lastId = 0;
 
-type Act<R = Request> = R extends Request ? Omit<R, "id"> : never;
+/** What a host is asked. */
+export type Act<R = Request> = R extends Request ? Omit<R, "id"> : never;
 
 /** Has the host of a rank do something; `ended` where it ends before it has answered. */
 export function ask(child: Child, act: Act): Promise<Outcome> {

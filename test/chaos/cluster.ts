@@ -1,19 +1,21 @@
-/** One cluster of the chaos runner: a store, four agents and the hosts of their ranks, with a proxy before each that listens. */
+/** One cluster of real processes: a store, agents and the hosts of their ranks, with a proxy before each that listens. */
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { freePorts } from "../kit/free-ports.ts";
-import { ask, Child, type Programs, startAgent, startForked } from "./children.ts";
-import { type Outcome, ranks } from "./protocol.ts";
+import { freePort } from "../kit/free-ports.ts";
+import { type Act, ask, Child, type Programs, startAgent, startForked } from "./children.ts";
+import { type Outcome, type Sides, usualSides } from "./protocol.ts";
 import { CuttingProxy } from "./proxy.ts";
+import type { HostOptions } from "./rank.ts";
 
 export interface ClusterOptions {
   readonly transport: "tcp" | "shm";
   readonly store: "tcp" | "etcd";
   readonly commit: "direct" | "staged";
+  readonly sides?: Sides;
 }
 
 /** Whether a tmpfs may be mounted here: then each rank has a disk of its own, which can be full. */
@@ -30,16 +32,18 @@ export class ChaosCluster {
   readonly storeProxies: CuttingProxy[] = [];
   /** Of all processes that there were. */
   readonly pids: number[] = [];
+  #sides: Sides;
   readonly #programs: Programs;
   readonly #folder = mkdtempSync(join(tmpdir(), "tensorbus-chaos-"));
   readonly #mounted: string[] = [];
   #store: Child | undefined;
   #storePort = 0;
-  #agentPorts: number[] = [];
+  readonly #agentPorts: number[] = [];
 
   private constructor(programs: Programs, options: ClusterOptions) {
     this.#programs = programs;
     this.options = options;
+    this.#sides = options.sides ?? usualSides;
   }
 
   static async start(programs: Programs, options: ClusterOptions): Promise<ChaosCluster> {
@@ -51,6 +55,14 @@ export class ChaosCluster {
       throw error;
     }
     return cluster;
+  }
+
+  get sides(): Sides {
+    return this.#sides;
+  }
+
+  get ranks(): readonly number[] {
+    return [...this.#sides.trainers, ...this.#sides.engines];
   }
 
   /** Where the folders of a rank stand. */
@@ -92,7 +104,8 @@ export class ChaosCluster {
   }
 
   async startHost(rank: number): Promise<void> {
-    const host = await startForked(this.#programs.rank, [JSON.stringify({ rank, ...this.paths(rank) })]);
+    const options: HostOptions = { rank, sides: this.#sides, ...this.paths(rank) };
+    const host = await startForked(this.#programs.rank, [JSON.stringify(options)]);
     this.hosts[rank] = host;
     this.pids.push(host.pid);
   }
@@ -116,15 +129,31 @@ export class ChaosCluster {
     this.pids.push(this.#store.pid);
   }
 
-  /** All ranks but these register anew; how each ended. */
-  registerAll(timeoutMs: number): Promise<Outcome[]> {
-    return Promise.all(ranks.map((rank) => ask(this.hosts[rank]!, { act: "register", timeoutMs })));
+  /** Agent and host of a rank end without a word. */
+  async killRank(rank: number): Promise<void> {
+    await Promise.all([this.agents[rank]?.kill(), this.hosts[rank]?.kill()]);
   }
 
-  callAll(step: number, timeoutMs: number, absent?: number): Promise<Outcome | undefined>[] {
-    return ranks.map(async (rank) =>
-      rank === absent ? undefined : ask(this.hosts[rank]!, { act: "call", step, timeoutMs }),
-    );
+  async startRank(rank: number): Promise<void> {
+    await this.startAgent(rank);
+    await this.startHost(rank);
+  }
+
+  /** Everything but the store is killed, and the job is launched again, maybe with other ranks. */
+  async relaunch(sides: Sides): Promise<void> {
+    await Promise.all(this.ranks.map((rank) => this.killRank(rank)));
+    this.#sides = sides;
+    for (const rank of this.ranks) await this.#prepareRank(rank);
+    await Promise.all(this.ranks.map((rank) => this.startRank(rank)));
+  }
+
+  /** How it ended on each rank, in their order. */
+  askAll(act: Act, ranks = this.ranks): Promise<Outcome[]> {
+    return Promise.all(ranks.map((rank) => ask(this.hosts[rank]!, act)));
+  }
+
+  registerAll(timeoutMs: number): Promise<Outcome[]> {
+    return this.askAll({ act: "register", timeoutMs });
   }
 
   /** Ends everything in good order; what did not, or was left behind. */
@@ -146,7 +175,7 @@ export class ChaosCluster {
       }),
     );
     await this.#store?.kill();
-    await Promise.all([...this.peerProxies, ...this.storeProxies].map((proxy) => proxy.close()));
+    await Promise.all([...this.peerProxies, ...this.storeProxies].map((proxy) => proxy?.close()));
     for (const path of this.#mounted) execFileSync("umount", ["--lazy", path]);
     rmSync(this.#folder, { recursive: true, force: true });
     return [...left, ...this.namesLeft().map((name) => `/dev/shm/${name} is left`)];
@@ -162,20 +191,22 @@ export class ChaosCluster {
   }
 
   async #start(): Promise<void> {
-    const [storePort, ...agentPorts] = await freePorts(1 + ranks.length);
-    this.#storePort = storePort!;
-    this.#agentPorts = agentPorts;
+    this.#storePort = await freePort();
     await this.startStore();
-    for (const rank of ranks) {
-      this.#makeDisk(rank);
-      const [peer, store] = [await CuttingProxy.open(), await CuttingProxy.open()];
-      peer.leadTo(agentPorts[rank]!);
-      store.leadTo(this.#storePort);
-      this.peerProxies.push(peer);
-      this.storeProxies.push(store);
-    }
-    await Promise.all(ranks.map((rank) => this.startAgent(rank)));
-    await Promise.all(ranks.map((rank) => this.startHost(rank)));
+    for (const rank of this.ranks) await this.#prepareRank(rank);
+    await Promise.all(this.ranks.map((rank) => this.startRank(rank)));
+  }
+
+  /** Its folder, its port and what stands before it and its way to the store, if it had none yet. */
+  async #prepareRank(rank: number): Promise<void> {
+    if (this.peerProxies[rank] !== undefined) return;
+    this.#makeDisk(rank);
+    const [peer, store] = [await CuttingProxy.open(), await CuttingProxy.open()];
+    this.#agentPorts[rank] = await freePort();
+    peer.leadTo(this.#agentPorts[rank]);
+    store.leadTo(this.#storePort);
+    this.peerProxies[rank] = peer;
+    this.storeProxies[rank] = store;
   }
 
   #makeDisk(rank: number): void {

@@ -3,9 +3,10 @@ import { execFile, spawnSync } from "node:child_process";
 import { rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { ask } from "./children.ts";
 import type { ChaosCluster, ClusterOptions } from "./cluster.ts";
 import { mountsAllowed } from "./cluster.ts";
-import { ranks } from "./protocol.ts";
+import type { Direction } from "./proxy.ts";
 import type { Random } from "./random.ts";
 
 /** What undoes it, where the cluster does not get over it by itself. */
@@ -14,6 +15,8 @@ export type Heal = () => Promise<void>;
 export interface Fault {
   readonly name: string;
   readonly needs?: (options: ClusterOptions) => boolean;
+  /** Whether it may as well happen while all ranks register. */
+  readonly whileRegistering?: boolean;
   /** A rank that does not take part in the round. */
   readonly absent?: boolean;
   /** Calls may take so much longer than their deadline: what they wait for can only be waited for. */
@@ -28,37 +31,84 @@ const quiesceMs = 5000;
 const namespacesAllowed =
   spawnSync("unshare", ["--pid", "--fork", "--time", "true"], { stdio: "ignore" }).status === 0;
 
-async function restart(cluster: ChaosCluster, rank: number, what: "agent" | "host" | "both"): Promise<void> {
+type Part = "agent" | "host" | "both";
+
+async function restart(cluster: ChaosCluster, rank: number, what: Part): Promise<void> {
   if (what !== "host") await cluster.startAgent(rank);
   if (what !== "agent") await cluster.startHost(rank);
 }
 
-function kill(what: "agent" | "host" | "both"): Fault["inject"] {
+function kill(cluster: ChaosCluster, rank: number, what: Part): Promise<unknown> {
+  const parts = what === "both" ? (["agents", "hosts"] as const) : ([`${what}s`] as const);
+  return Promise.all(parts.map((part) => cluster[part][rank]!.kill()));
+}
+
+function killed(what: Part): Fault["inject"] {
   return async (cluster, rank) => {
-    const killed = [];
-    if (what !== "host") killed.push(cluster.agents[rank]!.kill());
-    if (what !== "agent") killed.push(cluster.hosts[rank]!.kill());
-    await Promise.all(killed);
+    await kill(cluster, rank, what);
     return () => restart(cluster, rank, what);
   };
 }
 
-/** Stopped, and after a while continued, which may be after the deadline of the round. */
-function stop(what: "agents" | "hosts"): Fault["inject"] {
+/** Killed when it has said that it has its part of a staged round: nobody may split what is decided then. */
+function killedAtItsVote(what: Part): Fault["inject"] {
+  return async (cluster, rank) => {
+    await votes(cluster, rank);
+    await kill(cluster, rank, what);
+    return () => restart(cluster, rank, what);
+  };
+}
+
+/** Resolves when a rank's vote is on its way, or the round has had its time. */
+function votes(cluster: ChaosCluster, rank: number): Promise<unknown> {
+  return Promise.race([cluster.storeProxies[rank]!.passed(/\/votes/), sleep(2000)]);
+}
+
+/** Each of them stopped, and after a while continued, which may be after the deadline of the round. */
+function stopped(what: Part, atLeastMs: number, rangeMs: number): Fault["inject"] {
   return async (cluster, rank, random) => {
-    const child = cluster[what][rank]!;
-    child.signal("SIGSTOP");
-    const continued = sleep(200 + random.below(4000)).then(() => child.signal("SIGCONT"));
+    const children = [
+      ...(what === "host" ? [] : [cluster.agents[rank]!]),
+      ...(what === "agent" ? [] : [cluster.hosts[rank]!]),
+    ];
+    for (const child of children) child.signal("SIGSTOP");
+    const continued = sleep(atLeastMs + random.below(rangeMs)).then(() => {
+      for (const child of children) child.signal("SIGCONT");
+    });
     return () => continued;
   };
 }
 
-function hold(which: "peerProxies" | "storeProxies"): Fault["inject"] {
+type Which = "peerProxies" | "storeProxies";
+
+/** Does something to proxies for a while. */
+function forAWhile(change: (cluster: ChaosCluster, rank: number, on: boolean) => void): Fault["inject"] {
   return async (cluster, rank, random) => {
-    const proxy = cluster[which][rank]!;
-    proxy.hold(true);
-    const released = sleep(200 + random.below(3000)).then(() => proxy.hold(false));
-    return () => released;
+    change(cluster, rank, true);
+    const over = sleep(200 + random.below(3000)).then(() => change(cluster, rank, false));
+    return () => over;
+  };
+}
+
+const held = (which: Which, ...directions: readonly Direction[]) =>
+  forAWhile((cluster, rank, on) =>
+    cluster[which][rank]!.hold(on, directions.length === 0 ? undefined : directions),
+  );
+const refused = (which: Which) => forAWhile((cluster, rank, on) => cluster[which][rank]!.refuse(on));
+
+function cut(which: Which): Fault["inject"] {
+  return async (cluster, rank) => {
+    cluster[which][rank]!.cut();
+    return nothing;
+  };
+}
+
+/** Every exchange with the store takes that much longer, in the calls that follow too. */
+async function slowStore(cluster: ChaosCluster, _: number, random: Random): Promise<Heal> {
+  const delayMs = random.of([4, 20, 75]);
+  for (const rank of cluster.ranks) cluster.storeProxies[rank]!.delay(delayMs);
+  return async () => {
+    for (const rank of cluster.ranks) cluster.storeProxies[rank]!.delay(0);
   };
 }
 
@@ -67,6 +117,19 @@ function restartStore(wipe: boolean): Fault["inject"] {
     await cluster.killStore(wipe);
     const restarted = sleep(random.below(1500)).then(() => cluster.startStore());
     return () => restarted;
+  };
+}
+
+/** In the middle of a staged round a rank hears nothing of the store any more, and its host is killed while it is in doubt. */
+async function clientLostInDoubt(cluster: ChaosCluster, rank: number): Promise<Heal> {
+  await votes(cluster, rank);
+  const proxy = cluster.storeProxies[rank]!;
+  proxy.hold(true, ["back"]);
+  await sleep(500);
+  await kill(cluster, rank, "host");
+  return async () => {
+    await cluster.startHost(rank);
+    proxy.hold(false);
   };
 }
 
@@ -126,46 +189,85 @@ async function intrude(cluster: ChaosCluster, rank: number, random: Random): Pro
   };
 }
 
+const isVoted = ({ store, commit }: ClusterOptions) => store === "tcp" && commit === "staged";
+const onAll = (cluster: ChaosCluster, act: typeof kill | typeof restart) =>
+  Promise.all(cluster.ranks.map((rank) => act(cluster, rank, "both")));
+
 export const faults: readonly Fault[] = [
-  { name: "nothing", inject: async () => nothing },
-  { name: "agent killed", inject: kill("agent") },
-  { name: "host killed", inject: kill("host") },
-  { name: "agent and host killed", inject: kill("both") },
+  { name: "nothing", whileRegistering: true, inject: async () => nothing },
+  { name: "agent killed", whileRegistering: true, inject: killed("agent") },
+  { name: "host killed", whileRegistering: true, inject: killed("host") },
+  { name: "agent and host killed", whileRegistering: true, inject: killed("both") },
+  { name: "agent killed at its vote", needs: isVoted, inject: killedAtItsVote("agent") },
+  { name: "agent and host killed at their vote", needs: isVoted, inject: killedAtItsVote("both") },
+  { name: "host killed while its rank is in doubt", needs: isVoted, inject: clientLostInDoubt },
   {
-    name: "everything killed",
-    inject: async (cluster) => {
-      await Promise.all([...cluster.agents, ...cluster.hosts].map((child) => child.kill()));
+    name: "agent told to end",
+    whileRegistering: true,
+    inject: async (cluster, rank) => {
+      const agent = cluster.agents[rank]!;
+      const ended = agent.end("SIGTERM", 20_000);
       return async () => {
-        await Promise.all(ranks.map((rank) => restart(cluster, rank, "both")));
+        if (!(await ended) || agent.ended !== "0")
+          throw new Error(`the agent of rank ${rank} ended with ${agent.ended}: ${agent.output}`);
+        await cluster.startAgent(rank);
       };
     },
   },
-  { name: "agent stopped", lateMs: quiesceMs + 2500, inject: stop("agents") },
-  { name: "host stopped", lateMs: 4500, inject: stop("hosts") },
   {
-    name: "connections of a rank cut",
-    inject: async (cluster, rank) => {
-      cluster.peerProxies[rank]!.cut();
-      return nothing;
+    name: "everything killed",
+    inject: async (cluster) => {
+      await onAll(cluster, kill);
+      return async () => {
+        await onAll(cluster, restart);
+      };
     },
   },
-  { name: "connections of a rank held up", lateMs: quiesceMs, inject: hold("peerProxies") },
+  { name: "agent stopped", lateMs: quiesceMs + 2500, inject: stopped("agent", 200, 4000) },
   {
-    name: "one rank's connections to the store cut",
-    inject: async (cluster, rank) => {
-      cluster.storeProxies[rank]!.cut();
-      return nothing;
-    },
+    name: "agent stopped for long",
+    lateMs: quiesceMs + 6500,
+    inject: stopped("agent", quiesceMs + 3000, 1000),
   },
-  { name: "one rank's connections to the store held up", inject: hold("storeProxies") },
-  { name: "store killed, and empty again", inject: restartStore(true) },
+  { name: "host stopped", lateMs: 4500, inject: stopped("host", 200, 4000) },
+  { name: "agent and host stopped", lateMs: quiesceMs + 2500, inject: stopped("both", 200, 4000) },
+  { name: "connections of a rank cut", whileRegistering: true, inject: cut("peerProxies") },
+  {
+    name: "connections of a rank held up",
+    lateMs: quiesceMs,
+    whileRegistering: true,
+    inject: held("peerProxies"),
+  },
+  { name: "what a rank is sent held up", lateMs: quiesceMs, inject: held("peerProxies", "there") },
+  { name: "what a rank sends held up", lateMs: quiesceMs, inject: held("peerProxies", "back") },
+  { name: "a rank cannot be reached", whileRegistering: true, inject: refused("peerProxies") },
+  { name: "one rank's connections to the store cut", whileRegistering: true, inject: cut("storeProxies") },
+  {
+    name: "one rank's connections to the store held up",
+    whileRegistering: true,
+    inject: held("storeProxies"),
+  },
+  { name: "what the store answers one rank held up", inject: held("storeProxies", "back") },
+  { name: "one rank does not reach the store", whileRegistering: true, inject: refused("storeProxies") },
+  {
+    name: "two ranks do not reach the store",
+    whileRegistering: true,
+    inject: forAWhile((cluster, rank, on) => {
+      const other = cluster.ranks[(cluster.ranks.indexOf(rank) + 1) % cluster.ranks.length]!;
+      for (const each of [rank, other]) cluster.storeProxies[each]!.refuse(on);
+    }),
+  },
+  { name: "store slow", whileRegistering: true, inject: slowStore },
+  { name: "store killed, and empty again", whileRegistering: true, inject: restartStore(true) },
   {
     name: "etcd killed, with its data back",
     needs: ({ store }) => store === "etcd",
+    whileRegistering: true,
     inject: restartStore(false),
   },
   {
     name: "store stopped",
+    whileRegistering: true,
     inject: async (cluster, _, random) => {
       cluster.signalStore("SIGSTOP");
       const continued = sleep(200 + random.below(2500)).then(() => cluster.signalStore("SIGCONT"));
@@ -177,6 +279,16 @@ export const faults: readonly Fault[] = [
     inject: async (cluster, rank) => {
       cluster.hosts[rank]!.process.send({ abort: true });
       return nothing;
+    },
+  },
+  {
+    name: "batch closed on one rank",
+    inject: async (cluster, rank) => {
+      const closed = ask(cluster.hosts[rank]!, { act: "close" });
+      return async () => {
+        const { code, message } = await closed;
+        if (code.startsWith("untyped")) throw new Error(`closing ended with ${code}: ${message}`);
+      };
     },
   },
   { name: "one rank absent", absent: true, inject: async () => nothing },

@@ -1,8 +1,13 @@
-/** What the chaos runner and the host processes of its ranks say to each other, and the tensors that they move. */
+/** What the host processes of a cluster's ranks are told to do and say of it, and the tensors that they move. */
 
-export const trainers = [0, 1];
-export const engines = [2, 3];
-export const ranks = [...trainers, ...engines];
+/** The ranks of both sides of the pair. */
+export interface Sides {
+  readonly trainers: readonly number[];
+  readonly engines: readonly number[];
+}
+
+/** Four ranks: each trainer has something for each engine. */
+export const usualSides: Sides = { trainers: [0, 1], engines: [2, 3] };
 
 /** Of the whole tensors: trainers hold halves of the rows, engines halves of the columns. */
 export const shapes = [
@@ -15,8 +20,17 @@ export const shapes = [
 export const stepUnit = 100_000;
 
 export type Request = { readonly id: number } & (
-  | { readonly act: "register"; readonly timeoutMs: number }
-  | { readonly act: "call"; readonly step: number; readonly timeoutMs: number }
+  | { readonly act: "register"; readonly timeoutMs: number; readonly commit?: "direct" | "staged" }
+  /** One call of `transfer`, which names the step as its version unless told not to. */
+  | {
+      readonly act: "call";
+      readonly step: number;
+      readonly timeoutMs: number;
+      readonly unversioned?: boolean;
+    }
+  /** Asks for the transfer signal until that fails. */
+  | { readonly act: "poll" }
+  | { readonly act: "close" }
   | { readonly act: "end" }
 );
 
@@ -25,6 +39,8 @@ export interface Outcome {
   /** `none`, the code of a `TensorBusError`, `untyped …`, or `ended` where the process did. */
   readonly code: string;
   readonly message?: string;
+  /** `details.rank`. */
+  readonly rank?: number;
   readonly ms: number;
   /** The steps that the rank's elements are of; -1 stands for an element of none. */
   readonly steps: readonly number[];

@@ -1,12 +1,85 @@
-/** A proxy of TCP that can cut what goes through it, or hold it up: the network between two processes of this machine. */
+/** A proxy of TCP that cuts what goes through it, holds it up, or takes its time: the network between two processes of this machine. */
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
 
+/** From who connects to who listens, and the other way. */
+export type Direction = "there" | "back";
+
+const bothWays: readonly Direction[] = ["there", "back"];
+/** Bytes that wait for a slow reader before no more is read for it. */
+const fullBytes = 1 << 20;
+/** Of what has passed, so that a text is found that came in two pieces. */
+const keptBytes = 256;
+
+/** What goes one way over one connection. */
+class Way {
+  delayMs = 0;
+  /** Looks at all that goes this way. */
+  onBytes: ((bytes: Buffer) => void) | undefined;
+  readonly #from: Socket;
+  readonly #to: Socket;
+  readonly #queue: { readonly due: number; readonly bytes: Buffer | undefined }[] = [];
+  #held = false;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(from: Socket, to: Socket) {
+    this.#from = from;
+    this.#to = to;
+    from.on("data", (bytes: Buffer) => this.#take(bytes));
+    from.on("end", () => this.#take(undefined));
+    to.on("drain", () => this.#flow());
+  }
+
+  hold(held: boolean): void {
+    this.#held = held;
+    this.#flow();
+    this.#flush();
+  }
+
+  end(): void {
+    clearTimeout(this.#timer);
+  }
+
+  #flow(): void {
+    if (this.#held || this.#to.writableLength > fullBytes) this.#from.pause();
+    else this.#from.resume();
+  }
+
+  #take(bytes: Buffer | undefined): void {
+    if (bytes !== undefined) this.onBytes?.(bytes);
+    this.#queue.push({ due: performance.now() + this.delayMs, bytes });
+    this.#flush();
+  }
+
+  #flush(): void {
+    clearTimeout(this.#timer);
+    while (!this.#held && this.#queue.length > 0) {
+      const wait = this.#queue[0]!.due - performance.now();
+      if (wait > 0) {
+        this.#timer = setTimeout(() => this.#flush(), wait);
+        return;
+      }
+      const { bytes } = this.#queue.shift()!;
+      if (bytes === undefined) this.#to.end();
+      else if (!this.#to.destroyed) this.#to.write(bytes);
+      this.#flow();
+    }
+  }
+}
+
+interface Pair {
+  readonly sockets: readonly [Socket, Socket];
+  readonly ways: Readonly<Record<Direction, Way>>;
+}
+
 export class CuttingProxy {
   readonly #server: Server;
-  readonly #pairs = new Set<readonly [Socket, Socket]>();
+  readonly #pairs = new Set<Pair>();
+  readonly #held: Record<Direction, boolean> = { there: false, back: false };
+  readonly #watches = new Set<(passed: string) => void>();
   #targetPort = 0;
-  #held = false;
+  #delayMs = 0;
+  #refused = false;
 
   private constructor(server: Server) {
     this.#server = server;
@@ -30,13 +103,39 @@ export class CuttingProxy {
 
   /** Ends all connections that there are. */
   cut(): void {
-    for (const pair of this.#pairs) for (const socket of pair) socket.destroy();
+    for (const { sockets } of this.#pairs) for (const socket of sockets) socket.destroy();
+  }
+
+  /** Ends all connections and takes no others, until `false`. */
+  refuse(refused: boolean): void {
+    this.#refused = refused;
+    if (refused) this.cut();
   }
 
   /** Lets nothing through, and nothing be lost, until `false`. */
-  hold(held: boolean): void {
-    this.#held = held;
-    for (const pair of this.#pairs) for (const socket of pair) held ? socket.pause() : socket.resume();
+  hold(held: boolean, directions = bothWays): void {
+    for (const direction of directions) {
+      this.#held[direction] = held;
+      for (const { ways } of this.#pairs) ways[direction].hold(held);
+    }
+  }
+
+  /** All that comes from now on takes so many milliseconds, either way. */
+  delay(milliseconds: number): void {
+    this.#delayMs = milliseconds;
+    for (const { ways } of this.#pairs) for (const way of bothWays) ways[way].delayMs = milliseconds;
+  }
+
+  /** Resolves once somebody has sent a text that the pattern finds. It may not have got to its end yet. */
+  passed(pattern: RegExp): Promise<void> {
+    return new Promise((resolve) => {
+      const watch = (passed: string) => {
+        if (!pattern.test(passed)) return;
+        this.#watches.delete(watch);
+        resolve();
+      };
+      this.#watches.add(watch);
+    });
   }
 
   async close(): Promise<void> {
@@ -46,17 +145,30 @@ export class CuttingProxy {
   }
 
   #join(client: Socket): void {
+    if (this.#refused) {
+      client.on("error", () => {}).destroy();
+      return;
+    }
     const server = connect({ port: this.#targetPort, host: "127.0.0.1", noDelay: true });
-    const pair = [client, server] as const;
+    const ways = { there: new Way(client, server), back: new Way(server, client) };
+    const pair: Pair = { sockets: [client, server], ways };
     this.#pairs.add(pair);
-    client.pipe(server);
-    server.pipe(client);
-    if (this.#held) for (const socket of pair) socket.pause();
-    for (const socket of pair) {
+    let passed = "";
+    ways.there.onBytes = (bytes) => {
+      if (this.#watches.size === 0) return;
+      passed = passed.slice(-keptBytes) + bytes.toString("latin1");
+      for (const watch of this.#watches) watch(passed);
+    };
+    for (const direction of bothWays) {
+      ways[direction].delayMs = this.#delayMs;
+      ways[direction].hold(this.#held[direction]);
+    }
+    for (const socket of pair.sockets) {
       socket.on("error", () => {});
       socket.once("close", () => {
         this.#pairs.delete(pair);
-        for (const other of pair) other.destroy();
+        for (const direction of bothWays) ways[direction].end();
+        for (const other of pair.sockets) other.destroy();
       });
     }
   }

@@ -1,19 +1,26 @@
 /**
- * The host process of one rank of the chaos runner: a trainer that sends, or an engine that receives and looks at every
- * element. Does what its messages say, one at a time, but for an abort, and says how each ended.
+ * The host process of one rank of a cluster: a trainer that sends, or an engine that receives and looks at every element.
+ * Does what its messages say, one at a time, but for an abort, and says how each ended.
  */
+import { setTimeout as sleep } from "node:timers/promises";
 import type { BatchHandler } from "../../src/bus/client/batch-handler.ts";
 import { TensorBusClient } from "../../src/bus/client/client.ts";
 import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
 import { TensorBusError } from "../../src/errors.ts";
 import { DeviceMesh } from "../../src/layout/index.ts";
-import { engines, type Outcome, type Request, shapes, stepUnit, trainers } from "./protocol.ts";
+import { type Outcome, type Request, type Sides, shapes, stepUnit } from "./protocol.ts";
 
-const { rank, ...paths } = JSON.parse(process.argv[2]!) as {
-  rank: number;
-  commandQueuePath: string;
-  agentStatePath: string;
-};
+export interface HostOptions {
+  readonly rank: number;
+  readonly sides: Sides;
+  readonly commandQueuePath: string;
+  readonly agentStatePath: string;
+}
+
+type Act<Kind extends Request["act"]> = Extract<Request, { readonly act: Kind }>;
+
+const { rank, sides, ...paths } = JSON.parse(process.argv[2]!) as HostOptions;
+const { trainers, engines } = sides;
 const sends = trainers.includes(rank);
 const at = (sends ? trainers : engines).indexOf(rank);
 const direction = sends ? "send" : "recv";
@@ -60,7 +67,7 @@ function stepsHeld(): number[] {
   return [...steps].sort((a, b) => a - b);
 }
 
-async function register(timeoutMs: number): Promise<void> {
+async function register({ timeoutMs, commit }: Act<"register">): Promise<void> {
   client ??= await TensorBusClient.connect({ agentRank: rank, ...paths, connectionTimeoutMs: timeoutMs });
   await client.awaitAgent({ timeoutMs });
   await handler?.close({ timeoutMs }).catch(() => {});
@@ -82,24 +89,41 @@ async function register(timeoutMs: number): Promise<void> {
   handler = await client.registerTensors(
     "model",
     locals.map((tensor) => [tensor, "weights"] as const),
-    { timeoutMs },
+    { timeoutMs, ...(commit === undefined ? {} : { commit }) },
   );
 }
 
-async function call(step: number, timeoutMs: number): Promise<void> {
+function registered(): BatchHandler {
   if (handler === undefined) throw new TensorBusError("TB_BATCH_UNKNOWN", "nothing is registered");
+  return handler;
+}
+
+async function call({ step, timeoutMs, unversioned }: Act<"call">): Promise<void> {
+  const batch = registered();
   if (sends) fill(step);
   abort = new AbortController();
-  const semaphore = await handler.transfer(direction, { version: step, timeoutMs, signal: abort.signal });
+  const version = unversioned === true ? {} : { version: step };
+  const semaphore = await batch.transfer(direction, { ...version, timeoutMs, signal: abort.signal });
   await semaphore.wait({ timeoutMs: timeoutMs + 60_000 });
+}
+
+async function poll(): Promise<void> {
+  for (;;) {
+    await registered().queryTransferSignal();
+    await sleep(20);
+  }
 }
 
 async function act(request: Request): Promise<void> {
   switch (request.act) {
     case "register":
-      return register(request.timeoutMs);
+      return register(request);
     case "call":
-      return call(request.step, request.timeoutMs);
+      return call(request);
+    case "poll":
+      return poll();
+    case "close":
+      return registered().close();
     case "end":
       await handler?.close({ timeoutMs: 5000 }).catch(() => {});
       await client?.close();
@@ -109,13 +133,17 @@ async function act(request: Request): Promise<void> {
 
 async function answer(request: Request): Promise<void> {
   const began = performance.now();
-  let outcome: Pick<Outcome, "code" | "message"> = { code: "none" };
+  let outcome: Pick<Outcome, "code" | "message" | "rank"> = { code: "none" };
   try {
     await act(request);
   } catch (error) {
-    const { code, message } = error as { code?: string; message: string };
-    const typed = error instanceof TensorBusError;
-    outcome = { code: typed ? (code ?? "untyped") : `untyped ${code}`, message };
+    const { message } = error as Error;
+    if (error instanceof TensorBusError) {
+      const { rank } = error.details;
+      outcome = { code: error.code, message, ...(typeof rank === "number" ? { rank } : {}) };
+    } else {
+      outcome = { code: `untyped ${(error as { code?: string }).code}`, message };
+    }
   }
   const ms = performance.now() - began;
   if (process.connected)
