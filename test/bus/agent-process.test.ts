@@ -54,6 +54,16 @@ describe("agents in processes of their own", () => {
     });
   });
 
+  it("say at their start what is wrong with the address that they listen on", async () => {
+    const started = ["0.0.0.0", "no..name"].map(
+      async (host) => new Cluster(await freePort()).run(0, {}, ["--host", host]).finished,
+    );
+    const [anywhere, nowhere] = await Promise.all(started);
+    expect([anywhere!.code, nowhere!.code]).toEqual([2, 2]);
+    expect(anywhere!.stderr).toMatch(/needs one that others connect to: give advertise \(--advertise\)/);
+    expect(nowhere!.stderr).toMatch(/the name no\.\.name to listen on cannot be resolved/);
+  });
+
   it("move tensors, outlive one of them, find its successor, and drain at SIGTERM", async () => {
     const { cluster, clients } = await startCluster();
     await initPair(clients, sides);

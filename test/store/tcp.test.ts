@@ -230,6 +230,10 @@ describe("the client", () => {
       code: "TB_CONNECT",
       details: { host, port },
     });
+    await expect(tcpStore({ host: "no..name", port, timeoutMs: 50 })).rejects.toMatchObject({
+      code: "TB_CONNECT",
+      message: expect.stringMatching(/no\.\.name:\d+: .*ENOTFOUND/),
+    });
     const signal = AbortSignal.timeout(20);
     await expect(tcpStore({ host, port, signal })).rejects.toMatchObject({ code: "TB_CANCELLED" });
     const mute = await impostor(() => {});

@@ -52,6 +52,16 @@ describe("peer directory", () => {
     });
   });
 
+  test("says of a name that is not known here whose it is, and what to do", async () => {
+    const stores = memoryStores();
+    await new PeerDirectory(stores(), scope).publish(4, { host: "no..name", port: 1 });
+    await expect(found(new PeerDirectory(stores(), scope), [4])).rejects.toMatchObject({
+      code: "TB_CONNECT",
+      message: expect.stringMatching(/rank 4 is at no\.\.name, .*advertise an address/),
+      details: { rank: 4, host: "no..name" },
+    });
+  });
+
   test("refuses a record of another secret, rank or generation, and one that is no address", async () => {
     const store = memoryStores()();
     const address = { host: "127.0.0.1", port: 1 };

@@ -95,6 +95,14 @@ describe("endpoints", () => {
     await expect(resolveEndpoint({ host })).rejects.toMatchObject({ code: "TB_ADDRESS" });
   });
 
+  test("a name to listen on that cannot be resolved is TB_ADDRESS, with the name", async () => {
+    // An empty label: no name server has to be asked.
+    await expect(resolveEndpoint({ host: "no..name" })).rejects.toMatchObject({
+      code: "TB_ADDRESS",
+      message: expect.stringMatching(/no\.\.name .* cannot be resolved/),
+    });
+  });
+
   test.each([
     "",
     "node7:0",
