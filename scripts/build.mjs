@@ -32,6 +32,7 @@ const entries = {
   "transports/cuda-ipc": "transports/cuda-ipc/index.ts",
   "transports/shm": "transports/shm/index.ts",
   "transports/nccl": "transports/nccl/index.ts",
+  "transports/ucx": "transports/ucx/index.ts",
   "transports/tcp": "transports/tcp/index.ts",
 };
 

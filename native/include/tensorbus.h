@@ -124,6 +124,7 @@ enum tb_carrier_bits {
     TB_CARRY_SHM = 2,
     TB_CARRY_CUDA_IPC = 4,
     TB_CARRY_NCCL = 8, /* kernels of both GPUs, which meet: tb_session_use_nccl */
+    TB_CARRY_UCX = 32, /* the target's UCX reads what the source's has registered: tb_session_use_ucx */
     /* NCCL may be asked to stand on one GPU with another rank that says so, too. */
     TB_CARRY_SHARED_GPU = 0x40000000,
     /* For tests: memory of this process is reached as if it were another's. */
@@ -390,6 +391,19 @@ TB_API int32_t tb_nccl_join(uint64_t session, const int32_t *ranks, uint32_t cou
 TB_API int32_t tb_nccl_state(uint64_t session, uint64_t communicator, uint32_t *state, tb_error *err);
 /* Aborts it, and what is under way on it: another is to take its place. */
 TB_API int32_t tb_nccl_leave(uint64_t session, uint64_t communicator, tb_error *err);
+
+/* ---- UCX ------------------------------------------------------------------------------------------------------- */
+
+/* What UCX can do here: that it is there, that it has devices which read other hosts' memory, and that it reaches CUDA memory. */
+enum tb_ucx_speaks { TB_UCX_SPOKEN = 1, TB_UCX_RDMA = 2, TB_UCX_CUDA = 4 };
+/*
+ * library: libucp's file, NULL or "" for $TENSOR_BUS_LIBUCP, else libucp.so.0. transports: those of UCX that may be used, as in
+ * UCX_TLS; NULL or "": what that says, else all but TCP. *version: 10000 * major + 100 * minor + patch. TB_ELIBRARY if the
+ * library is missing or too old, TB_EUNSUPPORTED if there is no context with these transports.
+ */
+TB_API int32_t tb_ucx_query(const char *library, const char *transports, uint32_t *version, uint32_t *speaks, tb_error *err);
+/* A session whose carriers have ucx is to use it, with a thread of its own. Before anything is registered. */
+TB_API int32_t tb_session_use_ucx(uint64_t session, const char *library, const char *transports, tb_error *err);
 
 #ifdef __cplusplus
 }

@@ -3,8 +3,10 @@ import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { nccl } from "../../transports/nccl/index.ts";
 import { shm } from "../../transports/shm/index.ts";
 import { type TcpTransportOptions, tcp } from "../../transports/tcp/index.ts";
+import { ucx } from "../../transports/ucx/index.ts";
 import { TensorBusError } from "../errors.ts";
 import { ncclVersion } from "../ffi/nccl.ts";
+import { hasRdmaDevice, queryUcx } from "../ffi/ucx.ts";
 import { select } from "../transport/selection.ts";
 import type { Transport } from "../transport/transport.ts";
 import type { TransportName } from "./ui/transport-option.ts";
@@ -23,9 +25,23 @@ export function chooseTransport(
   }
   // Ranks meet as the first does that crosses hosts: by tcp.
   return select(
-    [shm(), tcp(meeting), ...(device === undefined ? [] : ofDevice(device, name))],
+    [
+      shm(),
+      tcp(meeting),
+      ...(name === "ucx" || (name === "auto" && readsByRdma()) ? [ucx(meeting)] : []),
+      ...(device === undefined ? [] : ofDevice(device, name)),
+    ],
     name === "auto" ? {} : { force: name },
   );
+}
+
+/** UCX is loaded only where it could be of use, since it registers, and so pins, all that is moved. */
+function readsByRdma(): boolean {
+  try {
+    return hasRdmaDevice() && queryUcx().rdma;
+  } catch {
+    return false;
+  }
 }
 
 /** What a GPU has; NCCL only if its library is, unless it was asked for: then its absence is an error. */

@@ -19,6 +19,7 @@ const carrierBits = {
   nccl: 8,
   /** The carrier of the tests' own library: `native/test/carriers/file`. */
   file: 16,
+  ucx: 32,
   "shared-gpu": 0x4000_0000,
   apart: 0x8000_0000,
 } as const;

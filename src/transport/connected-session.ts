@@ -56,6 +56,8 @@ export interface ConnectedTransport extends Transport {
   readonly device?: string;
   /** Carriers that change how those of others are used. */
   readonly also?: readonly Carrier[];
+  /** Gives the native session a library that its carrier needs, before anything is registered or published. */
+  readonly equip?: (session: bigint) => void;
   /** Called with the native session before anything is prepared; absent if it prepares with each peer alone. */
   readonly gather?: (context: GatherContext) => Gather;
   /** Resolves addresses and reads secrets. */
@@ -77,13 +79,14 @@ interface ConnectedSetup {
   readonly carriers: readonly Carrier[];
   readonly device?: string | undefined;
   readonly meet: () => Promise<Meeting>;
+  readonly equip?: ConnectedTransport["equip"] | undefined;
   readonly gather?: ConnectedTransport["gather"] | undefined;
 }
 
 /** Opens a session that listens, and publishes where. */
 export async function openConnected(setup: ConnectedSetup, open: OpenOptions): Promise<NativeSession> {
   const membership = checkMembership(open);
-  const { name, capabilities, carriers, device, gather } = setup;
+  const { name, capabilities, carriers, device, equip, gather } = setup;
   const { tuning, connections, listenHost, listenPort, advertised, secrets, ...meeting } = await setup.meet();
   const namespace = meeting.namespace ?? open.store.namespace;
   const scope = { transport: name, namespace, generation: membership.generation, secrets };
@@ -104,6 +107,7 @@ export async function openConnected(setup: ConnectedSetup, open: OpenOptions): P
     },
     secrets,
     directory,
+    ...(equip === undefined ? {} : { equip }),
     ...(gather === undefined
       ? {}
       : { gather: (handle: bigint) => gather({ session: handle, scope, directory, open }) }),

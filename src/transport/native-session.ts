@@ -42,6 +42,8 @@ export interface NativeSessionSetup {
   readonly secrets: readonly Uint8Array[];
   /** The source of peers' addresses; absent if there are none. */
   readonly directory?: PeerDirectory;
+  /** Gives the session what its carriers need, before anything is registered. */
+  readonly equip?: (session: bigint) => void;
   /** Gathers the ranks of a plan, and binds what was prepared to what they have in common. */
   readonly gather?: (session: bigint) => Gather;
   /** Called once, when native code has let go of the session. */
@@ -93,6 +95,7 @@ export class NativeSession implements TransportSession {
       (error) => this.#lost(error),
     );
     try {
+      setup.equip?.(session);
       this.#gather = setup.gather?.(session);
     } catch (error) {
       native.closeSession(session);

@@ -36,13 +36,17 @@ export function select(transports: readonly Transport[], { force }: SelectOption
   const capabilities = unite(used.map((transport) => transport.capabilities));
   const carriers = [...new Set(used.flatMap(({ carrier, also = [] }) => [carrier, ...also]))];
   const gather = used.find((transport) => transport.gather !== undefined)?.gather;
+  const equips = used.flatMap(({ equip }) => equip ?? []);
+  const equip = (session: bigint) => {
+    for (const each of equips) each(session);
+  };
   const devices = new Set(used.flatMap(({ device }) => device ?? []));
   if (devices.size > 1) throw new TypeError(`a rank has one GPU, not ${[...devices].join(" and ")}`);
   const [device] = devices;
   return {
     name: used.length === 1 ? used[0]!.name : "select",
     capabilities,
-    open: (open) => openConnected({ name, capabilities, carriers, device, gather, meet }, open),
+    open: (open) => openConnected({ name, capabilities, carriers, device, equip, gather, meet }, open),
   };
 }
 

@@ -6,6 +6,7 @@ import { useCudaDouble } from "../doubles/cuda/index.ts";
 import type { SeededCase } from "./children/rank.ts";
 import { castTypes } from "./compliance/cases.ts";
 import { bundleChild, ChildRank, startRanks } from "./kit/children.ts";
+import { ucxVersion } from "./kit/ucx.ts";
 
 useCudaDouble(); // cuda-ipc runs on a test double of libcuda
 
@@ -15,11 +16,20 @@ beforeAll(async () => {
 });
 afterAll(() => bundle.remove());
 
+const ofUcx =
+  ucxVersion === undefined
+    ? []
+    : ([
+        ["ucx", "host"],
+        ["ucx by shared memory", "shared"],
+      ] as const);
+
 describe.each([
   ["tcp", "host"],
   ["shm", "host"],
   ["shm", "shared"],
   ["cuda-ipc", "cuda"],
+  ...ofUcx,
 ] as const)("%s: ranks in processes of their own, %s memory", (transport, memory) => {
   const within = async (peerTimeoutMs: number, body: (ranks: readonly ChildRank[]) => Promise<void>) => {
     await using store = await serveTcpStore();
@@ -54,6 +64,7 @@ test.each([
   ["shm", "host"],
   ["shm", "shared"],
   ["cuda-ipc", "cuda"],
+  ...ofUcx,
 ] as const)("%s: every byte arrives from processes, %s memory", async (transport, memory) => {
   await using store = await serveTcpStore();
   const cases: SeededCase[] = [

@@ -21,9 +21,15 @@ bool tb_library_find(void *opened, const char *name, void *function) {
 }
 
 static int32_t fill(const tb_library *library, struct tb_library_table *one, tb_error *err) {
+    if (library->before != NULL) {
+        library->before();
+    }
     void *opened = dlopen(one->path, RTLD_NOW | RTLD_LOCAL);
+    const char *why = opened == NULL ? dlerror() : NULL;
+    if (library->after != NULL) {
+        library->after();
+    }
     if (opened == NULL) {
-        const char *why = dlerror();
         return tb_fail(err, TB_ELIBRARY, -1, 0, "%s does not load: %s", library->what, why == NULL ? one->path : why);
     }
     int32_t code = library->find(one->table, one->path, opened, err);

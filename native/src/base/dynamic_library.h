@@ -16,6 +16,9 @@ typedef struct tb_library {
     size_t table_bytes;
     /* Fills the table from what was opened. If it fails, the library is closed again. */
     int32_t (*find)(void *table, const char *path, void *opened, tb_error *err);
+    /* Around the loading, for what a library does to the process as it is loaded. Both may be NULL. */
+    void (*before)(void);
+    void (*after)(void);
     /* May be NULL. Is called after find; if it fails, the library stays open: it may have begun to run. */
     int32_t (*start)(void *table, tb_error *err);
     pthread_mutex_t lock;

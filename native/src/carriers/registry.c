@@ -11,6 +11,7 @@ const tb_carrier *const tb_carriers[] = {
     &tb_carrier_cuda_ipc,
     &tb_carrier_shm,
     &tb_carrier_nccl,
+    &tb_carrier_ucx,
 #ifdef TB_TEST_CARRIERS
     &tb_carrier_file, /* native/test/carriers/file */
 #endif

@@ -74,6 +74,8 @@ uint32_t tb_flow_crc(tb_flow *flow, uint64_t count, uint32_t crc);
 
 /* Moves elements of the chunk from a cursor at the source; true where the chunk is done. */
 bool tb_flow_move(tb_flow *flow, tb_cursor *source, uint64_t elements);
+/* The same for elements of a copy that somebody else has put there; the flow is asked for no place in that chunk. */
+bool tb_flow_moved(tb_flow *flow, uint64_t elements);
 /* Moves up to about `limit` bytes of a bucket from this rank to itself; false once there are no more. */
 bool tb_flow_local(tb_flow *flow, tb_cursor *source, uint64_t limit);
 void tb_flow_start_local(tb_flow *flow, tb_cursor *source, const tb_places *places, uint32_t bucket);

@@ -34,8 +34,12 @@ static void move_elements(tb_flow *flow, tb_cursor *source, uint64_t count) {
 }
 
 bool tb_flow_move(tb_flow *flow, tb_cursor *source, uint64_t elements) {
-    uint32_t chunk = flow->chunk;
     move_elements(flow, source, elements);
+    return tb_flow_moved(flow, elements);
+}
+
+bool tb_flow_moved(tb_flow *flow, uint64_t elements) {
+    uint32_t chunk = flow->chunk;
     tb_flow_pass(flow, elements * flow->item);
     if (flow->chunk == chunk) {
         return false;

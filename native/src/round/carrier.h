@@ -12,7 +12,7 @@
  * where its tensors lie. Both ends compute tb_carrier_select of the two, and so agree without a word; if no carrier fits,
  * both fail with TB_UNSUPPORTED, naming what is missing. If it is one that pulls, the source exports: `describe` puts into a
  * blob whatever the carrier needs to know of each registered region, and of the pool, that the source's chunks to this peer
- * lie in, and export.c adds the ends. The target takes it in a thread, without the lock: import.c compares every end with
+ * lie in, `describe_session` what it needs to know of the session, and export.c adds the ends. The target takes it in a thread, without the lock: import.c compares every end with
  * its own program (element type, number of elements) and with its region, which no descriptor may leave; then `open`
  * reaches for the regions: maps, opens handles, or finds that it must not. Only then it says MATCH. If it cannot, it says
  * MATCH for the stream if both sides allow that, or RELEASE for good.
@@ -46,7 +46,10 @@ enum tb_moved { TB_MOVED_PART, TB_MOVED_ALL, TB_MOVED_NOT };
 
 enum tb_way { TB_WAY_STREAM = 1, TB_WAY_PULL = 2, TB_WAY_JOINT = 4 };
 
-enum { TB_BLOB_BYTES = 256 }; /* the most that a carrier says of a region */
+enum {
+    TB_BLOB_BYTES = 1024,          /* the most that a carrier says of a region, */
+    TB_SESSION_BLOB_BYTES = 16384, /* and of a session */
+};
 
 typedef struct tb_carrier {
     /* ---- facts: all of them say something ---- */
@@ -92,6 +95,8 @@ typedef struct tb_carrier {
      */
     int32_t (*describe)(tb_session *session, const tb_region *region, uint32_t number, void *blob, uint32_t *bytes,
                         tb_error *err);
+    /* Source: the same of the session itself, at most TB_SESSION_BLOB_BYTES. May be NULL. The lock is held. */
+    int32_t (*describe_session)(tb_session *session, void *blob, uint32_t *bytes, tb_error *err);
     /* Source: all regions were described to that peer. May be NULL. The lock is held. */
     void (*described)(const tb_exchange *exchange);
     /*

@@ -22,6 +22,7 @@ typedef struct export {
     tb_wire_end *ends;
     int64_t *words;
     uint8_t *blobs;
+    uint8_t session_blob[TB_SESSION_BLOB_BYTES];
 } export;
 
 static void count_ends(export *out) {
@@ -158,7 +159,8 @@ static void say(const export *out) {
     say_part(out->exchange, out->regions, header->regions * sizeof *out->regions, part, &used, false);
     say_part(out->exchange, out->ends, header->ends * sizeof *out->ends, part, &used, false);
     say_part(out->exchange, out->words, header->words * sizeof *out->words, part, &used, false);
-    say_part(out->exchange, out->blobs, header->blob_bytes, part, &used, true);
+    say_part(out->exchange, out->blobs, header->blob_bytes, part, &used, false);
+    say_part(out->exchange, out->session_blob, header->session_bytes, part, &used, true);
 }
 
 int32_t tb_export_say(tb_exchange *exchange, tb_error *err) {
@@ -184,12 +186,15 @@ int32_t tb_export_say(tb_exchange *exchange, tb_error *err) {
         memset(out.region_of, 0xff, (session->region_count + 1) * sizeof *out.region_of);
         code = add_ends(&out, err);
     }
+    if (code == TB_OK && out.carrier->describe_session != NULL) {
+        code = out.carrier->describe_session(session, out.session_blob, &out.header.session_bytes, err);
+    }
     if (code == TB_OK && out.carrier->described != NULL) {
         out.carrier->described(exchange);
     }
     if (code == TB_OK) {
-        out.header.bytes =
-            sizeof out.header + out.header.regions * sizeof *out.regions + bytes + out.header.blob_bytes;
+        out.header.bytes = sizeof out.header + out.header.regions * sizeof *out.regions + bytes + out.header.blob_bytes
+                         + out.header.session_bytes;
         say(&out);
     }
     free(out.blobs);

@@ -45,7 +45,8 @@ tb_import *tb_import_create(tb_exchange *exchange) {
     import->limit =
         sizeof(tb_wire_export)
         + import->end_count
-              * (sizeof(tb_wire_region) + TB_BLOB_BYTES + sizeof(tb_wire_end) + (3 + 2 * TB_MAX_DIMS) * sizeof(int64_t));
+              * (sizeof(tb_wire_region) + TB_BLOB_BYTES + sizeof(tb_wire_end) + (3 + 2 * TB_MAX_DIMS) * sizeof(int64_t))
+        + TB_SESSION_BLOB_BYTES;
     return import;
 }
 
@@ -68,17 +69,18 @@ static bool take_header(tb_import *import, const uint8_t *part, uint64_t bytes) 
     memcpy(&header, part, sizeof header);
     if (header.bytes > import->limit || header.ends != import->end_count || header.regions > import->end_count
         || header.words > import->limit / sizeof(int64_t)
-        || header.blob_bytes > (uint64_t)header.regions * TB_BLOB_BYTES
+        || header.blob_bytes > (uint64_t)header.regions * TB_BLOB_BYTES || header.session_bytes > TB_SESSION_BLOB_BYTES
         || header.bytes
                != sizeof header + (uint64_t)header.regions * sizeof(tb_wire_region)
                       + (uint64_t)header.ends * sizeof(tb_wire_end) + header.words * sizeof(int64_t)
-                      + header.blob_bytes) {
+                      + header.blob_bytes + header.session_bytes) {
         return false;
     }
     import->byte_count = header.bytes;
     import->region_count = header.regions;
     import->word_count = header.words;
     import->blob_bytes = header.blob_bytes;
+    import->session_bytes = header.session_bytes;
     return true;
 }
 
@@ -98,6 +100,7 @@ int32_t tb_import_take(tb_import *import, const uint8_t *part, uint64_t bytes, t
         import->ends = (const tb_wire_end *)(import->regions + import->region_count);
         import->words = (const int64_t *)(import->ends + import->end_count);
         import->blobs = (const uint8_t *)(import->words + import->word_count);
+        import->session_blob = import->blobs + import->blob_bytes;
         queue(import);
     }
     return TB_OK;

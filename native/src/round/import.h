@@ -27,7 +27,8 @@ struct tb_import {
     const tb_wire_end *ends;
     const int64_t *words;
     const uint8_t *blobs; /* of the regions, one after another */
-    uint32_t region_count, end_count, blob_bytes;
+    const uint8_t *session_blob;
+    uint32_t region_count, end_count, blob_bytes, session_bytes;
     uint64_t word_count;
     uint32_t first_chunk[TB_STAGES]; /* of the channel in the target's program */
     uint32_t first_end[TB_STAGES];   /* and the end of that chunk */

@@ -75,7 +75,7 @@ typedef struct tb_wire_identity {
     uint32_t memory;    /* bits of the kinds that its tensors lie in */
     uint8_t device[16]; /* UUID of the GPU that its tensors lie on, or 0 */
     uint32_t nccl;      /* version of its library, or 0 */
-    uint32_t reserved;
+    uint32_t ucx;       /* what its library speaks: bits of tb_ucx_speaks */
     int32_t book;       /* the sender's descriptor of its book (book.h), or -1 */
     uint32_t reserved2;
     uint8_t nonce[16]; /* in a PREPARE: what the receiver has to place in its own book for the sender */
@@ -102,8 +102,8 @@ typedef struct tb_wire_export {
     uint64_t words;
     uint32_t regions;
     uint32_t ends;
-    uint32_t blob_bytes; /* behind the words: what the carrier says of the regions, which nobody else looks into */
-    uint32_t reserved;
+    uint32_t blob_bytes; /* behind the words: what the carrier says of the regions, which nobody else looks into; */
+    uint32_t session_bytes; /* and behind that what it says of the session */
 } tb_wire_export;
 
 enum { TB_WIRE_POOL = 0xffffffff };

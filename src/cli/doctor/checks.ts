@@ -5,6 +5,7 @@ import { kernelsPath } from "../../ffi/cuda.ts";
 import { nativeKernels } from "../../ffi/kernels.ts";
 import { abiVersion, type NativeLibrary, nativeLibraryFile, openLibrary } from "../../ffi/library.ts";
 import { ncclSoname, ncclVariable, ncclVersion } from "../../ffi/nccl.ts";
+import { queryUcx, ucxVariable } from "../../ffi/ucx.ts";
 import { DeviceMesh, Replicate, Shard } from "../../layout/index.ts";
 import { planTransfer } from "../../plan/index.ts";
 import { formatBytes } from "../ui/format.ts";
@@ -47,6 +48,7 @@ export async function checkMachine(environment: Environment): Promise<Check[]> {
     checkLibrary("CUDA driver", "libcuda.so.1", "comes with the NVIDIA driver", sitePackages, environment),
     checkKernels(environment),
     checkNccl(sitePackages, environment),
+    checkUcx(environment),
     checkProgram("etcd", "option", "https://etcd.io; a TCP store needs nothing", environment),
     checkPython(python),
   ]);
@@ -227,6 +229,20 @@ async function checkNccl(sitePackages: readonly string[], environment: Environme
     if (!(error instanceof TensorBusError)) throw error;
     const unknown = error.code === "TB_NATIVE_MISSING";
     if (unknown) return { ...check, status: "ok", found: `${path}; its version is unknown` };
+    return { ...check, status: "missing", found: error.message, advice };
+  }
+}
+
+/** Loads it, and asks it for its devices: without one for RDMA it is of use only to those who ask for it. */
+function checkUcx(environment: Environment): Check {
+  const check = { name: "UCX", needed: "option" } as const;
+  const advice = `install libucx0 (Debian) or ucx (RPM), 1.13 or newer; ${ucxVariable} names another libucp`;
+  try {
+    const { version, rdma, cuda } = queryUcx({ library: environment[ucxVariable] });
+    const devices = `${rdma ? "an" : "no"} RDMA device, ${cuda ? "built" : "not built"} for CUDA memory`;
+    return { ...check, status: "ok", found: `${version}, ${devices}` };
+  } catch (error) {
+    if (!(error instanceof TensorBusError)) throw error;
     return { ...check, status: "missing", found: error.message, advice };
   }
 }

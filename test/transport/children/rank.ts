@@ -11,6 +11,7 @@ import type { TransportSession } from "../../../src/transport/transport.ts";
 import { cudaIpc } from "../../../transports/cuda-ipc/index.ts";
 import { shm } from "../../../transports/shm/index.ts";
 import { tcp } from "../../../transports/tcp/index.ts";
+import { ucx } from "../../../transports/ucx/index.ts";
 import { doubleDevice } from "../../doubles/cuda/index.ts";
 import type { CaseOptions } from "../compliance/cases.ts";
 import { randomCase } from "../compliance/cases.ts";
@@ -22,7 +23,7 @@ export interface RankSetup {
   readonly world: number;
   readonly storePort: number;
   readonly peerTimeoutMs: number;
-  readonly transport: "tcp" | "shm" | "cuda-ipc";
+  readonly transport: "tcp" | "shm" | "cuda-ipc" | "ucx" | "ucx by shared memory";
   readonly memory: TestMemoryKind;
 }
 
@@ -51,6 +52,8 @@ async function open({ rank, world, peerTimeoutMs, ...setup }: RankSetup): Promis
   const transports = {
     tcp: () => tcp({ peerTimeoutMs }),
     shm: () => shm({ peerTimeoutMs }),
+    ucx: () => ucx({ peerTimeoutMs, transports: "tcp,self" }),
+    "ucx by shared memory": () => ucx({ peerTimeoutMs, transports: "posix,cma,self" }),
     "cuda-ipc": () => cudaIpc({ peerTimeoutMs, device }),
   };
   return transports[setup.transport]().open({ rank, world, store });

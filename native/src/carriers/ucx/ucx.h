@@ -1,0 +1,181 @@
+/*
+ * UCX in a session: two workers of one context, whose memory, end points and requests are all used by one thread, which others
+ * hand tasks to. One worker reads, the other is read from: UCX takes two end points that two workers make to each other for
+ * the two ends of one connection, and what ends the one ends the other. What stands here is that thread's, unless a comment
+ * says otherwise.
+ */
+#ifndef TB_UCX_H
+#define TB_UCX_H
+
+#include <pthread.h>
+
+#include "carriers/registry.h"
+#include "carriers/ucx/ucx_api.h"
+#include "flow/flow_parts.h"
+
+enum tb_ucx_workers { TB_UCX_READS, TB_UCX_SERVES, TB_UCX_WORKERS };
+
+enum {
+    TB_UCX_SLOT_BYTES = 512 << 10, /* what is cast, folded or gathered passes through slots */
+    TB_UCX_SLOTS = 16,
+    TB_UCX_PROBE_BYTES = 64,
+    TB_UCX_RUNS = 1024,
+    TB_UCX_MOST_GETS = 128,        /* that are under way at once, */
+    TB_UCX_MOST_BYTES = 64 << 20,  /* and how much they ask for */
+    TB_UCX_GET_BYTES = 4 << 20,    /* the most that one asks for */
+};
+
+typedef struct tb_ucx tb_ucx;
+typedef struct tb_ucx_source tb_ucx_source;
+typedef struct tb_ucx_move tb_ucx_move;
+
+/* Something that the thread is to do; the memory is the caller's, which may free it in `run`. */
+typedef struct tb_ucx_task {
+    struct tb_ucx_task *next;
+    void (*run)(tb_ucx *ucx, struct tb_ucx_task *task);
+} tb_ucx_task;
+
+/* Memory of this rank that was registered. Does not change until it is unmapped; the session's lock need not be held. */
+typedef struct tb_ucx_memory {
+    tb_ucp_memory handle;
+    void *key; /* packed, as peers get it */
+    size_t key_bytes;
+} tb_ucx_memory;
+
+typedef struct tb_ucx_region {
+    uint64_t base; /* where it lies at the source */
+    const uint8_t *packed;
+    tb_ucp_key key; /* of the end point; NULL: it has not been needed */
+} tb_ucx_region;
+
+/* Another rank's memory for one transfer, and the way there. */
+struct tb_ucx_source {
+    tb_ucx_task task;
+    tb_ucx *ucx;
+    int32_t rank;
+    tb_ucp_ep ep;          /* NULL: there is none now */
+    bool failed, closing;  /* it must be closed, it is being closed */
+    bool leaving;          /* nobody wants it any more: it is freed once all is over */
+    tb_ucs_status why;     /* failed */
+    uint32_t gets;         /* that are under way */
+    struct {               /* of the first byte of it; behind ucx->lock */
+        bool over;
+        int32_t code;
+        tb_error error;
+    } probe;
+    uint32_t region_count;
+    uint32_t probed; /* the region whose first byte is asked for; TB_NONE: all are empty */
+    const uint8_t *address;
+    uint8_t *said;                /* the source's words, with room behind each (ucx_source.c) */
+    const tb_ucx_memory **buffers; /* of the transfer's program: what of this rank's memory each lies in */
+    tb_ucx_region regions[];
+};
+
+/* What waits for gets. */
+typedef struct tb_ucx_wait {
+    uint32_t gets;
+    tb_ucx_move *move;
+} tb_ucx_wait;
+
+/* Some of a bucket: gets that were asked for together, and what is to be done once all have come. */
+typedef struct tb_ucx_step {
+    tb_ucx_wait wait; /* first */
+    struct tb_ucx_step *next;
+    uint8_t *slot; /* NULL: it comes to where it belongs */
+    tb_cursor from; /* over the slot */
+    uint64_t elements, bytes;
+} tb_ucx_step;
+
+/* A bucket that is read. Front: what is asked for next; flow: what is put next. */
+struct tb_ucx_move {
+    tb_ucx_task task; /* first */
+    tb_ucx_move *next;
+    tb_pull *pull;
+    tb_ucx_source *source;
+    tb_flow flow;
+    uint32_t chunk, chunk_end;
+    bool started, direct;
+    tb_cursor from, to;
+    uint64_t elements;       /* of the chunk, that are to be asked for */
+    const tb_ucx_region *region;
+    tb_ucp_memory here; /* of the chunk's destination */
+    tb_ucx_step *first, **last;
+    uint32_t gets; /* under way */
+    uint64_t *places; /* of reduced pieces, by chunk; NULL: not asked for */
+    tb_ucx_wait places_wait;
+    tb_ucs_status status; /* of the first get that failed */
+    int32_t code;
+    tb_error error;
+    uint64_t stopped_at; /* when that was noticed; 0: it was not */
+};
+
+struct tb_ucx {
+    /* These do not change. */
+    const tb_ucx_api *api;
+    tb_session *session;
+    tb_ucp_context context;
+    tb_ucp_worker workers[TB_UCX_WORKERS];
+    uint32_t speaks;
+    void *address; /* of the worker that is read from, as peers get it */
+    size_t address_bytes;
+    int wake_fd, progress_fds[TB_UCX_WORKERS];
+    pthread_t thread;
+    tb_ucx *next; /* of all sessions */
+
+    /* Behind the lock. */
+    pthread_mutex_t lock;
+    pthread_cond_t done; /* a call or a probe */
+    tb_ucx_task *tasks, **tasks_end;
+    bool stop;
+
+    tb_ucx_move *moves, **moves_end;
+    uint32_t gets; /* under way */
+    uint64_t bytes;
+    uint32_t closing; /* end points */
+    uint8_t *slots;
+    tb_ucp_memory slots_memory;
+    uint8_t *free_slots[TB_UCX_SLOTS];
+    uint32_t free_slot_count;
+    struct iovec runs[TB_UCX_RUNS];
+};
+
+static inline tb_ucx *tb_ucx_of(const tb_session *session) {
+    return session->carrier_state[TB_CARRIER_UCX];
+}
+
+/* ---- ucx_thread.c: from any thread ---------------------------------------------------------------------- */
+
+/* Starts the thread of workers that were made. */
+int32_t tb_ucx_start(tb_ucx *ucx, tb_error *err);
+/* Ends it, once all tasks are done and all end points are closed. False if they take too long: then it goes on. */
+bool tb_ucx_stop(tb_ucx *ucx);
+void tb_ucx_post(tb_ucx *ucx, tb_ucx_task *task);
+/* In the thread: lets both workers go on. True if something was done. */
+bool tb_ucx_progress(tb_ucx *ucx);
+/* Has the thread do something, and waits for it. */
+int32_t tb_ucx_call(tb_ucx *ucx, int32_t (*function)(tb_ucx *ucx, void *argument, tb_error *err), void *argument,
+                    tb_error *err);
+
+/* ---- ucx_source.c --------------------------------------------------------------------------------------- */
+
+int32_t tb_ucx_open(tb_import *import, const tb_exchange *exchange, tb_error *err);
+void tb_ucx_close(tb_import *import);
+/* In the thread: whether the end point is there, which is made anew after a failure; false: not now, or *err says why not. */
+enum tb_ucx_reached { TB_UCX_REACHED, TB_UCX_NOT_YET, TB_UCX_UNREACHED };
+enum tb_ucx_reached tb_ucx_reach(tb_ucx_source *source, tb_error *err);
+/* In the thread: ends all gets under way with TB_UCS_CANCELED; nothing of them lands once source->gets is 0. */
+void tb_ucx_cut(tb_ucx_source *source);
+/* In the thread: one get. False if it could not be asked for, or is over: then *status says how. */
+bool tb_ucx_get(tb_ucx_source *source, const tb_ucx_region *region, uint64_t at, void *to, uint64_t bytes,
+                tb_ucp_memory memory, void (*came)(void *request, tb_ucs_status status, void *user_data), void *user_data,
+                tb_ucs_status *status);
+/* In the thread: it is over. */
+void tb_ucx_got(tb_ucx_source *source);
+
+/* ---- ucx_move.c ----------------------------------------------------------------------------------------- */
+
+void tb_ucx_submit(tb_pull *pull);
+/* In the thread: asks for what can be asked for, puts what has come, and ends what is over. True if something was done. */
+bool tb_ucx_moves_go_on(tb_ucx *ucx);
+
+#endif

@@ -1,0 +1,281 @@
+/*
+ * UCX in a session: its context and workers, and the memory that it registers. What calls the library runs in the thread of the
+ * workers, or before there is one; no lock is needed but where carrier.h says that the session's is held.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/handle.h"
+#include "carriers/ucx/ucx.h"
+
+/* What a target has to know of a region: where it lies, and behind that the packed key. */
+enum { MOST_KEY_BYTES = TB_BLOB_BYTES - sizeof(uint64_t) };
+
+/* ---- memory: in the thread ------------------------------------------------------------------------------- */
+
+typedef struct mapping {
+    const tb_region *region;
+    tb_ucx_memory *memory;
+} mapping;
+
+static void unmap(tb_ucx *ucx, tb_ucx_memory *memory) {
+    if (memory->key != NULL) {
+        ucx->api->ucp_rkey_buffer_release(memory->key);
+    }
+    if (memory->handle != NULL) {
+        ucx->api->ucp_mem_unmap(ucx->context, memory->handle);
+    }
+    free(memory);
+}
+
+static tb_ucs_status map(tb_ucx *ucx, void *address, uint64_t bytes, tb_ucp_memory *handle) {
+    tb_ucp_map_params params = {.field_mask = TB_UCP_MAP_ADDRESS | TB_UCP_MAP_LENGTH | TB_UCP_MAP_MEMORY_TYPE,
+                                .address = address,
+                                .length = bytes,
+                                .memory_type = TB_UCS_MEMORY_HOST};
+    return ucx->api->ucp_mem_map(ucx->context, &params, handle);
+}
+
+static int32_t do_map(tb_ucx *ucx, void *argument, tb_error *err) {
+    const mapping *what = argument;
+    const tb_region *region = what->region;
+    tb_ucx_memory *memory = what->memory;
+    tb_ucs_status status = map(ucx, (void *)(uintptr_t)region->address, region->bytes, &memory->handle);
+    if (status == TB_UCS_OK) {
+        status = ucx->api->ucp_rkey_pack(ucx->context, memory->handle, &memory->key, &memory->key_bytes);
+    }
+    if (status != TB_UCS_OK) {
+        return tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, ucx->session->options.rank, err,
+                           "UCX does not register %llu bytes (is the limit of locked memory, ulimit -l, high enough?)",
+                           (unsigned long long)region->bytes);
+    }
+    if (memory->key_bytes > MOST_KEY_BYTES) {
+        return tb_fail(err, TB_EUNSUPPORTED, ucx->session->options.rank, 0,
+                       "a remote key of UCX takes %zu bytes, more than %zu: name fewer devices in UCX_NET_DEVICES",
+                       memory->key_bytes, (size_t)MOST_KEY_BYTES);
+    }
+    return TB_OK;
+}
+
+/*
+ * A peer that gave up reads no more, but what it had asked our worker for may wait to be answered: that is done while the
+ * memory is there.
+ */
+static int32_t do_unmap(tb_ucx *ucx, void *argument, tb_error *err) {
+    (void)err;
+    uint64_t until = tb_deadline(100000000);
+    while (tb_ucx_progress(ucx) && tb_now() < until) {
+    }
+    unmap(ucx, argument);
+    return TB_OK;
+}
+
+static int32_t region_add(tb_session *session, const tb_region *region, void **state, tb_error *err) {
+    tb_ucx *ucx = tb_ucx_of(session);
+    if (ucx == NULL || region->bytes == 0 || region->memory == TB_MEMORY_CUDA) {
+        return TB_OK;
+    }
+    tb_ucx_memory *memory = calloc(1, sizeof *memory);
+    if (memory == NULL) {
+        return tb_fail(err, TB_ENO_MEMORY, session->options.rank, 0, "a region of UCX");
+    }
+    int32_t code = tb_ucx_call(ucx, do_map, &(mapping){region, memory}, err);
+    if (code != TB_OK) {
+        tb_ucx_call(ucx, do_unmap, memory, NULL);
+        return code;
+    }
+    *state = memory;
+    return TB_OK;
+}
+
+static void region_remove(tb_session *session, const tb_region *region, void *state) {
+    (void)region;
+    if (state != NULL) {
+        tb_ucx_call(tb_ucx_of(session), do_unmap, state, NULL);
+    }
+}
+
+static int32_t describe(tb_session *session, const tb_region *region, uint32_t number, void *blob, uint32_t *bytes,
+                        tb_error *err) {
+    (void)session;
+    (void)number;
+    (void)err;
+    const tb_ucx_memory *memory = region->carrier_state == NULL ? NULL : region->carrier_state[TB_CARRIER_UCX];
+    *bytes = 0;
+    if (memory != NULL) {
+        memcpy(blob, &region->address, sizeof region->address);
+        memcpy((uint8_t *)blob + sizeof region->address, memory->key, memory->key_bytes);
+        *bytes = (uint32_t)(sizeof region->address + memory->key_bytes);
+    }
+    return TB_OK;
+}
+
+static int32_t describe_session(tb_session *session, void *blob, uint32_t *bytes, tb_error *err) {
+    const tb_ucx *ucx = tb_ucx_of(session);
+    if (ucx == NULL || ucx->address_bytes > TB_SESSION_BLOB_BYTES) {
+        return tb_fail(err, TB_EUNSUPPORTED, session->options.rank, 0,
+                       "the address of a worker of UCX takes more than %d bytes: name fewer devices in UCX_NET_DEVICES",
+                       TB_SESSION_BLOB_BYTES);
+    }
+    memcpy(blob, ucx->address, ucx->address_bytes);
+    *bytes = (uint32_t)ucx->address_bytes;
+    return TB_OK;
+}
+
+/* ---- the session ----------------------------------------------------------------------------------------- */
+
+static tb_ucs_status make_workers(tb_ucx *ucx) {
+    tb_ucp_worker_params params = {.field_mask = TB_UCP_WORKER_THREAD_MODE, .thread_mode = TB_UCS_THREADS_IN_TURN};
+    void *address = NULL;
+    tb_ucs_status status = TB_UCS_OK;
+    for (int i = 0; i < TB_UCX_WORKERS && status == TB_UCS_OK; i++) {
+        status = ucx->api->ucp_worker_create(ucx->context, &params, &ucx->workers[i]);
+        if (status == TB_UCS_OK) {
+            status = ucx->api->ucp_worker_get_efd(ucx->workers[i], &ucx->progress_fds[i]);
+        }
+    }
+    if (status == TB_UCS_OK) {
+        status = ucx->api->ucp_worker_get_address(ucx->workers[TB_UCX_SERVES], &address, &ucx->address_bytes);
+    }
+    if (status == TB_UCS_OK) {
+        ucx->address = malloc(ucx->address_bytes);
+        if (ucx->address != NULL) {
+            memcpy(ucx->address, address, ucx->address_bytes);
+        }
+        ucx->api->ucp_worker_release_address(ucx->workers[TB_UCX_SERVES], address);
+        status = ucx->address == NULL ? TB_UCS_NO_MEMORY : TB_UCS_OK;
+    }
+    return status;
+}
+
+static int32_t make_slots(tb_ucx *ucx, tb_error *err) {
+    const size_t bytes = (size_t)TB_UCX_SLOTS * TB_UCX_SLOT_BYTES + TB_UCX_PROBE_BYTES;
+    void *mapped = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) {
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%zu bytes to read through", bytes);
+    }
+    ucx->slots = mapped;
+    for (int i = 0; i < TB_UCX_SLOTS; i++) {
+        ucx->free_slots[ucx->free_slot_count++] = ucx->slots + (size_t)i * TB_UCX_SLOT_BYTES;
+    }
+    tb_ucs_status status = map(ucx, mapped, bytes, &ucx->slots_memory);
+    return status == TB_UCS_OK ? TB_OK
+                               : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, -1, err, "UCX does not register memory");
+}
+
+/* Nothing of it is used by a thread any more. */
+static void destroy(tb_ucx *ucx) {
+    if (ucx->slots_memory != NULL) {
+        ucx->api->ucp_mem_unmap(ucx->context, ucx->slots_memory);
+    }
+    if (ucx->slots != NULL) {
+        munmap(ucx->slots, (size_t)TB_UCX_SLOTS * TB_UCX_SLOT_BYTES + TB_UCX_PROBE_BYTES);
+    }
+    for (int i = 0; i < TB_UCX_WORKERS; i++) {
+        if (ucx->workers[i] != NULL) {
+            ucx->api->ucp_worker_destroy(ucx->workers[i]);
+        }
+    }
+    if (ucx->context != NULL) {
+        ucx->api->ucp_cleanup(ucx->context);
+    }
+    if (ucx->wake_fd >= 0) {
+        close(ucx->wake_fd);
+    }
+    pthread_cond_destroy(&ucx->done);
+    pthread_mutex_destroy(&ucx->lock);
+    free(ucx->address);
+    free(ucx);
+}
+
+static int32_t make(tb_session *session, const char *library, const char *transports, tb_ucx *ucx, tb_error *err) {
+    pthread_mutex_init(&ucx->lock, NULL);
+    tb_cond_init(&ucx->done);
+    ucx->session = session;
+    ucx->tasks_end = &ucx->tasks;
+    ucx->moves_end = &ucx->moves;
+    ucx->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int32_t code = tb_ucx_load(library, &ucx->api, err);
+    if (code == TB_OK && ucx->wake_fd < 0) {
+        code = tb_fail(err, TB_ESYSTEM, -1, 0, "an eventfd");
+    }
+    if (code == TB_OK) {
+        code = tb_ucx_context_make(ucx->api, transports, &ucx->context, &ucx->speaks, err);
+    }
+    if (code == TB_OK) {
+        tb_ucs_status status = make_workers(ucx);
+        code = status == TB_UCS_OK ? make_slots(ucx, err)
+                                   : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, -1, err, "UCX makes no worker");
+    }
+    return code == TB_OK ? tb_ucx_start(ucx, err) : code;
+}
+
+int32_t tb_session_use_ucx(uint64_t handle, const char *library, const char *transports, tb_error *err) {
+    tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
+    if (session == NULL) {
+        return TB_ECLOSED;
+    }
+    tb_ucx *ucx = NULL;
+    int32_t code = TB_OK;
+    if ((session->identity.carriers & TB_CARRY_UCX) == 0 || tb_ucx_of(session) != NULL) {
+        code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a session whose carriers have no ucx, or that has its library");
+    } else if ((ucx = calloc(1, sizeof *ucx)) == NULL) {
+        code = tb_fail(err, TB_ENO_MEMORY, -1, 0, "UCX");
+    } else if ((code = make(session, library, transports, ucx, err)) != TB_OK) {
+        destroy(ucx);
+    } else {
+        pthread_mutex_lock(&session->lock);
+        session->carrier_state[TB_CARRIER_UCX] = ucx;
+        session->identity.ucx = ucx->speaks;
+        pthread_mutex_unlock(&session->lock);
+    }
+    tb_handle_put(handle);
+    return code;
+}
+
+/* If an end point does not let itself be closed, the worker stays as it is: what it may touch is not given back. */
+static void session_free(tb_session *session) {
+    tb_ucx *ucx = tb_ucx_of(session);
+    if (ucx != NULL && tb_ucx_stop(ucx)) {
+        destroy(ucx);
+    }
+}
+
+/* ---- the table ------------------------------------------------------------------------------------------- */
+
+static bool streams(const tb_wire_identity *identity) {
+    return (identity->carriers >> TB_CARRIER_STREAM & 1) != 0;
+}
+
+/* Without an RDMA device it is no faster than a stream, and only those take it who have nothing else. */
+static const char *lacks(const tb_wire_identity *a, const tb_wire_identity *b, char *words, size_t size, int32_t *code) {
+    (void)words;
+    (void)size;
+    (void)code;
+    if ((a->ucx & b->ucx & TB_UCX_SPOKEN) == 0) {
+        return "one of the two has no UCX";
+    }
+    bool rdma = (a->ucx & b->ucx & TB_UCX_RDMA) != 0;
+    return rdma || !streams(a) || !streams(b) ? NULL : "UCX finds no RDMA device at one of the two";
+}
+
+const tb_carrier tb_carrier_ucx = {
+    .number = TB_CARRIER_UCX,
+    .name = "ucx",
+    .way = TB_WAY_PULL,
+    .memory = TB_MEMORY_HOST | TB_MEMORY_SHARED,
+    .lacks = lacks,
+    .session_free = session_free,
+    .region_add = region_add,
+    .region_remove = region_remove,
+    .describe = describe,
+    .describe_session = describe_session,
+    .open = tb_ucx_open,
+    .close = tb_ucx_close,
+    .submit = tb_ucx_submit,
+};

@@ -1,0 +1,58 @@
+import { useUcx } from "../../src/ffi/ucx.ts";
+import {
+  type ConnectedTransport,
+  checkTuning,
+  connectedTransport,
+  type SessionTuning,
+} from "../../src/transport/connected-session.ts";
+import { type EndpointOptions, resolveEndpoint } from "../../src/transport/endpoint.ts";
+import { integerOption } from "../../src/transport/open-options.ts";
+import { loadSecrets, type SecretOptions } from "../../src/transport/secret.ts";
+import type { TransportCapabilities } from "../../src/transport/transport.ts";
+
+export interface UcxTransportOptions extends SecretOptions, SessionTuning, EndpointOptions {
+  /** The port to listen on for control connections; default 0, a free one. */
+  readonly port?: number;
+  /** The library; default: `TENSOR_BUS_LIBUCP`, else `libucp.so.0`. */
+  readonly library?: string;
+  /**
+   * UCX's own transports, in the words of `UCX_TLS`: `"rc,sm"`. Default: what that variable says, else all but TCP, by which
+   * UCX lets everybody who reaches its port read this process.
+   */
+  readonly transports?: string;
+}
+
+const capabilities: TransportCapabilities = {
+  memory: ["host", "shared"],
+  crossHost: true,
+  checksum: false,
+};
+
+/**
+ * Moves tensors by UCX: a target reads what its source has registered, by InfiniBand or RoCE where there is such a device.
+ * Plans, grants and failures travel over authenticated TCP connections, tensors do not. See this folder's README.
+ */
+export function ucx(options: UcxTransportOptions = {}): ConnectedTransport {
+  const listenPort = integerOption("port", options.port, { min: 0, max: 65_535, preset: 0 });
+  const tuning = checkTuning(options);
+  const { library, transports } = options;
+  return connectedTransport({
+    name: "ucx",
+    capabilities,
+    carrier: "ucx",
+    equip: (session) => useUcx(session, { library, transports }),
+    async meet() {
+      const { listenHost, loopback, advertised } = await resolveEndpoint(options);
+      const secrets = await loadSecrets(options, loopback);
+      return {
+        tuning,
+        connections: 1,
+        namespace: options.namespace,
+        listenHost,
+        listenPort,
+        advertised,
+        secrets,
+      };
+    },
+  });
+}
