@@ -12,6 +12,7 @@
 #include "kernels/dtype.h"
 #include "round/select.h"
 #include "round/transfer_meet.h"
+#include "round/invariants.h"
 
 /* ---- receiving: the lock is held ----------------------------------------------------------------------- */
 
@@ -233,7 +234,7 @@ bool tb_import_serve(tb_session *session) {
     tb_exchange *exchange = import == NULL ? NULL : import->exchange;
     if (exchange != NULL) {
         import->state = TB_IMPORT_OPENING;
-        exchange->transfer->active++;
+        tb_touch_begin(exchange->transfer);
     }
     pthread_mutex_unlock(&session->lock);
     if (exchange != NULL) {
@@ -243,7 +244,7 @@ bool tb_import_serve(tb_session *session) {
             code = import->carrier->open(import, exchange, &error);
         }
         pthread_mutex_lock(&session->lock);
-        exchange->transfer->active--;
+        tb_touch_end(exchange->transfer, 1);
         if (import->exchange != NULL) {
             settle(import, code, &error);
         }

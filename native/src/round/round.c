@@ -13,6 +13,7 @@
 #include "round/round_send.h"
 #include "round/transfer_peer.h"
 #include "wire/peer.h"
+#include "round/invariants.h"
 
 static void reset_channels(tb_transfer *transfer) {
     const tb_program_header *header = transfer->program.header;
@@ -31,7 +32,7 @@ static void reset_channels(tb_transfer *transfer) {
         tb_exchange *exchange = &transfer->exchanges[i];
         exchange->ready.count = 0;
         exchange->unfinished = 0;
-        exchange->exposed = 0;
+        tb_touch_unexpose_all(exchange);
         for (int stage = 0; stage < TB_STAGES; stage++) {
             exchange->unfinished += (exchange->send[stage] != TB_NONE) + (exchange->receive[stage] != TB_NONE);
         }
@@ -85,7 +86,7 @@ static bool fail_at_once(tb_transfer *transfer) {
 }
 
 void tb_round_start(tb_transfer *transfer, uint64_t round, uint64_t deadline) {
-    transfer->state = TB_TRANSFER_RUNNING;
+    tb_transfer_become(transfer, TB_TRANSFER_RUNNING);
     transfer->round = round;
     transfer->deadline = deadline;
     transfer->started = tb_now();
@@ -143,7 +144,7 @@ static void finish(tb_transfer *transfer) {
     if (transfer->failing) {
         event.error = transfer->error;
     }
-    transfer->state = TB_TRANSFER_READY;
+    tb_transfer_become(transfer, TB_TRANSFER_READY);
     transfer->deadline = 0;
     transfer->quiet_deadline = 0;
     tb_net_event_reserved(&transfer->session->net, &event, &transfer->reserved);
@@ -161,7 +162,7 @@ void tb_round_check(tb_transfer *transfer) {
 }
 
 void tb_round_release(tb_transfer *transfer) {
-    transfer->active--;
+    tb_touch_end(transfer, 1);
     tb_round_check(transfer);
 }
 
@@ -179,7 +180,7 @@ void tb_round_fail(tb_transfer *transfer, int32_t code, int32_t rank, int os_err
         transfer->exchanges[i].ready.count = 0;
         tb_transfer_say_failure(&transfer->exchanges[i], TB_FRAME_ABORT, transfer->round, &transfer->error);
     }
-    transfer->session->stale_pulls += transfer->pulling;
+    tb_touch_goes_stale(transfer);
     tb_pulls_await_quiet(transfer);
     if (transfer->joint.own != NULL) {
         transfer->joint.carrier->round_failed(transfer);
@@ -190,9 +191,10 @@ void tb_round_fail(tb_transfer *transfer, int32_t code, int32_t rank, int os_err
 
 void tb_round_bucket_done(tb_transfer *transfer, uint32_t bucket) {
     const tb_program *program = &transfer->program;
-    transfer->buckets[bucket] = TB_BUCKET_DONE;
+    tb_bucket_become(transfer, bucket, TB_BUCKET_DONE);
     for (uint32_t d = program->first_dependent[bucket]; d < program->first_dependent[bucket + 1]; d++) {
         uint32_t dependent = program->dependents[d];
+        TB_INVARIANT(transfer->waits[dependent] > 0);
         if (--transfer->waits[dependent] == 0) {
             tb_round_ready(transfer, dependent);
             if (tb_bucket_channel(program, dependent)->direction == TB_SEND) {

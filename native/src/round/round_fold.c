@@ -21,6 +21,7 @@
 #include "round/round_fold.h"
 #include "round/round_receive.h"
 #include "round/select.h"
+#include "round/invariants.h"
 
 static uint32_t piece_of(const tb_program *program, const tb_bucket *bucket, uint32_t index) {
     return program->chunks[bucket->first_chunk + index].destination - TB_PIECE_BIT;
@@ -124,9 +125,9 @@ static bool allow(tb_transfer *transfer, uint32_t bucket) {
         return false;
     }
     bool here = local || transfer->buckets[bucket] == TB_BUCKET_READY;
-    transfer->buckets[bucket] = local || !here ? TB_BUCKET_ALLOWED : TB_BUCKET_STAGED;
+    tb_bucket_become(transfer, bucket, local || !here ? TB_BUCKET_ALLOWED : TB_BUCKET_STAGED);
     if (here && tb_folds_turn(transfer, bucket)) {
-        transfer->buckets[bucket] = TB_BUCKET_QUEUED;
+        tb_bucket_become(transfer, bucket, TB_BUCKET_QUEUED);
         tb_round_offer(transfer, bucket);
     }
     if (!comes) {
@@ -170,9 +171,11 @@ void tb_folds_done(tb_transfer *transfer, uint32_t bucket) {
         transfer->locals_left--;
     } else {
         bool came = (tb_way_of(transfer, row->channel) == TB_WAY_STREAM);
+        TB_INVARIANT(!came || (transfer->channels[row->channel].in_flight > 0 && transfer->folds_in_flight > 0));
         transfer->channels[row->channel].in_flight -= came;
         transfer->folds_in_flight -= came;
         if (transfer->slot_of[bucket] != TB_NONE) {
+            TB_INVARIANT(transfer->free_slot_count < program->slot_count);
             transfer->free_slots[transfer->free_slot_count++] = transfer->slot_of[bucket];
             tb_staging_remove(&transfer->staging, row->bytes);
         }
@@ -182,7 +185,7 @@ void tb_folds_done(tb_transfer *transfer, uint32_t bucket) {
     if (next != TB_NONE) {
         bool own = tb_bucket_channel(program, next)->direction == TB_LOCAL;
         if (transfer->buckets[next] == (own ? TB_BUCKET_ALLOWED : TB_BUCKET_STAGED)) {
-            transfer->buckets[next] = TB_BUCKET_QUEUED;
+            tb_bucket_become(transfer, next, TB_BUCKET_QUEUED);
             tb_round_offer(transfer, next);
         }
     }

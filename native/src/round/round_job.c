@@ -10,12 +10,13 @@
 #include "round/round_fold.h"
 #include "round/round_job.h"
 #include "round/select.h"
+#include "round/invariants.h"
 
 static void start(tb_transfer *transfer, tb_job *job) {
     const tb_channel *channel = tb_bucket_channel(&transfer->program, job->bucket);
     job->exchange = NULL;
     if (tb_way_of(transfer, transfer->program.buckets[job->bucket].channel) == TB_WAY_JOINT) {
-        transfer->active++; /* it is in memory of the carrier, which folds it */
+        tb_touch_begin(transfer); /* it is in memory of the carrier, which folds it */
         return;
     }
     if (channel->direction == TB_RECEIVE && transfer->slot_of[job->bucket] == TB_NONE) {
@@ -25,7 +26,7 @@ static void start(tb_transfer *transfer, tb_job *job) {
         tb_flow_start(&job->flow, &transfer->places, job->bucket, true);
         return;
     }
-    transfer->active++;
+    tb_touch_begin(transfer);
     if (transfer->slot_of[job->bucket] == TB_NONE) {
         tb_flow_start_local(&job->flow, &job->source, &transfer->places, job->bucket);
     } else {
@@ -41,7 +42,7 @@ bool tb_round_take_job(tb_session *session, tb_job *job) {
         job->transfer = transfer;
         job->bucket = tb_heap_pop(&transfer->jobs);
         job->moved = 0;
-        transfer->buckets[job->bucket] = TB_BUCKET_MOVING;
+        tb_bucket_become(transfer, job->bucket, TB_BUCKET_MOVING);
         start(transfer, job);
         return true;
     }

@@ -20,6 +20,7 @@
 #include "round/round_receive.h"
 #include "round/select.h"
 #include "wire/peer.h"
+#include "round/invariants.h"
 
 #define LOOK_NS 10000000ull /* between two looks at a process whose connection was lost */
 
@@ -60,16 +61,15 @@ void tb_pulls_ready(tb_transfer *transfer, uint32_t bucket) {
         transfer->offer.first = sequence;
     }
     transfer->offer.count++;
-    transfer->buckets[bucket] = TB_BUCKET_MOVING;
+    tb_bucket_become(transfer, bucket, TB_BUCKET_MOVING);
     transfer->channels[index].done++;
-    exchange->exposed++;
+    tb_touch_expose(exchange);
 }
 
 static void was_read(tb_exchange *exchange, uint32_t bucket) {
     tb_transfer *transfer = exchange->transfer;
-    exchange->exposed--;
+    tb_touch_unexpose(exchange);
     atomic_fetch_add_explicit(&transfer->bytes_sent, transfer->program.buckets[bucket].bytes, memory_order_relaxed);
-    transfer->buckets[bucket] = TB_BUCKET_DONE;
     tb_folds_read(transfer, bucket);
     tb_round_bucket_done(transfer, bucket);
 }
@@ -110,7 +110,7 @@ void tb_pulls_await_quiet(tb_transfer *transfer) {
         tb_exchange *exchange = &transfer->exchanges[i];
         if (exchange->exposed > 0 && !exchange->awaits_quiet) {
             exchange->awaits_quiet = true;
-            transfer->active++;
+            tb_touch_begin(transfer);
             transfer->quiet_deadline = tb_deadline((uint64_t)session->options.quiesce_ms * 1000000);
             tb_net_timer(&session->net, exchange->gone ? tb_now() : transfer->quiet_deadline);
         }
@@ -118,7 +118,7 @@ void tb_pulls_await_quiet(tb_transfer *transfer) {
 }
 
 void tb_pulls_are_quiet(tb_exchange *exchange) {
-    exchange->exposed = 0;
+    tb_touch_unexpose_all(exchange);
     if (exchange->awaits_quiet) {
         exchange->awaits_quiet = false;
         tb_round_release(exchange->transfer);
@@ -154,7 +154,7 @@ static void quarantine(tb_transfer *transfer) {
         }
     }
     transfer->quiet_deadline = 0;
-    transfer->active -= given_up;
+    tb_touch_end(transfer, given_up);
     tb_round_check(transfer);
 }
 
@@ -196,11 +196,11 @@ void tb_pulls_grant(tb_transfer *transfer) {
 void tb_pulls_came(tb_transfer *transfer, uint32_t bucket) {
     bool fold = tb_bucket_channel(&transfer->program, bucket)->stage == 0;
     if (fold && transfer->buckets[bucket] == TB_BUCKET_IDLE) {
-        transfer->buckets[bucket] = TB_BUCKET_READY;
+        tb_bucket_become(transfer, bucket, TB_BUCKET_READY);
     } else if (fold && !tb_folds_turn(transfer, bucket)) {
-        transfer->buckets[bucket] = TB_BUCKET_STAGED;
+        tb_bucket_become(transfer, bucket, TB_BUCKET_STAGED);
     } else {
-        transfer->buckets[bucket] = TB_BUCKET_QUEUED;
+        tb_bucket_become(transfer, bucket, TB_BUCKET_QUEUED);
         tb_round_offer(transfer, bucket);
     }
 }
@@ -250,20 +250,16 @@ void tb_pulls_owe_quiet(tb_exchange *exchange, uint64_t round) {
 }
 
 void tb_pull_begin(tb_transfer *transfer, tb_exchange *exchange) {
-    transfer->active++;
-    transfer->pulling++;
-    exchange->pulling++;
+    tb_touch_begin_pull(transfer, exchange);
 }
 
 void tb_pull_over(tb_transfer *transfer, tb_exchange *exchange) {
-    tb_session *session = transfer->session;
-    transfer->pulling--;
-    exchange->pulling--;
+    bool rests = tb_touch_end_pull(transfer, exchange);
     if (exchange->pulling == 0 && exchange->owes_quiet != 0) {
         say_quiet(exchange);
     }
-    if (transfer->failing && --session->stale_pulls == 0) {
-        tb_session_rests(session);
+    if (rests) {
+        tb_session_rests(transfer->session);
     }
     tb_round_release(transfer);
 }

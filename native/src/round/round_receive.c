@@ -11,6 +11,7 @@
 #include "round/select.h"
 #include "round/transfer_peer.h"
 #include "wire/peer.h"
+#include "round/invariants.h"
 
 /* Of buckets below this size more may be under way: they take less of a link than it takes to ask for one. */
 enum { SMALL_BUCKET = 1024 * 1024 };
@@ -120,8 +121,8 @@ int32_t tb_round_arrive(tb_peer *peer, tb_arrival *arrival, tb_error *err) {
         return code;
     }
     uint32_t bucket = transfer->program.channels[channel].first_bucket + header->sequence;
-    transfer->buckets[bucket] = TB_BUCKET_MOVING;
-    transfer->active++;
+    tb_bucket_become(transfer, bucket, TB_BUCKET_MOVING);
+    tb_touch_begin(transfer);
     arrival->stream = &transfer->stream;
     arrival->bucket = bucket;
     arrival->slot = TB_NONE;
@@ -131,6 +132,7 @@ int32_t tb_round_arrive(tb_peer *peer, tb_arrival *arrival, tb_error *err) {
         return TB_OK;
     }
     /* There is a slot for every contribution that was allowed to come. */
+    TB_INVARIANT(transfer->free_slot_count > 0);
     arrival->slot = transfer->free_slots[--transfer->free_slot_count];
     transfer->slot_of[bucket] = arrival->slot;
     tb_staging_add(&transfer->staging, header->body_bytes);
@@ -148,6 +150,7 @@ static void finish_channel(tb_transfer *transfer, uint32_t channel) {
         .round = transfer->round,
     };
     state->finished = true;
+    TB_INVARIANT(state->exchange->unfinished > 0 && transfer->receives_left > 0);
     state->exchange->unfinished--;
     transfer->receives_left--;
     tb_peer_say(state->exchange->peer, &taken, NULL);
@@ -160,6 +163,7 @@ void tb_round_consumed(tb_transfer *transfer, uint32_t bucket) {
     }
     if (takes_turns(transfer, channel)) {
         uint8_t stage = transfer->program.channels[channel].stage;
+        TB_INVARIANT(transfer->turns[stage].buckets > 0);
         transfer->turns[stage].buckets--;
         transfer->turns[stage].bytes -= transfer->program.buckets[bucket].bytes;
         tb_round_grant_turns(transfer, stage);
@@ -173,9 +177,9 @@ static void take_bucket(tb_transfer *transfer, uint32_t bucket, uint32_t slot) {
     } else if (slot == TB_NONE) {
         tb_folds_done(transfer, bucket);
     } else {
-        transfer->buckets[bucket] = TB_BUCKET_STAGED;
+        tb_bucket_become(transfer, bucket, TB_BUCKET_STAGED);
         if (tb_folds_turn(transfer, bucket)) {
-            transfer->buckets[bucket] = TB_BUCKET_QUEUED;
+            tb_bucket_become(transfer, bucket, TB_BUCKET_QUEUED);
             tb_round_offer(transfer, bucket);
         }
     }

@@ -8,12 +8,13 @@
 #include "round/round_send.h"
 #include "round/select.h"
 #include "wire/peer.h"
+#include "round/invariants.h"
 
 void tb_round_ready(tb_transfer *transfer, uint32_t bucket) {
     const tb_program *program = &transfer->program;
     uint32_t index = program->buckets[bucket].channel;
     if (program->channels[index].direction == TB_LOCAL) {
-        transfer->buckets[bucket] = TB_BUCKET_QUEUED;
+        tb_bucket_become(transfer, bucket, TB_BUCKET_QUEUED);
         tb_round_offer(transfer, bucket);
         return;
     }
@@ -23,7 +24,7 @@ void tb_round_ready(tb_transfer *transfer, uint32_t bucket) {
             tb_pulls_ready(transfer, bucket);
             return;
         }
-        transfer->buckets[bucket] = TB_BUCKET_QUEUED;
+        tb_bucket_become(transfer, bucket, TB_BUCKET_QUEUED);
         tb_heap_push(&state->exchange->ready, bucket);
     }
 }
@@ -59,9 +60,9 @@ bool tb_round_claim(tb_peer *peer, tb_frame *frame) {
     tb_transfer *transfer = exchange->transfer;
     uint32_t bucket = tb_heap_pop(&exchange->ready);
     const tb_channel *channel = tb_bucket_channel(&transfer->program, bucket);
-    transfer->buckets[bucket] = TB_BUCKET_MOVING;
+    tb_bucket_become(transfer, bucket, TB_BUCKET_MOVING);
     transfer->channels[transfer->program.buckets[bucket].channel].done++;
-    transfer->active++;
+    tb_touch_begin(transfer);
     frame->stream = &transfer->stream;
     frame->bucket = bucket;
     frame->checksum = (transfer->flags & TB_TRANSFER_CHECKSUM) != 0;

@@ -19,6 +19,7 @@
 #include "round/select.h"
 #include "wire/loop.h"
 #include "wire/peer.h"
+#include "round/invariants.h"
 
 enum { MOST_RANKS = 1 << 20 };
 /* An orderly end waits this long for peers to read it. */
@@ -210,7 +211,7 @@ static bool end_rounds(tb_session *session) {
     bool exposed = false;
     for (tb_transfer *transfer = session->transfers; transfer != NULL; transfer = transfer->next) {
         if (!transfer->failing) {
-            session->stale_pulls += transfer->pulling;
+            tb_touch_goes_stale(transfer);
         }
         transfer->failing = true;
         atomic_store(&transfer->stop, true);

@@ -13,6 +13,7 @@
 #include "round/transfer_meet.h"
 #include "round/transfer_peer.h"
 #include "wire/peer.h"
+#include "round/invariants.h"
 
 /* ---- saying -------------------------------------------------------------------------------------------- */
 
@@ -83,6 +84,7 @@ void tb_transfer_let_regions_go(tb_transfer *transfer) {
     transfer->holds_regions = false;
     for (uint32_t i = 0; i < transfer->program.header->buffer_count; i++) {
         if (transfer->regions[i] != TB_NONE) {
+            TB_INVARIANT(transfer->session->regions[transfer->regions[i]].uses > 0);
             transfer->session->regions[transfer->regions[i]].uses--;
         }
     }
@@ -105,7 +107,7 @@ static void end_prepare(tb_transfer *transfer, enum tb_transfer_state state, con
     if (error != NULL) {
         event.error = *error;
     }
-    transfer->state = state;
+    tb_transfer_become(transfer, state);
     transfer->deadline = 0;
     tb_net_event_reserved(&transfer->session->net, &event, &transfer->reserved);
 }
@@ -122,7 +124,7 @@ void tb_transfer_fail_prepare(tb_transfer *transfer, int32_t code, int32_t rank,
     tb_transfer_leave_peers(transfer);
     tb_transfer_let_regions_go(transfer);
     transfer->error = error;
-    transfer->state = TB_TRANSFER_ENDING;
+    tb_transfer_become(transfer, TB_TRANSFER_ENDING);
     tb_transfer_end_late(transfer);
 }
 

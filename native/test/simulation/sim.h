@@ -48,7 +48,6 @@ typedef struct sim_rank {
     uint64_t posted;       /* the latest round; 0: none */
     bool running;          /* its end is still to come */
     uint32_t rest_crc;     /* of the targets, when the last round ended */
-    enum tb_transfer_state state; /* at the last look */
 } sim_rank;
 
 typedef struct sim {

@@ -30,7 +30,11 @@ uint64_t sim_random(uint64_t limit) {
     return (the_sim->random * 0x2545f4914f6cdd1dull >> 16) % limit;
 }
 
-/* ---- in place of base/clock.c, base/available.c and identity/identity.c --------------------------------- */
+/* ---- in place of base/clock.c, base/available.c, base/invariant.c and identity/identity.c --------------- */
+
+void tb_invariant_broken(const char *file, int line, const char *condition) {
+    sim_fail("%s:%d: \"%s\" does not hold", file, line, condition);
+}
 
 uint64_t tb_now(void) {
     return the_sim->now;
@@ -169,7 +173,6 @@ static void open_rank(int number, uint64_t pool) {
     pthread_mutex_lock(&rank->session->lock);
     rank->transfer = tb_transfer_find(rank->session, transfer, NULL);
     pthread_mutex_unlock(&rank->session->lock);
-    rank->state = rank->transfer->state;
 }
 
 void sim_open(void) {

@@ -5,6 +5,7 @@
 #include "round/round.h"
 #include "round/round_receive.h"
 #include "round/round_fold.h"
+#include "round/invariants.h"
 
 /* ---- a step --------------------------------------------------------------------------------------------- */
 
@@ -123,7 +124,7 @@ static void count_op(tb_transfer *transfer, const tb_nccl_op *op) {
     atomic_fetch_add_explicit(op->sends ? &transfer->bytes_sent : &transfer->bytes_received, op->bytes,
                               memory_order_relaxed);
     if (!tb_nccl_run_of(transfer)->plan->mixed) {
-        transfer->buckets[op->bucket] = TB_BUCKET_DONE;
+        tb_bucket_become(transfer, op->bucket, TB_BUCKET_DONE);
     } else if (op->sends) {
         tb_folds_read(transfer, op->bucket);
         tb_round_bucket_done(transfer, op->bucket);
@@ -148,7 +149,7 @@ static void count(tb_nccl_run *run, uint32_t index) {
     }
     for (uint32_t i = step->first_local; i < step->first_local + step->local_count && !transfer->failing; i++) {
         uint32_t bucket = plan->locals[i];
-        transfer->buckets[bucket] = TB_BUCKET_DONE;
+        tb_bucket_become(transfer, bucket, TB_BUCKET_DONE);
         transfer->locals_left--;
         atomic_fetch_add_explicit(&transfer->bytes_copied, transfer->program.buckets[bucket].bytes,
                                   memory_order_relaxed);

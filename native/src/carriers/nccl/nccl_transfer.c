@@ -15,6 +15,7 @@
 #include "flow/staging.h"
 #include "round/carrier.h"
 #include "wire/peer.h"
+#include "round/invariants.h"
 
 /* ---- rounds --------------------------------------------------------------------------------------------- */
 
@@ -109,7 +110,7 @@ static void start_round(tb_transfer *transfer) {
                       "its communicator was aborted, or it has none: it is to be prepared again");
         return;
     }
-    transfer->active++;
+    tb_touch_begin(transfer);
     run->active = true;
     run->turned = false;
     run->refused = leads(transfer);
