@@ -141,6 +141,24 @@ assert tensorbus.Weights
     )
 
 
+def test_small_tensors_share_memory_and_a_child_has_its_own() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    tensors = [tensorbus.empty((4, 4), "float32") for _ in range(5000)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    for number, tensor in enumerate(tensors):
+        assert not tensor.any()
+        tensor[:] = number
+    assert all((tensor == number).all() for number, tensor in enumerate(tensors))
+    large = tensorbus.empty(1 << 20, "float32")
+    assert large.ctypes.data % 64 == tensors[1].ctypes.data % 64 == 0
+    child = os.fork()
+    if child == 0:
+        tensorbus.empty((4, 4), "float32")[:] = -1
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert not tensorbus.empty((4, 4), "float32").any()
+
+
 def test_wheel_and_source_distribution(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("build")
     package = ROOT / "python"

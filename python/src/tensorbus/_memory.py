@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -33,7 +34,7 @@ class SharedMemory(mmap.mmap):
         import fcntl
 
         size = max(size, 1)
-        descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        descriptor = _open_memory(name)
         try:
             _reserve(descriptor, size)
             fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
@@ -55,6 +56,15 @@ class SharedMemory(mmap.mmap):
     def message(self) -> dict[str, Any]:
         """As a command names it, but for the descriptor."""
         return {"kind": "shared", "device": self.device, "inode": self.inode, "bytes": len(self)}
+
+
+def _open_memory(name: str) -> int:
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as cause:
+        if cause.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise make_error("TB_SYSTEM", f"no more shared memory can be made: {cause.strerror} (ulimit -n)") from None
 
 
 def _reserve(descriptor: int, size: int) -> None:
@@ -105,6 +115,48 @@ class _Registry:
 
 
 _registry = _Registry()
+
+# Small tensors share memory, so that descriptors and mappings grow with bytes and not with tensors: each piece is twice
+# as large as the last, and not for tensors that would take more than this share of it.
+_FIRST_ARENA = 1 << 20
+_LARGEST_ARENA = 1 << 26
+_SHARE = 8
+
+
+class _Arena:
+    """Where the next small tensors go. What was handed out keeps its memory; a full one is left to what lies in it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._memory: SharedMemory | None = None
+        self._used = 0
+        self._next = _FIRST_ARENA
+
+    def place(self, size: int) -> tuple[SharedMemory, int]:
+        if size * _SHARE > self._next:
+            return SharedMemory(size), 0
+        with self._lock:
+            if self._memory is None or self._used + size > len(self._memory):
+                self._memory, self._used = SharedMemory(self._next), 0
+                self._next = min(self._next * 2, _LARGEST_ARENA)
+            offset = self._used
+            self._used += align(max(size, 1))
+            return self._memory, offset
+
+    def leave(self) -> None:
+        """After a fork: both processes would hand out the same bytes."""
+        self._lock = threading.Lock()
+        self._memory = None
+
+
+_arena = _Arena()
+with contextlib.suppress(AttributeError):
+    os.register_at_fork(after_in_child=_arena.leave)
+
+
+def place_tensor(size: int) -> tuple[SharedMemory, int]:
+    """Zeroed shared memory of a tensor, and where in it the tensor begins."""
+    return _arena.place(size)
 
 
 def find_memory(address: int, size: int) -> SharedMemory | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ._cuda import CudaAllocation, find_allocation, takes_handles
 from ._dtypes import ITEM_SIZES, NUMBERS, dtype_name
-from ._memory import SharedMemory, align, find_memory
+from ._memory import SharedMemory, align, find_memory, place_tensor
 from .errors import TensorBusError, add_note, make_error
 
 
@@ -355,5 +355,5 @@ def empty(shape: int | Sequence[int], dtype: Any = "float32") -> Any:
     """
     name = dtype_name(dtype)
     sizes = (shape,) if isinstance(shape, int) else tuple(int(size) for size in shape)
-    memory = SharedMemory(prod(sizes) * ITEM_SIZES[name])
-    return tensor_on(memory, 0, sizes, packed_strides(sizes), name, type(dtype).__module__ == "torch")
+    memory, offset = place_tensor(prod(sizes) * ITEM_SIZES[name])
+    return tensor_on(memory, offset, sizes, packed_strides(sizes), name, type(dtype).__module__ == "torch")
