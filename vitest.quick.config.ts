@@ -14,4 +14,7 @@ const include = [
   "test/cli/{budgets,diff,markdown,ui}.test.ts",
 ];
 
-export default { ...full, test: { ...full.test, include } };
+/** Whole models, compared with what engines and trainers hold: seconds each. */
+const exclude = ["test/model/{hostile,parts-round-trip,vllm-derived,vllm-layouts}.test.ts"];
+
+export default { ...full, test: { ...full.test, include, exclude } };
