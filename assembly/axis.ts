@@ -275,7 +275,7 @@ export function layOut(axis: Axis): bool {
   return true;
 }
 
-/** Whether two readings of one axis hold the same everywhere. */
+/** True if two readings of one axis hold the same everywhere. */
 export function sameRuns(a: Axis, b: Axis): bool {
   const pointers = (<usize>a.groups + 1) << 2;
   if (a.groups != b.groups || memory.compare(a.pointers, b.pointers, pointers) != 0) return false;

@@ -89,7 +89,7 @@ function layAsGiven(entry: usize): void {
   for (let dim: u32 = 0; dim < dimsMost; dim++) setI64(bufferStrides(buffer), dim, i64At(entry, 2 + dim));
 }
 
-/** Writes the buffer table. `TB_STRIDES` where a tensor would reach beyond 2^62 bytes. */
+/** Writes the buffer table. `TB_STRIDES` if a tensor would reach beyond 2^62 bytes. */
 export function writeBuffers(rank: u32, at: usize): void {
   for (let slot: u32 = 0; slot < tensorCount * 2; slot++) {
     if (u32At(numbers, slot) == NONE) continue;

@@ -72,7 +72,7 @@ export function cutGrid(
   return count;
 }
 
-/** Where slab `slab` of `count` begins along `length`: larger slabs come first, they differ by at most one. */
+/** Says where slab `slab` of `count` begins along `length`: larger slabs come first, they differ by at most one. */
 // @ts-ignore: decorator
 @inline
 export function slabStart(length: i64, count: i64, slab: i64): i64 {

@@ -40,7 +40,7 @@ export function pieceRecords(): usize {
   return first;
 }
 
-/** Whether a record reads a reduced piece that is owned in what was gathered. */
+/** True if a record reads a reduced piece that is owned in what was gathered. */
 // @ts-ignore: decorator
 @inline
 export function readsPiece(record: usize): bool {

@@ -39,7 +39,7 @@ export function sendBox(rank: u32, origin: u32): void {
     return;
   }
   if (pattern.meeting) copyOwn(rank);
-  // Of the items (piece, replica) in order, every `senders`-th is this rank's.
+  // Every `senders`-th of the items (piece, replica) in order is this rank's.
   const items = pieces * target.replicas;
   const start = rotation(items, senders);
   let item = (<i64>sourceReplica - start + senders) % senders;
@@ -87,7 +87,7 @@ function sendChosen(rank: u32, origin: u32, targetAt: u32): void {
   );
 }
 
-/** Of the items for targets on the rank's host, every `near`-th from item `first` on is this rank's. */
+/** Every `near`-th of the items for targets on the rank's host is this rank's, from item `first` on. */
 function sendNear(rank: u32, targetAt: u32, near: i64, first: i64): void {
   const targets = nearbyList(target, targetAt);
   const host = hostOf(rank);

@@ -187,7 +187,7 @@ export function programBytes(): u32 {
   return programLength;
 }
 
-/** Where the answers of `gather` lie, by number. */
+/** Says where the answers of `gather` lie, by number. */
 export function answer(which: u32): u32 {
   switch (which) {
     case 0:

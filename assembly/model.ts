@@ -66,7 +66,7 @@ export class Pattern {
   source: usize;
   target: usize;
   overlaps: usize;
-  /** Whether a rank can be on both sides. */
+  /** True if a rank can be on both sides. */
   meeting: bool;
   /** How target replicas share what they want: `DIRECT`, `ALL` or `HOST`; and the stripes (`stripe.ts`). */
   striping: u32;
@@ -96,9 +96,9 @@ export let peersInFlight: u32 = 0;
 export let hosts: usize = 0;
 /** Most dimensions of a tensor. */
 export let dimsMost: u32 = 0;
-/** Whether an index in some tensor needs more than 32 bits. */
+/** True if an index in some tensor needs more than 32 bits. */
 export let wide: bool = false;
-/** Whether a pattern has a reduce stage, and whether one has a fanout stage. */
+/** True if a pattern has a reduce stage; the second, if one has a fanout stage. */
 export let reduces: bool = false;
 export let fans: bool = false;
 
@@ -349,7 +349,7 @@ function findAxis(pattern: Pattern, side: Side, words: usize, dim: i32, ndim: u3
   return axis;
 }
 
-/** The axis of these properties, made once; 0 where its reading has no meaning. */
+/** The axis of these properties, made once; 0 if its reading has no meaning. */
 function internAxis(
   length: i64,
   reading: i32,

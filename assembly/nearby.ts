@@ -1,5 +1,5 @@
 /**
- * Who holds one part, by hosts: its replicas, or of a partial source the holders of contributions to it, numbered as
+ * The holders of one part, by hosts: its replicas, or of a partial source the holders of contributions to it, numbered as
  * replica · contributions + contribution. What is the same for all tensors of a layout is kept: a list for each origin
  * (`tensor.ts`), made when it is first asked for.
  */
@@ -8,7 +8,7 @@ import { hosts, Mesh, Side, sideKindCount } from "./model";
 import { sortByKey } from "./sort";
 import { setI64, setU32, u32At } from "./words";
 
-/** For each kind of side, where the list of each origin stands; 0 where it was not made. */
+/** For each kind of side, where the list of each origin stands; 0 if it was not made. */
 let lists: usize = 0;
 
 export function startNearby(): void {

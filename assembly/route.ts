@@ -21,7 +21,7 @@ import {
 } from "./tensor";
 import { commonDivisor, setU32, u32At } from "./words";
 
-/** Who may own the pieces of a box of a pattern: the same for all that go from the same holders to the same. */
+/** The ranks that may own the pieces of a box of a pattern: the same for all that go from the same holders to the same. */
 // @ts-ignore: decorator
 @unmanaged
 class Owners {
@@ -59,7 +59,7 @@ export function enterBox(number: i64, count: i64): void {
   boxes = count;
 }
 
-/** Where the rotation over the members of a group of stripes begins: nowhere special if all get equally many. */
+/** Says where the rotation over the members of a group of stripes begins: nowhere special if all get equally many. */
 export function stripeRotation(cells: i64, members: i64): i64 {
   if (members == 1 || cells % members == 0) return 0;
   return (<i64>pattern.index + (ordinal % members) * hop(cells % members, members)) % members;
@@ -84,12 +84,12 @@ function hop(items: i64, senders: i64): i64 {
   return step;
 }
 
-/** Where the rotation of the box at hand, of so many items, begins; its item i is `(start + i) mod senders`. */
+/** Says where the rotation of the box at hand, of so many items, begins; its item i is `(start + i) mod senders`. */
 export function rotation(items: i64, senders: i64): i64 {
   return (rotationOf(items, senders) + (box % senders) * (items % senders)) % senders;
 }
 
-/** Where the rotation of the first box of the source group begins. */
+/** Says where the rotation of the first box of the source group begins. */
 export function rotationOf(items: i64, senders: i64): i64 {
   const step = hop(((boxes % senders) * (items % senders)) % senders, senders);
   return (<i64>pattern.index + (ordinal % senders) * step) % senders;
@@ -144,7 +144,7 @@ function listMeetingHolders(sourceAt: u32, holders: u32): void {
   }
 }
 
-/** As `listMeetingHolders`, where there are fewer replicas to ask. */
+/** As `listMeetingHolders`, if there are fewer replicas to ask. */
 function listMeetingReplicas(targetAt: u32): void {
   for (let replica: u32 = 0; replica < target.replicas; replica++) {
     if (!holdsSource(targetRankAt(targetAt, replica))) continue;

@@ -112,7 +112,7 @@ function finish(): void {
   found = kept;
 }
 
-/** Whether several ranks hold the same of the tensor at hand, so that `findOwn` tells what is whose. */
+/** True if several ranks hold the same of the tensor at hand, so that `findOwn` tells what is whose. */
 export function isShared(): bool {
   return source.replicas > 1;
 }
@@ -164,7 +164,7 @@ function addOwnedBy(rank: u32): void {
   if (pattern.meeting && enterTarget(rank)) addWanted();
   if (hosts == 0) return;
   const near = findHost(nearbyList(source, sourceOrigin()), hostOf(rank));
-  // Where all holders are near, they take turns as where none is.
+  // If all holders are near, they take turns as if none were.
   if (near < source.replicas * source.contributions) addWantedNear(rank);
 }
 

@@ -1,4 +1,4 @@
-/** Where the chunks of a walk go: to the list of channels, to records, or into sums. */
+/** Says where the chunks of a walk go: to the list of channels, to records, or into sums. */
 import { alloc, grow, OF_CHUNKS } from "./arena";
 import { boxSource, boxTarget } from "./box";
 import { addChannel } from "./channel-set";

@@ -108,7 +108,7 @@ function sendAll(rank: u32, targetAt: u32, count: i64): void {
   }
 }
 
-/** Of all items every `senders`-th is this rank's, but those for hosts that have sources of their own. */
+/** Every `senders`-th of all items is this rank's, except those for hosts that have sources of their own. */
 function sendTurns(rank: u32, targetAt: u32, first: i64, end: i64): void {
   const senders: i64 = source.replicas;
   const groups: i64 = groupCount();
@@ -122,7 +122,7 @@ function sendTurns(rank: u32, targetAt: u32, first: i64, end: i64): void {
   }
 }
 
-/** Of the items for targets on the rank's host, every `near`-th is this rank's. */
+/** Every `near`-th of the items for targets on the rank's host is this rank's. */
 function sendNear(rank: u32, targetAt: u32, first: i64, end: i64): void {
   if (ownGroup == NONE) return;
   const groups: i64 = groupCount();

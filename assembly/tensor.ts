@@ -75,7 +75,7 @@ function locate(side: Side, base: u32, rank: u32, groups: usize): bool {
 export let sourceReplica: u32 = 0;
 export let sourceContribution: u32 = 0;
 
-/** Whether the rank is a source of this tensor; if so its groups, replica and contribution are set. */
+/** True if the rank is a source of this tensor; if so its groups, replica and contribution are set. */
 export function enterSource(rank: u32): bool {
   if (!locate(source, sourceBase, rank, sourceGroups)) return false;
   sourceReplica = foundReplica;
@@ -91,12 +91,12 @@ export function enterTarget(rank: u32): bool {
   return true;
 }
 
-/** Whether the rank holds, as a source, what the groups in `sourceGroups` hold. */
+/** True if the rank holds, as a source, what the groups in `sourceGroups` hold. */
 export function holdsSource(rank: u32): bool {
   return locate(source, sourceBase, rank, otherGroups) && sameGroups(sourceGroups);
 }
 
-/** Whether the rank wants, as a target, what the groups in `targetGroups` want. */
+/** True if the rank wants, as a target, what the groups in `targetGroups` want. */
 export function wantsTarget(rank: u32): bool {
   return locate(target, targetBase, rank, otherGroups) && sameGroups(targetGroups);
 }

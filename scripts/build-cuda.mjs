@@ -1,5 +1,5 @@
 // Builds dist/cuda/kernels.ptx, or the file that is named, from native/cuda with nvcc: PTX text of the lowest ISA that the kernels allow, so that it
-// loads with old drivers and for later GPUs. Where there is no nvcc it says so and ends well: everything but CUDA memory
+// loads with old drivers and for later GPUs. If there is no nvcc it says so and ends well: everything but CUDA memory
 // works without.
 import { execFileSync, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";

@@ -1,4 +1,4 @@
-// Builds dist/: the WebAssembly planner, the kernels for CUDA (where there is nvcc), the bundles (esbuild) and the type
+// Builds dist/: the WebAssembly planner, the kernels for CUDA (if there is nvcc), the bundles (esbuild) and the type
 // declarations (tsc). Files change one by one, each as a whole and only if it differs, and what is no longer made goes one
 // build later: processes that run from dist/ meanwhile load their chunks when they need them. `npm install FOLDER` builds.
 import { execFileSync } from "node:child_process";

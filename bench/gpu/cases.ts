@@ -12,7 +12,7 @@ export interface BenchCase {
   /** Bytes of a row at the source, and of the gap behind it; 0 for one row of everything. */
   readonly row: number;
   readonly gap: number;
-  /** What is to be reached, of the floor; 0 where nobody has said. */
+  /** What is to be reached, of the floor; 0 if nobody has said. */
   readonly goal: number;
 }
 

@@ -16,7 +16,7 @@ export interface Figures {
   readonly gigabytesPerSecond: number;
   readonly copySeconds: number;
   readonly ofFloor: number;
-  /** Of both ranks: 0 where every byte went from where it lay to where it belongs. */
+  /** Of both ranks: 0 if every byte went from where it lay to where it belongs. */
   readonly stagingBytes: number;
   readonly goal: number;
 }

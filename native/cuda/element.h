@@ -185,7 +185,7 @@ TB_FUNCTION uint64_t tb_bits_of_number(uint32_t dtype, tb_number number) {
 TB_COMBINE_FLOAT(tb_combine_f64, double)
 TB_COMBINE_FLOAT(tb_combine_f32, float)
 
-/* Of sums and products only the low bits count, which are those of the narrower type. */
+/* Only the low bits of sums and products count, which are those of the narrower type. */
 TB_FUNCTION int64_t tb_combine_i64(uint32_t op, int64_t a, int64_t b) {
     switch (op) {
     case TB_PARTIAL_PRODUCT:

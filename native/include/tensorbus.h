@@ -174,7 +174,7 @@ TB_API int32_t tb_session_stop(uint64_t session, tb_error *err);
  */
 TB_API int32_t tb_session_close(uint64_t session, tb_error *err);
 
-/* Of a session with a device: the driver is asked whether it is memory of that device, which blocks; TB_EREGION where it
+/* In a session with a device, the driver is asked whether it is memory of that device, which blocks; TB_EREGION if it
  * is not, and no carrier moves memory of the host. */
 TB_API int32_t tb_session_register(uint64_t session, uint64_t address, uint64_t bytes, tb_error *err);
 /* TB_EBUSY while a transfer uses it. */
@@ -209,7 +209,7 @@ typedef struct tb_event {
     tb_error error;
 } tb_event;
 
-/* Fills *event; kind TB_EVENT_NONE where there is none. */
+/* Fills *event; kind TB_EVENT_NONE if there is none. */
 TB_API int32_t tb_session_next_event(uint64_t session, tb_event *event, tb_error *err);
 
 /*
@@ -251,7 +251,7 @@ typedef struct tb_member {
  * begin rounds of it together: the lowest that joins leads them, and is connected with all. Which those are is the
  * same for all; a peer that counts others in, or of which another carrier than was said comes out, is TB_EINVALIDATED
  * with ESTALE: one of the two knew what is not so any more.
- * Where this rank joins, and once it is prepared, tb_transfer_attach binds it to the communicator of those who do,
+ * If this rank joins, and once it is prepared, tb_transfer_attach binds it to the communicator of those who do,
  * and takes what memory it needs of the device; *attached is 0 until that is there. A round that begins before is
  * TB_EINVALIDATED.
  */
@@ -264,19 +264,19 @@ TB_API int32_t tb_transfer_attach(uint64_t session, uint64_t transfer, uint64_t 
 TB_API int32_t tb_transfer_check_peers(uint64_t session, uint64_t transfer, tb_error *err);
 TB_API int32_t tb_transfer_attached(uint64_t session, uint64_t transfer, uint32_t *attached, tb_error *err);
 /*
- * Who this session is to carriers, as it may be told to anybody: for tb_carrier_between, of this version of the
+ * This session as carriers know it, which may be told to anybody: for tb_carrier_between, of this version of the
  * library.
  */
 enum { TB_IDENTITY_BYTES = 96 };
 TB_API int32_t tb_session_identity(uint64_t session, uint8_t identity[TB_IDENTITY_BYTES], tb_error *err);
-/* Of a place: the bits of its carriers, and which GPU of which host it is. */
+/* What an identity says: the bits of its carriers, and which GPU of which host it is. */
 TB_API int32_t tb_identity_read(const uint8_t identity[TB_IDENTITY_BYTES], uint32_t *carriers, uint8_t gpu[32],
                                 tb_error *err);
 /*
  * What would carry the buckets of two sessions between tensors in these kinds of memory (1 host, 2 shared, 4 CUDA),
- * with these flags of a transfer: as of tb_transfer_carrier. TB_EUNSUPPORTED where nothing would; the message names
+ * with these flags of a transfer: as of tb_transfer_carrier. TB_EUNSUPPORTED if nothing would; the message names
  * what lacks.
- * TB_EDEVICE_SHARED where all that lacks for NCCL is a GPU for each of the two.
+ * TB_EDEVICE_SHARED if all that lacks for NCCL is a GPU for each of the two.
  */
 TB_API int32_t tb_carrier_between(const uint8_t one[TB_IDENTITY_BYTES], const uint8_t other[TB_IDENTITY_BYTES],
                                   uint32_t memory, uint32_t flags, uint32_t *carrier, tb_error *err);
@@ -324,7 +324,7 @@ TB_API int32_t tb_cuda_free(const uint8_t uuid[16], uint64_t address, tb_error *
 TB_API int32_t tb_cuda_write(const uint8_t uuid[16], uint64_t address, const void *from, uint64_t bytes, tb_error *err);
 TB_API int32_t tb_cuda_read(const uint8_t uuid[16], uint64_t address, void *to, uint64_t bytes, tb_error *err);
 /*
- * The legacy IPC handle of the allocation that the memory lies in, and where in it. TB_EUNSUPPORTED where there is
+ * The legacy IPC handle of the allocation that the memory lies in, and where in it. TB_EUNSUPPORTED if there is
  * none.
  */
 TB_API int32_t tb_cuda_export(const uint8_t uuid[16], uint64_t address, uint64_t bytes, uint8_t handle[64],
@@ -347,7 +347,7 @@ TB_API int32_t tb_cuda_event_record(const uint8_t uuid[16], uint64_t event, tb_e
 TB_API int32_t tb_cuda_event_close(const uint8_t uuid[16], uint64_t event, tb_error *err);
 /*
  * Raises token at port (tb_port_open) once what was recorded last has happened, or cannot be known any more. watched:
- * *over is 1 from then on; TB_ECUDA where it cannot be known. unwatch before the event or the port is closed.
+ * *over is 1 from then on; TB_ECUDA if it cannot be known. unwatch before the event or the port is closed.
  */
 TB_API int32_t tb_cuda_event_watch(uint64_t port, uint64_t token, const uint8_t uuid[16], uint64_t event,
                                    uint64_t *watch, tb_error *err);
@@ -367,7 +367,7 @@ TB_API int32_t tb_cuda_info(const uint8_t uuid[16], uint64_t *left, uint64_t *to
 
 /*
  * What can be asked of libnccl without a device. path: NULL is $TENSOR_BUS_LIBNCCL, else libnccl.so.2. The first call
- * for a path loads the library, for good. TB_ELIBRARY where it is missing or too old.
+ * for a path loads the library, for good. TB_ELIBRARY if it is missing or too old.
  */
 TB_API int32_t tb_nccl_version(const char *path, uint32_t *version, tb_error *err);
 /* Its words for a result, terminated. */
@@ -387,7 +387,7 @@ TB_API int32_t tb_session_use_nccl(uint64_t session, const char *library, tb_err
  */
 TB_API int32_t tb_nccl_join(uint64_t session, const int32_t *ranks, uint32_t count, const uint8_t id[128],
                             uint32_t epoch, uint64_t *communicator, tb_error *err);
-/* *state is 0 while ranks are waited for, 1 once all have joined. A code where it was aborted, and why. */
+/* *state is 0 while ranks are waited for, 1 once all have joined. A code if it was aborted, and why. */
 TB_API int32_t tb_nccl_state(uint64_t session, uint64_t communicator, uint32_t *state, tb_error *err);
 /* Aborts it, and what is under way on it: another is to take its place. */
 TB_API int32_t tb_nccl_leave(uint64_t session, uint64_t communicator, tb_error *err);

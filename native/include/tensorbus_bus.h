@@ -17,24 +17,24 @@ extern "C" {
  * when a token waits for tb_port_next; the caller closes it after the port.
  */
 TB_API int32_t tb_port_open(uint64_t *port, int32_t *fd, tb_error *err);
-/* Fills *token with the next one that was raised; *found is 0 where there is none. A token waits at most once. */
+/* Fills *token with the next one that was raised; *found is 0 if there is none. A token waits at most once. */
 TB_API int32_t tb_port_next(uint64_t port, uint64_t *token, uint32_t *found, tb_error *err);
 /* TB_EBUSY while a waiter, watch or gate reports to it. */
 TB_API int32_t tb_port_close(uint64_t port, tb_error *err);
 
 /*
  * A POSIX named semaphore. create: TB_EEXISTS if the name is taken; mode 0600, value 0. open: TB_EFOREIGN unless it
- * belongs to this user and to nobody else; err->os_errno is ENOENT where there is none. close keeps the name.
+ * belongs to this user and to nobody else; err->os_errno is ENOENT if there is none. close keeps the name.
  */
 TB_API int32_t tb_semaphore_create(const char *name, uint64_t *semaphore, tb_error *err);
 TB_API int32_t tb_semaphore_open(const char *name, uint64_t *semaphore, tb_error *err);
 TB_API int32_t tb_semaphore_post(uint64_t semaphore, tb_error *err);
-/* Takes one without waiting; *taken is 0 where there is none. */
+/* Takes one without waiting; *taken is 0 if there is none. */
 TB_API int32_t tb_semaphore_try(uint64_t semaphore, uint32_t *taken, tb_error *err);
 /* Takes one. Blocks, at most timeout_ns of CLOCK_MONOTONIC (TB_ETIMEOUT): never for an event loop. */
 TB_API int32_t tb_semaphore_wait(uint64_t semaphore, uint64_t timeout_ns, tb_error *err);
 TB_API int32_t tb_semaphore_close(uint64_t semaphore, tb_error *err);
-/* Removes the name; *removed is 0 where there was none. */
+/* Removes the name; *removed is 0 if there was none. */
 TB_API int32_t tb_semaphore_unlink(const char *name, uint32_t *removed, tb_error *err);
 
 /*
@@ -47,10 +47,10 @@ TB_API int32_t tb_waiter_stop(uint64_t waiter, tb_error *err);
 
 /*
  * A file of single-byte locks, which the kernel frees when the process ends, however it ends. The file is made with
- * mode 0600 where it is missing; TB_EFOREIGN unless it belongs to this user and to nobody else.
+ * mode 0600 if it is missing; TB_EFOREIGN unless it belongs to this user and to nobody else.
  */
 TB_API int32_t tb_lock_open(const char *path, uint64_t *lock, tb_error *err);
-/* Takes the lock at offset without waiting; *taken is 0 where another holds it. */
+/* Takes the lock at offset without waiting; *taken is 0 if another holds it. */
 TB_API int32_t tb_lock_try(uint64_t lock, uint64_t offset, uint32_t *taken, tb_error *err);
 /* The same beside others that share it. */
 TB_API int32_t tb_lock_share(uint64_t lock, uint64_t offset, uint32_t *taken, tb_error *err);
@@ -77,15 +77,15 @@ TB_API int32_t tb_gate_open(uint64_t port, const char *path, uint64_t token, uin
 TB_API int32_t tb_gate_attach(uint64_t gate, const char *lock_path, uint32_t *attached, tb_error *err);
 /*
  * Inside of the gate, before LMDB opens its files in this process: checks all that LMDB would trust, and takes the space
- * of what it touches first. Makes both files where they are missing. map_bytes: of the map that LMDB will make; others:
- * some process has the files open. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN; TB_ESYSTEM or TB_ENO_MEMORY where this
+ * of what it touches first. Makes both files if they are missing. map_bytes: of the map that LMDB will make; others:
+ * some process has the files open. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN; TB_ESYSTEM or TB_ENO_MEMORY if this
  * process has too few descriptors or too little address space left.
  */
 TB_API int32_t tb_gate_prepare(uint64_t gate, const char *data_path, const char *lock_path, uint64_t map_bytes,
                                uint32_t others, tb_error *err);
 /* Inside of the gate, once LMDB has opened its files: from here on tb_gate_enter looks at them, and tb_gate_check does. */
 TB_API int32_t tb_gate_guard(uint64_t gate, const char *data_path, const char *lock_path, tb_error *err);
-/* Before something is read: TB_EBUS_FORMAT where LMDB's files are gone, cut or overwritten. */
+/* Before something is read: TB_EBUS_FORMAT if LMDB's files are gone, cut or overwritten. */
 TB_API int32_t tb_gate_check(uint64_t gate, tb_error *err);
 /*
  * Inside of a write transaction, before it is committed: takes the space that it may need, so that no write fails. It has
@@ -100,7 +100,7 @@ TB_API int32_t tb_gate_verify(uint64_t gate, uint32_t *owned, tb_error *err);
 #define TB_GATE_USUAL_CHANGES 16
 #define TB_GATE_USUAL_BYTES 8192
 /*
- * Enters, trying for at most spin_ns; *entered is 0 where another is inside, and 2 where the space of one usual transaction is
+ * Enters, trying for at most spin_ns; *entered is 0 if another is inside, and 2 if the space of one usual transaction is
  * taken already, which needs no tb_gate_reserve then. *holder is a thread id, where known, or 0.
  */
 TB_API int32_t tb_gate_enter(uint64_t gate, uint64_t spin_ns, uint32_t *entered, int32_t *holder, tb_error *err);
@@ -115,12 +115,12 @@ TB_API int32_t tb_gate_close(uint64_t gate, tb_error *err);
  */
 TB_API int32_t tb_heartbeat_start(const char *name, uint32_t interval_ms, uint64_t *heartbeat, tb_error *err);
 TB_API int32_t tb_heartbeat_stop(uint64_t heartbeat, tb_error *err);
-/* Another process's: TB_EFOREIGN unless it belongs to this user; err->os_errno is ENOENT where there is none. */
+/* Another process's: TB_EFOREIGN unless it belongs to this user; err->os_errno is ENOENT if there is none. */
 TB_API int32_t tb_pulse_open(const char *name, uint64_t *pulse, tb_error *err);
 /* Nanoseconds since its last beat. */
 TB_API int32_t tb_pulse_age(uint64_t pulse, uint64_t *age_ns, tb_error *err);
 TB_API int32_t tb_pulse_close(uint64_t pulse, tb_error *err);
-/* Removes the name of a dead process's heartbeat; *removed is 0 where there was none. */
+/* Removes the name of a dead process's heartbeat; *removed is 0 if there was none. */
 TB_API int32_t tb_heartbeat_unlink(const char *name, uint32_t *removed, tb_error *err);
 
 /*
@@ -144,7 +144,7 @@ TB_API int32_t tb_handover_expect(uint64_t handover, const uint8_t secret[16], u
 TB_API int32_t tb_handover_forget(uint64_t handover, const uint8_t secret[16], tb_error *err);
 /*
  * The descriptors of a hand-over that the client has sent, close-on-exec; the caller closes them. Hand-overs with smaller
- * numbers are closed. TB_ETENSOR_MISSING where it has not come, TB_EPROTOCOL where something else has.
+ * numbers are closed. TB_ETENSOR_MISSING if it has not come, TB_EPROTOCOL if something else has.
  */
 TB_API int32_t tb_handover_take(uint64_t handover, const uint8_t secret[16], uint64_t number, int32_t *fds,
                                 uint32_t capacity, uint32_t *count, tb_error *err);

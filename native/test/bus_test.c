@@ -36,7 +36,7 @@ static void new_name(void) {
 static uint64_t port;
 static int port_fd;
 
-/* The next token within a second; 0 where none comes. */
+/* The next token within a second; 0 if none comes. */
 static uint64_t next_token(int wait_ms) {
     uint64_t token = 0;
     uint32_t found = 0;

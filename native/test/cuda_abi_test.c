@@ -1,5 +1,5 @@
 /*
- * The table of cuda_api.h against NVIDIA's own header, where there is one: names, types of all arguments, sizes and
+ * The table of cuda_api.h against NVIDIA's own header, if there is one: names, types of all arguments, sizes and
  * numbers. With -idirafter it is found below CUDA_HOME; without a toolkit this says so, and checks nothing.
  */
 #if defined(__has_include)

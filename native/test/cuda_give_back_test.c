@@ -1,5 +1,5 @@
 /*
- * Memory is given back at once where no round is under way, else after the last one, or late in those that
+ * Memory is given back at once if no round is under way, else after the last one, or late in those that
  * need nothing of this process. On the double of libcuda, which knows an address until then. A worker steps
  * its tasks in their order, so what is due has been done when a later call looks.
  */

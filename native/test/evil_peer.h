@@ -28,7 +28,7 @@ static inline void evil_send(int fd, const void *bytes, size_t count) {
     CHECK(send(fd, bytes, count, MSG_NOSIGNAL) == (ssize_t)count);
 }
 
-/* At most `count` bytes, while the world answers its events; 0 where the connection has ended. */
+/* At most `count` bytes, while the world answers its events; 0 if the connection has ended. */
 static inline size_t evil_take_some(world *w, int fd, void *into, size_t count) {
     for (uint64_t until = test_now() + 20 * SECOND; test_now() < until;) {
         ssize_t got = recv(fd, into, count, MSG_DONTWAIT);

@@ -400,7 +400,7 @@ static void test_liar(void) {
 }
 
 /*
- * A source in which nobody may read. Where the stream is allowed it serves instead, at both ends; else the
+ * A source in which nobody may read. If the stream is allowed it serves instead, at both ends; else the
  * prepare fails at both. It takes a user without privileges to be refused.
  */
 static void test_refused(uint32_t carriers, bool shared) {

@@ -157,7 +157,7 @@ static inline void world_answer(world *w, int rank, const tb_event *event) {
     tb_session_handshake(w->session[rank], event->connection, proof, accept, NULL);
 }
 
-/* Takes all events of all ranks; waits a little where there are none. */
+/* Takes all events of all ranks; waits a little if there are none. */
 static inline void world_pump(world *w, int milliseconds) {
     struct pollfd fds[WORLD_RANKS];
     int count = 0;
@@ -184,7 +184,7 @@ static inline void world_pump(world *w, int milliseconds) {
     }
 }
 
-/* The first event of that kind, which is taken out; false where none came in time. */
+/* The first event of that kind, which is taken out; false if none came in time. */
 static inline bool world_take(world *w, int rank, uint32_t kind, uint64_t timeout, tb_event *event) {
     uint64_t until = test_now() + timeout;
     do {

@@ -109,7 +109,7 @@ for step in (1, 2):
         assert weights.recv(timeout=30) == step
         assert take(base + 256, 12).tolist() == list(range(12))
         assert take(base + 1024, 5).tolist() == [100 * step + at for at in range(5)]
-# Where the allocation moves, what was registered is not the caller's any more.
+# If the allocation moves, what was registered is not the caller's any more.
 matrix.__cuda_array_interface__ = {**matrix.__cuda_array_interface__, "data": (base + 512, False)}
 try:
     weights.send(timeout=1) if role == "source" else weights.recv(timeout=1)

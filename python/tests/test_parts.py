@@ -49,7 +49,7 @@ def test_parameters_are_cut_into_views(tmp_path: pathlib.Path) -> None:
     mesh, placements, whole = parts.layout("model.embed_tokens.weight", None)
     assert (mesh.ranks, list(placements), whole) == ((0, 1), ["S(0;64,6)"], (70, 8))
     assert views["model.embed_tokens.weight"].shape == (6, 8)
-    # Of another size, of another name, and not in one piece.
+    # One has another size, one another name, and one is not in one piece.
     key = "model.layers.0.self_attn.qkv_proj.weight"
     with pytest.raises(ValueError, match=r"has the shape \[3, 8\], and the preset says \[16, 8\]"):
         parts.views({**memory, key: np.zeros((3, 8), np.float32)})

@@ -34,7 +34,7 @@ export function joinChecksums(first: number, second: number, bytes: number): num
   return (shifted ^ second) >>> 0;
 }
 
-/** Of so many zeros. */
+/** The checksum of so many zeros. */
 export function zeroChecksum(bytes: number): number {
   // The register begins and ends inverted: that of zeros is what they make of all ones, inverted.
   return (joinChecksums(0xffffffff, 0, bytes) ^ 0xffffffff) >>> 0;

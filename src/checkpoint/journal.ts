@@ -29,7 +29,7 @@ export class Journal {
     this.#isPublishing = isPublishing;
   }
 
-  /** Whether files were about to take their final names, and some may have them. */
+  /** True if files were about to take their final names, and some may have them. */
   get isPublishing(): boolean {
     return this.#isPublishing;
   }
@@ -92,7 +92,7 @@ export class Journal {
 interface Lines {
   readonly done: ReadonlyMap<number, ItemChecksums>;
   readonly isPublishing: boolean;
-  /** Of the lines that are whole. */
+  /** The bytes of the lines that are complete. */
   readonly bytes: number;
 }
 

@@ -54,9 +54,9 @@ export interface MoveOptions {
 }
 
 export interface MoveSummary {
-  /** Of the files that were written, headers included. */
+  /** The bytes of the files that were written, headers included. */
   readonly writtenBytes: number;
-  /** Of the source, this time: less than all where a journal had the rest. */
+  /** The bytes of the source, this time: less than all if a journal had the rest. */
   readonly movedBytes: number;
   readonly resumedBytes: number;
   readonly verifiedBytes: number;

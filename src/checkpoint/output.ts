@@ -54,7 +54,7 @@ export function partialPath(folder: string, { name }: PlannedFile): string {
   return join(folder, `${name}${suffix}`);
 }
 
-/** Where a file is now: one that was about to take its final name may have it, and then it has no other. */
+/** The present name of a file: one that was about to take its final name may have it, and then it has no other. */
 export function pathOf(folder: string, file: PlannedFile, isPublishing: boolean): string {
   const partial = partialPath(folder, file);
   return isPublishing && !existsSync(partial) ? join(folder, file.name) : partial;
@@ -130,7 +130,7 @@ export function constantBytes(value: number, dtype: DType): Buffer {
   return bytes;
 }
 
-/** Whether the files of a result that was begun are still there, as they were made. */
+/** True if the files of a result that was begun are still there, as they were made. */
 export function haveFiles(folder: string, files: readonly PlannedFile[], isPublishing: boolean): boolean {
   return files.every((file) => sizeOf(pathOf(folder, file, isPublishing)) === file.bytes);
 }

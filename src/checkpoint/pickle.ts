@@ -295,7 +295,7 @@ class Reader {
     return this.#bytes.subarray(at, at + length);
   }
 
-  /** Where these bytes begin. */
+  /** Says where these bytes begin. */
   #skip(length: number): number {
     const at = this.#at;
     if (at + length > this.#bytes.length) throw this.#refuse("it ends amid a value");

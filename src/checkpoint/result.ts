@@ -22,7 +22,7 @@ const maxManifestBytes = 64 * 2 ** 20;
 const counts = z.array(z.int().min(0)).max(64);
 const manifestSchema = z.strictObject({
   format: z.literal(1),
-  /** Of the plan, or of the target's layout: equal for results that hold the same of the same checkpoint. */
+  /** The digest of the plan, or of the target's layout: equal for results that hold the same of the same checkpoint. */
   plan: z.string(),
   checkpoint: z.string(),
   /** How it was asked for: `2:S(1)`, `vllm:tp=4`, `hf`. */
@@ -172,7 +172,7 @@ export function refuseOwnSource(sources: readonly string[], folder: string, name
   }
 }
 
-/** Whether that is what a file of some result is called. */
+/** True if a file of some result is called so. */
 export function isOfResult(name: string): boolean {
   return (
     name === manifestName ||
@@ -247,7 +247,7 @@ export async function readLayout(folder: string, manifest: ResultManifest): Prom
 
 type BoxMessage = z.infer<typeof layoutSchema>[number]["parameters"][number][3][number];
 
-/** Whether a box lies in a parameter of that shape, each axis of its tensor along one of the parameter or one element long. */
+/** True if a box lies in a parameter of that shape, each axis of its tensor along one of the parameter or one element long. */
 function isWithin(shape: readonly number[], [, start, length, at, axes]: BoxMessage): boolean {
   const used = axes.filter((axis) => axis >= 0);
   return (

@@ -72,7 +72,7 @@ function blocksOf(tensor: MovedTensor, item: Cut): Iterable<Cut> {
   return cutRows(item, elementsIn(blockBytes, tensor));
 }
 
-/** Where the parts of an item lie in their files: their first runs, and whether that is all, in one piece. */
+/** Says where the parts of an item lie in their files: their first runs, and whether that is all, in one piece. */
 export function placesOf(
   tensor: MovedTensor,
   item: Cut,
@@ -256,7 +256,7 @@ function packPart(
   return packed;
 }
 
-/** Whether the elements of a box follow each other without a gap. */
+/** True if the elements of a box follow each other without a gap. */
 function isPacked(length: readonly number[], strides: readonly number[]): boolean {
   let run = 1;
   for (let dim = length.length - 1; dim >= 0; dim--) {

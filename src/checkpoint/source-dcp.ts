@@ -217,7 +217,7 @@ class ItemFiles {
     for (const fd of this.#fds) closeSync(fd);
   }
 
-  /** Where the elements of an item lie. */
+  /** Says where the elements of an item lie. */
   box({ file, offset, length }: StorageInfo, { name, dtype, start, length: extents }: ItemTensor): StoredBox {
     const path = join(this.#folder, file);
     const number = this.#open(file, path);

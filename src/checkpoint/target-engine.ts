@@ -18,7 +18,7 @@ export interface EngineTarget {
   readonly files: readonly TargetFile[];
   /** Tensors of the checkpoint that the engine does without, and why. */
   readonly dropped: ReadonlyMap<string, string>;
-  /** Of the command that loads the files. */
+  /** The name of the command that loads the files. */
   readonly tp: number;
   readonly ep: boolean;
 }

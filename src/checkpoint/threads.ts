@@ -36,7 +36,7 @@ export interface SumTask {
 export type Order = readonly (ItemTask | SumTask)[];
 
 export interface Done {
-  /** Of each task, in their order: of an item those of its parts, of a stretch its own. */
+  /** The checksums of each task, in their order: for an item those of its parts, for a stretch its own. */
   readonly checksums: readonly ItemChecksums[];
   /** That were compared. */
   readonly bytes: number;

@@ -8,7 +8,7 @@ import { type DType, itemSize, unitOf } from "../layout/index.ts";
 import { type Cut, countOf, cutRows, cutTiles } from "./cut.ts";
 import type { SourceTensor, StoredBox } from "./source.ts";
 
-/** Where a box of a tensor goes: into a parameter of a file. */
+/** Says where a box of a tensor goes: into a parameter of a file. */
 export interface Destination {
   /** Index in the files that are written. */
   readonly file: number;

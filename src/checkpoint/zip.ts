@@ -41,7 +41,7 @@ export class Archive {
     return this.#entries.has(name);
   }
 
-  /** Where the bytes of an entry lie in the file. */
+  /** Says where the bytes of an entry lie in the file. */
   place(name: string): { readonly position: number; readonly bytes: number } {
     const entry = this.#entries.get(name);
     if (entry === undefined) throw damagedCheckpoint(this.#path, `an item has no ${name}`);

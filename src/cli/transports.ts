@@ -35,7 +35,7 @@ export function chooseTransport(
   );
 }
 
-/** UCX is loaded only where it could be of use, since it registers, and so pins, all that is moved. */
+/** UCX is loaded only if it could be of use, since it registers, and so pins, all that is moved. */
 function readsByRdma(): boolean {
   try {
     return hasRdmaDevice() && queryUcx().rdma;

@@ -21,7 +21,7 @@ export interface Alias {
 
 /**
  * The first target that overlaps another view in bytes that are written, or itself. Exact to the element; near-linear
- * in the views, also where many of them interleave (columns of one matrix).
+ * in the views, also if many of them interleave (columns of one matrix).
  */
 export function findAlias(views: readonly BatchView[]): Alias | undefined {
   for (const view of views) {
@@ -41,7 +41,7 @@ function isWritten(target: BatchView, other: BatchView): boolean {
   return target.kind === "target" && target.writes().some((written) => overlaps(written, other.bytes));
 }
 
-/** Views whose extents hang together, where there are several and one of them is a target. */
+/** Views whose extents hang together, if there are several and one of them is a target. */
 function* clusters(views: readonly BatchView[]): Generator<BatchView[]> {
   const sorted = [...views].sort((a, b) => a.bytes.start - b.bytes.start);
   let cluster: BatchView[] = [];
@@ -104,7 +104,7 @@ function sharedPeriod(cluster: readonly BatchView[]): number {
   return crowding(period, period) < crowding(0, whole) ? period : 0;
 }
 
-/** Where a view lies within the period: loops that are multiples of it vanish. One that wraps around is two intervals. */
+/** Says where a view lies within the period: loops that are multiples of it vanish. One that wraps around is two intervals. */
 function fold(view: BatchView, period: number): Interval[] {
   const { start, loops, run } = view.bytes;
   if (period === 0) return [{ view, start, end: endOf(view.bytes) }];

@@ -39,7 +39,7 @@ export interface CudaDevice {
   readonly name: string;
 }
 
-/** Where the package has its kernels; they are not there where it was built without nvcc. */
+/** The package's kernels; they are missing if it was built without nvcc. */
 export function kernelsPath(environment: Readonly<Record<string, string | undefined>> = process.env): string {
   const named = environment[kernelsVariable];
   if (named !== undefined && named !== "") return named;

@@ -7,7 +7,7 @@ const messageOffset = 16;
 
 /**
  * The error in a `tb_error` that C filled, at that offset of the bytes; `undefined` if its code is 0. `details.rank`
- * is the rank where it began, `details.errno` the system's number, where there are any.
+ * is the rank where it began, `details.errno` the system's number, if there are any.
  */
 export function readError(bytes: Uint8Array, offset = 0): TensorBusError | undefined {
   const view = new DataView(bytes.buffer, bytes.byteOffset + offset, errorBytes);

@@ -9,7 +9,7 @@ interface Libc {
 
 const exclusive = 2;
 const atOnce = 4;
-/** `undefined` before it was looked for, `null` where there is none. */
+/** `undefined` before it was looked for, `null` if there is none. */
 let libc: Libc | null | undefined;
 
 /** Locks it for as long as `fd` is open. `false` if another open file has the lock; `true` too where nothing can be locked. */

@@ -22,7 +22,7 @@ type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
  * What to load NCCL as: `TENSOR_BUS_LIBNCCL`; else the soname, where the linker finds it; else the library that a wheel of
- * `nvidia-nccl-cu13` or `-cu12` put beside Python's packages. Where there is none it is the soname, whose loading then
+ * `nvidia-nccl-cu13` or `-cu12` put beside Python's packages. If there is none it is the soname, whose loading then
  * says what was looked for.
  */
 export function findNccl(environment: Environment = process.env): string {
@@ -32,7 +32,7 @@ export function findNccl(environment: Environment = process.env): string {
   return fromWheel !== undefined && !linkerHas(environment) ? fromWheel : ncclSoname;
 }
 
-/** Where a wheel may have put it, the most specific environment first. */
+/** Says where a wheel may have put it, the most specific environment first. */
 function wheelsOf(environment: Environment): string[] {
   const paths = (environment["PYTHONPATH"] ?? "").split(delimiter).filter((path) => path !== "");
   const prefixes = [

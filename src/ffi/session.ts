@@ -109,7 +109,7 @@ export interface TcpSessionOptions extends CommonSessionOptions {
 export type NativeSessionOptions = MemorySessionOptions | TcpSessionOptions;
 
 export interface NativeBinding {
-  /** Of the first element. */
+  /** The address of the first element. */
   readonly address: bigint;
   /** From there to the end of the memory that may be touched. */
   readonly bytes: bigint;
@@ -255,7 +255,7 @@ export function attachTransfer(session: bigint, transfer: bigint, communicator: 
   native.tb_transfer_attach(session, transfer, communicator);
 }
 
-/** Throws where a peer prepares anew what is prepared here, as after it was found elsewhere than it was said to be. */
+/** Throws if a peer prepares anew what is prepared here, as after it was found elsewhere than it was said to be. */
 export function checkTransferPeers(session: bigint, transfer: bigint): void {
   native.tb_transfer_check_peers(session, transfer);
 }

@@ -137,7 +137,7 @@ function cuts(
   return [...orders.values()].flat();
 }
 
-/** Where a mesh dimension stands in the shard order: after as many shards as its split factor counts. */
+/** Says where a mesh dimension stands in the shard order: after as many shards as its split factor counts. */
 function decodedPosition(
   order: readonly Cut[],
   meshShape: readonly number[],

@@ -7,7 +7,7 @@ import type { Placement } from "./placement.ts";
  */
 export type StridedShardReading = "split" | "order";
 
-/** Where a tensor lies on one side: the mesh, one placement a mesh dimension, and how strided shards read. */
+/** Says where a tensor lies on one side: the mesh, one placement a mesh dimension, and how strided shards read. */
 export interface Layout {
   readonly mesh: DeviceMesh;
   readonly placements: readonly Placement[];

@@ -157,7 +157,7 @@ export function reduce(accumulator: Bytes, contribution: Bytes, options: ReduceO
 
 /**
  * Divides an accumulator (which is changed) by `divisor`, and rounds each element once to `dtype`. `out` may be the
- * accumulator itself. `TB_PARTIAL_OP` where integers would be divided.
+ * accumulator itself. `TB_PARTIAL_OP` if integers would be divided.
  */
 export function finishReduce(out: Bytes, accumulator: Bytes, dtype: DType, divisor = 1n): void {
   const from = placeOf(accumulator);

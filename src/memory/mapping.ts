@@ -90,7 +90,7 @@ export class Mapping {
   }
 }
 
-/** Where a view lies in memory of that many bytes; `RangeError` if JavaScript's own views would say so. */
+/** Says where a view lies in memory of that many bytes; `RangeError` if JavaScript's own views would say so. */
 export function viewRange(
   type: TypedArrayConstructor,
   total: bigint,

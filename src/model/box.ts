@@ -16,7 +16,7 @@ export interface BoxRun {
 
 /**
  * The longest runs, in ascending order, that move `box` of a row-major tensor of `shape` to the box of the same lengths
- * at `targetOffsets` of a row-major tensor of `targetShape`. None where the box is empty. `TB_SHAPE` for a box that
+ * at `targetOffsets` of a row-major tensor of `targetShape`. None if the box is empty. `TB_SHAPE` for a box that
  * does not lie in its tensor.
  */
 export function* boxRuns(

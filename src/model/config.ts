@@ -19,7 +19,7 @@ export interface ConfigOptions {
   /** True if layers that predict further tokens are included; not unless asked. */
   readonly mtp?: boolean;
   /**
-   * Whether weights are stored as the config's `quantization_config` says, with their scales: as it says unless given;
+   * True if weights are stored as the config's `quantization_config` says, with their scales: as it says unless given;
    * `false` lists plain floats, which a trainer holds.
    */
   readonly quantized?: boolean;
@@ -35,7 +35,7 @@ export interface Model {
   readonly form: ModelForm;
   /** The type of all tensors that have no type of their own. */
   readonly dtype: DType;
-  /** Whether config or caller name that type; else `bfloat16` stands for it, which no type of a tensor's own is. */
+  /** True if config or caller name that type; else `bfloat16` stands for it, which no type of a tensor's own is. */
   readonly hasDtype: boolean;
   /** Rows and columns of a block of weights that shares a scale. */
   readonly block: readonly [number, number] | undefined;

@@ -33,7 +33,7 @@ export function fileError(cause: unknown, action: string, path: string): TensorB
 
 export interface ReadOptions {
   /**
-   * Whether it may be a pipe, which somebody writes for us (`/dev/stdin`, `<(…)`): what a user names on the command line.
+   * True if it may be a pipe, which somebody writes for us (`/dev/stdin`, `<(…)`): what a user names on the command line.
    * Default false: a file that is named in another file is a regular one.
    */
   readonly pipes?: boolean;
@@ -135,7 +135,7 @@ export async function writeWholeFile(path: string, contents: Uint8Array | string
   }
 }
 
-/** Where a file is to lie: what a link leads to. A device or a pipe would be replaced rather than written to. */
+/** Says where a file is to lie: what a link leads to. A device or a pipe would be replaced rather than written to. */
 async function placeOf(path: string): Promise<string> {
   try {
     const place = await realpath(path);

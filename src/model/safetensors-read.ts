@@ -16,7 +16,7 @@ export interface ReadOptions {
   readonly signal?: AbortSignal;
 }
 
-/** Where a box goes in the caller's memory: a row-major tensor of `shape`, at `offsets`. */
+/** Says where a box goes in the caller's memory: a row-major tensor of `shape`, at `offsets`. */
 export interface BoxTarget {
   readonly shape: readonly number[];
   readonly offsets: readonly number[];

@@ -106,7 +106,7 @@ export class SafetensorsWriter implements AsyncDisposable {
     this.#state = "finished";
   }
 
-  /** Of a sealed file that somebody else gave its final name: it is no longer this writer's to remove. */
+  /** The identity of a sealed file that somebody else gave its final name: it is no longer this writer's to remove. */
   letGo(): void {
     if (this.#state === "sealed") this.#state = "finished";
   }

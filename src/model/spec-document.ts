@@ -100,7 +100,7 @@ export class SpecDocument implements SpecPlaces {
     return undefined;
   }
 
-  /** Where the key of a value stands: its line is the one that a reader looks for. */
+  /** Says where the key of a value stands: its line is the one that a reader looks for. */
   #keyOffset(path: SpecPath): number | undefined {
     const holder =
       path.length === 1 ? this.#document.contents : this.#document.getIn(path.slice(0, -1), true);
@@ -114,7 +114,7 @@ export class SpecDocument implements SpecPlaces {
   }
 }
 
-/** Where a key stands that its map has already: the parser's own check compares each with all others. */
+/** Says where a key stands that its map has already: the parser's own check compares each with all others. */
 function repeatedKey(document: Document.Parsed): number | undefined {
   let found: number | undefined;
   visit(document, {

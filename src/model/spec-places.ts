@@ -2,7 +2,7 @@ import type { TensorBusError } from "../errors.ts";
 
 export type SpecPath = readonly (string | number)[];
 
-/** Where the values of a spec stand, in a file or in a form: makes the errors that name the place. */
+/** Says where the values of a spec stand, in a file or in a form: makes the errors that name the place. */
 export interface SpecPlaces {
   /** `TB_SPEC` at a place. */
   error(

@@ -17,7 +17,7 @@ export interface Spec extends Omit<ResolvedSpec, "ruleOf"> {
   readonly file: string;
   /** The values of the file as they stand there; `undefined` if there is no such file. */
   readonly values?: unknown;
-  /** Where both sides have parameters: which of them the planned tensors are parts of. */
+  /** If both sides have parameters: which of them the planned tensors are parts of. */
   readonly parts?: PartedSpec;
 }
 

@@ -171,7 +171,7 @@ export class Plan {
     return kind.pattern;
   }
 
-  /** Where each part of a rank's local tensors comes from and goes to, stage by stage, for one tensor of the input. */
+  /** Says where each part of a rank's local tensors comes from and goes to, stage by stage, for one tensor of the input. */
   explain(tensor: number, rank: number): Explanation {
     const routing = this.#routing[this.patternOf(tensor)]!;
     return explainTensor(this.#subject, this.input, routing, tensor, checkRank({ rank })!);

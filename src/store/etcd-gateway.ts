@@ -9,7 +9,7 @@ export interface EtcdTls {
   /** This client's certificate and key, PEM, for servers that ask for one. */
   readonly cert?: string | Buffer;
   readonly key?: string | Buffer;
-  /** The name that the certificate must bear, where that is not the endpoint's. */
+  /** The name that the certificate must bear, if that is not the endpoint's. */
   readonly servername?: string;
 }
 
@@ -96,7 +96,7 @@ export class EtcdGateway {
     return this.#anywhere(true, (endpoint) => this.#unary(endpoint, path, body, signal), signal);
   }
 
-  /** Changes something, once: `EtcdUnreachable` where it is not known whether it was done. */
+  /** Changes something, once: `EtcdUnreachable` if it is not known whether it was done. */
   change(path: string, body: EtcdMessage, signal: AbortSignal): Promise<EtcdMessage> {
     return this.#anywhere(false, (endpoint) => this.#unary(endpoint, path, body, signal), signal);
   }

@@ -6,7 +6,7 @@ export interface EndpointOptions {
   /** The address or name to listen on; default `127.0.0.1`. Beyond loopback a secret is needed (`TB_AUTH`). */
   readonly host?: string;
   /**
-   * What others connect to, where that is not `host` and the port that is listened on: an address or a name, or either
+   * What others connect to, if that is not `host` and the port that is listened on: an address or a name, or either
    * with a port (`node7:9000`, `[fd00::7]:9000`). Needed where `host` is `0.0.0.0` or `::`.
    */
   readonly advertise?: string;
@@ -28,7 +28,7 @@ const anyAddresses = new BlockList();
 anyAddresses.addAddress("0.0.0.0", "ipv4");
 anyAddresses.addAddress("::", "ipv6");
 
-/** Where a session listens, and what it tells others. `TB_ADDRESS` if no other rank could be told how to get there. */
+/** Says where a session listens, and what it tells others. `TB_ADDRESS` if no other rank could be told how to get there. */
 export async function resolveEndpoint(options: EndpointOptions): Promise<Endpoint> {
   const { host = "127.0.0.1", advertise } = options;
   const listenHost = isIP(host) === 0 ? await lookUp(host) : host;

@@ -30,7 +30,7 @@ const lookupsAtOnce = 32;
 const withdrawMs = 1000;
 
 /**
- * Where ranks publish their addresses and look up those of others. A record carries an HMAC over its key (which holds
+ * The place where ranks publish their addresses and look up those of others. A record carries an HMAC over its key (which holds
  * transport, namespace, generation and rank) and value; one that the secret did not make is `TB_AUTH`.
  */
 export class PeerDirectory {

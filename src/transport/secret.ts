@@ -16,7 +16,7 @@ const noSecret: readonly Uint8Array[] = [new Uint8Array(0)];
 
 /**
  * The secrets that a session proves and accepts: from the option, its file, `TENSOR_BUS_SECRET` or the file that
- * `TENSOR_BUS_SECRET_FILE` names, whichever comes first. Where there is none, a loopback address gets the empty secret,
+ * `TENSOR_BUS_SECRET_FILE` names, whichever comes first. If there is none, a loopback address gets the empty secret,
  * and any other is refused (`TB_AUTH`).
  */
 export async function loadSecrets(

@@ -5,7 +5,7 @@ import type { Transport, TransportCapabilities } from "./transport.ts";
 
 export interface SelectOptions {
   /**
-   * Use the one of this name for all peers, whatever else could. Where it cannot serve a pair, `prepare` fails with
+   * Use the one of this name for all peers, whatever else could. If it cannot serve a pair, `prepare` fails with
    * `TB_UNSUPPORTED`, which says what is missing. Default: the best for each pair.
    */
   readonly force?: string;

@@ -10,7 +10,7 @@ import { libraryPath } from "../../src/ffi/library.ts";
 
 export const root = join(dirname(libraryPath()), "../..");
 
-/** Throws where it fails; a `Skip` where this machine lacks something that the case needs. */
+/** Throws if it fails; a `Skip` where this machine lacks something that the case needs. */
 export interface GpuCase {
   readonly name: string;
   run(): Promise<void>;
@@ -21,14 +21,14 @@ export interface Machine {
   readonly device: string;
   readonly name: string;
   readonly driver: string;
-  /** True where the double of libcuda stands for a GPU. */
+  /** True if the double of libcuda stands for a GPU. */
   readonly double: boolean;
   readonly json: string;
   /** Runs only what has this in its name. */
   readonly filter: string;
 }
 
-/** The device to be used, which it says; ends the process with 3, and what lacks, where there is none. */
+/** The device to be used, which it says; ends the process with 3, and what lacks, if there is none. */
 export function findMachine(what: "test" | "bench"): Machine {
   const { values } = parseArgs({
     options: {

@@ -11,7 +11,7 @@ import { type FamilyQuestion, familyQuestions } from "./kit/family-configs.ts";
  */
 const forms = ["checkpoint", "state_dict"] as const;
 type Answer = Readonly<Record<(typeof forms)[number], Readonly<Record<string, readonly [string, number[]]>>>>;
-/** Shapes by name; `state_dict` only where it differs. */
+/** Shapes by name; `state_dict` only if it differs. */
 type ListFile = Readonly<Record<string, Partial<Readonly<Record<string, Readonly<Record<string, string>>>>>>>;
 
 const recordPath = join(import.meta.dirname, "../golden/model-lists.json");

@@ -120,7 +120,7 @@ describe("the proof", () => {
     expect(proof.pieces).toBeGreaterThan(0);
   });
 
-  /** A change of one part, `undefined` where it has no such change. */
+  /** A change of one part, `undefined` if it has no such change. */
   type Mutation = (part: Part, side: PartedSide) => readonly Part[] | undefined;
   const withKind = (part: Part, change: Partial<PartKind>): Part => ({
     ...part,

@@ -95,7 +95,7 @@ describe("what vLLM refuses is refused with a reason, and what only its loader c
     v_head_dim: 16,
   };
   const moe = { moe_intermediate_size: 32, num_experts: 6, num_attention_heads: 8, num_key_value_heads: 8 };
-  // What each line of vllm_refusals.jsonl names, as a config and a preset; the reason where it is refused.
+  // What each line of vllm_refusals.jsonl names, as a config and a preset; the reason if it is refused.
   const configurations: readonly (readonly [object, string, (RegExp | undefined)?, ConfigOptions?])[] = [
     [
       { model_type: "llama", num_key_value_heads: 3 },

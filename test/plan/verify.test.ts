@@ -27,7 +27,7 @@ function verifyEach(input: PlanInput, { chunks, buckets }: PlanLists): void {
   });
 }
 
-/** `undefined` where a strided shard has no one meaning. */
+/** `undefined` if a strided shard has no one meaning. */
 function planned(input: PlanInput, relay: boolean): NaivePlan | undefined {
   try {
     return naivePlan(input, { relay });

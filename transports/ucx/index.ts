@@ -29,7 +29,7 @@ const capabilities: TransportCapabilities = {
 };
 
 /**
- * Moves tensors by UCX: a target reads what its source has registered, by InfiniBand or RoCE where there is such a device.
+ * Moves tensors by UCX: a target reads what its source has registered, by InfiniBand or RoCE if there is such a device.
  * Plans, grants and failures travel over authenticated TCP connections, tensors do not. See this folder's README.
  */
 export function ucx(options: UcxTransportOptions = {}): ConnectedTransport {

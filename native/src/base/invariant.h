@@ -4,7 +4,7 @@
 
 /*
  * Ends the process with a line that says what does not hold, and where. It is for faults of this library alone: what a
- * caller, a peer or a machine can get wrong is an error. Where one of these does not hold, memory could be written that
+ * caller, a peer or a machine can get wrong is an error. If one of these does not hold, memory could be written that
  * somebody else uses by now, and tensors that are silently wrong cost more than a process.
  */
 #define TB_INVARIANT(condition)                                                                                        \

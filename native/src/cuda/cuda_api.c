@@ -25,7 +25,7 @@ int32_t tb_cuda_fail(const tb_cuda_api *api, tb_cu_result result, tb_error *err,
                  : result == TB_CU_UNSUPPORTED_PTX         ? TB_ELIBRARY
                  : result == TB_CU_PEER_ACCESS_UNSUPPORTED ? TB_EUNSUPPORTED
                                                            : TB_ECUDA;
-    /* Of "cuMemAlloc_v2(&pointer, bytes)" the name is enough. */
+    /* The name alone is taken from "cuMemAlloc_v2(&pointer, bytes)". */
     return tb_fail(err, code, -1, 0, "%.*s: %s (%d), %s", (int)strcspn(what, "("), what, name, (int)result,
                    text);
 }

@@ -1,7 +1,7 @@
 /*
  * The CUDA driver, libcuda.so.1: never linked, loaded when a device is first asked for. Every function that
  * is used stands in one table, with the name under which the driver exports it; native/test/cuda_abi_test.c
- * holds the table against NVIDIA's header where there is one.
+ * holds the table against NVIDIA's header if there is one.
  */
 #ifndef TB_CUDA_API_H
 #define TB_CUDA_API_H
@@ -128,7 +128,7 @@ typedef struct tb_cuda_api {
 
 /*
  * Loads and initializes the driver, once for each path; NULL is $TENSOR_BUS_LIBCUDA, else libcuda.so.1. *api
- * stays for the life of the process. TB_ELIBRARY where it is missing or too old, TB_EDEVICE where it finds no
+ * stays for the life of the process. TB_ELIBRARY if it is missing or too old, TB_EDEVICE if it finds no
  * GPU.
  */
 int32_t tb_cuda_load(const char *path, const tb_cuda_api **api, tb_error *err);

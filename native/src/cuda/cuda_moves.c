@@ -13,7 +13,7 @@
  * more than the kernel that moves many at once. Chosen, not measured: no GPU was at hand.
  */
 enum { ROW_BYTES = 1 << 20 };
-/* Of a list. Only ends that no plan cuts so ever come near it. */
+/* The most of a list. Only ends that no plan cuts so ever come near it. */
 enum { MOST_MOVES = 1 << 24 };
 enum { MOST_JOINT = 2 * TB_MAX_DIMS + 2 };
 
@@ -81,7 +81,7 @@ static void add_loop(joint *both, joint_loop loop) {
 
 /*
  * Both ends walk one box in row-major order and have merged its dimensions differently, so that one's inner
- * loop is a part of the other's. False where it is not so.
+ * loop is a part of the other's. False if it is not so.
  */
 static bool join(joint *both, end_loops *to, end_loops *from) {
     uint32_t t = 0;
@@ -140,7 +140,7 @@ static uint32_t kernel_of(const tb_cuda_ask *ask, bool aligned) {
     return TB_KERNEL_CAST;
 }
 
-/* True where every lane of these bytes begins at a multiple of them, or of 16. The run is loop 0 where it is
+/* True if every lane of these bytes begins at a multiple of them, or of 16. The run is loop 0 if it is
  * one. */
 static bool aligned_to(const joint *both, uint32_t first_loop, uint32_t to_bytes, uint32_t from_bytes) {
     uint64_t to_mask = (to_bytes < 16 ? to_bytes : 16) - 1;
@@ -156,7 +156,7 @@ static bool aligned_to(const joint *both, uint32_t first_loop, uint32_t to_bytes
 
 /* How elements become lanes. */
 typedef struct lanes {
-    uint32_t first_loop; /* 1 where loop 0 is the run */
+    uint32_t first_loop; /* 1 if loop 0 is the run */
     uint64_t run;        /* lanes of a run */
     uint32_t elements, to_bytes, from_bytes;
     bool aligned;

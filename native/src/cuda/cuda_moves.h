@@ -45,7 +45,7 @@ typedef struct tb_cuda_moves {
     tb_cuda_row *rows;
     uint32_t row_count, row_room;
     uint32_t group_count;
-    /* By kernel, then for each group and one past the last: its first move. NULL where the kernel has none.
+    /* By kernel, then for each group and one past the last: its first move. NULL if the kernel has none.
      */
     uint32_t *first_of[TB_CUDA_KERNEL_COUNT];
     uint32_t *first_row;                 /* the same of rows */
@@ -53,7 +53,7 @@ typedef struct tb_cuda_moves {
     uint64_t device_bytes;
 } tb_cuda_moves;
 
-/* Zero is an empty list. Asks come in any order. TB_ENO_MEMORY, TB_EUNSUPPORTED where there are too many. */
+/* Zero is an empty list. Asks come in any order. TB_ENO_MEMORY, TB_EUNSUPPORTED if there are too many. */
 int32_t tb_cuda_moves_add(tb_cuda_moves *moves, const tb_cuda_ask *ask, tb_error *err);
 /* No more are added. Groups are 0 to group_count - 1. */
 int32_t tb_cuda_moves_sort(tb_cuda_moves *moves, uint32_t group_count, tb_error *err);

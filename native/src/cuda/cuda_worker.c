@@ -144,7 +144,7 @@ static void end(tb_cuda_worker *worker) {
     }
 }
 
-/* Steps every task once; true where one of them ended. */
+/* Steps every task once; true if one of them ended. */
 static bool step_all(tb_cuda_worker *worker) {
     bool progress = false;
     tb_cuda_task **at = &worker->active;
@@ -161,7 +161,7 @@ static bool step_all(tb_cuda_worker *worker) {
     return progress;
 }
 
-/* Takes what was submitted, in its order; waits for it where nothing is under way. False where it is to end.
+/* Takes what was submitted, in its order; waits for it where nothing is under way. False if it is to end.
  */
 static bool take_tasks(tb_cuda_worker *worker, uint32_t idle) {
     pthread_mutex_lock(&worker->lock);
@@ -332,7 +332,7 @@ int32_t tb_cuda_worker_open(const uint8_t uuid[16], tb_cuda_worker **worker, tb_
     return code;
 }
 
-/* True where it was the last user, and the worker is out of the list. */
+/* True if it was the last user, and the worker is out of the list. */
 static bool leave(tb_cuda_worker *worker) {
     pthread_mutex_lock(&all_lock);
     bool last = --worker->users == 0;

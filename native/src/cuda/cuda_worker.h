@@ -50,7 +50,7 @@ struct tb_cuda_worker {
     char name[128];
     int multiprocessors, major, minor;
 
-    /* Of the thread. */
+    /* Owned by the thread; no lock is needed. */
     tb_cu_context context;
     tb_cu_module module;
     tb_cu_function functions[TB_CUDA_KERNEL_COUNT];
@@ -88,7 +88,7 @@ int32_t tb_cuda_worker_kernels(const char *path, tb_error *err);
 int32_t tb_cuda_worker_open(const uint8_t uuid[16], tb_cuda_worker **worker, tb_error *err);
 /* What those give who have no deadline of their own. */
 enum { TB_CUDA_QUIESCE_MS = 5000 };
-/* The last user's ends the thread, once its tasks are done. TB_EQUARANTINED where one does not end in time.
+/* The last user's ends the thread, once its tasks are done. TB_EQUARANTINED if one does not end in time.
  */
 int32_t tb_cuda_worker_close(tb_cuda_worker *worker, uint32_t quiesce_ms, tb_error *err);
 

@@ -11,7 +11,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 
-/* Where rounds follow each other without a gap, it is given back during one that needs nothing of this process. */
+/* If rounds follow each other without a gap, it is given back during one that needs nothing of this process. */
 #define LONGEST_NS 5000000000ull
 
 static _Atomic uint32_t rounds, needy;

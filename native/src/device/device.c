@@ -119,7 +119,7 @@ static void take_off(tb_device *device, order *orders) {
     device->flights = one;
 }
 
-/* Of a flight whose event says nothing good any more, nothing moves either. */
+/* If the event of a flight fails, nothing of the flight moves any more either. */
 static void look(tb_device *device) {
     tb_cuda_worker *worker = device->worker;
     flight **at = &device->flights;

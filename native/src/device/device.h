@@ -17,7 +17,7 @@ int32_t tb_device_open(const uint8_t uuid[16], tb_device **device, tb_error *err
 void tb_device_close(tb_device *device, uint32_t quiesce_ms);
 tb_cuda_worker *tb_device_worker(const tb_device *device);
 
-/* How peers reach memory of the device. TB_EREGION where it is none, or not the device's. */
+/* How peers reach memory of the device. TB_EREGION if it is none, or not the device's. */
 int32_t tb_device_describe(tb_device *device, uint64_t address, uint64_t bytes, tb_device_memory *memory,
                            tb_error *err);
 int32_t tb_device_allocate(tb_device *device, uint64_t bytes, uint64_t *address, tb_error *err);

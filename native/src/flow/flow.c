@@ -127,7 +127,7 @@ static uint64_t gather_runs(tb_flow *flow, tb_gather *gather) {
     return bytes;
 }
 
-/* Where a part of an element has been sent already, it is packed again and that part left out. */
+/* If a part of an element has been sent already, the element is packed again and that part left out. */
 static uint64_t gather_elements(tb_flow *flow, tb_gather *gather) {
     const tb_chunk *chunk = tb_flow_chunk(flow);
     uint64_t item = flow->item;

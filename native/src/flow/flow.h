@@ -9,7 +9,7 @@
 #include "kernels/cursor.h"
 #include "program/program.h"
 
-/* Where a program's ends lie. */
+/* Says where a program's ends lie. */
 typedef struct tb_places {
     const tb_program *program;
     const tb_binding *bindings;
@@ -72,7 +72,7 @@ void tb_flow_skip(tb_flow *flow, uint64_t count);
 /* The same, and goes on with the checksum of what goes out. */
 uint32_t tb_flow_crc(tb_flow *flow, uint64_t count, uint32_t crc);
 
-/* Moves elements of the chunk from a cursor at the source; true where the chunk is done. */
+/* Moves elements of the chunk from a cursor at the source; true if the chunk is done. */
 bool tb_flow_move(tb_flow *flow, tb_cursor *source, uint64_t elements);
 /* The same for elements of a copy that somebody else has put there; the flow is asked for no place in that chunk. */
 bool tb_flow_moved(tb_flow *flow, uint64_t elements);

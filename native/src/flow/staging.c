@@ -33,7 +33,7 @@ void tb_staging_remove(tb_staging *staging, uint64_t bytes) {
 }
 
 /*
- * Who holds some gives it back after one system call and one unpack, waiting for nothing: so this wait ends.
+ * A stream that holds some gives it back after one system call and one unpack, waiting for nothing: so this wait ends.
  */
 uint64_t tb_staging_reserve(tb_staging *staging, int direction, uint64_t bytes, bool wait) {
     enum { ELEMENT = 8 };

@@ -9,7 +9,7 @@
 
 #define STACK_BYTES (256 * 1024) /* room for the sanitizers' larger frames */
 
-/* The signal that gets a thread of the bus out of the kernel, or 0 where the process has none to spare. */
+/* The signal that gets a thread of the bus out of the kernel, or 0 if the process has none to spare. */
 static int interrupt_signal;
 static pthread_once_t interrupt_once = PTHREAD_ONCE_INIT;
 

@@ -107,7 +107,7 @@ int32_t tb_handover_close(uint64_t handle, tb_error *err) {
 
 /* ---- who is there: the lock is held -------------------------------------------------------------------- */
 
-/* Where the two differ is not to be learned from how long it takes. */
+/* Nobody can learn from the time that this takes where the two differ. */
 static bool is_secret(const uint8_t *a, const uint8_t *b) {
     uint8_t differ = 0;
     for (int i = 0; i < SECRET_BYTES; i++) {

@@ -327,7 +327,7 @@ static int32_t check_data(int fd, const char *path, uint64_t *transaction, tb_er
     return TB_OK;
 }
 
-/* True where another process has LMDB open: LMDB makes its lock file anew where nobody has. */
+/* True if another process has LMDB open: LMDB makes its lock file anew where nobody has. */
 static bool is_in_use(int lock_fd) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
     return fcntl(lock_fd, F_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;

@@ -122,16 +122,16 @@ typedef struct tb_lmdb_change {
 uint64_t tb_lmdb_bytes_needed(const tb_lmdb_meta *meta, const tb_lmdb_change *change);
 
 /*
- * Takes the space of a file from *reserved up to `to`, and some more where there is some, and says in *reserved how far it
+ * Takes the space of a file from *reserved up to `to`, and some more if there is some, and says in *reserved how far it
  * goes now. TB_ENO_SPACE.
  */
 int32_t tb_lmdb_grow(int fd, uint64_t *reserved, uint64_t to, const char *path, tb_error *err);
 
 /*
  * To be called before LMDB opens the files in this process, while nobody writes: checks all that LMDB would trust, and
- * takes the space of what it touches first. Makes both files where they are missing. map_bytes: of the map that LMDB will
+ * takes the space of what it touches first. Makes both files if they are missing. map_bytes: of the map that LMDB will
  * make; others: some process has the environment open. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN, and TB_ESYSTEM or
- * TB_ENO_MEMORY where descriptors or address space do not suffice.
+ * TB_ENO_MEMORY if descriptors or address space do not suffice.
  */
 int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t map_bytes, bool others, tb_error *err);
 

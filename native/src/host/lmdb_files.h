@@ -28,17 +28,17 @@ int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const ch
 void tb_lmdb_files_close(tb_lmdb_files *files);
 
 /*
- * TB_EBUS_FORMAT where the files are gone, cut or overwritten. locks: LMDB's lock file, mapped; inside: nobody writes now,
+ * TB_EBUS_FORMAT if the files are gone, cut or overwritten. locks: LMDB's lock file, mapped; inside: nobody writes now,
  * so that it can be compared with the data. Files that were cut get their length again, and are marked as damaged: no process
  * that maps them is ended by a signal, and each finds the mark.
  */
 int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, bool inside,
                             tb_error *err);
 
-/* Before the lock file is looked at through a map, from any thread: true where it was cut, and mended as above. */
+/* Before the lock file is looked at through a map, from any thread: true if it was cut, and mended as above. */
 bool tb_lmdb_files_mend_locks(const tb_lmdb_files *files);
 
-/* Whether tb_lmdb_files_reserve has nothing to do for a usual transaction. Inside of the gate, once they were checked. */
+/* True if tb_lmdb_files_reserve has nothing to do for a usual transaction. Inside of the gate, once they were checked. */
 bool tb_lmdb_files_have_room(const tb_lmdb_files *files);
 
 /* As tb_gate_reserve. */

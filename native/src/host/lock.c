@@ -104,7 +104,7 @@ static void run_watch(void *argument) {
     if (failed == 0) {
         tb_bus_byte_lock(watch->fd, F_OFD_SETLK, F_UNLCK, watch->offset);
     }
-    /* Where the kernel refuses to wait (out of locks), the one who asked looks for itself. */
+    /* If the kernel refuses to wait (it is out of locks), the caller looks for itself. */
     tb_source_raise(&watch->source);
 }
 

@@ -1,4 +1,4 @@
-/* Where the threads of the bus report: a list of raised tokens, and a pipe that says that it is not empty. */
+/* The place where the threads of the bus report: a list of raised tokens, and a pipe that says that it is not empty. */
 #ifndef TB_BUS_PORT_H
 #define TB_BUS_PORT_H
 

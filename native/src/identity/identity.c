@@ -1,4 +1,4 @@
-/* Who this process is, and whether another one is still there. No lock is needed. */
+/* This process as others know it, and whether another one is still there. No lock is needed. */
 #include "identity/identity.h"
 
 #include <errno.h>

@@ -1,4 +1,4 @@
-/* Who this process is to others, as PREPARE and the store say it (tb_wire_identity). No lock is needed. */
+/* This process as others know it, from PREPARE and the store (tb_wire_identity). No lock is needed. */
 #ifndef TB_IDENTITY_H
 #define TB_IDENTITY_H
 

@@ -20,7 +20,7 @@
 
 #define WITH_CRC
 
-/* By name: the headers offer these only where everything is compiled for processors that have them. */
+/* By name: the headers offer these only if everything is compiled for processors that have them. */
 static inline uint32_t crc_of_word(uint32_t crc, uint64_t word) {
     __asm__(".arch_extension crc\n\tcrc32cx %w0, %w0, %1" : "+r"(crc) : "r"(word));
     return crc;

@@ -30,7 +30,7 @@ uint64_t tb_chunk_wire_bytes(const tb_chunk *chunk) {
     return chunk->elements * tb_dtype_size(chunk->wire_dtype);
 }
 
-/* The table at `at` with `count` rows of `row` bytes, or NULL where it does not lie in the program. */
+/* The table at `at` with `count` rows of `row` bytes, or NULL if it does not lie in the program. */
 static const void *table_of(const tb_program_header *header, uint64_t at, uint64_t count, uint64_t row) {
     uint64_t bytes;
     uint64_t end;

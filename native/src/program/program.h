@@ -88,7 +88,7 @@ typedef struct tb_program {
     uint32_t *fold_order;
     uint32_t fold_count;
     uint32_t *fold_next;
-    /* Of stages 1 and 2: the channels that are received from, once for each bucket, in the order of the grants. */
+    /* For stages 1 and 2: the channels that are received from, once for each bucket, in the order of the grants. */
     uint32_t *turns[TB_STAGES];
     uint32_t turn_count[TB_STAGES];
     uint32_t local_buckets;

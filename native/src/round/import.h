@@ -14,7 +14,7 @@ enum tb_import_state {
 struct tb_import {
     tb_import *next; /* that wait for a thread */
     tb_session *session;
-    tb_exchange *exchange; /* NULL where it is not wanted any more */
+    tb_exchange *exchange; /* NULL if it is not wanted any more */
     const struct tb_carrier *carrier;
     enum tb_import_state state;
     int32_t rank; /* the source, its number of the transfer, and its process */
@@ -45,10 +45,10 @@ static inline const tb_wire_end *tb_import_end(const tb_import *import, uint8_t 
     return &import->ends[import->first_end[stage] + (chunk - import->first_chunk[stage])];
 }
 
-/* What is to come of a peer; NULL where there is no memory. */
+/* What is to come of a peer; NULL if there is no memory. */
 tb_import *tb_import_create(tb_exchange *exchange);
 int32_t tb_import_take(tb_import *import, const uint8_t *part, uint64_t bytes, tb_error *err);
-/* Checks and opens the next one that waits: in a thread. False where there is none. */
+/* Checks and opens the next one that waits: in a thread. False if there is none. */
 bool tb_import_serve(tb_session *session);
 /* Nobody wants it any more. It goes at once, or once the thread that has it is done. */
 void tb_import_drop(tb_import *import);

@@ -13,7 +13,7 @@ void tb_own_add(tb_session *session);
 void tb_own_remove(tb_session *session);
 
 /*
- * Fills in where each region of the import lies, which is 0 where the session has no such region. False where the
+ * Fills in where each region of the import lies, which is 0 if the session has no such region. False if the
  * source is no session of this process. Without the lock.
  */
 bool tb_own_find(const tb_import *import, const tb_exchange *exchange, uint64_t *addresses);

@@ -63,7 +63,7 @@ static void reset(tb_transfer *transfer) {
     atomic_store(&transfer->bytes_copied, 0);
 }
 
-/* A round that cannot succeed any more when it begins. True where it failed. */
+/* A round that cannot succeed any more when it begins. True if it failed. */
 static bool fail_at_once(tb_transfer *transfer) {
     const tb_abort *why = tb_aborts_find(&transfer->aborts, transfer->round);
     if (why != NULL) {

@@ -5,7 +5,7 @@
 #include "round/transfer.h"
 
 void tb_round_start(tb_transfer *transfer, uint64_t round, uint64_t deadline);
-/* Ends the round under way, here and at the peers. rank: where it began. Does nothing where there is none. */
+/* Ends the round under way, here and at the peers. rank: where it began. Does nothing if there is none. */
 void tb_round_fail(tb_transfer *transfer, int32_t code, int32_t rank, int os_errno, const char *message);
 /* An operation that was counted in transfer->active has let go of memory. */
 void tb_round_release(tb_transfer *transfer);

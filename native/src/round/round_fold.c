@@ -8,7 +8,7 @@
  * contradiction; or the pool is full, of pieces whose folds are complete, and whose readers send to peers that granted
  * them without a window and read without waiting, or copy here. So they go, and the pool has room: tb_program_check_pool.
  * A slot is kept for each contribution that is allowed to come, so that none ever waits in a connection. Readers that move
- * jointly send in their steps, which may be later than that of a piece with no room yet: where there are such, the pool
+ * jointly send in their steps, which may be later than that of a piece with no room yet: if there are such, the pool
  * has a place for each piece, and what is brought jointly has memory of its own. The session's lock is held, except when
  * the places of pieces are fixed at prepare.
  */
@@ -47,7 +47,7 @@ void tb_folds_reset(tb_transfer *transfer) {
     transfer->staging.now = 0;
 }
 
-/* Where a piece would lie that begins at `line` or later: it does not wrap around the end of the memory. */
+/* Finds the place of a piece that begins at `line` or later: it does not wrap around the end of the memory. */
 static uint64_t fit(const tb_transfer *transfer, uint64_t line, uint64_t bytes) {
     uint64_t size = transfer->pool.ring;
     uint64_t at = line % size;
@@ -112,7 +112,7 @@ bool tb_folds_turn(const tb_transfer *transfer, uint32_t bucket) {
     return after == TB_NONE || transfer->buckets[after] == TB_BUCKET_DONE;
 }
 
-/* Allows the next contribution; false where it has to wait. */
+/* Allows the next contribution; false if it has to wait. */
 static bool allow(tb_transfer *transfer, uint32_t bucket) {
     const tb_program *program = &transfer->program;
     const tb_bucket *row = &program->buckets[bucket];

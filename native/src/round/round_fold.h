@@ -5,7 +5,7 @@
 #include "round/transfer.h"
 
 void tb_folds_reset(tb_transfer *transfer);
-/* Where each piece will lie in every round, for who must know it beforehand. Without the lock. */
+/* Fixes where each piece will lie in every round, for a device that must know it beforehand. Without the lock. */
 void tb_folds_fix_places(tb_transfer *transfer);
 /* Allows contributions to come in, in the order of the folds, as far as slots and the pool reach. */
 void tb_folds_allow(tb_transfer *transfer);

@@ -15,7 +15,7 @@ struct tb_pull {
     uint64_t bytes;
 };
 
-/* True where the round has failed: memory of either side must not be touched from here on. */
+/* True if the round has failed: memory of either side must not be touched from here on. */
 static inline bool tb_pull_stopped(const tb_pull *pull) {
     return atomic_load(&pull->transfer->stop);
 }

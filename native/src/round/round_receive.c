@@ -13,7 +13,7 @@
 #include "wire/peer.h"
 #include "round/invariants.h"
 
-/* Of buckets below this size more may be under way: they take less of a link than it takes to ask for one. */
+/* More buckets below this size may be under way: they take less of a link than it takes to ask for one. */
 enum { SMALL_BUCKET = 1024 * 1024 };
 
 void tb_round_announce(tb_transfer *transfer, uint32_t channel) {

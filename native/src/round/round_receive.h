@@ -14,7 +14,7 @@ void tb_round_grant_pooled(tb_transfer *transfer);
 void tb_round_grant_turns(tb_transfer *transfer, uint8_t stage);
 void tb_round_announce(tb_transfer *transfer, uint32_t channel); /* sends a GRANT */
 /*
- * A bucket begins to come. arrival->transfer is NULL where it is to be dropped. A code where the peer broke the
+ * A bucket begins to come. arrival->transfer is NULL if it is to be dropped. A code if the peer broke the
  * protocol.
  */
 int32_t tb_round_arrive(tb_peer *peer, tb_arrival *arrival, tb_error *err);

@@ -41,7 +41,7 @@ void tb_round_apply_grant(tb_transfer *transfer, uint32_t channel, uint32_t from
     tb_peer_kick(state->exchange->peer);
 }
 
-/* Of several transfers that could send, the round that began first. */
+/* Among several transfers that could send, the round that began first goes first. */
 static tb_exchange *oldest_ready(const tb_peer *peer) {
     tb_exchange *oldest = NULL;
     for (tb_exchange *exchange = peer->exchanges; exchange != NULL; exchange = exchange->next) {

@@ -12,7 +12,7 @@ int32_t tb_carrier_select(const tb_carrier *const *carriers, const tb_wire_ident
                           const tb_wire_identity *higher, uint32_t flags, const tb_carrier **carrier, tb_error *err);
 /* The first of the session's table that moves in that way; NULL if there is none. */
 const tb_carrier *tb_carrier_by_way(const tb_session *session, enum tb_way way);
-/* Whether the session may use a carrier of one of these ways that reaches one of these kinds of memory. */
+/* True if the session may use a carrier of one of these ways that reaches one of these kinds of memory. */
 bool tb_session_may(const tb_session *session, uint32_t ways, uint32_t memory);
 
 /* In which way a channel's buckets come or go; 0: they stay in this rank. */

@@ -206,7 +206,7 @@ no_threads:
 
 /* ---- closing ------------------------------------------------------------------------------------------- */
 
-/* Nothing of this session may be touched any more. True where peers may still read in it. */
+/* Nothing of this session may be touched any more. True if peers may still read in it. */
 static bool end_rounds(tb_session *session) {
     bool exposed = false;
     for (tb_transfer *transfer = session->transfers; transfer != NULL; transfer = transfer->next) {

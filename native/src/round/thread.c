@@ -75,7 +75,7 @@ static void sweep(tb_thread *thread) {
     }
 }
 
-/* How long to wait for events; 0 where there is something to do at once. The lock is held. */
+/* How long to wait for events; 0 if there is something to do at once. The lock is held. */
 static int wait_time(tb_thread *thread) {
     tb_session *session = thread->session;
     bool asked = thread->index == 0 && session->accept_pending;

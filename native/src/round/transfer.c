@@ -41,7 +41,7 @@ static uint32_t region_of(const tb_transfer *transfer, uint32_t buffer) {
     return TB_NONE;
 }
 
-/* Whether the tensors lie on the session's device is known before anything is allocated for them. */
+/* Finds out whether the tensors lie on the session's device, before anything is allocated for them. */
 static int32_t find_device(tb_transfer *transfer, tb_error *err) {
     tb_session *session = transfer->session;
     uint32_t kinds = 0;
@@ -95,7 +95,7 @@ static tb_exchange *exchange_of(tb_transfer *transfer, tb_peer *peer) {
     return exchange;
 }
 
-/* Who leads knows all members, and they know it, whether they exchange anything or not; so do those who are linked. */
+/* The leader knows all members, and they know it, whether they exchange anything or not; so do ranks that are linked. */
 static int32_t make_member_exchanges(tb_transfer *transfer, tb_error *err) {
     int32_t own = transfer->session->options.rank;
     for (uint32_t i = 0; i < transfer->member_count; i++) {

@@ -93,7 +93,7 @@ typedef struct tb_pool {
     uint64_t *piece_at;  /* offset in memory */
     uint64_t *piece_end; /* on the endless line that the ring is wound from */
     uint32_t *order;     /* pieces by their place on that line */
-    uint32_t *readers;   /* chunks that are still to read it; TB_NONE where it is free */
+    uint32_t *readers;   /* chunks that are still to read it; TB_NONE if it is free */
     uint32_t placed, freed; /* positions in order */
     uint64_t head, tail; /* on the line */
     uint64_t *fixed_at;     /* on a GPU: where each piece lies, which is the same in every round */
@@ -125,7 +125,7 @@ struct tb_transfer {
         bool alone;                       /* it moves all of them, and what goes from this rank to itself */
         uint64_t bytes;                   /* of staging memory that it takes */
     } joint;
-    /* Who begins its rounds together, and who leads them: NULL and -1 if nobody waits for others. */
+    /* The ranks that begin its rounds together, and the one that leads them: NULL and -1 if nobody waits for others. */
     tb_member *members;
     uint32_t member_count;
     int32_t leader;
@@ -190,7 +190,7 @@ void tb_transfer_free(tb_transfer *transfer);
 int32_t tb_transfer_allocate(tb_transfer *transfer, tb_error *err);
 /* Ends the prepare or round under way with that code. The session's lock is held. */
 void tb_transfer_give_up(tb_transfer *transfer, int32_t code);
-/* Of those that the round under way waits for the lowest that has not begun it; NULL if all have. */
+/* The lowest rank that has not begun the round under way, among those that it waits for; NULL if all have. */
 const tb_exchange *tb_transfer_absent(const tb_transfer *transfer);
 
 #endif

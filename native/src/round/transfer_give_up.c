@@ -6,7 +6,7 @@
 #include "round/round.h"
 #include "round/transfer_meet.h"
 
-/* The first peer that a prepare still waits for; NULL where there is none. */
+/* The first peer that a prepare still waits for; NULL if there is none. */
 static const tb_exchange *missing(const tb_transfer *transfer) {
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
         if (!transfer->exchanges[i].matched) {

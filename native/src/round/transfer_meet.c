@@ -17,7 +17,7 @@
 
 /* ---- saying -------------------------------------------------------------------------------------------- */
 
-/* Of the memory that the transfer has to do with. */
+/* The identity of this session, with the kinds of memory that the transfer has to do with. */
 static tb_wire_identity identity_of(const tb_transfer *transfer) {
     tb_wire_identity identity = transfer->session->identity;
     for (uint32_t i = 0; i < transfer->program.header->buffer_count; i++) {

@@ -16,7 +16,7 @@
 #include "round/select.h"
 
 /*
- * Staging is mapped, not filled: what is never needed is never taken. *memory is NULL where there are 0
+ * Staging is mapped, not filled: what is never needed is never taken. *memory is NULL if there are 0
  * bytes.
  */
 static int32_t map(uint64_t bytes, uint8_t **memory, tb_error *err) {

@@ -8,7 +8,7 @@
 #include <string.h>
 
 
-/* Of control frames that wait: who reads that slowly has stopped, and is lost with its connection. */
+/* The most control frames that wait: a peer that reads so slowly has stopped, and is lost with its connection. */
 enum { MOST_CONTROL_BYTES = 64 * 1024 * 1024 };
 
 tb_conn *tb_conn_create(tb_net *net, const tb_link *link, enum tb_conn_state state) {

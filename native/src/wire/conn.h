@@ -10,7 +10,7 @@
 /* of the buffer for headers and small buckets; takes every control frame */
 enum { TB_READ_BYTES = 64 * 1024 };
 /*
- * Of payload in a system call: what one thread has just written, the next one reads while it is in the cache,
+ * The most payload in a system call: what one thread has just written, the next one reads while it is in the cache,
  * and a core is not kept from the peer for longer (measured: docs/adr/0001-streaming.md).
  */
 enum { TB_CALL_BYTES = 1024 * 1024 };
@@ -129,7 +129,7 @@ void tb_conn_close_orderly(tb_conn *conn, uint64_t deadline);
 
 void tb_conn_end(tb_conn *conn);
 /*
- * Whether what a link gave says that its other side has closed it, which a rank does once it has come to rest: there was an
+ * True if what a link gave says that its other side has closed it, which a rank does once it has come to rest: there was an
  * end of what it writes (tb_link_kind). A connection that was reset without one says nothing: its process may be gone, but
  * something between the two may have reset it as well, and the peer may still read this rank's memory.
  */

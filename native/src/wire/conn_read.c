@@ -118,7 +118,7 @@ static bool take_control(tb_conn *conn) {
 }
 
 /*
- * Takes the next part of a frame out of the buffer. *more: there was one. False where the connection broke.
+ * Takes the next part of a frame out of the buffer. *more: there was one. False if the connection broke.
  */
 static bool take(tb_conn *conn, bool *more) {
     tb_arrival *arrival = &conn->arrival;
@@ -293,7 +293,7 @@ static void link_ended(tb_conn *conn, ssize_t got) {
                  orderly ? "the peer closed the connection" : "the connection broke");
 }
 
-/* Reads once. Gives the bytes; 0 where there is nothing now, or where the connection ended. */
+/* Reads once. Gives the bytes; 0 if there is nothing now, or where the connection ended. */
 static uint64_t read_once(tb_conn *conn) {
     read_plan plan;
     if (conn->read_begin == conn->read_end) {
@@ -319,7 +319,7 @@ static uint64_t read_once(tb_conn *conn) {
     return (uint64_t)got;
 }
 
-/* Of a connection that ends in order, only its end is still of interest. */
+/* Only the end of a connection that ends in order is still of interest. */
 static void drain(tb_conn *conn) {
     while (conn->readable && !conn->doomed) {
         struct iovec iov = {conn->loop->bounce, TB_BOUNCE_BYTES};

@@ -16,7 +16,7 @@ enum { WRITE_TURN = TB_CALL_BYTES };
  * goes out with the end of a large one.
  */
 enum { BATCH_BYTES = 64 * 1024 };
-/* Of what has to be packed, this much at a time: what the link does not take is packed again. */
+/* Bytes that are packed at a time: what the link does not take is packed again. */
 enum { PACK_BYTES = 64 * 1024 };
 /* A bucket that is given up is filled up from here. */
 enum { ZERO_BYTES = 64 * 1024 };
@@ -132,7 +132,7 @@ static void offer_trailer(tb_frame *frame, tb_gather *gather) {
     }
 }
 
-/* Offers what fits of a frame's next bytes. True where that is all of them. */
+/* Offers what fits of a frame's next bytes. True if that is all of them. */
 static bool offer_frame(tb_frame *frame, tb_gather *gather, bool first_frame) {
     uint64_t begin = gather->bytes;
     frame->packed = 0;

@@ -28,7 +28,7 @@ typedef struct tb_link_kind {
     /* No more bytes will be written. */
     void (*finish)(tb_link *link);
     void (*close)(tb_link *link);
-    /* What its two ends are called, here and at the other end the same. False where that is not known. */
+    /* What its two ends are called, here and at the other end the same. False if that is not known. */
     bool (*name)(const tb_link *link, tb_link_name *name);
 } tb_link_kind;
 

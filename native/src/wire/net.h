@@ -60,7 +60,7 @@ struct tb_peer {
 
 /* What wire/ asks and tells those who know what frames mean. The lock is held in all of these. */
 typedef struct tb_peer_handler {
-    /* Whether somebody waits for a connection with the peer. */
+    /* True if somebody waits for a connection with the peer. */
     bool (*wanted)(const tb_peer *peer);
     void (*up)(tb_peer *peer);
     /* What the peer said before anybody wanted it is of no use any more: its connection, or the session, ends. */

@@ -49,7 +49,7 @@ void tb_peer_lost(tb_peer *peer, int32_t code, int os_errno, const char *why, bo
         }
     }
     peer->up = false;
-    /* Of a set that was being made, the end of its connections is to come: then it is tried again. */
+    /* If a set was being made, its connections are still to end: then it is tried again. */
     peer->connecting = peer->connecting && !was_up;
     peer->open = 0;
     peer->net->handler->forget(peer);

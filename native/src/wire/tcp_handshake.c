@@ -127,7 +127,7 @@ static void refuse(tb_conn *conn, const tb_error *error, bool tell) {
 /* ---- hearing ------------------------------------------------------------------------------------------- */
 
 /*
- * Who it says that it is; its own hello goes out even where it is refused, so that it can tell why. The lock
+ * Reads what the peer says that it is; our own hello goes out even if the peer is refused, so that it can tell why. The lock
  * is held.
  */
 static void hear_hello(tb_conn *conn, const uint8_t *bytes) {
@@ -193,7 +193,7 @@ static void hear_verdict(tb_conn *conn, int32_t code) {
 }
 
 /*
- * A frame of the handshake; false where it is not whole, and *needed bytes have to be there, or where it was
+ * A frame of the handshake; false if it is not whole, and *needed bytes have to be there, or where it was
  * refused.
  */
 static bool hear_frame(tb_conn *conn, uint32_t *needed) {
@@ -222,7 +222,7 @@ static bool hear_frame(tb_conn *conn, uint32_t *needed) {
     return true;
 }
 
-/* Takes what is whole. True where more is to be read, of which *needed says how much. The lock is held. */
+/* Takes what is whole. True if more is to be read, of which *needed says how much. The lock is held. */
 static bool hear(tb_conn *conn, uint32_t *needed) {
     tb_handshake *shake = conn->handshake;
     *needed = shake->got_hello ? TB_HEADER_BYTES : TB_HELLO_BYTES;

@@ -127,7 +127,7 @@ static bool is_half_open(const tb_conn *conn) {
     return conn->handshake != NULL && conn->handshake->counted;
 }
 
-/* Of two that are of the busiest source: one that has said nothing goes first, then the older one. */
+/* Between two of the busiest source, one that has said nothing goes first, then the older one. */
 static bool goes_before(const tb_handshake *one, const tb_handshake *other) {
     return one->got_hello != other->got_hello ? !one->got_hello : one->number < other->number;
 }
@@ -204,7 +204,7 @@ static void watch_listener(tb_net *net, uint32_t events) {
 
 /*
  * Without a free descriptor the connection would wait, and the listener never sleep: it is taken and closed
- * instead. Where somebody was faster and took the spare descriptor, it waits after all, and the listener with
+ * instead. If somebody was faster and took the spare descriptor, it waits after all, and the listener with
  * it.
  */
 static void turn_away(tb_net *net, int os_errno) {

@@ -41,7 +41,7 @@ enum tb_frame_kind {
     TB_FRAME_HERE = 20, /* the sender has begun the round */
 };
 
-/* Of a RELEASE in a prepare: whether the receiver's may go on, or be tried again once the store was asked anew. */
+/* A RELEASE in a prepare says whether the receiver's may go on, or be tried again once the store was asked anew. */
 enum tb_release { TB_RELEASE_ONCE = 0, TB_RELEASE_FOR_GOOD = 1, TB_RELEASE_MOVED = 2 };
 
 /* Before every frame. Unused fields are 0. transfer is the receiver's number of it. */
@@ -61,10 +61,10 @@ typedef struct tb_wire_header {
 enum { TB_TRAILER_GOOD = 0x444f4f47, TB_TRAILER_VOID = 0x44494f56 };
 typedef struct tb_wire_trailer {
     uint32_t verdict;
-    uint32_t crc; /* of the payload, or 0 where no checksum was asked for */
+    uint32_t crc; /* of the payload, or 0 if no checksum was asked for */
 } tb_wire_trailer;
 
-/* Who the sender is to carriers that reach into its memory, and by which it can be reached. */
+/* The sender as carriers know it that reach into its memory, and by which it can be reached. */
 typedef struct tb_wire_identity {
     uint8_t boot[16];   /* boot id of the kernel */
     uint64_t pid_space; /* inode of the namespace that pid is of */
@@ -165,7 +165,7 @@ void tb_hello_start(tb_hello *hello);
 int32_t tb_hello_check(const tb_hello *theirs, const tb_hello *ours, int32_t peer, tb_error *err);
 
 /*
- * The longest body that a control frame of this kind may have; UINT64_MAX where the kind is unknown or is
+ * The longest body that a control frame of this kind may have; UINT64_MAX if the kind is unknown or is
  * DATA.
  */
 uint64_t tb_frame_limit(uint8_t kind);

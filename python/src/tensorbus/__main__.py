@@ -9,7 +9,7 @@ from . import _doctor
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; 0 where nothing is missing, 3 where something is."""
+    """Runs a command; 0 if nothing is missing, 3 if something is."""
     parser = argparse.ArgumentParser(prog="python -m tensorbus", description="tensorbus for Python")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="says what this machine lacks, and how to get it")

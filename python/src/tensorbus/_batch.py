@@ -38,7 +38,7 @@ class Registration:
         self.slots: Sequence[Slot] = slots
         self.instance = int(answer["instance"])
         self.answer = answer
-        # Of each GPU that tensors lie on.
+        # One for each GPU that tensors lie on.
         self.events = events
         self.error: TensorBusError | None = None
 

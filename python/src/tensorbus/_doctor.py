@@ -132,7 +132,7 @@ def _agent(rank: int) -> Check:
 
 
 def report(write: Callable[[str], object]) -> int:
-    """Writes all checks; 3 where something that is needed is missing, else 0."""
+    """Writes all checks; 3 if something that is needed is missing, else 0."""
     found = checks()
     width = max(len(check.name) for check in found)
     missing = 0

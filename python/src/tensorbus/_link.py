@@ -62,7 +62,7 @@ class Call:
             listener(self)
 
     def on_done(self, listener: Callable[[Call], None]) -> None:
-        """Calls ``listener`` once it is done; at once where it is."""
+        """Calls ``listener`` once it is done; at once if it is."""
         self._listeners.append(listener)
         if self.done:
             listener(self)
@@ -411,7 +411,7 @@ class Link:
     # ---- the heart ---------------------------------------------------------------------------------------
 
     def _is_silent(self) -> bool:
-        """True where the heart has not beaten for a while in which it was looked at. No clock of the agent is read."""
+        """True if the heart has not beaten for a while in which it was looked at. No clock of the agent is read."""
         if self._heart < 0:
             return False
         now = time.monotonic()

@@ -130,7 +130,7 @@ class LayoutList:
         self._side = side
 
     def number_of(self, name: str, tensor: Any) -> tuple[int, tuple[int, ...] | None]:
-        """The number of a tensor's layout, and its whole shape where that is known.
+        """The number of a tensor's layout, and its whole shape if that is known.
 
         The layout is a DTensor's own, else what the caller says, else whole on every rank.
         """

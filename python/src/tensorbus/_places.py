@@ -1,4 +1,4 @@
-"""Where the agent of a rank is to be found: the folders are those of ``docs/client-protocol.md``."""
+"""The places where the agent of a rank is found: the folders are those of ``docs/client-protocol.md``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BusPaths:
 
 
 def user_folder() -> str:
-    """Where a user's folders stand by default."""
+    """The place of a user's folders by default."""
     names = ("XDG_RUNTIME_DIR", "TMPDIR", "TMP", "TEMP")
     base = next((os.environ[name] for name in names if os.environ.get(name)), "/tmp")
     return os.path.join(base, f"tensorbus-{os.geteuid()}")
@@ -62,7 +62,7 @@ def ranks_here() -> list[int]:
 
 
 def answers(path: str) -> bool:
-    """True where an agent listens on a socket."""
+    """True if an agent listens on a socket."""
     try:
         made: socket.socket = _wire.connect(path, 1.0)
     except OSError:

@@ -74,7 +74,7 @@ def _from_dlpack(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies, and how: strides in elements."""
+    """The place and the strides of a tensor, in elements."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -96,7 +96,7 @@ class Place:
 
 
 def place_of(tensor: Any) -> Place:
-    """Where a local tensor lies."""
+    """The place of a local tensor."""
     if is_numpy(tensor):
         item = tensor.itemsize
         if any(stride < 0 or stride % item for stride in tensor.strides):
@@ -226,7 +226,7 @@ class Slot:
         self.memory, self.offset = memory, offset
 
     def check(self) -> tuple[Any, bool]:
-        """The tensor as it is now, and whether it has to be copied. An error where it is another kind of tensor."""
+        """The tensor as it is now, and whether it has to be copied. An error if it is another kind of tensor."""
         value = self.get()
         if self._seen is not None and _sight_of(value) == self._seen:
             return value.detach(), self.is_copied

@@ -82,7 +82,7 @@ class TensorBusClient:
 
     @property
     def sides(self) -> dict[str, list[int]]:
-        """The ranks of each side, as the agents were told (``tensorbus agents --side``); empty where they were not."""
+        """The ranks of each side, as the agents were told (``tensorbus agents --side``); empty if they were not."""
         known = self._link().welcome.get("sides") or {}
         return {str(name): [int(rank) for rank in ranks] for name, ranks in known.items()}
 

@@ -192,7 +192,7 @@ class Weights:
 
     @property
     def prediction(self) -> float | None:
-        """Seconds that the last round was expected to take, where that was known."""
+        """Seconds that the last round was expected to take, if that was known."""
         return self.statistics.get("predictedSeconds")
 
     @property
@@ -253,7 +253,7 @@ class Weights:
     def pending(self, *, timeout: float = 30.0) -> int | None:
         """The version that ``recv`` would give without a long wait: all source ranks have sent it. None: there is none.
 
-        Where the source names no versions it is the number of the round. The job's rank 0 asks and tells the others by
+        If the source names no versions, it is the number of the round. The job's rank 0 asks and tells the others by
         ``torch.distributed``, so that no two ranks can disagree: all ranks call it. Without a process group each rank
         asks for itself.
         """

@@ -47,7 +47,7 @@ export interface AgentOptions {
   readonly clientSocketPath?: string;
   /** Users besides this process's own whose processes may be clients of that socket. */
   readonly clientUids?: readonly number[];
-  /** The ranks of sides by name, where they are known beforehand: clients find their agent by them. */
+  /** The ranks of sides by name, if they are known beforehand: clients find their agent by them. */
   readonly sides?: ReadonlyMap<string, readonly number[]>;
   /** Why a record was not believed, by its key: what `openStore` tells `onIgnored`. */
   readonly distrust?: Distrust;

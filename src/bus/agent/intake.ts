@@ -1,4 +1,4 @@
-/** Where an agent meets its clients: its claim on the folders, the queue, the state, and what tells others that it lives. */
+/** An agent's meeting place with its clients: its claim on the folders, the queue, the state, and what tells others that it lives. */
 import { join } from "node:path";
 import type { Observable } from "rxjs";
 import type { Deadline } from "../../deadline.ts";
@@ -142,7 +142,7 @@ export class AgentIntake {
     return this.#record.generation;
   }
 
-  /** Where native threads report to this agent. */
+  /** The place where native threads report to this agent. */
   get port(): EventPort {
     return this.#port;
   }

@@ -84,7 +84,7 @@ export class AgentLink {
   readonly #waker: Waker;
   readonly #life: HeldLock;
   readonly #pending: PendingCalls;
-  /** Who is told how something of this client has ended, by its number in the agent. */
+  /** The listeners to the end of something of this client, by its number in the agent. */
   readonly #listeners = new Map<bigint, (error: TensorBusError) => void>();
   #listening: NodeJS.Timeout | undefined;
   /** Aborts the enqueues that wait when the link ends. */

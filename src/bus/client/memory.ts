@@ -177,7 +177,7 @@ export class RegionHold {
     for (const { memory } of storages) memory.retain();
   }
 
-  /** `TB_REGION` where plain memory was detached since, before a round meets it. */
+  /** `TB_REGION` if plain memory was detached since, before a round meets it. */
   check(): void {
     // The address of detached memory is refused.
     for (const { memory } of this.#plain) void memory.address;

@@ -16,9 +16,9 @@ export interface PendingCallsOptions {
   readonly all: (from: bigint) => readonly [bigint, Outcome][];
   /** Milliseconds since the agent's last heartbeat. */
   readonly silenceMs: () => number;
-  /** Throws where no answer can come: queue or state is damaged. */
+  /** Throws if no answer can come: queue or state is damaged. */
   readonly examine: () => void;
-  /** Throws where the agent may not be able to answer: the file system is full. */
+  /** Throws if the agent may not be able to answer: the file system is full. */
   readonly examineRoom: () => void;
 }
 

@@ -68,7 +68,7 @@ export class Door {
     parts.server.on("error", handlers.onFault);
   }
 
-  /** Listens. `TB_EXISTS` if another process answers on that path, `TB_FOREIGN` where others can write to its folder. */
+  /** Listens. `TB_EXISTS` if another process answers on that path, `TB_FOREIGN` if others can write to its folder. */
   static async open(options: DoorOptions, handlers: DoorHandlers): Promise<Door> {
     const { path, uids, heartbeat } = options;
     const isPrivate = uids.length === 0;
@@ -190,7 +190,7 @@ function peerOf(socket: Socket): number {
   return nativeBus.tb_peer_uid(fd);
 }
 
-/** Where the sockets stand; by way of a descriptor of the folder where their path is too long for the system. */
+/** The place of the sockets; by way of a descriptor of the folder if their path is too long for the system. */
 class SocketFolder {
   /** Both paths in the form that the system takes. */
   readonly path: string;

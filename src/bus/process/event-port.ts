@@ -1,4 +1,4 @@
-/** Where the native threads of the bus report to an event loop: a pipe that Node.js watches, and the tokens behind it. */
+/** The place where the native threads of the bus report to an event loop: a pipe that Node.js watches, and the tokens behind it. */
 import { Socket } from "node:net";
 import { nativeBus } from "../../ffi/bus.ts";
 

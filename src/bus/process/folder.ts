@@ -36,7 +36,7 @@ export const folderFiles = {
 
 const formatVersion = 1;
 
-/** Where a user's folders stand by default: a place that does not outlive the boot, where the system has one. */
+/** The place of a user's folders by default: one that does not outlive the boot, if the system has such. */
 export function userFolder(): string {
   const uid = process.geteuid!();
   return join(process.env["XDG_RUNTIME_DIR"] || tmpdir(), `tensorbus-${uid}`);
@@ -219,7 +219,7 @@ function namespaceError(path: string, { boot, pidNamespace, timeNamespace }: For
   return new TensorBusError("TB_NAMESPACE", message, { details: { path, found, own } });
 }
 
-/** True where LMDB's files in the folder are of this boot: those that `prepareFormat` will leave. */
+/** True if LMDB's files in the folder are of this boot: those that `prepareFormat` will leave. */
 export function isOfThisBoot(path: string): boolean {
   const format = readFormat(path);
   return format !== undefined && isOurs(format);

@@ -82,7 +82,7 @@ function statOf(
   return { state: fields[0]!, startTime: BigInt(fields[19]!) };
 }
 
-/** `TB_SYSTEM` where /proc is not mounted: without it no process can be told from a later one with its pid. */
+/** `TB_SYSTEM` if /proc is not mounted: without it no process can be told from a later one with its pid. */
 export function ownIdentity(): ProcessIdentity {
   // Not by the pid: /proc may be that of another PID namespace.
   const startTime = statOf("self")?.startTime;
@@ -98,7 +98,7 @@ export function isRunning(identity: Pick<ProcessIdentity, "pid" | "startTime" | 
 }
 
 /**
- * True if that process of this boot and PID namespace has certainly ended. Never where /proc shows another namespace's
+ * True if that process of this boot and PID namespace has certainly ended. Never if /proc shows another namespace's
  * processes.
  */
 export function hasEnded({ pid, startTime }: Pick<ProcessIdentity, "pid" | "startTime">): boolean {

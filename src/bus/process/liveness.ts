@@ -21,7 +21,7 @@ export const lockOffsets = {
   users: 3n,
 } as const;
 
-/** Where a client's byte stands: locks may lie far behind the end of a file. */
+/** Says where a client's byte stands: locks may lie far behind the end of a file. */
 export function clientOffset(clientId: bigint): bigint {
   return (1n << 32n) + clientId;
 }
@@ -149,7 +149,7 @@ export class Watch implements Disposable {
 
 /**
  * Calls `onFree` once, as soon as nobody holds the lock: a process that held it has ended, or let go of it. At once, but
- * never before this returns, where nobody does.
+ * never before this returns, if nobody does.
  */
 export function watchLock(port: EventPort, locksPath: string, offset: bigint, onFree: () => void): Watch {
   return new Watch(port, locksPath, offset, onFree);

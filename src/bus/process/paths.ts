@@ -1,4 +1,4 @@
-/** Where the agent of a rank and its clients meet, unless they are told otherwise. */
+/** The places where the agent of a rank and its clients meet, unless they are told otherwise. */
 import { join } from "node:path";
 import { TensorBusError } from "../../errors.ts";
 import { userFolder } from "./folder.ts";

@@ -157,7 +157,7 @@ export class CommandQueue implements AsyncDisposable {
 
   /**
    * What waits, where all of it are questions behind position `after`: they change nothing, so that they may be answered
-   * where they stand, and are removed as `finished` by the next `dequeue`. Empty where anything else is to be done first. An
+   * where they stand, and are removed as `finished` by the next `dequeue`. Empty if anything else is to be done first. An
    * agent that dies between the two leaves them to the next one, whose answer comes second and is not kept.
    */
   questions(max: number, after: bigint): readonly StartedCommand[] {

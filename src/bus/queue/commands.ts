@@ -130,7 +130,7 @@ const bodies = {
   QueryStatus: {
     batch: batchId,
     instance: u64.optional(),
-    /** Where a round is ready: which it is, and the version that it carries. */
+    /** If a round is ready: which it is, and the version that it carries. */
     tellVersion: z.boolean().optional(),
   },
   CleanupBatch: {

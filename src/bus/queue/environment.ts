@@ -148,7 +148,7 @@ export class Environment implements AsyncDisposable {
   }
 
   /**
-   * Runs `work` in one write transaction: all of it or, where it throws, nothing. At once where the gate is free, else in
+   * Runs `work` in one write transaction: all of it or, where it throws, nothing. At once if the gate is free, else in
    * turn behind the writes that wait already. `TB_QUEUE_STUCK` if another process does not free the lock in time, and
    * then, as with `TB_CANCELLED`, `work` has not run and will not.
    */
@@ -177,7 +177,7 @@ export class Environment implements AsyncDisposable {
     this.read(() => {});
   }
 
-  /** `TB_NO_SPACE` where not even a small record finds room; says nothing while another process writes. */
+  /** `TB_NO_SPACE` if not even a small record finds room; says nothing while another process writes. */
   examineRoom(): void {
     try {
       this.#tryInside(() => nativeBus.tb_gate_reserve(this.#gate, 1, 0, 0, 0));

@@ -1,5 +1,5 @@
 /**
- * Where shared tensors lie. Large ones have a memfd of their own; small ones share arenas, so that mappings and descriptors
+ * The memory of shared tensors. Large ones have a memfd of their own; small ones share arenas, so that mappings and descriptors
  * grow with bytes and not with tensors.
  */
 import { fstatSync } from "node:fs";

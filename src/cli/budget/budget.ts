@@ -112,7 +112,7 @@ export function describeCheck({ budget, limit, found, where }: BudgetCheck): {
   };
 }
 
-/** By how much more than the limit, where that can be said. */
+/** By how much more than the limit, if that can be said. */
 function describeExcess(times: number): string {
   if (!Number.isFinite(times)) return "";
   return times < 10 ? ` (${((times - 1) * 100).toFixed(1)} %)` : ` (${formatCount(Math.round(times))} x)`;

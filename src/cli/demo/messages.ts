@@ -5,7 +5,7 @@ export interface DemoJob {
   readonly kind: "job";
   readonly rank: number;
   readonly role: "source" | "target";
-  /** Where the supervisor wrote the plan's bytes: names, shapes and layouts of both sides. */
+  /** The file with the plan's bytes: names, shapes and layouts of both sides. */
   readonly planPath: string;
   readonly checkpoint: string;
   /** The process of this rank's agent. */

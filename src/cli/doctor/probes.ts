@@ -41,8 +41,8 @@ export function textOf(path: string): string | undefined {
 }
 
 /**
- * Where a shared library lies: in the linker's cache, in LD_LIBRARY_PATH, or in the folders that the NVIDIA wheels of
- * Python install to. Undefined where it is in none.
+ * Finds a shared library: in the linker's cache, in LD_LIBRARY_PATH, or in the folders that the NVIDIA wheels of
+ * Python install to. Undefined if it is in none.
  */
 export async function findLibrary(
   soname: string,

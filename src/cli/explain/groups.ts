@@ -37,7 +37,7 @@ function ranksOf(ranks: readonly number[]): string {
   return formatRanks([...new Set(ranks)].sort((a, b) => a - b));
 }
 
-/** Where a rank's part of the target comes from, by how it comes. */
+/** Says where a rank's part of the target comes from, by how it comes. */
 export function arrivalGroups(
   tensor: TensorInput,
   pair: PairInput,
@@ -76,7 +76,7 @@ export function arrivalGroups(
   return groups.filter(({ parts }) => parts.length > 0).map((group) => ({ ...group, here: "to" }));
 }
 
-/** Where a rank's part of the source goes, by how it goes. */
+/** Says where a rank's part of the source goes, by how it goes. */
 export function departureGroups(
   tensor: TensorInput,
   pair: PairInput,

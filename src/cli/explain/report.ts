@@ -81,7 +81,7 @@ function describeHolding(
   return `rank ${rank} of ${spec[side].name} holds [${held}]${local}, ${formatBytes(bytes)}`;
 }
 
-/** Where in a parameter the local tensor lies: it moves to and from there in place. */
+/** The place of the local tensor in a parameter: it moves to and from there in place. */
 function describeView({ parameter, parameterShape, dtype, offset, strides }: PartView): string {
   const steps = strides.length === 0 ? "" : `, strides [${strides.join(", ")}]`;
   return `  within ${parameter} [${parameterShape.join(", ")}] ${dtype}, from element ${offset} on${steps}`;

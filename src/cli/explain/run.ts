@@ -66,7 +66,7 @@ function partsOf({ target, joined }: NonNullable<Spec["parts"]>, name: string): 
     .map((planned) => planned.name);
 }
 
-/** Where a planned tensor lies in the parameters of the rank's sides. */
+/** Says where a planned tensor lies in the parameters of the rank's sides. */
 function viewsOf({ parts }: Spec, index: number, rank: number): Explained["views"] {
   if (parts === undefined) return {};
   const { joined, source, target } = parts;

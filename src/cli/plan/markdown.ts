@@ -35,7 +35,7 @@ export function markdownReport(report: Report, checks: readonly BudgetCheck[]): 
   ]);
 }
 
-/** Where the target has parameters of its own: what they are made of. */
+/** If the target has parameters of its own: what they are made of. */
 function parameterSections({ spec: { parts } }: Report): string[] {
   if (parts === undefined) return [];
   const rows = summarizeParts(parts.target, parts.joined).map(({ parameter, count, parts: made }) => [

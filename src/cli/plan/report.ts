@@ -48,7 +48,7 @@ export function formatReport(output: Output, report: Report): string {
   ].join("\n");
 }
 
-/** Where the target has parameters of its own: what they are made of. */
+/** If the target has parameters of its own: what they are made of. */
 function parameterSection(output: Output, { parts }: Spec): string[] {
   if (parts === undefined) return [];
   const summary = summarizeParts(parts.target, parts.joined);

@@ -99,7 +99,7 @@ function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, checks: readon
   };
 }
 
-/** Where a rank's planned tensors lie in its parameters: what a client registers them by, to receive in place. */
+/** Says where a rank's planned tensors lie in its parameters: what a client registers them by, to receive in place. */
 function rankViews({ parts }: Spec, rank: number): { readonly views?: object; readonly pairs?: object } {
   if (parts === undefined) return {};
   const { joined, source, target } = parts;

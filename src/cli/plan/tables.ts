@@ -53,7 +53,7 @@ export function patternTable(patterns: readonly PatternStats[], most: number): T
   return { columns, rows };
 }
 
-/** How a pattern travels, and why where that was not asked for. */
+/** How a pattern travels, and why if that was not asked for. */
 export function formatStrategy({
   strategy,
   groups,

@@ -88,7 +88,7 @@ export function* slabs({ holding, bytes }: LocalTensor, maxBytes: number): Gener
 interface Piece {
   readonly start: number;
   readonly length: number;
-  /** Where it begins, counted from `begin`. */
+  /** The position of its beginning, counted from `begin`. */
   readonly local: number;
 }
 

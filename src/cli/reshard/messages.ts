@@ -7,7 +7,7 @@ export interface RankJob {
   readonly rank: number;
   readonly world: number;
   readonly role: "source" | "target";
-  /** Where the supervisor wrote the plan's bytes. */
+  /** The file that the supervisor wrote the plan's bytes to. */
   readonly planPath: string;
   readonly checkpoint: string;
   /** The target's file; it lies under a temporary name until the supervisor gives it this one. */

@@ -252,7 +252,7 @@ async function configOf(path: string): Promise<string> {
   return found?.isDirectory() ? join(path, "config.json") : path;
 }
 
-/** Where a checkpoint lies, with what else belongs to the model. */
+/** Says where a checkpoint lies, with what else belongs to the model. */
 async function folderOf(checkpoint: string): Promise<string> {
   const found = await stat(checkpoint).catch((error: unknown) => {
     throw fileError(error, "read", checkpoint);

@@ -101,7 +101,7 @@ class RankGroup {
     phases.map((phase) => [phase, new Map()]),
   );
   readonly #waiting: Set<number>;
-  /** Where the targets' files are that wait for their final names. */
+  /** Says where the targets' files are that wait for their final names. */
   readonly #sealed = new Map<number, string>();
   /** Once all is written: whatever becomes of the ranks from here on changes nothing. */
   #publishing: Promise<void> | undefined;

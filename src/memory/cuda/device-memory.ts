@@ -12,7 +12,7 @@ import {
 } from "../../ffi/cuda.ts";
 import type { Memory } from "../memory.ts";
 
-/** Where memory of a GPU lies, for another process of the same host: a legacy IPC handle of its allocation. */
+/** Says where memory of a GPU lies, for another process of the same host: a legacy IPC handle of its allocation. */
 export interface CudaIpcHandle {
   /** The UUID of the GPU. */
   readonly device: string;

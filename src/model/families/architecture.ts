@@ -25,7 +25,7 @@ export function knownArchitectures(family: Family): string[] {
   return family.classes.flatMap((name) => endings.map(([ending]) => name + ending));
 }
 
-/** Where the body's tensors stand: a base model has no prefix, a question's head calls it otherwise. */
+/** The prefix of the body's tensors: a base model has none, a question's head calls it otherwise. */
 export function bodyName(name: string, head: Head): string {
   if (head === "none") return name.replace(/^model\./, "");
   return head === "question" ? name.replace(/^model\./, "transformer.") : name;

@@ -157,7 +157,7 @@ export function experts({
   count,
   intermediate,
 }: {
-  /** Where the experts of the checkpoint stand, and what gate, up and down are called there. */
+  /** Says where the experts of the checkpoint stand, and what gate, up and down are called there. */
   readonly checkpoint: { readonly at: string; readonly names: readonly [string, string, string] };
   readonly memory?: string;
   readonly count: string;

@@ -171,7 +171,7 @@ interface NumberedLayout extends RangeLayout {
 class SideLayouts {
   readonly side: PartedSide;
   readonly #known = new Map<string, NumberedLayout>();
-  /** Of whole parts, by their kind and the coordinate that has them. */
+  /** The whole parts, by their kind and the coordinate that has them. */
   readonly #whole = new Map<PartKind, Map<number, NumberedLayout>>();
   readonly #numbers = new Map<string, number>();
   readonly #meshes = new Map<object, number>();

@@ -31,7 +31,7 @@ export interface LocalParameter {
   readonly pieces: readonly LocalPiece[];
   /** What no part fills: padding, and what only another coordinate holds. */
   readonly zero: readonly Region[];
-  /** Where each part begins that the rank holds, by its ordinal. */
+  /** Says where each part begins that the rank holds, by its ordinal. */
   readonly origins: ReadonlyMap<number, readonly number[]>;
 }
 
@@ -188,7 +188,7 @@ interface Placed {
   readonly axes: readonly number[];
   readonly shape: readonly number[];
   readonly present: boolean;
-  /** Where it begins in its slot's first axis. */
+  /** The position of its beginning in its slot's first axis. */
   offset: number;
 }
 

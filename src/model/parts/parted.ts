@@ -47,7 +47,7 @@ export interface Parameter {
   readonly name: string;
   readonly aliases: readonly string[];
   readonly dtype: DType;
-  /** Whether the type is that of the model, or fixed. */
+  /** True if the type is that of the model, or fixed. */
   readonly fixedDtype: boolean;
   /** The mesh of its first part: its ranks have the parameter. */
   readonly mesh: DeviceMesh;

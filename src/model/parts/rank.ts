@@ -21,7 +21,7 @@ export interface RankParameter {
   readonly aliases: readonly string[];
   readonly shape: readonly number[];
   readonly dtype: DType;
-  /** Whether the type is fixed, or that of the model. */
+  /** True if the type is fixed, or that of the model. */
   readonly fixedDtype: boolean;
   readonly boxes: readonly ParameterBox[];
   readonly zero: readonly { readonly at: readonly number[]; readonly size: readonly number[] }[];

@@ -4,7 +4,7 @@ import type { SelectInput } from "../../plan/input/types.ts";
 import { partsError } from "./errors.ts";
 import { coordinatesOf } from "./mesh-coordinates.ts";
 
-/** Where a range of a tensor lies: as a planner's layout, and the coordinate that is selected of it. */
+/** Says where a range of a tensor lies: as a planner's layout, and the coordinate that is selected of it. */
 export interface RangeLayout {
   readonly mesh: DeviceMesh;
   readonly placements: readonly Placement[];
@@ -68,7 +68,7 @@ function restrictDim(
 
 interface CutRuns {
   readonly mesh: DeviceMesh;
-  /** Where in the mesh the dimension stands that cuts. */
+  /** The place in the mesh of the dimension that cuts. */
   readonly at: number;
   /** What each of its coordinates has of the tensor's dimension. */
   readonly runs: readonly (Run | undefined)[];

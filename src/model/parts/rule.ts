@@ -15,7 +15,7 @@ export interface SlotRule {
   readonly deal?: "linear" | "round_robin";
 }
 
-/** Where the tensors of a template lie in the parameters of a side. Data: specs and presets say the same. */
+/** Says where the tensors of a template lie in the parameters of a side. Data: specs and presets say the same. */
 export interface PartRule {
   /** A template of tensors' names; the first rule that matches takes a tensor. */
   readonly match: string;
@@ -44,7 +44,7 @@ export interface PartRule {
   /** Only this coordinate of a mesh dimension holds it; on others its place is zero. */
   readonly on?: { readonly dim: number; readonly coordinate: number };
   /**
-   * Of `of` things that are cut over mesh dimension `dim` as a `Shard` cuts them, `{e}` is one: only the coordinate that owns it
+   * `{e}` is one of `of` things that are cut over mesh dimension `dim` as a `Shard` cuts them: only the coordinate that owns it
    * has the parameter.
    */
   readonly select?: { readonly dim: number; readonly index: "{e}"; readonly of: number };

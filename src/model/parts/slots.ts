@@ -24,7 +24,7 @@ export function firstSlot({ count, owners }: Deal, owner: number): number {
   return owner * Math.floor(count / owners) + Math.min(owner, count % owners);
 }
 
-/** Where a slot stands among those of its coordinate. */
+/** Says where a slot stands among those of its coordinate. */
 export function localSlot(deal: Deal, slot: number): number {
   return deal.roundRobin ? Math.floor(slot / deal.owners) : slot - firstSlot(deal, ownerOf(deal, slot));
 }

@@ -73,7 +73,7 @@ export function parseTemplate(text: string): Template {
   };
 }
 
-/** Of the first parts of a name, and the dots between them. */
+/** The length of the first parts of a name, with the dots between them. */
 function lengthOf(parts: readonly string[], count: number): number {
   let length = count - 1;
   for (let index = 0; index < count; index++) length += parts[index]!.length;

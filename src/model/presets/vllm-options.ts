@@ -70,7 +70,7 @@ export function expertTensorRanks({ ep, tp, dp }: VllmOptions): number {
 }
 
 /**
- * Whether experts are dealt one by one: vLLM does so only for models with groups of experts and without redundant ones, and
+ * True if experts are dealt one by one: vLLM does so only for models with groups of experts and without redundant ones, and
  * between data-parallel engines only with the back ends that can look slots up; it falls back to runs otherwise.
  */
 export function dealsRoundRobin(options: VllmOptions, groups: number): boolean {

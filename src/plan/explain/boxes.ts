@@ -34,7 +34,7 @@ export function moved(box: Box, whole: Box, at: Box): Box {
 }
 
 /**
- * Where a box of a local tensor lies in the whole tensor: several boxes where it goes over the ends of runs, each with the
+ * Finds a box of a local tensor in the whole tensor: several boxes if it goes over the ends of runs, each with the
  * part of the local box that it is of.
  */
 export function globalBoxes(local: Box, { runs }: Holding): { readonly local: Box; readonly global: Box }[] {

@@ -78,7 +78,7 @@ function diffOptions(before: PlanInput, after: PlanInput): OptionChange[] {
   return values.filter((change) => !isSame(change.before, change.after));
 }
 
-/** Key by key, where both have one. */
+/** Key by key, if both have one. */
 function diffTopologies({ topology: before }: PlanInput, { topology: after }: PlanInput): OptionChange[] {
   if (before === undefined || after === undefined) return [{ option: "topology", before, after }];
   const keys = [...new Set([...Object.keys(before), ...Object.keys(after)])] as (keyof TopologyInput)[];

@@ -14,7 +14,7 @@ import {
   volume,
 } from "./boxes.ts";
 
-/** Where a box lies: whose buffer it is, the shape of that, and the box in its own indices. */
+/** Says where a box lies: whose buffer it is, the shape of that, and the box in its own indices. */
 export interface Place {
   readonly rank: number;
   readonly buffer: LogicalBuffer;
@@ -53,9 +53,9 @@ export interface Explanation {
   /** What the rank holds of the tensor on either side; `undefined` if that is nothing. */
   readonly source: Holding | undefined;
   readonly target: Holding | undefined;
-  /** Where its part on the target comes from: stages cross and fanout, boxes ascending. */
+  /** Says where its part on the target comes from: stages cross and fanout, boxes ascending. */
   readonly arrivals: readonly Arrival[];
-  /** Where its part on the source goes, and what it passes on to other replicas of the target. */
+  /** Says where its part on the source goes, and what it passes on to other replicas of the target. */
   readonly departures: readonly (Arrival & Departure)[];
 }
 

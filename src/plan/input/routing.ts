@@ -98,7 +98,7 @@ function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology)
   return { direct, all, host };
 }
 
-/** Where the ranks of a pattern's first tensor stand. */
+/** Says where the ranks of a pattern's first tensor stand. */
 interface Spread {
   /** Ranks that send, and the parts that the target is sharded into. */
   readonly sources: number;

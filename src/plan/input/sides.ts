@@ -38,7 +38,7 @@ export interface NormalSide {
   /** Mesh dimension that is selected in and among how many things, -1 and 0 without a selection. */
   readonly selectDim: number;
   readonly selectOf: number;
-  /** How many things each coordinate owns, where that is not what `Shard` makes of them. */
+  /** How many things each coordinate owns, if that is not what `Shard` makes of them. */
   readonly selectSizes: readonly number[] | undefined;
   /** What one step of the selected coordinate is in the ranks of the mesh. */
   readonly selectStride: number;

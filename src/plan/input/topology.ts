@@ -2,7 +2,7 @@ import { checkKeys, fail, integerIn } from "./check.ts";
 import type { HostLinkInput, TopologyInput } from "./types.ts";
 
 export interface NormalTopology {
-  /** 0 where `hosts` says it. */
+  /** 0 if `hosts` says it. */
   readonly ranksPerHost: number;
   readonly hosts: readonly number[];
   readonly hostMBps: number;

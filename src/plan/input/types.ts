@@ -36,7 +36,7 @@ export interface TensorInput {
   readonly target?: TensorSideInput;
 }
 
-/** Where ranks stand and how fast links are; integers, part of the digest. */
+/** Says where ranks stand and how fast links are; integers, part of the digest. */
 export interface TopologyInput {
   /** Rank r stands on host floor(r / ranksPerHost) … */
   readonly ranksPerHost?: number;

@@ -139,7 +139,7 @@ export class TensorView {
   }
 }
 
-/** Whether the bytes of a chunk are those of its elements; products that are not exact are made of bigints. */
+/** True if the bytes of a chunk are those of its elements; products that are not exact are made of bigints. */
 function hasBytes({ bytes, lengths }: ChunkRow, elementBits: number): boolean {
   let bits = elementBits;
   for (const length of lengths) bits *= length;

@@ -186,7 +186,7 @@ function positionsOf(mesh: DeviceMesh): Map<number, number> {
  * What the ranks of one side hold of tensors of one shape, by the rules in PyTorch's own words: every rank's coordinates
  * in the selected mesh, and for every tensor dimension the run list of its coordinates. Run lists are made when asked
  * for. `TB_STRIDED_SHARD` if the reading matters and is not named, or is `order` and cannot be decoded;
- * `TB_PLACEMENT` where sizes do not add up to what they cut.
+ * `TB_PLACEMENT` if sizes do not add up to what they cut.
  */
 export class SideHoldings {
   readonly ndim: number;

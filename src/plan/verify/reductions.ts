@@ -146,7 +146,7 @@ export class Reductions {
       throw this.#broken(piece, "a contribution to a piece is missing", { srcRank: group[missing] });
   }
 
-  /** Where the first contributor has one bucket, each other contributor has one bucket too, of as many chunks. */
+  /** If the first contributor has one bucket, each other contributor has one bucket too, of as many chunks. */
   #checkCuts(): void {
     const partners = new Map<string, number>();
     for (const piece of this.#pieces.values()) {

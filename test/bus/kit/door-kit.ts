@@ -48,7 +48,7 @@ export class RawClient {
     open.push(this);
   }
 
-  /** The next frame; `undefined` where the agent has closed the connection. */
+  /** The next frame; `undefined` if the agent has closed the connection. */
   async next(): Promise<Message | undefined> {
     while (this.#frames.length === 0 && !this.#ended) {
       await new Promise<void>((wake) => {

@@ -3,7 +3,7 @@ import { type Browser, type BrowserContextOptions, chromium, type Page } from "p
 
 const executable = process.env["CHROMIUM"] ?? "/usr/bin/chromium";
 
-/** Why pages cannot be tried here; `undefined` where they can. */
+/** Why pages cannot be tried here; `undefined` if they can. */
 export const chromiumMissing = existsSync(executable)
   ? undefined
   : `needs a Chromium: ${executable} is not there, and CHROMIUM names no other`;

@@ -43,7 +43,7 @@ export function* elements(
   }
 }
 
-/** A parameter as its boxes and zero regions fill it; throws where two write one place, or none does. */
+/** A parameter as its boxes and zero regions fill it; throws if two write one place, or none does. */
 export function fillParameter(
   parameter: RankParameter,
   checkpoint: ReadonlyMap<string, Int32Array>,

@@ -14,7 +14,7 @@ import {
 import { Random } from "./random.ts";
 import { simulate } from "./simulator.ts";
 
-/** Both planners agree whether the input has a meaning; `undefined` where it has none. */
+/** Both planners agree whether the input has a meaning; `undefined` if it has none. */
 async function planBoth(
   input: PlanInput,
 ): Promise<{ readonly plan: Plan; readonly tensors: readonly NaiveTensor[] } | undefined> {

@@ -14,7 +14,7 @@ export interface GoldenLocal {
   readonly local_shape: readonly number[];
   readonly n_runs: number;
   readonly sha256: string;
-  /** Runs of ids; left out where there are more than 160. */
+  /** Runs of ids; left out if there are more than 160. */
   readonly ids?: readonly (readonly [start: number, count: number])[];
 }
 

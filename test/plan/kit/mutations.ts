@@ -67,7 +67,7 @@ function wireBytes(input: PlanInput, chunk: LooseChunk): bigint {
   return chunk.lengths.reduce((a, b) => a * b, BigInt(sizes[chunk.stage]!));
 }
 
-/** Makes a plan wrong; `undefined` where it has nothing of the kind. */
+/** Makes a plan wrong; `undefined` if it has nothing of the kind. */
 export type Mutation = (input: PlanInput, plan: PlanLists, random: Random) => PlanLists | undefined;
 
 function pick<T>(list: readonly T[], random: Random): T | undefined {

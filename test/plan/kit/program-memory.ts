@@ -75,7 +75,7 @@ export class LocalMemory {
     return this.#strides.get(`${rank}:${tensor}:${kind}`) ?? contiguousStrides(localShape);
   }
 
-  /** Throws where a target differs from what it should hold, or a byte between its elements was written. */
+  /** Throws if a target differs from what it should hold, or a byte between its elements was written. */
   checkTargets(): void {
     for (const [tensor, { source, target }] of this.#tensors.entries()) {
       for (const holding of target.byRank.values()) {

@@ -18,7 +18,7 @@ interface Step {
 
 /**
  * Runs the programs of all ranks on byte arrays, one bucket at a time, in a random order that dependencies, fold order,
- * the pools of pieces and the order within a channel allow. Throws where the two ends of a channel differ, a fold is out of order, or
+ * the pools of pieces and the order within a channel allow. Throws if the two ends of a channel differ, a fold is out of order, or
  * the programs stop before their end.
  */
 export function runPrograms(programs: readonly ReadProgram[], memory: Memory, random: Random): void {

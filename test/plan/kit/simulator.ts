@@ -27,7 +27,7 @@ export function fold(op: PartialOp, values: readonly number[], divisor: number):
 const add = (a: number, b: number): number => a + b;
 const multiply = (a: number, b: number): number => a * b;
 
-/** A value for every element of every tensor, no two alike, where nothing is Partial. */
+/** A value for every element of every tensor, no two alike, if nothing is Partial. */
 export function plainValue(tensor: number, id: number): number {
   return (tensor + 1) * 1_000_000 + id;
 }
@@ -44,7 +44,7 @@ export function expectedValue(source: NaiveSide, tensor: number, id: number): nu
 }
 
 /**
- * Runs a plan on real arrays and throws where a target differs from what it should hold, an element is not written
+ * Runs a plan on real arrays and throws if a target differs from what it should hold, an element is not written
  * exactly once, or something is read before it is complete. Without `random` in the order of waves; with it in a
  * random order that `waitsFor` allows, chunks of a bucket shuffled. Returns the targets: by tensor, by rank, the values.
  */

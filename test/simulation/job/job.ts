@@ -108,7 +108,7 @@ export class Job {
     return this.#registrations.get(keyOf(rank, side, plan))!;
   }
 
-  /** One rank's part in a transfer; `undefined` where it has nothing registered. */
+  /** One rank's part in a transfer; `undefined` if it has nothing registered. */
   transfer(
     registration: Registration,
     from: SideName,

@@ -16,7 +16,7 @@ export class Registration {
   readonly client: SimulatedClient;
   readonly side: SideName;
   readonly memory: HostMemory;
-  /** What it must hold while no call is under way; `undefined` where that is not known. */
+  /** What it must hold while no call is under way; `undefined` if that is not known. */
   settled: Int32Array | undefined;
   /** A round has ended in doubt, and none has been completed since. */
   inDoubt = false;

@@ -115,7 +115,7 @@ export class Cluster {
     this.#watch(agent, event);
   }
 
-  /** Time goes on until that holds, or for so long. False where it does not hold then. */
+  /** Time goes on until that holds, or for so long. False if it does not hold then. */
   until(holds: () => boolean, ms: number): Promise<boolean> {
     return new Promise((resolve, reject) => {
       nextTurn(() => {

@@ -65,7 +65,7 @@ export class Scheduler {
     };
   }
 
-  /** When the next event is; `undefined` where there is none. */
+  /** When the next event is; `undefined` if there is none. */
   get next(): number | undefined {
     while (this.#heap.length > 0 && !isAlive(this.#heap[0]!)) this.#pop();
     return this.#heap[0]?.at;

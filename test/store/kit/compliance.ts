@@ -6,7 +6,7 @@ import type { SetOptions, Store, StoreCallOptions } from "../../../src/store/sto
 export interface StoreFixture {
   /** A new client of one shared store. The suite closes it. */
   connect(namespace?: string): Promise<Store>;
-  /** Waits that are parked in the store at this moment, where that can be told. */
+  /** Waits that are parked in the store at this moment, if that can be told. */
   awaited?(): Promise<number>;
   tearDown(): Promise<void>;
 }
@@ -31,7 +31,7 @@ const operations: Record<string, (store: Store, options?: StoreCallOptions) => P
   delete: (store, options) => store.delete("op-other", options),
 };
 
-/** `setUpMs`: how long the set-up may take, where that is longer than usual. */
+/** `setUpMs`: how long the set-up may take, if that is longer than usual. */
 export function storeCompliance(name: string, setUp: () => Promise<StoreFixture>, setUpMs?: number): void {
   describe(`${name} as a store`, () => {
     let fixture: StoreFixture;

@@ -158,7 +158,7 @@ function partialOpOf({ placements }: Layout): PartialOp | undefined {
   return undefined;
 }
 
-/** The coordinate of a rank, or `undefined` where it is not in the mesh. */
+/** The coordinate of a rank, or `undefined` if it is not in the mesh. */
 export function coordinateOfRank({ mesh }: Layout, rank: number): number[] | undefined {
   const position = mesh.ranks.indexOf(rank);
   return position < 0 ? undefined : coordinatesOf(mesh.shape)[position];

@@ -8,8 +8,8 @@
  * NCCL, but something with ranks that do, say BEGIN as well: a round that has its turn then waits for nobody who is
  * still to begin it.
  *
- * From TURN on a round goes to its end on all ranks, also where it failed meanwhile: its memory is quiet then, and the
- * communicator as good as before. Only where that cannot be, since a rank is gone, CUDA or NCCL failed, or the end does
+ * From TURN on a round goes to its end on all ranks, also if it failed meanwhile: its memory is quiet then, and the
+ * communicator as good as before. Only if that cannot be, since a rank is gone, CUDA or NCCL failed, or the end does
  * not come within quiesce_ms, it is aborted, on every rank that hears of it. Prepares after that make another.
  *
  * A transfer may be mixed (nccl_steps.h). What a step of it sends may then be the outcome of what others move, and will
@@ -53,7 +53,7 @@ struct tb_nccl_set {
     tb_error error;  /* why */
     tb_nccl_run *runs, **runs_end; /* whose turn has come, in their order */
 
-    /* Of the device's thread. */
+    /* Owned by the device's thread; no lock is needed. */
     tb_nccl_comm comm;
     bool started, torn; /* streams are there; everything was given back */
     bool ended;         /* its rounds were */
@@ -90,7 +90,7 @@ struct tb_nccl_run {
     bool drains;      /* all have given it up: what is sent is of no use to anybody */
     uint64_t quiet_by;
 
-    /* Of the device's thread. */
+    /* Owned by the device's thread; no lock is needed. */
     bool first_done, first_launched;
     uint32_t packed, launched, over; /* steps */
     tb_cu_event first;
@@ -147,14 +147,14 @@ void tb_nccl_doom(tb_nccl_set *set, int32_t code, int32_t rank, const char *why)
 tb_nccl_set *tb_nccl_find(tb_session *session, uint64_t number, tb_error *err);
 /* The session ends: everything on its communicators does. */
 void tb_nccl_stop(tb_session *session);
-/* Waits for that; false where it takes too long. Without the lock, as the next two. */
+/* Waits for that; false if it takes too long. Without the lock, as the next two. */
 bool tb_nccl_rest(tb_session *session, uint64_t until);
 void tb_nccl_free(tb_session *session);
 void tb_nccl_give_event(tb_nccl *nccl, tb_cu_event event);
 
 /* ---- nccl_run.c: in the device's thread, without the lock ----------------------------------------------- */
 
-/* Goes on as far as it can without waiting. True where it is over. */
+/* Goes on as far as it can without waiting. True if it is over. */
 bool tb_nccl_run_step(tb_nccl_run *run, tb_error *err);
 /* The first step, which needs no turn. */
 int32_t tb_nccl_run_first(tb_nccl_run *run, tb_error *err);

@@ -98,12 +98,12 @@ enum { TB_NCCL_SHARED_DEVICE_VERSION = 23000 };
 
 /*
  * Loads the library, once for each path, and for good: it has threads of its own. NULL is $TENSOR_BUS_LIBNCCL, else
- * libnccl.so.2. TB_ELIBRARY where it is missing or too old; the message has both versions.
+ * libnccl.so.2. TB_ELIBRARY if it is missing or too old; the message has both versions.
  */
 int32_t tb_nccl_load(const char *path, const tb_nccl_api **api, tb_error *err);
 
 /*
- * The failure of a call, with what the library says of it: TB_EPEER_LOST where it was the other side's (remote), else
+ * The failure of a call, with what the library says of it: TB_EPEER_LOST if it was the other side's (remote), else
  * TB_ENCCL. comm may be NULL.
  */
 int32_t tb_nccl_fail(const tb_nccl_api *api, tb_nccl_result result, tb_nccl_comm comm, tb_error *err,

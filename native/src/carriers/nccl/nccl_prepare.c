@@ -14,7 +14,7 @@
 
 /* ---- prepare -------------------------------------------------------------------------------------------- */
 
-/* Which channels others move; true where there are such, but for what is copied within this rank. */
+/* Which channels others move; true if there are such, but for what is copied within this rank. */
 static bool find_elsewhere(const tb_transfer *transfer, bool *elsewhere) {
     const tb_program *program = &transfer->program;
     bool any = false;

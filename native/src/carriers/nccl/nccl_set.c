@@ -214,7 +214,7 @@ static void settle_turnless(tb_nccl *nccl) {
     }
 }
 
-/* True where the task is to be stepped again. With the lock. */
+/* True if the task is to be stepped again. With the lock. */
 static bool has_work(const tb_nccl *nccl) {
     for (const tb_nccl_set *set = nccl->sets; set != NULL; set = set->next) {
         if ((set->doomed && !set->torn) || (!set->doomed && (set->state == TB_SET_JOINING || set->runs != NULL))) {

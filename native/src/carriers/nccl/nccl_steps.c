@@ -186,7 +186,7 @@ static void add_turns(planner *at, const turn *turns, uint32_t count) {
     }
 }
 
-/* Where others move as well, reduced pieces lie in the pool of all. */
+/* If others move as well, reduced pieces lie in the pool of all. */
 static uint64_t pool_bytes(const planner *at) {
     uint64_t pool = 0;
     for (uint32_t piece = 0; piece < at->program->header->piece_count && !at->plan->mixed; piece++) {

@@ -47,7 +47,7 @@ typedef struct tb_nccl_steps {
     uint64_t contributions_at, pool_at, staging_at; /* offsets in it */
     uint64_t stage_at[2][2]; /* from staging_at on: of steps with an even and an odd number, receiving and sending */
     uint32_t fold_step;      /* TB_NONE: there is none */
-    /* Of the device, filled in its thread. */
+    /* In memory of the device, filled by its thread. */
     uint64_t memory;
     bool uploaded;
 } tb_nccl_steps;

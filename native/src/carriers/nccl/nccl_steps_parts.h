@@ -7,9 +7,9 @@
 #include "carriers/nccl/nccl_steps.h"
 #include "kernels/dtype.h"
 
-/* Of chunks in a bucket. */
+/* The alignment of chunks in a bucket. */
 #define TB_NCCL_STEPS_PADDING 16u
-/* Of what NCCL reads and writes: it is fastest on lines that begin evenly. */
+/* The alignment of what NCCL reads and writes: it is fastest on lines that begin evenly. */
 #define TB_NCCL_STEPS_ALIGNMENT 256u
 
 static inline uint64_t tb_aligned(uint64_t bytes, uint64_t to) {

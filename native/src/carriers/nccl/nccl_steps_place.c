@@ -1,5 +1,5 @@
 /*
- * Where everything of a transfer's steps lies, filled in once its memory is there: the addresses of what is sent and
+ * The places of everything that a transfer's steps use, filled in once its memory is there: the addresses of what is sent and
  * received, and the moves that pack, unpack and fold. No lock is needed.
  */
 #include <stdlib.h>

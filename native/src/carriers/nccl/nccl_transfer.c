@@ -60,7 +60,7 @@ static void check_turn(tb_transfer *transfer) {
         return;
     }
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
-        /* Who has no part in the set may be done with this round by now, and have begun the next. */
+        /* A rank that has no part in the set may be done with this round by now, and have begun the next. */
         if (transfer->exchanges[i].together && run->said[i].begun < transfer->round) {
             return;
         }

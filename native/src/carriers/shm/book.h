@@ -16,17 +16,17 @@ int32_t tb_book_create(int32_t world, tb_book **book, tb_error *err);
 /* NULL: does nothing. */
 void tb_book_free(tb_book *book);
 int tb_book_file(const tb_book *book);
-/* Source: what `target` has asked for, and where a region lies; false where the book has no room for it. */
+/* Source: what `target` has asked for, and where a region lies; false if the book has no room for it. */
 void tb_book_answer(tb_book *book, int32_t source, int32_t target, const uint8_t nonce[16]);
 bool tb_book_note(tb_book *book, uint32_t region, uint64_t address);
 
 /*
- * Target: opens the book that a source names, and finds our nonce in it. TB_EAUTH where it is another's, TB_EUNSUPPORTED
+ * Target: opens the book that a source names, and finds our nonce in it. TB_EAUTH if it is another's, TB_EUNSUPPORTED
  * where this system does not let us look.
  */
 int32_t tb_book_open(const tb_wire_identity *source, int32_t rank, int32_t world, int32_t own,
                      const uint8_t nonce[16], int *fd, tb_error *err);
-/* Where the source says that its region lies, in its own memory; 0 where it does not. */
+/* The place of its region in its own memory, as the source says; 0 if it does not. */
 uint64_t tb_book_look(int fd, int32_t world, uint32_t region);
 
 /*

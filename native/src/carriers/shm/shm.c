@@ -101,7 +101,7 @@ static int32_t pin(tb_import *import, shm_import *opened, tb_error *err) {
 }
 
 /*
- * Whether the kernel lets us read there at all is better known before a round: it is asked for the first and the last
+ * Finds out before a round whether the kernel lets us read there at all: it is asked for the first and the last
  * byte.
  */
 static int32_t try_reading(const tb_import *import, const tb_wire_region *region, uint64_t there, tb_error *err) {
@@ -226,7 +226,7 @@ static void shm_close(tb_import *import) {
 
 /* ---- moving -------------------------------------------------------------------------------------------- */
 
-/* Where the pieces lie that a pool holds is told behind them; they stay until we have read them. */
+/* A pool says behind its pieces where they lie; they stay until we have read them. */
 static int32_t start_piece(tb_job *job, const tb_import *import, const tb_wire_end *end, uint64_t bytes,
                            tb_error *err) {
     const shm_import *opened = import->opened;
@@ -278,7 +278,7 @@ static uint64_t fetch(tb_job *job, uint64_t elements, tb_error *err) {
     return bytes / size;
 }
 
-/* Moves some of the chunk's elements. False where they cannot be read. */
+/* Moves some of the chunk's elements. False if they cannot be read. */
 static bool move_some(tb_job *job, uint64_t limit, tb_error *err) {
     const shm_import *opened = job->exchange->import->opened;
     if (!job->started && start_chunk(job, err) != TB_OK) {

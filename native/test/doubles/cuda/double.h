@@ -105,7 +105,7 @@ enum { HEADER_BYTES = 4096 };
 #define ALLOCATION_MAGIC 0x6d656d2d61647563ull
 #define EVENT_MAGIC 0x7476652d61647563ull
 
-/* Makes such a file, or maps another process's, header first. NULL where there is none. */
+/* Makes such a file, or maps another process's, header first. NULL if there is none. */
 double_header *double_file_create(uint64_t magic, uint64_t bytes, int *fd);
 double_header *double_file_open(const double_handle *handle, uint64_t magic);
 

@@ -1,4 +1,4 @@
-/* Prints what the double loads as a module where there is no nvcc to make a real one: the names of the
+/* Prints what the double loads as a module if there is no nvcc to make a real one: the names of the
  * kernels. */
 #include <stdio.h>
 

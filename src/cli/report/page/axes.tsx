@@ -3,10 +3,10 @@ import type { Cells, RankAxis } from "./rank-axis.ts";
 interface RankTicksProps {
   readonly axis: RankAxis;
   readonly cells: Cells;
-  /** Where the cells begin, and the size of each. */
+  /** Says where the cells begin, and the size of each. */
   readonly start: number;
   readonly size: number;
-  /** Where the axis lies, across. */
+  /** Says where the axis lies, across. */
   readonly at: number;
   readonly vertical?: boolean;
 }

@@ -27,14 +27,14 @@ export function strengthOf(kind: ScaleKind, least: number, most: number): Streng
   };
 }
 
-/** Where values differ by more than this, a linear scale hides the smaller ones. */
+/** If values differ by more than this, a linear scale hides the smaller ones. */
 const wide = 64;
 
 export function defaultKind(least: number, most: number): ScaleKind {
   return most > least * wide ? "log" : "linear";
 }
 
-/** Where bytes go: the two have different links, and so different colours. */
+/** The two ways of bytes: they have different links, and so different colours. */
 export type Reach = "network" | "host";
 
 /**

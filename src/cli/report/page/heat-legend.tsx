@@ -8,7 +8,7 @@ interface HeatLegendProps {
   readonly strength: Strength;
   readonly title: string;
   format(value: number): string;
-  /** The colours that are used; both are named where there are two. */
+  /** The colours that are used; both are named if there are two. */
   readonly reaches?: readonly Reach[];
 }
 

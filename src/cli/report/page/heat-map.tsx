@@ -27,7 +27,7 @@ const tallest = 512;
 const least = 3;
 const widest = { x: 132, y: 40 };
 
-/** Bytes from each rank to each: by host where there are many, down to ranks as one looks closer. */
+/** Bytes from each rank to each: by host if there are many, down to ranks as one looks closer. */
 export function HeatMap({ report }: { readonly report: Report }) {
   if (report.channels.bytes.length === 0) return <p class="none">Nothing goes from one rank to another.</p>;
   return <HeatPlot report={report} />;

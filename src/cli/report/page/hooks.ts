@@ -31,7 +31,7 @@ export function useScheme(): string {
   return scheme;
 }
 
-/** Where a view has been zoomed to, and the way back. */
+/** Says where a view has been zoomed to, and the way back. */
 export interface Zoom<W> {
   readonly window: W;
   readonly depth: number;

@@ -13,7 +13,7 @@ const margin = { left: 76, right: 12, top: 12, bottom: 24 };
 const height = 150;
 const least = 5;
 
-/** What each rank sends, receives and stages; by host where there are many, with the busiest rank of each marked. */
+/** What each rank sends, receives and stages; by host if there are many, with the busiest rank of each marked. */
 export function RankBars({ report }: { readonly report: Report }) {
   const { ranks, channels, summary } = report;
   const holder = useRef<HTMLDivElement>(null);

@@ -61,7 +61,7 @@ function describe(error: unknown, rules: NonNullable<SpecInput["placements"]>): 
   return { code: error.code, message: error.message, path: pathOf(error, rules) };
 }
 
-/** Where the planner's own errors belong: the rule of the tensor or of the pair that they name, or the topology. */
+/** Says where the planner's own errors belong: the rule of the tensor or of the pair that they name, or the topology. */
 function pathOf({ code, details }: TensorBusError, rules: NonNullable<SpecInput["placements"]>): SpecPath {
   if (code === "TB_TOPOLOGY") return ["topology"];
   const {

@@ -29,7 +29,7 @@ export interface RuleForm {
 export interface RuleSideForm {
   readonly placements: string;
   readonly stridedShard: string;
-  /** Empty where the whole mesh holds the tensors. */
+  /** Empty if the whole mesh holds the tensors. */
   readonly dim: string;
   readonly index: string;
   readonly of: string;

@@ -125,7 +125,7 @@ function TimelinePlot({ report, schedule }: { readonly report: Report; readonly 
     setHovered(undefined);
     zoom.into({ rows: window.rows, time: { start: window.time.start, end: window.time.start + span } });
   };
-  /** Around the cursor: its row, where that is several ranks, and half of the time. */
+  /** Around the cursor: its row, if that is several ranks, and half of the time. */
   const closer = (): void => {
     const half = (time.end - time.start) / 4;
     const start = Math.max(time.start, Math.min(at - half, time.end - 2 * half));
