@@ -97,8 +97,8 @@ TB_API int32_t tb_gate_reserve(uint64_t gate, uint32_t puts, uint32_t removes, u
 /* Inside of a write transaction: *owned is 1 if LMDB's write lock is where tb_gate_attach looks for it. */
 TB_API int32_t tb_gate_verify(uint64_t gate, uint32_t *owned, tb_error *err);
 /* What most transactions stay within: as many puts and removes, and bytes of values of up to half a page, and no others. */
-#define TB_GATE_USUAL_CHANGES 16
-#define TB_GATE_USUAL_BYTES 8192
+#define TB_GATE_USUAL_CHANGES 8
+#define TB_GATE_USUAL_BYTES 4096
 /*
  * Enters, trying for at most spin_ns; *entered is 0 if another is inside, and 2 if the space of one usual transaction is
  * taken already, which needs no tb_gate_reserve then. *holder is a thread id, where known, or 0.

@@ -110,12 +110,12 @@ export function declareNative<const D extends Declarations>(
 ): NativeFunctions<D> {
   const functions: Record<string, (...inputs: unknown[]) => unknown> = {};
   for (const [name, declaration] of Object.entries(declarations)) {
-    let bound: ((...inputs: unknown[]) => unknown) | undefined;
     functions[name] = (...inputs) => {
-      bound ??=
+      const bound =
         "returns" in declaration
           ? bindPlain(open(), name, declaration)
           : bindFallible(open(), name, declaration);
+      functions[name] = bound;
       return bound(...inputs);
     };
   }
@@ -145,17 +145,22 @@ function bindFallible(from: LibraryHandle, name: string, parameters: Fallible) {
   // Calls are synchronous and C never calls back: one set of outputs and one error serve all calls of a function.
   const error = new Uint8Array(errorBytes);
   const outputs: Slot[] = [];
-  const template = parameters.map((parameter) => {
-    if (parameter in slots) {
-      const slot = slots[parameter as keyof OutputTypes]();
-      outputs.push(slot);
-      return slot;
+  const takesInput: number[] = [];
+  const given: unknown[] = parameters.map((parameter, at) => {
+    if (!(parameter in slots)) {
+      takesInput.push(at);
+      return undefined;
     }
-    return undefined;
+    const slot = slots[parameter as keyof OutputTypes]();
+    outputs.push(slot);
+    return slot;
   });
+  given.push(error);
   return (...inputs: unknown[]): unknown => {
-    let next = 0;
-    const status = call(...template.map((slot) => slot ?? inputs[next++]), error) as number;
+    for (let i = 0; i < takesInput.length; i++) given[takesInput[i]!] = inputs[i];
+    const status = call(...given) as number;
+    // What a caller has handed in is not kept beyond the call.
+    for (let i = 0; i < takesInput.length; i++) given[takesInput[i]!] = undefined;
     if (status !== 0) {
       throw readError(error) ?? new TensorBusError("TB_SYSTEM", `${name} returned ${status} and no error`);
     }

@@ -56,10 +56,9 @@ static uint32_t owner_of(const pthread_mutex_t *mutex) {
     return atomic_load_explicit((_Atomic uint32_t *)mutex, memory_order_acquire) & FUTEX_OWNER;
 }
 
-/* The thread that holds a lock of LMDB's, or 0. A dead one's lock is free: LMDB recovers it. */
-static uint32_t holder_of(tb_gate *gate) {
-    const tb_lmdb_locks *locks = atomic_load_explicit(&gate->locks, memory_order_acquire);
-    if (locks == NULL || tb_lmdb_files_mend_locks(&gate->files)) {
+/* The thread that holds a lock of LMDB's, or 0. A dead one's lock is free: LMDB recovers it. The file has its length. */
+static uint32_t holder_in(const tb_lmdb_locks *locks) {
+    if (locks == NULL) {
         return 0;
     }
     /* Noise names no thread that ends: who enters finds the damage. */
@@ -68,6 +67,12 @@ static uint32_t holder_of(tb_gate *gate) {
     }
     uint32_t writer = owner_of(&locks->writer);
     return writer != 0 ? writer : owner_of(&locks->head.body.reader_table);
+}
+
+/* The same, from any thread, where nobody has looked at the file's length. */
+static uint32_t holder_of(tb_gate *gate) {
+    const tb_lmdb_locks *locks = atomic_load_explicit(&gate->locks, memory_order_acquire);
+    return locks == NULL || tb_lmdb_files_mend_locks(&gate->files) ? 0 : holder_in(locks);
 }
 
 static bool wait_until_wanted(tb_gate *gate) {
@@ -258,7 +263,10 @@ int32_t tb_gate_check(uint64_t handle, tb_error *err) {
     if (gate == NULL) {
         return TB_ECLOSED;
     }
-    int32_t rc = tb_lmdb_files_check(&gate->files, atomic_load(&gate->locks), false, err);
+    int32_t rc = tb_lmdb_files_check_sizes(&gate->files, err);
+    if (rc == TB_OK) {
+        rc = tb_lmdb_files_check(&gate->files, atomic_load(&gate->locks), false, err);
+    }
     tb_handle_put(handle);
     return rc;
 }
@@ -285,15 +293,29 @@ int32_t tb_gate_verify(uint64_t handle, uint32_t *owned, tb_error *err) {
     return TB_OK;
 }
 
-/* 0 once inside, EAGAIN while another is, or an errno. */
-static int try_to_enter(tb_gate *gate, int32_t *holder) {
-    int failed = tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_WRLCK, GATE_OFFSET);
-    *holder = (int32_t)holder_of(gate);
-    if (failed != 0 || *holder == 0) {
-        return failed;
-    }
+static void unlock(tb_gate *gate) {
     tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
-    return EAGAIN;
+}
+
+/* TB_OK and *inside, or not while another is: then *holder, where it is known. Once inside the files are as they should be. */
+static int32_t try_to_enter(tb_gate *gate, bool *inside, int32_t *holder, tb_error *err) {
+    int failed = tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_WRLCK, GATE_OFFSET);
+    *inside = false;
+    if (failed != 0) {
+        *holder = (int32_t)holder_of(gate);
+        return failed == EAGAIN ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be taken");
+    }
+    const tb_lmdb_locks *locks = atomic_load_explicit(&gate->locks, memory_order_acquire);
+    int32_t rc = tb_lmdb_files_check_sizes(&gate->files, err);
+    *holder = rc == TB_OK ? (int32_t)holder_in(locks) : 0;
+    if (rc == TB_OK && *holder == 0) {
+        rc = tb_lmdb_files_check(&gate->files, locks, true, err);
+        *inside = rc == TB_OK;
+    }
+    if (!*inside) {
+        unlock(gate);
+    }
+    return rc;
 }
 
 int32_t tb_gate_enter(uint64_t handle, uint64_t spin_ns, uint32_t *entered, int32_t *holder, tb_error *err) {
@@ -301,20 +323,14 @@ int32_t tb_gate_enter(uint64_t handle, uint64_t spin_ns, uint32_t *entered, int3
     if (gate == NULL) {
         return TB_ECLOSED;
     }
-    int failed = try_to_enter(gate, holder);
-    uint64_t end = failed == EAGAIN ? tb_now() + spin_ns : 0;
-    while (failed == EAGAIN && tb_now() < end) {
+    bool inside;
+    int32_t rc = try_to_enter(gate, &inside, holder, err);
+    uint64_t end = rc == TB_OK && !inside ? tb_now() + spin_ns : 0;
+    while (rc == TB_OK && !inside && tb_now() < end) {
         /* The one inside may wait for this very core. */
         sched_yield();
-        failed = try_to_enter(gate, holder);
+        rc = try_to_enter(gate, &inside, holder, err);
     }
-    int32_t rc = failed == 0 || failed == EAGAIN
-                     ? TB_OK
-                     : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be taken");
-    if (failed == 0 && (rc = tb_lmdb_files_check(&gate->files, atomic_load(&gate->locks), true, err)) != TB_OK) {
-        tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
-    }
-    bool inside = failed == 0 && rc == TB_OK;
     *entered = !inside ? 0 : tb_lmdb_files_have_room(&gate->files) ? 2 : 1;
     tb_handle_put(handle);
     return rc;

@@ -131,8 +131,11 @@ bool tb_lmdb_files_mend_locks(const tb_lmdb_files *files) {
     return true;
 }
 
-static int32_t check_sizes(const tb_lmdb_files *files, tb_error *err) {
+int32_t tb_lmdb_files_check_sizes(const tb_lmdb_files *files, tb_error *err) {
     struct stat data, locks;
+    if (files->metas == NULL) {
+        return TB_OK;
+    }
     if (fstat(files->data_fd, &data) != 0 || fstat(files->lock_fd, &locks) != 0) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "%s cannot be looked at", files->data_path);
     }
@@ -174,10 +177,6 @@ int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *loc
     if (files->metas == NULL || locks == NULL) {
         return TB_OK;
     }
-    int32_t rc = check_sizes(files, err);
-    if (rc != TB_OK) {
-        return rc;
-    }
     const char *path = files->data_path;
     const char *problem = NULL;
     if (!inside) {
@@ -205,9 +204,10 @@ static uint64_t bytes_wanted(const tb_lmdb_meta *meta, const tb_lmdb_change *cha
     return needed < meta->map_bytes ? needed : meta->map_bytes;
 }
 
+/* Of as many removes and puts in all it needs the most if all are puts. */
+static const tb_lmdb_change usual = {.puts = TB_GATE_USUAL_CHANGES, .small_bytes = TB_GATE_USUAL_BYTES};
+
 bool tb_lmdb_files_have_room(const tb_lmdb_files *files) {
-    /* Space is taken for more than is needed, so that most transactions find theirs here; with removes one needs less. */
-    static const tb_lmdb_change usual = {.puts = TB_GATE_USUAL_CHANGES, .small_bytes = TB_GATE_USUAL_BYTES};
     tb_lmdb_meta metas[TB_LMDB_METAS];
     const char *problem;
     const tb_lmdb_meta *meta = files->metas == NULL ? NULL : read_metas(files, metas, &problem);
@@ -222,10 +222,16 @@ int32_t tb_lmdb_files_reserve(tb_lmdb_files *files, const tb_lmdb_change *change
         return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s is damaged: %s", files->data_path, problem);
     }
     uint64_t needed = bytes_wanted(meta, change);
-    if (needed <= files->reserved) {
-        return TB_OK;
+    int32_t rc = TB_OK;
+    if (needed > files->reserved) {
+        rc = tb_lmdb_grow(files->data_fd, &files->reserved, needed, files->data_path, err);
     }
-    int32_t rc = tb_lmdb_grow(files->data_fd, &files->reserved, needed, files->data_path, err);
+    uint64_t more = bytes_wanted(meta, &usual);
+    if (rc == TB_OK && more > files->reserved) {
+        /* So that those to come find theirs on entering. If there is no space for that, they ask for what they need. */
+        tb_error full;
+        tb_lmdb_grow(files->data_fd, &files->reserved, more, files->data_path, &full);
+    }
     if (files->reserved > files->data_bytes) {
         files->data_bytes = files->reserved;
     }

@@ -28,9 +28,13 @@ int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const ch
 void tb_lmdb_files_close(tb_lmdb_files *files);
 
 /*
- * TB_EBUS_FORMAT if the files are gone, cut or overwritten. locks: LMDB's lock file, mapped; inside: nobody writes now,
- * so that it can be compared with the data. Files that were cut get their length again, and are marked as damaged: no process
- * that maps them is ended by a signal, and each finds the mark.
+ * TB_EBUS_FORMAT if the files are gone or cut. Those that were cut get their length again, and are marked as damaged: no
+ * process that maps them is ended by a signal, and each finds the mark.
+ */
+int32_t tb_lmdb_files_check_sizes(const tb_lmdb_files *files, tb_error *err);
+/*
+ * Then: TB_EBUS_FORMAT if they were overwritten. locks: LMDB's lock file, mapped; inside: nobody writes now, so that it can
+ * be compared with the data.
  */
 int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, bool inside,
                             tb_error *err);

@@ -49,8 +49,8 @@ const maxReaders = 1024;
 /** Another's write takes about 10 µs: looking again is cheaper than a thread. */
 const spinNs = 100_000n;
 /** `TB_GATE_USUAL_CHANGES` and `TB_GATE_USUAL_BYTES`: the gate tells when it is entered whether so much has its space. */
-const usualChanges = 16;
-const usualBytes = 8192;
+const usualChanges = 8;
+const usualBytes = 4096;
 /** Writes that one pass through the gate serves at most, so that others get their turn. */
 const writesPerPass = 32;
 
