@@ -137,7 +137,8 @@ describe("a planned transfer fills the parameters in place", () => {
     ],
     [
       "from a shared gate",
-      { model_type: "qwen2_moe", ...tiny, ...experts, shared_expert_intermediate_size: 8 },
+      // Its class shares the hidden size out among the heads, whatever the config says.
+      { model_type: "qwen2_moe", ...tiny, head_dim: 2, ...experts, shared_expert_intermediate_size: 8 },
       "fsdp2:dp=3",
       "vllm:tp=2,ep",
       "checkpoint",

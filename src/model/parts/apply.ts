@@ -40,7 +40,10 @@ interface CompiledRule {
   readonly template: Template;
   /** Kinds of its parts by the tensor's shape (and range of slots). */
   readonly kinds: Map<string, PartKind>;
+  readonly group: number;
   used: boolean;
+  /** What it filled last: experts of a layer follow each other, and lie in one parameter. */
+  last: { readonly captures: Captures; readonly dtype: string; readonly parameter: number } | undefined;
 }
 
 /** The range of a dimension that runs over slots: from which slot on, and from which thing. */
@@ -61,7 +64,8 @@ class PartedBuilder {
   readonly #groups = new Map<DeviceMesh, number>();
   readonly #groupNumbers = new Map<string, number>();
   readonly #parameters: Parameter[] = [];
-  readonly #byName = new Map<string, number>();
+  /** Parameters by their names, for each group of ranks. */
+  readonly #byName: Map<string, number>[] = [];
   readonly #parts: Part[] = [];
   readonly #dropped = new Map<string, string>();
   #kinds = 0;
@@ -72,7 +76,10 @@ class PartedBuilder {
     this.#options = options;
     this.#rules = side.parameters.map((rule, number) => {
       checkRule(rule, number, side);
-      return { rule, number, template: parseTemplate(rule.match), kinds: new Map(), used: false };
+      const mesh = rule.mesh === undefined ? undefined : side.meshes[rule.mesh];
+      const group = mesh === undefined ? -1 : this.#group(mesh);
+      const template = parseTemplate(rule.match);
+      return { rule, number, template, kinds: new Map(), group, used: false, last: undefined };
     });
   }
 
@@ -255,13 +262,22 @@ class PartedBuilder {
     return layout;
   }
 
-  #parameter({ rule, number }: CompiledRule, captures: Captures, tensor: number): number {
-    const name = fillTemplate(rule.into!, captures);
-    const mesh = this.#side.meshes[rule.mesh!]!;
-    const key = `${name}|${this.#group(mesh)}`;
-    const known = this.#byName.get(key);
+  #parameter(compiled: CompiledRule, captures: Captures, tensor: number): number {
+    const { rule, last } = compiled;
     const { dtype: own } = this.#tensors[tensor]!;
     const dtype = rule.dtype ?? (rule.constant === undefined ? own : (this.#options.modelDtype ?? own));
+    if (last?.dtype === dtype && isSameParameter(rule, last.captures, captures)) return last.parameter;
+    const parameter = this.#findParameter(compiled, captures, dtype);
+    compiled.last = { captures, dtype, parameter };
+    return parameter;
+  }
+
+  #findParameter({ rule, number, group }: CompiledRule, captures: Captures, dtype: string): number {
+    const name = fillTemplate(rule.into!, captures);
+    const mesh = this.#side.meshes[rule.mesh!]!;
+    this.#byName[group] ??= new Map();
+    const byName = this.#byName[group]!;
+    const known = byName.get(name);
     const deal = dealOf(rule, mesh);
     if (known !== undefined) {
       const parameter = this.#parameters[known]!;
@@ -301,7 +317,7 @@ class PartedBuilder {
       only: selected({ rule, number }, this.#side, captures.expert),
       parts: [],
     });
-    this.#byName.set(key, index);
+    byName.set(name, index);
     return index;
   }
 
@@ -318,6 +334,17 @@ class PartedBuilder {
     }
     return group;
   }
+}
+
+/** True if what a rule captured of two names leads to one parameter. */
+function isSameParameter({ into, select }: PartRule, one: Captures, other: Captures): boolean {
+  return (
+    one.prefix === other.prefix &&
+    one.suffix === other.suffix &&
+    one.rest === other.rest &&
+    one.prefix !== undefined &&
+    (one.expert === other.expert || (select === undefined && !into!.includes("{e}")))
+  );
 }
 
 export function ruleError(

@@ -66,7 +66,7 @@ class Joiner {
   readonly #sides: readonly [SideLayouts, SideLayouts];
   readonly #targetType: TargetType;
   readonly #pairs: Record<string, PairInput> = {};
-  readonly #pairNames = new Map<string, string>();
+  readonly #pairNames = new Map<number, string>();
   readonly #names = new Map<string, number>();
   readonly #tensors: TensorInput[] = [];
   readonly #parts: PlannedPart[] = [];
@@ -150,7 +150,7 @@ class Joiner {
   }
 
   #pair(from: NumberedLayout, to: NumberedLayout): string {
-    const key = `${from.number}|${to.number}`;
+    const key = from.number * 2 ** 20 + to.number;
     let name = this.#pairNames.get(key);
     if (name !== undefined) return name;
     const text = `${describeLayout(from)} -> ${describeLayout(to)}`;

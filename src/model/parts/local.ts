@@ -46,7 +46,11 @@ export interface ParameterClass {
   /** Parts by the coordinate that has their slot; those that every coordinate has. */
   readonly owned: ReadonlyMap<number, readonly number[]>;
   readonly shared: readonly number[];
+  /** Dimensions of meshes along which coordinates hold different things. */
+  readonly varying: readonly { readonly mesh: DeviceMesh; readonly dims: readonly number[] }[];
   readonly locals: Map<number, LocalParameter>;
+  /** Those by the coordinates in `varying`: ranks that hold the same are computed once. */
+  readonly alike: Map<string, LocalParameter>;
 }
 
 /** What of a parted side lies on which rank. Parameters of one class are computed once a rank. */
@@ -96,10 +100,21 @@ export class LocalLayouts {
   localOf(group: ParameterClass, rank: number): LocalParameter {
     let local = group.locals.get(rank);
     if (local === undefined) {
-      local = this.#build(group, rank);
+      const key = this.#coordinatesThatVary(group, rank);
+      local = group.alike.get(key) ?? this.#build(group, rank);
+      group.alike.set(key, local);
       group.locals.set(rank, local);
     }
     return local;
+  }
+
+  #coordinatesThatVary({ varying }: ParameterClass, rank: number): string {
+    let key = "";
+    for (const { mesh, dims } of varying) {
+      const coordinate = coordinatesOf(mesh, this.#positionsOf(mesh).get(rank)!);
+      for (const dim of dims) key += `${coordinate[dim]},`;
+    }
+    return key;
   }
 
   /** What a part's layout gives a rank of its range, `undefined` if the rank holds none by its coordinate. */
@@ -232,7 +247,33 @@ function makeClass(side: PartedSide, sample: Parameter): ParameterClass {
     if (list === undefined) owned.set(owner, [ordinal]);
     else list.push(ordinal);
   });
-  return { sample, kinds, slots, sources: sourcesOf(side, sample), owned, shared, locals: new Map() };
+  return {
+    sample,
+    kinds,
+    slots,
+    sources: sourcesOf(side, sample),
+    owned,
+    shared,
+    varying: varyingDims(sample, kinds),
+    locals: new Map(),
+    alike: new Map(),
+  };
+}
+
+function varyingDims({ mesh, dealDim }: Parameter, kinds: readonly PartKind[]): ParameterClass["varying"] {
+  const found = new Map<DeviceMesh, Set<number>>();
+  const add = (of: DeviceMesh, dim: number) => {
+    const dims = found.get(of) ?? new Set();
+    found.set(of, dims.add(dim));
+  };
+  if (dealDim !== undefined) add(mesh, dealDim);
+  for (const { layout, on } of new Set(kinds)) {
+    if (on !== undefined) add(layout.mesh, on.dim);
+    layout.placements.forEach(({ kind }, dim) => {
+      if (kind !== "replicate") add(layout.mesh, dim);
+    });
+  }
+  return Array.from(found, ([of, dims]) => ({ mesh: of, dims: [...dims] }));
 }
 
 /** Each slot has the same parts, in the order 0, 1, 2, …, each once. */
