@@ -8,7 +8,7 @@ import { HostMemory } from "../../src/memory/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
 import { serveTcpStore, tcpStore } from "../../src/store/index.ts";
 import { ucx } from "../../transports/ucx/index.ts";
-import type { SourceSetup } from "./children/source.ts";
+import type { OneToOneSetup } from "./children/one-to-one.ts";
 import { bundleChild } from "./kit/children.ts";
 import { oneToOne } from "./kit/one-to-one.ts";
 import { ucxVersion } from "./kit/ucx.ts";
@@ -21,10 +21,10 @@ const tries = 5;
 describe.skipIf(ucxVersion === undefined)("a source that stops while it is read", () => {
   test("its target's memory is quiet in time, and stays so; the next round works", async () => {
     const options = { transports: "tcp,self", peerTimeoutMs: 600_000, quiesceMs: 4000 };
-    const bundle = await bundleChild("source");
+    const bundle = await bundleChild("one-to-one");
     await using store = await serveTcpStore();
     const child = fork(bundle.file, { stdio: "inherit" });
-    const ask = async (message: SourceSetup | { kind: "post" }): Promise<unknown> => {
+    const ask = async (message: OneToOneSetup | { kind: "post" }): Promise<unknown> => {
       child.send(message);
       return (await once(child, "message"))[0];
     };
