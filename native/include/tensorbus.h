@@ -170,7 +170,7 @@ TB_API int32_t tb_session_stop(uint64_t session, tb_error *err);
 /*
  * Ends everything and joins the threads; blocks until they are gone, which is at most quiesce_ms and half a second, and
  * no time after TB_EVENT_ENDED. Events not yet read are lost. A closed or unknown handle is TB_ECLOSED. TB_EQUARANTINED
- * where a thread did not end, or a peer may still read: what is registered may still be touched.
+ * if a thread did not end, or a peer may still read: what is registered may still be touched.
  */
 TB_API int32_t tb_session_close(uint64_t session, tb_error *err);
 

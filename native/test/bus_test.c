@@ -19,7 +19,7 @@
 
 #define OK(call) CHECK((call) == TB_OK, "%s", err.message)
 #define SECOND UINT64_C(1000000000)
-/* Of LMDB's lock file, where a pthread_mutex_t has 40 bytes: the reader table's word and the writers'. */
+/* Offsets in LMDB's lock file, where a pthread_mutex_t has 40 bytes: the reader table's word and the writers'. */
 #define READER_WORD 24
 #define WRITER_WORD 64
 

@@ -88,7 +88,7 @@ static void hand_overs(int memory) {
     CHECK(take(11) == TB_ETENSOR_MISSING, "forgotten");
 }
 
-/* Who does not know a secret is nobody; who is slow is waited for, but keeps nobody out. */
+/* A client that does not know a secret is refused; one that is slow is waited for, but keeps nobody out. */
 static void strangers(int memory) {
     OK(tb_handover_expect(handover, secret, (uint32_t)geteuid(), &err));
     int wrong = visit(other, sizeof other);

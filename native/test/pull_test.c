@@ -112,7 +112,7 @@ static void test_select_nccl(void) {
     selects(twin, twin, 0, TB_OK, &tb_carrier_nccl, NULL);
 }
 
-/* Of this host a process that is gone is known to be; of another one nothing is known. */
+/* A process of this host is known to be gone; of another host nothing is known. */
 static void test_who_may_live(void) {
     tb_error error;
     tb_wire_identity own = {.pid = getpid()};

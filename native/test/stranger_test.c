@@ -175,7 +175,7 @@ static void test_questions_without_end(void) {
 
 /* ---- connections --------------------------------------------------------------------------------------- */
 
-/* Of one set, they name two sizes of it: the peer is not up while a number of it is missing. */
+/* Connections of one set name two sizes of it: the peer is not up while a number of it is missing. */
 static void test_sizes_of_a_set(void) {
     world w;
     kit k;

@@ -6,7 +6,7 @@ type Koffi = typeof import("koffi");
 let loaded: Koffi | undefined;
 
 /**
- * koffi, loaded when the first library is needed: what plans only must run where koffi has no binary. `TB_LIBRARY` where
+ * koffi, loaded when the first library is needed: what plans only must run where koffi has no binary. `TB_LIBRARY` if
  * it does not load.
  */
 export function loadKoffi(): Koffi {

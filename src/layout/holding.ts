@@ -38,7 +38,7 @@ export function selectedCoordinate({ index, of, sizes }: Omit<Selection, "dim">,
 /**
  * The holding of the rank at a coordinate of a mesh, by PyTorch's rules for uneven, nested and strided shards
  * (`distribute_tensor` for the reading `split`, FSDP2 for `order`); a shard with sizes is cut by them. The layout must be
- * valid for the shape. `TB_STRIDED_SHARD` if the reading `order` cannot decode the placements, `TB_PLACEMENT` where
+ * valid for the shape. `TB_STRIDED_SHARD` if the reading `order` cannot decode the placements, `TB_PLACEMENT` if
  * sizes do not add up to what they cut.
  */
 export function holdingAt(

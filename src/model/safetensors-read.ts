@@ -82,7 +82,7 @@ export class SafetensorsCheckpoint implements AsyncDisposable {
 
   /**
    * Reads a box of a tensor. Packed into `into` unless `target` says that `into` is a larger row-major tensor. Bytes of
-   * `into` outside of the box stay as they are. `TB_SHAPE` for a box that does not lie in its tensor, `TB_REGION` where
+   * `into` outside of the box stay as they are. `TB_SHAPE` for a box that does not lie in its tensor, `TB_REGION` if
    * `into` has another size than the target, `TB_DTYPE` if a run of a packed type begins or ends inside of a byte.
    */
   async readBox(

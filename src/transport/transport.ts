@@ -100,7 +100,7 @@ export interface TransportSession extends AsyncDisposable {
     options: PrepareOptions,
   ): Promise<PreparedTransfer>;
   /**
-   * Refuses what no batch in GPU memory between any of these ranks could be, before there is one: `TB_DEVICE_SHARED` where
+   * Refuses what no batch in GPU memory between any of these ranks could be, before there is one: `TB_DEVICE_SHARED` if
    * two of them stand on one GPU, and each can reach another only by what wants a GPU for itself. Absent if it could
    * refuse nothing.
    */

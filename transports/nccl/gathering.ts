@@ -20,7 +20,7 @@ export interface GatheringSetup {
 }
 
 type Neighbours = ReadonlyMap<number, ReadonlySet<number>>;
-type Places = ReadonlyMap<number, Uint8Array>;
+type Identities = ReadonlyMap<number, Uint8Array>;
 
 export class Gathering {
   readonly #setup: GatheringSetup;
@@ -60,14 +60,14 @@ export class Gathering {
     if (shared !== undefined) throw sharedError(shared, read(shared[0]).gpu);
   }
 
-  async #identities(ranks: readonly number[], deadline: Deadline): Promise<Places> {
+  async #identities(ranks: readonly number[], deadline: Deadline): Promise<Identities> {
     const identities = await this.#setup.directory.identities(ranks, deadline);
     for (const [rank, identity] of identities) {
       if (identity?.length === identityBytes) continue;
       const message = `rank ${rank} published an identity that this version cannot read: run the same version on all ranks`;
       throw new TensorBusError("TB_VERSION", message, { details: { rank } });
     }
-    return identities as Places;
+    return identities as Identities;
   }
 }
 
@@ -124,7 +124,7 @@ export function neighboursOf(rank: number, { count, srcRank, dstRank }: PlanLink
   return reached;
 }
 
-function wayBetween(identities: Places, one: number, other: number, checksum: boolean): Carrier {
+function wayBetween(identities: Identities, one: number, other: number, checksum: boolean): Carrier {
   try {
     return carrierBetween(identities.get(one)!, identities.get(other)!, { memory: "cuda", checksum });
   } catch (error) {
@@ -138,7 +138,7 @@ function wayBetween(identities: Places, one: number, other: number, checksum: bo
 }
 
 /** True if two ranks could only meet by NCCL, were they on GPUs of their own. */
-function needsNccl(identities: Places, one: number, other: number): boolean {
+function needsNccl(identities: Identities, one: number, other: number): boolean {
   try {
     return wayBetween(identities, one, other, false) === "nccl";
   } catch (error) {

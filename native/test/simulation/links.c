@@ -150,7 +150,7 @@ static void back_establish(tb_conn *conn) {
     pthread_mutex_unlock(&net->lock);
 }
 
-/* Of a set of connections that is being made, the others end with it. */
+/* If a set of connections is being made, the others end with it. */
 static void back_ended(tb_conn *conn) {
     tb_peer *peer = conn->rank >= 0 ? conn->net->peers[conn->rank] : NULL;
     if (peer == NULL) {

@@ -87,7 +87,7 @@ uint64_t sim_random(uint64_t limit);
 extern const tb_backend sim_backend;
 /* Makes the links that were wanted and can be made now. False if there are none. */
 bool sim_connect(void);
-/* Whether something of a direction can become visible, and makes some of it so. */
+/* Says whether something of a direction can become visible, and makes some of it so. */
 bool sim_can_deliver(const sim_link *link, int end);
 void sim_deliver(sim_link *link, int end);
 /*

@@ -24,7 +24,7 @@ import { type AgentRecord, openState, type State } from "../queue/state.ts";
 import { ClientKeeper } from "./clients.ts";
 import { CommandPump, settleLeftovers } from "./pump.ts";
 
-export interface AgentPostOptions {
+export interface AgentIntakeOptions {
   readonly rank: number;
   readonly commandQueuePath: string;
   readonly agentStatePath: string;
@@ -47,7 +47,7 @@ export class AgentIntake {
   /** The generation of the last agent on these paths, which has ended. */
   readonly predecessor: bigint | undefined;
   readonly state: State;
-  readonly #options: AgentPostOptions;
+  readonly #options: AgentIntakeOptions;
   readonly #record: AgentRecord;
   readonly #port: EventPort;
   readonly #queue: CommandQueue;
@@ -62,7 +62,7 @@ export class AgentIntake {
   #closed = false;
 
   private constructor(
-    options: AgentPostOptions,
+    options: AgentIntakeOptions,
     record: AgentRecord,
     predecessor: AgentRecord | undefined,
     parts: {
@@ -88,10 +88,10 @@ export class AgentIntake {
   }
 
   /**
-   * Claims the folders and ends what the last agent on them had started; no command is taken yet. `TB_EXISTS` where
+   * Claims the folders and ends what the last agent on them had started; no command is taken yet. `TB_EXISTS` if
    * another agent has them.
    */
-  static async open(options: AgentPostOptions, deadline: Deadline): Promise<AgentIntake> {
+  static async open(options: AgentIntakeOptions, deadline: Deadline): Promise<AgentIntake> {
     const undo: (() => unknown)[] = [];
     const release = () => runAll(undo.splice(0).reverse());
     const owned = <T>(value: T, close: (value: T) => unknown): T => {

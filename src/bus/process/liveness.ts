@@ -213,7 +213,7 @@ export class AgentClaim implements Disposable {
 
 /**
  * Makes this process the one that may be the agent of a folder, until the claim is closed or the process ends. `TB_EXISTS`
- * where another has it.
+ * if another has it.
  */
 export function claimFolder(port: EventPort, locksPath: string): AgentClaim {
   const claim = tryLock(locksPath, lockOffsets.claim);

@@ -22,7 +22,7 @@ bool tb_book_note(tb_book *book, uint32_t region, uint64_t address);
 
 /*
  * Target: opens the book that a source names, and finds our nonce in it. TB_EAUTH if it is another's, TB_EUNSUPPORTED
- * where this system does not let us look.
+ * if this system does not let us look.
  */
 int32_t tb_book_open(const tb_wire_identity *source, int32_t rank, int32_t world, int32_t own,
                      const uint8_t nonce[16], int *fd, tb_error *err);

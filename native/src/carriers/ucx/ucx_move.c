@@ -202,7 +202,7 @@ static bool ask_some(tb_ucx *ucx, tb_ucx_move *move) {
     return true;
 }
 
-/* Where the reduced pieces of a bucket lie is told behind their pool; they stay until we have read them. */
+/* A pool says behind its pieces where those of a bucket lie; they stay until we have read them. */
 static bool ask_places(tb_ucx_move *move) {
     const tb_import *import = move->pull->import;
     const tb_bucket *bucket = &move->pull->transfer->program.buckets[move->pull->bucket];

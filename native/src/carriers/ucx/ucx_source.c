@@ -166,7 +166,7 @@ static void probe_got(void *request, tb_ucs_status status, void *user_data) {
     tb_ucx_got(source);
 }
 
-/* Whether the source can be read at all is better known before a round: it is asked for one byte. */
+/* Finds out before a round whether the source can be read at all: it is asked for one byte. */
 static void probe(tb_ucx *ucx, tb_ucx_task *task) {
     tb_ucx_source *source = (tb_ucx_source *)task;
     tb_error error;

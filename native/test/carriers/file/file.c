@@ -77,7 +77,7 @@ static bool fetch(const tb_import *import, void *to, uint64_t bytes, uint64_t ad
     return false;
 }
 
-/* Where the next chunk begins at the source: addresses there, which the cursor only counts with. */
+/* Starts the cursor where the next chunk begins at the source: addresses there, which the cursor only counts with. */
 static bool start_chunk(tb_job *job, tb_error *err) {
     const tb_import *import = job->exchange->import;
     const file_import *opened = import->opened;

@@ -80,7 +80,7 @@ static allocation *find(tb_cu_pointer address) {
     return NULL;
 }
 
-/* Where this thread looked last, as long as it holds the memory. */
+/* The place where this thread looked last, as long as it holds the memory. */
 enum { RECENT = 4 };
 static _Thread_local bool holds;
 static _Thread_local allocation *recent[RECENT];

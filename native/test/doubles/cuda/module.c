@@ -166,7 +166,7 @@ tb_cu_result cuLaunchKernel(tb_cu_function function, unsigned x, unsigned y, uns
                             unsigned ty, unsigned tz, unsigned shared, tb_cu_stream stream, void **parameters,
                             void **extra) {
     launching given = {.kernel = function->kernel, .blocks = x};
-    /* Of a buffer the driver, too, checks the size: that is how the kernels are called. */
+    /* The driver, too, checks the size of a buffer: that is how the kernels are called. */
     bool buffer = parameters == NULL && extra != NULL && extra[0] == (void *)1 && extra[2] == (void *)2
                && extra[4] == NULL;
     if (!buffer || *(size_t *)extra[3] != function->parameter_bytes

@@ -100,7 +100,7 @@ static bool advance(const launch *what, progress *at) {
     return moved > 0 || one->done;
 }
 
-/* Of two with the same peer and direction, the later one waits for the earlier one. */
+/* Between two with the same peer and direction, the later one waits for the earlier one. */
 static bool is_first(const operation *list, const operation *one) {
     for (; list != one; list = list->next) {
         if (!list->done && list->peer == one->peer && list->sends == one->sends) {
