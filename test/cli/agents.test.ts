@@ -1,13 +1,14 @@
 /** The agents of a host under one process: what is refused, how they begin together and end together. */
 import { readFileSync } from "node:fs";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { formatSides, parseRanks, parseSides } from "../../src/cli/agent/supervisor.ts";
+import { formatRanks, formatSides, parseRanks, parseSides } from "../../src/cli/agent/supervisor.ts";
 import { temporaryFolder } from "../bus/kit/processes.ts";
 import { BundledCli, type RunningCommand } from "./kit/bundled-cli.ts";
 
 describe("ranks and sides", () => {
   it("are read as they are written", () => {
     expect(parseRanks("--ranks", "0..3,8")).toEqual([0, 1, 2, 3, 8]);
+    expect(formatRanks([0, 1, 2, 3, 8])).toBe("0..3,8");
     const sides = parseSides(["trainer=0..1", "engine=4,2"]);
     expect(Object.fromEntries(sides)).toEqual({ trainer: [0, 1], engine: [4, 2] });
     expect(formatSides(sides)).toBe("trainer=0,1;engine=4,2");
@@ -35,19 +36,9 @@ describe("tensorbus agents", () => {
     for (const each of running.splice(0)) each.process.kill("SIGKILL");
   });
 
-  async function start(): Promise<RunningCommand> {
-    const argv = [
-      "agents",
-      "--side",
-      "trainer=0",
-      "--side",
-      "engine=1",
-      "--",
-      "--drain",
-      "1",
-      "--log",
-      "error",
-    ];
+  async function start(...more: string[]): Promise<RunningCommand> {
+    const sides = ["--side", "trainer=0", "--side", "engine=1"];
+    const argv = ["agents", ...sides, ...more, "--", "--drain", "1", "--log", "error"];
     const command = cli.start(argv, { XDG_RUNTIME_DIR: temporaryFolder() });
     running.push(command);
     await command.printed("ready: agents 0, 1, store tcp://127.0.0.1:");
@@ -70,6 +61,27 @@ describe("tensorbus agents", () => {
     const { code, stderr } = await command.finished;
     expect(code).toBe(4);
     expect(stderr).toMatch(/error: the agent of rank [01] was killed by SIGKILL/);
+  });
+
+  it("runs several in one process, which ends as one", async () => {
+    const command = await start("--per-process", "2");
+    const { pid } = command.process;
+    const processes = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ");
+    expect(processes).toHaveLength(1);
+    process.kill(Number(processes[0]), "SIGTERM");
+    const { code, stderr } = await command.finished;
+    expect(code, stderr).toBe(0);
+    for (const rank of [0, 1]) expect(stderr).toContain(`[ranks 0..1] ready: rank ${rank} of`);
+  });
+
+  it("refuses processes of no agents, and one place for several", async () => {
+    const argv = ["agents", "--ranks", "0..1", "--per-process"];
+    expect(await cli.run(...argv, "0")).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("at least 1"),
+    });
+    const { code, stderr } = await cli.run(...argv, "2", "--", "--metrics-port", "0");
+    expect([code, stderr]).toEqual([2, expect.stringContaining("--metrics-port is for one agent")]);
   });
 
   it("refuses ranks that nobody named", async () => {

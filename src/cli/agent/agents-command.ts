@@ -4,6 +4,7 @@ import type { CommandContext } from "../ui/context.ts";
 export interface AgentsFlags {
   readonly side: readonly string[];
   readonly ranks?: string;
+  readonly perProcess: string;
   readonly store?: string;
   readonly namespace?: string;
   readonly untilStdinEnds?: boolean;
@@ -15,6 +16,11 @@ export function agentsCommand(context: CommandContext): Command {
     .description("Runs the agents of this host under one process, until SIGTERM.")
     .option("--side <name=ranks...>", "the ranks of a side, such as trainer=0..3; the same on every host", [])
     .option("--ranks <ranks>", "the ranks of this host (default: those of all sides)")
+    .option(
+      "--per-process <n>",
+      "agents that share a process: less memory, and one that fails ends them",
+      "1",
+    )
     .option(
       "--store <url>",
       "what all agents share (TENSOR_BUS_STORE; default: one on loopback, served here)",

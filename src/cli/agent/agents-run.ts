@@ -19,18 +19,38 @@ export async function runAgents(
       ? [...new Set([...sides.values()].flat())].sort((a, b) => a - b)
       : parseRanks("--ranks", flags.ranks);
   if (ranks.length === 0) throw new TensorBusError("TB_SPEC", "no ranks were given: use --side or --ranks");
+  const perProcess = Number(flags.perProcess);
+  if (!Number.isSafeInteger(perProcess) || perProcess < 1) {
+    throw new TensorBusError("TB_SPEC", `--per-process must be at least 1, not ${flags.perProcess}`, {
+      details: { "--per-process": flags.perProcess },
+    });
+  }
   const named = flags.store ?? environment["TENSOR_BUS_STORE"];
   const server = named ? undefined : await serveTcpStore({ host: "127.0.0.1", port: 0 });
   try {
     const store = named ?? `tcp://127.0.0.1:${server!.port}`;
-    await superviseAgents(context, { ranks, sides, store, server, flags, extra });
+    await superviseAgents(context, {
+      groups: groupsOf(ranks, perProcess),
+      sides,
+      store,
+      server,
+      flags,
+      extra,
+    });
   } finally {
     await server?.close();
   }
 }
 
+/** Neighbours share a process. */
+function groupsOf(ranks: readonly number[], size: number): number[][] {
+  const count = Math.ceil(ranks.length / size);
+  return Array.from({ length: count }, (_, group) => ranks.slice(group * size, (group + 1) * size));
+}
+
 interface Supervised {
-  readonly ranks: readonly number[];
+  /** The ranks of each process. */
+  readonly groups: readonly (readonly number[])[];
   readonly sides: ReadonlyMap<string, readonly number[]>;
   readonly store: string;
   readonly server: TcpStoreServer | undefined;
@@ -39,9 +59,9 @@ interface Supervised {
 }
 
 async function superviseAgents(context: CommandContext, given: Supervised): Promise<void> {
-  const { ranks, sides, store, server, flags, extra } = given;
+  const { groups, sides, store, server, flags, extra } = given;
   const supervisor = new AgentSupervisor({
-    ranks,
+    groups,
     entry: process.argv[1]!,
     flags: [
       ...["--store", store],
@@ -54,8 +74,8 @@ async function superviseAgents(context: CommandContext, given: Supervised): Prom
       ...(sides.size === 0 ? {} : { TENSOR_BUS_SIDES: formatSides(sides) }),
       ...secretOf(context.environment, server),
     },
-    onLine: (rank, line) => {
-      context.stderr.write(`[rank ${rank}] ${line}\n`).catch(() => undefined);
+    onLine: (group, line) => {
+      context.stderr.write(`[${group}] ${line}\n`).catch(() => undefined);
     },
   });
   const stop = () => supervisor.stop();
@@ -63,15 +83,15 @@ async function superviseAgents(context: CommandContext, given: Supervised): Prom
   process.on("SIGINT", stop);
   if (flags.untilStdinEnds) process.stdin.resume().once("end", stop).once("error", stop);
   void supervisor.ready.then(() =>
-    context.stdout.line(`ready: agents ${ranks.join(", ")}, store ${store}`).catch(() => undefined),
+    context.stdout.line(`ready: agents ${groups.flat().join(", ")}, store ${store}`).catch(() => undefined),
   );
   await supervisor.over;
   process.off("SIGTERM", stop);
   process.off("SIGINT", stop);
   process.stdin.pause();
-  const { rank, exitCode, how } = supervisor.ended!;
+  const { group, exitCode, how } = supervisor.ended!;
   if (exitCode === 0) return;
-  await context.stderr.write(`error: the agent of rank ${rank} ${how}\n`);
+  await context.stderr.write(`error: the agent of ${group} ${how}\n`);
   context.exit(isExitCode(exitCode) ? exitCode : failed);
 }
 

@@ -1,9 +1,11 @@
 import { Command, Option } from "commander";
 import type { CommandContext } from "../ui/context.ts";
 import { type TransportName, transportOption } from "../ui/transport-option.ts";
+import { letNewSpaceGrow } from "./new-space.ts";
 
 export interface AgentFlags {
   readonly rank?: string;
+  readonly ranks?: string;
   readonly world?: string;
   readonly store?: string;
   readonly serve: boolean;
@@ -32,6 +34,7 @@ export interface AgentFlags {
 export function agentCommand(context: CommandContext): Command {
   return new Command("agent")
     .option("--rank <n>", "rank in the world of agents (AGENT_RANK, else RANK + AGENT_RANK_OFFSET)")
+    .addOption(new Option("--ranks <ranks>", "several ranks in this process, such as 0..7").conflicts("rank"))
     .option("--world <n>", "one more than the largest rank (TENSOR_BUS_WORLD_SIZE; default 4096)")
     .option("--store <url>", "tcp://host:port[?serve] or etcd://… (TENSOR_BUS_STORE)")
     .option("--no-serve", "join a tcp:// store on this host that another process serves, on rank 0 too")
@@ -71,6 +74,7 @@ Examples:
   $ torchrun --nproc-per-node 4 --no-python tensorbus agent --store etcd://10.0.0.5:2379`,
     )
     .action(async (flags: AgentFlags) => {
+      letNewSpaceGrow(false);
       const { runAgent } = await import("./run.ts");
       await runAgent(context, flags);
     });

@@ -5,19 +5,20 @@ import type { Readable } from "node:stream";
 import { TensorBusError } from "../../errors.ts";
 
 export interface SupervisorOptions {
-  readonly ranks: readonly number[];
+  /** The ranks of each process. */
+  readonly groups: readonly (readonly number[])[];
   /** The command line's own script. */
   readonly entry: string;
   /** What each agent's command line has besides its rank. */
   readonly flags: readonly string[];
   readonly environment: NodeJS.ProcessEnv;
   /** A line of an agent: of its log, or what it says when it is ready. */
-  readonly onLine: (rank: number, line: string) => void;
+  readonly onLine: (group: string, line: string) => void;
 }
 
-/** An agent that ended by itself: its rank, and the exit code that the supervisor takes over. */
+/** A process that ended by itself: its ranks (`rank 3`, `ranks 0,1`), and the exit code that the supervisor takes over. */
 export interface EndedAgent {
-  readonly rank: number;
+  readonly group: string;
   readonly exitCode: number;
   readonly how: string;
 }
@@ -27,7 +28,7 @@ const killed = 4;
 
 export class AgentSupervisor {
   readonly #options: SupervisorOptions;
-  readonly #agents = new Map<number, ChildProcess>();
+  readonly #agents = new Map<string, ChildProcess>();
   readonly #waiting: Set<number>;
   #ended: EndedAgent | undefined;
   #allEnded!: () => void;
@@ -39,14 +40,14 @@ export class AgentSupervisor {
 
   constructor(options: SupervisorOptions) {
     this.#options = options;
-    this.#waiting = new Set(options.ranks);
+    this.#waiting = new Set(options.groups.flat());
     this.ready = new Promise((resolve) => {
       this.#allReady = resolve;
     });
     this.over = new Promise((resolve) => {
       this.#allEnded = resolve;
     });
-    for (const rank of options.ranks) this.#start(rank);
+    for (const ranks of options.groups) this.#start(ranks);
   }
 
   /** The first agent that ended though nobody had asked it to. */
@@ -59,39 +60,42 @@ export class AgentSupervisor {
     for (const agent of this.#agents.values()) agent.kill("SIGTERM");
   }
 
-  #start(rank: number): void {
+  #start(ranks: readonly number[]): void {
     const { entry, flags, environment } = this.#options;
+    const group = ranks.length === 1 ? `rank ${ranks[0]}` : `ranks ${formatRanks(ranks)}`;
     // An agent ends with this process, however that ends: its standard input ends then.
-    const child = spawn(process.execPath, [entry, "agent", ...flags, "--until-stdin-ends"], {
+    const own = ["--ranks", formatRanks(ranks), "--until-stdin-ends"];
+    const child = spawn(process.execPath, [entry, "agent", ...flags, ...own], {
       stdio: ["pipe", "pipe", "pipe"],
-      env: { ...environment, AGENT_RANK: String(rank) },
+      env: environment,
     });
-    this.#agents.set(rank, child);
-    for (const stream of [child.stdout, child.stderr]) this.#follow(rank, stream);
+    this.#agents.set(group, child);
+    for (const stream of [child.stdout, child.stderr]) this.#follow(group, stream);
     child.stdin.on("error", () => {});
-    child.once("error", (error) => this.#end(rank, killed, `did not start: ${error.message}`));
+    child.once("error", (error) => this.#end(group, killed, `did not start: ${error.message}`));
     child.once("close", (code, signal) =>
       this.#end(
-        rank,
+        group,
         code ?? killed,
         signal === null ? `ended with exit code ${code}` : `was killed by ${signal}`,
       ),
     );
   }
 
-  #follow(rank: number, stream: Readable): void {
+  #follow(group: string, stream: Readable): void {
     createInterface({ input: stream }).on("line", (line) => {
-      this.#options.onLine(rank, line);
-      if (!line.startsWith("ready: ")) return;
-      this.#waiting.delete(rank);
+      this.#options.onLine(group, line);
+      const ready = /^ready: rank (\d+) /.exec(line);
+      if (ready === null) return;
+      this.#waiting.delete(Number(ready[1]));
       if (this.#waiting.size === 0) this.#allReady();
     });
   }
 
-  #end(rank: number, exitCode: number, how: string): void {
-    if (!this.#agents.delete(rank)) return;
+  #end(group: string, exitCode: number, how: string): void {
+    if (!this.#agents.delete(group)) return;
     const first = this.#ended === undefined;
-    this.#ended ??= { rank, exitCode, how };
+    this.#ended ??= { group, exitCode, how };
     // Agents need each other: one that is gone takes the others with it.
     if (first) this.stop();
     if (this.#agents.size === 0) this.#allEnded();
@@ -112,6 +116,17 @@ export function parseRanks(name: string, text: string): number[] {
   });
   if (new Set(ranks).size === ranks.length) return ranks;
   throw new TensorBusError("TB_SPEC", `${name} names a rank twice: ${text}`, { details: { [name]: text } });
+}
+
+/** The text of ascending ranks that `parseRanks` reads: `0..3,8`. */
+export function formatRanks(ranks: readonly number[]): string {
+  const runs: [first: number, last: number][] = [];
+  for (const rank of ranks) {
+    const run = runs.at(-1);
+    if (run?.[1] === rank - 1) run[1] = rank;
+    else runs.push([rank, rank]);
+  }
+  return runs.map(([first, last]) => (first === last ? `${first}` : `${first}..${last}`)).join(",");
 }
 
 /** The sides of a world, by name: `trainer=0..3`. `TB_SPEC` if one is malformed, or a rank stands on two. */
