@@ -5,66 +5,17 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { etcdMissing } from "../store/kit/etcd-server.ts";
-import { ask, type Programs } from "./children.ts";
-import { ChaosCluster, type ClusterOptions } from "./cluster.ts";
-import { judgeEnds, judgeRound } from "./judge.ts";
+import { ask } from "./children.ts";
+import { Job, slackMs } from "./job.ts";
+import { judgeEnds } from "./judge.ts";
 import { ownPrograms } from "./programs.ts";
-import type { Outcome } from "./protocol.ts";
 import { Random } from "./random.ts";
-
-/** What a machine with other things to do may take beyond the 250 ms that a call has. */
-const slackMs = 250 + 3000;
-/** A deadline that nothing here comes near unless somebody waits for what does not come. */
-const longMs = 30_000;
 
 let built: Awaited<ReturnType<typeof ownPrograms>>;
 beforeAll(async () => {
   built = await ownPrograms();
 });
 afterAll(() => built.remove());
-
-/** A cluster, and its calls: ranks register and transfer all at once unless a test says otherwise. */
-class Job {
-  readonly cluster: ChaosCluster;
-  step = 0;
-
-  private constructor(cluster: ChaosCluster) {
-    this.cluster = cluster;
-  }
-
-  static async start(programs: Programs, options: Partial<ClusterOptions> = {}): Promise<Job> {
-    return new Job(
-      await ChaosCluster.start(programs, { transport: "tcp", store: "tcp", commit: "direct", ...options }),
-    );
-  }
-
-  /** At the first try, and long before a deadline. */
-  async register(commit: "direct" | "staged" = "direct"): Promise<void> {
-    const outcomes = await this.cluster.askAll({ act: "register", timeoutMs: longMs, commit });
-    expect(outcomes.map(({ code, message }) => message ?? code)).toEqual(outcomes.map(() => "none"));
-    for (const { ms } of outcomes) expect(ms).toBeLessThan(longMs / 2);
-  }
-
-  /** One call each, of ranks that do not know a version. */
-  call(timeoutMs: number, ranks = this.cluster.ranks): Promise<Outcome[]> {
-    this.step += 1;
-    return this.cluster.askAll({ act: "call", step: this.step, timeoutMs, unversioned: true }, ranks);
-  }
-
-  /** Each rank calls once, and each engine gets what the trainers had. */
-  async lockstep(): Promise<void> {
-    const outcomes = await this.call(longMs);
-    expect(outcomes.map(({ code, message }) => message ?? code)).toEqual(outcomes.map(() => "none"));
-    const { trainers } = this.cluster.sides;
-    for (const { steps } of outcomes.slice(trainers.length)) expect(steps).toEqual([this.step]);
-  }
-
-  /** All have ended in time, with a code, and all or none has what a staged round brought. */
-  judge(outcomes: readonly Outcome[], commit: "direct" | "staged", timeoutMs: number): void {
-    const limitMs = timeoutMs + slackMs;
-    expect(judgeRound(outcomes, { commit, step: this.step, limitMs })).toEqual([]);
-  }
-}
 
 describe("a cluster", () => {
   let job: Job;
@@ -118,7 +69,7 @@ describe("a cluster", () => {
     for (const rank of ranks) storeProxies[rank]!.delay(8);
     const random = new Random(8);
     const ended = new Set<string>();
-    for (let round = 0; round < 25; round++) {
+    for (let round = 0; round < 16; round++) {
       const calls = job.call(5000);
       await sleep(random.below(120));
       hosts[random.of(ranks)]!.process.send({ abort: true });
@@ -175,6 +126,64 @@ describe("a cluster", () => {
     await job.cluster.startRank(3);
     await job.register("staged");
     await job.lockstep();
+  });
+
+  describe("of which one side of a way is lost", () => {
+    it("ends in time while one rank reaches the store and no peer, and goes on", async () => {
+      await job.register();
+      const { peerProxies } = job.cluster;
+      peerProxies[3]!.hold(true);
+      const calls = job.call(700);
+      await sleep(1500);
+      peerProxies[3]!.hold(false);
+      const ends = await calls;
+      job.judge(ends, "direct", 1500);
+      expect(ends[3]).toMatchObject({ code: expect.stringMatching(/TB_TIMEOUT|TB_CANCELLED/) });
+      await job.goOn();
+    });
+
+    it.each([
+      ["one rank", [3]],
+      ["a rank of each side", [1, 2]],
+    ] as const)("ends in time while %s reaches its peers and no store, and goes on", async (_, ranks) => {
+      await job.register("staged");
+      const { storeProxies } = job.cluster;
+      for (const rank of ranks) storeProxies[rank]!.refuse(true);
+      const ends = await job.call(1000);
+      job.judge(ends, "staged", 1000);
+      for (const { code } of ends) expect(code).not.toBe("none");
+      for (const rank of ranks) storeProxies[rank]!.refuse(false);
+      await job.goOn("staged");
+    });
+
+    it("takes back a client that ends while its rank is in doubt", async () => {
+      await job.register("staged");
+      const { storeProxies, hosts, agents } = job.cluster;
+      const voted = storeProxies[3]!.passed(/\/votes/);
+      const calls = job.call(3000);
+      await voted;
+      // The vote is on its way; its outcome never comes.
+      storeProxies[3]!.hold(true, ["back"]);
+      await sleep(200);
+      await hosts[3]!.kill();
+      job.judge(await calls, "staged", 3000);
+      expect(agents[3]!.isRunning).toBe(true);
+      await job.cluster.startHost(3);
+      storeProxies[3]!.hold(false);
+      await job.goOn("staged");
+    });
+
+    it("takes back a rank whose memory its peers had to give up", async () => {
+      await job.register();
+      const agent = job.cluster.agents[3]!;
+      const calls = job.call(500);
+      agent.signal("SIGSTOP");
+      // Longer than the transport waits for memory to be quiet.
+      await sleep(5900);
+      agent.signal("SIGCONT");
+      job.judge(await calls, "direct", 5900);
+      await job.goOn();
+    });
   });
 });
 
