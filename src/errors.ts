@@ -105,7 +105,7 @@ export const errorCodes = {
       "An address to listen on, or one that others are to connect to, is missing, malformed or unknown.",
   },
   // 4xx: environment
-  TB_NATIVE_MISSING: { number: 400, exit: 3, meaning: "The native library is not built." },
+  TB_NATIVE_MISSING: { number: 400, exit: 3, meaning: "There is no native library." },
   TB_LIBRARY: { number: 401, exit: 3, meaning: "A library is missing or has the wrong version." },
   TB_DEVICE: { number: 402, exit: 3, meaning: "This machine has no such GPU." },
   TB_ENVIRONMENT: {
