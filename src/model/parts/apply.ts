@@ -40,6 +40,8 @@ interface CompiledRule {
   readonly template: Template;
   /** Kinds of its parts by the tensor's shape (and range of slots). */
   readonly kinds: Map<string, PartKind>;
+  /** The last of those that stand for whole tensors on all ranks of the layout. */
+  lastKind: { readonly kind: PartKind; readonly isScale: boolean } | undefined;
   readonly group: number;
   used: boolean;
   /** What it filled last: experts of a layer follow each other, and lie in one parameter. */
@@ -79,7 +81,16 @@ class PartedBuilder {
       const mesh = rule.mesh === undefined ? undefined : side.meshes[rule.mesh];
       const group = mesh === undefined ? -1 : this.#group(mesh);
       const template = parseTemplate(rule.match);
-      return { rule, number, template, kinds: new Map(), group, used: false, last: undefined };
+      return {
+        rule,
+        number,
+        template,
+        kinds: new Map(),
+        lastKind: undefined,
+        group,
+        used: false,
+        last: undefined,
+      };
     });
   }
 
@@ -184,10 +195,16 @@ class PartedBuilder {
   ): PartKind {
     // A scale has rows of its own: blocks, not those of a head.
     const isScale = suffix?.includes("scale") === true;
+    const plain = range === undefined && compiled.rule.select === undefined;
+    if (plain && compiled.lastKind?.isScale === isScale && isSame(compiled.lastKind.kind.shape, shape))
+      return compiled.lastKind.kind;
     const only = selected(compiled, this.#side, expert);
     const key = `${shape.join()}|${isScale}|${only?.coordinate ?? ""}${range === undefined ? "" : `|${range.start},${range.length},${range.slot}`}`;
     let kind = compiled.kinds.get(key);
-    if (kind !== undefined) return kind;
+    if (kind !== undefined) {
+      if (plain) compiled.lastKind = { kind, isScale };
+      return kind;
+    }
     const { rule, number } = compiled;
     const start = shape.map(() => 0);
     const length = [...shape];
@@ -306,7 +323,7 @@ class PartedBuilder {
     const index = this.#parameters.length;
     this.#parameters.push({
       name,
-      aliases: (rule.aliases ?? []).map((alias) => fillTemplate(alias, captures)),
+      aliases: rule.aliases?.map((alias) => fillTemplate(alias, captures)) ?? noAliases,
       dtype: dtype as Parameter["dtype"],
       fixedDtype: rule.dtype !== undefined || dtype !== (this.#options.modelDtype ?? dtype),
       mesh,
@@ -334,6 +351,12 @@ class PartedBuilder {
     }
     return group;
   }
+}
+
+const noAliases: readonly string[] = [];
+
+function isSame(one: readonly number[], other: readonly number[]): boolean {
+  return one.length === other.length && one.every((extent, dim) => extent === other[dim]);
 }
 
 /** True if what a rule captured of two names leads to one parameter. */

@@ -58,7 +58,8 @@ export class LocalLayouts {
   readonly side: PartedSide;
   readonly #classes: readonly ParameterClass[];
   readonly #classOf: Uint32Array;
-  readonly #holdings = new Map<string, Holding>();
+  /** For each kind by the position in its mesh. */
+  readonly #holdings = new Map<PartKind, (Holding | undefined)[]>();
   readonly #positions = new Map<DeviceMesh, Map<number, number>>();
 
   constructor(side: PartedSide) {
@@ -121,13 +122,19 @@ export class LocalLayouts {
   holding(kind: PartKind, rank: number): Holding {
     const { mesh, placements, stridedShard } = kind.layout;
     const position = this.#positionsOf(mesh).get(rank)!;
-    const key = `${kind.id},${position}`;
-    let holding = this.#holdings.get(key);
-    if (holding === undefined) {
-      holding = holdingAt(mesh.shape, placements, kind.length, coordinatesOf(mesh, position), stridedShard);
-      this.#holdings.set(key, holding);
+    let held = this.#holdings.get(kind);
+    if (held === undefined) {
+      held = new Array<Holding | undefined>(mesh.size);
+      this.#holdings.set(kind, held);
     }
-    return holding;
+    held[position] ??= holdingAt(
+      mesh.shape,
+      placements,
+      kind.length,
+      coordinatesOf(mesh, position),
+      stridedShard,
+    );
+    return held[position];
   }
 
   coordinate(mesh: DeviceMesh, rank: number, dim: number): number {

@@ -44,12 +44,19 @@ export function proveParts(layouts: LocalLayouts): PartsProof {
 
 /** (b), (c) and (d) of one parameter, on each of its ranks. */
 function proveParameter(layouts: LocalLayouts, index: number, parameter: Parameter): number {
-  for (const part of parameter.parts) checkPadding(parameter, layouts.side.parts[part]!.kind);
+  const { parts } = layouts.side;
+  for (const part of parameter.parts) checkPadding(parameter, parts[part]!.kind);
+  const only = onlyPart(parameter, parts);
+  const counted = only === undefined ? undefined : countPieces(only);
+  if (counted !== undefined && parameter.only === undefined) return counted;
   let pieces = 0;
   for (const rank of parameter.mesh.ranks) {
     if (!layouts.has(index, rank)) continue;
     try {
-      pieces += layouts.local(index, rank).pieces.length;
+      pieces +=
+        only === undefined
+          ? layouts.local(index, rank).pieces.length
+          : layouts.holding(only, rank).runs.reduce((product, runs) => product * runs.length, 1);
     } catch (error) {
       if (!(error instanceof TensorBusError) || error.code === "TB_PARTS") throw error;
       throw partsError(`parameter ${parameter.name} on rank ${rank}: ${error.message}`, {
@@ -60,6 +67,39 @@ function proveParameter(layouts: LocalLayouts, index: number, parameter: Paramet
     }
   }
   return pieces;
+}
+
+/**
+ * The kind of a parameter's only part, where nothing is to be fitted: it is what the part's layout gives each rank, as nearly
+ * all parameters of trainers are.
+ */
+function onlyPart(
+  { parts: [part, ...others], deal, extent, constant }: Parameter,
+  parts: PartedSide["parts"],
+): PartKind | undefined {
+  if (part === undefined || others.length > 0) return undefined;
+  if (deal !== undefined || extent !== undefined || constant !== undefined) return undefined;
+  const { kind } = parts[part]!;
+  return kind.order === 0 && kind.on === undefined ? kind : undefined;
+}
+
+/** On how many ranks a part lies, in one piece each; `undefined` if it may lie there in several. */
+function countPieces({ layout: { mesh, placements }, length }: PartKind): number | undefined {
+  const cut = new Set<number>();
+  let count = length.includes(0) ? 0 : 1;
+  for (const [meshDim, placement] of placements.entries()) {
+    const size = mesh.shape[meshDim]!;
+    if (placement.kind === "replicate") {
+      count *= size;
+      continue;
+    }
+    if (placement.kind !== "shard" || placement.sizes !== undefined || cut.has(placement.dim))
+      return undefined;
+    cut.add(placement.dim);
+    const extent = length[placement.dim]!;
+    count *= extent === 0 ? 0 : Math.ceil(extent / Math.ceil(extent / size));
+  }
+  return count;
 }
 
 /** (a): the ranges of each tensor's parts are disjoint, and together the whole of it. */
