@@ -2,7 +2,7 @@ import full from "./vitest.config.ts";
 
 /** The unit tests: no servers, no browser, nothing that takes many seconds. `npm test` runs all. */
 const include = [
-  "test/{architecture,english,errors}*.test.ts",
+  "test/{architecture,english,errors,pages}*.test.ts",
   "test/layout/**/*.test.ts",
   "test/exec/**/*.test.ts",
   "test/model/**/*.test.ts",

@@ -395,34 +395,6 @@ describe("packages", () => {
   });
 });
 
-describe("the map", () => {
-  it("names every folder of the sources", () => {
-    const map = readFileSync(join(root, "docs/architecture.md"), "utf8");
-    const folders = ["src", "src/bus", "src/plan", "native/src"].flatMap((folder) =>
-      readdirSync(join(root, folder), { withFileTypes: true })
-        .filter((entry) => entry.isDirectory())
-        .map(({ name }) => name),
-    );
-    expect(folders.length).toBeGreaterThan(25);
-    expect(folders.filter((name) => !map.includes(`${name}/`))).toEqual([]);
-  });
-
-  it("names only files that there are", () => {
-    const pages = ["docs/architecture.md", "src/bus/README.md", "src/plan/README.md", "assembly/README.md"];
-    const known = new Set(source.map(({ path }) => path.split("/").at(-1)));
-    for (const path of filesOf("native", [".c", ".h"])) known.add(path.split("/").at(-1)!);
-    for (const path of filesOf("test", [".ts"])) known.add(path.split("/").at(-1)!);
-    const missing = pages.flatMap((page) => {
-      const text = readFileSync(join(root, page), "utf8");
-      const named = [...text.matchAll(/`([\w./-]+\.(?:ts|c|h))`/g)].map(
-        ([, path]) => path!.split("/").at(-1)!,
-      );
-      return named.filter((name) => !known.has(name)).map((name) => `${page}: ${name}`);
-    });
-    expect(missing).toEqual([]);
-  });
-});
-
 describe("files", () => {
   it("export by name", () => {
     expect(source.filter(({ code }) => /^export default\b/m.test(code)).map(({ path }) => path)).toEqual([]);

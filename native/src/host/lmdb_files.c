@@ -204,7 +204,7 @@ static uint64_t bytes_wanted(const tb_lmdb_meta *meta, const tb_lmdb_change *cha
     return needed < meta->map_bytes ? needed : meta->map_bytes;
 }
 
-/* Of as many removes and puts in all it needs the most if all are puts. */
+/* It needs the most, for as many removes and puts in all, if all are puts. */
 static const tb_lmdb_change usual = {.puts = TB_GATE_USUAL_CHANGES, .small_bytes = TB_GATE_USUAL_BYTES};
 
 bool tb_lmdb_files_have_room(const tb_lmdb_files *files) {
