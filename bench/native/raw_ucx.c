@@ -1,7 +1,7 @@
 /*
  * raw_ucx SOURCES TARGETS TENSORS ROWS COLUMNS: as raw_exchange, by UCX: a target reads each box of its sources' memory into
  * its own, a get for each run of it, or for so many bytes of it as a call has where rows of both lie in one row. Both sides
- * call UCX for as long as a round takes. UCX_TLS says over what.
+ * sleep where UCX has nothing to do: there may be more of them than cores. UCX_TLS says over what.
  */
 #include <poll.h>
 #include <stdio.h>
@@ -33,12 +33,14 @@ typedef struct way {
     raw_box box;    /* of the own memory */
     size_t stride;  /* of its rows at the source */
     size_t offset;  /* in its matrix, in elements */
+    int over;       /* source: it was read in this round */
 } way;
 
 typedef struct exchange {
     ucp_context_h context;
     ucp_worker_h worker;
     ucp_mem_h memory;
+    int events; /* readable when the worker has something to do */
     int reads;
     int ways;
     way way[RAW_RANKS];
@@ -90,13 +92,14 @@ static void visit(const exchange *state, int compares) {
 }
 
 static void open_ucx(exchange *state, void *memory, size_t bytes) {
-    ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES, .features = UCP_FEATURE_RMA};
+    ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES, .features = UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP};
     ucp_worker_params_t worker = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE, .thread_mode = UCS_THREAD_MODE_SINGLE};
     ucp_mem_map_params_t map = {.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH,
                                 .address = memory,
                                 .length = bytes};
     must(ucp_init(&params, NULL, &state->context), "ucp_init");
     must(ucp_worker_create(state->context, &worker, &state->worker), "ucp_worker_create");
+    must(ucp_worker_get_efd(state->worker, &state->events), "ucp_worker_get_efd");
     must(ucp_mem_map(state->context, &map, &state->memory), "ucp_mem_map");
 }
 
@@ -176,13 +179,26 @@ static void came(void *request, ucs_status_t status, void *of) {
     ucp_request_free(request);
 }
 
+/* Lets the worker go on, and waits until there is something to do for it, or for a socket if a source waits. */
+static void go_on(const exchange *state) {
+    if (ucp_worker_progress(state->worker) != 0 || ucp_worker_arm(state->worker) != UCS_OK) {
+        return;
+    }
+    struct pollfd polls[1 + RAW_RANKS] = {{.fd = state->events, .events = POLLIN}};
+    int count = 1;
+    for (int index = 0; index < state->ways && !state->reads; index++) {
+        polls[count++] = (struct pollfd){.fd = state->way[index].over ? -1 : state->way[index].fd, .events = POLLIN};
+    }
+    poll(polls, (nfds_t)count, -1);
+}
+
 static void get(exchange *state, const way *from, uint8_t *to, uint64_t there, size_t bytes) {
     ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMH,
                                  .cb.send = came,
                                  .user_data = state,
                                  .memh = state->memory};
     while (state->under_way >= UNDER_WAY) {
-        ucp_worker_progress(state->worker);
+        go_on(state);
     }
     ucs_status_ptr_t request = ucp_get_nbx(from->ep, to, bytes, there, from->key, &param);
     if (UCS_PTR_IS_ERR(request)) {
@@ -216,15 +232,23 @@ static void round_of(void *of, size_t call_bytes, size_t mode) {
         }
     }
     while (state->under_way > 0) {
-        ucp_worker_progress(state->worker);
+        go_on(state);
     }
     for (int index = 0; index < state->ways && state->reads; index++) {
         move_word(state->way[index].fd, &over, 1, 1);
     }
-    for (int left = state->reads ? 0 : state->ways, turn = 0; left > 0; turn++) {
-        ucp_worker_progress(state->worker);
-        for (int index = 0; index < state->ways && turn % 256 == 0; index++) {
-            left -= read(state->way[index].fd, &over, 1) == 1;
+    for (int index = 0; index < state->ways; index++) {
+        state->way[index].over = 0;
+    }
+    for (int left = state->reads ? 0 : state->ways; left > 0;) {
+        go_on(state);
+        for (int index = 0; index < state->ways; index++) {
+            way *to = &state->way[index];
+            to->over = to->over || read(to->fd, &over, 1) == 1;
+        }
+        left = 0;
+        for (int index = 0; index < state->ways; index++) {
+            left += !state->way[index].over;
         }
     }
 }

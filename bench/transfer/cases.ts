@@ -4,7 +4,7 @@ import type { PlanInput } from "../../src/plan/input/types.ts";
 
 export const matrix = { rows: 4096, columns: 1024, bytes: 4096 * 1024 * 4 } as const;
 
-export type BenchTransport = "tcp" | "shm";
+export type BenchTransport = "tcp" | "shm" | "ucx";
 export type BenchMemory = "host" | "shared";
 
 export interface TransferCase {
@@ -22,7 +22,7 @@ export interface TransferGroup {
   readonly sources: number;
   readonly targets: number;
   readonly cases: readonly TransferCase[];
-  /** The ceiling: a program of `bench/native`, and its arguments. Case i is its mode i. */
+  /** The ceiling: a program of `bench/native` and its arguments, whose mode i is case i, or `ucx_perftest`, of UCX itself. */
   readonly ceiling: {
     readonly program: string;
     /** Bytes of a call, of which the best is taken for each case. */
@@ -33,9 +33,18 @@ export interface TransferGroup {
 
 const { rows, columns } = matrix;
 
+/** Over which of its own transports UCX moves, here and in the ceilings: `UCX_TLS`. */
+export const ucxTransports = "tcp,self";
+const ucxCalls = [64 * 1024, 1024 * 1024, 4096 * 1024, 16_384 * 1024];
 const socketCalls = [64 * 1024, 256 * 1024, 1024 * 1024, 4096 * 1024];
 /** The last one is all at once, which is what libc copies past the cache. */
 const copyCalls = [64 * 1024, 1024 * 1024, 2 ** 40];
+
+const ceilings = {
+  tcp: { program: "raw_exchange", callSizes: socketCalls },
+  shm: { program: "raw_copy", callSizes: copyCalls },
+  ucx: { program: "raw_ucx", callSizes: ucxCalls },
+} as const;
 
 /** Rows cut among the sources to columns cut among the targets. */
 function exchange(
@@ -57,8 +66,7 @@ function exchange(
     targets,
     cases: cases.map((one) => ({ ...one, pair })),
     ceiling: {
-      program: transport === "tcp" ? "raw_exchange" : "raw_copy",
-      callSizes: transport === "tcp" ? socketCalls : copyCalls,
+      ...ceilings[transport],
       args: (tensors) => [sources, targets, tensors, rows, columns],
     },
   };
@@ -100,6 +108,12 @@ export const groups: readonly TransferGroup[] = [
     { name: "shm/1to1/private", memory: "host" },
   ]),
   exchange("shm", 2, 2, [{ name: "shm/2to2/S0-S1" }, { name: "shm/2to2/S0-S1/private", memory: "host" }]),
+  // Over its TCP: in shared memory, UCX 1.13 reads by other means from memory that it has allocated itself than from any other.
+  {
+    ...exchange("ucx", 1, 1, [{ name: "ucx/1to1/contiguous" }]),
+    ceiling: { program: "ucx_perftest", callSizes: ucxCalls, args: () => [] },
+  },
+  exchange("ucx", 2, 2, [{ name: "ucx/2to2/S0-S1" }]),
 ];
 
 function ranksFrom(first: number, count: number): number[] {

@@ -1,10 +1,11 @@
 /**
  * Cases of a transport between real processes, each beside a plain C program that moves the same bytes between as many
- * processes, over as many sockets or through mappings, with the best of several call sizes. Both run in turn, in the same
- * minute.
+ * processes, over as many sockets or through mappings, or beside UCX's own program for measuring, with the best of several call
+ * sizes. Both run in turn, in the same minute.
  */
 import { type BenchTransport, groups, matrix, type TransferCase, type TransferGroup } from "./cases.ts";
-import { Ceiling, Ranks, Workshop } from "./processes.ts";
+import { Perftest } from "./perftest.ts";
+import { type Ceiling, PlainProgram, Ranks, Workshop } from "./processes.ts";
 
 export interface TransferOptions {
   readonly root: string;
@@ -49,8 +50,7 @@ export async function contest(
     const script = await workshop.bundleRank();
     for (const [number, group] of groups.entries()) {
       if (group.transport !== transport || !group.cases.some(({ name }) => name.includes(filter))) continue;
-      const program = workshop.compile(group.ceiling.program);
-      for (const result of await benchGroup(script, program, number, group, options)) {
+      for (const result of await benchGroup(script, workshop, number, group, options)) {
         log(describe(result));
         results.push(result);
       }
@@ -63,13 +63,17 @@ export async function contest(
 
 async function benchGroup(
   script: string,
-  program: string,
+  workshop: Workshop,
   number: number,
   group: TransferGroup,
   { pairs = 11, mebibytes = 1024 }: TransferOptions,
 ): Promise<TransferResult[]> {
   const tensors = (mebibytes * 2 ** 20) / matrix.bytes;
-  const ceiling = await Ceiling.start(program, group.ceiling.args(tensors));
+  const { program, args } = group.ceiling;
+  const ceiling: Ceiling =
+    program === "ucx_perftest"
+      ? new Perftest(tensors * matrix.bytes)
+      : await PlainProgram.start(workshop.compile(program), args(tensors));
   const ranks = await Ranks.start(script, number, group, tensors);
   try {
     const sizes: number[] = [];

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { build } from "esbuild";
 import { serveTcpStore, type TcpStoreServer } from "../../src/store/index.ts";
-import type { TransferGroup } from "./cases.ts";
+import { type TransferGroup, ucxTransports } from "./cases.ts";
 import type { Answer, Command } from "./rank.ts";
 
 /** Where the benchmark's programs are built, for as long as it runs. */
@@ -24,7 +24,10 @@ export class Workshop {
     const sources = ["raw.c", `${program}.c`].map((file) => join(this.#root, "bench/native", file));
     const file = join(this.#folder, program);
     const flags = ["-O3", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"];
-    execFileSync(process.env["CC"] ?? "cc", [...flags, "-o", file, ...sources], { stdio: "inherit" });
+    const libraries = program === "raw_ucx" ? ["-lucp", "-lucs"] : [];
+    execFileSync(process.env["CC"] ?? "cc", [...flags, "-o", file, ...sources, ...libraries], {
+      stdio: "inherit",
+    });
     return file;
   }
 
@@ -122,8 +125,17 @@ export class Ranks {
   }
 }
 
-/** The program that is the ceiling of a group, waiting for lines. */
-export class Ceiling {
+/** What a group is compared with. */
+export interface Ceiling {
+  /** Moves everything once with calls of that size, and tells its seconds. */
+  run(callBytes: number, mode: number): Promise<number>;
+  /** What it has taken of the processors. */
+  processorSeconds(): number;
+  end(): void;
+}
+
+/** A program of `bench/native`, waiting for lines. */
+export class PlainProgram implements Ceiling {
   readonly #process: ChildProcess;
   readonly #lines: AsyncIterator<string>;
 
@@ -132,15 +144,15 @@ export class Ceiling {
     this.#lines = lines;
   }
 
-  static async start(file: string, args: readonly (string | number)[]): Promise<Ceiling> {
-    const process = spawn(file, args.map(String), { stdio: ["pipe", "pipe", "inherit"] });
-    const lines = createInterface({ input: process.stdout! })[Symbol.asyncIterator]();
-    const ceiling = new Ceiling(process, lines);
+  static async start(file: string, args: readonly (string | number)[]): Promise<PlainProgram> {
+    const env = { ...process.env, UCX_TLS: ucxTransports };
+    const child = spawn(file, args.map(String), { stdio: ["pipe", "pipe", "inherit"], env });
+    const lines = createInterface({ input: child.stdout! })[Symbol.asyncIterator]();
+    const ceiling = new PlainProgram(child, lines);
     await ceiling.#line();
     return ceiling;
   }
 
-  /** Moves everything once with calls of that size, and tells its seconds. */
   async run(callBytes: number, mode: number): Promise<number> {
     this.#process.stdin!.write(`run ${callBytes} ${mode}\n`);
     return Number(await this.#line()) / 1e9;

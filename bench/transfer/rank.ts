@@ -6,7 +6,15 @@ import { planTransfer } from "../../src/plan/index.ts";
 import { tcpStore } from "../../src/store/tcp-store.ts";
 import { shm } from "../../transports/shm/index.ts";
 import { tcp } from "../../transports/tcp/index.ts";
-import { type BenchMemory, groups, matrix, type TransferCase, type TransferGroup } from "./cases.ts";
+import { ucx } from "../../transports/ucx/index.ts";
+import {
+  type BenchMemory,
+  groups,
+  matrix,
+  type TransferCase,
+  type TransferGroup,
+  ucxTransports,
+} from "./cases.ts";
 
 export type Command =
   | {
@@ -64,8 +72,8 @@ class Rank {
       port: command.storePort,
       namespace: `bench${command.group}`,
     });
-    const factory = transport === "tcp" ? tcp() : shm();
-    const session = await factory.open({ rank: this.#rank, world: sources + targets, store });
+    const factories = { tcp, shm, ucx: () => ucx({ transports: ucxTransports }) };
+    const session = await factories[transport]().open({ rank: this.#rank, world: sources + targets, store });
     for (const memory of this.#memories.values()) session.register(memory);
     for (const one of this.#cases) {
       const { name, pair, targetDtype = "float32" } = one;
@@ -104,7 +112,7 @@ class Rank {
   }
 
   #kindOf({ memory }: TransferCase): BenchMemory {
-    return memory ?? (this.#group.transport === "tcp" ? "host" : "shared");
+    return memory ?? (this.#group.transport === "shm" ? "shared" : "host");
   }
 
   #memoryOf(one: TransferCase): NativeMemory {

@@ -20,9 +20,12 @@ enum {
     TB_UCX_SLOTS = 16,
     TB_UCX_PROBE_BYTES = 64,
     TB_UCX_RUNS = 1024,
-    TB_UCX_MOST_GETS = 128,        /* that are under way at once, */
-    TB_UCX_MOST_BYTES = 64 << 20,  /* and how much they ask for */
-    TB_UCX_GET_BYTES = 4 << 20,    /* the most that one asks for */
+    /* What is under way at once, from one source and from all: none of them keeps the others waiting. */
+    TB_UCX_MOST_GETS = 128,
+    TB_UCX_MOST_GETS_OF_ALL = 512,
+    TB_UCX_MOST_BYTES = 32 << 20,
+    TB_UCX_MOST_BYTES_OF_ALL = 64 << 20,
+    TB_UCX_GET_BYTES = 4 << 20, /* the most that one get asks for */
 };
 
 typedef struct tb_ucx tb_ucx;
@@ -57,7 +60,8 @@ struct tb_ucx_source {
     bool failed, closing;  /* it must be closed, it is being closed */
     bool leaving;          /* nobody wants it any more: it is freed once all is over */
     tb_ucs_status why;     /* failed */
-    uint32_t gets;         /* that are under way */
+    uint32_t gets;         /* that are under way, */
+    uint64_t bytes;        /* and what they ask for */
     struct {               /* of the first byte of it; behind ucx->lock */
         bool over;
         int32_t code;
@@ -128,6 +132,7 @@ struct tb_ucx {
     tb_ucx_task *tasks, **tasks_end;
     bool stop;
 
+    bool goes_on[TB_UCX_WORKERS]; /* it had something to do the last time */
     tb_ucx_move *moves, **moves_end;
     uint32_t gets; /* under way */
     uint64_t bytes;
@@ -150,8 +155,8 @@ int32_t tb_ucx_start(tb_ucx *ucx, tb_error *err);
 /* Ends it, once all tasks are done and all end points are closed. False if they take too long: then it goes on. */
 bool tb_ucx_stop(tb_ucx *ucx);
 void tb_ucx_post(tb_ucx *ucx, tb_ucx_task *task);
-/* In the thread: lets both workers go on. True if something was done. */
-bool tb_ucx_progress(tb_ucx *ucx);
+/* In the thread: lets the workers go on, or only those that had something to do the last time. True if something was done. */
+bool tb_ucx_progress(tb_ucx *ucx, bool all);
 /* Has the thread do something, and waits for it. */
 int32_t tb_ucx_call(tb_ucx *ucx, int32_t (*function)(tb_ucx *ucx, void *argument, tb_error *err), void *argument,
                     tb_error *err);

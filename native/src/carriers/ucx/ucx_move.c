@@ -174,6 +174,11 @@ static void step_slot(tb_ucx *ucx, tb_ucx_move *move, tb_ucx_step *step, uint64_
     step->elements = bytes / size;
 }
 
+static bool has_room(const tb_ucx *ucx, const tb_ucx_source *source) {
+    return source->gets < TB_UCX_MOST_GETS && ucx->gets < TB_UCX_MOST_GETS_OF_ALL && source->bytes < TB_UCX_MOST_BYTES
+           && ucx->bytes < TB_UCX_MOST_BYTES_OF_ALL;
+}
+
 /* False if there is no room for more now, or it failed. */
 static bool ask_some(tb_ucx *ucx, tb_ucx_move *move) {
     if (!move->started && !start_chunk(move)) {
@@ -185,8 +190,7 @@ static bool ask_some(tb_ucx *ucx, tb_ucx_move *move) {
         move->started = false;
         return true;
     }
-    bool room = ucx->gets < TB_UCX_MOST_GETS && ucx->bytes < TB_UCX_MOST_BYTES
-                && (move->direct || ucx->free_slot_count > 0);
+    bool room = has_room(ucx, move->source) && (move->direct || ucx->free_slot_count > 0);
     tb_ucx_step *step = room ? add_step(move) : NULL;
     if (step == NULL) {
         return false;
@@ -198,6 +202,7 @@ static bool ask_some(tb_ucx *ucx, tb_ucx_move *move) {
     }
     move->elements -= step->elements;
     step->bytes = step->elements * size;
+    move->source->bytes += step->bytes;
     ucx->bytes += step->bytes;
     return true;
 }
@@ -238,7 +243,7 @@ static bool ask(tb_ucx *ucx, tb_ucx_move *move) {
     if (reached == TB_UCX_UNREACHED) {
         move->code = tb_fail(&move->error, TB_EPEER_LOST, move->source->rank, 0, "%s", error.message);
     }
-    bool ready = reached == TB_UCX_REACHED && (move->places != NULL || (ucx->gets < TB_UCX_MOST_GETS && ask_places(move)));
+    bool ready = reached == TB_UCX_REACHED && (move->places != NULL || (has_room(ucx, move->source) && ask_places(move)));
     if (!ready) {
         return false;
     }
@@ -255,6 +260,7 @@ static void drop_step(tb_ucx *ucx, tb_ucx_move *move) {
     tb_ucx_step *step = move->first;
     move->first = step->next;
     move->last = move->first == NULL ? &move->first : move->last;
+    move->source->bytes -= step->bytes;
     ucx->bytes -= step->bytes;
     if (step->slot != NULL) {
         ucx->free_slots[ucx->free_slot_count++] = step->slot;

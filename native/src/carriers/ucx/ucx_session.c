@@ -69,7 +69,7 @@ static int32_t do_map(tb_ucx *ucx, void *argument, tb_error *err) {
 static int32_t do_unmap(tb_ucx *ucx, void *argument, tb_error *err) {
     (void)err;
     uint64_t until = tb_deadline(100000000);
-    while (tb_ucx_progress(ucx) && tb_now() < until) {
+    while (tb_ucx_progress(ucx, true) && tb_now() < until) {
     }
     unmap(ucx, argument);
     return TB_OK;

@@ -14,7 +14,7 @@
 #include "base/spawn.h"
 #include "carriers/ucx/ucx.h"
 
-enum { STACK_BYTES = 1 << 20, TICK_MS = 10, SPIN_NS = 50000 };
+enum { STACK_BYTES = 1 << 20, TICK_MS = 10, SPIN_NS = 5000, LOOK_TURNS = 16 };
 #define END_NS 2000000000ull  /* end points have that long to be closed with the session */
 #define PARK_NS 200000000ull  /* a thread has that long to come to rest as the process ends */
 
@@ -162,12 +162,15 @@ static void sleep_until_something_comes(tb_ucx *ucx) {
     }
 }
 
-bool tb_ucx_progress(tb_ucx *ucx) {
-    unsigned some = 0;
+bool tb_ucx_progress(tb_ucx *ucx, bool all) {
+    bool some = false;
     for (int i = 0; i < TB_UCX_WORKERS; i++) {
-        some += ucx->api->ucp_worker_progress(ucx->workers[i]);
+        if (all || ucx->goes_on[i]) {
+            ucx->goes_on[i] = ucx->api->ucp_worker_progress(ucx->workers[i]) != 0;
+            some = some || ucx->goes_on[i];
+        }
     }
-    return some > 0;
+    return some;
 }
 
 static bool is_over(tb_ucx *ucx, uint64_t *until) {
@@ -184,15 +187,18 @@ static bool is_over(tb_ucx *ucx, uint64_t *until) {
 static void *run(void *argument) {
     tb_ucx *ucx = argument;
     uint64_t last = tb_now(), until = 0;
-    while (!is_over(ucx, &until)) {
+    bool some = true;
+    for (uint32_t turn = 0; some || !is_over(ucx, &until); turn++) {
         park_if_exiting();
-        bool some = run_tasks(ucx);
-        some = tb_ucx_progress(ucx) || some;
+        /* A look at a worker costs system calls: the one that has nothing to do is left alone for a while. */
+        bool all = !some || turn % LOOK_TURNS == 0;
+        some = run_tasks(ucx);
+        some = tb_ucx_progress(ucx, all) || some;
         some = tb_ucx_moves_go_on(ucx) || some;
         uint64_t now = tb_now();
         if (some) {
             last = now;
-        } else if (now - last >= (ucx->gets > 0 ? SPIN_NS : 0)) {
+        } else if (all && now - last >= (ucx->gets > 0 ? SPIN_NS : 0)) {
             sleep_until_something_comes(ucx);
         }
     }
