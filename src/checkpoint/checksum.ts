@@ -25,35 +25,33 @@ const zeroBytes: Matrix[] = (() => {
   return powers;
 })();
 
+/** What so many zero bytes do, for the few lengths that come again and again. */
+const shifts = new Map<number, Matrix>();
+const mostShifts = 1024;
+
+function shift(first: number, bytes: number): number {
+  const known = shifts.get(bytes);
+  if (known !== undefined) return apply(known, first);
+  const of = (vector: number) => {
+    let shifted = vector;
+    for (let power = 0, rest = bytes; rest > 0; power++, rest = Math.floor(rest / 2)) {
+      if (rest % 2 === 1) shifted = apply(zeroBytes[power]!, shifted);
+    }
+    return shifted;
+  };
+  if (shifts.size >= mostShifts) return of(first);
+  const matrix = Uint32Array.from({ length: 32 }, (_, bit) => of((1 << bit) >>> 0));
+  shifts.set(bytes, matrix);
+  return apply(matrix, first);
+}
+
 /** The checksum of two parts, one behind the other: the second of `bytes` bytes. */
 export function joinChecksums(first: number, second: number, bytes: number): number {
-  let shifted = first;
-  for (let power = 0, rest = bytes; rest > 0; power++, rest = Math.floor(rest / 2)) {
-    if (rest % 2 === 1) shifted = apply(zeroBytes[power]!, shifted);
-  }
-  return (shifted ^ second) >>> 0;
+  return (shift(first, bytes) ^ second) >>> 0;
 }
 
 /** The checksum of so many zeros. */
 export function zeroChecksum(bytes: number): number {
   // The register begins and ends inverted: that of zeros is what they make of all ones, inverted.
   return (joinChecksums(0xffffffff, 0, bytes) ^ 0xffffffff) >>> 0;
-}
-
-/** A stretch of a file with its checksum. */
-export interface Stretch {
-  readonly at: number;
-  readonly bytes: number;
-  readonly checksum: number;
-}
-
-/** The checksum of a file of so many bytes: stretches as they are, zeros between them. They do not overlap. */
-export function fileChecksum(stretches: readonly Stretch[], bytes: number): number {
-  let [sum, end] = [0, 0];
-  for (const stretch of [...stretches].sort((a, b) => a.at - b.at || a.bytes - b.bytes)) {
-    sum = joinChecksums(sum, zeroChecksum(stretch.at - end), stretch.at - end);
-    sum = joinChecksums(sum, stretch.checksum, stretch.bytes);
-    end = stretch.at + stretch.bytes;
-  }
-  return joinChecksums(sum, zeroChecksum(bytes - end), bytes - end);
 }

@@ -6,12 +6,10 @@
 import { createHash } from "node:crypto";
 import { cancelledError } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
-import { crc32c } from "../memory/kernels.ts";
-import { fileChecksum, type Stretch } from "./checksum.ts";
+import { Heap } from "./heap.ts";
 import { Journal } from "./journal.ts";
 import {
   closeFiles,
-  constantBytes,
   createFiles,
   haveFiles,
   lockFolder,
@@ -22,8 +20,7 @@ import {
   publishFiles,
 } from "./output.ts";
 import { refuseOwnSource } from "./result.ts";
-import { type MovePhase, Run, type RunSummary, type Work } from "./run.ts";
-import { type ItemChecksums, placesOf } from "./scatter.ts";
+import { type MovePhase, Run, type RunOptions, type RunSummary, type Work } from "./run.ts";
 import { type CheckpointSource, type FileSignature, signaturesOf } from "./source.ts";
 import { Syncer } from "./syncer.ts";
 import { requireTensors, type TargetFile, targetDigest } from "./target.ts";
@@ -41,6 +38,8 @@ export interface MoveOptions {
   readonly source: CheckpointSource;
   readonly files: readonly TargetFile[];
   readonly folder: string;
+  /** Equal for equal files of the same source, if the caller knows it: to make one from all that they hold takes longer. */
+  readonly digest?: string;
   /** Compare what was written with what was read, by checksums of both. */
   readonly verify: boolean;
   /** Threads, with the script and the command that run one; without, or for little, all is done in the caller's thread. */
@@ -78,7 +77,9 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
   const { source, files, folder, signal } = options;
   requireTensors(files, new Map(source.tensors.map(({ name, shape }) => [name, shape])), source.path);
   const signatures = signaturesOf(source.files);
+  const heap = new Heap();
   const planned = planFiles(files);
+  heap.tidy();
   refuseOwnSource(
     source.files,
     folder,
@@ -86,19 +87,26 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
   );
   const tensors = movedTensors(source.tensors, destinationsOf(planned));
   const items = cutWork(tensors);
-  const key = workKey(files, signatures, tensors, items);
+  const key = workKey(options.digest ?? targetDigest(files), signatures, tensors, items);
   using _lock = lockFolder(folder);
   const found = Journal.find(folder, key, items.length);
   if (found === undefined || !haveFiles(folder, planned, found.isPublishing)) {
     Journal.remove(folder);
     createFiles(folder, planned);
   }
+  for (const file of planned) file.head = undefined;
+  heap.tidy();
   const began = performance.now();
   const journal = Journal.open(folder, key, items.length);
   try {
     const targets = planned.map((file) => pathOf(folder, file, journal.isPublishing));
     const work: Work = { tensors, items, sources: source.files, targets };
-    const counts = await runWork(work, planned, options, journal);
+    const { checksums, ...counts } = await runWork(
+      work,
+      planned,
+      { ...options, onOrder: () => heap.tidy() },
+      journal,
+    );
     if (signal?.aborted) throw cancelledError("moving the checkpoint", signal);
     requireUnchanged(signatures, signaturesOf(source.files));
     if (!journal.isPublishing) {
@@ -108,6 +116,7 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
     publishFiles(folder, planned);
     const summary: MoveSummary = {
       ...counts,
+      files: planned.map(({ name, bytes }, file) => ({ name, bytes, checksum: checksums[file]! })),
       writtenBytes: planned.reduce((sum, { bytes }) => sum + bytes, 0),
       seconds: (performance.now() - began) / 1000,
     };
@@ -127,21 +136,14 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
 async function runWork(
   work: Work,
   planned: readonly PlannedFile[],
-  options: MoveOptions,
+  options: MoveOptions & RunOptions,
   journal: Journal,
-): Promise<Omit<RunSummary, "checksums"> & Pick<MoveSummary, "files">> {
+): Promise<RunSummary> {
   const opened = openFiles(work.targets, "r+");
   const hands: Hand[] = [];
   try {
     handsFor(work, options, hands);
-    const run = new Run(work, hands, options, new Syncer(opened), journal);
-    const { checksums, ...counts } = await run.run();
-    const known = checksumFiles(planned, work, checksums);
-    const sums = await run.sum(
-      known.flatMap(({ checksum, bytes }, file) => (checksum === undefined ? [{ file, bytes }] : [])),
-    );
-    const files = known.map((file, number) => ({ ...file, checksum: file.checksum ?? sums.get(number)! }));
-    return { ...counts, files };
+    return await new Run(work, planned, hands, options, new Syncer(opened), journal).run();
   } finally {
     await Promise.all(hands.map((hand) => hand.close()));
     closeFiles(opened);
@@ -153,12 +155,12 @@ async function runWork(
  * way, go to the same places. Two prefixes of one checkpoint differ in nothing but where their tensors lie.
  */
 function workKey(
-  files: readonly TargetFile[],
+  digest: string,
   signatures: readonly FileSignature[],
   tensors: readonly MovedTensor[],
   items: readonly WorkItem[],
 ): string {
-  const hash = createHash("sha256").update(JSON.stringify([targetDigest(files), signatures]));
+  const hash = createHash("sha256").update(JSON.stringify([digest, signatures]));
   for (const { name, shape, dtype, boxes } of tensors) {
     const places = boxes.map(({ file, position, start, length, strides }) => [
       file,
@@ -170,37 +172,8 @@ function workKey(
     hash.update(`${JSON.stringify([name, shape, dtype, places])}\n`);
   }
   for (const { tensor, offsets, lengths } of items)
-    hash.update(`${JSON.stringify([tensor, offsets, lengths])}\n`);
+    hash.update(Float64Array.of(tensor, ...offsets, ...lengths));
   return hash.digest("hex");
-}
-
-/**
- * From the checksums of everything that was written, and zeros if nothing was: without reading it again. `undefined` for a file
- * of which a part was not written in one piece.
- */
-function checksumFiles(
-  files: readonly PlannedFile[],
-  { items, tensors }: Work,
-  checksums: ReadonlyMap<number, ItemChecksums>,
-): { readonly name: string; readonly bytes: number; readonly checksum: number | undefined }[] {
-  const stretches: (Stretch[] | undefined)[] = files.map(({ head, parameters, entries }) => [
-    { at: 0, bytes: head.length, checksum: crc32c(head) },
-    ...parameters.flatMap(({ name, dtype, constant }) => {
-      if (constant === undefined) return [];
-      const value = constantBytes(constant, dtype);
-      return [{ at: entries.get(name)!.position, bytes: value.length, checksum: crc32c(value) }];
-    }),
-  ]);
-  items.forEach((item, number) => {
-    placesOf(tensors[item.tensor]!, item).forEach(({ file, at, bytes, isOne }, part) => {
-      if (isOne) stretches[file]?.push({ at, bytes, checksum: checksums.get(number)![part]! });
-      else stretches[file] = undefined;
-    });
-  });
-  return files.map(({ name, bytes }, file) => {
-    const list = stretches[file];
-    return { name, bytes, checksum: list && fileChecksum(list, bytes) };
-  });
 }
 
 /** To start a thread takes longer than to move less than this. */
@@ -221,20 +194,34 @@ function handsFor(work: Work, { threads }: MoveOptions, hands: Hand[]): void {
   while (hands.length < count) hands.push(threadHand(paths, threads.script, threads.command));
 }
 
-/** For each tensor of the source where its boxes go. */
-function destinationsOf(files: readonly PlannedFile[]): Map<string, Destination[]> {
-  const places = new Map<string, Destination[]>();
-  files.forEach(({ parameters, entries }, file) => {
-    for (const { name, shape, dtype, boxes } of parameters) {
-      const { position } = entries.get(name)!;
-      for (const { tensor, start, length, at, axes } of boxes) {
-        const list = places.get(tensor) ?? [];
-        places.set(tensor, list);
-        list.push({ file, position, shape, dtype, start, length, at, axes });
+/** For each tensor of the source where its boxes go: made when it is asked for, as all of them would take much memory. */
+function destinationsOf(files: readonly PlannedFile[]): Map<string, () => Destination[]> {
+  /** Numbers of a file, a parameter in it, and a box of that. */
+  const places = new Map<string, number[]>();
+  files.forEach(({ parameters }, file) => {
+    for (const [parameter, { boxes }] of parameters.entries()) {
+      for (const [box, { tensor }] of boxes.entries()) {
+        const list = places.get(tensor);
+        if (list === undefined) places.set(tensor, [file, parameter, box]);
+        else list.push(file, parameter, box);
       }
     }
   });
-  return places;
+  const destinationOf = (file: number, parameter: number, box: number): Destination => {
+    const { parameters, positions } = files[file]!;
+    const { shape, dtype, boxes } = parameters[parameter]!;
+    const { start, length, at, axes } = boxes[box]!;
+    return { file, position: positions[parameter]!, shape, dtype, start, length, at, axes };
+  };
+  const makers = new Map<string, () => Destination[]>();
+  for (const [tensor, list] of places) {
+    makers.set(tensor, () =>
+      Array.from({ length: list.length / 3 }, (_, index) =>
+        destinationOf(list[3 * index]!, list[3 * index + 1]!, list[3 * index + 2]!),
+      ),
+    );
+  }
+  return makers;
 }
 
 function requireUnchanged(

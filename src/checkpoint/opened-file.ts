@@ -9,9 +9,21 @@ export interface OpenedFile {
   readonly fd: number;
 }
 
-export function readAll({ path, fd }: OpenedFile, into: Uint8Array, position: number): void {
-  for (let done = 0; done < into.length; ) {
+export function readAll(file: OpenedFile, into: Uint8Array, position: number): void {
+  readSome(file, into, position, into.length);
+}
+
+/** Reads as much as there is room for, or up to the end of the file, and `least` bytes at the least. Gives how many. */
+export function readSome(
+  { path, fd }: OpenedFile,
+  into: Uint8Array,
+  position: number,
+  least: number,
+): number {
+  let done = 0;
+  while (done < into.length) {
     const count = attempt("read", path, () => readSync(fd, into, done, into.length - done, position + done));
+    if (count === 0 && done >= least) break;
     if (count === 0) {
       throw new TensorBusError("TB_FILE", `${path} ended at byte ${position + done} while it was read`, {
         details: { path, position: position + done },
@@ -19,6 +31,7 @@ export function readAll({ path, fd }: OpenedFile, into: Uint8Array, position: nu
     }
     done += count;
   }
+  return done;
 }
 
 export function writeAll({ path, fd }: OpenedFile, bytes: Uint8Array, position: number): void {

@@ -15,18 +15,21 @@ import { TensorBusError } from "../errors.ts";
 import { lockFile } from "../ffi/lock.ts";
 import { reserveFile } from "../ffi/reserve.ts";
 import { type DType, itemSize } from "../layout/index.ts";
-import { move } from "../memory/kernels.ts";
-import { layOutHeader, type SafetensorsEntry } from "../model/safetensors-header.ts";
+import { crc32c, move } from "../memory/kernels.ts";
+import { layOutHeader } from "../model/safetensors-header.ts";
+import { isOfResult } from "./names.ts";
 import { attempt, type OpenedFile, writeAll } from "./opened-file.ts";
-import { isOfResult } from "./result.ts";
 import type { TargetFile } from "./target.ts";
 
 const suffix = ".partial";
 
 /** A file of the result as it will be laid out. */
 export interface PlannedFile extends TargetFile {
-  readonly head: Uint8Array;
-  readonly entries: ReadonlyMap<string, SafetensorsEntry>;
+  /** The bytes before the parameters; only until they are written, for they are many for a model of many tensors. */
+  head: Uint8Array | undefined;
+  readonly headStretch: { readonly at: 0; readonly bytes: number; readonly checksum: number };
+  /** The byte of each parameter's first element, in their order. */
+  readonly positions: Float64Array;
   readonly bytes: number;
 }
 
@@ -46,7 +49,10 @@ export function lockFolder(folder: string): Disposable {
 export function planFiles(files: readonly TargetFile[]): PlannedFile[] {
   return files.map((file) => {
     const { head, entries, fileBytes } = layOutHeader(file.parameters, file.metadata, file.name);
-    return { ...file, head, entries: new Map(entries.map((entry) => [entry.name, entry])), bytes: fileBytes };
+    const places = new Map(entries.map(({ name, position }) => [name, position]));
+    const positions = Float64Array.from(file.parameters, ({ name }) => places.get(name)!);
+    const headStretch = { at: 0, bytes: head.length, checksum: crc32c(head) } as const;
+    return { ...file, head, headStretch, positions, bytes: fileBytes };
   });
 }
 
@@ -106,16 +112,15 @@ function sizeOf(path: string): number {
   }
 }
 
-function createFile(path: string, { head, entries, bytes, parameters }: PlannedFile): void {
+function createFile(path: string, { head, positions, bytes, parameters }: PlannedFile): void {
   rmSync(path, { force: true });
   const fd = attempt("create", path, () => openSync(path, "wx"));
   try {
     const reserved = attempt("reserve space for", path, () => reserveFile(fd, bytes));
     if (!reserved && bytes > 0) writeAll({ path, fd }, Buffer.of(0), bytes - 1);
-    writeAll({ path, fd }, head, 0);
-    for (const { name, dtype, constant } of parameters) {
-      if (constant === undefined) continue;
-      writeAll({ path, fd }, constantBytes(constant, dtype), entries.get(name)!.position);
+    writeAll({ path, fd }, head!, 0);
+    for (const [index, { dtype, constant }] of parameters.entries()) {
+      if (constant !== undefined) writeAll({ path, fd }, constantBytes(constant, dtype), positions[index]!);
     }
     attempt("write", path, () => fsyncSync(fd));
   } finally {

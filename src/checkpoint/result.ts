@@ -4,22 +4,18 @@
  */
 import { createHash } from "node:crypto";
 import { realpathSync } from "node:fs";
-import { mkdir, readdir, readFile, rm } from "node:fs/promises";
+import { mkdir, readdir, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { gunzipSync, gzipSync } from "node:zlib";
 import { z } from "zod";
 import { TensorBusError } from "../errors.ts";
-import { dtypes } from "../layout/index.ts";
 import { fileError, readTextFile, writeWholeFile } from "../model/files.ts";
 import { journalName } from "./journal.ts";
+import { layoutBytes, readLayoutFile } from "./layout-file.ts";
+import { isOfResult, layoutName, manifestName } from "./names.ts";
 import type { TargetFile } from "./target.ts";
 
-export const manifestName = "tensorbus-manifest.json";
-/** What every file holds, box by box: written beside the manifest, so that a result can be read as a checkpoint again. */
-export const layoutName = "tensorbus-layout.json.gz";
 const maxManifestBytes = 64 * 2 ** 20;
 
-const counts = z.array(z.int().min(0)).max(64);
 const manifestSchema = z.strictObject({
   format: z.literal(1),
   /** The digest of the plan, or of the target's layout: equal for results that hold the same of the same checkpoint. */
@@ -42,20 +38,6 @@ const manifestSchema = z.strictObject({
   layout: z.string().optional(),
 });
 export type ResultManifest = z.infer<typeof manifestSchema>;
-
-const layoutSchema = z.array(
-  z.strictObject({
-    name: z.string(),
-    parameters: z.array(
-      z.tuple([
-        z.string(),
-        counts,
-        z.enum(dtypes),
-        z.array(z.tuple([z.string(), counts, counts, counts, z.array(z.int().min(-1)).max(64)])),
-      ]),
-    ),
-  }),
-);
 
 export class ResultFolder {
   readonly path: string;
@@ -131,7 +113,7 @@ export class ResultFolder {
       if (isOfResult(name) && !names.has(name)) await this.#remove(name);
     }
     for (const [name, text] of beside) await writeWholeFile(join(this.path, name), text);
-    const bytes = layout && gzipSync(JSON.stringify(layout.map(layoutMessage)), { level: 6 });
+    const bytes = layout && (await layoutBytes(layout));
     if (bytes !== undefined) await writeWholeFile(join(this.path, layoutName), bytes);
     const whole: ResultManifest = {
       format: 1,
@@ -172,34 +154,6 @@ export function refuseOwnSource(sources: readonly string[], folder: string, name
   }
 }
 
-/** True if a file of some result is called so. */
-export function isOfResult(name: string): boolean {
-  return (
-    name === manifestName ||
-    name === layoutName ||
-    /^(rank-\d+|model-rank-\d+-part-\d+|model-\d{5}-of-\d{5}|model)\.safetensors$/.test(name) ||
-    name === "model.safetensors.index.json"
-  );
-}
-
-function layoutMessage({ name, parameters }: TargetFile): z.infer<typeof layoutSchema>[number] {
-  return {
-    name,
-    parameters: parameters.map(({ name: key, shape, dtype, boxes }) => [
-      key,
-      [...shape],
-      dtype,
-      boxes.map(({ tensor, start, length, at, axes }) => [
-        tensor,
-        [...start],
-        [...length],
-        [...at],
-        [...axes],
-      ]),
-    ]),
-  };
-}
-
 /** The manifest of a folder. `TB_FILE` if there is none, or if it is none. */
 export async function readManifest(folder: string): Promise<ResultManifest> {
   const path = join(folder, manifestName);
@@ -209,56 +163,8 @@ export async function readManifest(folder: string): Promise<ResultManifest> {
 }
 
 /** What the files of a result hold. `TB_FILE` if its layout is missing, damaged, or of another result. */
-export async function readLayout(folder: string, manifest: ResultManifest): Promise<TargetFile[]> {
-  const path = join(folder, layoutName);
-  const refuse = (what: string, cause?: unknown) =>
-    new TensorBusError("TB_FILE", `${path} ${what}`, { details: { path }, cause });
-  const bytes = await readFile(path).catch((error: unknown) => {
-    throw fileError(error, "read", path);
-  });
-  if (createHash("sha256").update(bytes).digest("hex") !== manifest.layout)
-    throw refuse("is not of this result");
-  let text: string;
-  try {
-    text = gunzipSync(bytes, { maxOutputLength: 2 ** 30 }).toString();
-  } catch (cause) {
-    throw refuse("is damaged", cause);
-  }
-  const parsed = layoutSchema.safeParse(parse(text));
-  if (!parsed.success) throw refuse("is no layout of a result");
-  for (const [name, parameters] of parsed.data.map((file) => [file.name, file.parameters] as const)) {
-    if (!isOfResult(name)) throw refuse(`names ${JSON.stringify(name)}, which is no file of a result`);
-    for (const [key, shape, , boxes] of parameters) {
-      if (boxes.every((box) => isWithin(shape, box))) continue;
-      throw refuse(`has a box that is not within ${key} of ${name}`);
-    }
-  }
-  return parsed.data.map(({ name, parameters }) => ({
-    name,
-    metadata: {},
-    parameters: parameters.map(([key, shape, dtype, boxes]) => ({
-      name: key,
-      shape,
-      dtype,
-      boxes: boxes.map(([tensor, start, length, at, axes]) => ({ tensor, start, length, at, axes })),
-    })),
-  }));
-}
-
-type BoxMessage = z.infer<typeof layoutSchema>[number]["parameters"][number][3][number];
-
-/** True if a box lies in a parameter of that shape, each axis of its tensor along one of the parameter or one element long. */
-function isWithin(shape: readonly number[], [, start, length, at, axes]: BoxMessage): boolean {
-  const used = axes.filter((axis) => axis >= 0);
-  return (
-    start.length === length.length &&
-    at.length === shape.length &&
-    axes.length === shape.length &&
-    new Set(used).size === used.length &&
-    used.every((axis) => axis < length.length) &&
-    length.every((extent, dim) => extent === 1 || used.includes(dim)) &&
-    axes.every((axis, place) => at[place]! + (axis < 0 ? 1 : length[axis]!) <= shape[place]!)
-  );
+export function readLayout(folder: string, manifest: ResultManifest): Promise<TargetFile[]> {
+  return readLayoutFile(join(folder, layoutName), manifest.layout);
 }
 
 function parse(text: string): unknown {

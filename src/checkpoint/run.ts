@@ -1,8 +1,11 @@
 /** A run over the work of a mover: items are handed out, noted in the journal once they are durable, and compared. */
 import { cancelledError } from "../deadline.ts";
-import { joinChecksums } from "./checksum.ts";
+import { TensorBusError } from "../errors.ts";
+import { collapseNames } from "../model/names.ts";
 import type { Journal } from "./journal.ts";
+import type { PlannedFile } from "./output.ts";
 import type { ItemChecksums } from "./scatter.ts";
+import { type Stretch, stretchesOf, wholeChecksum } from "./stretches.ts";
 import type { Syncer } from "./syncer.ts";
 import type { Done, Hand, ItemTask, Order, SumTask, WorkFiles } from "./threads.ts";
 import { itemSizeOf, type MovedTensor, restrictTo, type WorkItem } from "./work.ts";
@@ -19,13 +22,16 @@ export interface RunOptions {
   readonly verify: boolean;
   readonly signal?: AbortSignal;
   readonly onProgress?: (phase: MovePhase, done: number, total: number) => void;
+  /** Called after each order that was done. */
+  readonly onOrder?: () => void;
 }
 
 export interface RunSummary {
   readonly movedBytes: number;
   readonly resumedBytes: number;
   readonly verifiedBytes: number;
-  readonly checksums: ReadonlyMap<number, ItemChecksums>;
+  /** CRC-32C of each file. */
+  readonly checksums: readonly number[];
 }
 
 /** After so many bytes what was written begins to be made durable, beside what goes on. */
@@ -38,6 +44,7 @@ const ordersAhead = 2;
 
 export class Run {
   readonly #work: Work;
+  readonly #files: readonly PlannedFile[];
   readonly #hands: readonly Hand[];
   readonly #options: RunOptions;
   readonly #syncer: Syncer;
@@ -45,8 +52,16 @@ export class Run {
   readonly #checksums: Map<number, ItemChecksums>;
   readonly #sizes: readonly number[];
 
-  constructor(work: Work, hands: readonly Hand[], options: RunOptions, syncer: Syncer, journal: Journal) {
+  constructor(
+    work: Work,
+    files: readonly PlannedFile[],
+    hands: readonly Hand[],
+    options: RunOptions,
+    syncer: Syncer,
+    journal: Journal,
+  ) {
     this.#work = work;
+    this.#files = files;
     this.#hands = hands;
     this.#options = options;
     this.#syncer = syncer;
@@ -59,42 +74,15 @@ export class Run {
     const done = [...this.#checksums.keys()];
     const left = [...this.#sizes.keys()].filter((item) => !this.#checksums.has(item));
     const resumedBytes = this.#bytesOf(done);
-    let movedBytes = 0;
-    let verifiedBytes = 0;
     try {
-      movedBytes = await this.#move(left, resumedBytes);
-      if (this.#options.verify) verifiedBytes = await this.#verify();
+      const movedBytes = await this.#move(left, resumedBytes);
+      const { tensors, items } = this.#work;
+      const stretches = stretchesOf(this.#files, tensors, items, this.#checksums, orderBytes);
+      const verifiedBytes = this.#options.verify ? await this.#verify(stretches) : 0;
+      return { movedBytes, resumedBytes, verifiedBytes, checksums: await this.#sumUp(stretches) };
     } finally {
       await this.#notes.settled();
     }
-    return { movedBytes, resumedBytes, verifiedBytes, checksums: this.#checksums };
-  }
-
-  /** The checksums of whole files, by reading them. */
-  async sum(
-    files: readonly { readonly file: number; readonly bytes: number }[],
-  ): Promise<Map<number, number>> {
-    const stretches = files.flatMap(({ file, bytes }) =>
-      Array.from({ length: Math.ceil(bytes / orderBytes) }, (_, index): SumTask => {
-        const at = index * orderBytes;
-        return { file, at, bytes: Math.min(orderBytes, bytes - at) };
-      }),
-    );
-    const parts = new Map<SumTask, number>();
-    await this.#each(
-      stretches,
-      ({ bytes }) => bytes,
-      (tasks, { checksums }) => {
-        tasks.forEach((task, index) => {
-          parts.set(task, checksums[index]![0]!);
-        });
-      },
-    );
-    const sums = new Map(files.map(({ file }) => [file, 0]));
-    for (const task of stretches) {
-      sums.set(task.file, joinChecksums(sums.get(task.file)!, parts.get(task)!, task.bytes));
-    }
-    return sums;
   }
 
   async #move(left: readonly number[], before: number): Promise<number> {
@@ -120,21 +108,78 @@ export class Run {
     return moved;
   }
 
-  async #verify(): Promise<number> {
-    const total = this.#bytesOf(this.#checksums.keys());
-    let compared = 0;
+  /** Reads what was written: files stretch by stretch, and what is not in one piece item by item. */
+  async #verify(stretches: readonly (readonly Stretch[] | undefined)[]): Promise<number> {
+    const sums = stretches.flatMap((list, file) => list?.map((stretch) => ({ file, ...stretch })) ?? []);
+    const items = this.#itemsIn(
+      new Set(stretches.flatMap((list, file) => (list === undefined ? [file] : []))),
+    );
+    const total = sums.reduce((sum, { bytes }) => sum + bytes, this.#bytesOf(items));
     let done = 0;
-    const tasks = [...this.#checksums].map(([item, checksums]) => ({ ...this.#taskOf(item), checksums }));
+    let compared = 0;
+    const advance = (bytes: number) => {
+      done += bytes;
+      this.#options.onProgress?.("verify", done, total);
+    };
+    await this.#each(sums, sizeOfStretch, (tasks, { checksums }) => {
+      tasks.forEach((task, index) => {
+        this.#requireEqual(task, checksums[index]![0]!);
+      });
+      const bytes = tasks.reduce((sum, task) => sum + task.bytes, 0);
+      compared += bytes;
+      advance(bytes);
+    });
+    const tasks = items.map((item) => ({ ...this.#taskOf(item), checksums: this.#checksums.get(item)! }));
     await this.#each(
       tasks,
       ({ item }) => this.#sizes[item]!,
       (part, { bytes }) => {
         compared += bytes;
-        done += this.#bytesOf(part.map(({ item }) => item));
-        this.#options.onProgress?.("verify", done, total);
+        advance(this.#bytesOf(part.map(({ item }) => item)));
       },
     );
     return compared;
+  }
+
+  /** `TB_VERIFY` names the file, and what lies there. */
+  #requireEqual({ file, at, bytes, checksum }: SumTask & Stretch, found: number): void {
+    if (found === checksum) return;
+    const names = parametersIn(this.#files[file]!, at, at + bytes);
+    const path = this.#work.targets[file]!;
+    throw new TensorBusError(
+      "TB_VERIFY",
+      `${path}: bytes ${at} to ${at + bytes} are not what was read and written there: ${collapseNames(names)}`,
+      { details: { file: path, at, bytes, parameters: names } },
+    );
+  }
+
+  /** Those that have a part in one of these files. */
+  #itemsIn(files: ReadonlySet<number>): number[] {
+    if (files.size === 0) return [];
+    return [...this.#checksums.keys()].filter((item) =>
+      this.#taskOf(item).tensor.destinations.some(({ file }) => files.has(file)),
+    );
+  }
+
+  /** The checksum of each file: joined, or by reading one of which parts are not in one piece. */
+  async #sumUp(stretches: readonly (readonly Stretch[] | undefined)[]): Promise<number[]> {
+    const sums = new Map<number, Stretch[]>();
+    const tasks = stretches.flatMap((list, file) => (list === undefined ? this.#piecesOf(file) : []));
+    for (const { file } of tasks) sums.set(file, []);
+    await this.#each(tasks, sizeOfStretch, (part, { checksums }) => {
+      part.forEach(({ file, ...stretch }, index) => {
+        sums.get(file)!.push({ ...stretch, checksum: checksums[index]![0]! });
+      });
+    });
+    return stretches.map((list, file) => wholeChecksum(list ?? sums.get(file)!));
+  }
+
+  #piecesOf(file: number): SumTask[] {
+    const { bytes } = this.#files[file]!;
+    return Array.from({ length: Math.ceil(bytes / orderBytes) }, (_, index) => {
+      const at = index * orderBytes;
+      return { file, at, bytes: Math.min(orderBytes, bytes - at) };
+    });
   }
 
   #taskOf(item: number): ItemTask {
@@ -165,6 +210,7 @@ export class Run {
         if (signal?.aborted) throw cancelledError("moving the checkpoint", signal);
         const order = take();
         onDone(order, await hand.do(order.map(withoutRest)));
+        this.#options.onOrder?.();
       }
     };
     await Promise.all(
@@ -237,6 +283,19 @@ class Notes {
   #requireDurable(): void {
     if (this.#failure !== undefined) throw this.#failure.error;
   }
+}
+
+function sizeOfStretch({ bytes }: SumTask): number {
+  return bytes;
+}
+
+/** The names of the parameters that lie, wholly or in part, between two bytes of a file. */
+function parametersIn({ parameters, positions }: PlannedFile, begin: number, end: number): string[] {
+  const order = [...positions.keys()].sort((a, b) => positions[a]! - positions[b]!);
+  return order.flatMap((index, place) => {
+    const next = positions[order[place + 1] ?? -1] ?? Number.POSITIVE_INFINITY;
+    return positions[index]! < end && next > begin ? [parameters[index]!.name] : [];
+  });
 }
 
 /** A task as it is handed out: with what of its tensor it meets. */

@@ -4,8 +4,9 @@ import { type DType, itemSize } from "../layout/index.ts";
 import { contiguousStrides } from "../layout/strides.ts";
 import { crc32c, describeElements, move } from "../memory/kernels.ts";
 import { type Cut, countOf, cutRows } from "./cut.ts";
-import { type OpenedFile, readAll, writeAll } from "./opened-file.ts";
+import { type OpenedFile, readAll } from "./opened-file.ts";
 import type { StoredBox } from "./source.ts";
+import type { Reader, Writer } from "./windows.ts";
 import {
   bufferBytes,
   type Destination,
@@ -36,8 +37,8 @@ export class Buffers {
 export function scatterItem(
   tensor: MovedTensor,
   item: Cut,
-  sources: readonly OpenedFile[],
-  targets: readonly OpenedFile[],
+  sources: Reader,
+  targets: Writer,
   buffers: Buffers,
 ): ItemChecksums {
   const destinations = partsOf(tensor, item).map(({ destination }) => destination);
@@ -50,8 +51,8 @@ export function scatterItem(
       const packed = packPart(tensor, block, part, slab, buffers);
       let done = 0;
       for (const run of fileRuns(part)) {
-        writeAll(
-          targets[destination.file]!,
+        targets.write(
+          destination.file,
           packed.subarray(done, done + run.bytes),
           destination.position + run.at,
         );
@@ -150,12 +151,7 @@ function partOf(destination: Destination, { offsets, lengths }: Cut): Part | und
 }
 
 /** All elements of an item, packed, in the type of the source. */
-function readSlab(
-  tensor: MovedTensor,
-  { offsets, lengths }: Cut,
-  files: readonly OpenedFile[],
-  buffers: Buffers,
-): Buffer {
+function readSlab(tensor: MovedTensor, { offsets, lengths }: Cut, files: Reader, buffers: Buffers): Buffer {
   const item = itemSize(tensor.dtype);
   const slab = buffers.take("slab", countOf(lengths) * item);
   const strides = contiguousStrides(lengths);
@@ -169,7 +165,7 @@ function readSlab(
     const bytes = countOf(length) * item;
     const isWhole = bytes === slab.length;
     const part = isWhole ? slab : buffers.take("part", bytes);
-    readBox(files[box.file]!, box, start, length, tensor.dtype, part, buffers);
+    readBox(files, box, start, length, tensor.dtype, part, buffers);
     missing -= bytes;
     if (isWhole) continue;
     const offset = start.reduce((sum, at, dim) => sum + (at - offsets[dim]!) * strides[dim]!, 0);
@@ -191,24 +187,26 @@ const mostGap = 4;
 
 /** A box of a stored box, packed. */
 function readBox(
-  file: OpenedFile,
+  files: Reader,
   box: StoredBox,
   start: readonly number[],
   length: readonly number[],
   dtype: DType,
   into: Buffer,
   buffers: Buffers,
+  isApart = false,
 ): void {
   const item = itemSize(dtype);
-  const { position, start: from, strides } = box;
+  const { file, position, start: from, strides } = box;
   const first = start.reduce((sum, index, dim) => sum + (index - from[dim]!) * strides[dim]!, 0);
   const span = length.reduce((sum, extent, dim) => sum + (extent - 1) * strides[dim]!, 1);
   const packed = contiguousStrides(length);
   if (isPacked(length, strides)) {
-    readAll(file, into, position + first * item);
+    if (isApart) files.readApart(file, into, position + first * item);
+    else files.read(file, into, position + first * item);
   } else if (span * item <= Math.min(mostGap * into.length, bufferBytes)) {
     const stretch = buffers.take("stretch", span * item);
-    readAll(file, stretch, position + first * item);
+    files.read(file, stretch, position + first * item);
     move(
       { bytes: into, dtype },
       { bytes: stretch, dtype, descriptor: describeElements(dtype, length, strides) },
@@ -222,7 +220,7 @@ function readBox(
     const rows = length.with(outer, 1);
     const row = Buffer.allocUnsafe(into.length / length[outer]!);
     for (let index = 0; index < length[outer]!; index++) {
-      readBox(file, box, start.with(outer, start[outer]! + index), rows, dtype, row, buffers);
+      readBox(files, box, start.with(outer, start[outer]! + index), rows, dtype, row, buffers, true);
       const descriptor = describeElements(dtype, rows, packed, index * packed[outer]!);
       move({ bytes: into, dtype, descriptor }, { bytes: row, dtype });
     }

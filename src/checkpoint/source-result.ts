@@ -6,10 +6,11 @@ import { contiguousStrides } from "../layout/strides.ts";
 import { openSafetensors } from "../model/safetensors.ts";
 import { readLayout, readManifest } from "./result.ts";
 import type { CheckpointSource, SourceTensor, StoredBox } from "./source.ts";
-import type { TargetBox } from "./target.ts";
+import { SharedLists, type TargetBox } from "./target.ts";
 
 interface Found {
   readonly dtype: DType;
+  /** As they come: replicas bring the same more than once. */
   readonly boxes: StoredBox[];
   /** One past the largest index of each dimension. */
   readonly shape: number[];
@@ -24,6 +25,7 @@ export async function resultSource(folder: string): Promise<CheckpointSource> {
   const layout = await readLayout(folder, manifest);
   const files = layout.map(({ name }) => join(folder, name));
   const found = new Map<string, Found>();
+  const lists = new SharedLists();
   for (const [file, { name, parameters }] of layout.entries()) {
     await using opened = await openSafetensors(join(folder, name));
     for (const { name: key, shape, dtype, boxes } of parameters) {
@@ -36,11 +38,17 @@ export async function resultSource(folder: string): Promise<CheckpointSource> {
           { details: { file: name, tensor: key } },
         );
       }
-      for (const box of boxes) addBox(found, folder, { file, position: entry.position, shape, dtype }, box);
+      const place = { file, position: entry.position, shape, dtype };
+      for (const box of boxes) addBox(found, folder, place, box, lists);
     }
   }
   const tensors = [...found].map(
-    ([name, { dtype, shape, boxes }]): SourceTensor => ({ name, shape, dtype, boxes }),
+    ([name, { dtype, shape, boxes }]): SourceTensor => ({
+      name,
+      shape,
+      dtype,
+      boxes: withoutReplicas(folder, name, boxes),
+    }),
   );
   return { path: folder, files, tensors, metadata: {}, unlisted: 0 };
 }
@@ -52,12 +60,13 @@ interface ParameterPlace {
   readonly dtype: DType;
 }
 
-/** Adds a box of a parameter to its tensor, unless a replica has brought it. */
+/** Adds a box of a parameter to its tensor. */
 function addBox(
   found: Map<string, Found>,
   folder: string,
   { file, position, shape, dtype }: ParameterPlace,
   { tensor, start, length, at, axes }: TargetBox,
+  lists: SharedLists,
 ): void {
   const known = found.get(tensor) ?? { dtype, boxes: [], shape: start.map(() => 0) };
   found.set(tensor, known);
@@ -80,23 +89,50 @@ function addBox(
   start.forEach((first, dim) => {
     known.shape[dim] = Math.max(known.shape[dim]!, first + length[dim]!);
   });
-  const other = known.boxes.find((box) => overlaps(box, { start, length }));
-  if (other !== undefined) {
-    if (String(other.start) === String(start) && String(other.length) === String(length)) return;
-    throw new TensorBusError("TB_UNSUPPORTED", `${folder}: two parts of tensor ${tensor} overlap`, {
-      details: { tensor, folder, start, length, other: { start: other.start, length: other.length } },
-    });
-  }
   const steps = contiguousStrides(shape);
-  const strides = start.map((_, dim) => steps[axes.indexOf(dim)] ?? 0);
+  const strides = lists.share(start.map((_, dim) => steps[axes.indexOf(dim)] ?? 0));
   const first = at.reduce((sum, index, axis) => sum + index * steps[axis]!, 0);
   known.boxes.push({ file, position: position + first * itemSize(dtype), start, length, strides });
 }
 
-function overlaps(
-  one: Pick<StoredBox, "start" | "length">,
-  other: Pick<StoredBox, "start" | "length">,
-): boolean {
+/**
+ * Each box once, ascending. `TB_UNSUPPORTED` for two that overlap without being the same: a sweep along the dimension that is cut
+ * most, so that thousands of parts are not compared with each other.
+ */
+function withoutReplicas(folder: string, tensor: string, boxes: readonly StoredBox[]): StoredBox[] {
+  const [first] = boxes;
+  if (first === undefined || boxes.length === 1) return [...boxes];
+  const cuts = first.start.map((_, dim) => new Set(boxes.map(({ start }) => start[dim])).size);
+  const dim = cuts.indexOf(Math.max(...cuts));
+  const ascending = [...boxes].sort((a, b) => a.start[dim]! - b.start[dim]! || compare(a, b));
+  const distinct: StoredBox[] = [];
+  let open: StoredBox[] = [];
+  for (const box of ascending) {
+    const { start, length } = box;
+    const last = distinct.at(-1);
+    if (last !== undefined && compare(last, box) === 0) continue;
+    open = open.filter((before) => before.start[dim]! + before.length[dim]! > start[dim]!);
+    const other = open.find((before) => overlaps(before, box));
+    if (other !== undefined) {
+      throw new TensorBusError("TB_UNSUPPORTED", `${folder}: two parts of tensor ${tensor} overlap`, {
+        details: { tensor, folder, start, length, other: { start: other.start, length: other.length } },
+      });
+    }
+    open.push(box);
+    distinct.push(box);
+  }
+  return distinct;
+}
+
+function compare(one: StoredBox, other: StoredBox): number {
+  for (const [dim, at] of one.start.entries()) {
+    const difference = at - other.start[dim]! || one.length[dim]! - other.length[dim]!;
+    if (difference !== 0) return difference;
+  }
+  return 0;
+}
+
+function overlaps(one: StoredBox, other: StoredBox): boolean {
   return one.start.every(
     (at, dim) => at < other.start[dim]! + other.length[dim]! && other.start[dim]! < at + one.length[dim]!,
   );

@@ -12,7 +12,7 @@ import { type RankParameter, rankParameters } from "../model/parts/rank.ts";
 import { parsePreset } from "../model/presets/options.ts";
 import { presetSide } from "../model/presets/side.ts";
 import { readVllmOptions } from "../model/presets/vllm-options.ts";
-import type { TargetFile, TargetParameter } from "./target.ts";
+import { SharedLists, type TargetFile, type TargetParameter } from "./target.ts";
 
 export interface EngineTarget {
   readonly files: readonly TargetFile[];
@@ -52,8 +52,9 @@ export function engineTarget(preset: string, model: Model): EngineTarget {
       `data-parallel rank ${Math.floor(rank / tp)} holds another part of ${odd} than rank 0, and the loader gives both one file`,
     );
   }
+  const lists = new SharedLists();
   const files = parameters.slice(0, tp).map((list, rank): TargetFile => {
-    const written = list.flatMap(parameterOf);
+    const written = list.flatMap((parameter) => parameterOf(parameter, lists));
     const scalars = attentionLayers(list).flatMap((layer) =>
       attentionScales.map(
         (name): TargetParameter => ({
@@ -85,15 +86,24 @@ function unsupported(preset: string, why: string): TensorBusError {
 }
 
 /** Under the smallest of its names; nothing for one without elements. */
-function parameterOf({ name, aliases, shape, dtype, boxes, constant }: RankParameter): TargetParameter[] {
+function parameterOf(
+  { name, aliases, shape, dtype, boxes, constant }: RankParameter,
+  lists: SharedLists,
+): TargetParameter[] {
   if (shape.includes(0)) return [];
   const smallest = [name, ...aliases].sort((a, b) => (a < b ? -1 : a > b ? 1 : 0))[0]!;
   return [
     {
       name: smallest,
-      shape,
+      shape: lists.share(shape),
       dtype,
-      boxes: boxes.map(({ tensor, start, length, at, axes }) => ({ tensor, start, length, at, axes })),
+      boxes: boxes.map(({ tensor, start, length, at, axes }) => ({
+        tensor,
+        start: lists.share(start),
+        length: lists.share(length),
+        at: lists.share(at),
+        axes: lists.share(axes),
+      })),
       ...(constant !== undefined && { constant }),
     },
   ];

@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { TensorBusError } from "../errors.ts";
 import { type DType, holdingOf, type Run } from "../layout/index.ts";
-import type { PlanInput } from "../plan/index.ts";
+import type { PlanInput, TensorInput } from "../plan/index.ts";
 
 /**
  * A box of a tensor in a parameter: what lies there from `start` on, `length` long, lies `at` a place of the parameter. For each
@@ -36,14 +36,56 @@ export interface TargetFile {
 /** Equal for targets that have the same files. */
 export function targetDigest(files: readonly TargetFile[]): string {
   const hash = createHash("sha256");
+  const texts = new ListTexts();
   for (const { name, parameters, metadata } of files) {
     hash.update(`${JSON.stringify([name, metadata])}\n`);
-    for (const { name: key, shape, dtype, boxes, constant } of parameters) {
-      const places = boxes.map(({ tensor, start, length, at, axes }) => [tensor, start, length, at, axes]);
-      hash.update(`${JSON.stringify([key, shape, dtype, places, constant ?? null])}\n`);
+    for (const { constant = null, ...parameter } of parameters) {
+      const { name: key, shape, dtype, boxes } = parameter;
+      const places = boxes.map((box) => texts.box(box)).join();
+      hash.update(`[${JSON.stringify(key)},${texts.of(shape)},"${dtype}",[${places}],${constant}]\n`);
     }
   }
   return hash.digest("hex");
+}
+
+/** JSON of lists of numbers, each made once as long as there are not too many: tensors of one kind share theirs. */
+export class ListTexts {
+  readonly #texts = new Map<readonly number[], string>();
+
+  of(list: readonly number[]): string {
+    const known = this.#texts.get(list);
+    if (known !== undefined) return known;
+    const text = `[${list.join()}]`;
+    if (this.#texts.size < mostTexts) this.#texts.set(list, text);
+    return text;
+  }
+
+  /** `[tensor, start, length, at, axes]`. */
+  box({ tensor, start, length, at, axes }: TargetBox): string {
+    const lists = [start, length, at, axes].map((list) => this.of(list));
+    return `[${JSON.stringify(tensor)},${lists.join()}]`;
+  }
+}
+
+const mostTexts = 2 ** 16;
+
+/** Lists of numbers of which equal ones become one: most tensors of a model are like others. */
+export class SharedLists {
+  readonly #lists = new Map<string, readonly number[]>();
+
+  share(list: readonly number[]): readonly number[] {
+    const key = list.join();
+    const known = this.#lists.get(key);
+    if (known !== undefined) return known;
+    if (this.#lists.size < mostTexts) this.#lists.set(key, list);
+    return list;
+  }
+}
+
+/** What a rank holds of tensors of one kind. */
+interface Pattern {
+  readonly shape: readonly number[];
+  readonly boxes: readonly Omit<TargetBox, "tensor">[];
 }
 
 /** A file for each rank of the target of a plan, numbered from 0, with what the rank holds of each tensor. */
@@ -53,29 +95,37 @@ export function rankFiles(
   digest: string,
 ): TargetFile[] {
   const ranks = new Set(Object.values(input.pairs).flatMap(({ target }) => [...target.mesh.ranks]));
+  const kinds = input.tensors.map(({ pair, shape, target }) => JSON.stringify([pair, shape, target]));
   return [...ranks]
     .sort((a, b) => a - b)
-    .map((rank, number) => ({
-      name: `rank-${number}.safetensors`,
-      parameters: input.tensors.flatMap((tensor) => {
-        const layout = input.pairs[tensor.pair]!.target;
-        const holding = holdingOf(layout, tensor.shape, rank, tensor.target);
-        if (holding === undefined) return [];
-        return [
-          {
-            name: tensor.name,
-            shape: holding.localShape,
-            dtype: tensor.targetDtype ?? tensor.dtype,
-            boxes: boxesOf(tensor.name, tensor.shape, holding.runs),
-          },
-        ];
-      }),
-      metadata: { format: "pt", ...metadata, "tensorbus.rank": String(number), "tensorbus.plan": digest },
-    }));
+    .map((rank, number) => {
+      const patterns = new Map<string, Pattern | undefined>();
+      const patternOf = (index: number): Pattern | undefined => {
+        const kind = kinds[index]!;
+        if (!patterns.has(kind)) patterns.set(kind, makePattern(input, input.tensors[index]!, rank));
+        return patterns.get(kind);
+      };
+      return {
+        name: `rank-${number}.safetensors`,
+        parameters: input.tensors.flatMap(({ name, dtype, targetDtype = dtype }, index) => {
+          const pattern = patternOf(index);
+          if (pattern === undefined) return [];
+          const { shape, boxes } = pattern;
+          return [{ name, shape, dtype: targetDtype, boxes: boxes.map((box) => ({ tensor: name, ...box })) }];
+        }),
+        metadata: { format: "pt", ...metadata, "tensorbus.rank": String(number), "tensorbus.plan": digest },
+      };
+    });
+}
+
+function makePattern(input: PlanInput, tensor: TensorInput, rank: number): Pattern | undefined {
+  const holding = holdingOf(input.pairs[tensor.pair]!.target, tensor.shape, rank, tensor.target);
+  if (holding === undefined) return undefined;
+  return { shape: holding.localShape, boxes: boxesOf(tensor.shape, holding.runs) };
 }
 
 /** The product of the runs of all dimensions; a tensor without elements has a box too, which says its shape. */
-function boxesOf(tensor: string, shape: readonly number[], runs: readonly (readonly Run[])[]): TargetBox[] {
+function boxesOf(shape: readonly number[], runs: readonly (readonly Run[])[]): Pattern["boxes"] {
   const axes = runs.map((_, axis) => axis);
   let boxes: { start: number[]; length: number[]; at: number[] }[] = [{ start: [], length: [], at: [] }];
   for (const [dim, found] of runs.entries()) {
@@ -94,7 +144,7 @@ function boxesOf(tensor: string, shape: readonly number[], runs: readonly (reado
       })),
     );
   }
-  return boxes.map((box) => ({ tensor, axes, ...box }));
+  return boxes.map((box) => ({ ...box, axes }));
 }
 
 /** `TB_TENSOR_MISSING` for a box of a tensor that the source has not, `TB_SHAPE` for one beyond its tensor. */

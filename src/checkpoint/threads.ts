@@ -9,6 +9,7 @@ import type { Cut } from "./cut.ts";
 import type { OpenedFile } from "./opened-file.ts";
 import { closeFiles, openFiles } from "./output.ts";
 import { Buffers, checkItem, type ItemChecksums, scatterItem, sumStretch } from "./scatter.ts";
+import { Reader, Writer } from "./windows.ts";
 import type { MovedTensor } from "./work.ts";
 
 /** What all threads know of the work. */
@@ -62,7 +63,14 @@ export function localHand(work: WorkFiles): Hand {
 
 /** A hand in a thread of its own: `script` runs `runHand` in it when its first argument is `command`. */
 export function threadHand(work: WorkFiles, script: string, command: string): Hand {
-  const worker = new Worker(script, { argv: [command], workerData: work, stdout: false, stderr: false });
+  const worker = new Worker(script, {
+    argv: [command],
+    workerData: work,
+    stdout: false,
+    stderr: false,
+    // What it is told of an order is small, and gone with the next.
+    resourceLimits: { maxYoungGenerationSizeMb: 8 },
+  });
   const waiting: { resolve: (done: Done) => void; reject: (error: unknown) => void }[] = [];
   /** Why the thread does nothing any more. */
   let end: { readonly error: unknown } | undefined;
@@ -115,6 +123,8 @@ export function runHand(): Promise<void> {
 class Bench {
   readonly #sources: readonly OpenedFile[];
   readonly #targets: readonly OpenedFile[];
+  readonly #reader: Reader;
+  readonly #writer: Writer;
   readonly #buffers = new Buffers();
 
   constructor({ sources, targets }: WorkFiles) {
@@ -125,17 +135,21 @@ class Bench {
       closeFiles(this.#sources);
       throw error;
     }
+    this.#reader = new Reader(this.#sources);
+    this.#writer = new Writer(this.#targets);
   }
 
   do(order: Order): Done {
     let bytes = 0;
+    this.#reader.forget();
     const checksums = order.map((task): ItemChecksums => {
       if ("file" in task) return [sumStretch(this.#targets[task.file]!, task, 0, this.#buffers)];
       const { tensor, cut, checksums: made } = task;
-      if (made === undefined) return scatterItem(tensor, cut, this.#sources, this.#targets, this.#buffers);
+      if (made === undefined) return scatterItem(tensor, cut, this.#reader, this.#writer, this.#buffers);
       bytes += checkItem(tensor, cut, made, this.#targets, this.#buffers);
       return made;
     });
+    this.#writer.flush();
     return { checksums, bytes };
   }
 

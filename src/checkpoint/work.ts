@@ -49,11 +49,7 @@ export function cutWork(tensors: readonly MovedTensor[]): WorkItem[] {
     const [one, other] = [tensors[a]!.boxes[0], tensors[b]!.boxes[0]];
     return (one?.file ?? 0) - (other?.file ?? 0) || (one?.position ?? 0) - (other?.position ?? 0);
   });
-  return order.flatMap((tensor) => {
-    const moved = tensors[tensor]!;
-    if (moved.destinations.length === 0) return [];
-    return [...cutTensor(moved)].map((cut) => ({ tensor, ...cut }));
-  });
+  return order.flatMap((tensor) => [...cutTensor(tensors[tensor]!)].map((cut) => ({ tensor, ...cut })));
 }
 
 export function itemSizeOf({ lengths }: WorkItem, { dtype }: MovedTensor): number {
@@ -94,19 +90,32 @@ export function restrictTo(tensor: MovedTensor, item: Cut): MovedTensor {
     start.every(
       (at, dim) => at < item.offsets[dim]! + item.lengths[dim]! && item.offsets[dim]! < at + length[dim]!,
     );
+  const { name, shape, dtype } = tensor;
   const boxes = tensor.boxes.filter(({ start, length }) => meets(start, length));
   const destinations = tensor.destinations.filter(({ start, length }) => meets(start, length));
-  return { ...tensor, boxes, destinations };
+  return { name, shape, dtype, boxes, destinations };
 }
 
 /** What a source and the places of its tensors' boxes come to; tensors that nobody wants are left out. */
 export function movedTensors(
   tensors: readonly SourceTensor[],
-  destinationsOf: ReadonlyMap<string, readonly Destination[]>,
+  destinationsOf: ReadonlyMap<string, () => readonly Destination[]>,
 ): MovedTensor[] {
-  return tensors.flatMap((tensor) => {
-    const destinations = destinationsOf.get(tensor.name);
-    return destinations === undefined ? [] : [asBytes({ ...tensor, destinations })];
+  return tensors.flatMap(({ name, shape, dtype, boxes }) => {
+    const make = destinationsOf.get(name);
+    if (make === undefined) return [];
+    if (unitOf(dtype).elements > 1) return [asBytes({ name, shape, dtype, boxes, destinations: make() })];
+    return [
+      {
+        name,
+        shape,
+        dtype,
+        boxes,
+        get destinations() {
+          return make();
+        },
+      },
+    ];
   });
 }
 
@@ -117,7 +126,6 @@ export function movedTensors(
 function asBytes(moved: MovedTensor): MovedTensor {
   const { name, shape, dtype, boxes, destinations } = moved;
   const unit = unitOf(dtype);
-  if (unit.elements === 1) return moved;
   const last = shape.length - 1;
   const scaled = (values: readonly number[], axis: number, what: string): number[] => {
     const bytes = (values[axis]! / unit.elements) * unit.bytes;

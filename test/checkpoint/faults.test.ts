@@ -15,7 +15,8 @@ import { gzipSync } from "node:zlib";
 import { describe, expect, it } from "vitest";
 import { journalName } from "../../src/checkpoint/journal.ts";
 import { type MoveOptions, moveCheckpoint } from "../../src/checkpoint/mover.ts";
-import { layoutName, manifestName, ResultFolder, readManifest } from "../../src/checkpoint/result.ts";
+import { layoutName, manifestName } from "../../src/checkpoint/names.ts";
+import { ResultFolder, readManifest } from "../../src/checkpoint/result.ts";
 import { type CheckpointSource, safetensorsSource } from "../../src/checkpoint/source.ts";
 import { resultSource } from "../../src/checkpoint/source-result.ts";
 import { rankFiles, type TargetFile } from "../../src/checkpoint/target.ts";
@@ -233,7 +234,8 @@ describe("one checkpoint again", () => {
 describe("a layout that lies", () => {
   const box = ["t", [0, 0], [2, 6], [0, 0], [0, 1]] as const;
   const of = (change: Partial<Record<0 | 1 | 2 | 3 | 4, unknown>>, shape = [2, 6]) => [
-    { name: "rank-0.safetensors", parameters: [["t", shape, "int32", [Object.assign([...box], change)]]] },
+    ["rank-0.safetensors"],
+    ["t", shape, "int32", [Object.assign([...box], change)]],
   ];
   it.each([
     ["a box beyond its parameter", of({ 3: [1, 0] })],
@@ -242,19 +244,70 @@ describe("a layout that lies", () => {
     ["an axis that comes twice", of({ 4: [0, 0] })],
     ["an axis that there is not", of({ 4: [0, 7] })],
     ["an axis of several elements that lies nowhere", of({ 2: [2, 5], 4: [0, -1] })],
-    ["a file elsewhere", [{ ...of({})[0], name: "../rank-0.safetensors" }]],
+    ["a file elsewhere", [["../rank-0.safetensors"], of({})[1]]],
+    ["a parameter of no file", [of({})[1]]],
+    ["a line that is none of a layout", [...of({}), { t: 1 }]],
+    ["an element type that there is not", [of({})[0], ["t", [2, 6], "int31", []]]],
   ])("by %s is refused", async (_, layout) => {
     const into = join(folder(), "out");
     await run(into, filesOf([{ name: "t", shape: [2, 6], dtype: "int32" }], 1), {
       source: await source([{ name: "t", shape: [2, 6], dtype: "int32" }]),
     });
     expect((await resultSource(into)).tensors).toHaveLength(1);
-    const bytes = gzipSync(JSON.stringify(layout));
+    const bytes = gzipSync(layout.map((line) => `${JSON.stringify(line)}\n`).join(""));
     writeFileSync(join(into, layoutName), bytes);
     const manifest = await readManifest(into);
     const digest = createHash("sha256").update(bytes).digest("hex");
     writeFileSync(join(into, manifestName), JSON.stringify({ ...manifest, layout: digest }));
     await expect(resultSource(into)).rejects.toMatchObject({ code: "TB_FILE" });
+  });
+});
+
+describe("parts of one tensor", () => {
+  const shape = [64, 6];
+  const placeOf = (start: number, length: number) => ({
+    tensor: "t",
+    start: [start, 0],
+    length: [length, 6],
+    at: [0, 0],
+    axes: [0, 1],
+  });
+  const read = async (parts: readonly (readonly [start: number, length: number])[]) => {
+    const into = join(folder(), "out");
+    const files = parts.map(
+      ([start, length], rank): TargetFile => ({
+        name: `rank-${rank}.safetensors`,
+        metadata: {},
+        parameters: [{ name: "t", shape: [length, 6], dtype: "int32", boxes: [placeOf(start, length)] }],
+      }),
+    );
+    await run(into, files, { source: await source([{ name: "t", shape, dtype: "int32" }]) });
+    return resultSource(into);
+  };
+
+  it("that replicas hold count once, in whatever order they come", async () => {
+    const [tensor] = (
+      await read([
+        [32, 32],
+        [0, 32],
+        [32, 32],
+        [0, 32],
+      ])
+    ).tensors;
+    expect(tensor).toMatchObject({ shape, boxes: [{ start: [0, 0] }, { start: [32, 0] }] });
+  });
+
+  it("that overlap without being the same are refused", async () => {
+    await expect(
+      read([
+        [0, 33],
+        [33, 31],
+        [32, 32],
+      ]),
+    ).rejects.toMatchObject({
+      code: "TB_UNSUPPORTED",
+      details: { tensor: "t" },
+    });
   });
 });
 

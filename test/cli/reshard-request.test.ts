@@ -176,7 +176,7 @@ describe("a result", () => {
       "rank-0.safetensors",
       "rank-1.safetensors",
       "rank-2.safetensors",
-      "tensorbus-layout.json.gz",
+      "tensorbus-layout.jsonl.gz",
       "tensorbus-manifest.json",
     ]);
     const refused = await run("2:R");
@@ -189,7 +189,7 @@ describe("a result", () => {
     expect(readdirSync(out).sort()).toEqual([
       "rank-0.safetensors",
       "rank-1.safetensors",
-      "tensorbus-layout.json.gz",
+      "tensorbus-layout.jsonl.gz",
       "tensorbus-manifest.json",
     ]);
     const manifest = JSON.parse(readFileSync(join(out, "tensorbus-manifest.json"), "utf8"));

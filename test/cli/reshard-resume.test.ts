@@ -14,7 +14,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { manifestName } from "../../src/checkpoint/result.ts";
+import { manifestName } from "../../src/checkpoint/names.ts";
 import { type TensorSpec, writeCheckpoint } from "../checkpoint/kit/folders.ts";
 import { BundledCli } from "./kit/bundled-cli.ts";
 

@@ -69,6 +69,7 @@ export async function moveFiles(
     const summary = await moveCheckpoint({
       source,
       files,
+      digest: planned.digest,
       folder: result.path,
       verify: options.verify,
       threads: { count: options.threads, script: entryScript(), command: "reshard-thread" },

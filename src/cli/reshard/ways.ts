@@ -1,7 +1,7 @@
 /** What both ways of resharding share: the source, signals, progress, and how types are told. */
 import { readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { manifestName } from "../../checkpoint/result.ts";
+import { manifestName } from "../../checkpoint/names.ts";
 import { type CheckpointSource, safetensorsSource } from "../../checkpoint/source.ts";
 import { dcpMetadataName, dcpSource } from "../../checkpoint/source-dcp.ts";
 import { resultSource } from "../../checkpoint/source-result.ts";
