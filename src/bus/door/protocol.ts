@@ -32,6 +32,7 @@ export const doorLimits = {
   /** Hand-overs of descriptors that one command names. */
   handOvers: 16,
 } as const;
+export type DoorLimits = { readonly [name in keyof typeof doorLimits]: number };
 
 const lengthBytes = 4;
 
