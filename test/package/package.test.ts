@@ -4,6 +4,7 @@
  */
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
+import { once } from "node:events";
 import {
   cpSync,
   existsSync,
@@ -20,6 +21,7 @@ import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join, normalize } from "node:path";
+import { createInterface } from "node:readline";
 import { type BuildOptions, build as esbuild } from "esbuild";
 import { build as viteBuild } from "vite";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -268,7 +270,7 @@ function makePython(folder: string): string | undefined {
 }
 
 describe("the wheel of the agents", () => {
-  it("brings the command line with its native library to people who have only pip", (context) => {
+  it("brings the command line with its native library to people who have only pip", async (context) => {
     const folder = mkdtempSync(join(tmpdir(), "tensorbus-wheel-"));
     const python = makePython(folder);
     if (python === undefined) {
@@ -289,17 +291,14 @@ describe("the wheel of the agents", () => {
     const doctor = spawnSync(join(folder, "bin/tensorbus"), ["doctor"], { encoding: "utf8", env });
     expect(doctor.status, doctor.stdout + doctor.stderr).toBe(0);
     expect(doctor.stdout).toContain(`prebuilt: @tensorbus/${platform}, SHA-256`);
-    const start = `
-import sys
-sys.path.insert(0, ${JSON.stringify(join(root, "python/src"))})
-from tensorbus._agents import start_agents
-with start_agents(2, namespace="wheel") as agents:
-    print(agents.ranks)`;
-    const started = spawnSync(python, ["-c", start], {
-      encoding: "utf8",
+    const agents = spawn(join(folder, "bin/tensorbus"), ["agents", "--ranks", "0..1"], {
       env: { ...env, XDG_RUNTIME_DIR: folder },
+      stdio: ["ignore", "pipe", "inherit"],
     });
-    expect(started.stdout, started.stderr).toBe("[0, 1]\n");
+    const [line] = (await once(createInterface({ input: agents.stdout }), "line")) as [string];
+    expect(line).toMatch(/^ready: agents 0, 1,/);
+    agents.kill("SIGTERM");
+    expect(await once(agents, "close")).toEqual([0, null]);
     rmSync(folder, { recursive: true });
   });
 });
