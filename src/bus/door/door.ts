@@ -247,7 +247,7 @@ class SocketFolder {
 }
 
 /** `client.fds` beside `client.sock`. */
-export function descriptorsName(name: string): string {
+function descriptorsName(name: string): string {
   return `${name.replace(/\.sock$/, "")}.fds`;
 }
 

@@ -94,7 +94,7 @@ function formatOf({ topology, pairs, kinds }: NormalInput): number {
   return topology !== undefined && topology.links.length > 0 ? linksVersion : 1;
 }
 
-export function toHex(bytes: Uint8Array): string {
+function toHex(bytes: Uint8Array): string {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 

@@ -6,13 +6,13 @@ import { hostOf, type NormalTopology, slowestOf } from "./topology.ts";
 
 /** The ranks that exchange stripes: none, all replicas of a part, or the replicas on one host. */
 export const groupings = ["none", "all", "host"] as const;
-export type Grouping = (typeof groupings)[number];
+type Grouping = (typeof groupings)[number];
 
 export const reasons = ["asked for", "no topology", "no replicas", "lowest cost"] as const;
-export type Reason = (typeof reasons)[number];
+type Reason = (typeof reasons)[number];
 
 /** What each way is expected to take, in nanoseconds for all tensors of the pattern; `undefined` if it is no way. */
-export interface Costs {
+interface Costs {
   readonly direct: bigint;
   readonly all: bigint | undefined;
   readonly host: bigint | undefined;

@@ -160,7 +160,7 @@ export class StoreClient implements Store {
 
   constructor(server: StoreServer, process: Process) {
     const { lease } = server.options;
-    this.capabilities = { watch: true, lease, exactSwap: true, maxValueBytes: 2 ** 20, maxKeyBytes: 4096 };
+    this.capabilities = { lease, exactSwap: true, maxValueBytes: 2 ** 20, maxKeyBytes: 4096 };
     this.#server = server;
     this.#process = process;
   }
