@@ -60,8 +60,8 @@ export class Job {
     });
   }
 
-  async register(registration: Registration, timeoutMs: number): Promise<Call> {
-    const { client, body } = registration;
+  async register(registration: Registration, timeoutMs: number, body = registration.body): Promise<Call> {
+    const { client } = registration;
     registration.instance = undefined;
     const call = await this.#call(client, "RegisterTensors", timeoutMs, body);
     if (call.error !== undefined) return call;
@@ -125,6 +125,7 @@ export class Job {
     const transfer: Omit<TransferCall, "call"> = {
       stamp,
       registration,
+      name: registration.name,
       from,
       version,
       hadDoubt: registration.inDoubt,
