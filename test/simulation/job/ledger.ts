@@ -87,6 +87,10 @@ export class Ledger {
     this.#transfers.set(transfer.stamp, transfer);
   }
 
+  transferOf(call: Call): TransferCall | undefined {
+    return [...this.#transfers.values()].find((each) => each.call === call);
+  }
+
   stopped(agent: SimulatedAgent): () => void {
     const stop = { agent, from: this.#cluster.scheduler.now, to: Number.POSITIVE_INFINITY };
     this.#stops.push(stop);
@@ -206,13 +210,12 @@ export class Ledger {
     }
   }
 
-  /** In a time in which all know of all failures, no call ends with a round that had failed before it was made. */
-  checkFresh(calls: readonly Call[]): void {
-    for (const call of calls) {
-      const transfer = [...this.#transfers.values()].find((each) => each.call === call);
+  /** While the store answers, no call ends with a round of which all could know before it was made that it had failed. */
+  checkFresh(): void {
+    for (const { call, name, from } of this.#transfers.values()) {
       const round = call.error === undefined ? undefined : roundOf(call);
-      if (transfer === undefined || round === undefined) continue;
-      const failed = this.#failed.get(`${transfer.name} from ${transfer.from}, round ${round}`);
+      if (round === undefined || call.isCancelled || call.error!.code === "TB_TIMEOUT") continue;
+      const failed = this.#failed.get(`${name} from ${from}, round ${round}`);
       this.require(
         failed === undefined || failed >= call.began,
         "a round that had failed ends no call",
@@ -220,6 +223,26 @@ export class Ledger {
           return `${call.client.name} call ${call.number}, at ${call.began}: round ${round} had failed at ${failed}`;
         },
       );
+    }
+  }
+
+  /**
+   * A round fails for a reason: a call of it was taken back, or has waited for too long. For schedules in which nothing but calls
+   * comes to grief.
+   */
+  checkReasons(): void {
+    const failed = new Map<string, TransferCall[]>();
+    for (const transfer of this.#transfers.values()) {
+      const round = transfer.call.error === undefined ? undefined : roundOf(transfer.call);
+      const key = `${transfer.name} from ${transfer.from}, round ${round}`;
+      if (round !== undefined) failed.set(key, [...(failed.get(key) ?? []), transfer]);
+    }
+    const reasons = ["TB_TIMEOUT", "TB_BUSY", "TB_STALE_VERSION"];
+    for (const [round, transfers] of failed) {
+      const hasReason = transfers.some(({ call }) => call.isCancelled || reasons.includes(call.error!.code));
+      this.require(hasReason, "a round fails for a reason", () => {
+        return `${round}: ${transfers.map(({ call }) => `${call.client.name}: ${brief(call.error)}`).join("; ")}`;
+      });
     }
   }
 

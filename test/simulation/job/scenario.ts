@@ -29,10 +29,11 @@ export type FaultKind =
   | "drain agent"
   | "abort"
   | "call twice"
+  | "abort ahead"
   | "clean up";
 
 /** What a rank writes into the store in the middle of something: the last part of its key, or the folder of that. */
-export const moments = ["votes", "decision", "named", "posted", "log", "prepared", "side"] as const;
+const moments = ["votes", "decision", "named", "posted", "log", "prepared", "side"] as const;
 export type Moment = (typeof moments)[number];
 
 export interface Fault {
@@ -118,6 +119,7 @@ const all: readonly FaultKind[] = [
   "cut store one way",
   "drain agent",
   "call twice",
+  "abort ahead",
   "clean up",
 ];
 
@@ -223,10 +225,12 @@ function makeFaults(random: Random, ranks: readonly number[], duration: number):
   const count = random.chance(5) ? 0 : random.integer(1, 4);
   return Array.from({ length: count }, (): Fault => {
     const who = random.integer(0, ranks.length - 1);
+    // What decides a staged round takes a moment, in which most can go wrong.
+    const upon = random.chance(30) ? random.pick([...moments, "votes", "decision"] as const) : undefined;
     return {
-      kind: random.pick(random.chance(50) ? frequent : all),
+      kind: random.pick(upon !== undefined || random.chance(50) ? all : frequent),
       at: random.integer(0, duration),
-      upon: random.chance(30) ? random.pick(moments) : undefined,
+      upon,
       lastsMs: random.pick([5, 50, 300, 1000, 4000]),
       who,
       other: (who + random.integer(1, Math.max(1, ranks.length - 1))) % ranks.length,

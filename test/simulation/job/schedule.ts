@@ -38,7 +38,7 @@ const tellsEnds: ReadonlySet<FaultKind> = new Set([
 ]);
 
 /** Faults that end calls alone. */
-const endsCalls: ReadonlySet<FaultKind> = new Set(["abort", "call twice"]);
+const endsCalls: ReadonlySet<FaultKind> = new Set(["abort", "abort ahead", "call twice"]);
 
 const startMs = 20_000;
 const joinMs = 15_000;
@@ -208,6 +208,7 @@ class Schedule {
     for (const plan of this.#cluster.launch.batches) {
       for (let attempt = 1; attempt <= times; attempt++) {
         const version = this.#job.nextVersion();
+        await this.#requireSilence(plan);
         this.#cluster.trace.say("TEST", `lockstep call ${attempt} of ${plan.id}`);
         const calls = this.#job.registrations
           .filter((registration) => registration.plan === plan)
@@ -219,7 +220,6 @@ class Schedule {
         this.#job.ledger.overdue(this.#job.pending);
         this.#must(isOver, "every call ends", () => `lockstep call ${attempt} of ${plan.id}`);
         const failed = calls.filter((call): call is Call => call?.error !== undefined);
-        this.#job.ledger.checkFresh(failed);
         if (attempt > 1) {
           this.#must(failed.length === 0, "the second lockstep call succeeds", () => {
             const shown = failed.map(({ client, error }) => `${client.name}: ${brief(error)}`);
@@ -231,6 +231,19 @@ class Schedule {
         await this.#cluster.pass(1000);
       }
     }
+  }
+
+  /** While nobody calls, no rank's signal says that a round is ready: it moves on with the log. */
+  async #requireSilence(plan: BatchPlan): Promise<void> {
+    const mine = this.#job.registrations.filter((each) => each.plan === plan);
+    const ready = await this.#through(
+      Promise.all(mine.map((each) => this.#job.isReady(each))),
+      "asking for signals",
+    );
+    const said = mine.filter((_, index) => ready[index]).map(({ client }) => client.name);
+    this.#job.ledger.require(said.length === 0, "the signal speaks of the next round", () => {
+      return `${plan.id}: ready for ${said} while nobody calls`;
+    });
   }
 
   /**
@@ -321,6 +334,12 @@ class Schedule {
     const { ledger } = this.#job;
     for (const registration of this.#job.registrations) {
       ledger.checkSettled(registration);
+      const { number, plan } = registration;
+      const before = [...store.entries.keys()].filter((key) => isBefore(key, plan.id, number));
+      // A job that was launched in another way may not have known of all that stood before.
+      ledger.require(before.length === 0 || this.#scenario.again !== undefined, "nothing leaks", () => {
+        return `of registrations before ${plan.id} #${number}: ${before.slice(0, 6).join(", ")}`;
+      });
       this.#job.cleanUp(registration);
     }
     await this.#cluster.until(() => this.#job.pending.length === 0, 10_000);
@@ -332,6 +351,9 @@ class Schedule {
     const isColocated = ranks.length < sides.A.length + sides.B.length;
     if (isPlain && !isColocated && !versions) ledger.checkAbsences();
     const isQuick = storeMs[1] < 10 && faults.every(({ kind }) => endsCalls.has(kind));
+    if (isQuick) ledger.checkFresh();
+    // A newer version ends the round of those who wait with an older one.
+    if (isQuick && !versions) ledger.checkReasons();
     if (!isColocated && !versions && isQuick) ledger.checkBlamed();
     if (isPlain) ledger.checkEnds(1000 + 1.3 * peerTimeoutMs + 4 * storeMs[1]);
     for (const { name, memory } of agents) {
@@ -391,6 +413,12 @@ class Schedule {
     this.#job.ledger.violate(rule, what());
     throw new Stuck(rule);
   }
+}
+
+/** A record of a registration of that batch with a lower number. */
+function isBefore(key: string, batch: string, number: number): boolean {
+  const found = /^bus\/batch\/s_(.*)-[0-9a-f]{24}\/(\d+)\//.exec(key);
+  return found?.[1] === batch && Number(found[2]) < number;
 }
 
 /** Records that outlive a batch: its counter, and the nonce of the store's life. */
