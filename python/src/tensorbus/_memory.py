@@ -124,7 +124,7 @@ _SHARE = 8
 
 
 class _Arena:
-    """The memory that the next small tensors go to. What was handed out keeps its memory; a full one is left to what lies in it."""
+    """The memory that the next small tensors go to. A full one is left to what lies in it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import weakref
@@ -15,10 +16,36 @@ from ._layouts import layout_message, own_rank
 from ._link import Call, Link
 from ._semaphore import Semaphore, cancelled_if_interrupted
 from ._tensors import Slot, assign_copies
-from .errors import TensorBusError, add_note, make_error
-from .messages import InitPair, Message, NamedSlot, QueryStatus, RegisterTensors, Transfer
+from .errors import QueueFullError, TensorBusError, add_note, make_error
+from .messages import (
+    InitPair,
+    Message,
+    NamedSlot,
+    QueryStatus,
+    RegisterTensors,
+    Transfer,
+    generate_semaphore_name,
+)
 
-__all__ = ["TensorBusClient"]
+__all__ = [
+    "BatchHandler",
+    "QueueFullError",
+    "TensorBusClient",
+    "generate_semaphore_name",
+    "logger",
+]
+
+logger = logging.getLogger("tensorbus")
+
+
+def __getattr__(name: str) -> Any:
+    # The original has them here too; they are made of the client.
+    if name in ("bootstrap_client", "BootstrapInfo"):
+        from . import _bootstrap
+
+        return getattr(_bootstrap, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # Longer than a transport may take to make a cancelled round's memory quiet.
 _ROUND_GRACE = 15.0
