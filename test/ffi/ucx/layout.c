@@ -23,6 +23,7 @@ int main(void) {
     AT(ucp_ep_params_t, local_sockaddr, tb_ucp_ep_params, local_socket);
     AT(ucp_mem_map_params_t, address, tb_ucp_map_params, address);
     AT(ucp_mem_map_params_t, length, tb_ucp_map_params, length);
+    AT(ucp_mem_map_params_t, prot, tb_ucp_map_params, protection);
     AT(ucp_mem_map_params_t, memory_type, tb_ucp_map_params, memory_type);
     AT(ucp_request_param_t, flags, tb_ucp_request_param, flags);
     AT(ucp_request_param_t, cb, tb_ucp_request_param, call);
@@ -41,7 +42,11 @@ int main(void) {
     IS(UCP_ERR_HANDLING_MODE_PEER, TB_UCP_ERRORS_OF_PEERS);
     IS(UCP_MEM_MAP_PARAM_FIELD_ADDRESS, TB_UCP_MAP_ADDRESS);
     IS(UCP_MEM_MAP_PARAM_FIELD_LENGTH, TB_UCP_MAP_LENGTH);
+    IS(UCP_MEM_MAP_PARAM_FIELD_PROT, TB_UCP_MAP_PROTECTION);
     IS(UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE, TB_UCP_MAP_MEMORY_TYPE);
+    IS(UCP_MEM_MAP_PROT_LOCAL_READ, TB_UCP_LOCAL_READ);
+    IS(UCP_MEM_MAP_PROT_LOCAL_WRITE, TB_UCP_LOCAL_WRITE);
+    IS(UCP_MEM_MAP_PROT_REMOTE_READ, TB_UCP_REMOTE_READ);
     IS(UCS_MEMORY_TYPE_HOST, TB_UCS_MEMORY_HOST);
     IS(UCS_MEMORY_TYPE_CUDA, TB_UCS_MEMORY_CUDA);
     IS(UCP_OP_ATTR_FIELD_CALLBACK, TB_UCP_OP_CALLBACK);

@@ -98,7 +98,13 @@ typedef struct tb_ucp_ep_params {
     } local_socket;
 } tb_ucp_ep_params;
 
-enum { TB_UCP_MAP_ADDRESS = 1 << 0, TB_UCP_MAP_LENGTH = 1 << 1, TB_UCP_MAP_MEMORY_TYPE = 1 << 4 };
+enum {
+    TB_UCP_MAP_ADDRESS = 1 << 0,
+    TB_UCP_MAP_LENGTH = 1 << 1,
+    TB_UCP_MAP_PROTECTION = 1 << 3,
+    TB_UCP_MAP_MEMORY_TYPE = 1 << 4,
+};
+enum { TB_UCP_LOCAL_READ = 1 << 0, TB_UCP_LOCAL_WRITE = 1 << 1, TB_UCP_REMOTE_READ = 1 << 8 };
 typedef struct tb_ucp_map_params {
     uint64_t field_mask;
     void *address;

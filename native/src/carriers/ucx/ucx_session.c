@@ -33,10 +33,13 @@ static void unmap(tb_ucx *ucx, tb_ucx_memory *memory) {
     free(memory);
 }
 
+/* Others read; nobody else writes. */
 static tb_ucs_status map(tb_ucx *ucx, void *address, uint64_t bytes, tb_ucp_memory *handle) {
-    tb_ucp_map_params params = {.field_mask = TB_UCP_MAP_ADDRESS | TB_UCP_MAP_LENGTH | TB_UCP_MAP_MEMORY_TYPE,
+    tb_ucp_map_params params = {.field_mask = TB_UCP_MAP_ADDRESS | TB_UCP_MAP_LENGTH | TB_UCP_MAP_PROTECTION
+                                            | TB_UCP_MAP_MEMORY_TYPE,
                                 .address = address,
                                 .length = bytes,
+                                .protection = TB_UCP_LOCAL_READ | TB_UCP_LOCAL_WRITE | TB_UCP_REMOTE_READ,
                                 .memory_type = TB_UCS_MEMORY_HOST};
     return ucx->api->ucp_mem_map(ucx->context, &params, handle);
 }

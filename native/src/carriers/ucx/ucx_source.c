@@ -248,7 +248,7 @@ static bool is_wanted(tb_import *import) {
 /* This thread serves connections, too: it waits less long than what a peer takes for the end. */
 static int32_t await_probe(tb_import *import, tb_ucx_source *source, tb_error *err) {
     tb_ucx *ucx = source->ucx;
-    uint64_t until = tb_deadline((uint64_t)import->session->options.peer_timeout_ms * 1000000 / 2);
+    uint64_t until = tb_deadline((uint64_t)import->session->options.peer_timeout_ms * 1000000 * 2 / 3);
     bool wanted = true, late = false;
     pthread_mutex_lock(&ucx->lock);
     while (!source->probe.over && wanted && !late) {
