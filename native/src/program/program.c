@@ -9,6 +9,7 @@
 
 #include "kernels/cursor.h"
 #include "base/error.h"
+#include "base/fingerprint.h"
 #include "kernels/dtype.h"
 
 #define MAGIC 0x47504254u
@@ -123,7 +124,7 @@ static bool channel_before(const tb_channel *a, const tb_channel *b) {
 
 static uint64_t fingerprint_u64(uint64_t hash, uint64_t value) {
     for (int i = 0; i < 8; i++) {
-        hash = (hash ^ (value >> (8 * i) & 0xff)) * 0x100000001b3u;
+        hash = tb_fingerprint_step(hash, value >> (8 * i) & 0xff);
     }
     return hash;
 }
@@ -144,7 +145,7 @@ static int32_t check_channel(const tb_program *program, uint32_t index, uint32_t
         || channel->bucket_count > program->header->bucket_count - bucket) {
         return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: buckets of channel %u out of range", index);
     }
-    uint64_t hash = 0xcbf29ce484222325u;
+    uint64_t hash = TB_FINGERPRINT_START;
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < channel->bucket_count; i++) {
         const tb_bucket *row = &program->buckets[bucket + i];

@@ -7,6 +7,7 @@
 #include "round/carrier.h"
 #include "wire/conn.h"
 #include "base/error.h"
+#include "base/fingerprint.h"
 #include "base/handle.h"
 #include "flow/staging.h"
 #include "round/select.h"
@@ -231,7 +232,7 @@ static int32_t copy_members(tb_transfer *transfer, const tb_member *members, uin
     if (transfer->members == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u members", count);
     }
-    uint64_t print = 0xcbf29ce484222325u; /* FNV-1a, of ranks */
+    uint64_t print = TB_FINGERPRINT_START;
     bool joins = false;
     for (uint32_t i = 0; i < count; i++) {
         const tb_member *member = &members[i];
@@ -244,7 +245,7 @@ static int32_t copy_members(tb_transfer *transfer, const tb_member *members, uin
         among |= own;
         if ((member->roles & TB_MEMBER_JOINS) != 0) {
             transfer->leader = transfer->leader < 0 ? member->rank : transfer->leader;
-            print = (print ^ (uint32_t)member->rank) * 0x100000001b3u;
+            print = tb_fingerprint_step(print, (uint32_t)member->rank);
             joins |= own;
         }
     }

@@ -8,6 +8,7 @@ import { TensorBusError } from "../../errors.ts";
 import { nativeBus } from "../../ffi/bus.ts";
 import type { EventPort } from "./event-port.ts";
 import { privateName } from "./names.ts";
+import { OwnedHandle } from "./owned-handle.ts";
 
 /** The bytes of a folder's lock file. */
 export const lockOffsets = {
@@ -27,22 +28,9 @@ export function clientOffset(clientId: bigint): bigint {
 }
 
 /** A one-byte lock that this process holds. */
-export class HeldLock implements Disposable {
-  #handle: bigint | undefined;
-
+export class HeldLock extends OwnedHandle {
   constructor(handle: bigint) {
-    this.#handle = handle;
-  }
-
-  /** Frees it; a second call does nothing. */
-  close(): void {
-    const handle = this.#handle;
-    this.#handle = undefined;
-    if (handle !== undefined) nativeBus.tb_lock_close(handle);
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
+    super("this lock", handle, (held) => nativeBus.tb_lock_close(held));
   }
 }
 
@@ -89,28 +77,16 @@ export class FolderUse implements Disposable {
 }
 
 /** Looks at locks without taking them. */
-export class LockView implements Disposable {
-  #handle: bigint | undefined;
-
+export class LockView extends OwnedHandle {
   constructor(locksPath: string) {
-    this.#handle = nativeBus.tb_lock_open(locksPath);
+    super("this view of a lock file", nativeBus.tb_lock_open(locksPath), (open) =>
+      nativeBus.tb_lock_close(open),
+    );
   }
 
   /** True while somebody holds it, this process's own locks included. */
   isHeld(offset: bigint): boolean {
-    if (this.#handle === undefined)
-      throw new TensorBusError("TB_CLOSED", "this view of a lock file was closed");
-    return nativeBus.tb_lock_held(this.#handle, offset) === 1;
-  }
-
-  close(): void {
-    const handle = this.#handle;
-    this.#handle = undefined;
-    if (handle !== undefined) nativeBus.tb_lock_close(handle);
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
+    return nativeBus.tb_lock_held(this.handle, offset) === 1;
   }
 }
 
@@ -227,24 +203,16 @@ export const beatMs = 100;
 export const unresponsiveMs = 2000;
 
 /** This process's heartbeat: a word in shared memory that a native thread keeps current. */
-export class Heartbeat implements Disposable {
+export class Heartbeat extends OwnedHandle {
   readonly name: string;
-  #handle: bigint | undefined;
 
+  /** Closing it stops it and removes its memory. */
   constructor() {
-    this.name = privateName();
-    this.#handle = nativeBus.tb_heartbeat_start(this.name, beatMs);
-  }
-
-  /** Stops it and removes its memory; a second call does nothing. */
-  close(): void {
-    const handle = this.#handle;
-    this.#handle = undefined;
-    if (handle !== undefined) nativeBus.tb_heartbeat_stop(handle);
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
+    const name = privateName();
+    super("this heartbeat", nativeBus.tb_heartbeat_start(name, beatMs), (beating) =>
+      nativeBus.tb_heartbeat_stop(beating),
+    );
+    this.name = name;
   }
 }
 
@@ -258,31 +226,18 @@ export function unlinkHeartbeat(name: string): boolean {
 }
 
 /** Another process's heartbeat. */
-export class Pulse implements Disposable {
-  #handle: bigint | undefined;
-
+export class Pulse extends OwnedHandle {
   constructor(name: string) {
-    this.#handle = nativeBus.tb_pulse_open(name);
+    super("this heartbeat", nativeBus.tb_pulse_open(name), (open) => nativeBus.tb_pulse_close(open));
   }
 
   /** Milliseconds since the last beat. */
   ageMs(): number {
-    if (this.#handle === undefined) throw new TensorBusError("TB_CLOSED", "this heartbeat was closed");
-    return Number(nativeBus.tb_pulse_age(this.#handle)) / 1e6;
+    return Number(nativeBus.tb_pulse_age(this.handle)) / 1e6;
   }
 
   isResponsive(): boolean {
     return this.ageMs() < unresponsiveMs;
-  }
-
-  close(): void {
-    const handle = this.#handle;
-    this.#handle = undefined;
-    if (handle !== undefined) nativeBus.tb_pulse_close(handle);
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
   }
 }
 
