@@ -9,7 +9,7 @@ import { fail, TB_PLAN_TOO_LARGE } from "./error";
 import { ceilDiv, i64At, setI64, setU32, u32At } from "./words";
 
 /** More runs than this are refused: a strided shard makes one of each of its pieces, for each group. */
-const RUNS_MOST: i64 = 1 << 23;
+const RUNS_MOST: i64 = 1 << 20;
 
 export const SPLIT: i32 = 1;
 export const ORDER: i32 = 2;

@@ -11,7 +11,6 @@ import {
   Mesh,
   patternAt,
   Side,
-  tensorAt,
   tensorCount,
   tensorPattern,
   tensorSourceBase,
@@ -51,7 +50,7 @@ function build(): void {
   marks = allocZero(tensorCount);
   list = alloc((<usize>tensorCount) << 2);
   keys = alloc((<usize>tensorCount) << 3);
-  for (let place: u32 = 0; place < tensorCount; place++) setI64(keys, tensorAt(place), place);
+  for (let tensor: u32 = 0; tensor < tensorCount; tensor++) setI64(keys, tensor, tensor);
 }
 
 /** Places of the sources of all classes, or of the targets of those that are striped. */
@@ -163,12 +162,12 @@ export function nextClass(): i32 {
 }
 
 let list: usize = 0;
-/** The key of a tensor is its place in the walk. */
+/** The key of a tensor is its number. */
 let keys: usize = 0;
 let marks: usize = 0;
 let isAll: bool = false;
 
-/** Finds the tensors that have chunks at home at a rank, in the order of the walk; answers how many they are. */
+/** Finds the tensors that have chunks at home at a rank, in order; answers how many they are. */
 export function findTensors(rank: u32): u32 {
   build();
   isAll = countAt(sources, rank) == tensorCount;
@@ -202,5 +201,5 @@ function countAt(found: Places, rank: u32): u32 {
 
 /** The tensor at a place of what `findTensors` found. */
 export function foundTensor(at: u32): u32 {
-  return isAll ? tensorAt(at) : u32At(list, at);
+  return isAll ? at : u32At(list, at);
 }

@@ -175,7 +175,7 @@ function cut(runs: readonly Run[], count: number, index: number, splitFactor: nu
 }
 
 /** More runs of one rank than this are refused. */
-const mostPieces = 2 ** 22;
+const mostPieces = 2 ** 20;
 
 function admitPieces(count: number): void {
   if (count <= mostPieces) return;

@@ -87,7 +87,7 @@ function chunkBounds(length: number, count: number, index: number): [from: numbe
 }
 
 /** The most runs that are listed for a rank. */
-const mostRuns = 2 ** 22;
+const mostRuns = 2 ** 20;
 
 /** Cuts the list into `pieces`, each among `count`, and keeps part `index` of every piece. */
 function pick(runs: Runs, pieces: number, count: number, index: number): Runs {
