@@ -39,6 +39,15 @@ export class Journal {
     return readLines(join(folder, journalName), key, items);
   }
 
+  /** True if a run, whatever it made, was killed while its files took their final names, so that some may have them. */
+  static isPublishing(folder: string): boolean {
+    try {
+      return readFileSync(join(folder, journalName), "utf8").includes(`\n${publishingLine}\n`);
+    } catch {
+      return false;
+    }
+  }
+
   /** Begins a journal, or goes on with the one of that key. */
   static open(folder: string, key: string, items: number): Journal {
     const path = join(folder, journalName);
@@ -66,12 +75,16 @@ export class Journal {
 
   /** Notes that files take their final names from now on: nothing of an earlier result has one of these any more. */
   beginPublishing(): void {
-    this.#append({ publishing: true });
+    this.#write(`${publishingLine}\n`);
     this.#isPublishing = true;
   }
 
   #append(line: unknown): void {
-    const bytes = Buffer.from(`${JSON.stringify(line)}\n`);
+    this.#write(`${JSON.stringify(line)}\n`);
+  }
+
+  #write(line: string): void {
+    const bytes = Buffer.from(line);
     try {
       for (let done = 0; done < bytes.length; ) done += writeSync(this.#fd, bytes, done);
       fsyncSync(this.#fd);
@@ -88,6 +101,8 @@ export class Journal {
     rmSync(join(folder, journalName), { force: true });
   }
 }
+
+const publishingLine = JSON.stringify({ publishing: true });
 
 interface Lines {
   readonly done: ReadonlyMap<number, ItemChecksums>;

@@ -17,6 +17,7 @@ import { reserveFile } from "../ffi/reserve.ts";
 import { type DType, itemSize } from "../layout/index.ts";
 import { crc32c, move } from "../memory/kernels.ts";
 import { layOutHeader } from "../model/safetensors-header.ts";
+import { Journal } from "./journal.ts";
 import { isOfResult } from "./names.ts";
 import { attempt, type OpenedFile, writeAll } from "./opened-file.ts";
 import type { TargetFile } from "./target.ts";
@@ -79,6 +80,12 @@ export function createFiles(folder: string, files: readonly PlannedFile[]): void
     for (const file of files) rmSync(partialPath(folder, file), { force: true });
     throw error;
   }
+}
+
+/** Nobody goes on with what a run that was killed has left: another has the folder now, locked. */
+export function forgetUnfinished(folder: string): void {
+  Journal.remove(folder);
+  removeUnfinished(folder);
 }
 
 /** What another target's run, which was killed, has left would take the space for good. */

@@ -9,7 +9,7 @@ import { basename, dirname, join } from "node:path";
 import { z } from "zod";
 import { TensorBusError } from "../errors.ts";
 import { fileError, readTextFile, writeWholeFile } from "../model/files.ts";
-import { journalName } from "./journal.ts";
+import { Journal } from "./journal.ts";
 import { layoutBytes, readLayoutFile } from "./layout-file.ts";
 import { isOfResult, layoutName, manifestName } from "./names.ts";
 import type { TargetFile } from "./target.ts";
@@ -63,8 +63,10 @@ export class ResultFolder {
     const folder = new ResultFolder(path);
     const names = force ? [] : await folder.#names();
     const found = names.filter(isOfResult);
-    // A journal without a manifest: a run was killed here, and goes on if it is the same.
-    if (found.length === 0 || (names.includes(journalName) && !names.includes(manifestName))) return folder;
+    // Files that have their names already are those of a run that was killed while it gave them, and that goes on. Before that,
+    // they are somebody else's.
+    const isOfKilled = !names.includes(manifestName) && Journal.isPublishing(path);
+    if (found.length === 0 || isOfKilled) return folder;
     const plan = (await readManifest(path).catch(() => undefined))?.plan;
     const what =
       plan === undefined ? "files of an earlier result" : `an earlier result, of plan ${plan.slice(0, 16)}`;

@@ -3,10 +3,10 @@ import { join } from "node:path";
 import { TensorBusError } from "../errors.ts";
 import { type DType, itemSize } from "../layout/index.ts";
 import { contiguousStrides } from "../layout/strides.ts";
-import { openSafetensors } from "../model/safetensors.ts";
+import { openSafetensors, type SafetensorsTensor } from "../model/safetensors.ts";
 import { readLayout, readManifest } from "./result.ts";
 import type { CheckpointSource, SourceTensor, StoredBox } from "./source.ts";
-import { SharedLists, type TargetBox } from "./target.ts";
+import { SharedLists, type TargetBox, type TargetParameter } from "./target.ts";
 
 interface Found {
   readonly dtype: DType;
@@ -23,22 +23,43 @@ interface Found {
 export async function resultSource(folder: string): Promise<CheckpointSource> {
   const manifest = await readManifest(folder);
   const layout = await readLayout(folder, manifest);
-  const files = layout.map(({ name }) => join(folder, name));
+  return layoutSource(
+    folder,
+    layout.map(({ name, parameters }) => ({ paths: [join(folder, name)], parameters })),
+  );
+}
+
+/** What a rank holds, in one file or in parts of one. */
+export interface RankParts {
+  readonly paths: readonly string[];
+  readonly parameters: readonly TargetParameter[];
+}
+
+/** The tensors that the parameters of ranks are made of. Errors as those of `resultSource`. */
+export async function layoutSource(folder: string, ranks: readonly RankParts[]): Promise<CheckpointSource> {
+  const files: string[] = [];
   const found = new Map<string, Found>();
   const lists = new SharedLists();
-  for (const [file, { name, parameters }] of layout.entries()) {
-    await using opened = await openSafetensors(join(folder, name));
+  for (const { paths, parameters } of ranks) {
+    const entries = new Map<string, SafetensorsTensor & { readonly number: number }>();
+    for (const path of paths) {
+      await using opened = await openSafetensors(path);
+      for (const entry of opened.tensors.values())
+        entries.set(entry.name, { ...entry, number: files.length });
+      files.push(path);
+    }
     for (const { name: key, shape, dtype, boxes } of parameters) {
       if (boxes.length === 0) continue;
-      const entry = opened.tensor(key);
-      if (entry.dtype !== dtype || String(entry.shape) !== String(shape)) {
+      const entry = entries.get(key);
+      if (entry === undefined || entry.dtype !== dtype || String(entry.shape) !== String(shape)) {
+        const is = entry === undefined ? "missing" : `${entry.dtype} of [${entry.shape}]`;
         throw new TensorBusError(
           "TB_SAFETENSORS",
-          `${join(folder, name)}: ${key} is ${entry.dtype} of [${entry.shape}], and the layout says ${dtype} of [${shape}]`,
-          { details: { file: name, tensor: key } },
+          `${paths.join(", ")}: ${key} is ${is}, and the layout says ${dtype} of [${shape}]`,
+          { details: { files: paths, tensor: key } },
         );
       }
-      const place = { file, position: entry.position, shape, dtype };
+      const place = { file: entry.number, position: entry.position, shape, dtype };
       for (const box of boxes) addBox(found, folder, place, box, lists);
     }
   }

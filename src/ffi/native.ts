@@ -36,12 +36,12 @@ interface PlainTypes {
   string: string;
 }
 
-type Parameter = keyof InputTypes | keyof OutputTypes;
+export type Parameter = keyof InputTypes | keyof OutputTypes;
 
 /** A function that ends with `tb_error *err` and returns a code. The parameter `err` is not listed. */
-type Fallible = readonly Parameter[];
+export type Fallible = readonly Parameter[];
 /** A function that cannot fail. */
-interface Plain {
+export interface Plain {
   readonly returns: keyof PlainTypes;
   readonly parameters: readonly (keyof InputTypes)[];
 }

@@ -94,11 +94,11 @@ interface CommonSessionOptions {
   /** The UUID of the GPU that all registered memory lies on; memory of the host unless given. */
   readonly device?: string;
 }
-interface MemorySessionOptions extends CommonSessionOptions {
+export interface MemorySessionOptions extends CommonSessionOptions {
   readonly kind: "memory";
   readonly hub: bigint;
 }
-interface TcpSessionOptions extends CommonSessionOptions {
+export interface TcpSessionOptions extends CommonSessionOptions {
   readonly kind: "tcp";
   readonly connections: number;
   readonly peerTimeoutMs: number;
@@ -141,13 +141,13 @@ export interface TransferEvent {
   readonly error: TensorBusError | undefined;
 }
 
-interface NoticeEvent {
+export interface NoticeEvent {
   readonly kind: "peerLost" | "peerLeft" | "fault";
   readonly error: TensorBusError;
 }
 
 /** Nothing of a stopped session runs any more. */
-interface EndedEvent {
+export interface EndedEvent {
   readonly kind: "ended";
 }
 

@@ -10,6 +10,7 @@ export {
   isPacked,
   itemSize,
   movedAs,
+  type PackedType,
   refusePacked,
   unitOf,
 } from "./dtype.ts";
@@ -19,6 +20,7 @@ export {
   holdingAt,
   holdingOf,
   type Run,
+  type Selection,
   selectedCoordinate,
   uncut,
 } from "./holding.ts";
@@ -28,14 +30,17 @@ export {
   formatPlacement,
   Partial,
   type PartialOp,
+  type PartialPlacement,
   type Placement,
   parsePlacement,
   partialOps,
   Replicate,
+  type ReplicatePlacement,
   Shard,
   type ShardOptions,
   type ShardPlacement,
   StridedShard,
+  type StridedShardPlacement,
   shardSizes,
   sumOf,
 } from "./placement.ts";

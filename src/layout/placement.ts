@@ -111,9 +111,11 @@ export function parsePlacement(text: string): Placement {
       if (args.length === 1 && lists.length === 0) return Partial(args[0] as PartialOp);
       break;
   }
-  throw new TensorBusError("TB_PLACEMENT", `not a placement: ${JSON.stringify(text)}`, {
-    details: { placement: text },
-  });
+  throw new TensorBusError(
+    "TB_PLACEMENT",
+    `not a placement: ${JSON.stringify(text)}; there are R, S(dim), S(dim;sizes), SS(dim,splitFactor) and P(op)`,
+    { details: { placement: text } },
+  );
 }
 
 /** The short text form, the inverse of `parsePlacement`. */

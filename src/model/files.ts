@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { constants } from "node:fs";
+import { constants, existsSync } from "node:fs";
 import { type FileHandle, open, realpath, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { TensorBusError } from "../errors.ts";
@@ -24,7 +24,10 @@ export function fileError(cause: unknown, action: string, path: string): TensorB
       cause,
     });
   }
-  const reason = (code === undefined ? undefined : reasons[code]) ?? code ?? String(cause);
+  const isWithoutFolder = code === "ENOENT" && /^(write|create)$/.test(action) && !existsSync(dirname(path));
+  const reason = isWithoutFolder
+    ? `there is no folder ${dirname(path)}`
+    : ((code === undefined ? undefined : reasons[code]) ?? code ?? String(cause));
   return new TensorBusError("TB_FILE", `cannot ${action} ${path}: ${reason}`, {
     details: { path, errno: code },
     cause,

@@ -21,6 +21,7 @@ export interface MemoryStoreOptions {
 }
 
 const capabilities: StoreCapabilities = {
+  watch: true,
   lease: true,
   exactSwap: true,
   maxValueBytes: 2 ** 30,

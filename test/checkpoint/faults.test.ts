@@ -22,6 +22,7 @@ import { resultSource } from "../../src/checkpoint/source-result.ts";
 import { rankFiles, type TargetFile } from "../../src/checkpoint/target.ts";
 import { modelTarget } from "../../src/checkpoint/target-model.ts";
 import { threadHand } from "../../src/checkpoint/threads.ts";
+import { openSource } from "../../src/cli/reshard/ways.ts";
 import { DeviceMesh, parsePlacement } from "../../src/layout/index.ts";
 import { bytesOfTensor, readAll, type TensorSpec, testFolder, writeCheckpoint } from "./kit/folders.ts";
 
@@ -123,6 +124,24 @@ describe("a run that ends", () => {
     };
     await expect(run(into, files, { onProgress })).rejects.toMatchObject({ code: "TB_VERIFY" });
     expect((await run(into, files)).resumedBytes).toBe(0);
+  });
+
+  it("does not make its own what somebody else has put there before or after", async () => {
+    const into = join(folder(), "out");
+    mkdirSync(into);
+    writeFileSync(join(into, "model.safetensors"), "somebody's");
+    const files = filesOf(tensors, 2);
+    await expect(run(into, files)).rejects.toMatchObject({ code: "TB_EXISTS" });
+    await expect(run(into, files, { onPublish: stop }, true)).rejects.toThrow("killed");
+    expect(readFileSync(join(into, "model.safetensors"), "utf8")).toBe("somebody's");
+    await expect(run(into, files)).rejects.toMatchObject({ code: "TB_EXISTS" });
+    await expect(openSource(into)).rejects.toMatchObject({
+      code: "TB_FILE",
+      message: expect.stringContaining("did not end"),
+    });
+    await run(into, files, {}, true);
+    expect(readdirSync(into)).not.toContain("model.safetensors");
+    expect((await openSource(into)).tensors).toHaveLength(tensors.length);
   });
 
   it("leaves nothing to a run for another target", async () => {

@@ -125,9 +125,16 @@ describe("errors", () => {
     expect(await failure({ rules: ["no arrow"] })).toMatch(/^TB_SPEC --rule "no arrow": expected/);
   });
 
+  it("say what there is in place of what was written", async () => {
+    expect(await failure({ target: "2:S(5)" })).toMatch(
+      /--target "2:S\(5\)" cuts a dimension that no tensor has: they have 2 at the most/,
+    );
+    expect(await failure({ target: "2:X(0)" })).toMatch(/not a placement: "X\(0\)"; there are R, S\(dim\)/);
+  });
+
   it("name the rule to add for tensors of too few dimensions", async () => {
     const message = await failure({ target: "2:S(1)" });
-    expect(message).toContain('--target "2:S(1)" cuts a dimension that these tensors do not have');
+    expect(message).toContain('--target "2:S(1)" cuts a dimension that 3 of 7 tensors do not have');
     expect(message).toContain("layers.*.norm.weight (1)");
     const rule = /--rule "([^"]+)"/.exec(message)![1]!;
     expect(rule).toBe("e_score_correction_bias|norm|steps=R->R");
@@ -200,6 +207,22 @@ describe("a result", () => {
     expect(replaced.stdout).toContain(manifest.plan.slice(0, 16));
     await using file = await openSafetensors(join(out, "rank-0.safetensors"));
     expect(file.metadata).toMatchObject({ licence: "none", "tensorbus.plan": manifest.plan });
+  });
+
+  it("is not asked of an engine that there is not, or of a model without a config", async () => {
+    const other = await run("vlm:tp=2");
+    expect(`${other.code} ${other.stderr}`).toMatch(/^2 .*--target "vlm:tp=2": expected MESH:PLACEMENTS/);
+    const vllm = await run("vllm:tp=2");
+    expect(`${vllm.code} ${vllm.stderr}`).toMatch(/^2 .*there is no .*config\.json: name it by --model/);
+  });
+
+  it("takes what it lacks from an original, not from another model", async () => {
+    const other = join(out, "other.safetensors");
+    await writeCheckpoint(other, [{ name: "layers.0.norm.weight", shape: [16], dtype: "bfloat16" }]);
+    const mixed = await run("hf", "--with", other);
+    expect(`${mixed.code} ${mixed.stderr}`).toMatch(
+      /^2 .*layers\.0\.norm\.weight .*is not its original.*TB_SHAPE/,
+    );
   });
 
   it("needs a folder, and counts what an index leaves out", async () => {

@@ -3,6 +3,7 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { lockFolder } from "../../src/checkpoint/output.ts";
 import { DeviceMesh, type DType, holdingOf, itemSize, parsePlacement } from "../../src/layout/index.ts";
 import { createSafetensors, openSafetensors } from "../../src/model/safetensors.ts";
 import { BundledCli } from "./kit/bundled-cli.ts";
@@ -168,6 +169,41 @@ describe("tensorbus reshard", () => {
     expect(readdirSync(out)).toEqual([]);
   });
 
+  it("names the rank that stands still, once the deadline that was given is over", async () => {
+    const large = join(folder, "large.safetensors");
+    await writeCheckpoint(large, [{ name: "w", shape: [4096, 2048], dtype: "float32" }]);
+    const command = cli.start([
+      ...["reshard", "--processes", large, "--source", "2:S(0)", "--target", "2:S(1)"],
+      ...["--out", out, "--timeout", "12"],
+    ]);
+    await command.printed("reading shards");
+    const began = performance.now();
+    const stopped = rankProcesses(command.process.pid!)[1]!;
+    process.kill(stopped, "SIGSTOP");
+    const { code, stderr } = await command.finished;
+    const seconds = (performance.now() - began) / 1000;
+    expect(`${code} ${stderr}`).toMatch(/^4 [\s\S]*error: rank 1: /);
+    expect(seconds).toBeGreaterThan(5);
+    expect(seconds).toBeLessThan(40);
+    expect(readdirSync(out)).toEqual([]);
+  }, 60_000);
+
+  it("does not write into a folder that another run writes into, or that has its source", async () => {
+    const layouts = ["--processes", "--source", "2:S(0)", "--target", "1:R", ...rules];
+    {
+      using _lock = lockFolder(out);
+      const { code, stderr } = await cli.run("reshard", checkpoint, ...layouts, "--out", out);
+      expect(`${code} ${stderr}`).toMatch(/^2 .*another process is writing a result.*TB_EXISTS/);
+    }
+    const own = join(out, "own");
+    mkdirSync(own);
+    await writeCheckpoint(join(own, "rank-0.safetensors"), tensors);
+    const path = join(own, "rank-0.safetensors");
+    const { code, stderr } = await cli.run("reshard", path, ...layouts, "--force", "--out", own);
+    expect(`${code} ${stderr}`).toMatch(/^2 .*is a file of the source.*TB_FILE/);
+    expect(readdirSync(own)).toEqual(["rank-0.safetensors"]);
+  });
+
   it("gives no file its final name where one cannot have it", async () => {
     mkdirSync(join(out, "rank-1.safetensors", "in the way"), { recursive: true });
     const layouts = ["--source", "2:S(0)", "--target", "2:S(0)", ...rules];
@@ -206,32 +242,23 @@ describe("tensorbus reshard", () => {
     expect(readdirSync(out)).toEqual([]);
   });
 
-  it.skipIf(process.getuid?.() !== 0)(
-    "says that a disk is full before it moves anything (needs root)",
-    async () => {
-      const small = join(folder, "small");
-      mkdirSync(small);
-      const script = `mount -t tmpfs -o size=16k none ${small} && exec "$0" "$@"`;
-      const argv = [
-        "reshard",
-        checkpoint,
-        "--processes",
-        "--source",
-        "2:S(0)",
-        "--target",
-        "1:R",
-        "--out",
-        small,
-        ...rules,
-      ];
-      const { status, stderr } = spawnSync(
-        "unshare",
-        ["-m", "sh", "-c", script, process.execPath, cli.script, ...argv],
-        { encoding: "utf8" },
-      );
-      expect(`${status} ${stderr}`).toMatch(/^4 [\s\S]*(TB_NO_SPACE)/);
-    },
-  );
+  it.skipIf(process.getuid?.() !== 0).each([
+    ["from files to files", []],
+    ["through processes", ["--processes"]],
+  ])("says that a disk is full before it moves anything, %s (needs root)", async (_, way) => {
+    const small = mkdtempSync(join(folder, "small-"));
+    const script = `mount -t tmpfs -o size=16k none ${small} && exec "$0" "$@"`;
+    const argv = [
+      ...["reshard", checkpoint, ...way, "--source", "2:S(0)", "--target", "1:R", "--out", small],
+      ...rules,
+    ];
+    const { status, stderr } = spawnSync(
+      "unshare",
+      ["-m", "sh", "-c", script, process.execPath, cli.script, ...argv],
+      { encoding: "utf8" },
+    );
+    expect(`${status} ${stderr}`).toMatch(/^4 [\s\S]*(TB_NO_SPACE)/);
+  });
 });
 
 /** The processes that a process started, oldest first. */

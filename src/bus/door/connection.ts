@@ -14,7 +14,7 @@ import { fitIntegers } from "./integers.ts";
 import {
   type AgentFrame,
   type CommandFrame,
-  type DoorLimits,
+  doorLimits,
   encodeFrame,
   FrameReader,
   numberOf,
@@ -32,7 +32,6 @@ export interface ConnectionHost {
   readonly descriptors: DescriptorSocket;
   /** No command is taken any more. */
   readonly isDraining: () => boolean;
-  readonly limits: DoorLimits;
   /** Bytes of unfinished frames have come or gone; false if there are too many. */
   readonly account: (bytes: number) => boolean;
   readonly run: (command: Command) => unknown;
@@ -58,7 +57,7 @@ export class ClientConnection {
     this.#host = host;
     this.#socket = socket;
     this.#uid = uid;
-    this.#limit(this.#host.limits.handshakeMs, "did not say hello");
+    this.#limit(doorLimits.handshakeMs, "did not say hello");
     socket.on("data", (chunk: Buffer) => this.#take(chunk));
     socket.on("error", () => this.#end());
     socket.on("close", () => this.#end());
@@ -78,7 +77,7 @@ export class ClientConnection {
   send(frame: AgentFrame): void {
     if (this.#ended) return;
     this.#socket.write(encodeFrame(frame));
-    if (this.#socket.writableLength > this.#host.limits.unreadBytes) this.#socket.destroy();
+    if (this.#socket.writableLength > doorLimits.unreadBytes) this.#socket.destroy();
   }
 
   /** Says why, and closes the connection. */
@@ -130,7 +129,7 @@ export class ClientConnection {
   }
 
   #maxFrameBytes(): number {
-    return this.#identity === undefined ? this.#host.limits.helloBytes : this.#host.limits.frameBytes;
+    return this.#identity === undefined ? doorLimits.helloBytes : doorLimits.frameBytes;
   }
 
   #watchUnfinished(): void {
@@ -138,7 +137,7 @@ export class ClientConnection {
     const grown = unfinishedBytes - this.#accounted;
     this.#accounted = unfinishedBytes;
     if (!this.#host.account(grown)) {
-      const max = this.#host.limits.unfinishedBytes;
+      const max = doorLimits.unfinishedBytes;
       throw new TensorBusError("TB_QUEUE_FULL", `the unfinished frames of all clients exceed ${max} bytes`, {
         details: { max },
       });
@@ -148,7 +147,7 @@ export class ClientConnection {
       clearTimeout(this.#timer);
       this.#timer = undefined;
     } else if (this.#timer === undefined) {
-      this.#limit(this.#host.limits.frameMs, "did not end a frame");
+      this.#limit(doorLimits.frameMs, "did not end a frame");
     }
   }
 
@@ -185,7 +184,7 @@ export class ClientConnection {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     this.#host.onWelcome(this);
-    const { frameBytes, commands } = this.#host.limits;
+    const { frameBytes, commands } = doorLimits;
     this.send({
       type: "welcome",
       protocol,
@@ -233,9 +232,9 @@ export class ClientConnection {
     // What ends a command, or asks about it, must come through.
     if (command.type === "Cancel" || command.type === "QueryStatus") return;
     if (this.#host.isDraining()) throw drainingError(this.#host.rank);
-    if (this.#running.size < this.#host.limits.commands) return;
+    if (this.#running.size < doorLimits.commands) return;
     const message = `the client already has ${this.#running.size} commands under way: wait for their answers`;
-    throw new TensorBusError("TB_QUEUE_FULL", message, { details: { capacity: this.#host.limits.commands } });
+    throw new TensorBusError("TB_QUEUE_FULL", message, { details: { capacity: doorLimits.commands } });
   }
 
   #commandOf(frame: CommandFrame, descriptors: readonly number[]): Command {

@@ -110,9 +110,8 @@ export class Uplink implements AsyncDisposable {
     this.#stop.abort();
     const connection = this.#connection;
     this.#connection = undefined;
-    // An answer that is being given is taken back with the others.
-    await this.#watching;
     if (connection !== undefined) await this.#leave(connection);
+    await this.#watching;
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -41,7 +41,7 @@ export interface ReportSide {
   readonly ranks: readonly number[];
 }
 
-interface ReportStage {
+export interface ReportStage {
   readonly stage: Stage;
   readonly chunks: number;
   readonly buckets: number;

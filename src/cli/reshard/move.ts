@@ -19,7 +19,7 @@ import { startProgress } from "../ui/progress.ts";
 import { formatFields } from "../ui/table.ts";
 import type { ReshardOptions } from "./command.ts";
 import { requestOfFlags } from "./request.ts";
-import { describeTypes, entryScript, onSignals, openSource, PhaseBars } from "./ways.ts";
+import { configOf, describeTypes, entryScript, onSignals, openSource, PhaseBars } from "./ways.ts";
 
 /** What is written, and what else belongs to it. */
 interface Planned {
@@ -129,13 +129,17 @@ function isCasting({ source, files }: Planned): boolean {
 
 async function planFiles(checkpoint: string, options: ReshardOptions): Promise<Planned> {
   if (options.target === "hf") return planModel(checkpoint, options);
-  if (/^[a-z]/.test(options.target)) return planEngine(checkpoint, options);
+  if (/^vllm(:|$)/.test(options.target)) return planEngine(checkpoint, options);
+  if (/^[a-zA-Z]/.test(options.target)) {
+    const what = `--target ${JSON.stringify(options.target)}: expected MESH:PLACEMENTS such as 2x4:R,S(0), vllm:tp=N, or hf`;
+    throw new TensorBusError("TB_SPEC", what, { details: { flag: "--target", value: options.target } });
+  }
   return planRanks(checkpoint, options);
 }
 
 /** A file for each rank of a mesh. */
 async function planRanks(checkpoint: string, options: ReshardOptions): Promise<Planned> {
-  const source = await openSource(checkpoint, options.prefix);
+  const source = await openSource(checkpoint, options);
   const request = requestOfFlags(source, { ...options, rules: options.rule });
   const plan = await planTransfer(request.input);
   return {
@@ -160,9 +164,14 @@ async function planEngine(checkpoint: string, options: ReshardOptions): Promise<
     ["rule", "targetDtype"],
     `goes with MESH:PLACEMENTS; ${options.target} says where everything lies`,
   );
-  const source = await openSource(checkpoint, options.prefix);
+  const source = await openSource(checkpoint, options);
   const folder = await folderOf(checkpoint);
-  const model = await readModel(await configOf(options.model ?? folder));
+  const config = await configOf(options.model ?? folder);
+  if (options.model === undefined && !(await isFile(config))) {
+    const what = `${options.target} needs the model's config.json, and there is no ${config}: name it by --model`;
+    throw new TensorBusError("TB_FILE", what, { details: { path: config, flag: "--model" } });
+  }
+  const model = await readModel(config);
   const { files, dropped, tp, ep } = engineTarget(options.target, model);
   const known = new Set(model.tensors.map(({ name }) => name));
   const unused = source.tensors.filter(({ name }) => !known.has(name)).map(({ name }) => name);
@@ -187,7 +196,7 @@ async function planEngine(checkpoint: string, options: ReshardOptions): Promise<
 /** One checkpoint again. */
 async function planModel(checkpoint: string, options: ReshardOptions): Promise<Planned> {
   refuse(options, ["rule", "targetDtype"], "goes with MESH:PLACEMENTS; hf keeps what there is");
-  const read = await openSource(checkpoint, options.prefix);
+  const read = await openSource(checkpoint, options);
   const source = options.with === undefined ? read : withOriginal(read, await openSource(options.with));
   const folder = await folderOf(checkpoint);
   const config = await configOf(options.model ?? folder);
@@ -232,8 +241,12 @@ async function missingTensors(
   }
 }
 
-/** Tensors of an original fill in what is missing in a source; its order is kept. */
+/**
+ * Tensors of an original fill in what is missing in a source; its order is kept. `TB_SHAPE` or `TB_DTYPE` for a tensor that differs
+ * from the original's: it is of another model, or of this one in another form, and the two would be mixed.
+ */
 function withOriginal(source: CheckpointSource, original: CheckpointSource): CheckpointSource {
+  requireSameForm(source, original);
   const own = new Map(source.tensors.map((tensor) => [tensor.name, tensor]));
   const shifted = ({ boxes, ...tensor }: SourceTensor): SourceTensor => ({
     ...tensor,
@@ -248,9 +261,17 @@ function withOriginal(source: CheckpointSource, original: CheckpointSource): Che
   };
 }
 
-async function configOf(path: string): Promise<string> {
-  const found = await stat(path).catch(() => undefined);
-  return found?.isDirectory() ? join(path, "config.json") : path;
+function requireSameForm(source: CheckpointSource, original: CheckpointSource): void {
+  const others = new Map(original.tensors.map((tensor) => [tensor.name, tensor]));
+  for (const { name, shape, dtype } of source.tensors) {
+    const other = others.get(name);
+    if (other === undefined || (String(other.shape) === String(shape) && other.dtype === dtype)) continue;
+    throw new TensorBusError(
+      String(other.shape) === String(shape) ? "TB_DTYPE" : "TB_SHAPE",
+      `--with ${original.path} has ${name} as ${other.dtype} of [${other.shape}], and ${source.path} has ${dtype} of [${shape}]: it is not its original`,
+      { details: { flag: "--with", tensor: name, dtype, shape, original: [other.dtype, other.shape] } },
+    );
+  }
 }
 
 /** Says where a checkpoint lies, with what else belongs to the model. */

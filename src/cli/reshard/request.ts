@@ -13,6 +13,7 @@ import { collapseNames } from "../../model/names.ts";
 import type { SpecPath, SpecPlaces } from "../../model/spec-places.ts";
 import { checkSpec, type ResolvedSpec, resolveSpec } from "../../model/spec-resolve.ts";
 import type { PlanInput } from "../../plan/input/types.ts";
+import { formatCount } from "../ui/format.ts";
 
 /** What the command line says of a layout: `4:S(0)`, `2x4:R,S(0)`, with `@order` or `@split` for strided shards. */
 interface LayoutText {
@@ -120,12 +121,19 @@ function requireDimensions({ input, ruleOf }: ResolvedSpec, fallback: number, fl
     });
     if (odd.length === 0) continue;
     const names = odd.map(({ name }) => name);
+    const flag = `--${side} ${JSON.stringify(flags[side])}`;
+    const details = { flag: `--${side}`, tensors: names };
+    if (odd.length === input.tensors.length) {
+      const most = odd.reduce((dimensions, { shape }) => Math.max(dimensions, shape.length), 0);
+      const what = `${flag} cuts a dimension that no tensor has: they have ${most} at the most, numbered from 0`;
+      throw new TensorBusError("TB_SPEC", what, { details });
+    }
     const both = (["source", "target"] as const).map((each) => placeholder(flags[each]));
     throw new TensorBusError(
       "TB_SPEC",
-      `--${side} ${JSON.stringify(flags[side])} cuts a dimension that these tensors do not have: ${collapseNames(names)}. ` +
-        `Add a rule for them, such as --rule "${expressionFor(names)}=${both.join("->")}"`,
-      { details: { flag: `--${side}`, tensors: names } },
+      `${flag} cuts a dimension that ${formatCount(odd.length)} of ${formatCount(input.tensors.length)} tensors do not have: ` +
+        `${collapseNames(names)}. Add a rule for them, such as --rule "${expressionFor(names)}=${both.join("->")}"`,
+      { details },
     );
   }
 }

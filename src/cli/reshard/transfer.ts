@@ -1,5 +1,6 @@
 /** `reshard --processes`: through one process for each rank of both sides, as a trainer and an engine move weights. */
 import { stat } from "node:fs/promises";
+import { forgetUnfinished, lockFolder } from "../../checkpoint/output.ts";
 import { ResultFolder, type ResultManifest, refuseOwnSource } from "../../checkpoint/result.ts";
 import { rankFiles } from "../../checkpoint/target.ts";
 import { nativeLibrary } from "../../ffi/native.ts";
@@ -34,6 +35,8 @@ export async function transferFiles(
   const { input } = requestOfFlags(source, { ...options, rules: options.rule });
   const result = await ResultFolder.open(options.out, options.force === true);
   refuseOwnSource(source.files, result.path, []);
+  using _lock = lockFolder(result.path);
+  forgetUnfinished(result.path);
   const plan = await planTransfer(input);
   const pairs = Object.values(input.pairs);
   const sources = ranksOf(pairs.map(({ source: side }) => side.mesh.ranks));

@@ -1,9 +1,11 @@
 /** What both ways of resharding share: the source, signals, progress, and how types are told. */
 import { readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
+import { journalName } from "../../checkpoint/journal.ts";
 import { manifestName } from "../../checkpoint/names.ts";
 import { type CheckpointSource, safetensorsSource } from "../../checkpoint/source.ts";
 import { dcpMetadataName, dcpSource } from "../../checkpoint/source-dcp.ts";
+import { folderSource } from "../../checkpoint/source-folder.ts";
 import { resultSource } from "../../checkpoint/source-result.ts";
 import { TensorBusError } from "../../errors.ts";
 import { resolveCheckpoint } from "../../model/safetensors.ts";
@@ -11,15 +13,48 @@ import type { PlanInput } from "../../plan/index.ts";
 import { formatCount } from "../ui/format.ts";
 import type { Progress } from "../ui/progress.ts";
 
-/** A result of an earlier reshard, a distributed checkpoint, or safetensors; tensors that begin with `prefix`, without it. */
-export async function openSource(checkpoint: string, prefix?: string): Promise<CheckpointSource> {
-  if (await exists(join(checkpoint, dcpMetadataName))) return dcpSource(checkpoint, prefix);
-  return withPrefix(await openFiles(checkpoint), prefix);
+export interface SourceOptions {
+  /** Only tensors that begin so, without it. */
+  readonly prefix?: string | undefined;
+  /** The model's config.json, or its folder, if it is not in the checkpoint's. */
+  readonly model?: string | undefined;
 }
 
-async function openFiles(checkpoint: string): Promise<CheckpointSource> {
-  const isLayered = (await exists(join(checkpoint, manifestName))) && !(await hasIndex(checkpoint));
-  return isLayered ? resultSource(checkpoint) : safetensorsSource(await resolveCheckpoint(checkpoint));
+/** A result of an earlier reshard, a distributed checkpoint, safetensors, or what vLLM has saved of its ranks. */
+export async function openSource(
+  checkpoint: string,
+  { prefix, model }: SourceOptions = {},
+): Promise<CheckpointSource> {
+  if (await exists(join(checkpoint, dcpMetadataName))) return dcpSource(checkpoint, prefix);
+  return withPrefix(await openFiles(checkpoint, await configOf(model ?? checkpoint)), prefix);
+}
+
+/** The config.json of a folder; a file as it is. */
+export async function configOf(path: string): Promise<string> {
+  return (await isFolder(path)) ? join(path, "config.json") : path;
+}
+
+async function openFiles(checkpoint: string, config: string): Promise<CheckpointSource> {
+  if ((await exists(join(checkpoint, journalName))) && !(await exists(join(checkpoint, manifestName)))) {
+    throw new TensorBusError(
+      "TB_FILE",
+      `${checkpoint} holds a result that a run began and did not end: run the same command again, or remove ${journalName} if what lies there is something else`,
+      { details: { path: checkpoint, journal: journalName } },
+    );
+  }
+  if ((await isFolder(checkpoint)) && !(await hasIndex(checkpoint))) {
+    if (await exists(join(checkpoint, manifestName))) return resultSource(checkpoint);
+    const found = await folderSource(checkpoint, config);
+    if (found !== undefined) return found;
+  }
+  return safetensorsSource(await resolveCheckpoint(checkpoint));
+}
+
+function isFolder(path: string): Promise<boolean> {
+  return stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
 }
 
 function exists(path: string): Promise<boolean> {

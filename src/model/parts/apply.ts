@@ -370,7 +370,7 @@ function isSameParameter({ into, select }: PartRule, one: Captures, other: Captu
   );
 }
 
-function ruleError(
+export function ruleError(
   rule: PartRule,
   number: number,
   what: string,

@@ -42,7 +42,7 @@ export interface Pattern {
   count: number;
 }
 
-interface NormalPair {
+export interface NormalPair {
   readonly name: string;
   readonly source: SideLayout;
   readonly target: SideLayout;

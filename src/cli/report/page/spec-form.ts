@@ -37,9 +37,9 @@ export interface RuleSideForm {
 }
 
 export const optionNames = ["strategy", "bucketBytes", "bucketsInFlight", "peersInFlight"] as const;
-type OptionName = (typeof optionNames)[number];
+export type OptionName = (typeof optionNames)[number];
 export const topologyNames = ["ranksPerHost", "hosts", "hostMBps", "networkMBps", "latencyUs"] as const;
-type TopologyName = (typeof topologyNames)[number];
+export type TopologyName = (typeof topologyNames)[number];
 
 type Values = Readonly<Record<string, unknown>>;
 const selectNames = ["dim", "index", "of", "sizes"] as const;
