@@ -30,7 +30,7 @@ export async function layoutBytes(files: readonly TargetFile[]): Promise<Buffer>
   return Buffer.concat(chunks);
 }
 
-/** Of many lines each, so that compressing them is not waited for line by line. */
+/** Texts of many lines each, so that compressing them is not waited for line by line. */
 function* textsOf(files: readonly TargetFile[]): Generator<string> {
   const texts = new ListTexts();
   let lines: string[] = [];
@@ -129,7 +129,7 @@ function isCounts(value: unknown, least: number): value is number[] {
   );
 }
 
-/** Whether a box lies in a parameter of that shape, each axis of its tensor along one of the parameter or one element long. */
+/** True if a box lies in a parameter of that shape, each axis of its tensor along one of the parameter or one element long. */
 function isWithin(shape: readonly number[], { start, length, at, axes }: TargetBox): boolean {
   const used = axes.filter((axis) => axis >= 0);
   return (
