@@ -17,15 +17,13 @@ const files = execFileSync("git", ["ls-files", "-z"], { cwd: root, encoding: "ut
   .filter(
     (path) => /\.(?:ts|tsx|mjs|js|c|h|cu|py|md|yaml|yml)$/.test(path) && !foreign.test(path) && path !== self,
   );
-/** These are being rewritten. */
-const pending = /^src\/bus\/(?:batch|pair)\//;
 const text = new Map(files.map((path) => [path, readFileSync(join(root, path), "utf8")]));
 
 const isPage = (path: string) => path.endsWith(".md");
 
 /** What others read: of tests, benchmarks and scripts only single words are looked at. */
 const isProduct = (path: string) =>
-  /^(?:src|assembly|native|python|transports|docs|examples)\/|^[A-Z]+\.md$/.test(path) && !pending.test(path);
+  /^(?:src|assembly|native|python|transports|docs|examples)\/|^[A-Z]+\.md$/.test(path);
 
 /** The comments of a file, or the paragraphs of a page, each without its marks and in one line. */
 function proseOf(path: string): string[] {
@@ -72,9 +70,7 @@ describe("the language", () => {
   });
 
   it("says cannot", () => {
-    expect(found(/\bcan not\b.{0,20}/gi, (path) => (pending.test(path) ? [] : [text.get(path)!]))).toEqual(
-      [],
-    );
+    expect(found(/\bcan not\b.{0,20}/gi, (path) => [text.get(path)!])).toEqual([]);
   });
 
   it("begins no comment with a part of a sentence", () => {

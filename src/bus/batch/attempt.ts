@@ -111,7 +111,7 @@ export async function joinAttempt(
 }
 
 /**
- * True where the side was put together, or ranks have prepared, without this rank having said anything: in an earlier life. The
+ * True if the side was put together, or ranks have prepared, without this rank having said anything: in an earlier life. The
  * record of a side may have gone with its leader, what was counted has not.
  */
 async function isTaken(

@@ -35,7 +35,7 @@ import { TransferSignal } from "./transfer-signal.ts";
 export interface BatchSide {
   readonly name: string;
   readonly client: ClientIdentity;
-  /** Of this registration: who closes it means no other. */
+  /** Identifies this registration, so that a late close cannot hit a newer one. */
   readonly instance: bigint;
   readonly tensors: readonly LocalTensor[];
   readonly places: readonly TensorMemory[];
@@ -77,7 +77,7 @@ export class Batch {
   broken: TensorBusError | undefined;
   #closing: Promise<void> | undefined;
   #released = false;
-  /** Of the store that it was registered in. */
+  /** The life of the store in which it was registered: another one if that has forgotten what stood in it. */
   readonly life: string;
   readonly #rank: number;
   readonly #subject: BatchSubject;
@@ -127,7 +127,7 @@ export class Batch {
     });
   }
 
-  /** Whether what this rank does in it concerns another one: by its buckets, or since the two keep pace. */
+  /** True if what this rank does in it concerns another one: by its buckets, or since the two keep pace. */
   concerns(rank: number): boolean {
     return this.live.some(
       ({ execution }) => execution.stats.peers.has(rank) || execution.linked.includes(rank),

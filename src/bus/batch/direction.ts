@@ -118,7 +118,7 @@ export class Direction {
     const { batch, from, execution } = this.#options;
     return execution.progress$.pipe(map((progress) => ({ batch, from, ...progress })));
   }
-  /** How far the round under way is; `undefined` where none has started. */
+  /** How far the round under way is; `undefined` if none has started. */
   get progress(): RoundProgress | undefined {
     if (this.#call?.started !== true) return undefined;
     try {
@@ -230,7 +230,7 @@ export class Direction {
     return this.#options.staged;
   }
 
-  /** Of which anything may stand in the store: this rank may be some behind all others, or before them. */
+  /** The rounds of which anything may stand in the store: this rank may be some behind all others, or before them. */
   get rounds(): RoundRange {
     const { lag } = this.#options;
     return { first: Math.max(1, this.#completed - 2 * lag), last: this.#join.next + lag - 1 };
@@ -242,7 +242,7 @@ export class Direction {
     return staged?.inDoubt === undefined ? undefined : staged;
   }
 
-  /** Of two roles that name different versions, the one with the older ends alone; why, if it is this one. */
+  /** If two roles name different versions, the one with the older ends alone; says why, if it is this one. */
   #staler(call: Call, role: Role, { version }: PostOptions): TensorBusError | undefined {
     const [other, poster] = [...call.posters].find(([each]) => each !== role) ?? [];
     if (other === undefined || version === undefined || poster?.version === undefined) return undefined;
@@ -448,7 +448,7 @@ export class Direction {
     const torn = isPosted && staged === undefined && role === "target";
     const origin = originOf(error, rank);
     const common = { ...error.details, batch, epoch: log.failures(from), rank: origin, torn };
-    // Of a call that was in no round, the round that it would have joined says nothing.
+    // If a call was in no round, the round that it would have joined says nothing of it.
     const details = isIn ? { ...common, round } : common;
     const message = `${isIn ? `round ${round}` : "no round"} of ${this.#name()}: ${error.message}`;
     return new TensorBusError(error.code, message, { details, cause: error });

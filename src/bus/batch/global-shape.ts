@@ -67,7 +67,7 @@ export function solveSide(tables: readonly TensorTable[], context: SideContext):
 
 interface Groups {
   readonly groupOf: Uint32Array;
-  /** Of each group its first tensor, and the kind that each member has there. */
+  /** For each group its first tensor, and the kind that each member has there. */
   readonly first: readonly number[];
   readonly members: readonly (readonly number[])[];
 }

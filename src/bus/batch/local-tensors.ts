@@ -17,7 +17,7 @@ export interface LocalTensor {
   readonly dtype: TensorRecord["dtype"];
   readonly shape: readonly number[];
   readonly strides: readonly number[];
-  /** False where strides have to be told to the planner. */
+  /** False if strides have to be told to the planner. */
   readonly packed: boolean;
   readonly region: number;
   readonly offset: bigint;
@@ -102,7 +102,7 @@ export function tableOf(tensors: readonly LocalTensor[]): TensorTable {
   return { kinds, kindOf };
 }
 
-/** Where each tensor lies. `TB_REGION`, `TB_STRIDES` where one does not lie within the region that it names. */
+/** The place of each tensor. `TB_REGION`, `TB_STRIDES` if one does not lie within the region that it names. */
 export function placeTensors(
   tensors: readonly LocalTensor[],
   regions: readonly RegionMessage[],

@@ -87,7 +87,7 @@ export async function meetBatch(
   }
 }
 
-/** Of the random numbers of all its ranks. */
+/** A digest of the random numbers of all its ranks. */
 function nameOf(...sides: readonly BatchSideRecord[]): string {
   const nonces = sides.flatMap(({ members }) => members.map(({ nonce }) => nonce));
   nonces.sort((a, b) => (a < b ? -1 : a > b ? 1 : 0));

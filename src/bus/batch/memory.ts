@@ -37,14 +37,14 @@ export interface HeldRegions {
 /** The memory of an agent's clients. */
 export interface ClientMemory {
   /**
-   * Maps a client's regions and registers them with the session. `TB_CLIENT_LOST` where the client has ended,
-   * `TB_TENSOR_MISSING` where one of its descriptors is no memory (any more), `TB_REGION` where it is another one,
-   * `TB_SEAL` where it may shrink or is smaller than was said, `TB_UNSUPPORTED` for memory that can not be addressed.
+   * Maps a client's regions and registers them with the session. `TB_CLIENT_LOST` if the client has ended,
+   * `TB_TENSOR_MISSING` if one of its descriptors is no memory (any more), `TB_REGION` if it is another one,
+   * `TB_SEAL` if it may shrink or is smaller than was said, `TB_UNSUPPORTED` for memory that cannot be addressed.
    */
   hold(client: ClientIdentity, regions: readonly RegionMessage[], session: TransportSession): HeldRegions;
 }
 
-/** Where the descriptors of clients are to be found. */
+/** The place where the descriptors of clients are found. */
 export interface ClientDescriptors {
   /** True while the client is there to be served. */
   isAlive(client: ClientIdentity): boolean;

@@ -19,7 +19,7 @@ const waitingSchema = z.strictObject({
   other: z.int().min(1),
 });
 const recordSchema = z.array(waitingSchema).max(2);
-/** Who waits, and in what. */
+/** The ranks that wait, and in what. */
 export type Waiting = z.infer<typeof waitingSchema>;
 
 export interface OppositionOptions {

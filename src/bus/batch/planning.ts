@@ -35,7 +35,7 @@ const predictedChunks = 2n ** 18n;
 
 /** What a topology promises of a round; `undefined` without one, and for plans that are too large. */
 export function predictSeconds(plan: Plan, { topology }: PlanOptions): number | undefined {
-  // Of the plan itself it could be asked, too, but that would decode all of it.
+  // The plan itself could be asked for it, too, but that would decode all of it.
   if (topology === undefined || plan.chunkCount() > predictedChunks) return undefined;
   return plan.schedule()!.makespan / 1e9;
 }

@@ -67,7 +67,7 @@ export function makeRankRegistration(
   return { batch: String(id), keys: new BatchKeys(id), record, pairs: mets, names };
 }
 
-/** Whether some tensor's layout leaves ranks of the side out. */
+/** True if some tensor's layout leaves ranks of the side out. */
 function isPartial(
   tensors: BatchSide["tensors"],
   layouts: readonly LayoutMessage[],

@@ -29,7 +29,7 @@ export type BatchPair = z.infer<typeof pairSchema>;
 
 const namesSchema = z.strictObject({
   count: z.int().min(1).max(maxTensors),
-  /** Of pairs and names of all tensors, in their order. */
+  /** A digest of pairs and names of all tensors, in their order. */
   digest: z.string(),
 });
 
@@ -120,7 +120,7 @@ export class BatchKeys {
   names(number: number, side: string): string {
     return `${this.#at(number)}/${keyPart(side)}/names`;
   }
-  /** Of one rank's tensors, if they are not those of all ranks. */
+  /** The key of one rank's tensors, if they are not those of all ranks. */
   rankNames(number: number, side: string, rank: number): string {
     return `${this.#at(number)}/${keyPart(side)}/names/${rank}`;
   }
@@ -139,7 +139,7 @@ export class BatchKeys {
   ready(number: number): string {
     return `${this.#at(number)}/ready`;
   }
-  /** Who waits in which direction: `Opposition`. */
+  /** The key of the ranks that wait, and of their directions: `Opposition`. */
   waiting(number: number): string {
     return `${this.#at(number)}/waiting`;
   }
@@ -234,7 +234,7 @@ export function requireNames(
   );
 }
 
-/** Of pairs (by their names) and names, in their order. */
+/** A digest of pairs (by their names) and names, in their order. */
 export function namesDigest(tensors: Iterable<TensorName>, pairs: readonly BatchPair[]): string {
   const hash = createHash("sha256");
   const lines: string[] = [];

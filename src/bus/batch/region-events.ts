@@ -8,7 +8,7 @@ import type { EventPort } from "../process/event-port.ts";
 import type { RegionMessage } from "../queue/commands.ts";
 
 export interface RegionEventsOptions {
-  /** Where the native threads that watch events report. */
+  /** The port where the native threads that watch events report. */
   readonly port: EventPort;
   /** Told where `free` cannot be recorded. */
   readonly onFault: (error: unknown) => void;
@@ -25,7 +25,7 @@ export class RegionEvents {
     this.#onFault = onFault;
   }
 
-  /** Opens them; `undefined` where there are none. `TB_CUDA` for a handle of nothing. */
+  /** Opens them; `undefined` if there are none. `TB_CUDA` for a handle of nothing. */
   static open(options: RegionEventsOptions, regions: readonly RegionMessage[]): RegionEvents | undefined {
     const events = new RegionEvents(options);
     try {
@@ -41,7 +41,7 @@ export class RegionEvents {
     return events.#ready.length + events.#free.length === 0 ? undefined : events;
   }
 
-  /** Resolves once what was recorded last in every `ready` has happened. `TB_CUDA` where that cannot be known any more. */
+  /** Resolves once what was recorded last in every `ready` has happened. `TB_CUDA` if that cannot be known any more. */
   async ready(deadline: Deadline): Promise<void> {
     await Promise.all(this.#ready.map((event) => eventHappened(this.#port, event, deadline)));
   }

@@ -52,7 +52,7 @@ interface Arrival {
   readonly attempt: Attempt;
   readonly connection: Connection;
   readonly deadline: Deadline;
-  /** Of the meeting. */
+  /** How long the meeting took. */
   readonly seconds: number;
   readonly resolve: (batch: Batch) => void;
   readonly reject: (error: unknown) => void;

@@ -9,7 +9,7 @@ import { type BatchKeys, batchSideSchema } from "./records.ts";
 import { RoundLog } from "./round-log.ts";
 import { findAndForgetRounds, forgetRounds, type RoundRange } from "./round-records.ts";
 
-/** Who stands in a registration: the names of its sides, and the ranks of both. */
+/** The members of a registration: the names of its sides, and the ranks of both. */
 export interface Roster {
   readonly sides: readonly string[];
   readonly ranks: readonly number[];

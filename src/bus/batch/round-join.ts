@@ -103,7 +103,7 @@ export class RoundJoin {
         if (thrown instanceof NoRound) throw thrown;
         const error = asBusError(thrown);
         this.#next = Math.max(this.#next, round + 1);
-        // Of a round in doubt nothing may be said but its decision.
+        // Nothing may be said of a round in doubt but its decision.
         if (error.code === "TB_IN_DOUBT") throw error;
         if (error.code !== "TB_QUARANTINED") call.onQuiet();
         await this.#tell(round, error, end);
@@ -150,7 +150,7 @@ export class RoundJoin {
     }
   }
 
-  /** What comes before others see this rank in the round. False where another round is to be joined. */
+  /** What comes before others see this rank in the round. False if another round is to be joined. */
   async #prepare(round: number, call: RoundCall): Promise<boolean> {
     const { staged, rank } = this.#options;
     const { deadline, abort, version } = call;
@@ -225,7 +225,7 @@ export class RoundJoin {
     };
   }
 
-  /** True where the round had failed before this call joined it, and the call goes on in the next one. */
+  /** True if the round had failed before this call joined it, and the call goes on in the next one. */
   async #hadFailed(
     round: number,
     failure: TensorBusError,

@@ -19,7 +19,7 @@ const entrySchema = z.discriminatedUnion("kind", [
     /** The side that sends. */
     from: z.string(),
     round: z.int().min(1),
-    /** Where it began, and what it was. */
+    /** The rank that it began at, and what it was. */
     rank: z.int(),
     code: z.string(),
   }),
@@ -43,7 +43,7 @@ type Said<E extends Entry> = Omit<E, "nonce">;
 
 export interface RoundLogOptions {
   readonly store: Store;
-  /** Of its keys. */
+  /** What its keys begin with. */
   readonly prefix: string;
   /** What could not be watched: a store that was lost. */
   readonly onFault: (error: unknown) => void;

@@ -9,7 +9,7 @@ import { roundKey } from "./round-records.ts";
 
 export interface RoundNamesOptions {
   readonly store: Store;
-  /** Of its keys. */
+  /** What its keys begin with. */
   readonly prefix: string;
 }
 

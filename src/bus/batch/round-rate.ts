@@ -16,7 +16,7 @@ export class RoundRate {
     this.#planned = planned;
   }
 
-  /** Seconds of the next round; `undefined` where nothing is known. */
+  /** Seconds of the next round; `undefined` if nothing is known. */
   predict(): number | undefined {
     return this.#secondsPerByte === undefined ? this.#planned : this.#secondsPerByte * this.#bytes();
   }

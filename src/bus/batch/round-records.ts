@@ -14,7 +14,7 @@ export function roundKey(prefix: string, round: number, what: (typeof kinds)[num
   return `${prefix}/${round}/${what}`;
 }
 
-/** Where it stands up to which round everything is removed. */
+/** The key that says up to which round everything is removed. */
 function markKey(prefix: string): string {
   return `${prefix}/tidied`;
 }
@@ -30,7 +30,7 @@ export async function markTidied(
   await store.set(markKey(prefix), Buffer.from(String(round - markEvery)), deadline.rest);
 }
 
-/** Of which rounds anything can stand, by who has been in them. */
+/** The rounds of which anything can stand in the store, by who has been in them. */
 export interface RoundRange {
   readonly first: number;
   readonly last: number;

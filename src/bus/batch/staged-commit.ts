@@ -58,7 +58,7 @@ const decisionSchema = z.discriminatedUnion("committed", [
 
 /** What ends a vote. */
 export interface VoteLimits {
-  /** Of the call: at it, this rank proposes to abort. */
+  /** The deadline of the call: at it, this rank proposes to abort. */
   readonly deadline: Deadline;
   /** As well as when this fires, whose reason is the error. */
   readonly signal: AbortSignal;

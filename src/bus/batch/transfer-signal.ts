@@ -15,7 +15,7 @@ const watchMs = 2 ** 31 - 1;
 
 export interface TransferSignalOptions {
   readonly store: Store;
-  /** Of the keys of this direction. */
+  /** What the keys of this direction begin with. */
   readonly prefix: string;
   /** Ranks that post each round as its sources. */
   readonly sources: number;

@@ -23,7 +23,7 @@ import {
 } from "./records.ts";
 import { inGroups, type Rendezvous, recordVersion } from "./rendezvous.ts";
 
-/** Who meets. */
+/** The members of a meeting. */
 export interface Attendant {
   readonly rank: number;
   readonly generation: bigint;
@@ -52,7 +52,7 @@ export class PairMeeting {
   }
 
   /**
-   * Settles once both sides stand. `TB_PAIR_MISMATCH` where ranks of this side, or the names of both sides, do not agree;
+   * Settles once both sides stand. `TB_PAIR_MISMATCH` if ranks of this side, or the names of both sides, do not agree;
    * `TB_TIMEOUT` says who is missing. A meeting that failed leaves nothing of this rank behind.
    */
   async meet(deadline: Deadline): Promise<MetPair> {

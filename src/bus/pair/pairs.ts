@@ -26,7 +26,7 @@ export interface PairSide {
   readonly spec: SideSpec;
   /** The client that speaks for it; who reconnects takes a dead one's place. */
   owner: bigint | undefined;
-  /** Whether `met` is settled. */
+  /** True once `met` is settled. */
   settled: boolean;
   readonly met: Promise<MetPair>;
   readonly meeting: PairMeeting;
@@ -92,7 +92,7 @@ export class Pairs {
 
   /**
    * The sides of a pair that a client speaks for, those whose client has ended among them, its own first. `TB_PAIR_UNKNOWN`
-   * where there is none.
+   * if there is none.
    */
   sidesOf(pair: string, client: ClientIdentity): PairSide[] {
     const all = [...this.#sides.values()].filter(({ spec }) => spec.pair === pair);
@@ -234,7 +234,7 @@ export class Pairs {
     return side;
   }
 
-  /** `TB_DEVICE_SHARED` where two of the pair's ranks stand on one GPU, and need NCCL, which wants one for each. */
+  /** `TB_DEVICE_SHARED` if two of the pair's ranks stand on one GPU, and need NCCL, which wants one for each. */
   async #meet(meeting: PairMeeting, { pair }: SideSpec, deadline: Deadline): Promise<MetPair> {
     const met = await meeting.meet(deadline);
     const ranks = [...new Set([...met.local.ranks, ...met.remote.ranks])].sort((a, b) => a - b);

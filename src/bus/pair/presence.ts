@@ -1,5 +1,5 @@
 /**
- * Whether the agent that has written a record still runs. Where the store has no leases, records outlive their agents; who
+ * Finds out whether the agent that has written a record still runs. If the store has no leases, records outlive their agents; who
  * meets one that stands in its way asks the agent through the store, in which every agent waits to be asked anyway: that
  * wait is also how it learns that the store is lost.
  */
@@ -11,7 +11,7 @@ import { pack, unpack } from "../queue/commands.ts";
 import { agentKey, agentSchema } from "./records.ts";
 import { type Rendezvous, recordVersion } from "./rendezvous.ts";
 
-/** Who runs a rank. */
+/** The agent that runs a rank. */
 export interface Incumbent {
   readonly rank: number;
   /** Larger than that of every agent before it on its paths. */
@@ -28,7 +28,7 @@ const askSchema = z.union([
 const answerMs = 1000;
 /** Ways of a question and its answer, and as many again. */
 const ways = 8;
-/** Of those who asked together, some may wait for the answer only when it has been taken away again. */
+/** Some of those who asked together may wait for the answer only when it has been taken away again. */
 const attempts = 2;
 /** How long an answer stands. */
 const answerStandsMs = 10_000;
@@ -82,7 +82,7 @@ interface Question {
   readonly bytes: Uint8Array;
 }
 
-/** Asks, or joins who asks already; `undefined` where it has been declared dead. */
+/** Asks, or joins who asks already; `undefined` if it has been declared dead. */
 async function putQuestion(
   { store }: Rendezvous,
   { rank, generation }: Incumbent,
@@ -149,7 +149,7 @@ export class Presence {
   }
 
   /**
-   * Says that this agent runs its rank. `TB_EXISTS` where another one does, and lives; `predecessor` is the generation of one
+   * Says that this agent runs its rank. `TB_EXISTS` if another one does, and lives; `predecessor` is the generation of one
    * that is known to have ended.
    */
   async claim(predecessor: bigint | undefined, options: DeadlineOptions): Promise<void> {

@@ -54,7 +54,7 @@ export const sideSchema = z.strictObject({
 });
 export type SideRecord = z.infer<typeof sideSchema>;
 
-/** Who runs a rank now: records of an earlier generation are left-overs. */
+/** The agent that runs a rank now: records of an earlier generation are left-overs. */
 export const agentSchema = z.strictObject({ version: z.literal(recordVersion), generation });
 
 export const agentKey = (rank: number) => `bus/agent/${rank}`;
@@ -105,7 +105,7 @@ function claimsOf(member: MemberRecord): Record<string, string> {
   };
 }
 
-/** The first member that says something else than most, and what; `undefined` where all agree. */
+/** The first member that says something else than most, and what; `undefined` if all agree. */
 export function findOdd(
   pair: string,
   side: string,

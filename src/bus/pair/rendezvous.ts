@@ -10,7 +10,7 @@ import { TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";
 import { pack, unpack } from "../queue/commands.ts";
 
-/** Of what stands in the store: ranks of another one do not understand each other. */
+/** The version of what stands in the store: ranks of another one do not understand each other. */
 export const recordVersion = 2;
 
 /** A part of a record that is split; below the largest value of any store. */
@@ -81,7 +81,7 @@ export class Rendezvous {
     await this.store.set(key, pack({ parts, bytes: bytes.length, nonce, sha256 }), call());
   }
 
-  /** The record as it stands; `undefined` where there is none, or one that is being replaced. */
+  /** The record as it stands; `undefined` if there is none, or one that is being replaced. */
   async read<T>(key: string, schema: z.ZodType<T>, options: DeadlineOptions): Promise<T | undefined> {
     const deadline = new Deadline(options);
     const value = await this.store.get(key, deadline.rest);
@@ -123,7 +123,7 @@ export class Rendezvous {
 
   /**
    * Waits for records, and then for one that `accept` takes: what it gives. It looks again at records that it refuses by
-   * `undefined`, which are those of an earlier time. `TB_TIMEOUT` says what was waited for; `TB_AUTH` where there was
+   * `undefined`, which are those of an earlier time. `TB_TIMEOUT` says what was waited for; `TB_AUTH` if there was
    * something that no secret of ours has signed.
    */
   async await<T>(

@@ -43,7 +43,7 @@ export interface Connection {
   readonly closeStore: () => Promise<void>;
   readonly rendezvous: Rendezvous;
   readonly presence: Presence;
-  /** Of the store: another one if it has forgotten what stood in it. */
+  /** The life of the store: another one if it has forgotten what stood in it. */
   readonly life: string;
   readonly session: TransportSession;
   readonly executor: Executor;
