@@ -1,4 +1,4 @@
-// npm run chaos -- --faults N --seed S [--seconds T] [--json FILE [--add]]
+// npm run chaos -- --faults N --seed S [--seconds T] [--only NAME] [--json FILE [--add]]
 //
 // Bundles the runner, the host of a rank and the store, and runs faults against the built command line (`npm run build`).
 import { spawn } from "node:child_process";

@@ -19,6 +19,10 @@ export interface Fault {
   readonly whileRegistering?: boolean;
   /** A rank that does not take part in the round. */
   readonly absent?: boolean;
+  /** Who fails because of it names the rank that it happens to. */
+  readonly isBlamed?: boolean;
+  /** Everybody hears of it, long before a deadline. */
+  readonly isHeard?: boolean;
   /** Calls may take so much longer than their deadline: what they wait for can only be waited for. */
   readonly lateMs?: number;
   /** Happens to a rank; resolves once it has. */
@@ -195,11 +199,29 @@ const onAll = (cluster: ChaosCluster, act: typeof kill | typeof restart) =>
 
 export const faults: readonly Fault[] = [
   { name: "nothing", whileRegistering: true, inject: async () => nothing },
-  { name: "agent killed", whileRegistering: true, inject: killed("agent") },
-  { name: "host killed", whileRegistering: true, inject: killed("host") },
-  { name: "agent and host killed", whileRegistering: true, inject: killed("both") },
-  { name: "agent killed at its vote", needs: isVoted, inject: killedAtItsVote("agent") },
-  { name: "agent and host killed at their vote", needs: isVoted, inject: killedAtItsVote("both") },
+  { name: "agent killed", isBlamed: true, isHeard: true, whileRegistering: true, inject: killed("agent") },
+  { name: "host killed", isBlamed: true, isHeard: true, whileRegistering: true, inject: killed("host") },
+  {
+    name: "agent and host killed",
+    isBlamed: true,
+    isHeard: true,
+    whileRegistering: true,
+    inject: killed("both"),
+  },
+  {
+    name: "agent killed at its vote",
+    isBlamed: true,
+    isHeard: true,
+    needs: isVoted,
+    inject: killedAtItsVote("agent"),
+  },
+  {
+    name: "agent and host killed at their vote",
+    isBlamed: true,
+    isHeard: true,
+    needs: isVoted,
+    inject: killedAtItsVote("both"),
+  },
   { name: "host killed while its rank is in doubt", needs: isVoted, inject: clientLostInDoubt },
   {
     name: "agent told to end",
@@ -276,6 +298,7 @@ export const faults: readonly Fault[] = [
   },
   {
     name: "round aborted on one rank",
+    isBlamed: true,
     inject: async (cluster, rank) => {
       cluster.hosts[rank]!.process.send({ abort: true });
       return nothing;
@@ -291,7 +314,7 @@ export const faults: readonly Fault[] = [
       };
     },
   },
-  { name: "one rank absent", absent: true, inject: async () => nothing },
+  { name: "one rank absent", isBlamed: true, absent: true, inject: async () => nothing },
   {
     name: "disk of a rank full",
     needs: () => mountsAllowed,

@@ -22,12 +22,14 @@ export interface Expected {
   readonly step: number;
   readonly limitMs: number;
   readonly sides?: Sides;
+  /** Where the round's failure began: all others that know of it name that rank. */
+  readonly culprit?: number | undefined;
 }
 
 /** Of calls of one round, by rank. Nothing is asked of a host that ended. */
 export function judgeRound(
   outcomes: Ends,
-  { commit, step, limitMs, sides: { engines } = usualSides }: Expected,
+  { commit, step, limitMs, culprit, sides: { engines } = usualSides }: Expected,
 ): string[] {
   const wrong = judgeEnds(outcomes, limitMs);
   const by = (rank: number, what: string) => wrong.push(`rank ${rank}: ${what}`);
@@ -44,7 +46,24 @@ export function judgeRound(
       by(rank, `a staged round that failed there (${outcome.code}) changed its tensors`);
   });
   if (commit === "staged") wrong.push(...judgeDecision(outcomes));
+  if (culprit !== undefined) wrong.push(...judgeBlame(outcomes, culprit));
   return wrong;
+}
+
+/** What one rank's failure is on the others. */
+const passedOn = ["TB_TIMEOUT", "TB_CANCELLED", "TB_PEER_LOST"];
+
+function judgeBlame(outcomes: Ends, culprit: number): string[] {
+  // Who comes after it was taken back is in the next round, where others may be absent.
+  const isTakenBack = outcomes[culprit]?.code === "TB_CANCELLED";
+  return outcomes.flatMap((outcome, rank) => {
+    if (rank === culprit || outcome === undefined || !passedOn.includes(outcome.code)) return [];
+    const isOther = isTakenBack && outcome.code === "TB_TIMEOUT";
+    if (outcome.rank === culprit || isOther) return [];
+    return [
+      `rank ${rank}: its ${outcome.code} names rank ${outcome.rank}, and not ${culprit}: ${outcome.message}`,
+    ];
+  });
 }
 
 /** How a call ends whose rank or client cannot know whether the round was committed. */

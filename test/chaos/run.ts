@@ -1,5 +1,5 @@
 /**
- * `npm run chaos -- --faults N --seed S [--seconds T] [--json FILE [--add]]`: real processes, and faults drawn by a seed while
+ * `npm run chaos -- --faults N --seed S [--seconds T] [--only NAME] [--json FILE [--add]]`: real processes, and faults drawn by a seed while
  * their rounds and registrations are under way. After each: every call ended in time and with a code, no element is of no
  * step, staged rounds were whole, and at the latest the second lockstep call succeeds; at the end nothing is left. What
  * happened while the machine itself stood still is not judged, and counted. The report is written after each fault; SIGTERM
@@ -16,6 +16,7 @@ const { values } = parseArgs({
     faults: { type: "string", default: "100" },
     seed: { type: "string", default: "1" },
     seconds: { type: "string", default: "86400" },
+    only: { type: "string", default: "" },
     json: { type: "string" },
     add: { type: "boolean", default: false },
   },
@@ -34,6 +35,7 @@ for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => stop.abort(
 await new ChaosRunner(programs, Number(values.seed), writer).run({
   faults: Number(values.faults),
   seconds: Number(values.seconds),
+  only: values.only,
   signal: stop.signal,
 });
 writer.write();

@@ -10,6 +10,9 @@ import type { ReportWriter } from "./report.ts";
 
 const faultsPerCluster = 25;
 const roundMs = 2500;
+/** The deadline of a round that ends when what happened has been heard of, and by when that is. */
+const heardRoundMs = 10_000;
+const heardMs = 1000;
 /** What a call may be late by: 250 ms after its deadline, and what a machine takes that runs nine processes. */
 const slackMs = 250 + 2000;
 const lockstepMs = 10_000;
@@ -47,6 +50,8 @@ class StallClock {
 export interface RunLimits {
   readonly faults: number;
   readonly seconds: number;
+  /** Only faults whose name holds this. */
+  readonly only: string;
   /** Ends the run after the fault that is under way. */
   readonly signal: AbortSignal;
 }
@@ -57,6 +62,7 @@ export class ChaosRunner {
   readonly #seed: number;
   readonly #writer: ReportWriter;
   readonly #stalls = new StallClock();
+  #faults: readonly Fault[] = [];
   #step = 0;
 
   constructor(programs: Programs, seed: number, writer: ReportWriter) {
@@ -67,9 +73,10 @@ export class ChaosRunner {
   }
 
   /** As many faults, or as many as there is time for. */
-  async run({ faults: count, seconds, signal }: RunLimits): Promise<void> {
+  async run({ faults: count, seconds, only, signal }: RunLimits): Promise<void> {
     const end = performance.now() + seconds * 1000;
     const goesOn = () => this.#writer.injected < count && performance.now() < end && !signal.aborted;
+    this.#faults = faults.filter(({ name }) => name.includes(only));
     while (goesOn()) await this.#cluster(goesOn);
     this.#stalls.stop();
   }
@@ -98,7 +105,7 @@ export class ChaosRunner {
 
   /** False where the cluster did not get over it. */
   async #fault(cluster: ChaosCluster, options: ClusterOptions): Promise<boolean> {
-    const fault = this.#random.of(faults.filter(({ needs }) => needs?.(options) ?? true));
+    const fault = this.#random.of(this.#faults.filter(({ needs }) => needs?.(options) ?? true));
     const rank = this.#random.of(cluster.ranks);
     const registering = this.#random.below(roundsPerRegistration) === 0 && fault.whileRegistering === true;
     const name = registering ? `${fault.name}, while all register` : fault.name;
@@ -123,14 +130,19 @@ export class ChaosRunner {
     const lateMs = slackMs + (fault.lateMs ?? 0);
     const calls = registering
       ? cluster.registerAll(hinderedMs)
-      : this.#callAll(cluster, roundMs, fault.absent ? rank : undefined);
+      : this.#callAll(cluster, fault.isHeard ? heardRoundMs : roundMs, fault.absent ? rank : undefined);
     await sleep(this.#random.below(registering ? 300 : 30));
     const heal = await fault.inject(cluster, rank, this.#random);
     const outcomes = await calls;
     const problems = registering
       ? // It asks for the agent, leaves its batch, and registers pair and batch, each with that deadline.
         judgeEnds(outcomes, 4 * hinderedMs + lateMs)
-      : judgeRound(outcomes, { commit: cluster.options.commit, step, limitMs: roundMs + lateMs });
+      : judgeRound(outcomes, {
+          commit: cluster.options.commit,
+          step,
+          limitMs: (fault.isHeard ? heardMs : roundMs) + lateMs,
+          culprit: fault.isBlamed ? rank : undefined,
+        });
     try {
       await heal();
     } catch (error) {

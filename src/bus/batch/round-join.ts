@@ -8,7 +8,15 @@ import { TensorBusError } from "../../errors.ts";
 import type { Execution } from "../../exec/executor.ts";
 import type { RoundReport } from "../../transport/transport.ts";
 import type { RoundIdentity } from "../pair/events.ts";
-import { elsewhere, errorOfFailed, originOf, type RoundLog, settled } from "./round-log.ts";
+import {
+  type BatchEnd,
+  elsewhere,
+  errorOfEnd,
+  errorOfFailed,
+  originOf,
+  type RoundLog,
+  settled,
+} from "./round-log.ts";
 import type { RoundNames } from "./round-names.ts";
 import type { StagedCommit } from "./staged-commit.ts";
 
@@ -211,9 +219,15 @@ export class RoundJoin {
 
   /** A round that fails elsewhere once it was confirmed here is over; before that, the log has a moment to answer. */
   #follow(round: number, reading: Reading, local: AbortController): () => void {
-    const { log, from } = this.#options;
+    const { log, from, staged } = this.#options;
     let held: ReturnType<typeof setTimeout> | undefined;
+    /** A rank that has its part hears by its channels of nobody's end who has no channel to it, and waits for its vote. */
+    const over = (end: BatchEnd) => {
+      if (staged !== undefined) local.abort(errorOfEnd(end));
+    };
+    if (log.end !== undefined) over(log.end);
     const unlisten = log.listen((entry) => {
+      if (entry.kind === "ended") over(entry);
       if (entry.kind !== "failed" || entry.from !== from || entry.round < round) return;
       const fail = () => local.abort(errorOfFailed(entry));
       if (reading.isConfirmed === true) fail();
