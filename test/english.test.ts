@@ -73,6 +73,10 @@ describe("the language", () => {
     expect(found(/\bcan not\b.{0,20}/gi, (path) => [text.get(path)!])).toEqual([]);
   });
 
+  it("says what is missing", () => {
+    expect(found(/\bwhat lacks\b.{0,20}/gi, proseOfProduct)).toEqual([]);
+  });
+
   it("begins no comment with a part of a sentence", () => {
     expect(found(/^(?:Of|Who|Where|Whether) (?!.*\?$).{0,60}/g, proseOfProduct)).toEqual([]);
   });

@@ -275,8 +275,8 @@ TB_API int32_t tb_identity_read(const uint8_t identity[TB_IDENTITY_BYTES], uint3
 /*
  * What would carry the buckets of two sessions between tensors in these kinds of memory (1 host, 2 shared, 4 CUDA),
  * with these flags of a transfer: as of tb_transfer_carrier. TB_EUNSUPPORTED if nothing would; the message names
- * what lacks.
- * TB_EDEVICE_SHARED if all that lacks for NCCL is a GPU for each of the two.
+ * what is missing.
+ * TB_EDEVICE_SHARED if NCCL misses nothing but a GPU for each of the two.
  */
 TB_API int32_t tb_carrier_between(const uint8_t one[TB_IDENTITY_BYTES], const uint8_t other[TB_IDENTITY_BYTES],
                                   uint32_t memory, uint32_t flags, uint32_t *carrier, tb_error *err);

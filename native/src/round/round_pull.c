@@ -78,14 +78,14 @@ int32_t tb_pulls_on_read(tb_exchange *exchange, const tb_wire_header *header, tb
     tb_transfer *transfer = exchange->transfer;
     uint32_t channel = header->stage < TB_STAGES ? exchange->send[header->stage] : TB_NONE;
     if (channel == TB_NONE || header->sequence >= transfer->program.channels[channel].bucket_count) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt for nothing");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt came for a bucket that there is not");
     }
     if (header->round != transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
         return TB_OK;
     }
     uint32_t bucket = transfer->program.channels[channel].first_bucket + header->sequence;
     if (tb_way_of(transfer, channel) != TB_WAY_PULL || transfer->buckets[bucket] != TB_BUCKET_MOVING) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt for what cannot be read");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt came for a bucket that is not being read");
     }
     was_read(exchange, bucket);
     return TB_OK;
@@ -209,7 +209,7 @@ int32_t tb_pulls_on_ready(tb_exchange *exchange, const tb_wire_header *header, t
     tb_transfer *transfer = exchange->transfer;
     uint32_t channel = header->stage < TB_STAGES ? exchange->receive[header->stage] : TB_NONE;
     if (channel == TB_NONE || header->round > transfer->round || tb_way_of(transfer, channel) != TB_WAY_PULL) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "buckets that nobody asked for");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "buckets came that nobody asked for");
     }
     if (header->round < transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
         return TB_OK; /* of a round that failed here */

@@ -110,7 +110,7 @@ int32_t tb_round_arrive(tb_peer *peer, tb_arrival *arrival, tb_error *err) {
     tb_transfer *transfer = exchange->transfer;
     if (header->stage >= TB_STAGES || exchange->receive[header->stage] == TB_NONE || header->round > transfer->round
         || tb_way_of(transfer, exchange->receive[header->stage]) == TB_WAY_PULL) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a bucket that nobody asked for");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a bucket came that nobody asked for");
     }
     if (header->round < transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
         return TB_OK; /* of a round that failed here */

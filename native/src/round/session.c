@@ -115,7 +115,7 @@ static int32_t identify(tb_session *session, tb_error *err) {
         streams_alone = streams_alone && ((asked & bit) == 0 || (*at)->way == TB_WAY_STREAM);
     }
     if ((asked & ~built) != 0) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "carriers %x, of which this build has %x", asked, built);
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "carriers %x were asked for, and this build has %x", asked, built);
     }
     identity->carriers |= session->options.carriers & TB_CARRY_SHARED_GPU;
     identity->pid = getpid();
@@ -130,7 +130,7 @@ static int32_t open_device(tb_session *session, tb_error *err) {
     bool needed = tb_session_may(session, TB_WAY_STREAM | TB_WAY_PULL | TB_WAY_JOINT, TB_MEMORY_CUDA);
     bool named = memcmp(session->options.device, none, sizeof none) != 0;
     if (needed != named) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "carriers of CUDA memory and a device go together");
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a carrier of CUDA memory needs a device, and a device needs such a carrier");
     }
     return named ? session->devices->open(session->options.device, &session->device, err) : TB_OK;
 }

@@ -239,7 +239,7 @@ static int32_t copy_members(tb_transfer *transfer, const tb_member *members, uin
         bool own = member->rank == session->options.rank;
         if (member->rank < 0 || member->rank >= session->options.world
             || (i > 0 && member->rank <= members[i - 1].rank)) {
-            return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "members ascend within the world");
+            return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "the ranks of members must ascend, and lie within the world");
         }
         transfer->members[i] = *member;
         among |= own;
@@ -251,7 +251,7 @@ static int32_t copy_members(tb_transfer *transfer, const tb_member *members, uin
     }
     transfer->member_count = count;
     transfer->joined = joins ? print : 0;
-    return among ? TB_OK : tb_fail(err, TB_EUNSUPPORTED, -1, 0, "members without this rank");
+    return among ? TB_OK : tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this rank is missing among the members");
 }
 
 /* The carrier that the members of a transfer move by together. */

@@ -53,7 +53,7 @@ static int32_t take_failure(const tb_wire_header *header, const uint8_t *body, t
                             tb_error *err) {
     tb_wire_failure failure;
     if (header->body_bytes < sizeof failure) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a failure without its reason");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a failure came without its reason");
     }
     memcpy(&failure, body, sizeof failure);
     if (failure.code < 100 || failure.code > 999) {
@@ -104,7 +104,7 @@ static int32_t on_grant(tb_exchange *exchange, const tb_wire_header *header, tb_
     uint32_t channel = header->stage < TB_STAGES ? exchange->send[header->stage] : TB_NONE;
     if (channel == TB_NONE || tb_way_of(transfer, channel) == TB_WAY_JOINT
         || header->count > transfer->program.channels[channel].bucket_count) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant of %u buckets that there are not", header->count);
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant names %u buckets, more than there are", header->count);
     }
     tb_channel_state *state = &transfer->channels[channel];
     bool current = transfer->state == TB_TRANSFER_RUNNING && header->round == transfer->round;
@@ -114,7 +114,7 @@ static int32_t on_grant(tb_exchange *exchange, const tb_wire_header *header, tb_
     }
     uint32_t from = header->round == state->granted_round ? state->granted : 0;
     if (header->count < from) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant that takes another back");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant takes an earlier one back");
     }
     if (!current && transfer->state == TB_TRANSFER_RUNNING) {
         /* A peer that is ahead never began this round, unless it has no more to do with it. */
@@ -137,7 +137,7 @@ static int32_t on_taken(tb_exchange *exchange, const tb_wire_header *header, tb_
     tb_transfer *transfer = exchange->transfer;
     uint32_t channel = header->stage < TB_STAGES ? exchange->send[header->stage] : TB_NONE;
     if (channel == TB_NONE) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt for nothing");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt came for a bucket that there is not");
     }
     if (header->round != transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
         return TB_OK;
@@ -148,7 +148,7 @@ static int32_t on_taken(tb_exchange *exchange, const tb_wire_header *header, tb_
     }
     /* Claimed, not retired: a receipt may overtake this rank's own look at what its last write took. */
     if (state->finished || state->done != transfer->program.channels[channel].bucket_count) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt for what was not sent");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt came for what was not sent");
     }
     state->finished = true;
     exchange->unfinished--;

@@ -103,7 +103,7 @@ static bool is_set_of(const tb_nccl_set *set, const tb_transfer *transfer) {
 static int32_t attach(tb_transfer *transfer, tb_nccl_set *set, tb_error *err) {
     tb_nccl_run *run = tb_nccl_run_of(transfer);
     if (run == NULL || run->built != TB_RUN_UNBUILT || !is_set_of(set, transfer)) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "the communicator of other ranks than the transfer's");
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "the communicator is one of other ranks than the transfer's");
     }
     run->set = set;
     run->built = TB_RUN_BUILDING;

@@ -16,7 +16,7 @@ enum { MOST_IN_SET = 1 << 16 };
 
 static int32_t load(const tb_session *session, const char *library, tb_nccl *nccl, tb_error *err) {
     if ((session->identity.carriers & TB_CARRY_NCCL) == 0 || tb_nccl_of(session) != NULL) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a session whose carrier is not nccl, or that has its library");
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "the session does not use nccl, or has its library already");
     }
     int32_t code = tb_nccl_load(library, &nccl->api, err);
     return code == TB_OK ? tb_cuda_worker_open(session->options.device, &nccl->worker, err) : code;
@@ -54,12 +54,12 @@ static int32_t check_ranks(const tb_session *session, const int32_t *ranks, uint
     *own = TB_NONE;
     for (uint32_t i = 0; i < count && i < MOST_IN_SET; i++) {
         if (ranks[i] < 0 || ranks[i] >= session->options.world || (i > 0 && ranks[i] <= ranks[i - 1])) {
-            return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "ranks of a set ascend within the world");
+            return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "the ranks of a set must ascend, and lie within the world");
         }
         *own = ranks[i] == session->options.rank ? i : *own;
     }
     if (*own == TB_NONE || count > MOST_IN_SET) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a set of %u ranks without this one, or too large", count);
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a set of %u ranks is too large, or does not name this one", count);
     }
     return TB_OK;
 }

@@ -184,9 +184,9 @@ static int32_t on_turn(tb_exchange *exchange, const tb_wire_header *header, tb_e
     if (!expected) {
         /* It runs on the leader, and has ended here: only an abort brings the two together again. */
         if (run->set != NULL) {
-            tb_nccl_doom(run->set, TB_EPROTOCOL, exchange->peer->rank, "a turn that nobody asked for");
+            tb_nccl_doom(run->set, TB_EPROTOCOL, exchange->peer->rank, "a turn came that nobody asked for");
         }
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a turn that nobody asked for");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a turn came that nobody asked for");
     }
     take_turn(transfer);
     return TB_OK;

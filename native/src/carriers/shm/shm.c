@@ -89,10 +89,10 @@ static int32_t pin(tb_import *import, shm_import *opened, tb_error *err) {
     opened->pid_fd = (int)syscall(SYS_pidfd_open, import->identity.pid, 0);
     int os_errno = opened->pid_fd < 0 ? errno : 0;
     if (os_errno == ENOSYS || os_errno == EPERM) {
-        return tb_fail(err, TB_EUNSUPPORTED, import->rank, os_errno, "pidfd_open of rank %d", import->rank);
+        return tb_fail(err, TB_EUNSUPPORTED, import->rank, os_errno, "the process of rank %d cannot be opened (pidfd_open)", import->rank);
     }
     if (os_errno != 0 && os_errno != ESRCH) {
-        return tb_fail(err, TB_ESYSTEM, import->rank, os_errno, "pidfd_open of rank %d", import->rank);
+        return tb_fail(err, TB_ESYSTEM, import->rank, os_errno, "the process of rank %d cannot be opened (pidfd_open)", import->rank);
     }
     if (os_errno == ESRCH || !tb_identity_lives(&import->identity)) {
         return tb_fail(err, TB_EPEER_LOST, import->rank, 0, "the process of rank %d is gone", import->rank);

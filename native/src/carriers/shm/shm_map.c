@@ -49,7 +49,7 @@ static int32_t open_file(const tb_wire_identity *identity, const tb_shm_file *fi
         return TB_OK;
     }
     if (os_errno == EACCES || os_errno == EPERM) {
-        return tb_fail(err, TB_EUNSUPPORTED, rank, os_errno, "shared memory of rank %d by way of /proc/%d/fd",
+        return tb_fail(err, TB_EUNSUPPORTED, rank, os_errno, "shared memory of rank %d cannot be opened by way of /proc/%d/fd",
                        rank, identity->pid);
     }
     bool gone = os_errno == ENOENT && !tb_identity_lives(identity);
@@ -59,7 +59,7 @@ static int32_t open_file(const tb_wire_identity *identity, const tb_shm_file *fi
 static int32_t check_file(int fd, const tb_shm_file *file, int32_t rank, tb_error *err) {
     struct stat status;
     if (fstat(fd, &status) != 0) {
-        return tb_fail(err, TB_ESYSTEM, rank, errno, "fstat of shared memory of rank %d", rank);
+        return tb_fail(err, TB_ESYSTEM, rank, errno, "shared memory of rank %d cannot be examined", rank);
     }
     if (!S_ISREG(status.st_mode) || status.st_dev != file->device || status.st_ino != file->inode
         || status.st_uid != geteuid()) {
@@ -87,7 +87,7 @@ static int32_t map_file(int fd, const tb_shm_file *file, int32_t rank, tb_shm_ma
         int os_errno = errno;
         free(map);
         return tb_fail(err, os_errno == ENOMEM ? TB_ENO_MEMORY : TB_ESYSTEM, rank, os_errno,
-                       "mapping %llu bytes of rank %d", (unsigned long long)file->bytes, rank);
+                       "%llu bytes of rank %d cannot be mapped", (unsigned long long)file->bytes, rank);
     }
     *map =
         (tb_shm_map){.device = file->device, .inode = file->inode, .bytes = file->bytes, .at = at};
