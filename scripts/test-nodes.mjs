@@ -61,6 +61,7 @@ try {
   install();
   for (const version of versions) {
     const node = join(folder, "node_modules", `node-${version}`, "bin", "node");
+    await check(version, "every entry, required and imported", node, ["test/nodes/entries.cjs"]);
     await check(version, "a training loop and its engine", node, ["examples/train-to-inference/launch.js"]);
     keepBusy();
     for (const [what, times] of endings) {

@@ -2,6 +2,7 @@
  * calls. The engine calls these by their usual names. Whatever else is newer, the linker refuses: scripts/build-native.mjs. */
 #include <fcntl.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -22,4 +23,12 @@ ssize_t getrandom(void *bytes, size_t length, unsigned flags) {
 
 int memfd_create(const char *name, unsigned flags) {
     return (int)syscall(SYS_memfd_create, name, flags);
+}
+
+/* Part of what every program and library is linked with, not of libc.so.6: it names the library that it is called for. */
+extern void *__dso_handle __attribute__((visibility("hidden")));
+int __cxa_atexit(void (*function)(void *), void *argument, void *library);
+
+int atexit(void (*function)(void)) {
+    return __cxa_atexit((void (*)(void *))function, NULL, __dso_handle);
 }

@@ -33,6 +33,50 @@ static void test_order(void) {
     kit_free(&k);
 }
 
+/* Rank 3 hands on what it gets first of ranks 0, 1 and 2, to rank 4: that comes first, by the planner's turns. */
+static void test_awaited(void) {
+    static const uint32_t turns[] = {1, 2, 0};
+    static const uint32_t expected[] = {2, 0, 1, 0, 0, 1, 2, 0, 1, 2}; /* two of rank 0 are awaited, one of each other */
+    enum { EACH = 3, HANDED = 4, PARTS = 3 * EACH + 1 };
+    kit k;
+    int64_t at = 0;
+    kit_start(&k, 1, 1);
+    kit_tensor(&k, 0, TB_UINT8, PARTS, TB_UINT8, PARTS);
+    int awaited[HANDED];
+    int found = 0;
+    for (uint32_t source = 0; source < 3; source++) {
+        for (uint32_t i = 0; i < EACH + (source == 0); i++, at++) {
+            kit_bucket *bucket = kit_bucket_add(&k, 1, source, 3, source);
+            kit_copy(&k, bucket, 0, 1, kit_run(at, 1), kit_run(at, 1));
+            if (i < 1 + (source == 0)) {
+                awaited[found++] = k.bucket_count - 1;
+            }
+        }
+    }
+    kit_bucket *handed = kit_bucket_add(&k, 2, 3, 4, 3);
+    for (int i = 0; i < HANDED; i++) {
+        handed->dependencies[handed->dependency_count++] = awaited[i];
+    }
+    kit_copy(&k, handed, 0, 1, kit_run(0, 1), kit_run(0, 1));
+    uint8_t target[PARTS];
+    tb_binding binding = {.address = (uintptr_t)target, .bytes = sizeof target};
+    kit_program bytes = kit_build(&k, 3, 0);
+    const tb_program_header *header = (const tb_program_header *)bytes.bytes;
+    tb_channel *channels = (tb_channel *)((uint8_t *)bytes.bytes + header->channels_at);
+    for (uint32_t i = 0; i < header->channel_count; i++) {
+        channels[i].turn = channels[i].direction == TB_RECEIVE ? turns[channels[i].peer] : 0;
+    }
+    tb_program program;
+    CHECK(tb_program_load(&program, bytes.bytes, bytes.byte_count, &binding, 1, 3, 5, NULL) == TB_OK);
+    CHECK(program.turn_count[1] == sizeof expected / sizeof expected[0]);
+    for (uint32_t i = 0; i < program.turn_count[1]; i++) {
+        CHECK(program.channels[program.turns[1][i]].peer == expected[i]);
+    }
+    tb_program_free(&program);
+    free(bytes.bytes);
+    kit_free(&k);
+}
+
 /* The next GRANT of a stage; other frames are passed over. */
 static uint32_t take_grant(world *w, int fd, uint8_t stage) {
     uint8_t body[4096];
@@ -119,6 +163,7 @@ static void test_small(void) {
 
 int main(void) {
     test_order();
+    test_awaited();
     test_in_flight();
     test_small();
     return 0;

@@ -11,7 +11,7 @@ export interface StridedBytes {
   readonly run: number;
 }
 
-export interface StridedLoop {
+interface StridedLoop {
   readonly count: number;
   /** Bytes, 0 and more; 0 says the same bytes again. */
   readonly stride: number;

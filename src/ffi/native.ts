@@ -36,12 +36,12 @@ interface PlainTypes {
   string: string;
 }
 
-export type Parameter = keyof InputTypes | keyof OutputTypes;
+type Parameter = keyof InputTypes | keyof OutputTypes;
 
 /** A function that ends with `tb_error *err` and returns a code. The parameter `err` is not listed. */
-export type Fallible = readonly Parameter[];
+type Fallible = readonly Parameter[];
 /** A function that cannot fail. */
-export interface Plain {
+interface Plain {
   readonly returns: keyof PlainTypes;
   readonly parameters: readonly (keyof InputTypes)[];
 }

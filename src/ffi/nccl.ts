@@ -16,7 +16,7 @@ const native = declareNative({
 export const ncclSoname = "libnccl.so.2";
 /** Names the library, before any other place is looked at. */
 export const ncclVariable = "TENSOR_BUS_LIBNCCL";
-export const ncclIdBytes = 128;
+const ncclIdBytes = 128;
 
 type Environment = Readonly<Record<string, string | undefined>>;
 

@@ -94,11 +94,11 @@ interface CommonSessionOptions {
   /** The UUID of the GPU that all registered memory lies on; memory of the host unless given. */
   readonly device?: string;
 }
-export interface MemorySessionOptions extends CommonSessionOptions {
+interface MemorySessionOptions extends CommonSessionOptions {
   readonly kind: "memory";
   readonly hub: bigint;
 }
-export interface TcpSessionOptions extends CommonSessionOptions {
+interface TcpSessionOptions extends CommonSessionOptions {
   readonly kind: "tcp";
   readonly connections: number;
   readonly peerTimeoutMs: number;
@@ -141,13 +141,13 @@ export interface TransferEvent {
   readonly error: TensorBusError | undefined;
 }
 
-export interface NoticeEvent {
+interface NoticeEvent {
   readonly kind: "peerLost" | "peerLeft" | "fault";
   readonly error: TensorBusError;
 }
 
 /** Nothing of a stopped session runs any more. */
-export interface EndedEvent {
+interface EndedEvent {
   readonly kind: "ended";
 }
 

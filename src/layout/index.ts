@@ -10,7 +10,6 @@ export {
   isPacked,
   itemSize,
   movedAs,
-  type PackedType,
   refusePacked,
   unitOf,
 } from "./dtype.ts";
@@ -20,7 +19,6 @@ export {
   holdingAt,
   holdingOf,
   type Run,
-  type Selection,
   selectedCoordinate,
   uncut,
 } from "./holding.ts";
@@ -30,17 +28,14 @@ export {
   formatPlacement,
   Partial,
   type PartialOp,
-  type PartialPlacement,
   type Placement,
   parsePlacement,
   partialOps,
   Replicate,
-  type ReplicatePlacement,
   Shard,
   type ShardOptions,
   type ShardPlacement,
   StridedShard,
-  type StridedShardPlacement,
   shardSizes,
   sumOf,
 } from "./placement.ts";

@@ -19,7 +19,7 @@ export interface SafetensorsHeader {
 /** Bytes before the header: its length, a little-endian unsigned 64-bit integer. */
 export const prefixBytes = 8;
 /** The longest header that the reference implementation reads. */
-export const maxHeaderBytes = 100_000_000;
+const maxHeaderBytes = 100_000_000;
 const metadataKey = "__metadata__";
 
 const namesInFile: Readonly<Record<DType, string>> = {

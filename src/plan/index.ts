@@ -29,7 +29,8 @@ export {
 } from "./explain/diff.ts";
 export type { Change, SideForm, TensorField, TensorForm, TensorGroup } from "./explain/diff-tensors.ts";
 export type { Arrival, Departure, Explanation, Part, Place } from "./explain/explain.ts";
-export { formatVersion, isSavedPlan, plannerVersion } from "./input/codec.ts";
+export { formatVersion, isSavedPlan } from "./input/codec.ts";
+export { plannerVersion } from "./input/decisions.ts";
 export type * from "./input/types.ts";
 export { chunkToJSON, planToJSON, toJSON } from "./json.ts";
 export {

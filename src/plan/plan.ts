@@ -2,9 +2,10 @@ import { TensorBusError } from "../errors.ts";
 import { maxRanks } from "../layout/index.ts";
 import { type Explanation, explainTensor } from "./explain/explain.ts";
 import { fail } from "./input/check.ts";
-import { decodeInput, encodePlan } from "./input/codec.ts";
+import { decodeInput, encodePlan, plannerOf } from "./input/codec.ts";
+import { decide } from "./input/decisions.ts";
 import { normalize } from "./input/normalize.ts";
-import { type Routing, route } from "./input/routing.ts";
+import type { Routing } from "./input/routing.ts";
 import type { Bucket, Chunk, PlanInput } from "./input/types.ts";
 import {
   type ChannelStats,
@@ -59,12 +60,16 @@ export class Plan {
 
   /** Plans an input. The readings of strided shards are checked here; chunks are made when they are asked for. */
   static of(input: PlanInput): Plan {
+    return Plan.#by(input);
+  }
+
+  static #by(input: PlanInput, planner?: number): Plan {
     const normal = normalize(input);
-    const routing = normal.patterns.map((pattern) => route(normal, pattern));
-    const subject: Subject = { input: normal, image: makeImage(normal, routing), table: undefined };
+    const decisions = decide(normal, planner);
+    const subject: Subject = { input: normal, image: makeImage(normal, decisions), table: undefined };
     new Question(subject).end();
-    const { bytes, digest } = encodePlan(normal, routing);
-    return new Plan(subject, routing, bytes, digest);
+    const { bytes, digest } = encodePlan(normal, decisions);
+    return new Plan(subject, decisions.routing, bytes, digest);
   }
 
   /**
@@ -74,7 +79,7 @@ export class Plan {
   static load(bytes: Uint8Array): Plan {
     let plan: Plan;
     try {
-      plan = Plan.of(decodeInput(bytes));
+      plan = Plan.#by(decodeInput(bytes), plannerOf(bytes));
     } catch (cause) {
       if (!(cause instanceof TensorBusError) || cause.code === "TB_PLAN_FORMAT") throw cause;
       throw new TensorBusError("TB_PLAN_FORMAT", `the plan is damaged: ${cause.message}`, { cause });

@@ -2,7 +2,7 @@ import { checkAnswer, grantAnswer, renewalAnswer } from "./etcd-answers.ts";
 import { type EtcdGateway, isLeaseGone } from "./etcd-gateway.ts";
 
 /** The lease of this client ran out: its leased keys are gone, or will be. */
-export class LeaseGone extends Error {
+class LeaseGone extends Error {
   override readonly name = "LeaseGone";
 }
 

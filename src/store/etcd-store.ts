@@ -81,7 +81,7 @@ class EtcdStore implements Store {
   constructor(options: EtcdStoreOptions, prefix: string) {
     const silenceMs = options.silenceMs ?? defaultSilenceMs;
     const maxValueBytes = options.maxValueBytes ?? defaultMaxValueBytes;
-    this.capabilities = { watch: true, lease: true, exactSwap: true, maxValueBytes, maxKeyBytes };
+    this.capabilities = { lease: true, exactSwap: true, maxValueBytes, maxKeyBytes };
     this.namespace = options.namespace ?? defaultNamespace;
     this.#endpoints = options.endpoints;
     this.#prefix = prefix;

@@ -21,7 +21,6 @@ export interface MemoryStoreOptions {
 }
 
 const capabilities: StoreCapabilities = {
-  watch: true,
   lease: true,
   exactSwap: true,
   maxValueBytes: 2 ** 30,

@@ -5,8 +5,6 @@
 
 /** Abilities of a store beyond the members of `Store`. */
 export interface StoreCapabilities {
-  /** `wait` is told of a change by the store; without it, the store is asked again and again. */
-  readonly watch: boolean;
   /** Keys can be bound to a lease and vanish with their writer. */
   readonly lease: boolean;
   /**

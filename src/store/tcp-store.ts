@@ -69,7 +69,6 @@ class TcpStore implements Store {
     this.#silenceMs = options.silenceMs ?? defaultSilenceMs;
     this.#life = new StoreLife(`the store at ${options.host}:${options.port}`);
     this.capabilities = {
-      watch: true,
       lease: false,
       exactSwap: false,
       maxValueBytes: wireLimits.valueBytes,

@@ -11,8 +11,12 @@ import { type Outcome, type Sides, usualSides } from "./protocol.ts";
 import { CuttingProxy } from "./proxy.ts";
 import type { HostOptions } from "./rank.ts";
 
+/** `ucx` moves by its own TCP unless UCX_TLS says otherwise: these clusters have one host. */
+export const clusterTransports = ["tcp", "shm", "ucx"] as const;
+export type ClusterTransport = (typeof clusterTransports)[number];
+
 export interface ClusterOptions {
-  readonly transport: "tcp" | "shm";
+  readonly transport: ClusterTransport;
   readonly store: "tcp" | "etcd";
   readonly commit: "direct" | "staged";
   readonly sides?: Sides;
@@ -94,6 +98,7 @@ export class ChaosCluster {
         ],
       ],
       {
+        UCX_TLS: "tcp,self",
         ...process.env,
         TENSOR_BUS_SECRET: "a secret of enough bytes for chaos",
         TENSOR_BUS_STORE: `${this.options.store}://127.0.0.1:${this.storeProxies[rank]!.port}`,

@@ -1,5 +1,5 @@
 /**
- * `npm run chaos -- --faults N --seed S [--seconds T] [--only NAME] [--json FILE [--add]]`: real processes, and faults drawn by a seed while
+ * `npm run chaos -- --faults N --seed S [--seconds T] [--only NAME] [--transports A,B] [--json FILE [--add]]`: real processes, and faults drawn by a seed while
  * their rounds and registrations are under way. After each: every call ended in time and with a code, no element is of no
  * step, staged rounds were whole, and at the latest the second lockstep call succeeds; at the end nothing is left. What
  * happened while the machine itself stood still is not judged, and counted. The report is written after each fault; SIGTERM
@@ -7,6 +7,7 @@
  */
 import { parseArgs } from "node:util";
 import type { Programs } from "./children.ts";
+import { clusterTransports } from "./cluster.ts";
 import { faults } from "./faults.ts";
 import { ReportWriter } from "./report.ts";
 import { ChaosRunner } from "./runner.ts";
@@ -17,6 +18,7 @@ const { values } = parseArgs({
     seed: { type: "string", default: "1" },
     seconds: { type: "string", default: "86400" },
     only: { type: "string", default: "" },
+    transports: { type: "string", default: "tcp,shm" },
     json: { type: "string" },
     add: { type: "boolean", default: false },
   },
@@ -32,7 +34,12 @@ for (const { name, needs } of faults) {
 }
 const stop = new AbortController();
 for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => stop.abort());
-await new ChaosRunner(programs, Number(values.seed), writer).run({
+const transports = values.transports.split(",").map((name) => {
+  const known = clusterTransports.find((transport) => transport === name);
+  if (known === undefined) throw new Error(`no transport ${name}; there are ${clusterTransports.join(", ")}`);
+  return known;
+});
+await new ChaosRunner(programs, Number(values.seed), writer, transports).run({
   faults: Number(values.faults),
   seconds: Number(values.seconds),
   only: values.only,

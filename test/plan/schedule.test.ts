@@ -208,6 +208,10 @@ describe("the schedule", () => {
   });
 });
 
+const benchPairs = dtensorCases.filter(
+  (one): one is GoldenPair => one.kind === "pair" && one.id.includes("-bench"),
+);
+
 /** What the larger pairs are benchmarked with: the layouts of the goldens at 100 tensors of 4096 x 4096. */
 function benchInput({ source, target }: GoldenPair, strategy: Strategy, topology: TopologyInput): PlanInput {
   return {
@@ -237,10 +241,55 @@ function egress(
   return [...sent.values()];
 }
 
+describe("stages overlap", () => {
+  const mixture = (strategy: Strategy): PlanInput => ({
+    pairs: {
+      p: {
+        source: { mesh: new DeviceMesh([16]), placements: [Shard(0)] },
+        target: { mesh: new DeviceMesh([8], { ranks: range(16, 8) }), placements: [Replicate()] },
+      },
+    },
+    // Two experts a layer before what all ranks want of it: in the order of the input, stripes would come last.
+    tensors: range(0, 96).map((index) => ({
+      name: `w${index}`,
+      pair: "p",
+      shape: [2048, 1024],
+      dtype: "bfloat16",
+      ...(index % 3 < 2 && { target: { select: { dim: 0, index: index % 8, of: 8 } } }),
+    })),
+    bucketBytes: 2 ** 18,
+    strategy,
+    topology: { ranksPerHost: 8, hostMBps: 4000, networkMBps: 1000, latencyUs: 5 },
+  });
+
+  it("so that what is handed on comes first, and is handed on while the rest comes", async () => {
+    const { channels, start, end, ratio, isByBucket } = (await planTransfer(mixture("auto"))).schedule()!;
+    expect(isByBucket).toBe(true);
+    const ends = (wanted: number, times: Float64Array) =>
+      range(0, channels.count)
+        .filter((row) => channels.stage[row] === wanted && channels.srcRank[row] !== channels.dstRank[row])
+        .map((row) => times[row]!);
+    // In turn, stage 2 would begin when stage 1 is over.
+    expect(Math.max(...ends(2, start))).toBeLessThan(Math.max(...ends(1, end)) / 4);
+    expect(Math.max(...ends(2, end))).toBeLessThan(Math.max(...ends(1, end)));
+    expect(ratio).toBeLessThanOrEqual(1.1);
+  });
+
+  it("and auto finds the strategy that takes least", async () => {
+    for (const { id, source, target } of benchPairs) {
+      for (const ranksPerHost of [1, 4, 8]) {
+        const topology = { ranksPerHost, hostMBps: 50_000, networkMBps: 50_000, latencyUs: 5 };
+        const of = async (strategy: Strategy) =>
+          (await planTransfer(benchInput({ source, target } as GoldenPair, strategy, topology))).schedule()!
+            .makespan;
+        const least = Math.min(await of("direct"), await of("striped"));
+        expect((await of("auto")) / least, `${id}, ${ranksPerHost} ranks a host`).toBeLessThanOrEqual(1.12);
+      }
+    }
+  });
+});
+
 describe("bench pairs", () => {
-  const pairs = dtensorCases.filter(
-    (one): one is GoldenPair => one.kind === "pair" && one.id.includes("-bench"),
-  );
   const speeds = { hostMBps: 450_000, networkMBps: 50_000, latencyUs: 5 };
   const topologies: Record<string, TopologyInput> = {
     "a host a side": { ranksPerHost: 8, ...speeds },
@@ -250,10 +299,10 @@ describe("bench pairs", () => {
     "links of one speed": { ranksPerHost: 8, hostMBps: 50_000, networkMBps: 50_000, latencyUs: 5 },
   };
 
-  it("are all there", () => expect(pairs).toHaveLength(24));
+  it("are all there", () => expect(benchPairs).toHaveLength(24));
 
   for (const strategy of ["direct", "striped", "auto"] as const) {
-    it.each(pairs.map((pair) => [pair.id, pair] as const))(`${strategy}: %s`, async (_, pair) => {
+    it.each(benchPairs.map((pair) => [pair.id, pair] as const))(`${strategy}: %s`, async (_, pair) => {
       for (const [name, topology] of Object.entries(topologies)) {
         const plan = await planTransfer(benchInput(pair, strategy, topology));
         const sent = egress(plan.channels(), pair.source.ranks);
@@ -262,7 +311,7 @@ describe("bench pairs", () => {
         expect(Math.max(...sent) / mean, name).toBeLessThanOrEqual(1.05);
         const { makespan, lowerBound, ratio } = plan.schedule()!;
         expect(makespan).toBeGreaterThanOrEqual(lowerBound);
-        expect(ratio, name).toBeLessThanOrEqual(1.3);
+        expect(ratio, name).toBeLessThanOrEqual(1.15);
       }
     });
   }

@@ -1,8 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { DeviceMesh, type Plan, planTransfer, Replicate, Shard } from "../../src/plan/index.ts";
+import { decide } from "../../src/plan/input/decisions.ts";
 import { normalize } from "../../src/plan/input/normalize.ts";
-import { route } from "../../src/plan/input/routing.ts";
 import type { ChunkRow } from "../../src/plan/input/rows.ts";
 import type { Chunk, PlanInput } from "../../src/plan/input/types.ts";
 import { makeImage } from "../../src/plan/planner/image.ts";
@@ -14,8 +14,7 @@ import { planInputs } from "./kit/arbitrary.ts";
 
 function subjectOf(input: PlanInput): Subject {
   const normal = normalize(input);
-  const routing = normal.patterns.map((pattern) => route(normal, pattern));
-  return { input: normal, image: makeImage(normal, routing), table: undefined };
+  return { input: normal, image: makeImage(normal, decide(normal)), table: undefined };
 }
 
 /** A chunk less what other tensors of its channel change: the bucket and the place in it. */

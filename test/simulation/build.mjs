@@ -14,7 +14,11 @@ const replaced = {
   "src/memory/kernels.ts": "kernels.ts",
   "src/plan/index.ts": "plan.ts",
 };
-const replacedPackages = { "node:crypto": "crypto.ts", "node:timers/promises": "timers.ts" };
+const replacedPackages = {
+  "node:crypto": "crypto.ts",
+  "node:timers/promises": "timers.ts",
+  "node:zlib": "zlib.ts",
+};
 
 /**
  * `mutations`: by the path of a module from the root, texts that are replaced in it, each of which must be there exactly once.
@@ -45,7 +49,7 @@ function replacePlatform() {
   return {
     name: "platform",
     setup({ onResolve }) {
-      onResolve({ filter: /^node:(crypto|timers\/promises)$/ }, ({ path, importer }) =>
+      onResolve({ filter: /^node:(crypto|timers\/promises|zlib)$/ }, ({ path, importer }) =>
         isPlatform(importer) ? undefined : { path: join(platform, replacedPackages[path]) },
       );
       onResolve({ filter: /\.ts$/ }, ({ path, resolveDir, importer }) => {

@@ -2,7 +2,10 @@
 import { Worker } from "node:worker_threads";
 
 /** Seeds that a thread gets at a time: planned inputs and compiled code stay with it. */
-const portion = 200;
+const portion = 1000;
+
+/** Promises live for a moment: with room for more of them, most have ended before anybody looks for garbage. */
+const resourceLimits = { maxYoungGenerationSizeMb: 64 };
 
 /** `onReport` is told of every schedule; false ends it. Rejects where a thread fails. */
 export async function runSeeds(bundle, { first, runs, jobs, trace = false, onReport }) {
@@ -18,7 +21,7 @@ export async function runSeeds(bundle, { first, runs, jobs, trace = false, onRep
   };
   const runPortion = (seeds) =>
     new Promise((resolve, reject) => {
-      const worker = new Worker(bundle, { workerData: { seeds, trace } });
+      const worker = new Worker(bundle, { workerData: { seeds, trace }, resourceLimits });
       worker.on("message", (report) => {
         if (!goesOn) return;
         goesOn = onReport(report) !== false;

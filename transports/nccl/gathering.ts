@@ -71,7 +71,7 @@ export class Gathering {
   }
 }
 
-export interface PairRules {
+interface PairRules {
   readonly wayOf: (one: number, other: number) => Carrier;
   /** True if a rank comes together with others at all. */
   readonly gathers: (rank: number) => boolean;
@@ -81,7 +81,7 @@ export interface PairRules {
 }
 
 /** The members as one of the ranks sees them; for all of them the same ones join. */
-export function chooseMembers(
+function chooseMembers(
   rank: number,
   neighbours: Neighbours,
   { wayOf, gathers, gpuOf, mayShare }: PairRules,
@@ -106,7 +106,7 @@ export function chooseMembers(
 }
 
 /** For each rank that a rank deals with, directly or by way of others: the ranks that it deals with. */
-export function neighboursOf(rank: number, { count, srcRank, dstRank }: PlanLinks): Neighbours {
+function neighboursOf(rank: number, { count, srcRank, dstRank }: PlanLinks): Neighbours {
   const all = new Map<number, Set<number>>([[rank, new Set()]]);
   const add = (one: number, other: number) => {
     const known = all.get(one);

@@ -173,7 +173,7 @@ void tb_device_submit(tb_device *device, tb_pull *pull, const tb_cuda_moves *mov
 
 /* ---- opening ----------------------------------------------------------------------------------------- */
 
-int32_t tb_device_open(const uint8_t uuid[16], tb_device **made, tb_error *err) {
+static int32_t open_device(const uint8_t uuid[16], tb_device **made, tb_error *err) {
     tb_device *device = calloc(1, sizeof *device);
     if (device == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a device");
@@ -205,7 +205,7 @@ static bool is_stepped(tb_device *device) {
     return stepped;
 }
 
-void tb_device_close(tb_device *device, uint32_t quiesce_ms) {
+static void close_device(tb_device *device, uint32_t quiesce_ms) {
     do {
         tb_cuda_worker_call(device->worker, do_nothing, NULL, NULL);
     } while (is_stepped(device));
@@ -293,8 +293,8 @@ void tb_device_unload(tb_device *device, tb_cuda_moves *moves) {
 }
 
 const tb_device_kind tb_devices_cuda = {
-    .open = tb_device_open,
-    .close = tb_device_close,
+    .open = open_device,
+    .close = close_device,
     .describe = tb_device_describe,
     .transfer_allocate = tb_device_transfer_allocate,
     .transfer_free = tb_device_transfer_free,

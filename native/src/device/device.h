@@ -12,9 +12,6 @@
 /* The devices of CUDA, as a session asks for them. */
 extern const tb_device_kind tb_devices_cuda;
 
-int32_t tb_device_open(const uint8_t uuid[16], tb_device **device, tb_error *err);
-/* Nothing of it is under way any more. */
-void tb_device_close(tb_device *device, uint32_t quiesce_ms);
 tb_cuda_worker *tb_device_worker(const tb_device *device);
 
 /* How peers reach memory of the device. TB_EREGION if it is none, or not the device's. */

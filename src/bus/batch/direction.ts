@@ -173,10 +173,13 @@ export class Direction {
       const ready = this.#ready(call, deadline, events);
       call.posters.set(role, { ...options, ready, resolve, reject });
       this.#cancelWith(call, deadline);
+      if (call.posters.size === this.#options.roles.length) {
+        this.#start(call);
+        return;
+      }
       // A lone source shows in the signal already: its rank's other side may wait for that.
-      if (role === "source") this.#announce(call);
-      if (call.posters.size === this.#options.roles.length) this.#start(call);
-      else this.#awaitOther(call, deadline);
+      this.#announce(call);
+      this.#awaitOther(call, deadline);
     });
   }
 
@@ -291,7 +294,6 @@ export class Direction {
       call.round = round;
       this.#lookLater(call);
     }
-    this.#announce(call);
   }
 
   /** The client of the other side has not asked yet: the round is cancelled where it does not in time. */
@@ -340,6 +342,7 @@ export class Direction {
     const call = this.#call;
     if (call === undefined || call.started || next <= call.round) return;
     this.#goTo(call, next);
+    this.#announce(call);
   }
 
   /** Waits for the GPUs of a role's memory. */
@@ -371,6 +374,7 @@ export class Direction {
         onJoined: (round) => this.#goTo(call, round),
         onPosted: (round) => {
           call.isPosted = true;
+          this.#announce(call);
           if (isTold++ === 0)
             this.#options.tell({ kind: "roundStarted", predictedSeconds, ...this.#identity(round) });
         },

@@ -162,6 +162,8 @@ export class RoundJoin {
   async #prepare(round: number, call: RoundCall): Promise<boolean> {
     const { staged, rank } = this.#options;
     const { deadline, abort, version } = call;
+    // One that was taken back is posted as cancelled: others wait for it.
+    if (abort.signal.aborted) return true;
     try {
       // What an earlier round left open is settled first: its outcome may change what targets hold.
       await staged?.resolve(deadline);

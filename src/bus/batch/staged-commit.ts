@@ -70,6 +70,8 @@ type Decision = { readonly committed: true } | { readonly committed: false; read
 
 /** Milliseconds after which voters that have said nothing yet are asked again. */
 const askAgainMs = 500;
+/** Milliseconds beyond its deadline in which a rank that has voted waits for who is to blame. */
+const blameMs = 100;
 /** Bytes that are copied before others get their turn on the event loop. */
 const sliceBytes = 32 * 2 ** 20;
 
@@ -187,7 +189,14 @@ export class StagedCommit {
       // Said once: a vote that may have been counted although its answer did not come is never said again.
       const votes = await store.add(this.#key(round, "votes"), 1n, deadline.rest);
       if (votes === BigInt(voters.length)) return await this.#propose(rendezvous, round, undefined, end);
-      await store.wait([this.#key(round, "decision")], { timeoutMs: deadline.remainingMs, signal });
+      const decided = () => store.wait([this.#key(round, "decision")], { timeoutMs, signal });
+      let timeoutMs = deadline.remainingMs;
+      await decided().catch((error: unknown) => {
+        if (!isLate(error) || signal.aborted) throw error;
+        // Those who wait for a rank that did not come say so at the same deadline; this one only knows that not all have voted.
+        timeoutMs = Math.min(blameMs, end.remainingMs);
+        return decided();
+      });
     } catch (cause) {
       if (!(cause instanceof TensorBusError) || !["TB_TIMEOUT", "TB_CANCELLED"].includes(cause.code))
         throw cause;
@@ -247,8 +256,7 @@ export class StagedCommit {
       await rendezvous.store
         .wait(missing, { timeoutMs, ...(signal === undefined ? {} : { signal }) })
         .catch((error: unknown) => {
-          const isLate = error instanceof TensorBusError && error.code === "TB_TIMEOUT";
-          if (!isLate || deadline.remainingMs === 0) throw error;
+          if (!isLate(error) || deadline.remainingMs === 0) throw error;
         });
     }
   }
@@ -280,6 +288,10 @@ export class StagedCommit {
   #key(round: number, what: "votes" | "decision"): string {
     return roundKey(this.#options.prefix, round, what);
   }
+}
+
+function isLate(error: unknown): boolean {
+  return error instanceof TensorBusError && error.code === "TB_TIMEOUT";
 }
 
 function readDecision(round: number, bytes: Uint8Array): Decision {

@@ -36,7 +36,7 @@ export interface CallOptions {
 const defaultGraceMs = unresponsiveMs + 5 * beatMs;
 
 /** The result of a command of that type. `TB_COMMAND` if the value is not such a result. */
-export function checkResult<T extends CommandType>(type: T, value: unknown): CommandResult<T> {
+function checkResult<T extends CommandType>(type: T, value: unknown): CommandResult<T> {
   const parsed = resultSchemas[type].safeParse(value);
   if (parsed.success) return parsed.data as CommandResult<T>;
   const issue = parsed.error.issues[0];

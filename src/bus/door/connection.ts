@@ -14,7 +14,7 @@ import { fitIntegers } from "./integers.ts";
 import {
   type AgentFrame,
   type CommandFrame,
-  doorLimits,
+  type DoorLimits,
   encodeFrame,
   FrameReader,
   numberOf,
@@ -32,6 +32,7 @@ export interface ConnectionHost {
   readonly descriptors: DescriptorSocket;
   /** No command is taken any more. */
   readonly isDraining: () => boolean;
+  readonly limits: DoorLimits;
   /** Bytes of unfinished frames have come or gone; false if there are too many. */
   readonly account: (bytes: number) => boolean;
   readonly run: (command: Command) => unknown;
@@ -57,7 +58,7 @@ export class ClientConnection {
     this.#host = host;
     this.#socket = socket;
     this.#uid = uid;
-    this.#limit(doorLimits.handshakeMs, "did not say hello");
+    this.#limit(this.#host.limits.handshakeMs, "did not say hello");
     socket.on("data", (chunk: Buffer) => this.#take(chunk));
     socket.on("error", () => this.#end());
     socket.on("close", () => this.#end());
@@ -77,7 +78,7 @@ export class ClientConnection {
   send(frame: AgentFrame): void {
     if (this.#ended) return;
     this.#socket.write(encodeFrame(frame));
-    if (this.#socket.writableLength > doorLimits.unreadBytes) this.#socket.destroy();
+    if (this.#socket.writableLength > this.#host.limits.unreadBytes) this.#socket.destroy();
   }
 
   /** Says why, and closes the connection. */
@@ -129,7 +130,7 @@ export class ClientConnection {
   }
 
   #maxFrameBytes(): number {
-    return this.#identity === undefined ? doorLimits.helloBytes : doorLimits.frameBytes;
+    return this.#identity === undefined ? this.#host.limits.helloBytes : this.#host.limits.frameBytes;
   }
 
   #watchUnfinished(): void {
@@ -137,7 +138,7 @@ export class ClientConnection {
     const grown = unfinishedBytes - this.#accounted;
     this.#accounted = unfinishedBytes;
     if (!this.#host.account(grown)) {
-      const max = doorLimits.unfinishedBytes;
+      const max = this.#host.limits.unfinishedBytes;
       throw new TensorBusError("TB_QUEUE_FULL", `the unfinished frames of all clients exceed ${max} bytes`, {
         details: { max },
       });
@@ -147,7 +148,7 @@ export class ClientConnection {
       clearTimeout(this.#timer);
       this.#timer = undefined;
     } else if (this.#timer === undefined) {
-      this.#limit(doorLimits.frameMs, "did not end a frame");
+      this.#limit(this.#host.limits.frameMs, "did not end a frame");
     }
   }
 
@@ -184,7 +185,7 @@ export class ClientConnection {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     this.#host.onWelcome(this);
-    const { frameBytes, commands } = doorLimits;
+    const { frameBytes, commands } = this.#host.limits;
     this.send({
       type: "welcome",
       protocol,
@@ -232,9 +233,9 @@ export class ClientConnection {
     // What ends a command, or asks about it, must come through.
     if (command.type === "Cancel" || command.type === "QueryStatus") return;
     if (this.#host.isDraining()) throw drainingError(this.#host.rank);
-    if (this.#running.size < doorLimits.commands) return;
+    if (this.#running.size < this.#host.limits.commands) return;
     const message = `the client already has ${this.#running.size} commands under way: wait for their answers`;
-    throw new TensorBusError("TB_QUEUE_FULL", message, { details: { capacity: doorLimits.commands } });
+    throw new TensorBusError("TB_QUEUE_FULL", message, { details: { capacity: this.#host.limits.commands } });
   }
 
   #commandOf(frame: CommandFrame, descriptors: readonly number[]): Command {

@@ -13,7 +13,7 @@ import type { ClientIdentity } from "../queue/command-header.ts";
 import { batchKey, type Command } from "../queue/commands.ts";
 import { ClientConnection, type ConnectionHost } from "./connection.ts";
 import { DescriptorSocket } from "./descriptors.ts";
-import { doorLimits } from "./protocol.ts";
+import { type DoorLimits, doorLimits } from "./protocol.ts";
 
 export interface DoorOptions {
   readonly rank: number;
@@ -28,6 +28,8 @@ export interface DoorOptions {
   readonly sides: Readonly<Record<string, readonly number[]>>;
   /** The name of the agent's own, which clients are lent. */
   readonly heartbeat: string;
+  /** Less than the door's own limits, for who has less to give. */
+  readonly limits?: Partial<DoorLimits>;
 }
 
 export interface DoorHandlers {
@@ -48,7 +50,10 @@ export class Door {
   readonly #server: Server;
   readonly #folder: SocketFolder;
   readonly #descriptors: DescriptorSocket;
+  readonly #limits: DoorLimits;
   readonly #all = new Set<ClientConnection>();
+  /** Those that were not refused: who is refused again and again keeps nobody out. */
+  readonly #admitted = new Set<ClientConnection>();
   /** Those that were welcomed, by the id that the agent gave them. */
   readonly #clients = new Map<bigint, ClientConnection>();
   #unfinishedBytes = 0;
@@ -61,6 +66,7 @@ export class Door {
   ) {
     this.#options = options;
     this.#handlers = handlers;
+    this.#limits = { ...doorLimits, ...options.limits };
     this.#server = parts.server;
     this.#folder = parts.folder;
     this.#descriptors = parts.descriptors;
@@ -136,7 +142,8 @@ export class Door {
     const connection = new ClientConnection(this.#host(), socket, uid);
     this.#all.add(connection);
     const refusal = this.#refusal(uid);
-    if (refusal !== undefined) connection.refuse(refusal);
+    if (refusal === undefined) this.#admitted.add(connection);
+    else connection.refuse(refusal);
   }
 
   #refusal(uid: number): TensorBusError | undefined {
@@ -146,8 +153,8 @@ export class Door {
       const message = `user ${uid} may not be a client of the agent of user ${own}: --client-uid allows others`;
       return new TensorBusError("TB_FOREIGN", message, { details: { uid, own } });
     }
-    const { connections } = doorLimits;
-    if (this.#all.size <= connections) return undefined;
+    const { connections } = this.#limits;
+    if (this.#admitted.size < connections) return undefined;
     return new TensorBusError(
       "TB_QUEUE_FULL",
       `the agent already has ${connections} clients, the most that it takes`,
@@ -168,12 +175,14 @@ export class Door {
       isDraining: () => this.#draining,
       account: (bytes) => {
         this.#unfinishedBytes += bytes;
-        return this.#unfinishedBytes <= doorLimits.unfinishedBytes;
+        return this.#unfinishedBytes <= this.#limits.unfinishedBytes;
       },
+      limits: this.#limits,
       run: this.#handlers.run,
       onWelcome: (connection) => this.#clients.set(connection.identity!.id, connection),
       onEnd: (connection) => {
         this.#all.delete(connection);
+        this.#admitted.delete(connection);
         const { identity } = connection;
         if (identity !== undefined && this.#clients.delete(identity.id)) this.#handlers.onGone(identity);
       },
@@ -238,7 +247,7 @@ class SocketFolder {
 }
 
 /** `client.fds` beside `client.sock`. */
-export function descriptorsName(name: string): string {
+function descriptorsName(name: string): string {
   return `${name.replace(/\.sock$/, "")}.fds`;
 }
 

@@ -10,7 +10,7 @@ import { portable } from "../queue/state.ts";
 import { exactIntegers, plainIntegers } from "./integers.ts";
 
 /** Versions of the protocol that this agent speaks. */
-export const protocolVersions = { min: 1, max: 1 } as const;
+const protocolVersions = { min: 1, max: 1 } as const;
 
 export const doorLimits = {
   /** Clients at a time. */
@@ -32,6 +32,7 @@ export const doorLimits = {
   /** Hand-overs of descriptors that one command names. */
   handOvers: 16,
 } as const;
+export type DoorLimits = { readonly [name in keyof typeof doorLimits]: number };
 
 const lengthBytes = 4;
 

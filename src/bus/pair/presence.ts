@@ -24,6 +24,9 @@ const askSchema = z.union([
   z.strictObject({ dead: z.bigint().min(0n) }),
 ]);
 
+/** What stands there for the moment between an answer and the next question. */
+const answered = Buffer.from([0]);
+
 /** An agent that lives answers within this and some ways to the store and back. */
 const answerMs = 1000;
 /** Ways of a question and its answer, and as many again. */
@@ -72,8 +75,7 @@ export async function isPresent(
     // Whoever has no time left has not waited long enough to say that it is dead.
     if (deadline.remainingMs === 0) return true;
     if (attempt < attempts) continue;
-    await declareDead(rendezvous, incumbent, ask.bytes, deadline);
-    return false;
+    if (await declareDead(rendezvous, incumbent, ask.bytes, deadline)) return false;
   }
 }
 
@@ -119,16 +121,20 @@ async function isAnswered(
   return true;
 }
 
+/** False if it has answered after all. */
 async function declareDead(
   rendezvous: Rendezvous,
   incumbent: Incumbent,
   asked: Uint8Array,
   deadline: Deadline,
-): Promise<void> {
+): Promise<boolean> {
   const { rank, generation } = incumbent;
-  await rendezvous.store.compareAndSet(askKey(rank), asked, pack({ dead: generation }), deadline.rest);
+  const dead = pack({ dead: generation });
+  const { swapped, stored } = await rendezvous.store.compareAndSet(askKey(rank), asked, dead, deadline.rest);
+  if (!swapped && !(stored !== undefined && dead.equals(stored))) return false;
   if (await isIncumbent(rendezvous, incumbent, deadline))
     await rendezvous.remove(agentKey(rank), deadline.rest);
+  return true;
 }
 
 function readAsk(bytes: Uint8Array): z.infer<typeof askSchema> | undefined {
@@ -190,10 +196,17 @@ export class Presence {
       const bytes = await store.get(askKey(rank), { signal });
       const said = bytes === undefined ? undefined : readAsk(bytes);
       if (said !== undefined && "token" in said) {
-        await this.#say(answerKey(this.#self, said.token), signal);
+        await this.#say(answerKey(this.#self, said.token));
+        // Not to be deleted as it stands: meanwhile somebody may have written that this agent is dead.
+        const { swapped } = await store.compareAndSet(askKey(rank), bytes, answered, { signal });
+        if (!swapped) continue;
       }
       await store.delete(askKey(rank), { signal });
-      if (said === undefined || "token" in said || said.dead !== generation) continue;
+      const isDead =
+        said !== undefined && "token" in said
+          ? !(await isIncumbent(this.#rendezvous, this.#self, new Deadline({ signal })))
+          : said?.dead === generation;
+      if (!isDead) continue;
       throw new TensorBusError(
         "TB_TIMEOUT",
         `rank ${rank} did not answer for so long that others took it for dead`,
@@ -209,12 +222,13 @@ export class Presence {
     await this.#rendezvous.store.delete(askKey(rank), cleaning).catch(() => {});
   }
 
-  async #say(key: string, signal: AbortSignal): Promise<void> {
+  /** Not to be cut short: what is being written while this agent leaves could not be taken back. */
+  async #say(key: string): Promise<void> {
     const { store } = this.#rendezvous;
     const { rank } = this.#self;
     const said = [...this.#said.keys(), key];
-    await this.#rendezvous.publish(saidKey(rank), said, { signal });
-    await store.set(key, Buffer.from("here"), { signal, leased: store.capabilities.lease });
+    await this.#rendezvous.publish(saidKey(rank), said, cleaning);
+    await store.set(key, Buffer.from("here"), { ...cleaning, leased: store.capabilities.lease });
     const timer = setTimeout(() => void this.#takeBack(key), answerStandsMs);
     timer.unref();
     this.#said.set(key, timer);

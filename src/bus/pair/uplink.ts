@@ -110,8 +110,9 @@ export class Uplink implements AsyncDisposable {
     this.#stop.abort();
     const connection = this.#connection;
     this.#connection = undefined;
-    if (connection !== undefined) await this.#leave(connection);
+    // An answer that is being given is taken back with the others.
     await this.#watching;
+    if (connection !== undefined) await this.#leave(connection);
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -40,7 +40,7 @@ export function checkShape(shape: readonly number[]): readonly number[] {
 }
 
 /** A dimension counted from the front; `RangeError` if there is none. */
-export function dimensionOf(dim: number, dims: number): number {
+function dimensionOf(dim: number, dims: number): number {
   if (!Number.isInteger(dim) || dim < -dims || dim >= dims) {
     throw new RangeError(`dimension ${dim} is not in a tensor of ${dims} dimensions`);
   }

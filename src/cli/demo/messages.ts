@@ -14,7 +14,7 @@ export interface DemoJob {
 }
 
 /** What a rank does when it is told to. A source trains and sends; a target receives and verifies. */
-export const demoSteps = ["join", "train", "move", "verify"] as const;
+const demoSteps = ["join", "train", "move", "verify"] as const;
 export type DemoStep = (typeof demoSteps)[number];
 
 export type DemoOrder =

@@ -90,7 +90,7 @@ function bytesRow(name: string, change: Change<bigint>): string[] {
 }
 
 /** `+1.50 MiB`; nothing if nothing changed. */
-export function formatBytesChange({ before, after }: Change<bigint>): string {
+function formatBytesChange({ before, after }: Change<bigint>): string {
   if (before === after) return "";
   return before < after ? `+${formatBytes(after - before)}` : `-${formatBytes(before - after)}`;
 }
@@ -137,7 +137,7 @@ function formatTensors(output: Output, compared: Compared): string[] {
 
 const fieldWidth = "target placements".length;
 
-export function titleOf({ change, count, example }: TensorGroup): string {
+function titleOf({ change, count, example }: TensorGroup): string {
   return count === 1
     ? `${change}: ${example}`
     : `${change}: ${plural(count, "tensor")}, the first ${example}`;

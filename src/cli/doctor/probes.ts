@@ -32,7 +32,7 @@ export function limitOf(name: string): { readonly soft: string; readonly hard: s
 }
 
 /** The text of a small file; undefined if it cannot be read. */
-export function textOf(path: string): string | undefined {
+function textOf(path: string): string | undefined {
   try {
     return readFileSync(path, "utf8");
   } catch {

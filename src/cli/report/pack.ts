@@ -1,6 +1,6 @@
 /** Columns of numbers, and bytes, by name. */
 export type Columns = Readonly<Record<string, Column>>;
-export type Column = Uint8Array | Uint32Array | Float64Array;
+type Column = Uint8Array | Uint32Array | Float64Array;
 
 /** What is packed: plain values for JSON, and columns. */
 export interface Parts {

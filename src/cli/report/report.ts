@@ -41,7 +41,7 @@ export interface ReportSide {
   readonly ranks: readonly number[];
 }
 
-export interface ReportStage {
+interface ReportStage {
   readonly stage: Stage;
   readonly chunks: number;
   readonly buckets: number;

@@ -37,7 +37,7 @@ export interface ReshardRun {
   readonly onStart?: (pids: ReadonlyMap<number, number>) => void;
 }
 
-export interface ReshardProgress {
+interface ReshardProgress {
   readonly phase: Phase;
   readonly done: number;
   readonly total: number;

@@ -1,7 +1,7 @@
 /** The option that picks among the transports. */
 import { Option } from "commander";
 
-export const transportNames = ["auto", "tcp", "shm", "cuda-ipc", "nccl", "ucx"] as const;
+const transportNames = ["auto", "tcp", "shm", "cuda-ipc", "nccl", "ucx"] as const;
 export type TransportName = (typeof transportNames)[number];
 
 export function transportOption(): Option {

@@ -370,7 +370,7 @@ function isSameParameter({ into, select }: PartRule, one: Captures, other: Captu
   );
 }
 
-export function ruleError(
+function ruleError(
   rule: PartRule,
   number: number,
   what: string,

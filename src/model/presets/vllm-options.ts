@@ -40,7 +40,7 @@ const sequenceParallel = new Set<All2all>([
   "nixl_ep",
 ]);
 
-export const vllmOptionNames = ["tp", "dp", "pp", "ep", "placement", "redundant", "all2all", "partition"];
+const vllmOptionNames = ["tp", "dp", "pp", "ep", "placement", "redundant", "all2all", "partition"];
 
 export function readVllmOptions(preset: PresetText): VllmOptions {
   const reader = new OptionReader(preset);

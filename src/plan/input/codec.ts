@@ -13,6 +13,7 @@ import {
 } from "../../layout/index.ts";
 import { Reader, Writer } from "./bytes.ts";
 import { fail, NameLimits } from "./check.ts";
+import { type Decisions, oldestPlanner, plannerVersion } from "./decisions.ts";
 import { type NormalInput, type Pattern, readingNumber } from "./normalize.ts";
 import { groupings, type Routing, reasons } from "./routing.ts";
 import type { SideLayout } from "./sides.ts";
@@ -32,8 +33,6 @@ export const formatVersion = 3;
 /** The first that knows speeds of links between two hosts; the first that knows cuts by size and types that are only moved. */
 const linksVersion = 2;
 const sizesVersion = 3;
-/** Grows with every change of what the planner answers to the same input. */
-export const plannerVersion = 2;
 const checkBytes = 16;
 /** The number of a shard with sizes; the other placements have those of `docs/plan-format.md`. */
 const sizedShard = 4;
@@ -48,12 +47,12 @@ export interface Encoded {
 }
 
 /** The canonical bytes of a plan (`docs/plan-format.md`) and their digest. */
-export function encodePlan(input: NormalInput, routing: readonly Routing[]): Encoded {
+export function encodePlan(input: NormalInput, { planner, routing }: Decisions): Encoded {
   const writer = new Writer(256 + input.names.length * 16);
   const format = formatOf(input);
   writer.u32(magic);
   writer.u16(format);
-  writer.u16(plannerVersion);
+  writer.u16(planner);
   writeOptions(writer, input);
   writer.list(input.meshes, (mesh) => writeMesh(writer, mesh));
   writer.list(input.pairs, ({ name, source, target }) => {
@@ -95,7 +94,7 @@ function formatOf({ topology, pairs, kinds }: NormalInput): number {
   return topology !== undefined && topology.links.length > 0 ? linksVersion : 1;
 }
 
-export function toHex(bytes: Uint8Array): string {
+function toHex(bytes: Uint8Array): string {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -209,6 +208,14 @@ export function isSavedPlan(bytes: Uint8Array): boolean {
   return bytes.length >= 4 && new Reader(bytes).u32() === magic;
 }
 
+/** The version of the planner that made canonical bytes which `decodeInput` takes. */
+export function plannerOf(bytes: Uint8Array): number {
+  const reader = new Reader(bytes);
+  reader.u32();
+  reader.u16();
+  return reader.u16();
+}
+
 /** The input in canonical bytes. `TB_PLAN_FORMAT` for damage, another format, or another planner. */
 export function decodeInput(bytes: Uint8Array): PlanInput {
   if (!(bytes instanceof Uint8Array)) throw new TypeError("a plan can be loaded only from a Uint8Array");
@@ -216,10 +223,10 @@ export function decodeInput(bytes: Uint8Array): PlanInput {
   if (reader.u32() !== magic) throw fail("TB_PLAN_FORMAT", "these bytes are not a saved plan", {});
   const format = reader.u16();
   const planner = reader.u16();
-  if (format < 1 || format > formatVersion || planner !== plannerVersion) {
+  if (format < 1 || format > formatVersion || planner < oldestPlanner || planner > plannerVersion) {
     throw fail(
       "TB_PLAN_FORMAT",
-      `a plan of format ${format} and planner ${planner}; this is format up to ${formatVersion}, planner ${plannerVersion}`,
+      `a plan of format ${format} and planner ${planner}; this is format up to ${formatVersion}, planner ${oldestPlanner} to ${plannerVersion}`,
       { found: { format, planner }, supported: { format: formatVersion, planner: plannerVersion } },
     );
   }

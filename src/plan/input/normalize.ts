@@ -42,7 +42,7 @@ export interface Pattern {
   count: number;
 }
 
-export interface NormalPair {
+interface NormalPair {
   readonly name: string;
   readonly source: SideLayout;
   readonly target: SideLayout;

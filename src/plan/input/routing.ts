@@ -6,13 +6,13 @@ import { hostOf, type NormalTopology, slowestOf } from "./topology.ts";
 
 /** The ranks that exchange stripes: none, all replicas of a part, or the replicas on one host. */
 export const groupings = ["none", "all", "host"] as const;
-export type Grouping = (typeof groupings)[number];
+type Grouping = (typeof groupings)[number];
 
 export const reasons = ["asked for", "no topology", "no replicas", "lowest cost"] as const;
-export type Reason = (typeof reasons)[number];
+type Reason = (typeof reasons)[number];
 
 /** What each way is expected to take, in nanoseconds for all tensors of the pattern; `undefined` if it is no way. */
-export interface Costs {
+interface Costs {
   readonly direct: bigint;
   readonly all: bigint | undefined;
   readonly host: bigint | undefined;
@@ -26,8 +26,11 @@ export interface Routing {
   readonly costs: Costs | undefined;
 }
 
+/** How stages follow each other: at once one after the other, or overlapping, as stripes are handed on when they come. */
+export type Stages = "in turn" | "overlapping";
+
 /** Decides how the tensors of a pattern travel. Integers only, and a function of the plan's input. */
-export function route(input: NormalInput, pattern: Pattern): Routing {
+export function route(input: NormalInput, pattern: Pattern, stages: Stages): Routing {
   const { strategy, topology } = input;
   const direct = { strategy: "direct", groups: "none", costs: undefined } as const;
   if (strategy === "direct") return { ...direct, reason: "asked for" };
@@ -36,7 +39,7 @@ export function route(input: NormalInput, pattern: Pattern): Routing {
     if (strategy === "auto") return { ...direct, reason: "no topology" };
     return { strategy: "striped", groups: "all", reason: "asked for", costs: undefined };
   }
-  const costs = costsOf(input, pattern, topology);
+  const costs = costsOf(input, pattern, topology, stages);
   const striped =
     costs.host !== undefined && (costs.all === undefined || costs.host <= costs.all) ? "host" : "all";
   const cost = costs[striped]!;
@@ -49,13 +52,22 @@ export function route(input: NormalInput, pattern: Pattern): Routing {
   };
 }
 
+/** How long the busiest ends of links have to do, in nanoseconds: what sources send, and what targets receive. */
+interface Load {
+  readonly outHost: bigint;
+  readonly outNetwork: bigint;
+  readonly inHost: bigint;
+  readonly inNetwork: bigint;
+}
+
+const nothing: Load = { outHost: 0n, outNetwork: 0n, inHost: 0n, inNetwork: 0n };
+
 /**
  * The cost model. Every rank has one link to its own host and one to the network, each both ways at once; a stage takes as
- * long as its busiest rank, and a latency; stages follow each other. Sources share what they send evenly, as the rotation
- * does, and what a source finds on its own host does not use the network. Where links between hosts differ, the slowest
- * that a stage may use counts.
+ * long as its busiest rank, and a latency. Sources share what they send evenly, as the rotation does, and what a source
+ * finds on its own host does not use the network. Where links between hosts differ, the slowest that a stage may use counts.
  */
-function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology): Costs {
+function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology, stages: Stages): Costs {
   const spread = spreadOf(input, pattern, topology);
   const count = BigInt(pattern.count);
   const elements = pattern.shape.reduce((product, size) => product * BigInt(size), 1n) * count;
@@ -66,36 +78,79 @@ function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology)
   // The part of a target rank, evenly cut.
   const part = ceilDiv(elements, BigInt(spread.targetGroups));
   const latency = BigInt(topology.latencyUs) * 1000n;
-  const { sourceHosts, targetHosts } = spread;
+  const { sourceHosts, targetHosts, isNear } = spread;
   const speeds = {
     host: slowestOf(topology, targetHosts, targetHosts, true),
     across: slowestOf(topology, targetHosts, targetHosts, false),
-    cross: slowestOf(topology, sourceHosts, targetHosts, spread.isNear),
+    cross: slowestOf(topology, sourceHosts, targetHosts, isNear),
   };
   const inHost = (bytes: bigint) => nanoseconds(bytes, speeds.host);
   const across = (bytes: bigint) => nanoseconds(bytes, speeds.across);
   const cross = (bytes: bigint) => nanoseconds(bytes, speeds.cross);
-  /** Stage 1, if each part goes to `copies` ranks and a rank receives one of `shares` shares of it. */
-  const crossing = (copies: number, shares: number): bigint => {
-    const sent = wire(ceilDiv(elements * BigInt(copies), BigInt(spread.sources)));
-    return max(cross(sent), cross(wire(ceilDiv(part, BigInt(shares))))) + latency;
+  /** Stage 0: all contributions to a value but the owner's own. The planner before stages overlapped did not count it. */
+  const reducing = (): Load => {
+    const others = elements * BigInt(contributionsOf(pattern.source) - 1);
+    if (stages === "in turn" || others === 0n) return nothing;
+    const sent = bytesOf(dtype, ceilDiv(others, BigInt(spread.sources)));
+    const isTogether = sourceHosts.size === 1;
+    const time = nanoseconds(sent, slowestOf(topology, sourceHosts, sourceHosts, isTogether));
+    return { ...nothing, [isTogether ? "outHost" : "outNetwork"]: time };
+  };
+  /** The stages up to the first, if each part goes to `copies` ranks and a rank receives one of `shares` shares of it. */
+  const crossing = (copies: number, shares: number): Load => {
+    const sent = cross(wire(ceilDiv(elements * BigInt(copies), BigInt(spread.sources))));
+    const share = cross(wire(ceilDiv(part, BigInt(shares))));
+    const load = isNear
+      ? { ...nothing, outHost: sent, inHost: share }
+      : { ...nothing, outNetwork: sent, inNetwork: share };
+    return sumOf(reducing(), load);
+  };
+  /** Both stages, if a rank receives one of `shares` shares and hands on what `fanout` says. */
+  const striped = (first: Load, shares: number, fanout: Load): bigint => {
+    const inTurn = timeOf(first) + timeOf(fanout) + 2n * latency;
+    if (stages === "in turn") return inTurn;
+    // As long as the busiest end of a link has to do with both, and what the shorter one takes for the last bucket.
+    const share = wire(ceilDiv(part, BigInt(shares)));
+    const bucket = min(BigInt(input.bucketBytes), share);
+    const shorter = min(timeOf(first), timeOf(fanout));
+    const last = share === 0n ? 0n : ceilDiv(shorter * bucket, share);
+    return min(inTurn, timeOf(sumOf(first, fanout)) + last + 2n * latency);
   };
   const { replicas, hosts, most, fewest } = spread;
-  const direct = crossing(replicas, 1);
-  const all =
-    hosts === 1 && most > 1
-      ? undefined
-      : crossing(1, replicas) +
-        max(
-          inHost(item(ceilDiv(part * BigInt(most - 1), BigInt(replicas)))),
-          across(item(ceilDiv(part * BigInt(replicas - fewest), BigInt(replicas)))),
-        ) +
-        latency;
-  const host =
-    most === 1
-      ? undefined
-      : crossing(hosts, fewest) + inHost(item(ceilDiv(part * BigInt(most - 1), BigInt(most)))) + latency;
-  return { direct, all, host };
+  const fanAll: Load = {
+    ...nothing,
+    inHost: inHost(item(ceilDiv(part * BigInt(most - 1), BigInt(replicas)))),
+    inNetwork: across(item(ceilDiv(part * BigInt(replicas - fewest), BigInt(replicas)))),
+  };
+  const fanHost: Load = {
+    ...nothing,
+    inHost: inHost(item(ceilDiv(part * BigInt(most - 1), BigInt(most)))),
+  };
+  return {
+    direct: timeOf(crossing(replicas, 1)) + latency,
+    all: hosts === 1 && most > 1 ? undefined : striped(crossing(1, replicas), replicas, fanAll),
+    host: most === 1 ? undefined : striped(crossing(hosts, fewest), fewest, fanHost),
+  };
+}
+
+function contributionsOf(side: NormalSide): number {
+  return side.placements.reduce(
+    (product, { kind }, dim) => (kind === "partial" ? product * side.subShape[dim]! : product),
+    1,
+  );
+}
+
+function sumOf(one: Load, other: Load): Load {
+  return {
+    outHost: one.outHost + other.outHost,
+    outNetwork: one.outNetwork + other.outNetwork,
+    inHost: one.inHost + other.inHost,
+    inNetwork: one.inNetwork + other.inNetwork,
+  };
+}
+
+function timeOf({ outHost, outNetwork, inHost, inNetwork }: Load): bigint {
+  return max(max(outHost, outNetwork), max(inHost, inNetwork));
 }
 
 /** Says where the ranks of a pattern's first tensor stand. */
@@ -197,4 +252,8 @@ function ceilDiv(a: bigint, b: bigint): bigint {
 
 function max(a: bigint, b: bigint): bigint {
   return a > b ? a : b;
+}
+
+function min(a: bigint, b: bigint): bigint {
+  return a < b ? a : b;
 }

@@ -18,6 +18,8 @@ export interface Channels {
   readonly bytes: Float64Array;
   /** Payload bytes and the padding between chunks. */
   readonly wireBytes: Float64Array;
+  /** Payload bytes of stage 1 that the receiver hands on to other replicas; they come first. */
+  readonly handedOnBytes: Float64Array;
 }
 
 /** One channel. */
@@ -53,7 +55,7 @@ export interface LinkMatrix {
 
 const stages = [0, 1, 2] as const;
 const headWords = 6;
-const sumWords = 4;
+const sumWords = 5;
 
 /** Reads the planner's table of channels (`assembly/channels.ts`) and its sums (`assembly/links.ts`). */
 export function readChannels(table: Uint32Array, sums: BigInt64Array, world: number): Channels {
@@ -79,6 +81,7 @@ export function readChannels(table: Uint32Array, sums: BigInt64Array, world: num
         columns.buckets[row] = Number(sums[sum + 1]);
         columns.bytes[row] = Number(sums[sum + 2]);
         columns.wireBytes[row] = Number(sums[sum + 3]);
+        columns.handedOnBytes[row] = Number(sums[sum + 4]);
       }
     }
     base += own;
@@ -98,6 +101,7 @@ function newColumns(count: number): Channels {
     buckets: new Float64Array(count),
     bytes: new Float64Array(count),
     wireBytes: new Float64Array(count),
+    handedOnBytes: new Float64Array(count),
   };
 }
 

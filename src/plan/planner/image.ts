@@ -8,6 +8,7 @@ import {
   partialOps,
   unitOf,
 } from "../../layout/index.ts";
+import type { Decisions } from "../input/decisions.ts";
 import { type NormalInput, type Pattern, readingNumber } from "../input/normalize.ts";
 import { groupings, type Routing } from "../input/routing.ts";
 import { type NormalSide, subMeshBase } from "../input/sides.ts";
@@ -31,12 +32,13 @@ export interface Image {
 
 /**
  * Lays the input out for the planner: tensors by class (pattern and sub-meshes), numbered within pattern and source
- * sub-mesh, with a run number that grows where the source layout changes.
+ * sub-mesh, with a run number that grows where the source layout changes from one tensor to the next that is walked.
  */
-export function makeImage(input: NormalInput, routing: readonly Routing[]): Image {
+export function makeImage(input: NormalInput, { routing, order }: Decisions): Image {
   const tensorCount = input.names.length;
   const tensors = new Uint32Array(tensorCount * tensorWords);
   const { classes, classTensors } = fillTensors(input, tensors);
+  numberRuns(input, order, tensors);
   const meshes = input.meshes.map(meshWords);
   const at = {
     mesh: headerWords * 4,
@@ -46,6 +48,7 @@ export function makeImage(input: NormalInput, routing: readonly Routing[]): Imag
     tensor: 0,
     classes: 0,
     classTensors: 0,
+    order: 0,
   };
   let end = at.mesh + meshes.reduce((sum, words) => sum + words.byteLength, 0);
   const section = (bytes: number) => {
@@ -60,6 +63,7 @@ export function makeImage(input: NormalInput, routing: readonly Routing[]): Imag
   at.tensor = section(tensors.byteLength);
   at.classes = section(classes.byteLength);
   at.classTensors = section(classTensors.byteLength);
+  at.order = order === undefined ? 0 : section(order.byteLength);
 
   const bytes = new Uint8Array(end);
   const put = (words: Uint32Array | BigInt64Array, offset: number) =>
@@ -80,6 +84,7 @@ export function makeImage(input: NormalInput, routing: readonly Routing[]): Imag
       at.tensor,
       at.classes,
       at.classTensors,
+      at.order,
     ),
     0,
   );
@@ -104,6 +109,7 @@ export function makeImage(input: NormalInput, routing: readonly Routing[]): Imag
   put(tensors, at.tensor);
   put(classes, at.classes);
   put(classTensors, at.classTensors);
+  if (order !== undefined) put(order, at.order);
   return { bytes, contributions: input.patterns.map(({ source }) => contributionsOf(source)) };
 }
 
@@ -211,24 +217,17 @@ function fillTensors(input: NormalInput, words: Uint32Array) {
   const classNumbers = new Numbering();
   const classSizes: number[] = [];
   const classOf = new Uint32Array(tensorKinds.length);
-  let run = 0;
-  let last: { readonly side: NormalSide; readonly base: number } | undefined;
   for (let tensor = 0; tensor < tensorKinds.length; tensor++) {
     const { pattern, source: side, target } = kinds[tensorKinds[tensor]!]!;
     const base = subMeshBase(side, sourceIndices[tensor]!);
     const targetBase = subMeshBase(target, targetIndices[tensor]!);
     const source = sources.of(pattern * maxRanks + base);
     const number = classNumbers.of(source * maxRanks + targetBase);
-    if (last === undefined || !isSameLayout(last.side, side) || base !== last.base) {
-      if (last !== undefined) run++;
-      last = { side, base };
-    }
     const at = tensor * tensorWords;
     words[at] = pattern;
     words[at + 1] = base;
     words[at + 2] = targetBase;
     words[at + 3] = ordinals[source] ?? 0;
-    words[at + 4] = run;
     words[at + 5] = number;
     ordinals[source] = (ordinals[source] ?? 0) + 1;
     classSizes[number] = (classSizes[number] ?? 0) + 1;
@@ -244,6 +243,26 @@ function fillTensors(input: NormalInput, words: Uint32Array) {
     classTensors[filled[number]!++] = tensor;
   });
   return { classes, classTensors };
+}
+
+/** Numbers the runs of tensors of one source layout, as they are walked. */
+function numberRuns(
+  { kinds, tensorKinds }: NormalInput,
+  order: Decisions["order"],
+  words: Uint32Array,
+): void {
+  let run = 0;
+  let last: { readonly side: NormalSide; readonly base: number } | undefined;
+  for (let place = 0; place < tensorKinds.length; place++) {
+    const tensor = order?.[place] ?? place;
+    const side = kinds[tensorKinds[tensor]!]!.source;
+    const base = words[tensor * tensorWords + 1]!;
+    if (last === undefined || !isSameLayout(last.side, side) || base !== last.base) {
+      if (last !== undefined) run++;
+      last = { side, base };
+    }
+    words[tensor * tensorWords + 4] = run;
+  }
 }
 
 function isSameLayout(a: NormalSide, b: NormalSide): boolean {

@@ -54,34 +54,63 @@ export function bucketJobs(channels: Channels, graph: BucketGraph): Jobs {
   return { count: graph.count, first, bytes, ...edges.byJob(graph.count) };
 }
 
-/** The most jobs that a channel is cut into where buckets are too many. */
+/** The most jobs that what a channel brings is cut into where buckets are too many: what is handed on, and the rest. */
 const slicesMost = 16;
 
 /**
- * Jobs for channels whose buckets are too many to look at each: equal slices of a channel. A slice waits until every channel
- * of the stage before has brought its rank as large a part of itself.
+ * Jobs for channels whose buckets are too many to look at each: equal slices of what is handed on of a channel, and of the
+ * rest, which comes after it. A slice waits until every channel of the stage before has brought its rank as large a part of
+ * what it hands on.
  */
 export function sliceJobs(channels: Channels, most: number): Jobs {
-  const each = Math.min(slicesMost, Math.max(1, Math.floor(most / channels.count)));
-  const first = firstJobs(channels, (row) => Math.min(each, channels.buckets[row]!));
-  const slices = first[channels.count]!;
+  const { count, buckets, bytes: payload, wireBytes } = channels;
+  const each = slicesByStage(channels, most);
+  const handedOn = new Uint32Array(count);
+  const slicesOf = new Uint32Array(count);
+  for (let row = 0; row < count; row++) {
+    const most = Math.min(each[channels.stage[row]!]!, buckets[row]!);
+    const part = handedOnPart(channels, row);
+    handedOn[row] = Math.ceil(most * part);
+    slicesOf[row] = part > 0 && part < 1 ? handedOn[row]! + Math.ceil(most * (1 - part)) : most;
+  }
+  const first = firstJobs(channels, (row) => slicesOf[row]!);
+  const slices = first[count]!;
   const bytes = new Float64Array(slices);
-  for (let row = 0; row < channels.count; row++) {
-    bytes.fill(channels.wireBytes[row]! / (first[row + 1]! - first[row]!), first[row], first[row + 1]);
+  for (let row = 0; row < count; row++) {
+    const part = payload[row] === 0 ? 0 : handedOnPart(channels, row);
+    const border = first[row]! + handedOn[row]!;
+    bytes.fill((wireBytes[row]! * part) / handedOn[row]!, first[row], border);
+    bytes.fill((wireBytes[row]! * (1 - part)) / (slicesOf[row]! - handedOn[row]!), border, first[row + 1]);
   }
   const edges = new Edges();
-  const milestones = addMilestones(channels, first, edges);
-  const count = slices + milestones;
-  return { count, first, bytes, ...edges.byJob(count) };
+  const milestones = addMilestones(channels, first, handedOn, edges);
+  const total = slices + milestones;
+  return { count: total, first, bytes, ...edges.byJob(total) };
+}
+
+/** Stages with few channels can be looked at more closely. */
+function slicesByStage({ count, stage }: Channels, most: number): readonly number[] {
+  const channels = [0, 0, 0];
+  for (let row = 0; row < count; row++) channels[stage[row]!]!++;
+  const stages = channels.filter((number) => number > 0).length;
+  return channels.map((number) =>
+    Math.min(slicesMost, Math.max(1, Math.floor(most / stages / Math.max(1, number)))),
+  );
+}
+
+/** What a rank does with what a channel brings it: contributions are all sent on, of stage 1 what the stripes are. */
+function handedOnPart({ stage, bytes, handedOnBytes }: Channels, row: number): number {
+  if (stage[row] === 0) return 1;
+  return stage[row] === 2 ? 0 : handedOnBytes[row]! / Math.max(1, bytes[row]!);
 }
 
 /** Puts milestones between what a rank is brought in one stage and what it hands on in the next; answers how many. */
-function addMilestones(channels: Channels, first: Uint32Array, edges: Edges): number {
+function addMilestones(channels: Channels, first: Uint32Array, handedOn: Uint32Array, edges: Edges): number {
   const brought = new Map<number, number[]>();
   const handed = new Map<number, number[]>();
   for (let row = 0; row < channels.count; row++) {
     const stage = channels.stage[row]!;
-    if (stage < 2) listOf(brought, channels.dstRank[row]! * 2 + stage).push(row);
+    if (handedOn[row]! > 0) listOf(brought, channels.dstRank[row]! * 2 + stage).push(row);
     if (stage > 0) listOf(handed, channels.srcRank[row]! * 2 + stage - 1).push(row);
   }
   let next = first[channels.count]!;
@@ -93,7 +122,7 @@ function addMilestones(channels: Channels, first: Uint32Array, edges: Edges): nu
     const levels = consumers.reduce((top, row) => Math.max(top, slicesOf(row)), 1);
     for (let level = 1; level < levels; level++) edges.add(next + level - 1, next + level);
     for (const row of feeders) {
-      const slices = slicesOf(row);
+      const slices = handedOn[row]!;
       for (let slice = 0; slice < slices; slice++) {
         edges.add(first[row]! + slice, next + Math.floor((slice * levels) / slices));
       }
@@ -109,7 +138,8 @@ function addMilestones(channels: Channels, first: Uint32Array, edges: Edges): nu
   return next - start;
 }
 
-function listOf(map: Map<number, number[]>, key: number): number[] {
+/** The list of a key, which is made when it is first asked for. */
+export function listOf(map: Map<number, number[]>, key: number): number[] {
   const list = map.get(key) ?? [];
   if (list.length === 0) map.set(key, list);
   return list;

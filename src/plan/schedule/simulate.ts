@@ -27,8 +27,6 @@ class Simulation {
   readonly #waits: Uint32Array;
   readonly #rowOf: Int32Array;
   readonly #isBusy: Uint8Array;
-  /** The part of each channel that has left. */
-  readonly #progress: Float64Array;
   /** When a channel was served last, as a number that grows. */
   readonly #served: Uint32Array;
   #turn = 0;
@@ -54,7 +52,6 @@ class Simulation {
     this.#rowOf = new Int32Array(jobs.count).fill(nobody);
     for (let row = 0; row < count; row++) this.#rowOf.fill(row, jobs.first[row], jobs.first[row + 1]);
     this.#isBusy = new Uint8Array(wiring.ends);
-    this.#progress = new Float64Array(count);
     this.#served = new Uint32Array(count);
     this.#granted = jobs.first.slice(0, count);
     this.#open = Array.from({ length: wiring.ends }, () => []);
@@ -110,14 +107,15 @@ class Simulation {
   }
 
   /**
-   * The earlier stage goes first, so that later ones have what they wait for as early as can be; then the channel that has
-   * come least far; then the one that was served longest ago.
+   * The earlier stage goes first, so that later ones have what they wait for as early as can be; then what comes first of all
+   * that its receiver asks for, so that all receivers come equally far; then the channel that was served longest ago.
    */
   #isFirst(row: number, other: number): boolean {
+    const { position } = this.#turns;
+    const ahead = position[this.#next[row]!]! - position[this.#next[other]!]!;
+    if (ahead !== 0) return ahead < 0;
     const stage = this.#channels.stage[row]! - this.#channels.stage[other]!;
-    if (stage !== 0) return stage < 0;
-    const progress = this.#progress[row]! - this.#progress[other]!;
-    return progress === 0 ? this.#served[row]! < this.#served[other]! : progress < 0;
+    return stage === 0 ? this.#served[row]! < this.#served[other]! : stage < 0;
   }
 
   #canStart(row: number): boolean {
@@ -135,8 +133,7 @@ class Simulation {
     this.#isBusy[out] = 0;
     this.#isBusy[into] = 0;
     this.#touched.push(out, into);
-    const [first, end] = [this.#jobs.first[row]!, this.#jobs.first[row + 1]!];
-    this.#progress[row] = (++this.#next[row]! - first) / (end - first);
+    this.#next[row]!++;
     if (this.#next[row] === this.#granted[row]) {
       remove(this.#open[out]!, row);
       remove(this.#open[into]!, row);

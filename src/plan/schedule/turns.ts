@@ -1,5 +1,5 @@
 import type { Channels } from "../planner/channels.ts";
-import type { Jobs, Wiring } from "./jobs.ts";
+import { type Jobs, listOf, type Wiring } from "./jobs.ts";
 
 /** Jobs below this size count by their bytes: more of them are asked for at a time (`native/src/round/round_receive.c`). */
 const smallBytes = 2 ** 20;
@@ -15,11 +15,13 @@ interface Order {
 type Grant = (row: number, jobs: number) => void;
 
 /**
- * The order in which receivers ask, the same as the executor's: a few jobs of each stage at a time, of the channel that has come least far
- * first, then in the order of the waves. What comes from owners of reduced pieces is asked for at once: they must be free
- * to let go of them.
+ * The order in which receivers ask, the same as the executor's: a few jobs of each stage at a time, those that others wait for
+ * first, of the channel that has come least far, then in the order of the waves. What comes from owners of reduced pieces is
+ * asked for at once: they must be free to let go of them.
  */
 export class Turns {
+  /** For each job which part, by bytes, of all that its receiver asks for in the stage comes before it. */
+  readonly position: Float64Array;
   readonly #jobs: Jobs;
   readonly #most: number;
   readonly #smallBytes: number;
@@ -38,26 +40,34 @@ export class Turns {
     this.#most = inFlight;
     this.#smallBytes = Math.min(smallBytes, bucketBytes);
     this.#asked = jobs.first.slice(0, channels.count);
+    this.position = new Float64Array(jobs.count);
     const owners = new Set<number>();
     for (let row = 0; row < channels.count; row++) {
       if (channels.stage[row] === 0) owners.add(channels.dstRank[row]!);
     }
+    const receivers = receiversOf(channels);
     const received = new Map<number, number[]>();
+    /** All that a rank receives in stage 1, whether it takes turns or not. */
+    const crossing = new Map<number, number[]>();
     for (let row = 0; row < channels.count; row++) {
       if (outEnd[row] === -1) continue;
+      if (channels.stage[row] === 1) listOf(crossing, channels.dstRank[row]!).push(row);
       if (channels.stage[row] !== 0 && owners.has(channels.srcRank[row]!)) {
         this.#atOnce.push(row);
+        this.#place(inTurns([row], jobs, placesIn([row])));
         continue;
       }
-      const key = channels.dstRank[row]! * 3 + channels.stage[row]!;
-      const rows = received.get(key);
-      if (rows === undefined) received.set(key, [row]);
-      else rows.push(row);
+      listOf(received, channels.dstRank[row]! * 3 + channels.stage[row]!).push(row);
     }
     this.#orders = [...received.values()].map((rows) => {
       rows.sort((a, b) => channels.wave[a]! - channels.wave[b]! || a - b);
-      const order = { rows: inTurns(rows, jobs), next: 0, jobs: 0, bytes: 0 };
+      const around =
+        channels.stage[rows[0]!] === 1
+          ? roundOf(crossing.get(channels.dstRank[rows[0]!]!)!, channels, jobs, receivers)
+          : placesIn(rows);
+      const order = { rows: inTurns(rows, jobs, around), next: 0, jobs: 0, bytes: 0 };
       for (const row of rows) this.#orderOf[row] = order;
+      this.#place(order.rows);
       return order;
     });
   }
@@ -88,22 +98,90 @@ export class Turns {
       this.#grant(row, 1);
     }
   }
-}
 
-/** Each channel once for every job, so that all come equally far: job k of n at k / n. */
-function inTurns(rows: readonly number[], { first }: Jobs): Uint32Array {
-  const total = rows.reduce((sum, row) => sum + first[row + 1]! - first[row]!, 0);
-  const rowOf = new Uint32Array(total);
-  const progress = new Float64Array(total);
-  let filled = 0;
-  for (const row of rows) {
-    const count = first[row + 1]! - first[row]!;
-    for (let job = 0; job < count; job++) {
-      rowOf[filled] = row;
-      progress[filled++] = job / count;
+  /** Sets the positions of jobs, given by the channel of each in their order. */
+  #place(rows: Uint32Array): void {
+    const { first, bytes } = this.#jobs;
+    let total = 0;
+    const next = new Map<number, number>();
+    for (const row of rows) {
+      const job = next.get(row) ?? first[row]!;
+      next.set(row, job + 1);
+      this.position[job] = total;
+      total += bytes[job]!;
+    }
+    for (const row of next.keys()) {
+      for (let job = first[row]!; job < first[row + 1]!; job++) this.position[job]! /= total;
     }
   }
-  // Sorting keeps the order of equals, which is that of the waves.
+}
+
+/**
+ * Each channel once for every job: first what others wait for, so that it can be handed on while the rest comes; of either,
+ * all channels come equally far, job k of n at k / n. What others wait for comes as `around` says, the rest by the waves.
+ */
+function inTurns(rows: readonly number[], jobs: Jobs, around: ReadonlyMap<number, number>): Uint32Array {
+  const { first } = jobs;
+  const total = rows.reduce((sum, row) => sum + first[row + 1]! - first[row]!, 0);
+  const rowOf = new Uint32Array(total);
+  /** Below 1 of what others wait for, from 1 on of the rest; and the order of equals. */
+  const progress = new Float64Array(total);
+  const turn = new Uint32Array(total);
+  let filled = 0;
+  rows.forEach((row, byWave) => {
+    const count = first[row + 1]! - first[row]!;
+    const awaited = awaitedJobs(jobs, row);
+    for (let job = 0; job < count; job++) {
+      rowOf[filled] = row;
+      turn[filled] = job < awaited ? around.get(row)! : byWave;
+      progress[filled++] = job < awaited ? job / awaited : 1 + (job - awaited) / (count - awaited);
+    }
+  });
   const places = Uint32Array.from({ length: total }, (_, place) => place);
-  return places.sort((a, b) => progress[a]! - progress[b]! || a - b).map((place) => rowOf[place]!);
+  return places
+    .sort((a, b) => progress[a]! - progress[b]! || turn[a]! - turn[b]!)
+    .map((place) => rowOf[place]!);
+}
+
+function placesIn(rows: readonly number[]): Map<number, number> {
+  return new Map(rows.map((row, place) => [row, place]));
+}
+
+/**
+ * The channels of a receiver by their sources, from where as large a part of what it hands on lies behind as there are
+ * receivers before it: `assembly/turns.ts`.
+ */
+function roundOf(
+  rows: readonly number[],
+  { srcRank, dstRank }: Channels,
+  jobs: Jobs,
+  receivers: ReadonlyMap<number, number>,
+): Map<number, number> {
+  const bySource = rows.toSorted((a, b) => srcRank[a]! - srcRank[b]!);
+  let sum = 0;
+  const before = bySource.map((row) => {
+    const start = sum;
+    const end = jobs.first[row]! + awaitedJobs(jobs, row);
+    for (let job = jobs.first[row]!; job < end; job++) sum += jobs.bytes[job]!;
+    return start;
+  });
+  const place = BigInt(receivers.get(dstRank[rows[0]!]!)!);
+  const from = Number((BigInt(Math.floor(sum)) * place) / BigInt(receivers.size));
+  const found = before.findIndex((start) => start >= from);
+  const start = found === -1 ? rows.length : found;
+  return new Map(bySource.map((row, at) => [row, (at + rows.length - start) % rows.length]));
+}
+
+/** The ranks that receive in stage 1, each with its place among them. */
+function receiversOf({ count, stage, dstRank }: Channels): Map<number, number> {
+  const ranks = new Set<number>();
+  for (let row = 0; row < count; row++) if (stage[row] === 1) ranks.add(dstRank[row]!);
+  return placesIn([...ranks].sort((a, b) => a - b));
+}
+
+/** The jobs of a channel up to the last one that another waits for. */
+function awaitedJobs({ first, dependentFirst }: Jobs, row: number): number {
+  let end = first[row + 1]!;
+  while (end > first[row]! && dependentFirst[end] === dependentFirst[end - 1]) end--;
+  return end - first[row]!;
 }

@@ -1,8 +1,8 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import binaryen from "binaryen";
+import { decide } from "../../../src/plan/input/decisions.ts";
 import { normalize } from "../../../src/plan/input/normalize.ts";
-import { route } from "../../../src/plan/input/routing.ts";
 import type { PlanInput } from "../../../src/plan/input/types.ts";
 import { makeImage } from "../../../src/plan/planner/image.ts";
 
@@ -56,8 +56,7 @@ export class CountedPlan {
     const instance = new engine.Instance(counted, { env: { log_execution: count } });
     this.#exports = instance.exports as Exports;
     const normal = normalize(input);
-    const routing = normal.patterns.map((pattern) => route(normal, pattern));
-    const { bytes } = makeImage(normal, routing);
+    const { bytes } = makeImage(normal, decide(normal));
     this.world = normal.world;
     const at = this.#exports.begin(bytes.length);
     new Uint8Array(this.#exports.memory.buffer, at, bytes.length).set(bytes);

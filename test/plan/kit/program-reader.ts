@@ -37,6 +37,7 @@ export interface ProgramChannel {
   readonly direction: "local" | "send" | "receive";
   readonly peer: number;
   readonly wave: number;
+  readonly turn: number;
   readonly buckets: readonly number[];
   readonly bytes: number;
   readonly fingerprint: bigint;
@@ -252,18 +253,30 @@ export function readProgram(bytes: Uint8Array): ReadProgram {
   const channels = table(1, 40, channelCount).map((at): ProgramChannel => {
     const first = fields.u32(at + 12);
     const direction = (["local", "send", "receive"] as const)[fields.u8(at + 1)];
-    must(direction !== undefined && fields.u16(at + 2) === 0 && fields.u32(at + 20) === 0, "a channel");
+    must(direction !== undefined && fields.u16(at + 2) === 0, "a channel");
+    const turn = fields.u32(at + 20);
+    must(
+      turn === 0 || (direction === "receive" && fields.u8(at) === 1),
+      "a turn of what is not asked for in turns",
+    );
     must(first + fields.u32(at + 16) <= bucketCount, "buckets beyond their table");
     return {
       stage: fields.u8(at),
       direction,
       peer: fields.u32(at + 4),
       wave: fields.u32(at + 8),
+      turn,
       buckets: Array.from({ length: fields.u32(at + 16) }, (_, index) => first + index),
       bytes: fields.u64(at + 24),
       fingerprint: fields.raw(at + 32),
     };
   });
+  const asked = channels.filter(({ direction, stage }) => direction === "receive" && stage === 1);
+  const turns = asked.map(({ turn }) => turn).sort((a, b) => a - b);
+  must(
+    turns.every((turn, place) => turn === place),
+    "turns that are not one for each channel",
+  );
   const pieces = table(4, 40, pieceCount).map((at): ProgramPiece => {
     const op = ops[fields.u8(at + 5)];
     must(op !== undefined && fields.u16(at + 6) === 0, "a piece");

@@ -84,6 +84,9 @@ export function inject(fault: Fault, cluster: Cluster, job: Job): (() => void) |
     case "call twice":
       job.callTwice(rank);
       return undefined;
+    case "abort ahead":
+      job.abortNext(rank);
+      return undefined;
     case "abort":
       job.cancelOne(rank);
       return undefined;

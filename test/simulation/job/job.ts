@@ -60,8 +60,8 @@ export class Job {
     });
   }
 
-  async register(registration: Registration, timeoutMs: number): Promise<Call> {
-    const { client, body } = registration;
+  async register(registration: Registration, timeoutMs: number, body = registration.body): Promise<Call> {
+    const { client } = registration;
     registration.instance = undefined;
     const call = await this.#call(client, "RegisterTensors", timeoutMs, body);
     if (call.error !== undefined) return call;
@@ -125,6 +125,7 @@ export class Job {
     const transfer: Omit<TransferCall, "call"> = {
       stamp,
       registration,
+      name: registration.name,
       from,
       version,
       hadDoubt: registration.inDoubt,
@@ -162,6 +163,28 @@ export class Job {
     if (began < this.cluster.scheduler.now) this.#calls.add(second);
   }
 
+  /** As soon as a call that is under way on a rank is done, the next one is made, and taken back: a round ahead of all others. */
+  abortNext(rank: number): void {
+    const { scheduler, scenario } = this.cluster;
+    const call = this.pending.find(({ client, type }) => client.rank === rank && type === "Transfer");
+    const transfer = call === undefined ? undefined : this.ledger.transferOf(call);
+    if (call === undefined || transfer === undefined) return;
+    const { registration, from } = transfer;
+    const look = () => {
+      if (!call.client.isAlive) return;
+      if (call.ended === undefined) {
+        scheduler.afterFor(call.client.process, 1, look);
+        return;
+      }
+      const next =
+        call.error === undefined
+          ? this.transfer(registration, from, scenario.callTimeoutMs, this.nextVersion())
+          : undefined;
+      if (next !== undefined) scheduler.afterFor(call.client.process, 3, () => call.client.cancel(next));
+    };
+    look();
+  }
+
   cleanUpOne(rank: number): void {
     const registration = this.registrations.find(
       ({ client, instance }) => client.rank === rank && client.isAlive && instance !== undefined,
@@ -184,6 +207,12 @@ export class Job {
     if (instance === undefined) return false;
     const call = await this.#call(client, "QueryStatus", 1000, { batch: plan.id, instance });
     return call.error === undefined;
+  }
+
+  /** Whether all sources have a round ready, as a client's agent says. */
+  async isReady({ client, plan, instance }: Registration): Promise<boolean> {
+    const call = await this.#call(client, "QueryStatus", 1000, { batch: plan.id, instance });
+    return (call.result as { readonly ready?: boolean } | undefined)?.ready === true;
   }
 
   #call(

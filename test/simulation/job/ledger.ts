@@ -21,6 +21,8 @@ export interface TransferCall {
   readonly stamp: number;
   readonly call: Call;
   readonly registration: Registration;
+  /** Of the registration that stood when it was made. */
+  readonly name: string;
   readonly from: SideName;
   readonly version: number | undefined;
   /** It is not known what an earlier round has come to, or will: memory may be its. */
@@ -42,6 +44,8 @@ interface Outcomes {
 
 /** A call has been posted by then, and everyone has heard of it. */
 const surelyPostedMs = 100;
+/** Deadlines that pass at the same time. */
+const sameTimeMs = 20;
 /** What a call may take beyond its deadline. */
 const graceMs = 250;
 /** Ways to and from the agent, and timers that end together. */
@@ -53,6 +57,8 @@ export class Ledger {
   readonly #transfers = new Map<number, TransferCall>();
   readonly #staged = new Map<string, Outcomes>();
   /** When agents were stopped: from, to. */
+  /** By batch, side and round, when it failed first, as an agent has told. */
+  readonly #failed = new Map<string, number>();
   readonly #stops: { readonly agent: SimulatedAgent; readonly from: number; to: number }[] = [];
   /** By batch and number, the agents that have registered it: which of them, and when it ended there. */
   readonly #standing = new Map<string, Map<SimulatedAgent, Standing>>();
@@ -79,6 +85,10 @@ export class Ledger {
 
   add(transfer: TransferCall): void {
     this.#transfers.set(transfer.stamp, transfer);
+  }
+
+  transferOf(call: Call): TransferCall | undefined {
+    return [...this.#transfers.values()].find((each) => each.call === call);
   }
 
   stopped(agent: SimulatedAgent): () => void {
@@ -143,6 +153,13 @@ export class Ledger {
     if (event.kind === "fault" && event.error.code === "TB_BUSY") {
       this.violate("nothing leaks", `${agent.name} let go of what is in use: ${event.error.message}`);
     }
+    if (event.kind === "roundFailed" && event.error.code !== "TB_IN_DOUBT") {
+      const key = `${this.nameOf(agent, event.batch, event.number)} from ${event.from}, round ${event.round}`;
+      this.#failed.set(
+        key,
+        Math.min(this.#failed.get(key) ?? Number.POSITIVE_INFINITY, this.#cluster.scheduler.now),
+      );
+    }
     if (event.kind === "batchRegistered") this.#registered(agent, event);
     if (event.kind === "batchEnded") this.#batchEnded(agent, event);
     // One that can be settled by nobody any more has been given up.
@@ -175,12 +192,12 @@ export class Ledger {
    * off or stopped, and nothing is asked of the store before a call is posted.
    */
   checkAbsences(): void {
-    for (const { call, registration, from } of this.#transfers.values()) {
+    for (const { call, name, from } of this.#transfers.values()) {
       const absent = call.error?.code === "TB_TIMEOUT" ? call.error.details["absent"] : undefined;
       if (!Array.isArray(absent)) continue;
       const began = [...this.#transfers.values()].find(
         (other) =>
-          other.registration.name === registration.name &&
+          other.name === name &&
           other.from === from &&
           absent.includes(other.call.client.rank) &&
           roundOf(other.call) === roundOf(call) &&
@@ -189,6 +206,83 @@ export class Ledger {
       this.require(began === undefined, "blame is right", () => {
         const { client, number } = began!.call;
         return `${call.client.name} call ${call.number} took rank ${client.rank} for absent, which had made call ${number}`;
+      });
+    }
+  }
+
+  /** While the store answers, no call ends with a round of which all could know before it was made that it had failed. */
+  checkFresh(): void {
+    for (const { call, name, from } of this.#transfers.values()) {
+      const round = call.error === undefined ? undefined : roundOf(call);
+      if (round === undefined || call.isCancelled || call.error!.code === "TB_TIMEOUT") continue;
+      const failed = this.#failed.get(`${name} from ${from}, round ${round}`);
+      this.require(
+        failed === undefined || failed >= call.began,
+        "a round that had failed ends no call",
+        () => {
+          return `${call.client.name} call ${call.number}, at ${call.began}: round ${round} had failed at ${failed}`;
+        },
+      );
+    }
+  }
+
+  /**
+   * A round fails for a reason: a call of it was taken back, or has waited for too long. For schedules in which nothing but calls
+   * comes to grief.
+   */
+  checkReasons(): void {
+    const failed = new Map<string, TransferCall[]>();
+    for (const transfer of this.#transfers.values()) {
+      const round = transfer.call.error === undefined ? undefined : roundOf(transfer.call);
+      const key = `${transfer.name} from ${transfer.from}, round ${round}`;
+      if (round !== undefined) failed.set(key, [...(failed.get(key) ?? []), transfer]);
+    }
+    const reasons = ["TB_TIMEOUT", "TB_BUSY", "TB_STALE_VERSION"];
+    for (const [round, transfers] of failed) {
+      const hasReason = transfers.some(({ call }) => call.isCancelled || reasons.includes(call.error!.code));
+      this.require(hasReason, "a round fails for a reason", () => {
+        return `${round}: ${transfers.map(({ call }) => `${call.client.name}: ${brief(call.error)}`).join("; ")}`;
+      });
+    }
+  }
+
+  /**
+   * Who is blamed is to blame. For schedules in which nothing but calls comes to grief: a rank that completed a round has not
+   * ended it, and one that had called does not name itself where another can tell who has not.
+   */
+  checkBlamed(): void {
+    const all = [...this.#transfers.values()];
+    for (const { call, registration, name, from } of all) {
+      const round = call.error === undefined ? undefined : roundOf(call);
+      if (round === undefined) continue;
+      const { rank } = call.error!.details;
+      const isSame = (other: TransferCall) => other.name === name && other.from === from;
+      const completed = all.some(
+        (other) =>
+          isSame(other) &&
+          other.call.client.rank === rank &&
+          !other.call.error &&
+          roundOf(other.call) === round,
+      );
+      this.require(!completed, "blame is right", () => {
+        return `${call.client.name} call ${call.number}: rank ${rank} is blamed for round ${round}, which it completed`;
+      });
+      const absent = registration.ranks.filter(
+        (other) =>
+          !all.some((each) => isSame(each) && each.call.client.rank === other && overlaps(each.call, call)),
+      );
+      // Somebody whose deadline came at the same time has waited for one of those.
+      const couldKnow = all.some(
+        (other) =>
+          isSame(other) &&
+          other.call.error?.code === "TB_TIMEOUT" &&
+          absent.includes(other.call.error.details["rank"] as number) &&
+          roundOf(other.call) === round &&
+          other.call.began + other.call.timeoutMs <= call.began + call.timeoutMs + sameTimeMs,
+      );
+      const isOwn = call.error!.code === "TB_TIMEOUT" && rank === call.client.rank && couldKnow;
+      this.require(!isOwn, "blame is right", () => {
+        return `${call.client.name} call ${call.number} blames itself for round ${round}, to which ${absent} did not come`;
       });
     }
   }
@@ -307,9 +401,9 @@ export class Ledger {
     });
   }
 
-  #record({ registration, call, from }: TransferCall, round: number, completed: boolean): void {
+  #record({ registration, name, call, from }: TransferCall, round: number, completed: boolean): void {
     if (registration.plan.commit !== "staged") return;
-    const key = `${registration.name} from ${from}, round ${round}`;
+    const key = `${name} from ${from}, round ${round}`;
     this.#note(key, call.client.rank, completed, brief(call.error ?? "completed"));
   }
 
@@ -331,6 +425,11 @@ export class Ledger {
 export function roundOf({ result, error }: Call): number | undefined {
   const round = (result as { round?: number } | undefined)?.round ?? error?.details["round"];
   return typeof round === "number" ? round : undefined;
+}
+
+function overlaps(one: Call, other: Call): boolean {
+  const end = (call: Call) => call.ended ?? Number.POSITIVE_INFINITY;
+  return one.began < end(other) && other.began < end(one);
 }
 
 /** The agent has not said how it ended. */

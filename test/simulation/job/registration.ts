@@ -3,7 +3,7 @@ import { encodeTensorTable } from "../../../src/bus/queue/tensor-table.ts";
 import type { HostMemory } from "../../../src/memory/host-memory.ts";
 import type { SimulatedClient } from "../world/client.ts";
 import type { Cluster } from "../world/cluster.ts";
-import { type BatchPlan, type Launch, type LocalPart, partOf, type SideName } from "./scenario.ts";
+import { type BatchPlan, type Launch, type LocalPart, partOf, ranksOf, type SideName } from "./scenario.ts";
 
 export interface Element {
   readonly value: number;
@@ -15,6 +15,8 @@ export class Registration {
   readonly plan: BatchPlan;
   readonly client: SimulatedClient;
   readonly side: SideName;
+  /** Of both sides. */
+  readonly ranks: readonly number[];
   readonly memory: HostMemory;
   /** What it must hold while no call is under way; `undefined` if that is not known. */
   settled: Int32Array | undefined;
@@ -33,6 +35,7 @@ export class Registration {
     this.plan = plan;
     this.client = client;
     this.side = client.side;
+    this.ranks = ranksOf(cluster.launch.sides);
     this.#part = partOf(plan.spreads[client.side], ranks.indexOf(client.rank), ranks.length);
     const { key, memory } = cluster.allocate(4 * plan.tensors * this.#part.globalIndex.length);
     this.memory = memory;
@@ -66,6 +69,15 @@ export class Registration {
 
   /** What RegisterTensors asks. */
   get body() {
+    return this.#body(0);
+  }
+
+  /** The same of tensors that lie behind the end of their memory. */
+  get misfit() {
+    return this.#body(4 * 12 ** 4);
+  }
+
+  #body(shift: number) {
     const { shape, globalIndex } = this.#part;
     const [rows, columns] = shape.map(BigInt) as [bigint, bigint];
     const tensors = Array.from({ length: this.plan.tensors }, (_, tensor) => ({
@@ -74,7 +86,7 @@ export class Registration {
       shape: [rows, columns],
       strides: [columns, 1n],
       region: 0,
-      offset: BigInt(4 * tensor * globalIndex.length),
+      offset: BigInt(4 * tensor * globalIndex.length + shift),
     }));
     return {
       batch: this.plan.id,

@@ -29,12 +29,19 @@ export type FaultKind =
   | "drain agent"
   | "abort"
   | "call twice"
+  | "abort ahead"
   | "clean up";
+
+/** What a rank writes into the store in the middle of something: the last part of its key, or the folder of that. */
+const moments = ["votes", "decision", "named", "posted", "log", "prepared", "side"] as const;
+export type Moment = (typeof moments)[number];
 
 export interface Fault {
   readonly kind: FaultKind;
   /** Milliseconds after the faulty time has begun. */
   readonly at: number;
+  /** It happens with the next such record that is written from then on. */
+  readonly upon: Moment | undefined;
   readonly lastsMs: number;
   /** Index of a rank in `Scenario.ranks`, and of another. */
   readonly who: number;
@@ -70,6 +77,8 @@ export interface Scenario extends Launch {
   readonly again: Launch | undefined;
   /** After all else, some ranks call in one direction and some in the other. */
   readonly opposed: boolean;
+  /** In the end, one rank registers memory that does not hold its tensors. */
+  readonly misfit: boolean;
   readonly versions: boolean;
   readonly networkMs: readonly [number, number];
   readonly storeMs: readonly [number, number];
@@ -110,6 +119,7 @@ const all: readonly FaultKind[] = [
   "cut store one way",
   "drain agent",
   "call twice",
+  "abort ahead",
   "clean up",
 ];
 
@@ -150,6 +160,7 @@ export function makeScenario(seed: number): Scenario {
     early: random.chance(15),
     steps: makeSteps(random, batches, sides, duration, callTimeoutMs),
     faults: makeFaults(random, ranks, duration),
+    misfit: random.chance(10),
     opposed: random.chance(20) && sides.A.every((rank) => !sides.B.includes(rank)),
   };
 }
@@ -214,9 +225,12 @@ function makeFaults(random: Random, ranks: readonly number[], duration: number):
   const count = random.chance(5) ? 0 : random.integer(1, 4);
   return Array.from({ length: count }, (): Fault => {
     const who = random.integer(0, ranks.length - 1);
+    // What decides a staged round takes a moment, in which most can go wrong.
+    const upon = random.chance(30) ? random.pick([...moments, "votes", "decision"] as const) : undefined;
     return {
-      kind: random.pick(random.chance(50) ? frequent : all),
+      kind: random.pick(upon !== undefined || random.chance(50) ? all : frequent),
       at: random.integer(0, duration),
+      upon,
       lastsMs: random.pick([5, 50, 300, 1000, 4000]),
       who,
       other: (who + random.integer(1, Math.max(1, ranks.length - 1))) % ranks.length,

@@ -37,6 +37,9 @@ const tellsEnds: ReadonlySet<FaultKind> = new Set([
   "clean up",
 ]);
 
+/** Faults that end calls alone. */
+const endsCalls: ReadonlySet<FaultKind> = new Set(["abort", "abort ahead", "call twice"]);
+
 const startMs = 20_000;
 const joinMs = 15_000;
 /** How long calls in opposite directions may take, twice. */
@@ -84,6 +87,8 @@ class Schedule {
   readonly #scenario: Scenario;
   readonly #cluster: Cluster;
   readonly #job: Job;
+  /** Nothing happens any more for which no moment has come. */
+  #isHealed = false;
 
   constructor(scenario: Scenario, cluster: Cluster, job: Job) {
     this.#scenario = scenario;
@@ -103,6 +108,7 @@ class Schedule {
     for (const plan of this.#scenario.batches) await this.#rejoin(plan);
     await this.#lockstep(3);
     if (this.#scenario.opposed) await this.#oppose();
+    if (this.#scenario.misfit) await this.#misfit();
     if (this.#scenario.again !== undefined) await this.#launchAgain(this.#scenario.again);
     await this.#end();
   }
@@ -123,12 +129,17 @@ class Schedule {
 
   async #faultyTime(): Promise<void> {
     const { steps, faults, callTimeoutMs } = this.#scenario;
-    const { scheduler } = this.#cluster;
+    const { scheduler, store } = this.#cluster;
     for (const step of steps) scheduler.afterFor(undefined, step.startsAt, () => this.#job.begins(step));
     for (const fault of faults) {
-      scheduler.afterFor(undefined, fault.at, () => {
+      const happen = () => {
+        if (this.#isHealed) return;
         const undo = inject(fault, this.#cluster, this.#job);
         if (undo !== undefined) scheduler.afterFor(undefined, fault.lastsMs, undo);
+      };
+      scheduler.afterFor(undefined, fault.at, () => {
+        if (fault.upon === undefined) happen();
+        else store.upon(fault.upon, happen);
       });
     }
     const last = Math.max(0, ...steps.map(({ startsAt }) => startsAt), ...faults.map(({ at }) => at));
@@ -140,6 +151,7 @@ class Schedule {
     const { peerTimeoutMs, storeSilenceMs, callTimeoutMs } = this.#scenario;
     const { store, network, agents, clients, trace } = this.#cluster;
     await this.#cluster.pass(Math.max(0, ...this.#scenario.faults.map(({ at, lastsMs }) => at + lastsMs)));
+    this.#isHealed = true;
     trace.say("TEST", "all faults are over");
     store.slowness = 1;
     if (store.state !== "up") store.start(true);
@@ -196,6 +208,7 @@ class Schedule {
     for (const plan of this.#cluster.launch.batches) {
       for (let attempt = 1; attempt <= times; attempt++) {
         const version = this.#job.nextVersion();
+        await this.#requireSilence(plan);
         this.#cluster.trace.say("TEST", `lockstep call ${attempt} of ${plan.id}`);
         const calls = this.#job.registrations
           .filter((registration) => registration.plan === plan)
@@ -218,6 +231,19 @@ class Schedule {
         await this.#cluster.pass(1000);
       }
     }
+  }
+
+  /** While nobody calls, no rank's signal says that a round is ready: it moves on with the log. */
+  async #requireSilence(plan: BatchPlan): Promise<void> {
+    const mine = this.#job.registrations.filter((each) => each.plan === plan);
+    const ready = await this.#through(
+      Promise.all(mine.map((each) => this.#job.isReady(each))),
+      "asking for signals",
+    );
+    const said = mine.filter((_, index) => ready[index]).map(({ client }) => client.name);
+    this.#job.ledger.require(said.length === 0, "the signal speaks of the next round", () => {
+      return `${plan.id}: ready for ${said} while nobody calls`;
+    });
   }
 
   /**
@@ -259,6 +285,32 @@ class Schedule {
     await this.#lockstep(2);
   }
 
+  /** What one rank's registration lacks is every rank's error at once, with that rank; without it, the next attempt holds. */
+  async #misfit(): Promise<void> {
+    const { random, trace, launch } = this.#cluster;
+    const plan = random.pick(launch.batches);
+    const mine = this.#job.registrations.filter((registration) => registration.plan === plan);
+    for (const registration of mine) this.#job.cleanUp(registration);
+    await this.#cluster.pass(1000);
+    const odd = random.pick(mine);
+    trace.say("TEST", `${odd.client.name} registers ${plan.id} with too little memory`);
+    const calls = await this.#through(
+      Promise.all(
+        mine.map((each) => this.#job.register(each, joinMs, each === odd ? each.misfit : each.body)),
+      ),
+      "registering what does not fit",
+    );
+    for (const { client, error, began, ended } of calls) {
+      const isTold = error?.code === "TB_REGION" && error.details["rank"] === odd.client.rank;
+      this.#must(isTold && ended! - began < joinMs / 5, "what one rank lacks is every rank's error", () => {
+        return `${client.name} was told after ${(ended! - began).toFixed(0)} ms: ${brief(error)}`;
+      });
+    }
+    await this.#cluster.pass(1000);
+    await this.#rejoin(plan);
+    await this.#lockstep(2);
+  }
+
   /** Records of the dead bind nobody: everything is killed at once, and comes back in another way under the same names. */
   async #launchAgain(launch: Launch): Promise<void> {
     const { agents, clients, trace, random, scheduler } = this.#cluster;
@@ -282,6 +334,12 @@ class Schedule {
     const { ledger } = this.#job;
     for (const registration of this.#job.registrations) {
       ledger.checkSettled(registration);
+      const { number, plan } = registration;
+      const before = [...store.entries.keys()].filter((key) => isBefore(key, plan.id, number));
+      // A job that was launched in another way may not have known of all that stood before.
+      ledger.require(before.length === 0 || this.#scenario.again !== undefined, "nothing leaks", () => {
+        return `of registrations before ${plan.id} #${number}: ${before.slice(0, 6).join(", ")}`;
+      });
       this.#job.cleanUp(registration);
     }
     await this.#cluster.until(() => this.#job.pending.length === 0, 10_000);
@@ -292,6 +350,11 @@ class Schedule {
     const { ranks, sides, versions } = this.#scenario;
     const isColocated = ranks.length < sides.A.length + sides.B.length;
     if (isPlain && !isColocated && !versions) ledger.checkAbsences();
+    const isQuick = storeMs[1] < 10 && faults.every(({ kind }) => endsCalls.has(kind));
+    if (isQuick) ledger.checkFresh();
+    // A newer version ends the round of those who wait with an older one.
+    if (isQuick && !versions) ledger.checkReasons();
+    if (!isColocated && !versions && isQuick) ledger.checkBlamed();
     if (isPlain) ledger.checkEnds(1000 + 1.3 * peerTimeoutMs + 4 * storeMs[1]);
     for (const { name, memory } of agents) {
       ledger.require(memory.size === 0, "nothing leaks", () => `${name} holds ${memory.size} regions`);
@@ -350,6 +413,12 @@ class Schedule {
     this.#job.ledger.violate(rule, what());
     throw new Stuck(rule);
   }
+}
+
+/** A record of a registration of that batch with a lower number. */
+function isBefore(key: string, batch: string, number: number): boolean {
+  const found = /^bus\/batch\/s_(.*)-[0-9a-f]{24}\/(\d+)\//.exec(key);
+  return found?.[1] === batch && Number(found[2]) < number;
 }
 
 /** Records that outlive a batch: its counter, and the nonce of the store's life. */

@@ -2,6 +2,8 @@
 import type { Timer } from "../world/scheduler.ts";
 import { platform } from "./current.ts";
 
+export { AbortController, AbortSignal } from "./abort.ts";
+
 type Callback = (...values: unknown[]) => void;
 
 export function setTimeout(callback: Callback, ms = 1, ...values: unknown[]): Timer {

@@ -30,8 +30,16 @@ const noEnd = 0xffffffff;
 const firstPiece = 0x80000000;
 const directions = ["local", "send", "receive"] as const;
 
+const known = new WeakMap<Program, readonly ChannelMoves[]>();
+
 /** Throws for programs that reduce, or that send what they have received: nobody simulates those. */
 export function readProgram(program: Program): readonly ChannelMoves[] {
+  const moves = known.get(program) ?? readMoves(program);
+  known.set(program, moves);
+  return moves;
+}
+
+function readMoves(program: Program): readonly ChannelMoves[] {
   const { bytes, channelCount, rank } = program;
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const at = (offset: number) => Number(view.getBigUint64(offset, true));

@@ -7,8 +7,42 @@ import { TensorBusError } from "../../../src/errors.ts";
 import type { Memory } from "../../../src/memory/memory.ts";
 import type { TransportSession } from "../../../src/transport/transport.ts";
 
+/** Memory of a client as its agent maps it: what touches it once it is unmapped would end the agent. */
+class Mapping implements Memory {
+  readonly kind = "host";
+  readonly address: bigint;
+  readonly bytes: bigint;
+  readonly #memory: Memory;
+  #isMapped = true;
+
+  constructor(memory: Memory) {
+    this.#memory = memory;
+    this.address = memory.address;
+    this.bytes = memory.bytes;
+  }
+
+  /** Of `HostMemory` as it is simulated. */
+  get content(): Uint8Array {
+    if (this.#isMapped) return (this.#memory as unknown as { readonly content: Uint8Array }).content;
+    throw new Error("memory of a client was touched after its agent had let go of it");
+  }
+
+  retain(): void {
+    this.#memory.retain();
+  }
+
+  release(): void {
+    this.#memory.release();
+  }
+
+  unmap(): void {
+    this.#isMapped = false;
+  }
+}
+
 interface Entry {
-  readonly memory: Memory;
+  readonly key: bigint;
+  readonly memory: Mapping;
   readonly session: TransportSession;
   users: number;
 }
@@ -16,7 +50,7 @@ interface Entry {
 export class SimulatedMemory implements ClientMemory {
   readonly #memoryOf: (key: bigint) => Memory;
   readonly #isAlive: (client: bigint) => boolean;
-  readonly #entries = new Map<Memory, Entry>();
+  readonly #entries = new Map<bigint, Entry>();
 
   constructor(memoryOf: (key: bigint) => Memory, isAlive: (client: bigint) => boolean) {
     this.#memoryOf = memoryOf;
@@ -47,27 +81,29 @@ export class SimulatedMemory implements ClientMemory {
 
   #hold(region: RegionMessage, session: TransportSession): Entry {
     if (region.kind !== "host") throw new TypeError("a simulated client has memory of the host");
-    const memory = this.#memoryOf(region.key);
-    const known = this.#entries.get(memory);
+    const { key } = region;
+    const known = this.#entries.get(key);
     if (known !== undefined && known.session === session) {
       known.users += 1;
       return known;
     }
+    const memory = new Mapping(this.#memoryOf(key));
     session.register(memory);
-    const entry = { memory, session, users: 1 };
-    this.#entries.set(memory, entry);
+    const entry = { key, memory, session, users: 1 };
+    this.#entries.set(key, entry);
     return entry;
   }
 
   #drop(entry: Entry): void {
     entry.users -= 1;
     if (entry.users > 0) return;
-    if (this.#entries.get(entry.memory) === entry) this.#entries.delete(entry.memory);
+    if (this.#entries.get(entry.key) === entry) this.#entries.delete(entry.key);
     try {
       entry.session.unregister(entry.memory);
     } catch (error) {
       // A session that is closed has let go of it.
       if (!(error instanceof TensorBusError) || error.code !== "TB_CLOSED") throw error;
     }
+    entry.memory.unmap();
   }
 }

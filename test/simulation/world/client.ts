@@ -21,6 +21,8 @@ export interface Call {
   ended: number | undefined;
   result: unknown;
   error: TensorBusError | undefined;
+  /** Its client has taken it back. */
+  isCancelled: boolean;
 }
 
 const queueMs = 0.05;
@@ -90,6 +92,7 @@ export class SimulatedClient {
       ended: undefined,
       result: undefined,
       error: undefined,
+      isCancelled: false,
     };
     const command = {
       type,
@@ -138,6 +141,7 @@ export class SimulatedClient {
   cancel(call: Call): void {
     if (call.ended !== undefined || !this.isAlive) return;
     this.#cluster.trace.say(this.name, `takes call ${call.number} back`);
+    call.isCancelled = true;
     this.call("Cancel", { command: call.command }, 1000);
   }
 }

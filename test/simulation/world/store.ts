@@ -44,6 +44,8 @@ export class StoreServer {
   slowness = 1;
   state: "up" | "stalled" | "down" = "up";
   readonly #waiters = new Set<Waiter>();
+  /** What happens once something is written. */
+  readonly #armed: { readonly what: string; readonly run: () => void }[] = [];
   /** What has come while it was stalled. */
   readonly #parked: (() => void)[] = [];
 
@@ -118,7 +120,18 @@ export class StoreServer {
     return this.entries.get(key)?.value.slice();
   }
 
+  /** Something happens right after the next record of that kind has been written. */
+  upon(what: string, run: () => void): void {
+    this.#armed.push({ what, run });
+  }
+
   write(key: string, value: Uint8Array, lease: StoreClient | undefined): void {
+    const parts = key.split("/");
+    const armed = this.#armed.find(({ what }) => parts.at(-1) === what || parts.at(-2) === what);
+    if (armed !== undefined) {
+      this.#armed.splice(this.#armed.indexOf(armed), 1);
+      this.options.scheduler.afterFor(undefined, 0, armed.run);
+    }
     this.entries.set(key, { value: Uint8Array.from(value), lease });
     for (const waiter of [...this.#waiters]) {
       if (!waiter.missing.delete(key) || waiter.missing.size > 0) continue;
@@ -160,7 +173,7 @@ export class StoreClient implements Store {
 
   constructor(server: StoreServer, process: Process) {
     const { lease } = server.options;
-    this.capabilities = { watch: true, lease, exactSwap: true, maxValueBytes: 2 ** 20, maxKeyBytes: 4096 };
+    this.capabilities = { lease, exactSwap: true, maxValueBytes: 2 ** 20, maxKeyBytes: 4096 };
     this.#server = server;
     this.#process = process;
   }

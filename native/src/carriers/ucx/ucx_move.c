@@ -307,11 +307,11 @@ static void look_at_end(tb_ucx_move *move) {
     if (move->stopped_at == 0 && tb_pull_stopped(move->pull)) {
         move->stopped_at = tb_now();
     }
-    if (move->gets == 0 || (move->stopped_at == 0 && !fails(move))) {
+    if (move->gets == 0 || (move->stopped_at == 0 && !fails(move) && !move->source->failed)) {
         return;
     }
     uint64_t patience = (uint64_t)move->pull->transfer->session->options.quiesce_ms * 1000000 / 4;
-    if (fails(move) || tb_now() - move->stopped_at >= patience) {
+    if (fails(move) || move->source->failed || tb_now() - move->stopped_at >= patience) {
         tb_ucx_cut(move->source);
     }
 }

@@ -37,9 +37,9 @@ export interface RuleSideForm {
 }
 
 export const optionNames = ["strategy", "bucketBytes", "bucketsInFlight", "peersInFlight"] as const;
-export type OptionName = (typeof optionNames)[number];
+type OptionName = (typeof optionNames)[number];
 export const topologyNames = ["ranksPerHost", "hosts", "hostMBps", "networkMBps", "latencyUs"] as const;
-export type TopologyName = (typeof topologyNames)[number];
+type TopologyName = (typeof topologyNames)[number];
 
 type Values = Readonly<Record<string, unknown>>;
 const selectNames = ["dim", "index", "of", "sizes"] as const;
