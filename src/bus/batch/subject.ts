@@ -83,8 +83,8 @@ export function joinSides(
 }
 
 /**
- * Why tensors of one side have none to go with on the other; `undefined` if all have. Numbers in the names of what lacks
- * are collapsed.
+ * Why tensors of one side have none to go with on the other; `undefined` if all have. Numbers in the names of what is
+ * missing are collapsed.
  */
 export function missingNames(
   { batch, sides, pairs, match }: BatchSubject,
