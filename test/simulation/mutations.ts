@@ -20,11 +20,17 @@ const late = "calls end in time";
 const never = "every call ends";
 const heard = "every end is heard";
 const leaks = "nothing leaks";
+const blame = "blame is right";
+const opposed = "opposite directions are told";
+const anew = "registering anew works at the first try";
 
 const join = "src/bus/batch/round-join.ts";
 const log = "src/bus/batch/round-log.ts";
 const commit = "src/bus/batch/staged-commit.ts";
 const direction = "src/bus/batch/direction.ts";
+const batch = "src/bus/batch/batch.ts";
+const registrar = "src/bus/batch/registrar.ts";
+const opposition = "src/bus/batch/opposition.ts";
 const engine = "test/simulation/transport/transfer.ts";
 
 export const mutations: readonly Mutation[] = [
@@ -72,7 +78,7 @@ export const mutations: readonly Mutation[] = [
       ],
     },
     breaks: [second, "a lockstep call is one round"],
-    within: 100,
+    within: 600,
   },
   {
     name: "a version is not compared with the one that the round carries",
@@ -171,5 +177,168 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: ["registering at the first try works"],
     within: 500,
+  },
+  {
+    name: "what ends a call after its vote is reported in place of the doubt",
+    changes: {
+      [join]: [
+        [
+          'if (error.code === "TB_IN_DOUBT") throw error;',
+          'if (error.code === "TB_IN_DOUBT") throw error.cause ?? error;',
+        ],
+      ],
+    },
+    breaks: [staged],
+    within: 500,
+  },
+  {
+    name: "a vote whose answer did not come is said again",
+    changes: {
+      [commit]: [
+        [
+          'const votes = await store.add(this.#key(round, "votes"), 1n, deadline.rest);',
+          'const vote = (timeoutMs: number) => store.add(this.#key(round, "votes"), 1n, { timeoutMs });\n' +
+            "      const votes = await vote(2).catch(() => vote(deadline.remainingMs));",
+        ],
+      ],
+    },
+    breaks: [staged, delivered, second],
+    within: 200,
+  },
+  {
+    name: "memory of a batch that is closed in doubt goes at once",
+    changes: { [batch]: [["if (!this.inDoubt) this.#release();", "this.#release();"]] },
+    breaks: ["errors are typed", "nothing is thrown away"],
+    within: 1500,
+  },
+  {
+    name: "what one rank finds wrong while it registers is told to nobody",
+    changes: {
+      [registrar]: [["if (isFound && log.end === undefined) await this.#endAttempt(log, error);", ""]],
+    },
+    breaks: ["what one rank lacks is every rank's error"],
+    within: 100,
+  },
+  {
+    name: "a registration that ends for nobody's mistake ends for those who wait as well",
+    changes: {
+      [registrar]: [
+        ["if (end?.retry && deadline.remainingMs > 0 && (!isFound || isRetried(error))) continue;", ""],
+      ],
+    },
+    breaks: [anew, "registering at the first try works"],
+    within: 800,
+  },
+  {
+    name: "a rank has a batch that others have not prepared",
+    changes: {
+      [registrar]: [
+        [
+          "await awaitPrepared(attempts, attempt, roster.ranks.length, deadline);",
+          "void awaitPrepared(attempts, attempt, roster.ranks.length, deadline).catch(() => {});",
+        ],
+      ],
+    },
+    breaks: ["nobody has a batch before all have prepared it"],
+    within: 20,
+  },
+  {
+    name: "a rank that comes back takes part in the registration of its earlier life",
+    changes: {
+      "src/bus/batch/attempt.ts": [
+        [
+          "if (log.end === undefined && (await isTaken(options, number, side, deadline))) {",
+          "if (log.end === undefined && number < 0 && (await isTaken(options, number, side, deadline))) {",
+        ],
+      ],
+    },
+    breaks: [anew, leaks],
+    within: 200,
+  },
+  {
+    name: "only the round before the last that was completed is tidied",
+    changes: {
+      [direction]: [
+        [
+          "for (; this.#tidied < upTo; this.#tidied++) {",
+          "this.#tidied = Math.max(this.#tidied, upTo - 1);\n    for (; this.#tidied < upTo; this.#tidied++) {",
+        ],
+      ],
+    },
+    breaks: [leaks],
+    within: 100,
+  },
+  {
+    name: "the next registration removes nothing of those before",
+    changes: { [registrar]: [["if (rank === roster.ranks[0])", "if (rank < 0)"]] },
+    breaks: [leaks],
+    within: 200,
+  },
+  {
+    name: "nobody looks who waits in the opposite direction",
+    changes: {
+      [direction]: [
+        ["if (error !== undefined && this.#call === call && call.round === round)", "if (error === null)"],
+      ],
+    },
+    breaks: [opposed],
+    within: 100,
+  },
+  {
+    name: "who finds an opposite direction tells its own alone",
+    changes: {
+      [opposition]: [
+        ['void log.appendFailed({ from: opposite, round: found.round, rank, code: "TB_BUSY" });', ""],
+      ],
+    },
+    breaks: [opposed],
+    within: 100,
+  },
+  {
+    name: "a rank blames itself for what it was told",
+    changes: {
+      [log]: [
+        ['return typeof rank === "number" ? rank : own;', 'return typeof rank === "string" ? 0 : own;'],
+      ],
+    },
+    breaks: [blame, opposed],
+    within: 50,
+  },
+  {
+    name: "of those that were absent the highest is blamed",
+    changes: {
+      "test/simulation/transport/exchange.ts": [["Math.min(...absent)", "Math.max(...absent)"]],
+    },
+    breaks: [blame],
+    within: 100,
+  },
+  {
+    name: "a rank that has voted blames itself at its deadline, and waits for nobody who knows",
+    changes: { [commit]: [["timeoutMs = Math.min(blameMs, end.remainingMs);", "timeoutMs = 1;"]] },
+    breaks: [blame],
+    within: 1500,
+  },
+  {
+    name: "the signal does not move on with the log",
+    changes: { [direction]: [["this.#options.signal.follow(next);", ""]] },
+    breaks: ["the signal speaks of the next round"],
+    within: 200,
+  },
+  {
+    name: "a call that joins a round that had failed ends with it",
+    changes: {
+      [join]: [
+        ['if (failure.details["hadFailed"] === true) return true;', ""],
+        ["return reading.isConfirmed === false;", "return false;"],
+      ],
+    },
+    breaks: ["a round that had failed ends no call"],
+    within: 800,
+  },
+  {
+    name: "a store that has forgotten a round decides it anew",
+    changes: { [commit]: [["life === this.#options.connection.life\n", "life.length > 0\n"]] },
+    breaks: [staged],
+    within: 4000,
   },
 ];

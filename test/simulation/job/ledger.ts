@@ -44,6 +44,15 @@ interface Outcomes {
 
 /** A call has been posted by then, and everyone has heard of it. */
 const surelyPostedMs = 100;
+/** What ends a call whatever became of its round: its deadline, or the end of its batch. */
+const endsAnyCall: ReadonlySet<string> = new Set([
+  "TB_TIMEOUT",
+  "TB_PEER_LOST",
+  "TB_CLIENT_LOST",
+  "TB_BATCH_UNKNOWN",
+  "TB_AGENT_LOST",
+  "TB_CLOSED",
+]);
 /** Deadlines that pass at the same time. */
 const sameTimeMs = 20;
 /** What a call may take beyond its deadline. */
@@ -214,7 +223,7 @@ export class Ledger {
   checkFresh(): void {
     for (const { call, name, from } of this.#transfers.values()) {
       const round = call.error === undefined ? undefined : roundOf(call);
-      if (round === undefined || call.isCancelled || call.error!.code === "TB_TIMEOUT") continue;
+      if (round === undefined || call.isCancelled || endsAnyCall.has(call.error!.code)) continue;
       const failed = this.#failed.get(`${name} from ${from}, round ${round}`);
       this.require(
         failed === undefined || failed >= call.began,
@@ -299,7 +308,14 @@ export class Ledger {
     agent: SimulatedAgent,
     { batch, number }: { readonly batch: unknown; readonly number: number },
   ) {
-    this.#lives.set(`${agent.rank} ${String(batch)} #${number}`, this.#cluster.store.life);
+    const { store } = this.#cluster;
+    const isReady = [...store.entries.keys()].some(
+      (each) => each.startsWith(`bus/batch/s_${String(batch)}-`) && each.endsWith(`/${number}/ready`),
+    );
+    this.require(isReady || store.state !== "up", "nobody has a batch before all have prepared it", () => {
+      return `${agent.name} has ${String(batch)} #${number}`;
+    });
+    this.#lives.set(`${agent.rank} ${String(batch)} #${number}`, store.life);
     const key = this.nameOf(agent, batch, number);
     const agents = this.#standing.get(key) ?? new Map();
     this.#standing.set(key, agents);

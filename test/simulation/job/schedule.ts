@@ -351,7 +351,8 @@ class Schedule {
     const isColocated = ranks.length < sides.A.length + sides.B.length;
     if (isPlain && !isColocated && !versions) ledger.checkAbsences();
     const isQuick = storeMs[1] < 10 && faults.every(({ kind }) => endsCalls.has(kind));
-    if (isQuick) ledger.checkFresh();
+    if (storeMs[1] < 10 && faults.every(({ kind }) => tellsEnds.has(kind) || endsCalls.has(kind)))
+      ledger.checkFresh();
     // A newer version ends the round of those who wait with an older one.
     if (isQuick && !versions) ledger.checkReasons();
     if (!isColocated && !versions && isQuick) ledger.checkBlamed();

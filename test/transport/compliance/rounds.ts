@@ -100,5 +100,41 @@ export function testRounds(subject: Subject): void {
           ).toEqual([failed, failed]);
         }),
     );
+
+    // A joint round begins on all ranks or on none: no rank is ever done with one that another has not begun.
+    test.runIf(subject.joint)("no rank is done with a round that another has not begun", () =>
+      within(async (prepared) => {
+        let ended = 0;
+        const early = [2, 0].map((rank) => post(prepared, rank, { round: 1 }).finally(() => ended++));
+        await delay(5 * saidMs);
+        expect(ended).toBe(0);
+        expect(await Promise.all([...early, post(prepared, 1, { round: 1 })])).toEqual(Array(3).fill("done"));
+        for (const memory of prepared.memories) memory.check();
+        const failed = { code: "TB_CANCELLED", rank: 0 };
+        expect(await post(prepared, 0, { round: 2, ...cancelled })).toEqual(failed);
+        await delay(saidMs);
+        expect(await Promise.all([1, 2].map((rank) => post(prepared, rank, { round: 2 })))).toEqual([
+          failed,
+          failed,
+        ]);
+      }),
+    );
+
+    // Its target took no part in this round, so all know by their log that it failed: what ends it is a cancel.
+    test.runIf(subject.joint)("a rank that is taken out of a round meets its target in a later one", () =>
+      within(async (prepared) => {
+        const abort = new AbortController();
+        const behind = post(prepared, 0, { round: 1, signal: abort.signal });
+        await delay(saidMs);
+        const target = post(prepared, 2, { round: 2 });
+        await delay(saidMs);
+        abort.abort(new Error("not wanted"));
+        expect(await behind).toMatchObject({ code: "TB_CANCELLED" });
+        expect(
+          await Promise.all([target, post(prepared, 0, { round: 2 }), post(prepared, 1, { round: 2 })]),
+        ).toEqual(Array(3).fill("done"));
+        for (const memory of prepared.memories) memory.check();
+      }),
+    );
   });
 }
