@@ -338,7 +338,7 @@ export const mutations: readonly Mutation[] = [
   {
     name: "a store that has forgotten a round decides it anew",
     changes: { [commit]: [["life === this.#options.connection.life\n", "life.length > 0\n"]] },
-    breaks: [staged],
-    within: 4000,
+    breaks: [staged, second],
+    within: 1500,
   },
 ];
