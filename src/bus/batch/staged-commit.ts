@@ -173,8 +173,8 @@ export class StagedCommit {
   /** Removes what was written of a round that all have left. */
   async forget(round: number, deadline: Deadline): Promise<void> {
     const { store } = this.#options.connection.rendezvous;
-    for (const what of ["votes", "decision"] as const)
-      await store.delete(this.#key(round, what), deadline.rest);
+    const keys = (["votes", "decision"] as const).map((what) => this.#key(round, what));
+    await Promise.all(keys.map((key) => store.delete(key, deadline.rest)));
   }
 
   close(): void {

@@ -80,8 +80,11 @@ export class TransferSignal {
   /** Removes what was written of a round that nobody is in any more. */
   async forget(round: number, deadline: Deadline): Promise<void> {
     const { store, sources } = this.#options;
-    if (sources > 1) await store.delete(this.#key(round, "posted"), deadline.rest);
-    await store.delete(this.#key(round, "state"), deadline.rest);
+    // Both are asked for at once: a store that answers late does both, and one that is asked later may never be.
+    await Promise.all([
+      ...(sources > 1 ? [store.delete(this.#key(round, "posted"), deadline.rest)] : []),
+      store.delete(this.#key(round, "state"), deadline.rest),
+    ]);
   }
 
   close(): void {
