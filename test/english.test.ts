@@ -83,7 +83,7 @@ describe("the language", () => {
 
   it("says if where a condition is meant", () => {
     const condition =
-      /(?:\b(?:NULL|[Tt]rue|[Ff]alse|[Uu]ndefined|None|[Ee]mpty|[Tt]hrows|[Aa]lso|[Oo]nly)|`undefined`|`?TB_[A-Z_]+`?) where .{0,30}/g;
+      /(?:\b(?:NULL|[Tt]rue|[Ff]alse|[Uu]ndefined|None|[Ee]mpty|[Tt]hrows|[Aa]lso|[Oo]nly)|`undefined`|`{0,2}(?:TB_[A-Z_]+|[A-Z][A-Za-z]*Error)`{0,2}) where .{0,30}/g;
     expect(found(condition, proseOfProduct)).toEqual([]);
     expect(found(/(?<![a-z] )\bwhere (?:that|it|this) is not (?:known|given|so|there)\b/g, proseOf)).toEqual(
       [],

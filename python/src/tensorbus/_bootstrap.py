@@ -15,7 +15,7 @@ from .errors import make_error
 
 @dataclass(frozen=True)
 class BootstrapInfo:
-    """How a client was found out.
+    """How the agent of a client was found.
 
     Attributes:
         agent_rank: The rank of its agent.
@@ -35,7 +35,7 @@ class BootstrapInfo:
 
 
 class Bootstrapped(NamedTuple):
-    """A client, and how it was found out whose it is."""
+    """A client, and how its agent was found."""
 
     client: TensorBusClient
     info: BootstrapInfo

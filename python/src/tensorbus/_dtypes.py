@@ -33,7 +33,7 @@ NUMBERS = {name: number for number, name in enumerate(DTYPES)}
 
 
 def dtype_name(dtype: Any) -> str:
-    """The name of a torch or numpy type, or of a name. ``TB_DTYPE`` where it does not travel."""
+    """The name of a torch or numpy type, or of a name. ``TB_DTYPE`` if it does not travel."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or str(dtype)
     name = name.removeprefix("torch.")
     if name in NUMBERS:

@@ -14,7 +14,7 @@ from .errors import make_error
 
 @dataclass(frozen=True)
 class Mesh:
-    """An n-dimensional array of a job's ranks, for who has no process group.
+    """An n-dimensional array of a job's ranks, for callers without a process group.
 
     Attributes:
         shape: Ranks in each dimension.
@@ -70,7 +70,7 @@ def placement_text(placement: Any) -> str:
 
 
 def own_rank() -> int | None:
-    """This process's rank in its job: of ``torch.distributed`` where that runs, else ``RANK``."""
+    """This process's rank in its job: that of ``torch.distributed`` if it runs, else ``RANK``."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_rank())

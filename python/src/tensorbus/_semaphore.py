@@ -44,7 +44,7 @@ class Semaphore:
         """Waits for the end of the round and takes the count. ``timeout`` in seconds: ``None`` for ever, 0 at once.
 
         Raises:
-            TimeoutError: It has not ended yet (also ``posix_ipc.BusyError`` where that is installed).
+            TimeoutError: It has not ended yet (also ``posix_ipc.BusyError`` if that is installed).
             TensorBusError: What the round failed with.
         """
         until = None if timeout is None else time.monotonic() + timeout

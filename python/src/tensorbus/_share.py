@@ -103,7 +103,7 @@ def _sizes(module: Any) -> list[int]:
 
 
 class _Pool:
-    """Shared memory, given out from its beginning; a second piece where the first was reckoned too small."""
+    """Shared memory, given out from its beginning; a second piece if the first was reckoned too small."""
 
     def __init__(self, size: int) -> None:
         self._memory = SharedMemory(size, "tensorbus-module")

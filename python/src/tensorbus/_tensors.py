@@ -37,7 +37,7 @@ def is_numpy(value: Any) -> bool:
 
 
 def local_tensor(value: Any) -> Any:
-    """What of a tensor lies on this rank: a torch tensor without gradient, or a numpy array."""
+    """The part of a tensor that lies on this rank: a torch tensor without gradient, or a numpy array."""
     if is_dtensor(value):
         value = value.to_local()
     if is_torch(value):
@@ -196,7 +196,7 @@ class Slot:
             raise
 
     def get(self) -> Any:
-        """The caller's tensor as it is now. ``TB_TENSOR_MISSING`` where the model does not have it any more."""
+        """The caller's tensor as it is now. ``TB_TENSOR_MISSING`` if the model does not have it any more."""
         try:
             return self._get()
         except (KeyError, AttributeError):

@@ -75,7 +75,7 @@ def connect(path: str, timeout: float) -> socket.socket:
 
 
 def send_descriptors(to: socket.socket, number: int, descriptors: Sequence[int]) -> None:
-    """One hand-over. ``BlockingIOError`` where the agent has to take others first."""
+    """One hand-over. ``BlockingIOError`` if the agent has to take others first."""
     rights = array.array("i", descriptors)
     to.sendmsg([_NUMBER.pack(number)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 

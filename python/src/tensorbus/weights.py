@@ -311,7 +311,7 @@ def _own_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def find_client(side: str, rank: int, timeout: float) -> TensorBusClient:
-    """A client of this rank's agent: as ``bootstrap_client``, or by the side's name where agents know their sides."""
+    """A client of this rank's agent: as ``bootstrap_client``, or by the side's name if agents know their sides."""
     deadline = time.monotonic() + timeout
     named = any(os.environ.get(name) for name in ("AGENT_RANK", "AGENT_RANK_OFFSET", "TENSOR_BUS_COMMAND_QUEUE_PATH"))
     agent_rank = None if named else _agent_of(side, rank, deadline)
@@ -324,7 +324,7 @@ def find_client(side: str, rank: int, timeout: float) -> TensorBusClient:
 
 
 def require_side(client: TensorBusClient, side: str, rank: int) -> None:
-    """That an agent which was found by numbers is one of this side, where the agents know their sides."""
+    """Checks that an agent which was found by numbers is one of this side, if the agents know their sides."""
     sides = client.sides
     members = sides.get(side)
     if members is None or client.agent_rank in members:
