@@ -132,6 +132,25 @@ export function findChannel(stage: u32, home: u32, peer: u32): u32 {
   return low < end && u32At(all, low) == peer ? low : NONE;
 }
 
+/** How many ranks receive in stage 1, copies to themselves included, and how many of them are below a rank. */
+export let receivers: u32 = 0;
+export let receiversBefore: u32 = 0;
+
+export function findReceivers(rank: u32): void {
+  const before = mark();
+  const marks = allocZero(world);
+  const count = firstChannel(1, world);
+  for (let at: u32 = 0; at < count; at++) store<u8>(marks + u32At(peersOf(1), at), 1);
+  receivers = 0;
+  receiversBefore = 0;
+  for (let other: u32 = 0; other < world; other++) {
+    if (load<u8>(marks + other) == 0) continue;
+    receivers++;
+    if (other < rank) receiversBefore++;
+  }
+  release(before);
+}
+
 /** The channel from a rank to a rank in a stage; it must be there. */
 export function channelOf(stage: u32, from: u32, to: u32): u32 {
   return stage == 0 ? findChannel(stage, to, from) : findChannel(stage, from, to);

@@ -11,6 +11,7 @@ import {
   Mesh,
   patternAt,
   Side,
+  tensorAt,
   tensorCount,
   tensorPattern,
   tensorSourceBase,
@@ -50,7 +51,7 @@ function build(): void {
   marks = allocZero(tensorCount);
   list = alloc((<usize>tensorCount) << 2);
   keys = alloc((<usize>tensorCount) << 3);
-  for (let tensor: u32 = 0; tensor < tensorCount; tensor++) setI64(keys, tensor, tensor);
+  for (let place: u32 = 0; place < tensorCount; place++) setI64(keys, tensorAt(place), place);
 }
 
 /** Places of the sources of all classes, or of the targets of those that are striped. */
@@ -162,12 +163,12 @@ export function nextClass(): i32 {
 }
 
 let list: usize = 0;
-/** The key of a tensor is its number. */
+/** The key of a tensor is its place in the walk. */
 let keys: usize = 0;
 let marks: usize = 0;
 let isAll: bool = false;
 
-/** Finds the tensors that have chunks at home at a rank, in order; answers how many they are. */
+/** Finds the tensors that have chunks at home at a rank, in the order of the walk; answers how many they are. */
 export function findTensors(rank: u32): u32 {
   build();
   isAll = countAt(sources, rank) == tensorCount;
@@ -201,5 +202,5 @@ function countAt(found: Places, rank: u32): u32 {
 
 /** The tensor at a place of what `findTensors` found. */
 export function foundTensor(at: u32): u32 {
-  return isAll ? at : u32At(list, at);
+  return isAll ? tensorAt(at) : u32At(list, at);
 }

@@ -3,8 +3,8 @@ import { allocZero } from "./arena";
 import { channelOf, slotBase, slotCount } from "./channel-table";
 import { setI64 } from "./words";
 
-/** For each channel, i64: chunks, buckets, bytes, bytes on the wire (padding included). */
-const LINK_WORDS: u32 = 4;
+/** For each channel, i64: chunks, buckets, bytes, bytes on the wire (padding included), bytes that are handed on. */
+const LINK_WORDS: u32 = 5;
 let links: usize = 0;
 
 export function startLinks(): void {
@@ -24,10 +24,12 @@ export function noteLink(
   buckets: i64,
   bytes: i64,
   wire: i64,
+  handedOn: i64,
 ): void {
   const slot = (slotBase(stage) + channelOf(stage, from, to)) * LINK_WORDS;
   setI64(links, slot, chunks);
   setI64(links, slot + 1, buckets);
   setI64(links, slot + 2, bytes);
   setI64(links, slot + 3, wire);
+  setI64(links, slot + 4, handedOn);
 }

@@ -37,6 +37,7 @@ const PATTERN_AT = 10;
 const TENSOR_AT = 11;
 const CLASS_AT = 12;
 const CLASS_TENSORS_AT = 13;
+const ORDER_AT = 14;
 
 // Pattern record, i64 words.
 const PATTERN_WORDS = 88;
@@ -110,6 +111,8 @@ let meshCount: u32 = 0;
 let meshes: usize = 0;
 let patterns: usize = 0;
 let tensors: usize = 0;
+/** Tensors in the order in which they are walked; 0: in their own. */
+let walkOrder: usize = 0;
 let classes: usize = 0;
 let classTensors: usize = 0;
 let axisList: usize = 0;
@@ -131,6 +134,7 @@ export function loadImage(at: usize): void {
   peersInFlight = u32At(image, PEERS_IN_FLIGHT);
   hosts = u32At(image, HOSTS_AT) == 0 ? 0 : image + u32At(image, HOSTS_AT);
   tensors = image + u32At(image, TENSOR_AT);
+  walkOrder = u32At(image, ORDER_AT) == 0 ? 0 : image + u32At(image, ORDER_AT);
   classes = image + u32At(image, CLASS_AT);
   classTensors = image + u32At(image, CLASS_TENSORS_AT);
   axisList = 0;
@@ -403,6 +407,13 @@ function findOverlap(source: usize, target: usize): usize {
 
 export function patternAt(index: u32): Pattern {
   return changetype<Pattern>(u32At(patterns, index));
+}
+/**
+ * The tensor that is walked at a place: those that replicas hand on to each other come first, so that the buckets that
+ * others wait for are the first of their channels.
+ */
+export function tensorAt(place: u32): u32 {
+  return walkOrder == 0 ? place : u32At(walkOrder, place);
 }
 export function tensorPattern(tensor: u32): u32 {
   return load<u32>(tensors + <usize>tensor * TENSOR_BYTES);

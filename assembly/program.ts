@@ -37,6 +37,7 @@ import {
 import { poolBytes } from "./pool";
 import { pieceCount, recordAt, recordCount, REDUCE, unpack } from "./sink";
 import { sortByKey } from "./sort";
+import { findTurns } from "./turns";
 import { addU32, i64At, NONE, setI64, setU32, u32At } from "./words";
 
 const MAGIC: u32 = 0x47504254;
@@ -276,6 +277,7 @@ function writeChannels(at: usize, program: usize): void {
   // For each stage and direction: staged buckets, and the largest bucket.
   const staged = allocZero(9 << 3);
   const largest = allocZero(9 << 3);
+  const turns = findTurns(rank);
   let sent: i64 = 0;
   let firstBucket: u32 = 0;
   for (let place: u32 = 0; place < usedCount; place++) {
@@ -302,6 +304,7 @@ function writeChannels(at: usize, program: usize): void {
     store<u32>(at, u32At(usedWave, channel), 8);
     store<u32>(at, firstBucket, 12);
     store<u32>(at, count, 16);
+    store<u32>(at, u32At(turns, channel), 20);
     store<i64>(at, bytes, 24);
     store<u64>(at, print, 32);
     firstBucket += count;

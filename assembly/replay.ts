@@ -5,7 +5,16 @@
 import { alloc, allocZero } from "./arena";
 import { classPeriods } from "./channels";
 import { findTensors, foundTensor } from "./homes";
-import { classCount, classFirst, classTensor, tensorClass, tensorOrdinal } from "./model";
+import {
+  classCount,
+  classFirst,
+  classTensor,
+  DIRECT,
+  patternAt,
+  tensorClass,
+  tensorOrdinal,
+  tensorPattern,
+} from "./model";
 import { forgetNotes, NOTE_BYTES, noteCount, notes, startNotes } from "./notes";
 import { toNotes, toTally } from "./sink";
 import { addSums, fill } from "./tally";
@@ -68,7 +77,7 @@ export function tallyHome(home: u32): void {
       setU32(used, usedCount++, place);
     }
     setU32(uses, place, u32At(uses, place) + 1);
-    replay(place);
+    replay(place, patternAt(tensorPattern(tensor)).striping != DIRECT);
   }
   for (let place: u32 = 0; place < usedCount; place++) sumUp(u32At(used, place));
 }
@@ -81,11 +90,12 @@ function noteHome(home: u32, tensor: u32, place: u32): void {
   setU32(endNotes, place, noteCount);
 }
 
-function replay(place: u32): void {
+function replay(place: u32, isStriped: bool): void {
   const end = notes + <usize>u32At(endNotes, place) * NOTE_BYTES;
   for (let at = notes + <usize>u32At(firstNotes, place) * NOTE_BYTES; at < end; at += NOTE_BYTES) {
     // Stage 0 has no notes: the peer is where a chunk ends.
-    fill(load<u32>(at), load<u32>(at, 12), load<i64>(at, 16), 0);
+    const stage = load<u32>(at);
+    fill(stage, load<u32>(at, 12), load<i64>(at, 16), 0, isStriped && stage == 1);
   }
 }
 

@@ -4,7 +4,7 @@
  */
 import { alloc, allocZero, grow } from "./arena";
 import { noteLink, startLinks } from "./links";
-import { bucketBytes, bucketsInFlight, Pattern, peersInFlight, tensorRun, world } from "./model";
+import { bucketBytes, bucketsInFlight, DIRECT, Pattern, peersInFlight, tensorRun, world } from "./model";
 import { i64At, NONE, setI64, setU32, u32At } from "./words";
 
 /** For each rank eight i64: sent, received, copied, reduced, staging to send, to receive, pool, chunks. */
@@ -17,9 +17,9 @@ export const buckets: usize = memory.data(24, 8);
 
 /**
  * For each peer of the home, by stage: bytes in the open bucket, its run, buckets, the largest, oldest piece
- * read, chunks; bytes, and bytes of all buckets, padding included.
+ * read, chunks; bytes, bytes of all buckets, padding included, and bytes that the peer hands on.
  */
-const PEER_BYTES: usize = 56;
+const PEER_BYTES: usize = 64;
 const peers: usize = memory.data(16, 8);
 const touched: usize = memory.data(16, 8);
 const touchedCount: usize = memory.data(16, 8);
@@ -92,7 +92,13 @@ export function tally(
 ): void {
   const bytes = elements * pattern.stageItem(stage);
   addSums(stage, kind, from, to, bytes, 1);
-  const isNew = fill(stage, stage == 0 ? from : to, bytes, stage == 0 ? tensorRun(tensor) : 0);
+  const isNew = fill(
+    stage,
+    stage == 0 ? from : to,
+    bytes,
+    stage == 0 ? tensorRun(tensor) : 0,
+    stage == 1 && pattern.striping != DIRECT,
+  );
   if (piece == NONE) return;
   if (stage == 0) {
     if (position == 0) addPiece(pattern, elements, isNew);
@@ -118,7 +124,7 @@ export function addSums(stage: u32, kind: u32, from: u32, to: u32, bytes: i64, c
 }
 
 /** Puts a chunk into the open bucket of a peer, or into a new one; answers whether it is new. */
-export function fill(stage: u32, peer: u32, bytes: i64, run: u32): bool {
+export function fill(stage: u32, peer: u32, bytes: i64, run: u32, isHandedOn: bool): bool {
   const state = <usize>u32At(peers, stage) + <usize>peer * PEER_BYTES;
   const filled = load<i64>(state);
   const count = load<u32>(state, 12);
@@ -132,6 +138,7 @@ export function fill(stage: u32, peer: u32, bytes: i64, run: u32): bool {
   }
   store<i64>(state, load<i64>(state, 48) + now - (isNew ? 0 : filled), 48);
   store<i64>(state, load<i64>(state, 40) + bytes, 40);
+  if (isHandedOn) store<i64>(state, load<i64>(state, 56) + bytes, 56);
   store<u32>(state, load<u32>(state, 28) + 1, 28);
   store<i64>(state, now);
   store<u32>(state, run, 8);
@@ -185,7 +192,16 @@ export function endHome(home: u32): void {
       const largest = load<i64>(state, 16);
       const from = stage == 0 ? peer : home;
       const to = stage == 0 ? home : peer;
-      noteLink(stage, from, to, load<u32>(state, 28), count, load<i64>(state, 40), load<i64>(state, 48));
+      noteLink(
+        stage,
+        from,
+        to,
+        load<u32>(state, 28),
+        count,
+        load<i64>(state, 40),
+        load<i64>(state, 48),
+        load<i64>(state, 56),
+      );
       memory.fill(state, 0, PEER_BYTES);
       addTo(buckets, stage, count);
       if (peer == home) continue;

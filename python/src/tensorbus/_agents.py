@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import queue
 import re
@@ -16,12 +17,15 @@ from .errors import add_note, make_error
 
 
 def find_cli() -> list[str]:
-    """The command line of tensorbus: ``TENSORBUS_CLI`` (a program, or a script of Node.js), else ``tensorbus`` on PATH.
+    """The command line of tensorbus: ``TENSORBUS_CLI`` (a program, or a script of Node.js), else that of the extra
+    ``tensorbus[agent]``, else ``tensorbus`` on PATH.
 
     Raises:
         TensorBusError: ``TB_LIBRARY``: there is none. Nothing is ever downloaded.
     """
     named = os.environ.get("TENSORBUS_CLI")
+    if not named and importlib.util.find_spec("tensorbus_agent") is not None:
+        return _cli_of_extra()
     path = named or shutil.which("tensorbus")
     if path and (os.path.exists(path) or shutil.which(path)):
         if not path.endswith((".js", ".mjs", ".cjs")):
@@ -33,9 +37,20 @@ def find_cli() -> list[str]:
     message = f"TENSORBUS_CLI names {named}, which is not there" if named else "there is no tensorbus on PATH"
     error = make_error("TB_LIBRARY", message)
     add_note(
-        error, "Install the agents with `npm install -g tensorbus`, or set TENSORBUS_CLI to dist/cli.js of a clone."
+        error,
+        "Install the agents with `pip install tensorbus[agent]` or `npm install -g tensorbus`, or set TENSORBUS_CLI to "
+        "dist/cli.js of a clone.",
     )
     raise error
+
+
+def _cli_of_extra() -> list[str]:
+    from tensorbus_agent import command
+
+    try:
+        return list(command())
+    except FileNotFoundError as missing:
+        raise make_error("TB_LIBRARY", str(missing)) from missing
 
 
 class Agents:

@@ -6,7 +6,7 @@ const zero = "0".charCodeAt(0);
 const colon = ":".charCodeAt(0);
 
 /** What both ends of a channel are to list alike. */
-export interface Witness {
+interface Witness {
   chunk(rank: number, chunk: Chunk): void;
   bucket(rank: number, bucket: Bucket): void;
 }
