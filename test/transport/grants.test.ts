@@ -1,0 +1,102 @@
+/** The order in which ranks really ask for buckets, beside the order that the schedule counts on. */
+import { expect, test } from "vitest";
+import { decide } from "../../src/plan/input/decisions.ts";
+import { normalize } from "../../src/plan/input/normalize.ts";
+import type { PlanInput } from "../../src/plan/input/types.ts";
+import { makeImage } from "../../src/plan/planner/image.ts";
+import { bucketGraph } from "../../src/plan/planner/listing.ts";
+import type { Subject } from "../../src/plan/planner/question.ts";
+import { sumUp } from "../../src/plan/planner/stats.ts";
+import { bucketJobs } from "../../src/plan/schedule/jobs.ts";
+import { Turns } from "../../src/plan/schedule/turns.ts";
+import { memoryStores } from "../../src/store/memory-store.ts";
+import type { NativeTransfer } from "../../src/transport/native-transfer.ts";
+import type { TransportSession } from "../../src/transport/transport.ts";
+import { memory } from "../../transports/memory/index.ts";
+import { type CaseOptions, randomCase } from "./compliance/cases.ts";
+import { prepareCase } from "./compliance/world.ts";
+
+const ranks = 6;
+const stages = [1, 2] as const;
+
+/** By rank and stage, the ranks whose buckets are asked for, in the order of the simulation. */
+function foreseen(input: PlanInput): number[][][] {
+  const normal = normalize(input);
+  const decisions = decide(normal);
+  const subject: Subject = { input: normal, image: makeImage(normal, decisions), table: undefined };
+  const { channels } = sumUp(subject, decisions.routing);
+  const { count, stage, srcRank, dstRank } = channels;
+  const owners = new Set(Array.from(dstRank).filter((_, row) => stage[row] === 0));
+  const asked = Array.from({ length: ranks }, () => stages.map((): number[] => []));
+  const wiring = {
+    outEnd: Int32Array.from({ length: count }, (_, row) => (srcRank[row] === dstRank[row] ? -1 : 0)),
+    inEnd: new Int32Array(count),
+    ends: 1,
+    duration: new Float64Array(0),
+    latency: 0,
+    // All at once, so that all of the order is seen.
+    inFlight: Number.MAX_SAFE_INTEGER,
+    bucketBytes: normal.bucketBytes,
+  };
+  new Turns(channels, bucketJobs(channels, bucketGraph(subject)), wiring, (row) => {
+    // Contributions are asked for by their folds, and what owners send without turns.
+    if (stage[row] === 0 || owners.has(srcRank[row]!)) return;
+    asked[dstRank[row]!]![stage[row]! - 1]!.push(srcRank[row]!);
+  }).begin();
+  return asked;
+}
+
+/** The same, as it was said in a round of real sessions. */
+async function recorded(seed: number, options: CaseOptions) {
+  const transport = memory();
+  const store = memoryStores()();
+  const transfers: NativeTransfer[] = [];
+  const opened: TransportSession[] = [];
+  for (let rank = 0; rank < ranks; rank++) opened.push(await transport.open({ rank, world: ranks, store }));
+  const sessions = opened.map(
+    (session, rank) =>
+      new Proxy(session, {
+        get(target, key) {
+          if (key !== "prepare") {
+            const value = Reflect.get(target, key, target);
+            return typeof value === "function" ? value.bind(target) : value;
+          }
+          return async (...prepare: Parameters<TransportSession["prepare"]>) => {
+            transfers[rank] = (await target.prepare(...prepare)) as NativeTransfer;
+            return transfers[rank];
+          };
+        },
+      }),
+  );
+  const transfer = randomCase(seed, options);
+  const prepared = await prepareCase(sessions, transfer);
+  await prepared.round();
+  const asked = transfers.map((one) => {
+    const all = one.asked();
+    return stages.map((stage) => all.filter((bucket) => bucket.stage === stage).map(({ rank }) => rank));
+  });
+  await prepared[Symbol.asyncDispose]();
+  for (const session of opened) await session.close();
+  return { asked, input: transfer.input };
+}
+
+test("ranks ask in the order that the schedule is made with", { timeout: 60_000 }, async () => {
+  const topology = { hosts: [0, 0, 0, 1, 1, 1], hostMBps: 1000, networkMBps: 100, latencyUs: 0 };
+  const striped = { strategy: "striped", bucketBytes: 4096, bucketsInFlight: 1, peersInFlight: 1 } as const;
+  const kinds: readonly CaseOptions[] = [
+    { options: striped, tensors: 5 },
+    { options: { ...striped, topology }, tensors: 5 },
+    { options: { ...striped, strategy: "auto", topology }, tensors: 5 },
+    { options: striped, tensors: 4, partial: "sum" },
+  ];
+  let [several, handedOn] = [0, 0];
+  for (const [kind, options] of kinds.entries()) {
+    for (let seed = 2000 + kind * 100; seed < 2012 + kind * 100; seed++) {
+      const { asked, input } = await recorded(seed, options);
+      expect(asked, `seed ${seed}`).toEqual(foreseen(input));
+      several += asked.filter(([first]) => new Set(first).size > 1).length;
+      handedOn += asked.filter(([, second]) => second!.length > 0).length;
+    }
+  }
+  expect(Math.min(several, handedOn)).toBeGreaterThan(20);
+});
