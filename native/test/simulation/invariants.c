@@ -27,6 +27,23 @@ static void check_channels(const tb_transfer *transfer, int rank) {
               transfer->receives_left, transfer->sends_left);
 }
 
+/* Nothing is offered, sent or read before what it hands on has come. */
+static void check_order(const tb_transfer *transfer, int rank) {
+    const tb_program *program = &transfer->program;
+    for (uint32_t b = 0; b < program->header->bucket_count; b++) {
+        const tb_bucket *bucket = &program->buckets[b];
+        for (uint32_t i = 0; i < bucket->dependency_count && transfer->buckets[b] != TB_BUCKET_IDLE; i++) {
+            uint32_t on = program->dependencies[bucket->first_dependency + i];
+            SIM_CHECK(transfer->buckets[on] == TB_BUCKET_DONE, "rank %d: bucket %u moves before bucket %u has come", rank,
+                      b, on);
+        }
+    }
+    for (int stage = 1; stage < TB_STAGES; stage++) {
+        SIM_CHECK(transfer->turns[stage].next <= program->turn_count[stage], "rank %d: turn %u of %u in stage %d", rank,
+                  transfer->turns[stage].next, program->turn_count[stage], stage);
+    }
+}
+
 static void check_transfer(sim_rank *rank, int number) {
     const tb_transfer *transfer = rank->transfer;
     uint32_t pulling = 0;
@@ -58,6 +75,7 @@ static void check_transfer(sim_rank *rank, int number) {
               transfer->free_slot_count);
     if (running && !transfer->failing) {
         check_channels(transfer, number);
+        check_order(transfer, number);
     }
 }
 
@@ -99,7 +117,9 @@ void sim_check_bytes(int rank) {
             uint64_t bytes = (uint64_t)chunk->destination.words[2];
             const uint8_t *got = s->ranks[rank].memory[chunk->tensor][1] + at;
             if (chunk->tensor > 0) {
-                const uint8_t *from = s->ranks[bucket->source].memory[chunk->tensor][0] + chunk->source.words[0];
+                /* What is handed on was rank 0's. */
+                const sim_rank *origin = &s->ranks[bucket->stage == 2 ? 0 : bucket->source];
+                const uint8_t *from = origin->memory[chunk->tensor][0] + chunk->source.words[0];
                 SIM_CHECK(memcmp(got, from, bytes) == 0, "rank %d: bucket %d has wrong bytes", rank, b);
                 continue;
             }

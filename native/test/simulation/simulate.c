@@ -228,6 +228,9 @@ static void run(void) {
             }
         }
         int count = list(options);
+        if (count == 0 && is_over()) {
+            break; /* the last rank has just died */
+        }
         if (count == 0) {
             wait_for_time();
         } else {

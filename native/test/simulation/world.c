@@ -76,7 +76,8 @@ bool tb_identity_lives(const tb_wire_identity *identity) {
 
 /*
  * Tensor 0 is a sum: each rank contributes to the pieces of rank 1, which sends them to rank 2 and keeps them, and rank 2
- * hands them on to rank 0. Tensor 1 is copied from each rank to each other, in a few buckets.
+ * hands them on to rank 0. Tensor 2 is rank 0's, and comes to ranks 1 and 2 in stripes, which they hand on to each other as
+ * they come. Tensor 1 is copied from each rank to each other, in a few buckets, behind the stripes in their channels.
  */
 static void plan(kit *k, uint64_t pool[SIM_RANKS]) {
     uint64_t elements = 8 + sim_random(120);
@@ -88,6 +89,9 @@ static void plan(kit *k, uint64_t pool[SIM_RANKS]) {
     kit_start(k, 1 + (uint32_t)sim_random(2), 1 + (uint32_t)sim_random(3));
     kit_tensor(k, 0, TB_INT32, bytes * pieces, TB_INT32, bytes * pieces);
     kit_tensor(k, 1, TB_UINT8, part * parts * 6, TB_UINT8, part * parts * 6);
+    uint64_t stripes = 1 + sim_random(4); /* of each member */
+    uint64_t stripe = 30 + sim_random(400);
+    kit_tensor(k, 2, TB_UINT8, stripe * stripes * 2, TB_UINT8, stripe * stripes * 2);
     for (uint64_t p = 0; p < pieces; p++) {
         int piece = kit_piece_add(k, 1, 0, TB_INT32, 0, elements, 1, SIM_RANKS);
         for (uint32_t member = 0; member < SIM_RANKS; member++) {
@@ -107,6 +111,7 @@ static void plan(kit *k, uint64_t pool[SIM_RANKS]) {
     /* Handed on one by one, or all at once. */
     uint64_t at_once = sim_random(2) == 0 ? 1 : pieces;
     k->bucket_bytes = bytes * at_once > part ? bytes * at_once : part;
+    k->bucket_bytes = k->bucket_bytes > stripe ? k->bucket_bytes : stripe;
     for (uint64_t p = 0; p < pieces; p += at_once) {
         kit_bucket *fanout = kit_bucket_add(k, 2, 2, 0, 2);
         for (uint64_t i = p; i < p + at_once; i++) {
@@ -114,6 +119,15 @@ static void plan(kit *k, uint64_t pool[SIM_RANKS]) {
             fanout->dependencies[fanout->dependency_count++] = came[i];
             kit_copy(k, fanout, 0, elements, there, there);
         }
+    }
+    for (uint64_t i = 0; i < 2 * stripes; i++) {
+        uint32_t member = 1 + (uint32_t)(i % 2);
+        kit_end there = kit_run((int64_t)(i * stripe), (int64_t)stripe);
+        kit_copy(k, kit_bucket_add(k, 1, 0, member, 1), 2, stripe, there, there);
+        int arrived = k->bucket_count - 1;
+        kit_bucket *handed = kit_bucket_add(k, 2, member, 3 - member, 2);
+        handed->dependencies[handed->dependency_count++] = arrived;
+        kit_copy(k, handed, 2, stripe, there, there);
     }
     int64_t at = 0;
     for (uint32_t source = 0; source < SIM_RANKS; source++) {
