@@ -2,7 +2,7 @@
 import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, vi } from "vitest";
 import { AgentMemory } from "../../src/bus/batch/memory.ts";
 import { openEventPort } from "../../src/bus/process/event-port.ts";
 import { ownIdentity, randomClientId } from "../../src/bus/process/identity.ts";
@@ -10,6 +10,8 @@ import type { ClientIdentity } from "../../src/bus/queue/command-header.ts";
 import type { RegionMessage } from "../../src/bus/queue/commands.ts";
 import { HostRegions } from "../../src/bus/tensor/host-regions.ts";
 import { storageOf } from "../../src/bus/tensor/shared-arena.ts";
+import { leaveArena } from "../../src/bus/tensor/shared-tensor.ts";
+import { TensorBusError } from "../../src/errors.ts";
 import { SharedMemory } from "../../src/memory/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import { signedStore } from "../../src/store/signed.ts";
@@ -92,6 +94,26 @@ describe("memory of clients", () => {
     second.release();
     expect(held.size).toBe(0);
     expect((first.memories[0] as SharedMemory).mapped).toBe(false);
+  });
+
+  it("that a peer may still read is let go of by its batch, stays mapped, and is refused from then on", async () => {
+    const { session, held } = await open();
+    const one = region();
+    const first = held.hold(client, [one], session);
+    const unregister = vi.spyOn(session, "unregister").mockImplementation(() => {
+      throw new TensorBusError("TB_QUARANTINED", "a peer may still read this memory");
+    });
+    first.release();
+    unregister.mockRestore();
+    expect((first.memories[0] as SharedMemory).mapped).toBe(true);
+    expect(() => held.hold(client, [one], session)).toThrow(
+      expect.objectContaining({
+        code: "TB_QUARANTINED",
+        message: expect.stringMatching(/register other memory/),
+      }),
+    );
+    leaveArena();
+    held.hold(client, [region()], session).release();
   });
 
   it.each([

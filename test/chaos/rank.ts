@@ -26,9 +26,11 @@ const at = (sends ? trainers : engines).indexOf(rank);
 const direction = sends ? "send" : "recv";
 
 /** What of a tensor this rank holds: rows as a trainer, columns as an engine. */
-const locals = shapes.map(([rows, columns]) =>
-  SharedTensor.allocate(sends ? [rows / 2, columns] : [rows, columns / 2], "float64"),
-);
+const allocate = () =>
+  shapes.map(([rows, columns]) =>
+    SharedTensor.allocate(sends ? [rows / 2, columns] : [rows, columns / 2], "float64"),
+  );
+let locals = allocate();
 let client: TensorBusClient | undefined;
 let handler: BatchHandler | undefined;
 let abort = new AbortController();
@@ -86,11 +88,17 @@ async function register({ timeoutMs, commit }: Act<"register">): Promise<void> {
     .catch((error) => {
       if (error.code !== "TB_EXISTS") throw error;
     });
-  handler = await client.registerTensors(
-    "model",
-    locals.map((tensor) => [tensor, "weights"] as const),
-    { timeoutMs, ...(commit === undefined ? {} : { commit }) },
-  );
+  handler = await client
+    .registerTensors(
+      "model",
+      locals.map((tensor) => [tensor, "weights"] as const),
+      { timeoutMs, ...(commit === undefined ? {} : { commit }) },
+    )
+    .catch((error) => {
+      // What may still be read is of no use any more: the next attempt brings other memory.
+      if (error.code === "TB_QUARANTINED") locals = allocate();
+      throw error;
+    });
 }
 
 function registered(): BatchHandler {

@@ -54,7 +54,12 @@ export function isRetried({ code }: TensorBusError): boolean {
 }
 
 /** Ends an attempt, or a batch, for all of its ranks. */
-export function endAttempt(log: RoundLog, error: TensorBusError, own: number): Promise<void> {
+export function endAttempt(
+  log: RoundLog,
+  error: TensorBusError,
+  own: number,
+  retry = isRetried(error),
+): Promise<void> {
   const { message, details } = error;
   const { rank: _, ...rest } = details;
   return log.appendEnd({
@@ -62,7 +67,7 @@ export function endAttempt(log: RoundLog, error: TensorBusError, own: number): P
     code: elsewhere(error),
     message,
     details: plain(rest),
-    retry: isRetried(error),
+    retry,
   });
 }
 

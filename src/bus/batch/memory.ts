@@ -22,6 +22,8 @@ interface Entry {
   /** Absent for memory that stays its client's. */
   readonly close: (() => void) | undefined;
   users: number;
+  /** A rank that did not stop in time may still read it: it stays mapped, and is used for nothing else. */
+  isQuarantined: boolean;
 }
 
 /** Regions of one registration; what is released twice is released once. */
@@ -137,6 +139,7 @@ export class AgentMemory implements ClientMemory {
       known !== undefined && known.session === session && proves(path, region)
         ? known
         : this.#add(this.#shared, key, mapShared(path, region), session);
+    requireFree(entry);
     if (region.bytes > entry.memory.bytes) {
       if (entry.users === 0) this.#discard(entry);
       throw new TensorBusError(
@@ -165,6 +168,7 @@ export class AgentMemory implements ClientMemory {
       known !== undefined && known.session === session
         ? known
         : this.#add(this.#cuda, key, openCuda(client, region), session);
+    requireFree(entry);
     entry.users += 1;
     return entry;
   }
@@ -181,6 +185,7 @@ export class AgentMemory implements ClientMemory {
     }
     const memory = this.#host.get(region.key);
     const entry = this.#plain.get(memory) ?? this.#register(this.#plain, memory, memory, session);
+    requireFree(entry);
     entry.users += 1;
     return entry;
   }
@@ -206,7 +211,7 @@ export class AgentMemory implements ClientMemory {
     const forget = () => {
       if (map.get(key) === entry) map.delete(key);
     };
-    const entry: Entry = { memory, session, forget, close, users: 0 };
+    const entry: Entry = { memory, session, forget, close, users: 0, isQuarantined: false };
     map.set(key, entry);
     return entry;
   }
@@ -216,16 +221,31 @@ export class AgentMemory implements ClientMemory {
     if (entry.users === 0) this.#discard(entry);
   }
 
-  #discard({ memory, session, forget, close }: Entry): void {
-    forget();
+  #discard(entry: Entry): void {
+    const { memory, session, forget, close } = entry;
     try {
       session.unregister(memory);
     } catch (error) {
+      const code = error instanceof TensorBusError ? error.code : undefined;
+      // It stays where it is, and known: what its batch was is over all the same.
+      entry.isQuarantined = code === "TB_QUARANTINED";
+      if (entry.isQuarantined) return;
+      forget();
       // A session that was closed has let go of it. One that still uses it keeps it mapped: it is not closed here.
-      if (!(error instanceof TensorBusError) || error.code !== "TB_CLOSED") throw error;
+      if (code !== "TB_CLOSED") throw error;
+      close?.();
+      return;
     }
+    forget();
     close?.();
   }
+}
+
+function requireFree({ isQuarantined }: Entry): void {
+  if (!isQuarantined) return;
+  const message =
+    "a rank that did not stop in time may still read this memory: register other memory, or begin with a new agent";
+  throw new TensorBusError("TB_QUARANTINED", message);
 }
 
 function clientLost(client: ClientIdentity): TensorBusError {

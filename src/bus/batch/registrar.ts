@@ -109,10 +109,14 @@ export class Registrar {
       } catch (thrown) {
         const error = asBusError(thrown);
         const isFound = !isUnfinished(error);
-        if (isFound && log.end === undefined) await this.#endAttempt(log, error);
+        // Memory that must not be used does not come back within a call.
+        const isLasting = error.code === "TB_QUARANTINED";
+        if (isFound && log.end === undefined)
+          await this.#endAttempt(log, error, !isLasting && isRetried(error));
         if (deadline.signal?.aborted) throw error;
         const { end } = log;
-        if (end?.retry && deadline.remainingMs > 0 && (!isFound || isRetried(error))) continue;
+        const goesOn = !isFound || (!isLasting && isRetried(error));
+        if (end?.retry && deadline.remainingMs > 0 && goesOn) continue;
         if (isFound) throw error;
         if (end !== undefined) throw errorOfEnd(end);
         if (error.code === "TB_TIMEOUT" && attempt.before !== undefined) throw errorOfEnd(attempt.before);
@@ -174,8 +178,8 @@ export class Registrar {
   }
 
   /** What one rank has found wrong is every rank's error at once. */
-  async #endAttempt(log: RoundLog, error: TensorBusError): Promise<void> {
-    const said = endAttempt(log, error, this.#options.rank);
+  async #endAttempt(log: RoundLog, error: TensorBusError, retry = isRetried(error)): Promise<void> {
+    const said = endAttempt(log, error, this.#options.rank, retry);
     await settled("telling others", said, new Deadline({ timeoutMs: graceMs })).catch(() => {});
   }
 

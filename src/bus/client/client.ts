@@ -13,6 +13,7 @@ import { type BatchId, type CommandResult, normalizeBatchId, type SideLayout } f
 import type { Environment } from "../queue/environment.ts";
 import type { State } from "../queue/state.ts";
 import { encodeTensorTable } from "../queue/tensor-table.ts";
+import { leaveArena } from "../tensor/shared-tensor.ts";
 import type { AgentLink } from "./agent-link.ts";
 import { BatchHandler } from "./batch-handler.ts";
 import { ClientConnection } from "./connection.ts";
@@ -251,6 +252,8 @@ export class TensorBusClient implements AsyncDisposable {
       return new BatchHandler(this, registration);
     } catch (error) {
       hold.release();
+      // Other memory is wanted now, and small tensors share what they have.
+      if (error instanceof TensorBusError && error.code === "TB_QUARANTINED") leaveArena();
       throw error;
     }
   }

@@ -80,4 +80,9 @@ export class SharedArenas {
     this.#arena.used += needed;
     return { storage: this.#arena.storage, offset };
   }
+
+  /** What comes next begins an arena of its own: the one in use may be of no use any more. */
+  leave(): void {
+    this.#arena = undefined;
+  }
 }

@@ -20,6 +20,11 @@ import {
 /** The arenas of this process: small tensors of all its clients lie together. */
 const arenas = new SharedArenas();
 
+/** Small tensors that are allocated from here on share no memory with those before. */
+export function leaveArena(): void {
+  arenas.leave();
+}
+
 interface Place {
   readonly storage: SharedStorage;
   /** Bytes from the start of the storage to what offsets count from. */
