@@ -23,6 +23,7 @@ describe("doctor", () => {
       status: "ok",
       found: expect.stringContaining("interface"),
     });
+    expect(find(checks, "lmdb").status).toBe("ok");
     expect(find(checks, "C compiler").status).toBe("ok");
     expect(find(checks, "open files").found).toMatch(/^(\d+|unlimited), at most (\d+|unlimited)$/);
   });

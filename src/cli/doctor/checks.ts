@@ -38,6 +38,7 @@ export async function checkMachine(environment: Environment): Promise<Check[]> {
     checkNode(),
     checkPlanner(),
     checkNative(),
+    checkLmdb(),
     checkCompiler(environment),
     checkProgram("make", "build", "apt install make, or your system's package of that name", environment),
     checkProcessor(),
@@ -108,6 +109,18 @@ function checkNative(): Check {
 function originOf({ path, prebuilt }: NativeLibrary): string {
   if (prebuilt === undefined) return `built here: ${path}`;
   return `prebuilt: ${prebuilt.package}, SHA-256 ${prebuilt.sha256}`;
+}
+
+/** Its prebuilt binary asks for a newer glibc than ours. */
+async function checkLmdb(): Promise<Check> {
+  const check = { name: "lmdb", needed: "transfers" } as const;
+  try {
+    await import("lmdb");
+    return { ...check, status: "ok", found: "the package of the command queues loads" };
+  } catch (error) {
+    const advice = "with make and a C++ compiler: npm rebuild lmdb --build-from-source";
+    return { ...check, status: "missing", found: firstLine((error as Error).message) ?? "", advice };
+  }
 }
 
 async function checkCompiler(environment: Environment): Promise<Check> {
