@@ -28,7 +28,7 @@ export function buildNative(platform, native, out) {
     const stubs = join(folder, "stubs");
     makeStubs({ cc, loader }, glibcFloor, stubs);
     // No path of this machine, no time and no random id gets into the bytes.
-    const flags = ["-O3", `-ffile-prefix-map=${native}=native`, `-ffile-prefix-map=${folder}=build`];
+    const flags = ["-O3", `-ffile-prefix-map=${native}=native`];
     const portable = join(folder, "portable.o");
     const compile = ["-std=c11", "-D_GNU_SOURCE", "-fPIC", "-fvisibility=hidden", ...flags];
     execFileSync(cc, [...compile, "-c", "portable/portable.c", "-o", portable], {

@@ -51,7 +51,7 @@ beforeAll(async () => {
   const { status, output } = await consumer.install(registry.url, archive, oldestTypeScript);
   expect(status, output).toBe(0);
   installed = join(consumer.folder, "node_modules/tensorbus");
-}, 300_000);
+}, 900_000);
 afterAll(async () => {
   rmSync(consumer.folder, { recursive: true });
   await registry[Symbol.asyncDispose]();
