@@ -115,7 +115,7 @@ function originOf({ path, prebuilt }: NativeLibrary): string {
 async function checkLmdb(): Promise<Check> {
   const check = { name: "lmdb", needed: "transfers" } as const;
   try {
-    await import("lmdb");
+    await import("../../bus/queue/environment.ts");
     return { ...check, status: "ok", found: "the package of the command queues loads" };
   } catch (error) {
     const advice = "with make and a C++ compiler: npm rebuild lmdb --build-from-source";
