@@ -137,6 +137,46 @@ describe("a checkpoint moves", () => {
     );
   });
 
+  it("from bfloat16 to float32 on ranks and back, every value", async () => {
+    const spec: TensorSpec = { name: "w", shape: [256, 256], dtype: "bfloat16" };
+    const all = Buffer.from(Uint16Array.from({ length: 2 ** 16 }, (_, bits) => bits).buffer);
+    await writeCheckpoint(join(folder(), "model.safetensors"), [spec], () => all);
+    const layout = layoutOf([3], "S(1)");
+    const wide = rankFiles(
+      {
+        pairs: { w: { source: layout, target: layout } },
+        tensors: [{ ...spec, pair: "w", targetDtype: "float32" }],
+      },
+      {},
+      "digest",
+    );
+    const into = join(folder(), "wide");
+    const { files } = await moveTo(wide, into);
+    const result = await ResultFolder.open(into, true);
+    await result.complete(
+      {
+        plan: "p",
+        checkpoint: "c",
+        target: "t",
+        files: [...files].map(({ name, bytes }) => ({ name, bytes })),
+      },
+      wide,
+    );
+    const source = await resultSource(into);
+    expect(source.tensors[0]).toMatchObject({ shape: [256, 256], dtype: "float32" });
+    const back = join(folder(), "back");
+    await ResultFolder.open(back, true);
+    const narrow = filesOf([spec], new Map([["w", layoutOf([1], "R")]]));
+    await moveCheckpoint({ source, files: narrow, folder: back, verify: true });
+    const found = (await readAll(join(back, "rank-0.safetensors"))).get("w")!.bytes;
+    for (let bits = 0; bits < 2 ** 16; bits++) {
+      const now = found.readUInt16LE(2 * bits);
+      const isNumber = (bits & 0x7fff) <= 0x7f80;
+      // A NaN stays one, whichever.
+      if (isNumber ? now !== bits : (now & 0x7fff) <= 0x7f80) expect(`${bits} became ${now}`).toBe("");
+    }
+  });
+
   it("in pieces of one row and less, transposed and fused with padding", async () => {
     const list: TensorSpec[] = [
       { name: "w", shape: [3, 700, 5], dtype: "int32" },
@@ -176,7 +216,9 @@ describe("a checkpoint moves", () => {
       ],
     };
     const into = join(folder(), "out");
-    await moveTo([file], into);
+    const { files } = await moveTo([file], into);
+    // Parts that are not in one piece are summed up by reading the file.
+    expect(files[0]!.checksum).toBe(crc32c(readFileSync(join(into, "rank-0.safetensors"))));
     const found = await readAll(join(into, "rank-0.safetensors"));
     const words = (name: string) =>
       new Int32Array(found.get(name)!.bytes.buffer, found.get(name)!.bytes.byteOffset);
