@@ -17,7 +17,7 @@ const native = {
 };
 const inTypeScript = [
   ...["messages", "plan", "safetensors", "spec", "config", "visible"],
-  ...["store-server", "store-client", "etcd", "lmdb"],
+  ...["store-server", "store-client", "etcd", "lmdb", "dcp", "layout"],
 ];
 
 const { positionals, values } = parseArgs({

@@ -13,6 +13,8 @@ const inputs: Readonly<Record<string, number>> = {
   "store-client": 25,
   etcd: 25,
   lmdb: 60,
+  dcp: 100,
+  layout: 600,
 };
 
 describe("inputs that nobody wrote", () => {

@@ -17,6 +17,7 @@ import {
 } from "../../src/plan/index.ts";
 import { visible } from "../../src/visible.ts";
 import { refusing, type Target } from "./kit/target.ts";
+import { dcp, layout } from "./targets/checkpoint.ts";
 import { etcd } from "./targets/etcd.ts";
 import { lmdb } from "./targets/lmdb.ts";
 import { storeClient, storeServer } from "./targets/store.ts";
@@ -165,4 +166,6 @@ export const targets: Readonly<Record<string, Target>> = {
   "store-client": storeClient,
   etcd,
   lmdb,
+  dcp,
+  layout,
 };
