@@ -1,4 +1,5 @@
 /** `tensorbus reshard`: a checkpoint from one layout to another, from files to files. */
+import { availableParallelism } from "node:os";
 import { Command, InvalidArgumentError } from "commander";
 import type { CommandContext } from "../ui/context.ts";
 import { type TransportName, transportOption } from "../ui/transport-option.ts";
@@ -38,7 +39,7 @@ export function reshardCommand(context: CommandContext): Command {
     .option("--with <checkpoint>", "for hf: the original, which has what an engine does without")
     .option("--prefix <text>", "only tensors whose names begin so, without it: model.")
     .option("--no-verify", "do not compare what was written with what was read")
-    .option("--threads <n>", "threads that read and write", count, 2)
+    .option("--threads <n>", "threads that read and write", count, Math.min(4, availableParallelism()))
     .option("--processes", "through one process for each rank of both sides, over a transport")
     .addOption(transportOption())
     .option(
@@ -83,6 +84,9 @@ export function reshardRankCommand(): Command {
   return new Command("reshard-rank").action(async () => (await import("./rank.ts")).runReshardRank());
 }
 
+/** Each has buffers and a heap: as many as stay within the memory that the mover keeps to. */
+const mostThreads = 16;
+
 function collect(value: string, previous: readonly string[]): string[] {
   return [...previous, value];
 }
@@ -95,6 +99,6 @@ function seconds(text: string): number {
 
 function count(text: string): number {
   const value = Number(text);
-  if (Number.isSafeInteger(value) && value >= 1 && value <= 64) return value;
-  throw new InvalidArgumentError("It must be a number of threads from 1 to 64.");
+  if (Number.isSafeInteger(value) && value >= 1 && value <= mostThreads) return value;
+  throw new InvalidArgumentError(`It must be a number of threads from 1 to ${mostThreads}.`);
 }
