@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { z } from "zod";
 import { TensorBusError } from "../errors.ts";
 import { fileError } from "../model/files.ts";
+import { parseJson } from "./json.ts";
 import type { ItemChecksums } from "./scatter.ts";
 
 export const journalName = "tensorbus-journal.jsonl";
@@ -120,7 +121,7 @@ function readLines(path: string, key: string, items: number): Lines | undefined 
     return undefined;
   }
   const whole = text.slice(0, text.lastIndexOf("\n") + 1);
-  const [first, ...rest] = whole.split("\n").slice(0, -1).map(parse);
+  const [first, ...rest] = whole.split("\n").slice(0, -1).map(parseJson);
   const head = headSchema.safeParse(first);
   if (!head.success || head.data.key !== key) return undefined;
   const done = new Map<number, ItemChecksums>();
@@ -144,11 +145,3 @@ const lineSchema = z.union([
   z.array(z.tuple([z.int().min(0), z.array(uint32)])),
   z.strictObject({ publishing: z.literal(true) }),
 ]);
-
-function parse(line: string): unknown {
-  try {
-    return JSON.parse(line);
-  } catch {
-    return undefined;
-  }
-}

@@ -10,6 +10,7 @@ import { z } from "zod";
 import { TensorBusError } from "../errors.ts";
 import { fileError, readTextFile, writeWholeFile } from "../model/files.ts";
 import { Journal } from "./journal.ts";
+import { parseJson } from "./json.ts";
 import { layoutBytes, readLayoutFile } from "./layout-file.ts";
 import { isOfResult, layoutName, manifestName } from "./names.ts";
 import type { TargetFile } from "./target.ts";
@@ -159,7 +160,7 @@ export function refuseOwnSource(sources: readonly string[], folder: string, name
 /** The manifest of a folder. `TB_FILE` if there is none, or if it is none. */
 export async function readManifest(folder: string): Promise<ResultManifest> {
   const path = join(folder, manifestName);
-  const parsed = manifestSchema.safeParse(parse(await readTextFile(path, maxManifestBytes)));
+  const parsed = manifestSchema.safeParse(parseJson(await readTextFile(path, maxManifestBytes)));
   if (parsed.success) return parsed.data;
   throw new TensorBusError("TB_FILE", `${path} is no manifest of a result`, { details: { path } });
 }
@@ -167,12 +168,4 @@ export async function readManifest(folder: string): Promise<ResultManifest> {
 /** What the files of a result hold. `TB_FILE` if its layout is missing, damaged, or of another result. */
 export function readLayout(folder: string, manifest: ResultManifest): Promise<TargetFile[]> {
   return readLayoutFile(join(folder, layoutName), manifest.layout);
-}
-
-function parse(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
 }
