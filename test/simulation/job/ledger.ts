@@ -236,8 +236,8 @@ export class Ledger {
   }
 
   /**
-   * A round fails for a reason: a call of it was taken back, or has waited for too long. For schedules in which nothing but calls
-   * comes to grief.
+   * A round fails for a reason: a call of it, or of a later one, was taken back, or has waited for too long. For schedules in which
+   * nothing but calls comes to grief.
    */
   checkReasons(): void {
     const failed = new Map<string, TransferCall[]>();
@@ -247,8 +247,9 @@ export class Ledger {
       if (round !== undefined) failed.set(key, [...(failed.get(key) ?? []), transfer]);
     }
     const reasons = ["TB_TIMEOUT", "TB_BUSY", "TB_STALE_VERSION"];
+    const isReason = ({ call }: TransferCall) => call.isCancelled || reasons.includes(call.error!.code);
     for (const [round, transfers] of failed) {
-      const hasReason = transfers.some(({ call }) => call.isCancelled || reasons.includes(call.error!.code));
+      const hasReason = transfers.some(isReason) || this.#later(transfers[0]!).some(isReason);
       this.require(hasReason, "a round fails for a reason", () => {
         return `${round}: ${transfers.map(({ call }) => `${call.client.name}: ${brief(call.error)}`).join("; ")}`;
       });
@@ -273,7 +274,8 @@ export class Ledger {
           !other.call.error &&
           roundOf(other.call) === round,
       );
-      this.require(!completed, "blame is right", () => {
+      const isAhead = this.#later({ call, name, from }).some((other) => other.call.client.rank === rank);
+      this.require(!completed || isAhead, "blame is right", () => {
         return `${call.client.name} call ${call.number}: rank ${rank} is blamed for round ${round}, which it completed`;
       });
       const absent = registration.ranks.filter(
@@ -294,6 +296,18 @@ export class Ledger {
         return `${call.client.name} call ${call.number} blames itself for round ${round}, to which ${absent} did not come`;
       });
     }
+  }
+
+  /** Calls of later rounds that failed: for those who are still in an earlier one, the log ends that as well. */
+  #later({ call, name, from }: Pick<TransferCall, "call" | "name" | "from">): TransferCall[] {
+    const round = roundOf(call) ?? 0;
+    return [...this.#transfers.values()].filter(
+      (other) =>
+        other.name === name &&
+        other.from === from &&
+        other.call.error !== undefined &&
+        (roundOf(other.call) ?? 0) > round,
+    );
   }
 
   /** Calls that should have ended by now. */
