@@ -33,7 +33,9 @@ function checkVersions() {
     "package-lock.json, packages": lock.packages[""].version,
     "python/pyproject.toml": /^version = "(.*)"$/m.exec(project)?.[1],
     "python/pyproject.toml, the extra agent": /tensorbus-agent==([^"]+)"/.exec(project)?.[1],
-    "python/src/tensorbus/_version.py": /^__version__ = "(.*)"$/m.exec(read("python/src/tensorbus/_version.py"))?.[1],
+    "python/src/tensorbus/_version.py": /^__version__ = "(.*)"$/m.exec(
+      read("python/src/tensorbus/_version.py"),
+    )?.[1],
   };
   for (const [place, found] of Object.entries(told)) {
     if (found !== version) problems.push(`package.json has version ${version}, and ${place} ${found}`);
