@@ -3,7 +3,7 @@
 // wherever they are made by the same compilers. `--platform linux-x64` makes one platform's alone, for tests.
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
@@ -31,14 +31,11 @@ const shipped = [
   "schema",
   "scripts/install-native.mjs",
   "native/Makefile",
-  "native/README.md",
   "native/include",
   "native/src",
   "native/cuda",
-  "assembly/README.md",
-  "src/bus/README.md",
-  "src/plan/README.md",
-  ...readdirSync(join(root, "transports")).map((name) => `transports/${name}/README.md`),
+  // The page of each folder: the map of the code leads there.
+  ":(glob)**/README.md",
 ];
 
 /** Builds dist/ and all packages; the files made, by the names of packages. */
