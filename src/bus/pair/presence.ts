@@ -237,8 +237,9 @@ export class Presence {
   async #takeBack(key: string): Promise<void> {
     clearTimeout(this.#said.get(key));
     this.#said.delete(key);
-    await this.#rendezvous.store.delete(key, cleaning).catch(() => {});
-    if (this.#said.size === 0)
-      await this.#rendezvous.remove(saidKey(this.#self.rank), cleaning).catch(() => {});
+    // All are asked for at once: a store that answers late does so all the same.
+    const keys = this.#said.size === 0 ? [key, saidKey(this.#self.rank)] : [key];
+    const { store } = this.#rendezvous;
+    await Promise.all(keys.map((each) => store.delete(each, cleaning).catch(() => {})));
   }
 }

@@ -274,7 +274,10 @@ export class Ledger {
           !other.call.error &&
           roundOf(other.call) === round,
       );
-      const isAhead = this.#later({ call, name, from }).some((other) => other.call.client.rank === rank);
+      // The failure of a later round, which that rank was in, ends this one for those who are still in it.
+      const ahead = Number(/round (\d+) failed on rank/.exec(call.error!.message)?.[1] ?? round);
+      const isAhead =
+        ahead > round || this.#later({ call, name, from }).some((other) => other.call.client.rank === rank);
       this.require(!completed || isAhead, "blame is right", () => {
         return `${call.client.name} call ${call.number}: rank ${rank} is blamed for round ${round}, which it completed`;
       });
