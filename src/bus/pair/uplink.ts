@@ -126,15 +126,17 @@ export class Uplink implements AsyncDisposable {
       typeof given === "function" ? await given(deadline.rest) : { store: given, close: async () => {} };
     const store = "store" in opened ? opened.store : opened;
     const closeStore = () => opened.close();
+    let session: TransportSession | undefined;
     try {
       const rendezvous = new Rendezvous(store, distrust);
       const presence = new Presence(rendezvous, { rank, generation });
       await presence.claim(predecessor, deadline.rest);
-      const session = await transport.open({ rank, world, store, ...deadline.rest });
+      session = await transport.open({ rank, world, store, ...deadline.rest });
       session.events$.subscribe(onTransport);
       const life = await lifeOf(store, deadline);
       return { store, closeStore, rendezvous, presence, life, session, executor: createExecutor(session) };
     } catch (error) {
+      await session?.close().catch(() => {});
       await closeStore();
       throw error;
     }
@@ -190,9 +192,12 @@ export class Uplink implements AsyncDisposable {
   }
 
   async #leave({ session, closeStore, presence }: Connection): Promise<void> {
-    await session.close();
-    await presence.leave();
-    await closeStore();
+    // A session that does not come to rest keeps its memory. What others read of this rank goes all the same, and the
+    // connection to the store, which would keep this process alive.
+    await session
+      .close()
+      .finally(() => presence.leave())
+      .finally(closeStore);
   }
 }
 

@@ -55,8 +55,7 @@ export async function runAgent(context: CommandContext, flags: AgentFlags): Prom
     }
     await stopped;
   } finally {
-    await Promise.all(agents.map((agent) => agent.close()));
-    await metrics?.close();
+    await Promise.all(agents.map((agent) => agent.close())).finally(() => metrics?.close());
   }
 }
 
