@@ -197,10 +197,11 @@ int32_t tb_transfer_release(uint64_t session, uint64_t transfer, tb_error *err) 
         return TB_ECLOSED;
     }
     int32_t code = release(use.transfer, err);
-    end_use(&use);
+    pthread_mutex_unlock(&use.session->lock);
     if (code == TB_OK) {
-        tb_transfer_free(use.transfer);
+        tb_transfer_free(use.transfer); /* before the handle is put: carriers let go of its memory by the session */
     }
+    tb_handle_put(use.handle);
     return code;
 }
 

@@ -107,8 +107,8 @@ class Simulation {
   }
 
   /**
-   * The earlier stage goes first, so that later ones have what they wait for as early as can be; then what comes first of all
-   * that its receiver asks for, so that all receivers come equally far; then the channel that was served longest ago.
+   * What comes first of all that its receiver asks for goes first, so that all receivers come equally far; of equals the earlier
+   * stage, so that later ones have what they wait for as early as can be; then the channel that was served longest ago.
    */
   #isFirst(row: number, other: number): boolean {
     const { position } = this.#turns;
