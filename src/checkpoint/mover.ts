@@ -18,6 +18,7 @@ import {
   pathOf,
   planFiles,
   publishFiles,
+  syncFolder,
 } from "./output.ts";
 import { refuseOwnSource } from "./result.ts";
 import { type MovePhase, Run, type RunOptions, type RunSummary, type Work } from "./run.ts";
@@ -93,12 +94,16 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
   if (found === undefined || !haveFiles(folder, planned, found.isPublishing)) {
     Journal.remove(folder);
     createFiles(folder, planned);
+    // Before the journal has a name: after a power failure it must not be there without the files that it is about.
+    syncFolder(folder);
   }
   for (const file of planned) file.head = undefined;
   heap.tidy();
   const began = performance.now();
   const journal = Journal.open(folder, key, items.length);
   try {
+    // The journal's name has to last before it says of anything that it is done.
+    syncFolder(folder);
     const targets = planned.map((file) => pathOf(folder, file, journal.isPublishing));
     const work: Work = { tensors, items, sources: source.files, targets };
     const { checksums, ...counts } = await runWork(

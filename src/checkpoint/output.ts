@@ -176,7 +176,7 @@ export function publishFiles(folder: string, files: readonly PlannedFile[]): voi
 export function syncFolder(folder: string): void {
   const fd = attempt("open", folder, () => openSync(folder, "r"));
   try {
-    fsyncSync(fd);
+    attempt("write", folder, () => fsyncSync(fd));
   } finally {
     closeSync(fd);
   }

@@ -3,6 +3,7 @@ import { cancelledError } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import { collapseNames } from "../model/names.ts";
 import type { Journal } from "./journal.ts";
+import { Notes } from "./notes.ts";
 import type { PlannedFile } from "./output.ts";
 import type { ItemChecksums } from "./scatter.ts";
 import { type Stretch, stretchesOf, wholeChecksum } from "./stretches.ts";
@@ -34,8 +35,6 @@ export interface RunSummary {
   readonly checksums: readonly number[];
 }
 
-/** After so many bytes what was written begins to be made durable, beside what goes on. */
-const syncBytes = 128 * 2 ** 20;
 /** Orders have so many bytes, unless one task has more, and at most so many tasks. */
 const orderBytes = 8 * 2 ** 20;
 const orderTasks = 256;
@@ -229,59 +228,6 @@ export class Run {
     let sum = 0;
     for (const item of items) sum += this.#sizes[item]!;
     return sum;
-  }
-}
-
-/** Notes items once they are durable, while others are moved: one sync at a time. */
-class Notes {
-  readonly #syncer: Syncer;
-  readonly #journal: Journal;
-  #written: [item: number, checksums: ItemChecksums][] = [];
-  #bytes = 0;
-  #underWay = 0;
-  #last: Promise<void> = Promise.resolve();
-  #failure: { readonly error: unknown } | undefined;
-
-  constructor(syncer: Syncer, journal: Journal) {
-    this.#syncer = syncer;
-    this.#journal = journal;
-  }
-
-  /** An item was written. Throws if an earlier one could not be made durable, or noted. */
-  add(item: number, checksums: ItemChecksums, bytes: number): void {
-    this.#requireDurable();
-    this.#written.push([item, checksums]);
-    this.#bytes += bytes;
-    if (this.#bytes >= syncBytes && this.#underWay === 0) this.begin();
-  }
-
-  /** Begins with what is written, behind what is under way. */
-  begin(): void {
-    this.#last = this.#sync(this.#last);
-  }
-
-  /** Everything that was written is durable, and noted. */
-  async settled(): Promise<void> {
-    await this.#last;
-    this.#requireDurable();
-  }
-
-  async #sync(before: Promise<void>): Promise<void> {
-    this.#underWay++;
-    await before;
-    const written = this.#written;
-    [this.#written, this.#bytes] = [[], 0];
-    try {
-      await this.#syncer.sync();
-      this.#journal.add(written);
-    } catch (error) {
-      this.#failure ??= { error };
-    }
-    this.#underWay--;
-  }
-
-  #requireDurable(): void {
-    if (this.#failure !== undefined) throw this.#failure.error;
   }
 }
 

@@ -84,6 +84,8 @@ export function threadHand(work: WorkFiles, script: string, command: string): Ha
     else first?.resolve(message);
   });
   worker.on("error", finish);
+  // An answer that cannot be read would leave its order, and all behind it, waiting for ever.
+  worker.on("messageerror", finish);
   worker.on("exit", (code) =>
     finish(
       new TensorBusError("TB_SYSTEM", `a thread of the mover ended with ${code}`, { details: { code } }),
@@ -116,6 +118,7 @@ export function runHand(): Promise<void> {
       port.postMessage(failureOf(error));
     }
   });
+  port.on("messageerror", (error) => port.postMessage(failureOf(error)));
   return new Promise(() => {});
 }
 

@@ -1,5 +1,6 @@
 /** Kills between any two steps, runs that meet, damaged journals and layouts, threads that end: what must never become a result. */
 import { createHash } from "node:crypto";
+import { once } from "node:events";
 import {
   appendFileSync,
   existsSync,
@@ -338,6 +339,22 @@ describe("a thread that has ended", () => {
     const failed = { code: "TB_SYSTEM", details: { code: 3 } };
     await expect(hand.do([])).rejects.toMatchObject(failed);
     await expect(hand.do([])).rejects.toMatchObject(failed);
+    await hand.close();
+  });
+
+  it("fails what waits for an answer that cannot be read", async () => {
+    const script = join(folder(), "silent.mjs");
+    writeFileSync(
+      script,
+      'import { parentPort } from "node:worker_threads";\nparentPort.on("message", () => {});\n',
+    );
+    const started = once(process, "worker");
+    const hand = threadHand({ sources: [], targets: [] }, script, "none");
+    const [worker] = await started;
+    const waiting = hand.do([]);
+    worker.emit("messageerror", new Error("cannot be read"));
+    await expect(waiting).rejects.toThrow("cannot be read");
+    await expect(hand.do([])).rejects.toThrow("cannot be read");
     await hand.close();
   });
 });
