@@ -408,7 +408,7 @@ enum tb_ucx_speaks { TB_UCX_SPOKEN = 1, TB_UCX_RDMA = 2, TB_UCX_CUDA = 4 };
  * library is missing or too old, TB_EUNSUPPORTED if there is no context with these transports.
  */
 TB_API int32_t tb_ucx_query(const char *library, const char *transports, uint32_t *version, uint32_t *speaks, tb_error *err);
-/* A session whose carriers have ucx is to use it, with a thread of its own. Before anything is registered. */
+/* A session whose carriers have ucx is to use it, with a thread of its own. TB_EUNSUPPORTED once it has memory. */
 TB_API int32_t tb_session_use_ucx(uint64_t session, const char *library, const char *transports, tb_error *err);
 
 #ifdef __cplusplus

@@ -40,9 +40,11 @@ typedef struct tb_ucx_task {
 
 /* Memory of this rank that was registered. Does not change until it is unmapped; the session's lock need not be held. */
 typedef struct tb_ucx_memory {
+    uint64_t address, bytes;
     tb_ucp_memory handle;
     void *key; /* packed, as peers get it */
     size_t key_bytes;
+    int turns; /* of the worker, before it is unmapped */
 } tb_ucx_memory;
 
 typedef struct tb_ucx_region {
@@ -56,13 +58,16 @@ struct tb_ucx_source {
     tb_ucx_task task;
     tb_ucx *ucx;
     int32_t rank;
-    tb_ucp_ep ep;          /* NULL: there is none now */
-    bool failed, closing;  /* it must be closed, it is being closed */
-    bool leaving;          /* nobody wants it any more: it is freed once all is over */
-    tb_ucs_status why;     /* failed */
-    uint32_t gets;         /* that are under way, */
-    uint64_t bytes;        /* and what they ask for */
-    struct {               /* of the first byte of it; behind ucx->lock */
+    tb_ucp_ep ep;         /* NULL: there is none now */
+    bool failed, closing; /* it must be closed, it is being closed */
+    bool leaving;         /* nobody wants it any more: it is freed once all is over */
+    /* What first went wrong with the end point: what is canceled for it says so. */
+    tb_ucs_status why;
+    int32_t code; /* TB_OK: nothing but what UCX says */
+    tb_error error;
+    uint32_t gets;  /* that are under way, */
+    uint64_t bytes; /* and what they ask for */
+    struct {        /* of the first byte of it; behind ucx->lock */
         bool over;
         int32_t code;
         tb_error error;
@@ -70,7 +75,7 @@ struct tb_ucx_source {
     uint32_t region_count;
     uint32_t probed; /* the region whose first byte is asked for; TB_NONE: all are empty */
     const uint8_t *address;
-    uint8_t *said;                /* the source's words, with room behind each (ucx_source.c) */
+    uint8_t *said;                 /* the source's words, with room behind each (ucx_source.c) */
     const tb_ucx_memory **buffers; /* of the transfer's program: what of this rank's memory each lies in */
     tb_ucx_region regions[];
 };
@@ -85,7 +90,7 @@ typedef struct tb_ucx_wait {
 typedef struct tb_ucx_step {
     tb_ucx_wait wait; /* first */
     struct tb_ucx_step *next;
-    uint8_t *slot; /* NULL: it comes to where it belongs */
+    uint8_t *slot;  /* NULL: it comes to where it belongs */
     tb_cursor from; /* over the slot */
     uint64_t elements, bytes;
 } tb_ucx_step;
@@ -100,11 +105,11 @@ struct tb_ucx_move {
     uint32_t chunk, chunk_end;
     bool started, direct;
     tb_cursor from, to;
-    uint64_t elements;       /* of the chunk, that are to be asked for */
+    uint64_t elements; /* of the chunk, that are to be asked for */
     const tb_ucx_region *region;
     tb_ucp_memory here; /* of the chunk's destination */
     tb_ucx_step *first, **last;
-    uint32_t gets; /* under way */
+    uint32_t gets;    /* under way */
     uint64_t *places; /* of reduced pieces, by chunk; NULL: not asked for */
     tb_ucx_wait places_wait;
     tb_ucs_status status; /* of the first get that failed */
@@ -128,9 +133,9 @@ struct tb_ucx {
 
     /* Behind the lock. */
     pthread_mutex_t lock;
-    pthread_cond_t done; /* a call or a probe */
+    pthread_cond_t done; /* a call, a probe, or the thread */
     tb_ucx_task *tasks, **tasks_end;
-    bool stop;
+    bool stop, ended;
 
     bool goes_on[TB_UCX_WORKERS]; /* it had something to do the last time */
     tb_ucx_move *moves, **moves_end;
@@ -152,12 +157,19 @@ static inline tb_ucx *tb_ucx_of(const tb_session *session) {
 
 /* Starts the thread of workers that were made. */
 int32_t tb_ucx_start(tb_ucx *ucx, tb_error *err);
-/* Ends it, once all tasks are done and all end points are closed. False if they take too long: then it goes on. */
+/*
+ * Ends it, once all tasks are done and all end points are closed. False if it cannot be known that UCX touches nothing any more,
+ * and all has to stay as it is: end points that were not closed in time, whose thread has ended; or a thread that does not come
+ * back from UCX, or rests because the process ends, which is left to itself.
+ */
 bool tb_ucx_stop(tb_ucx *ucx);
 void tb_ucx_post(tb_ucx *ucx, tb_ucx_task *task);
-/* In the thread: lets the workers go on, or only those that had something to do the last time. True if something was done. */
-bool tb_ucx_progress(tb_ucx *ucx, bool all);
-/* Has the thread do something, and waits for it. */
+/*
+ * Has the thread do something, and waits for it; a function that returns TB_UCX_AGAIN is called again after what else there is
+ * to do. TB_EUNSUPPORTED if UCX does not come back, or the process ends: then it may still be done later, so that the argument
+ * is the thread's; if it was not begun, err is NULL then.
+ */
+enum { TB_UCX_AGAIN = 1 };
 int32_t tb_ucx_call(tb_ucx *ucx, int32_t (*function)(tb_ucx *ucx, void *argument, tb_error *err), void *argument,
                     tb_error *err);
 
@@ -172,8 +184,8 @@ enum tb_ucx_reached tb_ucx_reach(tb_ucx_source *source, tb_error *err);
 void tb_ucx_cut(tb_ucx_source *source);
 /* In the thread: one get. False if it could not be asked for, or is over: then *status says how. */
 bool tb_ucx_get(tb_ucx_source *source, const tb_ucx_region *region, uint64_t at, void *to, uint64_t bytes,
-                tb_ucp_memory memory, void (*came)(void *request, tb_ucs_status status, void *user_data), void *user_data,
-                tb_ucs_status *status);
+                tb_ucp_memory memory, void (*came)(void *request, tb_ucs_status status, void *user_data),
+                void *user_data, tb_ucs_status *status);
 /* In the thread: it is over. */
 void tb_ucx_got(tb_ucx_source *source);
 

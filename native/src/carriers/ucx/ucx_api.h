@@ -27,8 +27,6 @@ typedef void *tb_ucs_pointer;
 enum {
     TB_UCS_OK = 0,
     TB_UCS_NO_MEMORY = -4,
-    TB_UCS_UNREACHABLE = -6,
-    TB_UCS_NO_DEVICE = -14,
     TB_UCS_BUSY = -15,
     TB_UCS_CANCELED = -16,
     TB_UCS_LAST = -100,
@@ -163,7 +161,6 @@ typedef struct tb_ucp_request_param {
     F(tb_ucs_status, ucp_ep_rkey_unpack, (tb_ucp_ep, const void *, tb_ucp_key *))                                      \
     F(void, ucp_rkey_destroy, (tb_ucp_key))                                                                            \
     F(tb_ucs_pointer, ucp_get_nbx, (tb_ucp_ep, void *, size_t, uint64_t, tb_ucp_key, const tb_ucp_request_param *))    \
-    F(tb_ucs_status, ucp_request_check_status, (void *))                                                               \
     F(void, ucp_request_free, (void *))                                                                                \
     F(const char *, ucs_status_string, (tb_ucs_status))
 /* Called before the others are looked for: an old library lacks some, and is to be called old. */
@@ -188,7 +185,7 @@ int32_t tb_ucx_load(const char *path, const tb_ucx_api **api, tb_error *err);
 
 /*
  * A context that takes what `transports` names of UCX's transports (UCX_TLS); NULL or "": what the environment says, and else
- * all but TCP, by which UCX lets everybody who reaches its port read this process. *speaks: see tb_ucx_speaks.
+ * all but TCP, by which UCX lets everybody who reaches its port read and write this process. *speaks: see tb_ucx_speaks.
  */
 int32_t tb_ucx_context_make(const tb_ucx_api *api, const char *transports, tb_ucp_context *context, uint32_t *speaks,
                             tb_error *err);
@@ -202,7 +199,7 @@ static inline int tb_ucs_is_error(tb_ucs_pointer pointer) {
 }
 
 /* The failure of a call, with the library's words for it. */
-int32_t tb_ucx_fail(const tb_ucx_api *api, tb_ucs_status status, int32_t code, int32_t rank, tb_error *err, const char *fmt,
-                    ...) __attribute__((format(printf, 6, 7)));
+int32_t tb_ucx_fail(const tb_ucx_api *api, tb_ucs_status status, int32_t code, int32_t rank, tb_error *err,
+                    const char *fmt, ...) __attribute__((format(printf, 6, 7)));
 
 #endif

@@ -25,9 +25,17 @@ static void came(tb_ucx_wait *wait, tb_ucs_status status) {
     tb_ucx_move *move = wait->move;
     wait->gets--;
     move->gets--;
-    if (status != TB_UCS_OK && move->status == TB_UCS_OK) {
-        move->status = status;
+    if (status == TB_UCS_OK) {
+        return;
     }
+    tb_ucx_source *source = move->source;
+    if (status != TB_UCS_CANCELED) {
+        source->why = source->why == TB_UCS_OK ? status : source->why;
+    } else if (source->code != TB_OK && move->code == TB_OK) {
+        move->code = source->code;
+        move->error = source->error;
+    }
+    move->status = move->status == TB_UCS_OK ? status : move->status;
 }
 
 static void got(void *request, tb_ucs_status status, void *user_data) {
@@ -39,7 +47,8 @@ static void got(void *request, tb_ucs_status status, void *user_data) {
 }
 
 /* Asks for a row of bytes. */
-static void get(tb_ucx_wait *wait, const tb_ucx_region *region, uint64_t at, void *to, uint64_t bytes, tb_ucp_memory memory) {
+static void get(tb_ucx_wait *wait, const tb_ucx_region *region, uint64_t at, void *to, uint64_t bytes,
+                tb_ucp_memory memory) {
     tb_ucs_status status;
     wait->gets++;
     wait->move->gets++;
@@ -153,8 +162,8 @@ static uint64_t step_span(tb_ucx *ucx, tb_ucx_move *move, tb_ucx_step *step, int
 static uint64_t step_row(tb_ucx *ucx, tb_ucx_move *move, tb_ucx_step *step, int runs) {
     uint64_t bytes = 0;
     for (int i = 0; i < runs && i < STEP_GETS; i++) {
-        get(&step->wait, move->region, (uint64_t)(uintptr_t)ucx->runs[i].iov_base, step->slot + bytes, ucx->runs[i].iov_len,
-            ucx->slots_memory);
+        get(&step->wait, move->region, (uint64_t)(uintptr_t)ucx->runs[i].iov_base, step->slot + bytes,
+            ucx->runs[i].iov_len, ucx->slots_memory);
         bytes += ucx->runs[i].iov_len;
     }
     tb_cursor_start_row(&step->from, step->slot, bytes);
@@ -222,8 +231,9 @@ static bool ask_places(tb_ucx_move *move) {
         const tb_wire_end *end = tb_import_end(import, stage, bucket->first_chunk + i);
         if (end->descriptor == TB_NONE) {
             const tb_ucx_region *region = &move->source->regions[end->region];
-            get(&move->places_wait, region, region->base + import->regions[end->region].pieces_at + end->at * sizeof(uint64_t),
-                &move->places[i], sizeof(uint64_t), NULL);
+            get(&move->places_wait, region,
+                region->base + import->regions[end->region].pieces_at + end->at * sizeof(uint64_t), &move->places[i],
+                sizeof(uint64_t), NULL);
         }
     }
     return true;
@@ -243,7 +253,8 @@ static bool ask(tb_ucx *ucx, tb_ucx_move *move) {
     if (reached == TB_UCX_UNREACHED) {
         move->code = tb_fail(&move->error, TB_EPEER_LOST, move->source->rank, 0, "%s", error.message);
     }
-    bool ready = reached == TB_UCX_REACHED && (move->places != NULL || (has_room(ucx, move->source) && ask_places(move)));
+    bool ready =
+        reached == TB_UCX_REACHED && (move->places != NULL || (has_room(ucx, move->source) && ask_places(move)));
     if (!ready) {
         return false;
     }
@@ -292,7 +303,9 @@ static void end(tb_ucx *ucx, tb_ucx_move *move) {
     }
     int32_t code = move->code;
     if (code == TB_OK && move->status != TB_UCS_OK) {
-        code = tb_ucx_fail(ucx->api, move->status, move->status == TB_UCS_NO_MEMORY ? TB_ENO_MEMORY : TB_EPEER_LOST,
+        bool canceled = move->status == TB_UCS_CANCELED && move->source->why != TB_UCS_OK;
+        tb_ucs_status status = canceled ? move->source->why : move->status;
+        code = tb_ucx_fail(ucx->api, status, status == TB_UCS_NO_MEMORY ? TB_ENO_MEMORY : TB_EPEER_LOST,
                            move->source->rank, &move->error, "memory of rank %d cannot be read", move->source->rank);
     }
     tb_pull *pull = move->pull;
@@ -312,6 +325,10 @@ static void look_at_end(tb_ucx_move *move) {
     }
     uint64_t patience = (uint64_t)move->pull->transfer->session->options.quiesce_ms * 1000000 / 4;
     if (fails(move) || move->source->failed || tb_now() - move->stopped_at >= patience) {
+        if (move->code != TB_OK && move->source->code == TB_OK) {
+            move->source->code = move->code;
+            move->source->error = move->error;
+        }
         tb_ucx_cut(move->source);
     }
 }

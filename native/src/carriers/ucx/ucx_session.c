@@ -14,14 +14,9 @@
 #include "carriers/ucx/ucx.h"
 
 /* What a target has to know of a region: where it lies, and behind that the packed key. */
-enum { MOST_KEY_BYTES = TB_BLOB_BYTES - sizeof(uint64_t) };
+enum { MOST_KEY_BYTES = TB_BLOB_BYTES - sizeof(uint64_t), LAST_TURNS = 64 };
 
 /* ---- memory: in the thread ------------------------------------------------------------------------------- */
-
-typedef struct mapping {
-    const tb_region *region;
-    tb_ucx_memory *memory;
-} mapping;
 
 static void unmap(tb_ucx *ucx, tb_ucx_memory *memory) {
     if (memory->key != NULL) {
@@ -33,10 +28,10 @@ static void unmap(tb_ucx *ucx, tb_ucx_memory *memory) {
     free(memory);
 }
 
-/* Others read; nobody else writes. */
+/* Others are to read, and not to write; but UCX's keys open memory for both (docs/ucx.md). */
 static tb_ucs_status map(tb_ucx *ucx, void *address, uint64_t bytes, tb_ucp_memory *handle) {
     tb_ucp_map_params params = {.field_mask = TB_UCP_MAP_ADDRESS | TB_UCP_MAP_LENGTH | TB_UCP_MAP_PROTECTION
-                                            | TB_UCP_MAP_MEMORY_TYPE,
+                                              | TB_UCP_MAP_MEMORY_TYPE,
                                 .address = address,
                                 .length = bytes,
                                 .protection = TB_UCP_LOCAL_READ | TB_UCP_LOCAL_WRITE | TB_UCP_REMOTE_READ,
@@ -45,17 +40,18 @@ static tb_ucs_status map(tb_ucx *ucx, void *address, uint64_t bytes, tb_ucp_memo
 }
 
 static int32_t do_map(tb_ucx *ucx, void *argument, tb_error *err) {
-    const mapping *what = argument;
-    const tb_region *region = what->region;
-    tb_ucx_memory *memory = what->memory;
-    tb_ucs_status status = map(ucx, (void *)(uintptr_t)region->address, region->bytes, &memory->handle);
+    tb_ucx_memory *memory = argument;
+    if (err == NULL) {
+        return TB_OK; /* nobody waits any more: the memory may be gone */
+    }
+    tb_ucs_status status = map(ucx, (void *)(uintptr_t)memory->address, memory->bytes, &memory->handle);
     if (status == TB_UCS_OK) {
         status = ucx->api->ucp_rkey_pack(ucx->context, memory->handle, &memory->key, &memory->key_bytes);
     }
     if (status != TB_UCS_OK) {
         return tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, ucx->session->options.rank, err,
                            "UCX does not register %llu bytes (is the limit of locked memory, ulimit -l, high enough?)",
-                           (unsigned long long)region->bytes);
+                           (unsigned long long)memory->bytes);
     }
     if (memory->key_bytes > MOST_KEY_BYTES) {
         return tb_fail(err, TB_EUNSUPPORTED, ucx->session->options.rank, 0,
@@ -67,14 +63,16 @@ static int32_t do_map(tb_ucx *ucx, void *argument, tb_error *err) {
 
 /*
  * A peer that gave up reads no more, but what it had asked our worker for may wait to be answered: that is done while the
- * memory is there.
+ * memory is there, a turn at a time, between which other rounds go on.
  */
 static int32_t do_unmap(tb_ucx *ucx, void *argument, tb_error *err) {
     (void)err;
-    uint64_t until = tb_deadline(100000000);
-    while (tb_ucx_progress(ucx, true) && tb_now() < until) {
+    tb_ucx_memory *memory = argument;
+    memory->turns++;
+    if (ucx->api->ucp_worker_progress(ucx->workers[TB_UCX_SERVES]) != 0 && memory->turns < LAST_TURNS) {
+        return TB_UCX_AGAIN;
     }
-    unmap(ucx, argument);
+    unmap(ucx, memory);
     return TB_OK;
 }
 
@@ -87,7 +85,9 @@ static int32_t region_add(tb_session *session, const tb_region *region, void **s
     if (memory == NULL) {
         return tb_fail(err, TB_ENO_MEMORY, session->options.rank, 0, "a region of UCX");
     }
-    int32_t code = tb_ucx_call(ucx, do_map, &(mapping){region, memory}, err);
+    memory->address = region->address;
+    memory->bytes = region->bytes;
+    int32_t code = tb_ucx_call(ucx, do_map, memory, err);
     if (code != TB_OK) {
         tb_ucx_call(ucx, do_unmap, memory, NULL);
         return code;
@@ -167,8 +167,9 @@ static int32_t make_slots(tb_ucx *ucx, tb_error *err) {
         ucx->free_slots[ucx->free_slot_count++] = ucx->slots + (size_t)i * TB_UCX_SLOT_BYTES;
     }
     tb_ucs_status status = map(ucx, mapped, bytes, &ucx->slots_memory);
-    return status == TB_UCS_OK ? TB_OK
-                               : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, -1, err, "UCX does not register memory");
+    return status == TB_UCS_OK
+               ? TB_OK
+               : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, -1, err, "UCX does not register memory");
 }
 
 /* Nothing of it is used by a thread any more. */
@@ -218,24 +219,43 @@ static int32_t make(tb_session *session, const char *library, const char *transp
     return code == TB_OK ? tb_ucx_start(ucx, err) : code;
 }
 
+/* With the session's lock. What was registered before is not registered with UCX. */
+static int32_t may_use(const tb_session *session, tb_error *err) {
+    if ((session->identity.carriers & TB_CARRY_UCX) == 0 || tb_ucx_of(session) != NULL || session->region_count > 0) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
+                       "a session whose carriers have no ucx, that has its library, or that has registered memory");
+    }
+    return TB_OK;
+}
+
 int32_t tb_session_use_ucx(uint64_t handle, const char *library, const char *transports, tb_error *err) {
     tb_session *session = tb_handle_get(TB_HANDLE_SESSION, handle, err);
     if (session == NULL) {
         return TB_ECLOSED;
     }
     tb_ucx *ucx = NULL;
-    int32_t code = TB_OK;
-    if ((session->identity.carriers & TB_CARRY_UCX) == 0 || tb_ucx_of(session) != NULL) {
-        code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a session whose carriers have no ucx, or that has its library");
-    } else if ((ucx = calloc(1, sizeof *ucx)) == NULL) {
+    pthread_mutex_lock(&session->lock);
+    int32_t code = may_use(session, err);
+    pthread_mutex_unlock(&session->lock);
+    if (code != TB_OK) {
+        tb_handle_put(handle);
+        return code;
+    }
+    if ((ucx = calloc(1, sizeof *ucx)) == NULL) {
         code = tb_fail(err, TB_ENO_MEMORY, -1, 0, "UCX");
     } else if ((code = make(session, library, transports, ucx, err)) != TB_OK) {
         destroy(ucx);
     } else {
         pthread_mutex_lock(&session->lock);
-        session->carrier_state[TB_CARRIER_UCX] = ucx;
-        session->identity.ucx = ucx->speaks;
+        code = may_use(session, err); /* another thread may have been faster */
+        if (code == TB_OK) {
+            session->carrier_state[TB_CARRIER_UCX] = ucx;
+            session->identity.ucx = ucx->speaks;
+        }
         pthread_mutex_unlock(&session->lock);
+        if (code != TB_OK && tb_ucx_stop(ucx)) {
+            destroy(ucx);
+        }
     }
     tb_handle_put(handle);
     return code;
@@ -256,7 +276,8 @@ static bool streams(const tb_wire_identity *identity) {
 }
 
 /* Without an RDMA device it is no faster than a stream, and only those take it who have nothing else. */
-static const char *lacks(const tb_wire_identity *a, const tb_wire_identity *b, char *words, size_t size, int32_t *code) {
+static const char *lacks(const tb_wire_identity *a, const tb_wire_identity *b, char *words, size_t size,
+                         int32_t *code) {
     (void)words;
     (void)size;
     (void)code;

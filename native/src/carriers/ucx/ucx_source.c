@@ -77,7 +77,7 @@ static void failed(void *argument, tb_ucp_ep ep, tb_ucs_status status) {
     (void)ep;
     tb_ucx_source *source = argument;
     source->failed = true;
-    source->why = status;
+    source->why = source->why == TB_UCS_OK ? status : source->why;
 }
 
 static int32_t connect_to(tb_ucx_source *source, tb_error *err) {
@@ -87,6 +87,8 @@ static int32_t connect_to(tb_ucx_source *source, tb_error *err) {
                                .error_handler = {failed, source}};
     tb_ucs_status status = source->ucx->api->ucp_ep_create(source->ucx->workers[TB_UCX_READS], &params, &source->ep);
     if (status == TB_UCS_OK) {
+        source->why = TB_UCS_OK;
+        source->code = TB_OK;
         return TB_OK;
     }
     source->ep = NULL;
@@ -105,8 +107,8 @@ enum tb_ucx_reached tb_ucx_reach(tb_ucx_source *source, tb_error *err) {
 }
 
 bool tb_ucx_get(tb_ucx_source *source, const tb_ucx_region *region, uint64_t at, void *to, uint64_t bytes,
-                tb_ucp_memory memory, void (*came)(void *request, tb_ucs_status status, void *user_data), void *user_data,
-                tb_ucs_status *status) {
+                tb_ucp_memory memory, void (*came)(void *request, tb_ucs_status status, void *user_data),
+                void *user_data, tb_ucs_status *status) {
     tb_ucx *ucx = source->ucx;
     tb_ucx_region *own = &source->regions[region - source->regions];
     if (own->key == NULL) {
@@ -186,12 +188,19 @@ static void probe(tb_ucx *ucx, tb_ucx_task *task) {
     }
 }
 
+/* Empty memory has no blob; in front of a key stands an address. */
+static bool says_well(const tb_wire_region *region) {
+    return region->bytes == 0 ? region->blob_bytes == 0
+                              : region->blob_bytes > sizeof(uint64_t) && region->blob_bytes <= TB_BLOB_BYTES;
+}
+
 static int32_t copy_said(tb_ucx_source *source, const tb_import *import, tb_error *err) {
     size_t bytes = (import->session_bytes + 7) & ~(size_t)7;
     for (uint32_t i = 0; i < import->region_count; i++) {
         const tb_wire_region *region = &import->regions[i];
-        if (import->session_bytes == 0 || (region->bytes > 0) != (region->blob_bytes > sizeof(uint64_t))) {
-            return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d does not say how UCX reads its memory", import->rank);
+        if (import->session_bytes == 0 || !says_well(region)) {
+            return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d does not say how UCX reads its memory",
+                           import->rank);
         }
         bytes += (region->blob_bytes + 7) & ~(size_t)7;
     }
