@@ -73,6 +73,11 @@ describe.skipIf(ucxVersion === undefined)("the real UCX", () => {
     expect(execFileSync(program, { encoding: "utf8" })).toMatch(/^version 1\d{4}\n$/);
   });
 
+  it("is waited for by nobody once the process ends, whose end its thread rests for", () => {
+    const program = build("exit", `-L${native}/build`, "-ltensorbus", `-Wl,-rpath,${native}/build`);
+    expect(execFileSync(program, { encoding: "utf8", timeout: 10_000 })).toBe("closed 0\n");
+  });
+
   it.skipIf(!existsSync("/usr/include/ucp/api/ucp.h"))("lays out what is passed in as we declare it", () => {
     const lines = execFileSync(build("layout"), { encoding: "utf8" }).trim().split("\n");
     expect(lines.length).toBeGreaterThan(40);

@@ -121,7 +121,7 @@ struct tb_ucx_move {
 struct tb_ucx {
     /* These do not change. */
     const tb_ucx_api *api;
-    tb_session *session;
+    int32_t rank;
     tb_ucp_context context;
     tb_ucp_worker workers[TB_UCX_WORKERS];
     uint32_t speaks;

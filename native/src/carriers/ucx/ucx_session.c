@@ -49,12 +49,12 @@ static int32_t do_map(tb_ucx *ucx, void *argument, tb_error *err) {
         status = ucx->api->ucp_rkey_pack(ucx->context, memory->handle, &memory->key, &memory->key_bytes);
     }
     if (status != TB_UCS_OK) {
-        return tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, ucx->session->options.rank, err,
+        return tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, ucx->rank, err,
                            "UCX does not register %llu bytes (is the limit of locked memory, ulimit -l, high enough?)",
                            (unsigned long long)memory->bytes);
     }
     if (memory->key_bytes > MOST_KEY_BYTES) {
-        return tb_fail(err, TB_EUNSUPPORTED, ucx->session->options.rank, 0,
+        return tb_fail(err, TB_EUNSUPPORTED, ucx->rank, 0,
                        "a remote key of UCX takes %zu bytes, more than %zu: name fewer devices in UCX_NET_DEVICES",
                        memory->key_bytes, (size_t)MOST_KEY_BYTES);
     }
@@ -200,7 +200,7 @@ static void destroy(tb_ucx *ucx) {
 static int32_t make(tb_session *session, const char *library, const char *transports, tb_ucx *ucx, tb_error *err) {
     pthread_mutex_init(&ucx->lock, NULL);
     tb_cond_init(&ucx->done);
-    ucx->session = session;
+    ucx->rank = session->options.rank;
     ucx->tasks_end = &ucx->tasks;
     ucx->moves_end = &ucx->moves;
     ucx->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
