@@ -111,6 +111,43 @@ def test_progress_is_a_line_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.strip() for line in lines[-2:]] == ["", ""]
     monkeypatch.setenv("TENSORBUS_PROGRESS", "0")
     assert not _progress.is_shown()
+    # A daemon has closed its own.
+    monkeypatch.delenv("TENSORBUS_PROGRESS")
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    assert not _progress.is_shown()
+
+
+def test_memory_that_was_quarantined_is_left() -> None:
+    from tensorbus import _memory
+
+    (first, _), (same, _) = _memory.place_tensor(4), _memory.place_tensor(4)
+    assert first is same
+    _memory.leave_arena()
+    assert _memory.place_tensor(4)[0] is not first
+
+
+def test_an_empty_array_on_a_gpu_needs_no_memory() -> None:
+    from tensorbus._tensors import Slot
+
+    class Empty:
+        def __init__(self) -> None:
+            shape = {"shape": (0, 3), "strides": None, "typestr": "<f4"}
+            self.__cuda_array_interface__ = {**shape, "data": (0, False), "version": 3}
+
+    slot = Slot("empty", Empty)
+    assert (slot.shape, slot.bytes) == ((0, 3), 0)
+    assert slot.write() == 0
+
+
+def test_a_mesh_has_no_ranks_before_its_side() -> None:
+    from tensorbus import Mesh
+    from tensorbus._models import LayoutList
+
+    layouts = LayoutList(4, (Mesh((2,), ranks=(0, 1)), ["R"]), None, ("engine", 2))
+    with pytest.raises(ValueError, match="side engine has 2 in all"):
+        layouts._require_in_side("w", [-1, 0])
 
 
 def test_exceptions_are_pythons_and_can_be_pickled() -> None:

@@ -59,6 +59,12 @@ def test_parameters_are_cut_into_views(tmp_path: pathlib.Path) -> None:
         parts.views({**memory, key: np.zeros((16, 16), np.float32)[:, ::2]})
 
 
+def test_a_command_line_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensorbus._parts._SECONDS", 0.001)
+    with pytest.raises(TimeoutError, match="has not answered"):
+        tensorbus.preset_parts(LLAMA, "vllm:tp=2", rank=0)
+
+
 def test_what_a_preset_refuses_is_told() -> None:
     with pytest.raises(tensorbus.TensorBusError, match="4 heads over tp=3 ranks would split a head"):
         tensorbus.preset_parts(LLAMA, "vllm:tp=3", rank=0)

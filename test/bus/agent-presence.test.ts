@@ -1,9 +1,11 @@
 import { setTimeout as delay } from "node:timers/promises";
-import { afterEach, expect, test } from "vitest";
+import { afterEach, expect, test, vi } from "vitest";
 import { isPresent, Presence } from "../../src/bus/pair/presence.ts";
 import { agentKey } from "../../src/bus/pair/records.ts";
 import { Rendezvous } from "../../src/bus/pair/rendezvous.ts";
+import { pack } from "../../src/bus/queue/commands.ts";
 import { Deadline } from "../../src/deadline.ts";
+import { TensorBusError } from "../../src/errors.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import { memory } from "../../transports/memory/index.ts";
 import { AgentWorld } from "./kit/agent-kit.ts";
@@ -69,4 +71,56 @@ test("who has no time left to wait for an answer says nothing of the agent", asy
   expect(await isPresent(rendezvous, self, new Deadline({ timeoutMs: 100 }))).toBe(true);
   await delay(1);
   expect(await rendezvous.store.get(agentKey(1))).toBeDefined();
+});
+
+test("a store that stalls while a question is answered has it answered again, and loses nothing", async () => {
+  const newStore = memoryStores();
+  const [own, other] = [new Rendezvous(newStore()), new Rendezvous(newStore())];
+  const self = { rank: 1, generation: 7n };
+  const presence = new Presence(own, self);
+  await presence.claim(undefined, {});
+  const set = own.store.set.bind(own.store);
+  const stalled = vi
+    .spyOn(own.store, "set")
+    .mockRejectedValueOnce(new TensorBusError("TB_TIMEOUT", "the store did not answer in time"))
+    .mockImplementation(set);
+  const stop = new AbortController();
+  const answering = presence.answer(stop.signal).catch((error: unknown) => error);
+  expect(await isPresent(other, self, new Deadline())).toBe(true);
+  expect(stalled.mock.calls.length).toBeGreaterThan(2);
+  stop.abort();
+  expect(await answering).toMatchObject({ code: "TB_CANCELLED" });
+  await presence.leave();
+});
+
+test("an older answer that is taken back leaves what has been said since in the record", async () => {
+  const rendezvous = new Rendezvous(memoryStores()());
+  const { store } = rendezvous;
+  const self = { rank: 1, generation: 7n };
+  const presence = new Presence(rendezvous, self);
+  await presence.claim(undefined, {});
+  const answer = (token: string) => `${agentKey(1)}/answer/7/${token}`;
+  const ask = async (token: string) => {
+    await store.set(`${agentKey(1)}/ask`, pack({ token }));
+    await store.wait([answer(token)]);
+  };
+  const stop = new AbortController();
+  const answering = presence.answer(stop.signal).catch(() => {});
+  const timers = vi.spyOn(globalThis, "setTimeout");
+  await ask("0123456789abcdef");
+  const [takeBack] = timers.mock.calls.find(([, ms]) => ms === 10_000)!;
+  timers.mockRestore();
+  const newer = "fedcba9876543210";
+  const set = store.set.bind(store);
+  // The time of the older answer is over just when the newer one is written.
+  vi.spyOn(store, "set").mockImplementation(async (key, value, options) => {
+    if (key === answer(newer)) takeBack();
+    return set(key, value, options);
+  });
+  await ask(newer);
+  expect(await store.get(`${agentKey(1)}/said`)).toBeDefined();
+  stop.abort();
+  await answering;
+  await presence.leave();
+  expect(await store.get(`${agentKey(1)}/said`)).toBeUndefined();
 });

@@ -144,19 +144,29 @@ class _Arena:
             return self._memory, offset
 
     def leave(self) -> None:
-        """After a fork: both processes would hand out the same bytes."""
+        """The next tensors go to other memory."""
+        with self._lock:
+            self._memory = None
+
+    def leave_after_fork(self) -> None:
+        """Both processes would hand out the same bytes; a thread that is not in the child may have held the lock."""
         self._lock = threading.Lock()
         self._memory = None
 
 
 _arena = _Arena()
 with contextlib.suppress(AttributeError):
-    os.register_at_fork(after_in_child=_arena.leave)
+    os.register_at_fork(after_in_child=_arena.leave_after_fork)
 
 
 def place_tensor(size: int) -> tuple[SharedMemory, int]:
     """Zeroed shared memory of a tensor, and where in it the tensor begins."""
     return _arena.place(size)
+
+
+def leave_arena() -> None:
+    """Small tensors that are made from here on share no memory with those before: the agent may have quarantined it."""
+    _arena.leave()
 
 
 def find_memory(address: int, size: int) -> SharedMemory | None:

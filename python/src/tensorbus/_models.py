@@ -155,7 +155,7 @@ class LayoutList:
 
     def _require_in_side(self, name: str, ranks: Sequence[int]) -> None:
         side, size = self._side
-        if max(ranks) < size:
+        if min(ranks) >= 0 and max(ranks) < size:
             return
         own = rank_list(sorted(ranks))
         message = f"the mesh of {name} has ranks {own}, and side {side} has {size} in all: 0-{size - 1}"

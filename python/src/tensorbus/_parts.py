@@ -132,7 +132,11 @@ def preset_parts(
         command = [*find_cli(), "layout", "--model", _config_path(config, folder), "--engine", preset]
         command += ["--rank", str(rank), "--form", form, "--json"]
         command += ["--target", target] if target is not None else ["--source", source or "hf:1"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        except subprocess.TimeoutExpired as cause:
+            message = f"{command[0]} has not answered for {_SECONDS:.0f} seconds"
+            raise make_error("TB_TIMEOUT", message, {"command": command}) from cause
     if done.returncode != 0:
         raise make_error("TB_PRESET", done.stderr.strip() or f"{command[0]} ended with exit code {done.returncode}")
     return _read(json.loads(done.stdout))

@@ -18,7 +18,13 @@ _EACH = 0.2
 
 def is_shown() -> bool:
     """True on a terminal, unless ``TENSORBUS_PROGRESS=0`` says otherwise."""
-    return os.environ.get("TENSORBUS_PROGRESS", "1") != "0" and sys.stderr is not None and sys.stderr.isatty()
+    if os.environ.get("TENSORBUS_PROGRESS", "1") == "0" or sys.stderr is None:
+        return False
+    try:
+        return sys.stderr.isatty()
+    except ValueError:
+        # A daemon may have closed it.
+        return False
 
 
 def line_of(what: str, progress: Mapping[str, Any], seconds: float) -> str:

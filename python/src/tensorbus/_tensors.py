@@ -179,7 +179,8 @@ class Slot:
         self.memory: SharedMemory | CudaAllocation | None = None
         if self.dtype == place.dtype and place.span:
             self.memory = self._memory_at(place, {} if allocations is None else allocations)
-        if self.memory is None and is_cuda_array(local):
+        # What has no elements is copied from nowhere.
+        if self.memory is None and place.span and is_cuda_array(local):
             raise make_error("TB_UNSUPPORTED", f"{label} is on a GPU, and only torch's tensors are copied from there")
         self.is_copied = self.memory is None
         self.strides = packed_strides(self.shape) if self.memory is None else place.strides

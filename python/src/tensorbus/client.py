@@ -14,6 +14,7 @@ from ._batch import BatchHandler, Registration
 from ._cuda import CudaAllocation, EventPair
 from ._layouts import layout_message, own_rank
 from ._link import Call, Link
+from ._memory import leave_arena
 from ._semaphore import Semaphore, cancelled_if_interrupted
 from ._tensors import Slot, assign_copies
 from .errors import QueueFullError, TensorBusError, add_note, make_error
@@ -345,7 +346,13 @@ class TensorBusClient:
         ordinals = {slot.memory.ordinal for slot in slots if isinstance(slot.memory, CudaAllocation)}
         message.events = {ordinal: EventPair(ordinal) for ordinal in sorted(ordinals)}
         _, descriptors, _ = message.regions()
-        link, answer = self._run(message, deadline - time.monotonic(), descriptors=descriptors)
+        try:
+            link, answer = self._run(message, deadline - time.monotonic(), descriptors=descriptors)
+        except TensorBusError as error:
+            # Tensors that the caller makes instead must not lie in the memory that was refused.
+            if error.code == "TB_QUARANTINED":
+                leave_arena()
+            raise
         registration = Registration(link, message.batch_id, pairs, slots, answer, list(message.events.values()))
         self._registrations.add(registration)
         return BatchHandler(self, message.batch_id, pairs, registration)

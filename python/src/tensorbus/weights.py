@@ -267,6 +267,11 @@ class Weights:
                 answer = [self._ask_pending(timeout)]
             except TensorBusError as error:
                 answer = [error]
+            except BaseException as error:
+                # Of another library, whose errors may not travel: its text does.
+                message = f"rank 0 could not ask for the pending version: {type(error).__name__}: {error}"
+                distributed.broadcast_object_list([make_error("TB_CANCELLED", message, {"rank": 0})], src=0)
+                raise
         distributed.broadcast_object_list(answer, src=0)
         if isinstance(answer[0], TensorBusError):
             raise answer[0]

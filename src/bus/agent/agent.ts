@@ -174,7 +174,8 @@ export class Agent implements AsyncDisposable {
   }
 
   #run(command: Command): unknown {
-    if (command.type === "QueryStatus") return this.#watch(command, () => this.#core.query(command));
+    if (command.type === "QueryStatus" && command.tellVersion !== true)
+      return this.#watch(command, () => this.#core.query(command));
     if (command.type === "Cancel") return this.#cancel(command);
     const signal = this.#aborts.begin(command);
     return this.#core

@@ -2,7 +2,7 @@
  * What an agent does for its clients, whatever brings their commands and keeps their results: it finds the other ranks, and
  * has its pairs and batches follow what becomes of the store, of peers and of clients.
  */
-import type { Deadline, DeadlineOptions } from "../../deadline.ts";
+import { Deadline, type DeadlineOptions } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { PlanOptions } from "../../plan/index.ts";
 import type { Store } from "../../store/store.ts";
@@ -41,13 +41,14 @@ export interface AgentCoreOptions {
 }
 
 /** Commands that take their time, each with a deadline. */
-export type AwaitedCommand = Exclude<Command, { type: "QueryStatus" | "Cancel" }>;
+export type AwaitedCommand = Exclude<Command, { type: "Cancel" }>;
 
 export class AgentCore {
   readonly #options: AgentCoreOptions;
   readonly #uplink: Uplink;
   readonly #pairs: Pairs;
   readonly #batches: Batches;
+  readonly #retired = new AbortController();
   #closing = false;
 
   private constructor(options: AgentCoreOptions, uplink: Uplink) {
@@ -125,13 +126,30 @@ export class AgentCore {
         return this.#batches.transfer(command, deadline);
       case "CleanupBatch":
         return this.#batches.cleanup(command);
+      case "QueryStatus":
+        return this.#queryPending(command, deadline);
     }
   }
 
-  /** Answers at once, unless the store has to be asked. */
-  query(
+  /** The store is asked until the deadline, or until this agent takes no more commands. */
+  async #queryPending(
     command: CommandOf<"QueryStatus">,
-  ): CommandResult<"QueryStatus"> | Promise<CommandResult<"QueryStatus">> {
+    deadline: Deadline,
+  ): Promise<CommandResult<"QueryStatus">> {
+    const retired = this.#retired.signal;
+    const signal = deadline.signal === undefined ? retired : AbortSignal.any([deadline.signal, retired]);
+    try {
+      const bounded = new Deadline({ timeoutMs: deadline.remainingMs, signal });
+      const pending = await this.#batches.pending(command, bounded);
+      return { ...this.query(command), ...(pending === undefined ? {} : { pending }) };
+    } catch (error) {
+      const { reason } = signal;
+      throw reason instanceof TensorBusError ? reason : error;
+    }
+  }
+
+  /** Answers at once, from what is known here. */
+  query(command: CommandOf<"QueryStatus">): CommandResult<"QueryStatus"> {
     return this.#batches.query(command);
   }
 
@@ -149,6 +167,7 @@ export class AgentCore {
   /** Takes up nothing any more: ends what waits for other ranks. */
   retire(reason: TensorBusError): void {
     this.#closing = true;
+    this.#retired.abort(reason);
     this.#pairs.abandon(reason);
     this.#batches.abandon(reason);
   }

@@ -180,7 +180,14 @@ export class AgentIntake {
     this.#keeper = keeper;
     keeper.update();
     await this.#openDoor({ run, onGone, onFault }, events$);
-    events$.subscribe((event) => this.#tellEnded(event));
+    events$.subscribe((event) => {
+      // What a subscriber throws would end the process; a queue that is damaged ends the next command.
+      try {
+        this.#tellEnded(event);
+      } catch (error) {
+        onFault(error);
+      }
+    });
     await state.write(
       "saying that the agent is ready",
       () => state.putAgent({ ...this.#record, ready: true }),

@@ -158,20 +158,19 @@ export class Batches {
       });
   }
 
-  /** Answers at once: the signal is watched. Only who wants to be told the version waits for the store. */
-  query(
-    command: CommandOf<"QueryStatus">,
-  ): CommandResult<"QueryStatus"> | Promise<CommandResult<"QueryStatus">> {
+  /** Answers at once: the signal is watched. */
+  query(command: CommandOf<"QueryStatus">): CommandResult<"QueryStatus"> {
     const { batch } = this.#find(command.batch, command.client, command.instance);
     if (batch.broken !== undefined) throw batch.broken;
     const progress = batch.live.find(({ busy }) => busy)?.progress;
     const direction = batch.live.find(({ ready }) => ready);
-    const answer = {
-      ready: direction !== undefined,
-      ...(progress === undefined ? {} : { progress }),
-    };
-    if (command.tellVersion !== true || direction === undefined) return answer;
-    return direction.pending(new Deadline()).then((pending) => ({ ...answer, pending }));
+    return { ready: direction !== undefined, ...(progress === undefined ? {} : { progress }) };
+  }
+
+  /** The round that is ready, if there is one, and its version, for which the store is asked. */
+  async pending(command: CommandOf<"QueryStatus">, deadline: Deadline): Promise<CommandResult<"QueryStatus">["pending"]> {
+    const { batch } = this.#find(command.batch, command.client, command.instance);
+    return batch.live.find(({ ready }) => ready)?.pending(deadline);
   }
 
   async cleanup(command: CommandOf<"CleanupBatch">): Promise<CommandResult<"CleanupBatch">> {
@@ -235,7 +234,6 @@ export class Batches {
   }
 
   /** Asks until it is known how a batch's last round ended; then this rank has left it, and others may remove what it asked for. */
-
   async #resolve(batch: Batch, connection: Connection): Promise<void> {
     const { signal } = this.#stop;
     const { uplink } = this.#options;

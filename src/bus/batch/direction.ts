@@ -282,9 +282,16 @@ export class Direction {
     const { round } = call;
     clearTimeout(call.look);
     call.look = setTimeout(() => {
-      opposition.find(from, round, new Deadline({ timeoutMs: tidyMs })).then((error) => {
-        if (error !== undefined && this.#call === call && call.round === round) void this.cancel(error);
-      }, nothing);
+      const stands = () => this.#call === call && call.round === round;
+      opposition.find(from, round, new Deadline({ timeoutMs: tidyMs })).then(
+        (error) => {
+          if (error !== undefined && stands()) void this.cancel(error);
+        },
+        () => {
+          // A store that was slow or away once is asked again: nobody else would find out.
+          if (stands()) this.#lookLater(call);
+        },
+      );
     }, lookMs);
   }
 

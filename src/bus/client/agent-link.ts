@@ -181,7 +181,20 @@ export class AgentLink {
   listen(instance: bigint, onEnd: (error: TensorBusError) => void): () => void {
     this.#listeners.set(instance, onEnd);
     this.#listenSoon();
-    return () => this.#listeners.delete(instance);
+    return () => {
+      if (this.#listeners.delete(instance)) this.passOver(instance);
+    };
+  }
+
+  /** An end that nobody listens to any more is taken as read: it would stay in the state for as long as this client lives. */
+  passOver(instance: bigint): void {
+    if (!this.isOpen) return;
+    try {
+      if (this.#resources.state.result(this.identity.id, instance) !== undefined)
+        this.#pending.acknowledge(instance);
+    } catch {
+      // A state that is damaged ends the next call.
+    }
   }
 
   /** Ends the tie: calls under way end with `error`. The agent notices by the lock that the client is gone. */

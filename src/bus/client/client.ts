@@ -402,7 +402,10 @@ function instanceOf({ registration }: OfRegistration): { readonly instance?: big
 
 /** The agent registered a batch whose caller had given up. */
 function freeUnclaimed(link: AgentLink, batch: BatchId, instance: bigint): void {
-  if (link.isOpen) link.submit("CleanupBatch", batch, { batch, instance });
+  if (!link.isOpen) return;
+  const { outcome } = link.submit("CleanupBatch", batch, { batch, instance });
+  const passOver = () => link.passOver(instance);
+  outcome.then(passOver, passOver);
 }
 
 function requireName(what: string, value: unknown): string {

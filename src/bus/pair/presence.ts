@@ -115,7 +115,7 @@ async function isAnswered(
   try {
     await store.wait([key], { ...deadline.rest, timeoutMs });
   } catch (error) {
-    if (error instanceof TensorBusError && error.code === "TB_TIMEOUT") return false;
+    if (isLate(error)) return false;
     throw error;
   }
   return true;
@@ -140,6 +140,10 @@ async function declareDead(
 function readAsk(bytes: Uint8Array): z.infer<typeof askSchema> | undefined {
   const parsed = askSchema.safeParse(unpack(bytes));
   return parsed.success ? parsed.data : undefined;
+}
+
+function isLate(error: unknown): boolean {
+  return error instanceof TensorBusError && error.code === "TB_TIMEOUT";
 }
 
 /** An agent's own part: that it runs its rank, and answers whoever asks. */
@@ -190,13 +194,19 @@ export class Presence {
       try {
         await store.wait([askKey(rank)], { timeoutMs: watchMs, signal });
       } catch (error) {
-        if (error instanceof TensorBusError && error.code === "TB_TIMEOUT" && !signal.aborted) continue;
+        if (isLate(error) && !signal.aborted) continue;
         throw error;
       }
       const bytes = await store.get(askKey(rank), { signal });
       const said = bytes === undefined ? undefined : readAsk(bytes);
       if (said !== undefined && "token" in said) {
-        await this.#say(answerKey(this.#self, said.token));
+        try {
+          await this.#say(answerKey(this.#self, said.token));
+        } catch (error) {
+          // A store that stalls is not lost: the question still stands, and is answered again.
+          if (isLate(error)) continue;
+          throw error;
+        }
         // Not to be deleted as it stands: meanwhile somebody may have written that this agent is dead.
         const { swapped } = await store.compareAndSet(askKey(rank), bytes, answered, { signal });
         if (!swapped) continue;
@@ -226,12 +236,13 @@ export class Presence {
   async #say(key: string): Promise<void> {
     const { store } = this.#rendezvous;
     const { rank } = this.#self;
-    const said = [...this.#said.keys(), key];
-    await this.#rendezvous.publish(saidKey(rank), said, cleaning);
-    await store.set(key, Buffer.from("here"), { ...cleaning, leased: store.capabilities.lease });
+    clearTimeout(this.#said.get(key));
     const timer = setTimeout(() => void this.#takeBack(key), answerStandsMs);
     timer.unref();
+    // Noted before it is written: an older answer that is taken back meanwhile leaves the record of what was said alone.
     this.#said.set(key, timer);
+    await this.#rendezvous.publish(saidKey(rank), [...this.#said.keys()], cleaning);
+    await store.set(key, Buffer.from("here"), { ...cleaning, leased: store.capabilities.lease });
   }
 
   async #takeBack(key: string): Promise<void> {
