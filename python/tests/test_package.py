@@ -240,3 +240,27 @@ def test_doctor_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeyp
     assert "absent  command line" in told
     assert "/nowhere/tensorbus" in told
     assert "tensorbus agents --side" in told
+
+
+def test_what_rank_0_meets_when_it_asks_reaches_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    class Distributed:
+        is_initialized = staticmethod(lambda: True)
+        get_world_size = staticmethod(lambda: 2)
+        get_rank = staticmethod(lambda: 0)
+        broadcast_object_list = staticmethod(lambda answer, src: sent.extend(answer))
+
+    monkeypatch.setitem(sys.modules, "torch.distributed", Distributed)
+
+    class Asking(tensorbus.Weights):
+        def __init__(self) -> None:
+            """Needs no agent."""
+
+        def _ask_pending(self, timeout: float) -> int | None:
+            raise OverflowError(f"no timeout of {timeout}")
+
+    with pytest.raises(OverflowError):
+        Asking().pending()
+    assert [error.code for error in sent] == ["TB_CANCELLED"]
+    assert "OverflowError: no timeout of 30.0" in str(sent[0])

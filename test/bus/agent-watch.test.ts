@@ -2,11 +2,17 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { pino } from "pino";
 import { firstValueFrom } from "rxjs";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { logAgent } from "../../src/bus/agent/log.ts";
 import { agentMetrics, serveMetrics } from "../../src/bus/agent/metrics.ts";
+import { Opposition } from "../../src/bus/batch/opposition.ts";
 import type { AgentProgress } from "../../src/bus/pair/events.ts";
+import { CommandQueue } from "../../src/bus/queue/command-queue.ts";
+import { Deadline, waitUntil } from "../../src/deadline.ts";
+import { TensorBusError } from "../../src/errors.ts";
+import { memoryStores } from "../../src/store/memory-store.ts";
 import type { RoundProgress } from "../../src/transport/transport.ts";
+import { memory } from "../../transports/memory/index.ts";
 import { AgentWorld, failureOf, joinPair, type Side, tensor } from "./kit/agent-kit.ts";
 
 const trainer: Side = { name: "trainer", ranks: [0], placements: ["R"] };
@@ -92,6 +98,80 @@ describe("an agent", () => {
       { batch: "m", pairs: ["weights"], number: 1 },
       { batch: "m", pairs: ["weights"], number: 2 },
     ]);
+  });
+});
+
+describe("an agent that cannot do what nobody waits for", () => {
+  it("tells of a queue in which it cannot find who is to hear of a batch's end, and lives", async () => {
+    await using world = await AgentWorld.start(2);
+    const clients = await joinPair(world, [trainer, inference]);
+    const [, other] = await Promise.all(
+      clients.map(([client]) => client!.registerTensors("m", [[tensor([4]), "weights"]])),
+    );
+    const damaged = new TensorBusError("TB_BUS_FORMAT", "the queue is damaged");
+    const spy = vi.spyOn(CommandQueue.prototype, "clients").mockImplementation(() => {
+      throw damaged;
+    });
+    await other!.close();
+    await expect.poll(() => world.events[0]!.map(({ kind }) => kind)).toContain("batchEnded");
+    spy.mockRestore();
+    const faults = world.events[0]!.flatMap((event) => (event.kind === "fault" ? [event.error] : []));
+    expect(faults).toContain(damaged);
+  });
+
+  it("looks again for ranks that wait the other way if its store was slow when it first looked", async () => {
+    await using world = await AgentWorld.start(2);
+    const clients = await joinPair(world, [trainer, inference]);
+    const handlers = await Promise.all(
+      clients.map(([client]) => client!.registerTensors("m", [[tensor([4]), "weights"]])),
+    );
+    const late = new TensorBusError("TB_TIMEOUT", "the store did not answer in time");
+    const spy = vi.spyOn(Opposition.prototype, "find");
+    spy.mockRejectedValueOnce(late).mockRejectedValueOnce(late);
+    const ends = handlers.map((handler) =>
+      failureOf(handler.transfer("send", { blocking: true, timeoutMs: 8000 })),
+    );
+    for (const { code } of await Promise.all(ends)) expect(code).toMatch(/TB_BUSY|TB_CANCELLED/);
+    spy.mockRestore();
+  });
+});
+
+describe("an agent whose store does not answer", () => {
+  it("is asked for a version only until the command's deadline, and not beyond its end", async () => {
+    let [hangs, hung] = [false, 0];
+    const newStore = memoryStores();
+    const world = new AgentWorld(memory(), () => {
+      const store = newStore();
+      const get = store.get.bind(store);
+      store.get = async (key, options) => {
+        if (!hangs) return get(key, options);
+        hung += 1;
+        return waitUntil("the store", new Deadline(options), () => () => {});
+      };
+      return store;
+    });
+    await using _ = world;
+    for (const rank of [0, 1]) await world.startAgent(rank);
+    const [[sender], [receiver]] = await joinPair(world, [trainer, inference]);
+    const [sending, receiving] = await Promise.all(
+      [sender!, receiver!].map((client) => client.registerTensors("m", [[tensor([4]), "weights"]])),
+    );
+    const sent = await sending!.transfer("send", { version: 7 });
+    await expect.poll(() => receiving!.pending()).toMatchObject({ version: 7n });
+    hangs = true;
+    expect(await failureOf(receiving!.pending({ timeoutMs: 200 }))).toMatchObject({ code: "TB_TIMEOUT" });
+    const failed = () => world.events[1]!.filter(({ kind }) => kind === "commandFailed");
+    await expect.poll(failed).toMatchObject([{ error: { code: "TB_TIMEOUT", details: { rank: 1 } } }]);
+    const before = hung;
+    const asked = failureOf(receiving!.pending({ timeoutMs: 60_000 }));
+    await expect.poll(() => hung).toBe(before + 1);
+    hangs = false;
+    await receiving!.transfer("recv", { blocking: true });
+    await sent.wait();
+    const began = performance.now();
+    await world.agents[1]!.close({ drainMs: 0 });
+    expect(performance.now() - began).toBeLessThan(10_000);
+    expect((await asked).code).toMatch(/TB_CLOSED|TB_AGENT_LOST/);
   });
 });
 

@@ -268,7 +268,7 @@ class Weights:
             except TensorBusError as error:
                 answer = [error]
             except BaseException as error:
-                # Of another library, whose errors may not travel: its text does.
+                # Exceptions of other libraries may not be picklable: the others are told the text.
                 message = f"rank 0 could not ask for the pending version: {type(error).__name__}: {error}"
                 distributed.broadcast_object_list([make_error("TB_CANCELLED", message, {"rank": 0})], src=0)
                 raise

@@ -168,7 +168,10 @@ export class Batches {
   }
 
   /** The round that is ready, if there is one, and its version, for which the store is asked. */
-  async pending(command: CommandOf<"QueryStatus">, deadline: Deadline): Promise<CommandResult<"QueryStatus">["pending"]> {
+  async pending(
+    command: CommandOf<"QueryStatus">,
+    deadline: Deadline,
+  ): Promise<CommandResult<"QueryStatus">["pending"]> {
     const { batch } = this.#find(command.batch, command.client, command.instance);
     return batch.live.find(({ ready }) => ready)?.pending(deadline);
   }
