@@ -22,8 +22,9 @@ function runs(command) {
   return spawnSync(`${command} --version`, { shell: true, stdio: "ignore" }).status === 0;
 }
 
-/** Its bytes are checked when it is loaded: this script may never run. */
+/** Its bytes are checked when it is loaded: this script may never run. It is of no use to musl, where glibc has no version. */
 function hasPrebuilt() {
+  if (process.report.getReport().header.glibcVersionRuntime === undefined) return false;
   const list = join(native, "prebuilt.json");
   if (!existsSync(list)) return false;
   const release = JSON.parse(readFileSync(list, "utf8"))[`${process.platform}-${process.arch}`];

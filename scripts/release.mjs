@@ -19,7 +19,9 @@ checkVersions();
 checkChangelog();
 checkPins();
 if (git("status", "--porcelain") !== "") problems.push("the tree has changes that are not committed");
-if (problems.length === 0) publish(makeAll());
+const made = problems.length === 0 ? makeAll() : undefined;
+// What could not be made is a problem that is known only now.
+if (made !== undefined && problems.length === 0) publish(made);
 for (const warning of warnings) console.log(`warning: ${warning}`);
 for (const problem of problems) console.error(`error: ${problem}`);
 process.exitCode = problems.length === 0 ? 0 : 1;
@@ -72,10 +74,20 @@ function makeAll() {
     console.log(`${platform}: glibc ${glibcFloor}, ${compilerOf(platform)}`);
   }
   const { made } = assemble();
+  checkKernels();
   const agents = Object.keys(platforms).map((platform) =>
     execFileSync("python3", [join(root, "scripts/package/wheel.py"), platform], { encoding: "utf8" }).trim(),
   );
   return { npm: Object.values(made), pip: [...agents, ...makePythonPackage()] };
+}
+
+/** A build goes well without nvcc, and users of GPUs would miss the kernels only when they move something. */
+function checkKernels() {
+  const path = "dist/cuda/kernels.ptx";
+  const [dist] = JSON.parse(read("build/dist.json"));
+  if (!dist.includes("cuda/kernels.ptx"))
+    return problems.push(`${path} was not built: install nvcc (CONTRIBUTING.md says which), or set NVCC`);
+  console.log(`kernels for CUDA: ${/^\/\/ (Cuda compilation tools.*)$/m.exec(read(path))?.[1]}`);
 }
 
 /** The client's wheel and sources, with the times of this commit. */

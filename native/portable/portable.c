@@ -1,5 +1,5 @@
 /* Linked into the prebuilt library alone: what glibc has had for less long than the systems that it is to run on, by system
- * calls. The engine calls these by their usual names. Whatever else is newer, the linker refuses: scripts/build-native.mjs. */
+ * calls. The engine calls these by their usual names. Whatever else is newer, the linker refuses: scripts/package/native.mjs. */
 #include <fcntl.h>
 #include <stddef.h>
 #include <stdlib.h>

@@ -29,7 +29,7 @@ const native = declareNative({
 });
 
 /** Names the file of the kernels, before that of the package. */
-const kernelsVariable = "TENSOR_BUS_CUDA_KERNELS";
+export const kernelsVariable = "TENSOR_BUS_CUDA_KERNELS";
 export const ipcHandleBytes = 64;
 const nameBytes = 128;
 

@@ -64,6 +64,19 @@ describe("doctor", () => {
     });
   });
 
+  test("says of kernels that are named and not there what names them", async () => {
+    const path = join(folder, "none.ptx");
+    expect(find(await checkMachine({ PATH: folder, TENSOR_BUS_CUDA_KERNELS: path }), "CUDA kernels")).toEqual(
+      {
+        name: "CUDA kernels",
+        status: "missing",
+        needed: "option",
+        found: `${path} is not there`,
+        advice: expect.stringContaining("TENSOR_BUS_CUDA_KERNELS"),
+      },
+    );
+  });
+
   test("asks for the compiler that CC names", async () => {
     const checks = await checkMachine({ PATH: folder, CC: "no-such-cc" });
     expect(find(checks, "C compiler").found).toBe("none of no-such-cc");

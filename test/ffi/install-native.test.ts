@@ -50,6 +50,22 @@ describe("install-native", () => {
     expect(statSync(library(), { bigint: true }).mtimeNs).not.toBe(built);
   });
 
+  it("builds where the prebuilt library cannot run, which is for glibc", () => {
+    const prebuilt = join(folder, "node_modules/@tensorbus/prebuilt");
+    mkdirSync(prebuilt, { recursive: true });
+    writeFileSync(join(prebuilt, "libtensorbus.so"), "");
+    const release = { [`${process.platform}-${process.arch}`]: { package: "@tensorbus/prebuilt" } };
+    writeFileSync(join(folder, "native/prebuilt.json"), JSON.stringify(release));
+    expect(install()).toEqual({ status: 0, output: "" });
+    expect(existsSync(library())).toBe(false);
+    const musl = "data:text/javascript,process.report.getReport = () => ({ header: {} })".replaceAll(
+      " ",
+      "%20",
+    );
+    expect(install([], { NODE_OPTIONS: `--import=${musl}` })).toEqual({ status: 0, output: "" });
+    expect(existsSync(library())).toBe(true);
+  });
+
   it("says what is missing and how to get it, and fails only when told to", () => {
     const nothing = { PATH: join(folder, "native/include"), CC: "" };
     const { status, output } = install([], nothing);

@@ -72,6 +72,17 @@ describe("an installed package, without a compiler or install scripts", () => {
     expect(output).toMatch(/none +C compiler/);
   });
 
+  it("has the script that makes the kernels for CUDA memory, as doctor advises where a build had no nvcc", () => {
+    const made = join(installed, "dist/cuda/kernels.ptx");
+    const kept = existsSync(made) ? readFileSync(made) : undefined;
+    rmSync(made, { force: true });
+    const { output } = consumer.node(join(installed, "dist/cli.js"), "doctor");
+    const script = /NVCC: node (\S+)/.exec(output)?.[1];
+    expect(script, output).toBeDefined();
+    expect(existsSync(script!)).toBe(true);
+    if (kept !== undefined) writeFileSync(made, kept);
+  });
+
   it("moves tensors between processes: its own example runs", () => {
     const { status, output } = consumer.node(join(installed, "examples/train-to-inference/launch.js"));
     expect(status, output).toBe(0);

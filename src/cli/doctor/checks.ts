@@ -1,7 +1,8 @@
 import { existsSync, statfsSync } from "node:fs";
 import { cpus, totalmem } from "node:os";
+import { dirname, join } from "node:path";
 import { TensorBusError } from "../../errors.ts";
-import { kernelsPath } from "../../ffi/cuda.ts";
+import { kernelsPath, kernelsVariable } from "../../ffi/cuda.ts";
 import { nativeKernels } from "../../ffi/kernels.ts";
 import { abiVersion, type NativeLibrary, nativeLibraryFile, openLibrary } from "../../ffi/library.ts";
 import { ncclSoname, ncclVariable, ncclVersion } from "../../ffi/nccl.ts";
@@ -101,7 +102,8 @@ function checkNative(): Check {
     return { ...check, status: "ok", found };
   } catch (error) {
     if (!(error instanceof TensorBusError)) throw error;
-    const advice = "with make and a C compiler: npm rebuild tensorbus (in a clone: npm run build:native)";
+    const advice =
+      "with make and a C compiler: TENSOR_BUS_BUILD_FROM_SOURCE=1 npm rebuild tensorbus (in a clone: npm run build:native)";
     return { ...check, status: "missing", found: error.message, advice };
   }
 }
@@ -195,17 +197,16 @@ function checkLockedMemory(): Check {
   return { ...check, status: "warning", found, advice: "RDMA and pinned memory want ulimit -l unlimited" };
 }
 
-/** Those for CUDA memory are made when the package is built, not when it is installed. */
+/** Those for CUDA memory are made when the package is built, not when it is installed; its script makes them later too. */
 function checkKernels(environment: Environment): Check {
   const check = { name: "CUDA kernels", needed: "option" } as const;
   const path = kernelsPath(environment);
   if (existsSync(path)) return { ...check, status: "ok", found: path };
-  return {
-    ...check,
-    status: "missing",
-    found: `${path} is not there`,
-    advice: "building needs nvcc: install the CUDA toolkit, or set NVCC, then npm run build",
-  };
+  const script = join(dirname(path), "../../scripts/build-cuda.mjs");
+  const advice = environment[kernelsVariable]
+    ? `unset ${kernelsVariable}, or name a file by it that is there`
+    : `with nvcc, of the CUDA toolkit or named by NVCC: node ${script}`;
+  return { ...check, status: "missing", found: `${path} is not there`, advice };
 }
 
 async function checkGpus(environment: Environment): Promise<Check> {
