@@ -161,7 +161,11 @@ class Weights:
         self._handler = self._register(self._describe(), time.monotonic() + timeout)
 
     def close(self) -> None:
-        """Frees what it has made in the agent. A second call does nothing."""
+        """Frees what it has made in the agent. A second call does nothing.
+
+        This ends the batch for all ranks of both sides: call it when the last round of every rank is over
+        (``torch.distributed.barrier()`` tells).
+        """
         handler, self._handler = self._handler, None
         if handler is not None:
             handler.close(blocking=False)
