@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -107,19 +108,22 @@ def test_both_sides_are_views_and_experts_go_to_their_owners(agents: tensorbus.A
                 weights.send(timeout=40)
             else:
                 weights.recv(timeout=40)
+            # A close ends the batch for those that are still in the round.
+            over.wait(40)
 
+    over = threading.Barrier(4)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(run, range(4)))
     at = "model.layers.0.mlp.experts"
-    rows = np.arange(6 * 8, dtype=np.float32).reshape(6, 8)
+    rows: Any = np.arange(6 * 8, dtype=np.float32).reshape(6, 8)
     for rank, memory in enumerate(memories[2:]):
         w13 = memory[f"{at}.routed_experts.w13_weight"]
         if form == "state_dict":
-            both = np.arange(4 * 12 * 8, dtype=np.float32).reshape(4, 12, 8)
+            both: Any = np.arange(4 * 12 * 8, dtype=np.float32).reshape(4, 12, 8)
             np.testing.assert_array_equal(w13, both[2 * rank : 2 * rank + 2])
         else:
             np.testing.assert_array_equal(w13, np.stack([np.concatenate([rows, rows])] * 2))
-        q = np.arange(16 * 8, dtype=np.float32).reshape(16, 8)[8 * rank : 8 * rank + 8]
-        k = np.arange(8 * 8, dtype=np.float32).reshape(8, 8)[4 * rank : 4 * rank + 4]
+        q: Any = np.arange(16 * 8, dtype=np.float32).reshape(16, 8)[8 * rank : 8 * rank + 8]
+        k: Any = np.arange(8 * 8, dtype=np.float32).reshape(8, 8)[4 * rank : 4 * rank + 4]
         qkv = memory["model.layers.0.self_attn.qkv_proj.weight"]
         np.testing.assert_array_equal(qkv, np.concatenate([q, k, k]))

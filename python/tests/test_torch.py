@@ -383,6 +383,7 @@ def test_pending_says_which_version_waits() -> None:
         assert weights[1].pending() is None
         sent = weights[0].send(version, wait=False, timeout=20)
         deadline = time.monotonic() + 10
+        found: int | None = None
         while (found := weights[1].pending()) is None and time.monotonic() < deadline:
             time.sleep(0.001)
         taken = weights[1].recv(timeout=20)
