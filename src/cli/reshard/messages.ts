@@ -36,7 +36,9 @@ export type RankMessage =
       readonly transports: readonly string[];
     }
   | { readonly kind: "ready"; readonly verifiedBytes: number; readonly temporaryPath?: string }
-  | { readonly kind: "failed"; readonly failure: RankFailure };
+  | { readonly kind: "failed"; readonly failure: RankFailure }
+  /** It was told that the transfer has failed: its process runs, whatever it waits for. */
+  | { readonly kind: "ending" };
 
 export interface RankFailure {
   readonly code: ErrorCode;

@@ -53,7 +53,9 @@ class SupervisorChannel {
     // Awaited only by a rank that gets so far; what ends the wait is also in the signal.
     this.commit.catch(() => undefined);
     process.on("message", (message: SupervisorMessage) => {
-      if (message.kind === "abort") abort.abort(new Error("the supervisor ended the transfer"));
+      if (message.kind !== "abort") return;
+      void this.send({ kind: "ending" });
+      abort.abort(new Error("the supervisor ended the transfer"));
     });
     process.once("disconnect", () => abort.abort(new Error("the supervisor is gone")));
   }

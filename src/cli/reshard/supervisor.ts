@@ -109,6 +109,8 @@ class RankGroup {
   /** Only the ranks of this run can talk to each other. */
   readonly #secret = randomBytes(32).toString("hex");
   #failure: RankFailure | undefined;
+  /** The ranks that are known to run since the failure. */
+  readonly #answering = new Set<number>();
   #killTimer: NodeJS.Timeout | undefined;
   #movedBytes = 0;
   #seconds = 0;
@@ -196,7 +198,11 @@ class RankGroup {
         if (this.#waiting.size === 0 && this.#failure === undefined) this.#publishing = this.#publish();
         break;
       case "failed":
+        this.#answering.add(rank);
         this.#fail(message.failure);
+        break;
+      case "ending":
+        this.#answering.add(rank);
         break;
     }
   }
@@ -219,6 +225,8 @@ class RankGroup {
       return;
     }
     this.#tell({ kind: "commit" });
+    // The result stands: who does not end by itself changes nothing any more.
+    this.#killTimer = setTimeout(() => this.#kill(), graceMs);
   }
 
   /** A rank that was killed could not clean up after itself. */
@@ -234,8 +242,29 @@ class RankGroup {
     this.#failure = failure;
     this.#tell({ kind: "abort" });
     this.#killTimer = setTimeout(() => {
-      for (const child of this.#children.values()) child.kill("SIGKILL");
+      this.#blameSilent();
+      this.#kill();
     }, graceMs);
+  }
+
+  /** Whoever waits in vain names the rank that it waits for, and that may wait itself: for one whose process stands still. */
+  #blameSilent(): void {
+    const { code, message, rank } = this.#failure!;
+    if (rank < 0 || !["TB_TIMEOUT", "TB_CANCELLED", "TB_PEER_LOST"].includes(code)) return;
+    const silent = [...this.#children].find(
+      ([each, { exitCode, signalCode }]) =>
+        exitCode === null && signalCode === null && !this.#answering.has(each),
+    );
+    if (silent === undefined || silent[0] === rank) return;
+    this.#failure = {
+      code,
+      rank: silent[0],
+      message: `its process does not answer; rank ${rank}: ${message}`,
+    };
+  }
+
+  #kill(): void {
+    for (const child of this.#children.values()) child.kill("SIGKILL");
   }
 
   #tell(message: { readonly kind: "commit" | "abort" }): void {
