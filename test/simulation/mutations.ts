@@ -214,7 +214,12 @@ export const mutations: readonly Mutation[] = [
   {
     name: "what one rank finds wrong while it registers is told to nobody",
     changes: {
-      [registrar]: [["if (isFound && log.end === undefined) await this.#endAttempt(log, error);", ""]],
+      [registrar]: [
+        [
+          "if (isFound && log.end === undefined)\n          await this.#endAttempt(log, error, !isLasting && isRetried(error));",
+          "",
+        ],
+      ],
     },
     breaks: ["what one rank lacks is every rank's error"],
     within: 100,
@@ -222,9 +227,7 @@ export const mutations: readonly Mutation[] = [
   {
     name: "a registration that ends for nobody's mistake ends for those who wait as well",
     changes: {
-      [registrar]: [
-        ["if (end?.retry && deadline.remainingMs > 0 && (!isFound || isRetried(error))) continue;", ""],
-      ],
+      [registrar]: [["if (end?.retry && deadline.remainingMs > 0 && goesOn) continue;", ""]],
     },
     breaks: [anew, "registering at the first try works"],
     within: 800,
@@ -277,9 +280,7 @@ export const mutations: readonly Mutation[] = [
   {
     name: "nobody looks who waits in the opposite direction",
     changes: {
-      [direction]: [
-        ["if (error !== undefined && this.#call === call && call.round === round)", "if (error === null)"],
-      ],
+      [direction]: [["if (error !== undefined && stands())", "if (error === null)"]],
     },
     breaks: [opposed],
     within: 100,
