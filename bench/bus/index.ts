@@ -9,6 +9,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build } from "esbuild";
 import { serveTcpStore } from "../../src/store/index.ts";
+import { answerOf, ask } from "../children.ts";
 import type { RankCommand, RankOptions } from "./rank.ts";
 
 export interface BusBenchOptions {
@@ -272,26 +273,6 @@ async function together(ranks: readonly ChildProcess[], command: RankCommand): P
   const latest = (moments: (bigint | string)[]) => moments.map(BigInt).reduce((a, b) => (a > b ? a : b));
   const started = latest(answers.map(({ startedNs }) => startedNs));
   return Number(latest(answers.map(({ endedNs }) => endedNs)) - started) / 1e9;
-}
-
-function ask(
-  child: ChildProcess,
-  command: RankCommand | { pauseMs: number; seconds: number },
-): Promise<unknown> {
-  const answer = answerOf(child);
-  child.send(command);
-  return answer;
-}
-
-function answerOf(child: ChildProcess): Promise<unknown> {
-  return new Promise((resolve, reject) => {
-    const failed = () => reject(new Error(`process ${child.pid} ended`));
-    child.once("exit", failed);
-    child.once("message", (answer) => {
-      child.off("exit", failed);
-      resolve(answer);
-    });
-  });
 }
 
 function ended(child: ChildProcess): Promise<void> {

@@ -188,3 +188,33 @@ void raw_flow_receive(raw_flow *flow, size_t call_bytes) {
     struct iovec runs[RAW_IOVECS];
     account(flow, readv(flow->fd, runs, next_runs(flow, call_bytes, runs)), "readv");
 }
+
+void raw_read_sizes(int argc, char **argv, const raw_sizes *sizes) {
+    if (argc != 6) {
+        fprintf(stderr, "%s SOURCES TARGETS TENSORS ROWS COLUMNS\n", argv[0]);
+        exit(2);
+    }
+    size_t *numbers[] = {sizes->sources, sizes->targets, sizes->tensors, sizes->rows, sizes->columns};
+    for (int index = 0; index < 5; index++) {
+        *numbers[index] = strtoul(argv[index + 1], NULL, 10);
+    }
+    size_t sources = *sizes->sources;
+    size_t targets = *sizes->targets;
+    if (sources == 0 || targets == 0 || sources + targets > RAW_RANKS || *sizes->rows % sources != 0
+        || *sizes->columns % targets != 0) {
+        fprintf(stderr, "%s: sizes that do not divide\n", argv[0]);
+        exit(2);
+    }
+}
+
+void raw_lead_sides(size_t sources, size_t targets, const raw_program *program) {
+    static uint8_t wanted[RAW_RANKS][RAW_RANKS];
+    for (size_t source = 0; source < sources; source++) {
+        for (size_t target = 0; target < targets; target++) {
+            wanted[source][sources + target] = 1;
+        }
+    }
+    static raw_mesh mesh;
+    raw_mesh_connect(&mesh, (int)(sources + targets), wanted);
+    raw_lead(&mesh, program);
+}

@@ -36,6 +36,15 @@ typedef struct raw_program {
 } raw_program;
 void raw_lead(raw_mesh *mesh, const raw_program *program);
 
+/* What a program is told: PROGRAM SOURCES TARGETS TENSORS ROWS COLUMNS. */
+typedef struct raw_sizes {
+    size_t *sources, *targets, *tensors, *rows, *columns;
+} raw_sizes;
+/* Reads them; ends the process if they are missing or do not divide. */
+void raw_read_sizes(int argc, char **argv, const raw_sizes *sizes);
+/* Connects each of the sources with each of the targets, and leads them. */
+void raw_lead_sides(size_t sources, size_t targets, const raw_program *program);
+
 /* A box of rows that lie stride bytes apart, in each of the tensors, which lie tensor_bytes apart. */
 typedef struct raw_box {
     uint8_t *first;

@@ -99,18 +99,8 @@ static void check(void *of) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 6) {
-        fprintf(stderr, "raw_copy SOURCES TARGETS TENSORS ROWS COLUMNS\n");
-        return 2;
-    }
-    size_t *numbers[] = {&sources, &targets, &tensors, &rows, &columns};
-    for (int index = 0; index < 5; index++) {
-        *numbers[index] = strtoul(argv[index + 1], NULL, 10);
-    }
-    if (sources == 0 || targets == 0 || sources + targets > RAW_RANKS || rows % sources != 0 || columns % targets != 0) {
-        fprintf(stderr, "raw_copy: sizes that do not divide\n");
-        return 2;
-    }
+    raw_sizes sizes = {&sources, &targets, &tensors, &rows, &columns};
+    raw_read_sizes(argc, argv, &sizes);
     for (size_t rank = 0; rank < sources + targets; rank++) {
         memory[rank] = mmap(NULL, bytes_of(rank), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         if (memory[rank] == MAP_FAILED) {

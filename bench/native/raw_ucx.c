@@ -261,27 +261,9 @@ static void check(void *of) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 6) {
-        fprintf(stderr, "raw_ucx SOURCES TARGETS TENSORS ROWS COLUMNS\n");
-        return 2;
-    }
-    size_t *numbers[] = {&sources, &targets, &tensors, &rows, &columns};
-    for (int index = 0; index < 5; index++) {
-        *numbers[index] = strtoul(argv[index + 1], NULL, 10);
-    }
-    if (sources == 0 || targets == 0 || sources + targets > RAW_RANKS || rows % sources != 0 || columns % targets != 0) {
-        fprintf(stderr, "raw_ucx: sizes that do not divide\n");
-        return 2;
-    }
-    static uint8_t wanted[RAW_RANKS][RAW_RANKS];
-    for (size_t source = 0; source < sources; source++) {
-        for (size_t target = 0; target < targets; target++) {
-            wanted[source][sources + target] = 1;
-        }
-    }
-    static raw_mesh mesh;
-    raw_mesh_connect(&mesh, (int)(sources + targets), wanted);
+    raw_sizes sizes = {&sources, &targets, &tensors, &rows, &columns};
+    raw_read_sizes(argc, argv, &sizes);
     raw_program program = {setup, round_of, check};
-    raw_lead(&mesh, &program);
+    raw_lead_sides(sources, targets, &program);
     return 0;
 }

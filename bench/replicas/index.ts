@@ -7,6 +7,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
+import { ask } from "../children.ts";
 import { ThrottledLink } from "./network.ts";
 import type { Answer, Command } from "./rank.ts";
 
@@ -119,20 +120,7 @@ async function measure(
 
 /** Tells all ranks something, and waits for an answer of each. */
 function all(children: readonly ChildProcess[], command: (rank: number) => Command): Promise<Answer[]> {
-  return Promise.all(
-    children.map(
-      (child, rank) =>
-        new Promise<Answer>((resolve, reject) => {
-          const failed = () => reject(new Error(`rank ${rank} ended`));
-          child.once("exit", failed);
-          child.once("message", (answer: Answer) => {
-            child.off("exit", failed);
-            resolve(answer);
-          });
-          child.send(command(rank));
-        }),
-    ),
-  );
+  return Promise.all(children.map((child, rank) => ask<Answer>(child, command(rank))));
 }
 
 async function timed(work: () => Promise<unknown>): Promise<number> {

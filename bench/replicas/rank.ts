@@ -7,6 +7,7 @@ import { planTransfer } from "../../src/plan/index.ts";
 import { serveTcpStore } from "../../src/store/index.ts";
 import { tcpStore } from "../../src/store/tcp-store.ts";
 import { tcp } from "../../transports/tcp/index.ts";
+import { serve } from "../children.ts";
 
 export interface Setup {
   readonly kind: "prepare";
@@ -175,13 +176,4 @@ async function obey(command: Command): Promise<Answer> {
   return rank.prepare();
 }
 
-process.on("message", (command: Command) => {
-  obey(command).then(
-    (answer) => process.send!(answer),
-    (error) => {
-      console.error(error);
-      process.exit(1);
-    },
-  );
-});
-process.on("disconnect", () => process.exit());
+serve(obey);

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { build } from "esbuild";
 import { serveTcpStore, type TcpStoreServer } from "../../src/store/index.ts";
+import { ask } from "../children.ts";
 import { type TransferGroup, ucxTransports } from "./cases.ts";
 import type { Answer, Command } from "./rank.ts";
 
@@ -108,20 +109,7 @@ export class Ranks {
   }
 
   #all(command: (rank: number) => Command): Promise<Answer[]> {
-    return Promise.all(
-      this.#children.map(
-        (child, rank) =>
-          new Promise<Answer>((resolve, reject) => {
-            const failed = () => reject(new Error(`rank ${rank} ended`));
-            child.once("exit", failed);
-            child.once("message", (answer: Answer) => {
-              child.off("exit", failed);
-              resolve(answer);
-            });
-            child.send(command(rank));
-          }),
-      ),
-    );
+    return Promise.all(this.#children.map((child, rank) => ask<Answer>(child, command(rank))));
   }
 }
 

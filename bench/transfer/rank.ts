@@ -7,6 +7,7 @@ import { tcpStore } from "../../src/store/tcp-store.ts";
 import { shm } from "../../transports/shm/index.ts";
 import { tcp } from "../../transports/tcp/index.ts";
 import { ucx } from "../../transports/ucx/index.ts";
+import { serve } from "../children.ts";
 import {
   type BenchMemory,
   groups,
@@ -186,13 +187,4 @@ async function obey(command: Command): Promise<Answer> {
   return { kind: "prepared" };
 }
 
-process.on("message", (command: Command) => {
-  obey(command).then(
-    (answer) => process.send!(answer),
-    (error) => {
-      console.error(error);
-      process.exit(1);
-    },
-  );
-});
-process.on("disconnect", () => process.exit());
+serve(obey);

@@ -1,10 +1,10 @@
 import {
   type ConnectedTransport,
-  checkTuning,
   connectedTransport,
   type SessionTuning,
 } from "../../src/transport/connected-session.ts";
-import { loadSecrets, type SecretOptions } from "../../src/transport/secret.ts";
+import { meetOnLoopback } from "../../src/transport/meeting.ts";
+import type { SecretOptions } from "../../src/transport/secret.ts";
 import type { TransportCapabilities } from "../../src/transport/transport.ts";
 
 export interface CudaIpcTransportOptions extends SecretOptions, SessionTuning {
@@ -18,28 +18,17 @@ const capabilities: TransportCapabilities = {
   checksum: false,
 };
 
-const loopback = "127.0.0.1";
-
 /**
  * Moves tensors in memory of GPUs between processes of one user on one host: a target opens the memory of its source and
  * its GPU moves elements to where they belong, casts and reductions included, with no staging between. Ranks meet over
  * loopback connections, which carry no tensors. `TB_LIBRARY` and `TB_DEVICE` at `open` if there is no driver or GPU.
  */
 export function cudaIpc(options: CudaIpcTransportOptions): ConnectedTransport {
-  const tuning = checkTuning(options);
   return connectedTransport({
     name: "cuda-ipc",
     capabilities,
     carrier: "cuda-ipc",
     device: options.device,
-    meet: async () => ({
-      tuning,
-      connections: 1,
-      namespace: options.namespace,
-      listenHost: loopback,
-      listenPort: 0,
-      advertised: { host: loopback },
-      secrets: await loadSecrets(options, true),
-    }),
+    meet: meetOnLoopback(options),
   });
 }

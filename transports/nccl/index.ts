@@ -6,20 +6,16 @@ import * as ffi from "../../src/ffi/nccl.ts";
 import { attachTransfer, checkTransferPeers, isAttached } from "../../src/ffi/session.ts";
 import {
   type ConnectedTransport,
-  checkTuning,
   connectedTransport,
   type GatherContext,
-  type SessionTuning,
 } from "../../src/transport/connected-session.ts";
-import { type EndpointOptions, resolveEndpoint } from "../../src/transport/endpoint.ts";
+import { type ListenOptions, meetAt } from "../../src/transport/meeting.ts";
 import type { Gather } from "../../src/transport/native-session.ts";
-import { integerOption } from "../../src/transport/open-options.ts";
-import { loadSecrets, type SecretOptions } from "../../src/transport/secret.ts";
 import type { TransportCapabilities } from "../../src/transport/transport.ts";
 import { Communicators } from "./communicators.ts";
 import { Gathering } from "./gathering.ts";
 
-export interface NcclTransportOptions extends SecretOptions, SessionTuning, EndpointOptions {
+export interface NcclTransportOptions extends ListenOptions {
   /** The GPU of this rank, as `nvidia-smi -L` names it: `GPU-…`. */
   readonly device: string;
   /** The port to listen on for control connections; default 0, a free one. */
@@ -47,8 +43,6 @@ const sharedDeviceVersion = 23_000;
  * authenticated TCP connections, tensors do not. See this folder's README for NCCL's own environment.
  */
 export function nccl(options: NcclTransportOptions): ConnectedTransport {
-  const listenPort = integerOption("port", options.port, { min: 0, max: 65_535, preset: 0 });
-  const tuning = checkTuning(options);
   const { device, sharedDevices = false } = options;
   return connectedTransport({
     name: "nccl",
@@ -56,19 +50,7 @@ export function nccl(options: NcclTransportOptions): ConnectedTransport {
     carrier: "nccl",
     device,
     ...(sharedDevices ? { also: ["shared-gpu"] } : {}),
-    async meet() {
-      const { listenHost, loopback, advertised } = await resolveEndpoint(options);
-      const secrets = await loadSecrets(options, loopback);
-      return {
-        tuning,
-        connections: 1,
-        namespace: options.namespace,
-        listenHost,
-        listenPort,
-        advertised,
-        secrets,
-      };
-    },
+    meet: meetAt(options),
     gather(context) {
       const library = options.library ?? ffi.findNccl();
       checkVersion(library, sharedDevices);

@@ -1,16 +1,9 @@
 import { useUcx } from "../../src/ffi/ucx.ts";
-import {
-  type ConnectedTransport,
-  checkTuning,
-  connectedTransport,
-  type SessionTuning,
-} from "../../src/transport/connected-session.ts";
-import { type EndpointOptions, resolveEndpoint } from "../../src/transport/endpoint.ts";
-import { integerOption } from "../../src/transport/open-options.ts";
-import { loadSecrets, type SecretOptions } from "../../src/transport/secret.ts";
+import { type ConnectedTransport, connectedTransport } from "../../src/transport/connected-session.ts";
+import { type ListenOptions, meetAt } from "../../src/transport/meeting.ts";
 import type { TransportCapabilities } from "../../src/transport/transport.ts";
 
-export interface UcxTransportOptions extends SecretOptions, SessionTuning, EndpointOptions {
+export interface UcxTransportOptions extends ListenOptions {
   /** The port to listen on for control connections; default 0, a free one. */
   readonly port?: number;
   /** The library; default: `TENSOR_BUS_LIBUCP`, else `libucp.so.0`. */
@@ -33,26 +26,12 @@ const capabilities: TransportCapabilities = {
  * Plans, grants and failures travel over authenticated TCP connections, tensors do not. See this folder's README.
  */
 export function ucx(options: UcxTransportOptions = {}): ConnectedTransport {
-  const listenPort = integerOption("port", options.port, { min: 0, max: 65_535, preset: 0 });
-  const tuning = checkTuning(options);
   const { library, transports } = options;
   return connectedTransport({
     name: "ucx",
     capabilities,
     carrier: "ucx",
     equip: (session) => useUcx(session, { library, transports }),
-    async meet() {
-      const { listenHost, loopback, advertised } = await resolveEndpoint(options);
-      const secrets = await loadSecrets(options, loopback);
-      return {
-        tuning,
-        connections: 1,
-        namespace: options.namespace,
-        listenHost,
-        listenPort,
-        advertised,
-        secrets,
-      };
-    },
+    meet: meetAt(options),
   });
 }
