@@ -18,6 +18,7 @@ import { dirname, join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
 import { build } from "esbuild";
+import { nodeBundle } from "../scripts/node-bundle.mjs";
 
 const here = import.meta.dirname;
 const root = dirname(here);
@@ -49,10 +50,7 @@ try {
     await build({
       entryPoints: [join(here, area, "index.ts")],
       outfile,
-      bundle: true,
-      format: "esm",
-      platform: "node",
-      target: "node20.19",
+      ...nodeBundle,
       packages: "external",
       logLevel: "warning",
     });

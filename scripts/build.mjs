@@ -15,6 +15,7 @@ import {
 import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
+import { nodeBundle } from "./node-bundle.mjs";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const dist = join(root, "dist");
@@ -56,11 +57,8 @@ async function bundles() {
     entryPoints: entries,
     outdir: dist,
     write: false,
-    bundle: true,
+    ...nodeBundle,
     splitting: true,
-    format: "esm",
-    platform: "node",
-    target: "node20.19",
     // What npm installs stays outside of the bundles, but for the hash that the planner needs in a browser too.
     external: Object.keys(dependencies).filter((name) => name !== "@noble/hashes"),
     sourcemap: true,

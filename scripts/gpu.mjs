@@ -8,6 +8,7 @@ import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { nodeBundle } from "./node-bundle.mjs";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const out = join(root, "build/gpu");
@@ -37,10 +38,7 @@ if (esbuild !== undefined) {
     entryPoints: entries,
     outdir: out,
     outExtension: { ".js": ".mjs" },
-    bundle: true,
-    format: "esm",
-    platform: "node",
-    target: "node20.19",
+    ...nodeBundle,
     external: ["koffi"],
     logLevel: "warning",
   });

@@ -3,6 +3,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "nod
 import { join } from "node:path";
 import { build } from "esbuild";
 import { describe, expect, it } from "vitest";
+import { nodeBundle } from "../scripts/node-bundle.mjs";
 import { errorCodes } from "../src/errors.ts";
 import { runCli } from "./cli/kit/command-line.ts";
 
@@ -20,10 +21,7 @@ describe("the README", () => {
       await build({
         entryPoints: [join(folder, "snippet.ts")],
         outfile: join(folder, "snippet.mjs"),
-        bundle: true,
-        format: "esm",
-        platform: "node",
-        target: "node20.19",
+        ...nodeBundle,
         alias: { "tensorbus/plan": join(root, "src/plan/index.ts") },
       });
       const output = execFileSync(process.execPath, [join(folder, "snippet.mjs")], { encoding: "utf8" });

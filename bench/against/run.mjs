@@ -12,6 +12,7 @@ import { dirname, join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
 import { build } from "esbuild";
+import { nodeBundle } from "../../scripts/node-bundle.mjs";
 
 const here = import.meta.dirname;
 const { values, positionals } = parseArgs({
@@ -191,10 +192,7 @@ async function compareQueues(count) {
     await build({
       entryPoints: [join(folder, "bench/queue/roles.ts")],
       outdir: workshops[which],
-      bundle: true,
-      format: "esm",
-      platform: "node",
-      target: "node20.19",
+      ...nodeBundle,
       packages: "external",
       logLevel: "warning",
     });

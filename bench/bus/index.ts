@@ -8,6 +8,7 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build } from "esbuild";
+import { nodeBundle } from "../../scripts/node-bundle.mjs";
 import { serveTcpStore } from "../../src/store/index.ts";
 import { answerOf, ask } from "../children.ts";
 import type { RankCommand, RankOptions } from "./rank.ts";
@@ -291,10 +292,7 @@ async function bundle(root: string, outdir: string): Promise<void> {
     entryPoints: [join(root, "bench/bus/rank.ts"), join(root, "bench/queue/roles.ts")],
     outdir,
     entryNames: "[name]",
-    bundle: true,
-    format: "esm",
-    platform: "node",
-    target: "node20.19",
+    ...nodeBundle,
     packages: "external",
     logLevel: "warning",
   });

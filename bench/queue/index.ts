@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
+import { nodeBundle } from "../../scripts/node-bundle.mjs";
 import type { QueueResult } from "./roles.ts";
 
 export interface QueueBenchOptions {
@@ -21,10 +22,7 @@ export async function bench(options: QueueBenchOptions): Promise<QueueResult[]> 
     await build({
       entryPoints: [join(root, "bench/queue/roles.ts")],
       outdir: workshop,
-      bundle: true,
-      format: "esm",
-      platform: "node",
-      target: "node20.19",
+      ...nodeBundle,
       packages: "external",
       logLevel: "warning",
     });

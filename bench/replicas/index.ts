@@ -7,6 +7,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
+import { nodeBundle } from "../../scripts/node-bundle.mjs";
 import { ask } from "../children.ts";
 import { ThrottledLink } from "./network.ts";
 import type { Answer, Command } from "./rank.ts";
@@ -134,10 +135,7 @@ async function bundle(root: string, folder: string): Promise<string> {
   await build({
     entryPoints: [join(root, "bench/replicas/rank.ts")],
     outfile,
-    bundle: true,
-    format: "esm",
-    platform: "node",
-    target: "node20.19",
+    ...nodeBundle,
     external: ["koffi"],
     logLevel: "warning",
   });

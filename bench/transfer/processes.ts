@@ -4,6 +4,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { build } from "esbuild";
+import { nodeBundle } from "../../scripts/node-bundle.mjs";
 import { serveTcpStore, type TcpStoreServer } from "../../src/store/index.ts";
 import { ask } from "../children.ts";
 import { type TransferGroup, ucxTransports } from "./cases.ts";
@@ -38,10 +39,7 @@ export class Workshop {
     await build({
       entryPoints: [join(this.#root, "bench/transfer/rank.ts")],
       outfile: file,
-      bundle: true,
-      format: "esm",
-      platform: "node",
-      target: "node20.19",
+      ...nodeBundle,
       external: ["koffi"],
       logLevel: "warning",
     });

@@ -2,6 +2,7 @@
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
+import { nodeBundle } from "../../scripts/node-bundle.mjs";
 
 const here = import.meta.dirname;
 
@@ -13,10 +14,7 @@ export async function buildPrograms(names) {
     entryPoints: names.map((name) => join(here, `${name}.ts`)),
     outdir: folder,
     outExtension: { ".js": ".mjs" },
-    bundle: true,
-    format: "esm",
-    platform: "node",
-    target: "node20.19",
+    ...nodeBundle,
     packages: "external",
     logLevel: "warning",
   });

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build } from "esbuild";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { nodeBundle } from "../../scripts/node-bundle.mjs";
 
 const root = join(import.meta.dirname, "../..");
 const spec = join(root, "examples/specs/fsdp2-tp.json");
@@ -19,10 +20,7 @@ beforeAll(async () => {
     absWorkingDir: root,
     entryPoints: { cli: "src/cli/main.ts" },
     outdir: join(folder, "dist"),
-    bundle: true,
-    format: "esm",
-    platform: "node",
-    target: "node20.19",
+    ...nodeBundle,
     packages: "external",
     logLevel: "error",
   });

@@ -14,6 +14,7 @@ import { join } from "node:path";
 import { build } from "esbuild";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
+import { nodeBundle } from "../../scripts/node-bundle.mjs";
 
 const root = join(import.meta.dirname, "../..");
 const example = join(root, "examples/ci");
@@ -74,10 +75,7 @@ async function installPackage(): Promise<void> {
     absWorkingDir: root,
     entryPoints: { cli: "src/cli/main.ts" },
     outdir: join(packageFolder, "dist"),
-    bundle: true,
-    format: "esm",
-    platform: "node",
-    target: "node20.19",
+    ...nodeBundle,
     packages: "external",
     logLevel: "error",
   });

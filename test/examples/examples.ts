@@ -3,6 +3,7 @@ import { spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
+import { nodeBundle } from "../../scripts/node-bundle.mjs";
 
 const root = join(import.meta.dirname, "../..");
 
@@ -27,11 +28,8 @@ export class Examples {
         Object.entries(scripts).map(([name, script]) => [name, join(root, script)]),
       ),
       outdir: examples.folder,
-      bundle: true,
+      ...nodeBundle,
       splitting: true,
-      format: "esm",
-      platform: "node",
-      target: "node20.19",
       packages: "external",
       alias: {
         tensorbus: join(root, "src/index.ts"),

@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { dirname, join, relative, sep } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
+import { nodeBundle } from "../../scripts/node-bundle.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const root = join(here, "..", "..");
@@ -30,10 +31,7 @@ export async function buildSimulation({ outfile, mutations = {} }) {
     absWorkingDir: root,
     entryPoints: [join(here, "worker.ts")],
     outfile,
-    bundle: true,
-    format: "esm",
-    platform: "node",
-    target: "node20.19",
+    ...nodeBundle,
     packages: "external",
     inject: [join(platform, "globals.ts")],
     sourcemap: "inline",

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { buildSync } from "esbuild";
 import { afterAll, afterEach } from "vitest";
+import { nodeBundle } from "../../../scripts/node-bundle.mjs";
 import { openEventPort } from "../../../src/bus/process/event-port.ts";
 import { unlinkHeartbeat } from "../../../src/bus/process/liveness.ts";
 import { unlinkSemaphore } from "../../../src/bus/process/semaphore.ts";
@@ -28,10 +29,7 @@ export function bundle(name: string): string {
     mkdirSync(folder, { recursive: true });
     buildSync({
       entryPoints: [join(import.meta.dirname, "../children", `${name}.ts`)],
-      bundle: true,
-      format: "esm",
-      platform: "node",
-      target: "node20.19",
+      ...nodeBundle,
       packages: "external",
       outfile,
       logLevel: "warning",

@@ -2,6 +2,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
+import { nodeBundle } from "../../../scripts/node-bundle.mjs";
 
 const root = join(import.meta.dirname, "../../..");
 
@@ -27,10 +28,7 @@ export class BundledCli {
     await build({
       entryPoints: [join(root, "src/cli/main.ts")],
       outfile: cli.script,
-      bundle: true,
-      format: "esm",
-      platform: "node",
-      target: "node20.19",
+      ...nodeBundle,
       packages: "external",
       logLevel: "warning",
     });

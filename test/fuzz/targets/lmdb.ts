@@ -12,6 +12,7 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { buildSync } from "esbuild";
+import { nodeBundle } from "../../../scripts/node-bundle.mjs";
 import { inTime, type Target } from "../kit/target.ts";
 
 const root = join(import.meta.dirname, "../../..");
@@ -25,10 +26,7 @@ function bundle(): string {
   mkdirSync(dirname(outfile), { recursive: true });
   buildSync({
     entryPoints: [join(root, "test/fuzz/targets/lmdb-child.ts")],
-    bundle: true,
-    format: "esm",
-    platform: "node",
-    target: "node20.19",
+    ...nodeBundle,
     packages: "external",
     outfile,
     logLevel: "warning",

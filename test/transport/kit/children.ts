@@ -2,6 +2,7 @@ import { type ChildProcess, fork } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { build } from "esbuild";
+import { nodeBundle } from "../../../scripts/node-bundle.mjs";
 import type { ChildMessage, ParentMessage, RankSetup } from "../children/rank.ts";
 
 const root = join(import.meta.dirname, "../../..");
@@ -16,10 +17,7 @@ export async function bundleChild(
   await build({
     entryPoints: [join(import.meta.dirname, "../children", `${name}.ts`)],
     outfile: file,
-    bundle: true,
-    format: "esm",
-    platform: "node",
-    target: "node20.19",
+    ...nodeBundle,
     external: ["koffi"],
     logLevel: "warning",
   });
