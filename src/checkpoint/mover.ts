@@ -184,7 +184,7 @@ function workKey(
 /** To start a thread takes longer than to move less than this. */
 const threadBytes = 64 * 2 ** 20;
 /** Each thread has buffers, and a heap of its own: so many stay within the memory that is promised. */
-export const maxThreads = 16;
+const maxThreads = 16;
 
 /**
  * This thread, which begins at once, and others that join it once they have started. Adds the hands to those that are closed in

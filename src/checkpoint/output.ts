@@ -57,7 +57,7 @@ export function planFiles(files: readonly TargetFile[]): PlannedFile[] {
   });
 }
 
-export function partialPath(folder: string, { name }: PlannedFile): string {
+function partialPath(folder: string, { name }: PlannedFile): string {
   return join(folder, `${name}${suffix}`);
 }
 

@@ -378,7 +378,7 @@ export function rosterOf(subject: BatchSubject): Roster {
 }
 
 /** The ranks of both sides, ascending. */
-export function allRanks({ pairs }: BatchSubject): readonly number[] {
+function allRanks({ pairs }: BatchSubject): readonly number[] {
   return [...new Set(pairs[0]!.ranks.flat())].sort((a, b) => a - b);
 }
 
