@@ -10,6 +10,7 @@
 #include "world_kit.h"
 #include "kernels/pack.h"
 #include "round/carrier.h"
+#include "round/transfer_meet.h"
 
 enum { COLUMNS = 5, ROWS = 6, CHUNKS = 3, REGION = 512 };
 
@@ -197,6 +198,75 @@ static void test_damage(const kit *k, const uint8_t *memory, uint64_t seconds, u
     }
 }
 
+/* ---- what comes while an import is being opened -------------------------------------------------------- */
+
+/* Shared memory, but that the thread which opens an import is overtaken by a frame. */
+static tb_carrier overtaken;
+static void (*overtake)(tb_exchange *exchange);
+
+static int32_t open_late(tb_import *import, const tb_exchange *exchange, tb_error *err) {
+    void (*now)(tb_exchange *) = overtake;
+    overtake = NULL;
+    if (now != NULL) {
+        now(import->exchange);
+    }
+    return tb_carrier_shm.open(import, exchange, err);
+}
+
+static void take_import(tb_exchange *exchange) {
+    uint8_t bytes[1024];
+    uint64_t count = honest(bytes);
+    exchange->carrier = &overtaken;
+    exchange->import = tb_import_create(exchange);
+    CHECK(exchange->import != NULL && tb_import_take(exchange->import, bytes, count, NULL) == TB_OK);
+}
+
+static void match(tb_exchange *exchange, const tb_carrier *carrier) {
+    const tb_wire_header header = {.kind = TB_FRAME_MATCH, .count = carrier->number, .round = exchange->remote};
+    CHECK(tb_transfer_on_match(exchange, &header, NULL) == TB_OK);
+}
+
+/* The peer found that the carrier does not reach this rank. */
+static void fall_back(tb_exchange *exchange) {
+    pthread_mutex_lock(&exchange->transfer->session->lock);
+    match(exchange, &tb_carrier_stream);
+    CHECK(exchange->import == NULL && exchange->carrier == &tb_carrier_stream);
+    pthread_mutex_unlock(&exchange->transfer->session->lock);
+}
+
+/* The peer gave up its prepare, and another thread opens what its next one exports. */
+static void begin_anew(tb_exchange *exchange) {
+    tb_session *session = exchange->transfer->session;
+    pthread_mutex_lock(&session->lock);
+    tb_transfer_forget_attempt(exchange);
+    exchange->remote = 8;
+    take_import(exchange);
+    match(exchange, &overtaken);
+    pthread_mutex_unlock(&session->lock);
+    CHECK(tb_import_serve(session));
+    CHECK(exchange->import != NULL && exchange->import->state == TB_IMPORT_OPEN && exchange->said_match);
+}
+
+/* A transfer is not prepared while a thread still reaches for memory for it, and is as soon as that thread is done. */
+static void test_overtaken(const kit *k, const uint8_t *memory, void (*by)(tb_exchange *exchange)) {
+    fake f;
+    fake_start(&f, k, memory);
+    overtaken = tb_carrier_shm;
+    overtaken.open = open_late;
+    overtake = by;
+    f.session.identity.carriers |= TB_CARRY_STREAM;
+    f.exchange.identity.carriers |= TB_CARRY_STREAM;
+    f.exchange.remote = 7;
+    f.exchange.said_match = false;
+    take_import(&f.exchange);
+    CHECK(tb_import_serve(&f.session));
+    CHECK(overtake == NULL && f.transfer.state == TB_TRANSFER_READY && f.transfer.active == 0);
+    if (f.exchange.import != NULL) {
+        tb_import_free(f.exchange.import);
+    }
+    fake_end(&f);
+}
+
 /* import_test [SECONDS [SEED]]: goes on with damage for so long. */
 int main(int argc, char **argv) {
     kit k;
@@ -204,6 +274,8 @@ int main(int argc, char **argv) {
     uint8_t *memory = malloc(REGION);
     memset(memory, 1, REGION);
     test_honest(&k, memory);
+    test_overtaken(&k, memory, fall_back);
+    test_overtaken(&k, memory, begin_anew);
     test_lies(&k, memory);
     test_damage(&k, memory, argc > 1 ? strtoull(argv[1], NULL, 10) : 0, argc > 2 ? strtoull(argv[2], NULL, 10) : 1);
     free(memory);

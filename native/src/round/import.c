@@ -250,6 +250,7 @@ bool tb_import_serve(tb_session *session) {
         }
         bool open = import->exchange != NULL;
         tb_transfer_end_late(exchange->transfer);
+        tb_transfer_check_prepared(exchange->transfer);
         pthread_mutex_unlock(&session->lock);
         if (open) {
             return true;

@@ -25,7 +25,7 @@ static inline void tb_touch_end(tb_transfer *transfer, uint32_t count) {
 
 /* A bucket is being read in the memory of that peer. */
 static inline void tb_touch_begin_pull(tb_transfer *transfer, tb_exchange *exchange) {
-    TB_INVARIANT(!transfer->failing);
+    TB_INVARIANT(!transfer->failing && exchange->owes_quiet == 0);
     tb_touch_begin(transfer);
     transfer->pulling++;
     exchange->pulling++;

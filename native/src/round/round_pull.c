@@ -233,9 +233,8 @@ int32_t tb_pulls_on_ready(tb_exchange *exchange, const tb_wire_header *header, t
     return TB_OK;
 }
 
-static void say_quiet(tb_exchange *exchange) {
-    tb_wire_header header = {.kind = TB_FRAME_QUIET, .transfer = exchange->remote, .round = exchange->owes_quiet};
-    exchange->owes_quiet = 0;
+static void say_quiet(tb_exchange *exchange, uint64_t round) {
+    tb_wire_header header = {.kind = TB_FRAME_QUIET, .transfer = exchange->remote, .round = round};
     tb_peer_say(exchange->peer, &header, NULL);
 }
 
@@ -243,9 +242,11 @@ void tb_pulls_owe_quiet(tb_exchange *exchange, uint64_t round) {
     if (exchange->carrier->way != TB_WAY_PULL) {
         return;
     }
-    exchange->owes_quiet = round;
-    if (exchange->pulling == 0) {
-        say_quiet(exchange);
+    /* Only the round under way reads. Peers speak of other rounds, too: nothing of those is read, whatever is read now. */
+    if (round == exchange->transfer->round && exchange->pulling > 0) {
+        exchange->owes_quiet = round;
+    } else {
+        say_quiet(exchange, round);
     }
 }
 
@@ -256,7 +257,8 @@ void tb_pull_begin(tb_transfer *transfer, tb_exchange *exchange) {
 void tb_pull_over(tb_transfer *transfer, tb_exchange *exchange) {
     bool rests = tb_touch_end_pull(transfer, exchange);
     if (exchange->pulling == 0 && exchange->owes_quiet != 0) {
-        say_quiet(exchange);
+        say_quiet(exchange, exchange->owes_quiet);
+        exchange->owes_quiet = 0;
     }
     if (rests) {
         tb_session_rests(transfer->session);

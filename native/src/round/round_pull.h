@@ -46,7 +46,7 @@ void tb_pulls_taken(tb_exchange *exchange, uint32_t channel);
 void tb_pulls_await_quiet(tb_transfer *transfer);
 /* Source: a target reads no more: it said so, its process is gone, or it let go of the transfer. */
 void tb_pulls_are_quiet(tb_exchange *exchange);
-/* Target: the source's round failed, and asks for quiet. */
+/* Target: that round failed at the source, which asks for quiet. It need not be the one under way here. */
 void tb_pulls_owe_quiet(tb_exchange *exchange, uint64_t round);
 /* A pull has begun, is over, and what to do with its bucket. */
 void tb_pull_begin(tb_transfer *transfer, tb_exchange *exchange);

@@ -140,7 +140,8 @@ void tb_transfer_refuse(tb_transfer *transfer, int32_t code, int32_t rank, int o
 }
 
 void tb_transfer_check_prepared(tb_transfer *transfer) {
-    if (transfer->state != TB_TRANSFER_PREPARING) {
+    /* A thread may still open what an earlier attempt of a peer exported: tb_import_serve looks again when it is done. */
+    if (transfer->state != TB_TRANSFER_PREPARING || transfer->active > 0) {
         return;
     }
     for (uint32_t i = 0; i < transfer->exchange_count; i++) {
