@@ -1,16 +1,45 @@
 import { defineConfig } from "vitest/config";
 
+/** The unit tests: no servers, no browser, nothing that takes many seconds. */
+const unit = [
+  "test/{architecture,architecture-native,english,errors,pages}.test.ts",
+  "test/layout/**/*.test.ts",
+  "test/exec/**/*.test.ts",
+  // Whole models, compared with what engines and trainers hold, take seconds each.
+  "test/model/**/!(hostile|parts-round-trip|vllm-derived|vllm-layouts).test.ts",
+  "test/plan/{digests,diff,explain,planner-balance,planner-codec,planner-errors,planner-input}.test.ts",
+  "test/store/{replay,signed}.test.ts",
+  "test/memory/kernels.test.ts",
+  "test/transport/{peer-directory,secret,selection}.test.ts",
+  "test/bus/{agent-layouts,agent-transfer,commands,global-shape,names,semaphore,shared-tensor,state}.test.ts",
+  "test/cli/{budgets,diff,markdown,ui}.test.ts",
+];
+
+/** What this configuration and that of the package's tests have in common. */
+export const shared = {
+  pool: "forks",
+  // What never comes is to fail, not what comes late: a machine that others use may take ten times as long.
+  testTimeout: 120_000,
+  hookTimeout: 120_000,
+  expect: { poll: { timeout: 30_000 } },
+} as const;
+
 export default defineConfig({
   test: {
-    include: ["test/**/*.test.ts"],
-    // Installs what is published: `npm run test:package`.
-    exclude: ["test/package/**"],
     globalSetup: ["test/global-setup.ts"],
-    pool: "forks",
     maxWorkers: 2,
-    // What never comes is to fail, not what comes late: a machine that others use may take ten times as long.
-    testTimeout: 120_000,
-    hookTimeout: 120_000,
-    expect: { poll: { timeout: 30_000 } },
+    projects: [
+      // They leave nothing behind in their process, so one process may run many files: it loads the sources once.
+      { test: { ...shared, name: "unit", include: unit, isolate: false } },
+      {
+        test: {
+          ...shared,
+          name: "system",
+          include: ["test/**/*.test.ts"],
+          // test/package installs what is published: `npm run test:package`.
+          exclude: [...unit, "test/package/**"],
+        },
+      },
+    ],
   },
 });

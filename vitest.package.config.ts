@@ -1,7 +1,4 @@
-import full from "./vitest.config.ts";
+import { shared } from "./vitest.config.ts";
 
 /** The package as it is published: it builds, packs and installs, which takes most of a minute. */
-export default {
-  ...full,
-  test: { ...full.test, include: ["test/package/**/*.test.ts"], exclude: [], globalSetup: [] },
-};
+export default { test: { ...shared, include: ["test/package/**/*.test.ts"] } };
