@@ -44,8 +44,8 @@ export function release(to: usize): void {
 }
 
 /**
- * Doubles what stands at `at` when `used` bytes fill it; answers where it stands now. In place where it is on
- * top.
+ * Doubles what stands at `at` when `used` bytes fill it; answers where it stands now. It stays in place if it is
+ * on top.
  */
 export function grow(at: usize, capacity: usize): usize {
   if (at + ((capacity + 7) & ~7) == top) {

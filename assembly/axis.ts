@@ -174,8 +174,8 @@ function cutLists(axis: Axis, order: usize): bool {
 
 /**
  * The order in which the `order` reading cuts: scanning mesh dimensions from the right, each goes to the
- * first place where the sizes before it multiply to its split factor (1 for Shard). False: there is no such
- * place.
+ * first place where the sizes before it multiply to its split factor (1 for Shard). Gives false if there is
+ * no such place.
  */
 function decodeOrder(axis: Axis, order: usize): bool {
   for (let count: u32 = 0; count < axis.dims; count++) {

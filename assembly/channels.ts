@@ -86,7 +86,7 @@ export function classPeriods(): usize {
   for (let index: u32 = 0; index < classCount; index++) {
     enter(classTensor(classFirst(index)));
     const holders = source.replicas * source.contributions;
-    // Which ranks are candidates differs from target to target where hosts, or ranks on both sides, matter.
+    // Which ranks are candidates differs from target to target if hosts, or ranks on both sides, matter.
     const isRegular = holders == 1 || (hosts == 0 && (!pattern.meeting || source.contributions == 1));
     const period = isRegular ? commonMultiple(holders, stripePeriod()) : 0;
     setU32(periods, index, period > <i64>PERIOD_MOST ? 0 : <u32>period);

@@ -1,5 +1,5 @@
 /**
- * Cut: a box becomes a grid of pieces, near-equal slabs of its outermost dimension longer than 1. Where one
+ * Cut: a box becomes a grid of pieces, near-equal slabs of its outermost dimension longer than 1. If one
  * row of it is still too large, every row is a slab and the next dimension is cut; so the grid is uniform,
  * and any piece of it has a closed form.
  */
@@ -31,7 +31,7 @@ export function cutBox(dims: u32, lengths: usize, item: i64, limit: i64, senders
 
 /**
  * Cuts `lengths` into slabs along each dimension, which go to `slabs`; answers how many pieces that makes. As
- * `cutBox`, with pieces of at least `share` bytes where they are made so that each of `wanted` ranks has one.
+ * `cutBox`, with pieces of at least `share` bytes if they are made so that each of `wanted` ranks has one.
  */
 export function cutGrid(
   dims: u32,

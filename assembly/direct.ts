@@ -1,4 +1,4 @@
-/** The pieces of one box where every target replica gets its own from a source. */
+/** The pieces of one box, if every target replica gets its own from a source. */
 import { boxLengths } from "./box";
 import { cutBox, pieces, placePiece } from "./cut";
 import { bucketBytes, hosts } from "./model";

@@ -98,7 +98,7 @@ function keyOf(all: usize, found: Places, at: u32): i64 {
   return i64At(all, u32At(found.classes, at));
 }
 
-/** Counts the ranks of a place, one further on, or notes it with each of them where `filled` says. */
+/** Counts the place with each of its ranks, one entry further on; or, with `filled`, notes it where that says. */
 function visitRanks(found: Places, place: u32, asSource: bool, filled: usize): void {
   const tensor = classTensor(classFirst(u32At(found.classes, u32At(found.first, place))));
   const pattern = patternAt(tensorPattern(tensor));

@@ -428,7 +428,7 @@ export function tensorTargetBase(tensor: u32): u32 {
 export function tensorOrdinal(tensor: u32): u32 {
   return load<u32>(tensors + <usize>tensor * TENSOR_BYTES, 12);
 }
-/** Grows by one where the source layout changes from one tensor to the next. */
+/** Grows by one when the source layout changes from one tensor to the next. */
 export function tensorRun(tensor: u32): u32 {
   return load<u32>(tensors + <usize>tensor * TENSOR_BYTES, 16);
 }

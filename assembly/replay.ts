@@ -22,7 +22,7 @@ import { enter, source } from "./tensor";
 import { NONE, setU32, u32At } from "./words";
 import { walkHomeOf } from "./walk";
 
-/** For each class its period, and its first place; `NONE` where every tensor is walked. */
+/** For each class its period, and its first place; `NONE` if every tensor is walked. */
 let periods: usize = 0;
 let firstPlaces: usize = 0;
 let placeCount: u32 = 0;

@@ -1,5 +1,5 @@
 /**
- * Shares: which boxes of its source group a rank has to do with, where several ranks hold the same. Senders take turns
+ * Shares: which boxes of its source group a rank has to do with, if several ranks hold the same. Senders take turns
  * by a rotation over the items of a box, so that the boxes of a rank are found without a look at those of others: the
  * work follows what is sent.
  */
@@ -56,7 +56,7 @@ class Items {
   list: usize;
 }
 
-/** For each pattern, or each class where groups of replicas differ from one to the next, the items of each group. */
+/** The items of each group, for each pattern, or for each class if groups of replicas differ from one to the next. */
 let tables: usize = 0;
 /** Ranks by host: those of host h are `hostRanks[hostPointers[h]]` up to `[hostPointers[h + 1]]`. */
 let hostPointers: usize = 0;
@@ -119,7 +119,7 @@ export function isShared(): bool {
 
 /**
  * Finds the boxes, of the `boxes` of the source group at hand, that `rank` may send from: all that it does, and few
- * others. With `contributions` also those where it contributes to what others of its replica own.
+ * others. With `contributions` also those with which it contributes to what others of its replica own.
  */
 export function findOwn(rank: u32, boxes: i64, contributions: bool): void {
   start();
@@ -148,7 +148,10 @@ export function findOwn(rank: u32, boxes: i64, contributions: bool): void {
   finish();
 }
 
-/** Boxes that the rank, or with `contributions` any of its replica, may own as it wants them, or is near who does. */
+/**
+ * Adds the boxes that the rank (with `contributions` any rank of its replica) may own, since it or a rank on its host
+ * wants them.
+ */
 function addOwned(rank: u32, contributions: bool): void {
   if (!contributions) {
     addOwnedBy(rank);
@@ -308,7 +311,7 @@ function addAll(items: Items, value: u32): void {
   }
 }
 
-/** Adds the boxes b of a value where `origin + b · each`, modulo `senders`, is below `window`. */
+/** Adds the boxes b of a value for which `origin + b · each`, modulo `senders`, is below `window`. */
 function addWindows(items: Items, value: u32, senders: i64, each: i64, origin: i64, window: i64): void {
   const end = origin + (items.boxes - 1) * each;
   for (let turn: i64 = 0; turn <= end; turn += senders) {

@@ -26,8 +26,8 @@ export let emitOnce: bool = false;
 /**
  * A record, in u32 words: src, dst, tensor; bytes stage, kind, dimensions, reads `reduced`; piece of its
  * owner, position in the fold, bucket (the channel until there are buckets), index in the bucket; i64
- * elements; bytes an element on the wire, stripe that it writes or hands on; then offsets in `from`, offsets in `to`, lengths: u32 each, or i64
- * where a tensor of the plan needs it.
+ * elements; bytes an element on the wire, stripe that it writes or hands on; then offsets in `from`, offsets in
+ * `to`, lengths: u32 each, or i64 if a tensor of the plan needs it.
  */
 const RECORD_HEAD: usize = 48;
 export let records: usize = 0;

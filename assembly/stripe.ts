@@ -1,5 +1,5 @@
 /**
- * Stripes: where several target replicas want the same, they form groups (all of them, or those of one host).
+ * Stripes: if several target replicas want the same, they form groups (all of them, or those of one host).
  * The local tensor of the replicas is cut into cells, as many as a group has members and large enough each; a
  * member receives its cells from the sources, and hands them on to the others of its group. A source box is
  * cut at the borders of the cells, so that each part of it has one cell.

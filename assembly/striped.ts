@@ -1,8 +1,8 @@
 /**
- * The pieces of one box where target replicas share it by stripes: from a source to one member of each group
+ * The pieces of one box that target replicas share by stripes: each goes from a source to one member of each group
  * (stage 1), and from there to the others (stage 2). A group with a member that holds the box itself is served
- * as a direct plan serves it. Whole cells are handed on; but where a rank can be on both sides, so that some
- * boxes of a cell may not be striped, every piece by itself.
+ * as a direct plan serves it. Whole cells are handed on. But if a rank can be on both sides, some boxes of a cell
+ * may not be striped, and every piece is handed on by itself.
  */
 import { pieces, placePiece } from "./cut";
 import { HOST, hosts } from "./model";
@@ -42,7 +42,7 @@ import { NONE } from "./words";
 /** The stripe of a record (`sink.ts`) that is handed on by itself: its box names it. */
 export const PIECE: u32 = 0xfffffffe;
 
-/** Names what the piece at hand fills: its cell, or itself where pieces are handed on. */
+/** Names what the piece at hand fills: its cell, or itself if pieces are handed on. */
 // @ts-ignore: decorator
 @inline
 export function stripeName(): u32 {

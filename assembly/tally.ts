@@ -76,7 +76,7 @@ function addTo(array: usize, index: u32, value: i64): void {
 }
 
 /**
- * Takes a chunk of the home's. `piece` is that of the home which it brings a contribution to, or reads, or
+ * Takes a chunk of the home's. `piece` is the home's piece that the chunk brings a contribution to, or reads; or
  * `NONE`.
  */
 export function tally(

@@ -42,7 +42,7 @@ export function enter(index: u32): void {
 export const sourceGroups: usize = memory.data(32, 8);
 export const targetGroups: usize = memory.data(32, 8);
 const otherGroups: usize = memory.data(32, 8);
-/** The replica number of the rank that was asked about last, where it is on the side. */
+/** The replica number of the rank that was asked about last, if it is on the side. */
 export let foundReplica: u32 = 0;
 export let foundContribution: u32 = 0;
 

@@ -1,7 +1,7 @@
 /**
- * Turns: in which order a rank asks for what it hands on, of all that it receives in stage 1. Replicas want the same of the
- * same sources: if all began with the same source, the others would wait. So each goes around its sources, by their ranks,
- * from where as large a part of the bytes lies behind it as there are receivers of lower rank.
+ * Turns: in which order a rank asks for what it hands on, of all that it receives in stage 1. Replicas want the same of
+ * the same sources: if all began with the same source, the others would wait. So each goes around its sources, by their
+ * ranks. If k of n receivers have a lower rank, it begins behind the first k/n of the bytes.
  */
 import { alloc, allocZero } from "./arena";
 import { findReceivers, receivers, receiversBefore } from "./channel-table";

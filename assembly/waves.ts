@@ -18,7 +18,7 @@ class Room {
   used: u32;
   /** Waves that were taken (short), or channels in each wave as u16 (table). */
   waves: usize;
-  /** The table: bit w is set where wave w is full; the first word with a clear bit; words that there are. */
+  /** The table: bit w is set if wave w is full; the first word with a clear bit; words that there are. */
   full: usize;
   firstWord: u32;
   words: u32;

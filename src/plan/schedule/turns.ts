@@ -148,8 +148,8 @@ function placesIn(rows: readonly number[]): Map<number, number> {
 }
 
 /**
- * The channels of a receiver by their sources, from where as large a part of what it hands on lies behind as there are
- * receivers before it: `assembly/turns.ts`.
+ * The place of each channel of a receiver in its turns. They go around its sources and, if k of n receivers come before
+ * it, begin behind the first k/n of what it hands on: `assembly/turns.ts`.
  */
 function roundOf(
   rows: readonly number[],
