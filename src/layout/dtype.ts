@@ -99,7 +99,7 @@ export function isPacked(name: DType): name is PackedType {
   return itemBits[name] < 8;
 }
 
-/** `TB_DTYPE` for a packed type, where every element must have an address. */
+/** Refuses a packed type (`TB_DTYPE`) for a use in which every element must have an address. */
 export function refusePacked(name: DType): void {
   if (!isPacked(name)) return;
   throw new TensorBusError(

@@ -147,7 +147,7 @@ export class Plan {
     return eachChannel(this.channels());
   }
 
-  /** Bytes from rank to rank over all stages, an entry for each sender and receiver: where the world is small enough. */
+  /** Bytes from rank to rank over all stages, an entry for each sender and receiver, if the world is small enough. */
   matrix(): LinkMatrix {
     return linkMatrix(this.channels());
   }
@@ -187,7 +187,7 @@ export class Plan {
    *
    * A plan of more than 2^20 chunks is proved by its patterns: all chunks of the first tensor of each, and of further
    * tensors up to 2^20 chunks, as long as that is much less than all. With `whole` every chunk of any plan is proved, rank
-   * by rank where they are many; that takes microseconds a chunk.
+   * by rank if they are many; that takes microseconds a chunk.
    */
   verify({ whole = false }: VerifyOptions = {}): void {
     const { chunks, patterns } = this.stats();

@@ -92,7 +92,7 @@ export function joinNeighbours<T>(
   return joined;
 }
 
-/** The boxes of two things as one, where each continues the other in `dim` and is like it in all else. */
+/** The boxes of two things as one, if each continues the other along one dimension and is like it in all else. */
 function joinedBoxes(first: readonly Box[], second: readonly Box[], along: number): Box[] | undefined {
   const boxes: Box[] = [];
   for (const [index, box] of first.entries()) {

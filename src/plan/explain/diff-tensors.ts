@@ -62,7 +62,7 @@ export interface TensorChanges {
   readonly reordered: boolean;
 }
 
-/** A plan and its tensors by name; where a name stands several times, by its turn too. */
+/** A plan and its tensors by name; if a name stands several times, by its turn too. */
 interface Side {
   readonly plan: Plan;
   readonly input: PlanInput;

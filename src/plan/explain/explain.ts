@@ -36,7 +36,7 @@ export interface Part {
   readonly chunks: number;
 }
 
-/** A part of what a rank gets, and the parts that brought it to where it comes from, in as far as they made it up. */
+/** A part of what a rank gets, and the parts that brought its elements to the rank that sends it. */
 export interface Arrival extends Part {
   readonly before: readonly Arrival[];
 }
@@ -182,7 +182,7 @@ function keysOf({ stage, srcRank, dstRank }: Chunk): [arriving: string, departin
   return [`arriving ${stage} ${dstRank}`, `departing ${stage} ${srcRank}`];
 }
 
-/** A chunk lies in one piece at both of its ends, but not in the whole tensor where both hold the same runs of it. */
+/** A chunk lies in one piece at both of its ends; in the whole tensor it is several if both ends hold the same runs. */
 function partsOf(chunk: Chunk, holdings: Holdings): Part[] {
   const { stage, kind, srcRank, dstRank, from, to, lengths, bytes } = chunk;
   // Reduced pieces are shaped like the source tensor of the rank that reduces.
@@ -257,7 +257,7 @@ function withBefore(parts: Parts, part: Part): Arrival {
   return { ...part, before: contributionsOf(parts, part).map((before) => withBefore(parts, before)) };
 }
 
-/** What put there what a part reads, as far as it reads it. */
+/** The parts that brought what a part reads, cut to what it reads. */
 function contributionsOf(parts: Parts, { stage, from, global }: Part): Part[] {
   if (stage === 2) return clipped(parts.arriving(1, from.rank), global);
   return from.buffer === "reduced" ? clipped(parts.arriving(0, from.rank), global) : [];

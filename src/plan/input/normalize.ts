@@ -113,7 +113,7 @@ function normalOptions({ bucketsInFlight, peersInFlight, strategy, topology }: P
   };
 }
 
-/** Options as a plan takes them, defaults filled in: for who plans later, of a world that is not known yet. */
+/** Options as a plan takes them, defaults filled in: for those who plan later, in a world that is not known yet. */
 export function planDefaults(options: PlanOptions): ReturnType<typeof normalOptions> {
   return normalOptions(options, 0);
 }

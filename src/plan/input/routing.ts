@@ -52,7 +52,7 @@ export function route(input: NormalInput, pattern: Pattern, stages: Stages): Rou
   };
 }
 
-/** How long the busiest ends of links have to do, in nanoseconds: what sources send, and what targets receive. */
+/** How long the busiest ends of links are busy, in nanoseconds: with what sources send, and with what targets receive. */
 interface Load {
   readonly outHost: bigint;
   readonly outNetwork: bigint;
@@ -65,7 +65,8 @@ const nothing: Load = { outHost: 0n, outNetwork: 0n, inHost: 0n, inNetwork: 0n }
 /**
  * The cost model. Every rank has one link to its own host and one to the network, each both ways at once; a stage takes as
  * long as its busiest rank, and a latency. Sources share what they send evenly, as the rotation does, and what a source
- * finds on its own host does not use the network. Where links between hosts differ, the slowest that a stage may use counts.
+ * finds on its own host does not use the network. If links between hosts differ, the slowest that a stage may use
+ * counts.
  */
 function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology, stages: Stages): Costs {
   const spread = spreadOf(input, pattern, topology);
@@ -109,7 +110,7 @@ function costsOf(input: NormalInput, pattern: Pattern, topology: NormalTopology,
   const striped = (first: Load, shares: number, fanout: Load): bigint => {
     const inTurn = timeOf(first) + timeOf(fanout) + 2n * latency;
     if (stages === "in turn") return inTurn;
-    // As long as the busiest end of a link has to do with both, and what the shorter one takes for the last bucket.
+    // As long as the busiest end of a link is busy with both, and what the shorter one takes for the last bucket.
     const share = wire(ceilDiv(part, BigInt(shares)));
     const bucket = min(BigInt(input.bucketBytes), share);
     const shorter = min(timeOf(first), timeOf(fanout));
@@ -165,7 +166,7 @@ interface Spread {
   readonly fewest: number;
   readonly sourceHosts: ReadonlySet<number>;
   readonly targetHosts: ReadonlySet<number>;
-  /** On every host of the target, all of the source can be had. */
+  /** True if all of the source can be had on every host of the target. */
   readonly isNear: boolean;
 }
 

@@ -43,7 +43,7 @@ export interface NormalSide {
   /** What one step of the selected coordinate is in the ranks of the mesh. */
   readonly selectStride: number;
   readonly subShape: readonly number[];
-  /** Equal where the geometry is. */
+  /** Equal if the geometry is. */
   readonly key: string;
 }
 

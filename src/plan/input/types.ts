@@ -119,7 +119,7 @@ export interface Bucket {
   readonly waitsFor: readonly string[];
 }
 
-/** Strides of this rank's local tensors, in elements, one entry a dimension; contiguous where absent. */
+/** Strides of this rank's local tensors, in elements, one entry a dimension; contiguous if absent. */
 export interface LocalStrides {
   readonly source?: readonly number[];
   readonly target?: readonly number[];

@@ -32,7 +32,7 @@ export interface Image {
 
 /**
  * Lays the input out for the planner: tensors by class (pattern and sub-meshes), numbered within pattern and source
- * sub-mesh, with a run number that grows where the source layout changes from one tensor to the next that is walked.
+ * sub-mesh, with a run number that grows when the source layout changes from one tensor to the next that is walked.
  */
 export function makeImage(input: NormalInput, { routing, order }: Decisions): Image {
   const tensorCount = input.names.length;

@@ -45,7 +45,7 @@ export interface PatternStats {
   readonly groups: Routing["groups"];
   /** Why this strategy was taken. */
   readonly reason: Routing["reason"];
-  /** What the cost model expects of each way, in nanoseconds, where a topology let it choose. */
+  /** What the cost model expects of each way, in nanoseconds, if a topology let it choose. */
   readonly costs: Routing["costs"];
   /** The number of boxes of its first tensor. */
   readonly boxes: bigint;
@@ -66,7 +66,7 @@ export interface PlanStats {
   readonly busiest: number | undefined;
   /** What the busiest source rank sends over what source ranks send on average; 1 if nothing is sent. */
   readonly imbalance: number;
-  /** What goes from host to host, or within one; empty without a topology, where every rank is its own host. */
+  /** What goes from host to host, or within one; empty without a topology, since every rank is then its own host. */
   readonly hosts: readonly HostLinkStats[];
   readonly patterns: readonly PatternStats[];
 }

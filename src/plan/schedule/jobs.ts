@@ -54,7 +54,7 @@ export function bucketJobs(channels: Channels, graph: BucketGraph): Jobs {
   return { count: graph.count, first, bytes, ...edges.byJob(graph.count) };
 }
 
-/** The most jobs that what a channel brings is cut into where buckets are too many: what is handed on, and the rest. */
+/** The most slices of a channel whose buckets are too many: of what is handed on, and of the rest, together. */
 const slicesMost = 16;
 
 /**
@@ -98,7 +98,7 @@ function slicesByStage({ count, stage }: Channels, most: number): readonly numbe
   );
 }
 
-/** What a rank does with what a channel brings it: contributions are all sent on, of stage 1 what the stripes are. */
+/** The part of a channel's bytes that its receiver hands on: contributions are all sent on, and of stage 1 the stripes. */
 function handedOnPart({ stage, bytes, handedOnBytes }: Channels, row: number): number {
   if (stage[row] === 0) return 1;
   return stage[row] === 2 ? 0 : handedOnBytes[row]! / Math.max(1, bytes[row]!);

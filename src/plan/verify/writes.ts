@@ -86,7 +86,7 @@ export class Writes {
     return this.#boxes[tensor]?.get(rank);
   }
 
-  /** Every rank of every target; or one rank, where only its writes are known. */
+  /** Every rank of every target; or one rank, if only its writes are known. */
   finish(only?: number): void {
     for (const view of this.#tensors) {
       if (only === undefined) {
