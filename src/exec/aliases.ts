@@ -15,7 +15,7 @@ export interface BatchView {
 
 export interface Alias {
   readonly target: BatchView;
-  /** The same view where a target overlaps itself. */
+  /** The same view if a target overlaps itself. */
   readonly other: BatchView;
 }
 

@@ -9,7 +9,7 @@ export interface ProgramChunk {
   readonly sameType: boolean;
 }
 
-/** Payload bytes by where they go, padding included. */
+/** Payload bytes, padding included: those that are sent, received, and copied within the rank. */
 export interface ProgramTraffic {
   readonly bytesSent: bigint;
   readonly bytesReceived: bigint;
@@ -85,7 +85,7 @@ function bufferIndex(end: number): number | undefined {
   return end < firstPiece ? end : undefined;
 }
 
-/** All descriptor words; a view where the bytes are aligned, which those of a planner are. */
+/** All descriptor words; a view if the bytes are aligned, which those of a planner are. */
 function wordsOf({ bytes }: Program, view: DataView): BigInt64Array {
   const [start, count] = [
     Number(view.getBigUint64(wordsAt, true)),

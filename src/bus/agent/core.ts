@@ -107,7 +107,7 @@ export class AgentCore {
     return this.#batches.all;
   }
 
-  /** Its errors name a rank: where they began, or this one. */
+  /** Its errors name the rank where they began, or this one. */
   async run(command: AwaitedCommand, deadline: Deadline): Promise<unknown> {
     try {
       return await this.#dispatch(command, deadline);

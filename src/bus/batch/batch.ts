@@ -147,7 +147,7 @@ export class Batch {
     return { ...rosterOf(this.#subject), number: this.number, rounds: new Map(ranges) };
   }
 
-  /** True after `close` where a round is in doubt: `resolve` frees the memory. */
+  /** True after `close` if a round is in doubt: `resolve` frees the memory. */
   get inDoubt(): boolean {
     return this.#doubts.length > 0;
   }
@@ -211,7 +211,7 @@ export function newInstance(): bigint {
 
 /**
  * Plans both directions of a subject, of which index 0 is the first of `sides`, and prepares those that are possible. Fails
- * where neither is.
+ * if neither is.
  */
 export async function prepareBatch(
   options: BatchOptions,

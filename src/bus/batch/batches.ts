@@ -34,7 +34,7 @@ export interface BatchesOptions {
   readonly state: Records;
   readonly pairs: Pairs;
   readonly memory: ClientMemory;
-  /** For who names none. */
+  /** For clients that name none. */
   readonly commit: "direct" | "staged";
   readonly checksum: boolean;
   readonly planning: PlanOptions;
@@ -42,7 +42,7 @@ export interface BatchesOptions {
   readonly onFault: (error: unknown) => void;
 }
 
-/** How long a batch that is there is asked about before another one is refused. */
+/** How long a registration waits for the log of a batch that is there to say whether it still stands. */
 const askMs = 1000;
 /** How long an end waits for a store that says nothing. */
 const leaveMs = 5000;
@@ -274,7 +274,7 @@ export class Batches {
     for (const batch of this.all) for (const direction of batch.live) await direction.idle(deadline);
   }
 
-  /** The entry of an id; one that is broken is freed first, be it that this rank has not heard of it yet. */
+  /** The entry of an id; one that is broken is freed first, even if this rank had not heard of that yet. */
   async #entry(id: BatchId, deadline: Deadline): Promise<Entry> {
     const key = batchKey(id);
     const known = this.#entries.get(key);

@@ -42,9 +42,9 @@ export interface DirectionOptions {
   readonly log: RoundLog;
   readonly opposition: Opposition;
   readonly names: RoundNames;
-  /** Absent where targets change as bytes arrive. */
+  /** Absent if targets change as bytes arrive. */
   readonly staged?: StagedCommit | undefined;
-  /** What the plan promises of a round, where it knows the links: until earlier rounds promise better. */
+  /** What the plan promises of a round, if it knows the links: used until earlier rounds promise better. */
   readonly predictedSeconds?: number | undefined;
   readonly tell: (event: AgentEvent) => void;
 }
@@ -198,7 +198,7 @@ export class Direction {
     return this.#idle;
   }
 
-  /** Resolves when no round is under way; where that takes too long, the round is cancelled. */
+  /** Resolves when no round is under way; if that takes too long, the round is cancelled. */
   async idle(deadline: Deadline): Promise<void> {
     if (this.#call === undefined) return;
     const { rank } = this.#options;
@@ -252,7 +252,7 @@ export class Direction {
     if (version === poster.version) return undefined;
     const [older, newer] = version < poster.version ? [version, poster.version] : [poster.version, version];
     const { rank } = this.#options;
-    const message = `version ${older} was named where the other side of rank ${rank} named ${newer}`;
+    const message = `version ${older} was named, but the other side of rank ${rank} named ${newer}`;
     const error = new TensorBusError("TB_STALE_VERSION", message, {
       details: { rank, version: older, expected: newer },
     });
@@ -303,7 +303,7 @@ export class Direction {
     }
   }
 
-  /** The client of the other side has not asked yet: the round is cancelled where it does not in time. */
+  /** The client of the other side has not asked yet: the round is cancelled if it does not ask in time. */
   #awaitOther(call: Call, deadline: Deadline): void {
     const { rank } = this.#options;
     const timer = setTimeout(() => {

@@ -51,7 +51,7 @@ const cleaning = { timeoutMs: 120 };
 
 /**
  * Settles once both sides have registered. `TB_BATCH_MISMATCH`, `TB_SHAPE` and `TB_BUCKET_SIZE` name what differs within
- * the side; differences between the sides are for who reads both. A meeting that failed leaves nothing behind.
+ * the side; differences between the sides are found by those who read both. A meeting that failed leaves nothing behind.
  */
 export async function meetBatch(
   rendezvous: Rendezvous,

@@ -30,7 +30,7 @@ interface Entry {
 export interface HeldRegions {
   /** In the order of the command's regions. */
   readonly memories: readonly Memory[];
-  /** What orders rounds with the work of the memory's owners, where they gave events. */
+  /** What orders rounds with the work of the memory's owners, if they gave events. */
   readonly events: RegionEvents | undefined;
   /** Only once nothing can touch them any more: all that was prepared on them has been released. */
   release(): void;

@@ -18,7 +18,7 @@ const defaultBucketBytes = 8 * 2 ** 20;
 export interface RegistrationSelf {
   readonly rank: number;
   readonly generation: bigint;
-  /** For who names none. */
+  /** For clients that name none. */
   readonly commit: "direct" | "staged";
   readonly planning: PlanOptions;
 }

@@ -10,7 +10,7 @@ import type { RegionMessage } from "../queue/commands.ts";
 export interface RegionEventsOptions {
   /** The port where the native threads that watch events report. */
   readonly port: EventPort;
-  /** Told where `free` cannot be recorded. */
+  /** Called if `free` cannot be recorded. */
   readonly onFault: (error: unknown) => void;
 }
 

@@ -64,7 +64,7 @@ export interface RegistrarOptions {
   readonly planning: PlanOptions;
   readonly tell: (event: AgentEvent) => void;
   readonly onFault: (error: unknown) => void;
-  /** Called when this rank has prepared the batch, before it tells others: from here on it asks for no round before. */
+  /** Called when this rank has prepared the batch, before it tells others: from here on it asks about no earlier round. */
   readonly onPreparing: (entry: Entry) => void;
   /** Called when all ranks have prepared the batch: what is thrown ends it. */
   readonly onPrepared: (entry: Entry, batch: Batch) => Promise<void>;

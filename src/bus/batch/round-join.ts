@@ -120,7 +120,7 @@ export class RoundJoin {
     }
   }
 
-  /** Takes a number in no call's name, so that nobody waits for this rank in it. */
+  /** Takes up the next round for no call, and as cancelled, so that nobody waits for this rank in it. */
   async refuse(reason: TensorBusError): Promise<void> {
     const round = this.next;
     this.#next = round + 1;
@@ -191,7 +191,7 @@ export class RoundJoin {
       // Another rank may have seen the round fail, and moved on with a later version.
       await log.sync(deadline);
       if (log.next(from) > round) return false;
-      const message = `version ${version} was named where round ${round} carries version ${standing}`;
+      const message = `version ${version} was named, but round ${round} carries version ${standing}`;
       throw new TensorBusError("TB_STALE_VERSION", message, {
         details: { rank, version, expected: standing },
       });
@@ -223,7 +223,7 @@ export class RoundJoin {
   #follow(round: number, reading: Reading, local: AbortController): () => void {
     const { log, from, staged } = this.#options;
     let held: ReturnType<typeof setTimeout> | undefined;
-    /** A rank that has its part hears by its channels of nobody's end who has no channel to it, and waits for its vote. */
+    /** A rank that has its part waits for all votes; of the end of one without a channel to it, only the log tells it. */
     const over = (end: BatchEnd) => {
       if (staged !== undefined) local.abort(errorOfEnd(end));
     };
@@ -260,7 +260,7 @@ export class RoundJoin {
     return reading.isConfirmed === false;
   }
 
-  /** Nobody votes for a round of which it does not know that it had not failed before. */
+  /** No rank votes for a round before it knows that this round had not failed earlier. */
   async #confirmed(round: number, call: RoundCall, reading: Reading, signal: AbortSignal): Promise<boolean> {
     const { rank } = this.#options;
     const { remainingMs: timeoutMs } = call.deadline;

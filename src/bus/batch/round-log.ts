@@ -80,7 +80,7 @@ export class RoundLog {
     return this.#head;
   }
 
-  /** The number after the highest round that failed: 1 where none has. */
+  /** The number after the highest round that failed: 1 if none has. */
   next(from: string): number {
     return (this.#failed.get(from)?.last.round ?? 0) + 1;
   }

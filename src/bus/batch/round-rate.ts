@@ -10,7 +10,7 @@ export class RoundRate {
   readonly #planned: number | undefined;
   #secondsPerByte: number | undefined;
 
-  /** `planned`: the seconds that the plan promises, where it knows the links. */
+  /** `planned`: the seconds that the plan promises, if it knows the links. */
   constructor(execution: Execution, planned: number | undefined) {
     this.#execution = execution;
     this.#planned = planned;

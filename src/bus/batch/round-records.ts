@@ -30,7 +30,7 @@ export async function markTidied(
   await store.set(markKey(prefix), Buffer.from(String(round - markEvery)), deadline.rest);
 }
 
-/** The rounds of which anything can stand in the store, by who has been in them. */
+/** The rounds of which anything can stand in the store, as a rank that has been in them knows them. */
 export interface RoundRange {
   readonly first: number;
   readonly last: number;
@@ -57,7 +57,7 @@ export async function findAndForgetRounds(
   await forgetKeys(store, prefix, found, deadline);
 }
 
-/** The same for who knows them. */
+/** The same for a rank that knows them. */
 export async function forgetRounds(
   store: Store,
   prefix: string,

@@ -42,7 +42,7 @@ export interface StagedCommitOptions {
   readonly rank: number;
   /** Ranks of the batch: all of them have to have their part. */
   readonly voters: readonly number[];
-  /** Absent where this rank receives nothing. */
+  /** Absent if this rank receives nothing. */
   readonly shadow: HostMemory | undefined;
   readonly tensors: readonly ShadowedTensor[];
   /** Frees the shadow memory. */
@@ -70,7 +70,7 @@ type Decision = { readonly committed: true } | { readonly committed: false; read
 
 /** Milliseconds after which voters that have said nothing yet are asked again. */
 const askAgainMs = 500;
-/** Milliseconds beyond its deadline in which a rank that has voted waits for who is to blame. */
+/** Milliseconds beyond its deadline in which a rank that has voted waits to hear who is to blame. */
 const blameMs = 100;
 /** Bytes that are copied before others get their turn on the event loop. */
 const sliceBytes = 32 * 2 ** 20;

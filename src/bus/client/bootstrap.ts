@@ -18,7 +18,7 @@ export interface Bootstrapped extends BusPaths {
   readonly client: TensorBusClient;
   readonly agentRank: number;
   readonly rankFrom: "AGENT_RANK" | "RANK";
-  /** `RANK` and `AGENT_RANK_OFFSET`, where the rank is their sum. */
+  /** `RANK` and `AGENT_RANK_OFFSET`, if the rank is their sum. */
   readonly rank?: number;
   readonly agentRankOffset?: number;
   readonly pathsFrom: "pathNamingFn" | "environment" | "default";

@@ -327,8 +327,8 @@ export class TensorBusClient implements AsyncDisposable {
   }
 
   /**
-   * Waits until an agent lives on these paths again, and ties to it. Calls do that by themselves once one lives; this is for
-   * who wants to wait for it. Errors are those of `connect`.
+   * Waits until an agent lives on these paths again, and ties to it. Calls do that by themselves once one lives; this is
+   * for callers that want to wait for it. Errors are those of `connect`.
    */
   async awaitAgent(options: DeadlineOptions = {}): Promise<void> {
     await this.#connection.awaitAgent(options);

@@ -67,7 +67,7 @@ export interface TensorDescription {
 
 export type ClientTensor = SharedTensor | ArrayBufferView | TensorDescription;
 
-/** The type of a typed array's elements, where it says it. */
+/** The type of a typed array's elements, if the array's own type says it. */
 const dtypeOfArray: Readonly<Record<string, DType>> = {
   Float64Array: "float64",
   Float32Array: "float32",
@@ -172,7 +172,7 @@ export class RegionHold {
   constructor(storages: readonly SharedStorage[], plain: readonly PlainRegion[]) {
     this.#storages = storages;
     this.#plain = plain;
-    // All of them are there, or none is retained: asking for an address is refused where it was closed.
+    // All of them are there, or none is retained: asking for an address is refused if it was closed.
     for (const { memory } of storages) void memory.address;
     for (const { memory } of storages) memory.retain();
   }

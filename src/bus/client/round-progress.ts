@@ -8,7 +8,7 @@ const askMs = 100;
 
 /**
  * Asks for the progress of a round from its `queued` on, and ends it with what was moved; `last` is the event that came last,
- * for who subscribes in the middle of a round. Answers that do not come are left out.
+ * for those who subscribe in the middle of a round. Answers that do not come are left out.
  */
 export function followRounds(
   events$: Observable<RoundEvent>,

@@ -28,7 +28,7 @@ export interface DoorOptions {
   readonly sides: Readonly<Record<string, readonly number[]>>;
   /** The name of the agent's own, which clients are lent. */
   readonly heartbeat: string;
-  /** Less than the door's own limits, for who has less to give. */
+  /** Limits below the door's own, for agents that have less to give. */
   readonly limits?: Partial<DoorLimits>;
 }
 

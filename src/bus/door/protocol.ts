@@ -157,7 +157,7 @@ export function encodeFrame(frame: AgentFrame): Buffer {
   return bytes;
 }
 
-/** Cuts what comes into frames. What is unfinished is counted, and bounded by who asks. */
+/** Cuts what comes into frames. What is unfinished is counted; the caller bounds it. */
 export class FrameReader {
   #chunks: Buffer[] = [];
   #bytes = 0;

@@ -87,7 +87,7 @@ export class PairMeeting {
     if (slot === 0) await this.#removeSide();
   }
 
-  /** The record of the side, where this rank's has not been replaced. */
+  /** Removes the record of the side, unless another rank has replaced it. */
   async #removeSide(): Promise<void> {
     const { rank, generation } = this.#self;
     const key = sideRecordKey(this.#spec.pair, this.#spec.local);
@@ -100,7 +100,7 @@ export class PairMeeting {
     return parsed.success ? parsed.data : undefined;
   }
 
-  /** Its own slot of an earlier time, or the first free one from where its number puts it. */
+  /** Takes its own slot of an earlier time, or the first free one from its position in the side on. */
   async #takeSlot(deadline: Deadline): Promise<number> {
     const { pair, local, remote, worldSize, layout } = this.#spec;
     const { store } = this.#rendezvous;
@@ -140,7 +140,7 @@ export class PairMeeting {
     );
   }
 
-  /** A slot goes with its process, where the store can do that. */
+  /** A slot goes with its process, if the store can do that. */
   async #hold(key: string, bytes: Uint8Array, slot: number, deadline: Deadline): Promise<number> {
     const { store } = this.#rendezvous;
     if (store.capabilities.lease) await store.set(key, bytes, { ...deadline.rest, leased: true });
@@ -290,7 +290,7 @@ export class PairMeeting {
 
 const cleaning = { timeoutMs: 1000 };
 
-/** What was met. Where the leader fails, why: it knows more than who waits for its record. */
+/** Gives what was met; or fails as the leader does, which knows more than a rank that waits for its record. */
 export async function led<T>(leading: Promise<unknown>, meeting: Promise<T>): Promise<T> {
   const failure = leading.then(
     () => undefined,

@@ -146,7 +146,7 @@ export class Pairs {
     );
     if (third !== undefined) {
       const expected = `${third.spec.local} and ${third.spec.remote}`;
-      const message = `pair ${pair}: sides ${local} and ${remote}, where rank ${rank} has registered ${expected}`;
+      const message = `pair ${pair}: sides ${local} and ${remote}, but rank ${rank} has registered ${expected}`;
       throw new TensorBusError("TB_PAIR_MISMATCH", message, {
         details: { ...details, value: `${local} and ${remote}`, expected },
       });

@@ -1,5 +1,5 @@
 /**
- * Records that ranks leave for each other in the store: MessagePack, checked when they are read, split where they are too
+ * Records that ranks leave for each other in the store: MessagePack, checked when they are read, split if they are too
  * long for a value, each under a key of bounded length. Whether they are signed is the store's matter (`signedStore`).
  */
 import { createHash, randomBytes } from "node:crypto";
@@ -53,7 +53,7 @@ export class Rendezvous {
     this.#distrust = distrust;
   }
 
-  /** Writes a record; who reads it sees the old one or the new one. It goes with this process where the store can do that. */
+  /** Writes a record; who reads it sees the old one or the new one. It goes with this process if the store can do that. */
   async publish(key: string, value: unknown, options: DeadlineOptions): Promise<void> {
     const deadline = new Deadline(options);
     const call = () => ({ ...deadline.rest, leased: this.store.capabilities.lease });

@@ -1,6 +1,6 @@
 /**
  * An agent's way to the others: the store, and the session of the transport. A store that is lost takes the session with it;
- * where the agent knows how to open another one, it goes on with that.
+ * if the agent knows how to open another one, it goes on with that.
  */
 import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";

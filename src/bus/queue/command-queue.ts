@@ -36,7 +36,7 @@ export interface StartedCommand {
   /** Its place in the queue, larger than those before it. */
   readonly position: bigint;
   readonly header: CommandHeader;
-  /** The command, where it is to be run. */
+  /** The command, if it is to be run. */
   readonly command?: Command;
   /** Why it is not to be run: its body is malformed (`TB_COMMAND`), or its deadline has passed (`TB_TIMEOUT`). */
   readonly error?: TensorBusError;
@@ -156,7 +156,7 @@ export class CommandQueue implements AsyncDisposable {
   }
 
   /**
-   * What waits, where all of it are questions behind position `after`: they change nothing, so that they may be answered
+   * What waits, if all of it are questions behind position `after`: they change nothing, so that they may be answered
    * where they stand, and are removed as `finished` by the next `dequeue`. Empty if anything else is to be done first. An
    * agent that dies between the two leaves them to the next one, whose answer comes second and is not kept.
    */

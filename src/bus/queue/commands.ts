@@ -256,7 +256,7 @@ const failureSchema = z.strictObject({
 });
 const bytesMoved = z.bigint().min(0n);
 const plannedSchema = z.union([
-  /** How many of this side's tensors, over all of its ranks, travel: fewer than it has where `match` leaves some out. */
+  /** How many of this side's tensors, over all of its ranks, travel: fewer than it has if `match` leaves some out. */
   z.strictObject({ digest: z.string(), tensors: z.int().min(0) }),
   z.strictObject({ refused: failureSchema }),
 ]);
@@ -284,7 +284,7 @@ export const resultSchemas = {
     bytesReceived: bytesMoved,
     bytesCopied: bytesMoved,
     seconds: z.number(),
-    /** From the rate of earlier rounds; for the first from the plan's topology, where it has one. */
+    /** From the rate of earlier rounds; for the first from the plan's topology, if it has one. */
     predictedSeconds: z.number().optional(),
     /** A round that this rank had completed, or took no part in, has failed elsewhere since its last one. */
     failedBefore: z.strictObject({ round: z.int(), rank: z.int(), code: z.string() }).optional(),

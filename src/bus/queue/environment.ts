@@ -1,7 +1,7 @@
 /**
  * An LMDB environment that several processes write, and none of them can stop the others' event loops. A write is done on
  * the event loop, since it takes microseconds once LMDB's lock is free; the gate in C tells whether it is, and its thread
- * waits where it is not (docs/adr/0007-queue-writes.md).
+ * waits if it is not (docs/adr/0007-queue-writes.md).
  */
 import { join } from "node:path";
 import { open, type RootDatabase } from "lmdb";
@@ -148,7 +148,7 @@ export class Environment implements AsyncDisposable {
   }
 
   /**
-   * Runs `work` in one write transaction: all of it or, where it throws, nothing. At once if the gate is free, else in
+   * Runs `work` in one write transaction: all of it or, if it throws, nothing. At once if the gate is free, else in
    * turn behind the writes that wait already. `TB_QUEUE_STUCK` if another process does not free the lock in time, and
    * then, as with `TB_CANCELLED`, `work` has not run and will not.
    */
@@ -338,7 +338,7 @@ export class Environment implements AsyncDisposable {
     }
   }
 
-  /** The space that the commit may take: LMDB overruns its memory where a write of its fails. */
+  /** Reserves the space that the commit may take: if a write of its fails, LMDB overruns its memory. */
   #reserve({ puts, removes, smallBytes, bigPages }: CountedDatabase): void {
     const hadRoom = this.#hasRoom;
     this.#hasRoom = false;

@@ -6,7 +6,7 @@ import { fstatSync } from "node:fs";
 import { maxViewBytes } from "../../ffi/view.ts";
 import { SharedMemory } from "../../memory/shared-memory.ts";
 
-/** A memfd of this process, seen as one ArrayBuffer where it is not too large for that. */
+/** A memfd of this process, seen as one ArrayBuffer if it is not too large for that. */
 export class SharedStorage {
   readonly memory: SharedMemory;
   readonly #bytes: number;

@@ -64,7 +64,7 @@ export class SharedTensor<D extends DType = DType> {
     return new SharedTensor(dtype, { shape, strides, offset: 0 }, { storage, base: offset });
   }
 
-  /** The memory that it lies in; for who describes it to an agent. */
+  /** The memory that it lies in, for code that describes it to an agent. */
   get storage(): SharedStorage {
     return this.#place.storage;
   }

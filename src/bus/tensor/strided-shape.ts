@@ -98,7 +98,7 @@ export function permuted({ shape, strides, offset }: StridedShape, order: readon
 }
 
 /**
- * The same elements in another shape, where that needs no copy: a new dimension must lie within dimensions that follow
+ * The same elements in another shape, if that needs no copy: a new dimension must lie within dimensions that follow
  * each other without a gap. One size may be -1. `RangeError` otherwise.
  */
 export function reshaped({ shape, strides, offset }: StridedShape, wanted: readonly number[]): StridedShape {
