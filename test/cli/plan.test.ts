@@ -91,6 +91,15 @@ describe("plan", () => {
     });
   });
 
+  test("says what NCCL is to take, which hands nothing on while the rest still comes", async () => {
+    const topology = "topology: { ranksPerHost: 4, hostMBps: 1000, networkMBps: 100, latencyUs: 50 }\n";
+    const replicas = `${small.replace("target: [S(0)]", "target: [R]")}bucketBytes: 64KiB\n${topology}`;
+    const striped = await runCli("plan", specFile(replicas.replace("direct", "striped")));
+    // 2 MiB across hosts at 100 MB/s, then as much within the host at 1000.
+    expect(row(striped.stdout, "over", "NCCL")[1]).toMatch(/^at least about 23\.2 ms, \d % more/);
+    expect((await runCli("plan", specFile(replicas))).stdout).not.toContain("NCCL");
+  });
+
   test("--verify proves the plan first", async () => {
     const { code, stdout } = await runCli("plan", specFile(small), "--verify");
     expect(code).toBe(0);

@@ -11,8 +11,11 @@ import { bucketJobs } from "../../src/plan/schedule/jobs.ts";
 import { Turns } from "../../src/plan/schedule/turns.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { NativeTransfer } from "../../src/transport/native-transfer.ts";
-import type { TransportSession } from "../../src/transport/transport.ts";
+import { select } from "../../src/transport/selection.ts";
+import type { Transport, TransportSession } from "../../src/transport/transport.ts";
 import { memory } from "../../transports/memory/index.ts";
+import { shm } from "../../transports/shm/index.ts";
+import { tcp } from "../../transports/tcp/index.ts";
 import { type CaseOptions, randomCase } from "./compliance/cases.ts";
 import { prepareCase } from "./compliance/world.ts";
 
@@ -46,13 +49,14 @@ function foreseen(input: PlanInput): number[][][] {
   return asked;
 }
 
-/** The same, as it was said in a round of real sessions. */
-async function recorded(seed: number, options: CaseOptions) {
-  const transport = memory();
+/** The same, as it was said in a round of real sessions; and by what their buckets went. */
+async function recorded(seed: number, options: CaseOptions, transportOf: (rank: number) => Transport) {
   const store = memoryStores()();
   const transfers: NativeTransfer[] = [];
   const opened: TransportSession[] = [];
-  for (let rank = 0; rank < ranks; rank++) opened.push(await transport.open({ rank, world: ranks, store }));
+  for (let rank = 0; rank < ranks; rank++) {
+    opened.push(await transportOf(rank).open({ rank, world: ranks, store }));
+  }
   const sessions = opened.map(
     (session, rank) =>
       new Proxy(session, {
@@ -71,18 +75,23 @@ async function recorded(seed: number, options: CaseOptions) {
   const transfer = randomCase(seed, options);
   const prepared = await prepareCase(sessions, transfer);
   await prepared.round();
+  const used = prepared.executions.flatMap(({ stats }) =>
+    [...stats.peers.values()].map((peer) => peer.transport),
+  );
   const asked = transfers.map((one) => {
     const all = one.asked();
     return stages.map((stage) => all.filter((bucket) => bucket.stage === stage).map(({ rank }) => rank));
   });
   await prepared[Symbol.asyncDispose]();
   for (const session of opened) await session.close();
-  return { asked, input: transfer.input };
+  return { asked, used: new Set(used), input: transfer.input };
 }
 
+const topology = { hosts: [0, 0, 0, 1, 1, 1], hostMBps: 1000, networkMBps: 100, latencyUs: 0 };
+const striped = { strategy: "striped", bucketBytes: 4096, bucketsInFlight: 1, peersInFlight: 1 } as const;
+
 test("ranks ask in the order that the schedule is made with", { timeout: 60_000 }, async () => {
-  const topology = { hosts: [0, 0, 0, 1, 1, 1], hostMBps: 1000, networkMBps: 100, latencyUs: 0 };
-  const striped = { strategy: "striped", bucketBytes: 4096, bucketsInFlight: 1, peersInFlight: 1 } as const;
+  const transport = memory();
   const kinds: readonly CaseOptions[] = [
     { options: striped, tensors: 5 },
     { options: { ...striped, topology }, tensors: 5 },
@@ -92,11 +101,28 @@ test("ranks ask in the order that the schedule is made with", { timeout: 60_000 
   let [several, handedOn] = [0, 0];
   for (const [kind, options] of kinds.entries()) {
     for (let seed = 2000 + kind * 100; seed < 2012 + kind * 100; seed++) {
-      const { asked, input } = await recorded(seed, options);
+      const { asked, input } = await recorded(seed, options, () => transport);
       expect(asked, `seed ${seed}`).toEqual(foreseen(input));
       several += asked.filter(([first]) => new Set(first).size > 1).length;
       handedOn += asked.filter(([, second]) => second!.length > 0).length;
     }
   }
   expect(Math.min(several, handedOn)).toBeGreaterThan(20);
+});
+
+/** The second host's ranks reach each other by shared memory; all else goes over TCP, as between hosts. */
+const byHost = (rank: number) => (topology.hosts[rank] === 0 ? tcp() : select([shm(), tcp()]));
+
+test("and where stripes come over TCP and are handed on by shared memory", { timeout: 60_000 }, async () => {
+  let [both, handedOn] = [0, 0];
+  for (const [kind, partial] of [undefined, "sum" as const].entries()) {
+    for (let seed = 2600 + kind * 100; seed < 2606 + kind * 100; seed++) {
+      const options = { options: { ...striped, topology }, tensors: 5, ...(partial && { partial }) };
+      const { asked, used, input } = await recorded(seed, options, byHost);
+      expect(asked, `seed ${seed}`).toEqual(foreseen(input));
+      if (used.has("tcp") && used.has("shm")) both++;
+      handedOn += asked.slice(3).filter(([, second]) => second!.some((rank) => rank >= 3)).length;
+    }
+  }
+  expect(Math.min(both, handedOn)).toBeGreaterThan(6);
 });

@@ -7,6 +7,8 @@ import type { Output } from "../ui/output.ts";
 import { formatFields, formatTable, type TableOf } from "../ui/table.ts";
 import { busiestRanks, patternTable, rankTable, sideTable, stageTable, tensorBytes } from "./tables.ts";
 
+/** What stages take one after the other is said if it is more than the prediction by this factor. */
+const noticeable = 1.01;
 /** Longer tables are cut to what matters most. */
 const mostRows = 16;
 
@@ -96,7 +98,11 @@ export function summaryOf({ spec, plan, verified }: Report, stats: PlanStats): [
     ["staging", `at most ${formatBytes(staging)} a rank`],
   );
   const schedule = plan.schedule();
-  if (schedule !== undefined) fields.push(["predicted", describeSchedule(schedule)]);
+  if (schedule !== undefined) {
+    fields.push(["predicted", describeSchedule(schedule)]);
+    if (schedule.stagesInTurn > schedule.makespan * noticeable)
+      fields.push(["over NCCL", describeInTurn(schedule)]);
+  }
   if (verified)
     fields.push(["verified", "every target element is written exactly once, from the right source"]);
   return fields;
@@ -113,6 +119,12 @@ function describeBalance({ busiest: rank, imbalance, ranks }: PlanStats): string
   if (rank === undefined) return "nothing is sent";
   const sent = ranks.find((entry) => entry.rank === rank)!.sent;
   return `rank ${rank} sends most, ${formatBytes(sent)}, ${imbalance.toFixed(3)} times the mean`;
+}
+
+/** What is handed on while the rest still comes does not count over NCCL, whose stages follow one another. */
+function describeInTurn({ stagesInTurn, makespan }: Schedule): string {
+  const over = (stagesInTurn / makespan - 1) * 100;
+  return `at least about ${formatDuration(stagesInTurn / 1e9)}, ${over.toFixed(0)} % more: its stages follow one another`;
 }
 
 function describeSchedule(schedule: Schedule): string {

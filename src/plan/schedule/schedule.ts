@@ -29,6 +29,11 @@ export interface Schedule {
   readonly boundBy: "link" | "chain";
   /** The makespan over the lower bound; 1 if nothing is sent. */
   readonly ratio: number;
+  /**
+   * What the busiest end of each stage takes, one stage after the other: about the least where stages do not overlap, which is over
+   * NCCL, whose steps are known beforehand. All other times are of transports whose receivers ask for buckets as they want them.
+   */
+  readonly stagesInTurn: number;
   /** The end that is busy longest, of several the lowest rank's; `undefined` if nothing is sent. */
   readonly busiest: LinkEnd | undefined;
   /** True if every bucket was looked at; of larger plans it is parts of channels. */
@@ -66,6 +71,7 @@ export function makeSchedule(subject: Subject, channels: Channels, topology: Nor
     lowerBound,
     boundBy: chain > link ? "chain" : "link",
     ratio: lowerBound === 0 ? 1 : makespan / lowerBound,
+    stagesInTurn: stagesInTurn(channels, wiring, speeds),
     busiest,
     isByBucket,
     ...bytesByReach(channels, wiring),
@@ -111,16 +117,26 @@ function wire(
   };
 }
 
+function stagesInTurn(channels: Channels, wiring: Wiring, speeds: Float64Array): number {
+  let sum = 0;
+  for (const stage of [0, 1, 2]) {
+    const busiest = busiestEnd(channels, wiring, speeds, (row) => channels.stage[row] === stage);
+    sum += busiest === undefined ? 0 : busiest.busy + wiring.latency;
+  }
+  return sum;
+}
+
 /** A megabyte a second is a byte a microsecond. What a channel takes is rounded down, so that sums stay a bound. */
 function busiestEnd(
   channels: Channels,
   { outEnd, inEnd, ends }: Wiring,
   speeds: Float64Array,
+  counts: (row: number) => boolean = () => true,
 ): LinkEnd | undefined {
   const busy = new Float64Array(ends);
   const bytes = new Float64Array(ends);
   for (let row = 0; row < channels.count; row++) {
-    if (outEnd[row] === -1) continue;
+    if (outEnd[row] === -1 || !counts(row)) continue;
     const wireBytes = channels.wireBytes[row]!;
     for (const end of [outEnd[row]!, inEnd[row]!]) {
       busy[end]! += Math.floor((wireBytes * 1000) / speeds[row]!);
