@@ -170,7 +170,7 @@ TB_API int32_t tb_session_stop(uint64_t session, tb_error *err);
 /*
  * Ends everything and joins the threads; blocks until they are gone, which is at most quiesce_ms and half a second, and
  * no time after TB_EVENT_ENDED. Events not yet read are lost. A closed or unknown handle is TB_ECLOSED. TB_EQUARANTINED
- * if a thread did not end, or a peer may still read: what is registered may still be touched.
+ * if a thread did not end, a GPU or a library did not come to rest, or a peer may still read: what is registered may still be touched.
  */
 TB_API int32_t tb_session_close(uint64_t session, tb_error *err);
 
@@ -400,7 +400,10 @@ TB_API int32_t tb_nccl_leave(uint64_t session, uint64_t communicator, tb_error *
 
 /* ---- UCX ------------------------------------------------------------------------------------------------------- */
 
-/* What UCX can do here: that it is there, that it has devices which read other hosts' memory, and that it reaches CUDA memory. */
+/*
+ * What UCX can do here: that it is there, that it has devices which read other hosts' memory, and that it moves CUDA memory: it was
+ * built for it, and is 1.16 or newer.
+ */
 enum tb_ucx_speaks { TB_UCX_SPOKEN = 1, TB_UCX_RDMA = 2, TB_UCX_CUDA = 4 };
 /*
  * library: libucp's file, NULL or "" for $TENSOR_BUS_LIBUCP, else libucp.so.0. transports: those of UCX that may be used, as in

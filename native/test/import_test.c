@@ -70,7 +70,7 @@ static void fake_start(fake *f, const kit *k, const uint8_t *memory) {
 
 static void fake_end(fake *f) {
     tb_program_free(&f->transfer.program);
-    tb_carrier_shm.session_free(&f->session);
+    tb_carrier_shm.session_free(&f->session, NULL);
     free(f->program.bytes);
     pthread_mutex_destroy(&f->session.lock);
 }

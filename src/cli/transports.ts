@@ -28,19 +28,30 @@ export function chooseTransport(
     [
       shm(),
       tcp(meeting),
-      ...(name === "ucx" || (name === "auto" && readsByRdma()) ? [ucx(meeting)] : []),
+      ...ofUcx(name, meeting, device),
       ...(device === undefined ? [] : ofDevice(device, name)),
     ],
     name === "auto" ? {} : { force: name },
   );
 }
 
-/** UCX is loaded only if it could be of use, since it registers, and so pins, all that is moved. */
-function readsByRdma(): boolean {
+/**
+ * UCX is loaded only if it could be of use, since it registers, and so pins, all that is moved. Whoever asks for it and names a
+ * GPU wants both: a library without CUDA is an error then.
+ */
+function ofUcx(name: TransportName, meeting: TcpTransportOptions, device: string | undefined): Transport[] {
+  const found = name === "auto" ? findRdma() : undefined;
+  if (name !== "ucx" && found === undefined) return [];
+  return [ucx({ ...meeting, ...(device !== undefined && found?.cuda !== false ? { device } : {}) })];
+}
+
+/** What UCX can do where it finds a device that reads other hosts' memory. */
+function findRdma(): { readonly cuda: boolean } | undefined {
   try {
-    return hasRdmaDevice() && queryUcx().rdma;
+    const found = hasRdmaDevice() ? queryUcx() : undefined;
+    return found?.rdma ? found : undefined;
   } catch {
-    return false;
+    return undefined;
   }
 }
 

@@ -33,7 +33,7 @@ export function queryUcx({ library = "", transports = "" }: UcxOptions = {}): {
   readonly version: string;
   /** It has devices that read memory of other hosts. */
   readonly rdma: boolean;
-  /** It was built for CUDA memory. */
+  /** It moves CUDA memory: it was built for it, and is 1.16 or newer. */
   readonly cuda: boolean;
 } {
   const [version, bits] = native.tb_ucx_query(library, transports);

@@ -23,10 +23,10 @@ function failure(run: () => unknown): readonly [string, string] {
 }
 
 /** A library with some of UCX's functions. */
-function library(name: string, source: string): string {
+function library(name: string, source: string, ...more: readonly string[]): string {
   const path = join(folder, name);
   writeFileSync(`${path}.c`, source);
-  execFileSync("cc", ["-shared", "-fPIC", "-o", path, `${path}.c`]);
+  execFileSync("cc", ["-shared", "-fPIC", "-o", path, `${path}.c`, ...more]);
   return path;
 }
 
@@ -73,9 +73,22 @@ describe.skipIf(ucxVersion === undefined)("the real UCX", () => {
     expect(execFileSync(program, { encoding: "utf8" })).toMatch(/^version 1\d{4}\n$/);
   });
 
+  const linked = [`-L${native}/build`, "-ltensorbus", `-Wl,-rpath,${native}/build`, "-ldl"];
+  const leftBehind = /^closed 206: the thread of UCX was left behind/;
+
   it("is waited for by nobody once the process ends, whose end its thread rests for", () => {
-    const program = build("exit", `-L${native}/build`, "-ltensorbus", `-Wl,-rpath,${native}/build`);
-    expect(execFileSync(program, { encoding: "utf8", timeout: 10_000 })).toBe("closed 0\n");
+    const program = build("exit", ...linked);
+    expect(execFileSync(program, { encoding: "utf8", timeout: 10_000 })).toMatch(leftBehind);
+  });
+
+  it("is left to itself if its thread does not come back, and the end of the session says so", () => {
+    const name = library("libucp.so.0", "", "-Wl,-soname,libucp.so.0");
+    const inFront = join(folder, "stuck.so");
+    const source = join(import.meta.dirname, "ucx/stuck.c");
+    const flags = ["-shared", "-fPIC", "-DLIBRARY", "-D_GNU_SOURCE", "-Wl,--no-as-needed"];
+    execFileSync("cc", [...flags, source, "-o", inFront, name, "-ldl"]);
+    const run = execFileSync(build("stuck", ...linked), [inFront], { encoding: "utf8", timeout: 60_000 });
+    expect(run).toMatch(leftBehind);
   });
 
   it.skipIf(!existsSync("/usr/include/ucp/api/ucp.h"))("lays out what is passed in as we declare it", () => {

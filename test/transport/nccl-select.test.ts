@@ -69,7 +69,7 @@ const prepareOnGpu = (
   sessions: readonly TransportSession[],
   transfer: TransferCase,
   options: { readonly timeoutMs?: number } = {},
-) => prepareCase(sessions, transfer, { memory: "cuda", ...options });
+) => prepareCase(sessions, transfer, { memory: () => "cuda", ...options });
 
 /** Each rank's transports by peer, as its statistics say them. */
 const waysOf = ({ executions }: PreparedCase) =>

@@ -13,6 +13,8 @@ typedef struct order {
     tb_pull *pull;
     const tb_cuda_moves *moves;
     uint32_t group;
+    void (*then)(void *argument);
+    void *argument;
 } order;
 
 /* Orders whose moves are in a stream, and the event behind them. */
@@ -37,6 +39,9 @@ struct tb_device {
 
 static void end_order(order *one, int32_t code, const char *message) {
     int32_t rank = one->pull->transfer->session->options.rank;
+    if (one->then != NULL) {
+        one->then(one->argument);
+    }
     tb_pull_end(one->pull, code, rank, 0, message);
     free(one);
 }
@@ -154,12 +159,20 @@ static enum tb_cuda_step step(tb_cuda_task *task, tb_cuda_worker *worker) {
 }
 
 void tb_device_submit(tb_device *device, tb_pull *pull, const tb_cuda_moves *moves, uint32_t group) {
+    tb_device_submit_then(device, pull, moves, group, NULL, NULL);
+}
+
+void tb_device_submit_then(tb_device *device, tb_pull *pull, const tb_cuda_moves *moves, uint32_t group,
+                           void (*then)(void *argument), void *argument) {
     order *one = malloc(sizeof *one);
     if (one == NULL) {
+        if (then != NULL) {
+            then(argument);
+        }
         tb_pull_end(pull, TB_ENO_MEMORY, pull->transfer->session->options.rank, 0, "a bucket on a GPU");
         return;
     }
-    *one = (order){NULL, pull, moves, group};
+    *one = (order){NULL, pull, moves, group, then, argument};
     pthread_mutex_lock(&device->lock);
     *device->waiting_end = one;
     device->waiting_end = &one->next;
@@ -205,17 +218,23 @@ static bool is_stepped(tb_device *device) {
     return stepped;
 }
 
-static void close_device(tb_device *device, uint32_t quiesce_ms) {
+static int32_t close_device(tb_device *device, uint32_t quiesce_ms, tb_error *err) {
     do {
         tb_cuda_worker_call(device->worker, do_nothing, NULL, NULL);
     } while (is_stepped(device));
-    tb_cuda_worker_close(device->worker, quiesce_ms, NULL);
+    int32_t code = tb_cuda_worker_close(device->worker, quiesce_ms, err);
     pthread_mutex_destroy(&device->lock);
     free(device);
+    return code;
 }
 
 tb_cuda_worker *tb_device_worker(const tb_device *device) {
     return device->worker;
+}
+
+int32_t tb_device_make_current(const tb_device *device, tb_error *err) {
+    TB_CUDA_TRY(device->worker->api, cuCtxSetCurrent(device->worker->context), err);
+    return TB_OK;
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------ */

@@ -72,8 +72,11 @@ typedef struct tb_carrier {
     void (*session_stop)(tb_session *session);
     /* Waits for that; false if it takes longer. Without the lock. */
     bool (*session_rest)(tb_session *session, uint64_t until);
-    /* Gives back what the session took; also if session_open failed. */
-    void (*session_free)(tb_session *session);
+    /*
+     * Gives back what the session took; also if session_open failed. TB_EQUARANTINED if something of it still runs, and may
+     * touch what was registered: that, and the session's device, are left to it.
+     */
+    int32_t (*session_free)(tb_session *session, tb_error *err);
 
     /* ---- memory, for a carrier that registers it before it moves it: both may be NULL ---- */
     /*
@@ -138,8 +141,8 @@ enum { TB_PIECE_WORDS = 5 };
 /* What a session asks of the device that its tensors may lie on. Calls block, and are made without the lock. */
 typedef struct tb_device_kind {
     int32_t (*open)(const uint8_t uuid[16], tb_device **device, tb_error *err);
-    /* Nothing of it is under way any more. */
-    void (*close)(tb_device *device, uint32_t quiesce_ms);
+    /* Nothing of this session is under way there any more. TB_EQUARANTINED if the device itself does not come to rest. */
+    int32_t (*close)(tb_device *device, uint32_t quiesce_ms, tb_error *err);
     /* How peers reach memory of the device. TB_EREGION if it is none, or not the device's. */
     int32_t (*describe)(tb_device *device, uint64_t address, uint64_t bytes, tb_device_memory *memory, tb_error *err);
     /* The pool of a transfer, and what it needs to move buckets from this rank to itself: sets transfer->mover. */

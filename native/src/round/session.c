@@ -49,7 +49,9 @@ static int32_t check_options(const tb_session_options *options, tb_error *err) {
     return TB_OK;
 }
 
-static void free_session(tb_session *session) {
+/* TB_EQUARANTINED if a carrier left something behind that still runs. */
+static int32_t free_session(tb_session *session, tb_error *err) {
+    int32_t code = TB_OK;
     while (session->imports != NULL) {
         tb_import *import = session->imports;
         session->imports = import->next;
@@ -67,18 +69,18 @@ static void free_session(tb_session *session) {
         tb_region_withdraw(session, &session->regions[i]);
     }
     for (const tb_carrier *const *at = session->carriers; *at != NULL; at++) {
-        if ((*at)->session_free != NULL) {
-            (*at)->session_free(session);
-        }
+        int32_t freed = (*at)->session_free == NULL ? TB_OK : (*at)->session_free(session, err);
+        code = freed == TB_OK ? code : freed;
     }
     tb_net_free(&session->net);
     tb_threads_free(session);
-    if (session->device != NULL) {
-        session->devices->close(session->device, session->options.quiesce_ms);
+    if (session->device != NULL && code == TB_OK) {
+        code = session->devices->close(session->device, session->options.quiesce_ms, err);
     }
     free(session->regions);
     pthread_cond_destroy(&session->thread_ended);
     free(session);
+    return code;
 }
 
 /* The session's memory and its pipe; *event_fd is the caller's end. */
@@ -94,7 +96,7 @@ static int32_t make_session(const tb_session_options *options, const tb_backend 
     tb_cond_init(&session->thread_ended);
     int32_t code = tb_net_init(&session->net, options, backend, &tb_round_peers, event_fd, err);
     if (code != TB_OK) {
-        free_session(session);
+        free_session(session, NULL);
         return code;
     }
     *made = session;
@@ -127,9 +129,15 @@ static int32_t identify(tb_session *session, tb_error *err) {
 
 static int32_t open_device(tb_session *session, tb_error *err) {
     static const uint8_t none[sizeof session->options.device];
-    bool needed = tb_session_may(session, TB_WAY_STREAM | TB_WAY_PULL | TB_WAY_JOINT, TB_MEMORY_CUDA);
     bool named = memcmp(session->options.device, none, sizeof none) != 0;
-    if (needed != named) {
+    bool needed = false, of_use = false;
+    for (const tb_carrier *const *at = session->carriers; *at != NULL; at++) {
+        if ((session->identity.carriers >> (*at)->number & 1) != 0) {
+            needed = needed || (*at)->memory == TB_MEMORY_CUDA;
+            of_use = of_use || ((*at)->memory & TB_MEMORY_CUDA) != 0;
+        }
+    }
+    if ((needed && !named) || (named && !of_use)) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a carrier of CUDA memory needs a device, and a device needs such a carrier");
     }
     return named ? session->devices->open(session->options.device, &session->device, err) : TB_OK;
@@ -167,7 +175,7 @@ int32_t tb_session_make(const tb_session_options *options, const tb_backend *bac
     }
     if (code != TB_OK) {
         close(*event_fd);
-        free_session(session);
+        free_session(session, NULL);
         return code;
     }
     *made = session;
@@ -200,7 +208,7 @@ no_backend:
     tb_threads_join(session, UINT64_MAX);
 no_threads:
     close(*event_fd);
-    free_session(session);
+    free_session(session, NULL);
     return code;
 }
 
@@ -348,11 +356,11 @@ int32_t tb_session_close(uint64_t handle, tb_error *err) {
                        session->options.quiesce_ms);
     }
     bool quarantined = find_quarantined(session);
-    free_session(session);
-    if (quarantined) {
+    int32_t code = free_session(session, err);
+    if (code == TB_OK && quarantined) {
         return tb_fail(err, TB_EQUARANTINED, -1, 0, "a peer may still read what was registered");
     }
-    return TB_OK;
+    return code;
 }
 
 /* ---- the rest of the interface ------------------------------------------------------------------------- */

@@ -253,7 +253,7 @@ function checkUcx(environment: Environment): Check {
   const advice = `install libucx0 (Debian) or ucx (RPM), 1.13 or newer; ${ucxVariable} names another libucp`;
   try {
     const { version, rdma, cuda } = queryUcx({ library: environment[ucxVariable] });
-    const devices = `${rdma ? "an" : "no"} RDMA device, ${cuda ? "built" : "not built"} for CUDA memory`;
+    const devices = `${rdma ? "an" : "no"} RDMA device, ${cuda ? "moves" : "does not move"} CUDA memory`;
     return { ...check, status: "ok", found: `${version}, ${devices}` };
   } catch (error) {
     if (!(error instanceof TensorBusError)) throw error;

@@ -11,9 +11,9 @@ static uint64_t session;
 static char memory[4096];
 
 static void close_late(void) {
-    tb_error error;
+    tb_error error = {0};
     int32_t code = tb_session_close(session, &error);
-    printf("closed %d\n", code);
+    printf("closed %d: %s\n", code, error.message);
     fflush(stdout);
 }
 

@@ -43,16 +43,21 @@ export interface PreparedCase extends AsyncDisposable {
   round(options?: { readonly delays?: Random }): Promise<readonly RoundReport[]>;
 }
 
+/** In which kind of memory a rank's tensors lie; default: `kindOf`. */
+interface MemoryOfRanks {
+  readonly memory?: (rank: number) => TestMemoryKind;
+}
+
 let keys = 0;
 
 export async function prepareCase(
   sessions: readonly TransportSession[],
   transfer: TransferCase,
-  { memory, ...options }: Partial<PrepareOptions> & { readonly memory?: TestMemoryKind } = {},
+  { memory, ...options }: Partial<PrepareOptions> & MemoryOfRanks = {},
 ): Promise<PreparedCase> {
   const plan = await planTransfer(transfer.input);
   const memories = sessions.map(
-    ({ capabilities }, rank) => new RankMemory(transfer, rank, memory ?? kindOf(capabilities)),
+    ({ capabilities }, rank) => new RankMemory(transfer, rank, memory?.(rank) ?? kindOf(capabilities)),
   );
   for (const [rank, session] of sessions.entries()) session.register(memories[rank]!.memory);
   const key = `case ${keys++}`;
@@ -103,7 +108,8 @@ export async function prepareCase(
 export async function runCase(
   sessions: readonly TransportSession[],
   transfer: TransferCase,
-  options: Partial<PrepareOptions> & { readonly rounds?: number; readonly delays?: Random } = {},
+  options: Partial<PrepareOptions> &
+    MemoryOfRanks & { readonly rounds?: number; readonly delays?: Random } = {},
 ): Promise<void> {
   const { rounds = 2, delays, ...prepare } = options;
   const prepared = await prepareCase(sessions, transfer, prepare);

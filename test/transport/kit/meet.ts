@@ -1,9 +1,9 @@
 /** Ranks of one process, each with a transport of its own, and what two of them take. */
 import { createExecutor } from "../../../src/exec/executor.ts";
-import { HostMemory } from "../../../src/memory/index.ts";
 import { DeviceMesh, type PlanInput, planTransfer, Replicate, Shard } from "../../../src/plan/index.ts";
 import { memoryStores } from "../../../src/store/memory-store.ts";
 import type { Transport, TransportSession } from "../../../src/transport/transport.ts";
+import { allocate, type TestMemoryKind, testDevices } from "./test-memory.ts";
 
 /** Sessions of ranks that each have a transport of their own. */
 export async function openEach(transports: readonly Transport[]) {
@@ -32,11 +32,20 @@ const input: PlanInput = {
 };
 
 /** What each of two ranks that prepare a small tensor says of the other: its transport, or why there is none. */
-export async function meet(transports: readonly [Transport, Transport], checksum = false): Promise<string[]> {
+export function meet(transports: readonly [Transport, Transport], checksum = false): Promise<string[]> {
+  return meetOn(transports, ["host", "host"], checksum);
+}
+
+/** The same with tensors in that memory. */
+export async function meetOn(
+  transports: readonly [Transport, Transport],
+  kinds: readonly [TestMemoryKind, TestMemoryKind],
+  checksum = false,
+): Promise<string[]> {
   await using world = await openEach(transports);
   const plan = await planTransfer(input);
   const prepared = world.sessions.map((session, rank) => {
-    const place = { memory: HostMemory.allocate(4096), offset: 0n };
+    const place = { memory: allocate(kinds[rank]!, 4096, testDevices.of(rank)).memory, offset: 0n };
     session.register(place.memory);
     const tensors = new Map([[0, rank === 0 ? { source: place } : { target: place }]]);
     return createExecutor(session).prepare(plan, { key: "one", checksum, tensors });

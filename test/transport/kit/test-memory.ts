@@ -16,9 +16,12 @@ export interface TestMemory {
 
 export type TestMemoryKind = "host" | "shared" | "cuda";
 
+/** The kind of memory that tests take where it does not matter which, if not that of the host where there is a choice. */
+export const preferredMemory: { kind?: TestMemoryKind } = {};
+
 /** The kind of memory that a test of an implementation takes where it does not matter which. */
 export function kindOf({ memory }: TransportCapabilities): TestMemoryKind {
-  return memory.includes("host") ? "host" : "cuda";
+  return preferredMemory.kind ?? (memory.includes("host") ? "host" : "cuda");
 }
 
 /** On which GPU a rank's memory lies: all of them on one, unless a test says otherwise. */

@@ -149,7 +149,7 @@ tb_nccl_set *tb_nccl_find(tb_session *session, uint64_t number, tb_error *err);
 void tb_nccl_stop(tb_session *session);
 /* Waits for that; false if it takes too long. Without the lock, as the next two. */
 bool tb_nccl_rest(tb_session *session, uint64_t until);
-void tb_nccl_free(tb_session *session);
+int32_t tb_nccl_free(tb_session *session, tb_error *err);
 void tb_nccl_give_event(tb_nccl *nccl, tb_cu_event event);
 
 /* ---- nccl_run.c: in the device's thread, without the lock ----------------------------------------------- */

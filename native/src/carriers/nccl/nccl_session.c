@@ -187,13 +187,13 @@ void tb_nccl_give_event(tb_nccl *nccl, tb_cu_event event) {
     }
 }
 
-void tb_nccl_free(tb_session *session) {
+int32_t tb_nccl_free(tb_session *session, tb_error *err) {
     tb_nccl *nccl = tb_nccl_of(session);
     if (nccl == NULL) {
-        return;
+        return TB_OK;
     }
     session->carrier_state[TB_CARRIER_NCCL] = NULL;
-    tb_cuda_worker_close(nccl->worker, session->options.quiesce_ms, NULL);
+    int32_t code = tb_cuda_worker_close(nccl->worker, session->options.quiesce_ms, err);
     while (nccl->sets != NULL) {
         tb_nccl_set *set = nccl->sets;
         nccl->sets = set->next;
@@ -202,4 +202,5 @@ void tb_nccl_free(tb_session *session) {
     }
     pthread_cond_destroy(&nccl->rested);
     free(nccl);
+    return code;
 }

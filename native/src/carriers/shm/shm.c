@@ -50,8 +50,10 @@ static int32_t shm_session_open(tb_session *session, tb_error *err) {
     return code;
 }
 
-static void shm_session_free(tb_session *session) {
+static int32_t shm_session_free(tb_session *session, tb_error *err) {
+    (void)err;
     tb_book_free(book_of(session));
+    return TB_OK;
 }
 
 static int32_t shm_describe(tb_session *session, const tb_region *region, uint32_t number, void *blob, uint32_t *bytes,

@@ -11,6 +11,7 @@
 
 #include "carriers/registry.h"
 #include "carriers/ucx/ucx_api.h"
+#include "device/device.h"
 #include "flow/flow_parts.h"
 
 enum tb_ucx_workers { TB_UCX_READS, TB_UCX_SERVES, TB_UCX_WORKERS };
@@ -26,6 +27,7 @@ enum {
     TB_UCX_MOST_BYTES = 32 << 20,
     TB_UCX_MOST_BYTES_OF_ALL = 64 << 20,
     TB_UCX_GET_BYTES = 4 << 20, /* the most that one get asks for */
+    TB_UCX_MOST_BOUNCES = 8,
 };
 
 typedef struct tb_ucx tb_ucx;
@@ -41,11 +43,53 @@ typedef struct tb_ucx_task {
 /* Memory of this rank that was registered. Does not change until it is unmapped; the session's lock need not be held. */
 typedef struct tb_ucx_memory {
     uint64_t address, bytes;
+    int type;
     tb_ucp_memory handle;
     void *key; /* packed, as peers get it */
     size_t key_bytes;
     int turns; /* of the worker, before it is unmapped */
 } tb_ucx_memory;
+
+/* Where in this rank's memory something comes to, what it is registered as (NULL: nothing), and its type. */
+typedef struct tb_ucx_place {
+    void *at;
+    tb_ucp_memory memory;
+    int type;
+} tb_ucx_place;
+
+/*
+ * GPU memory that buckets of one transfer come into whose elements do not come to where they belong: kernels bring them there.
+ * Each bucket has its place in it for good, since the kernels' tables name it, and waits for it while another bucket is there.
+ */
+typedef struct tb_ucx_bounce {
+    struct tb_ucx_bounce *next; /* behind the lock, */
+    uint64_t transfer;          /* its handle, */
+    uint32_t uses;              /* by sources, */
+    uint32_t next_slot;         /* to be given to a bucket */
+    uint64_t address, slot_bytes;
+    uint32_t slots;
+    tb_ucp_memory handle;
+    bool taken[TB_UCX_MOST_BOUNCES]; /* by a bucket that comes; the thread's */
+} tb_ucx_bounce;
+
+/* How a chunk comes into this rank's GPU: to where it belongs, in a row, or with the gaps that it has at its source. */
+enum tb_ucx_way { TB_UCX_DIRECT, TB_UCX_ROW, TB_UCX_SPAN };
+typedef struct tb_ucx_chunk {
+    enum tb_ucx_way way;
+    uint64_t at;    /* in the slot, unless it is direct */
+    uint64_t bytes; /* that are read */
+    int64_t first;  /* span: where its first byte lies, from where the source says that its tensor does */
+} tb_ucx_chunk;
+
+/* What of one source comes to this rank's GPU. Does not change. */
+typedef struct tb_ucx_unpack {
+    tb_ucx_bounce *bounce; /* NULL: all of it is direct */
+    tb_cuda_moves moves;   /* a group for each bucket, by stage and sequence */
+    uint32_t first_group[TB_STAGES], group_count;
+    uint32_t *slot_of;    /* by group; TB_NONE: all of it is direct */
+    tb_ucx_chunk *chunks; /* by end */
+    uint32_t first_end[TB_STAGES], first_chunk[TB_STAGES];
+} tb_ucx_unpack;
 
 typedef struct tb_ucx_region {
     uint64_t base; /* where it lies at the source */
@@ -77,6 +121,7 @@ struct tb_ucx_source {
     const uint8_t *address;
     uint8_t *said;                 /* the source's words, with room behind each (ucx_source.c) */
     const tb_ucx_memory **buffers; /* of the transfer's program: what of this rank's memory each lies in */
+    tb_ucx_unpack *unpack;         /* NULL: the transfer's tensors lie in memory of the host */
     tb_ucx_region regions[];
 };
 
@@ -105,9 +150,10 @@ struct tb_ucx_move {
     uint32_t chunk, chunk_end;
     bool started, direct;
     tb_cursor from, to;
-    uint64_t elements; /* of the chunk, that are to be asked for */
+    uint64_t elements; /* of the chunk, that are to be asked for; on a GPU: bytes */
     const tb_ucx_region *region;
-    tb_ucp_memory here; /* of the chunk's destination */
+    tb_ucx_place here; /* the chunk's destination */
+    uint32_t group, slot; /* on a GPU; TB_NONE: it has no slot now */
     tb_ucx_step *first, **last;
     uint32_t gets;    /* under way */
     uint64_t *places; /* of reduced pieces, by chunk; NULL: not asked for */
@@ -125,6 +171,9 @@ struct tb_ucx {
     tb_ucp_context context;
     tb_ucp_worker workers[TB_UCX_WORKERS];
     uint32_t speaks;
+    tb_device *device;      /* whose memory UCX reaches; NULL: that of none */
+    uint64_t device_probe;  /* its memory that a probe reads into */
+    tb_ucp_memory device_probe_memory;
     void *address; /* of the worker that is read from, as peers get it */
     size_t address_bytes;
     int wake_fd, progress_fds[TB_UCX_WORKERS];
@@ -135,6 +184,8 @@ struct tb_ucx {
     pthread_mutex_t lock;
     pthread_cond_t done; /* a call, a probe, or the thread */
     tb_ucx_task *tasks, **tasks_end;
+    uint32_t abandoned; /* calls that nobody waits for any more */
+    tb_ucx_bounce *bounces;
     bool stop, ended;
 
     bool goes_on[TB_UCX_WORKERS]; /* it had something to do the last time */
@@ -183,11 +234,26 @@ enum tb_ucx_reached tb_ucx_reach(tb_ucx_source *source, tb_error *err);
 /* In the thread: ends all gets under way with TB_UCS_CANCELED; nothing of them lands once source->gets is 0. */
 void tb_ucx_cut(tb_ucx_source *source);
 /* In the thread: one get. False if it could not be asked for, or is over: then *status says how. */
-bool tb_ucx_get(tb_ucx_source *source, const tb_ucx_region *region, uint64_t at, void *to, uint64_t bytes,
-                tb_ucp_memory memory, void (*came)(void *request, tb_ucs_status status, void *user_data),
+bool tb_ucx_get(tb_ucx_source *source, const tb_ucx_region *region, uint64_t at, tb_ucx_place to, uint64_t bytes,
+                void (*came)(void *request, tb_ucs_status status, void *user_data),
                 void *user_data, tb_ucs_status *status);
 /* In the thread: it is over. */
 void tb_ucx_got(tb_ucx_source *source);
+
+/* ---- ucx_session.c: in the thread, or before there is one -------------------------------------------------- */
+
+tb_ucs_status tb_ucx_map(tb_ucx *ucx, uint64_t address, uint64_t bytes, int type, tb_ucp_memory *handle);
+
+/* ---- ucx_unpack.c ---------------------------------------------------------------------------------------- */
+
+/* Decides how each chunk of a source whose words were checked comes to the GPU. Not in the thread. */
+int32_t tb_ucx_unpack_make(tb_ucx_source *source, const tb_import *import, const tb_exchange *exchange, tb_error *err);
+/* In the thread, once nothing is under way. */
+void tb_ucx_unpack_free(tb_ucx_source *source);
+
+static inline const tb_ucx_chunk *tb_ucx_chunk_of(const tb_ucx_unpack *unpack, uint8_t stage, uint32_t chunk) {
+    return &unpack->chunks[unpack->first_end[stage] + (chunk - unpack->first_chunk[stage])];
+}
 
 /* ---- ucx_move.c ----------------------------------------------------------------------------------------- */
 

@@ -10,7 +10,7 @@
 #include "base/dynamic_library.h"
 #include "base/error.h"
 
-enum { API_MAJOR = 1, API_MINOR = 13, LEAST_VERSION = 11300, OWN_CACHE_UNTIL = 11600 };
+enum { API_MAJOR = 1, API_MINOR = 13, LEAST_VERSION = 11300, OWN_CACHE_UNTIL = 11600, CUDA_FROM = 11600 };
 
 _Static_assert(sizeof(tb_ucp_params) == 88 && offsetof(tb_ucp_params, mt_workers_shared) == 48, "ucp_params_t");
 _Static_assert(offsetof(tb_ucp_context_attr, memory_types) == 24, "ucp_context_attr_t");
@@ -182,6 +182,20 @@ static bool has_rdma(const tb_ucx_api *api, tb_ucp_context context) {
     return found;
 }
 
+/*
+ * The protocols that are usual from 1.16 on know of what type memory is at either end. Those before, which the environment
+ * can ask for, copy small reads and emulated ones by memcpy: of CUDA memory the process would die.
+ */
+static bool reads_by_type(const tb_ucx_api *api) {
+    static const char *const yes[] = {"y", "yes", "Y", "YES", "on", "1"};
+    const char *said = getenv("UCX_PROTO_ENABLE");
+    bool enabled = said == NULL || said[0] == '\0';
+    for (size_t i = 0; i < sizeof yes / sizeof yes[0] && !enabled; i++) {
+        enabled = strcmp(said, yes[i]) == 0;
+    }
+    return api->version >= CUDA_FROM && enabled;
+}
+
 int32_t tb_ucx_context_make(const tb_ucx_api *api, const char *transports, tb_ucp_context *context, uint32_t *speaks,
                             tb_error *err) {
     tb_ucp_config config = NULL;
@@ -201,7 +215,8 @@ int32_t tb_ucx_context_make(const tb_ucx_api *api, const char *transports, tb_uc
         return tb_ucx_fail(api, status, TB_EUNSUPPORTED, -1, err, "UCX has no context with these transports and devices");
     }
     *speaks = TB_UCX_SPOKEN | (has_rdma(api, *context) ? TB_UCX_RDMA : 0);
-    if (api->ucp_context_query(*context, &attr) == TB_UCS_OK && (attr.memory_types >> TB_UCS_MEMORY_CUDA & 1) != 0) {
+    if (reads_by_type(api) && api->ucp_context_query(*context, &attr) == TB_UCS_OK
+        && (attr.memory_types >> TB_UCS_MEMORY_CUDA & 1) != 0) {
         *speaks |= TB_UCX_CUDA;
     }
     return TB_OK;

@@ -1,6 +1,7 @@
 /*
  * Buckets that are read. What lies in runs at both ends, of one element type, comes to where it belongs; the rest comes into
- * slots, from where it is gathered, cast and folded. A bucket is put in its order, whatever order its gets come in. All of this
+ * slots, from where it is gathered, cast and folded: on a GPU by its kernels, all of a bucket at once (ucx_unpack.c). A bucket is
+ * put in its order, whatever order its gets come in. All of this
  * but tb_ucx_submit runs in the thread of the workers; no lock is needed.
  */
 #include <stdlib.h>
@@ -47,12 +48,11 @@ static void got(void *request, tb_ucs_status status, void *user_data) {
 }
 
 /* Asks for a row of bytes. */
-static void get(tb_ucx_wait *wait, const tb_ucx_region *region, uint64_t at, void *to, uint64_t bytes,
-                tb_ucp_memory memory) {
+static void get(tb_ucx_wait *wait, const tb_ucx_region *region, uint64_t at, tb_ucx_place to, uint64_t bytes) {
     tb_ucs_status status;
     wait->gets++;
     wait->move->gets++;
-    if (!tb_ucx_get(wait->move->source, region, at, to, bytes, memory, got, wait, &status)) {
+    if (!tb_ucx_get(wait->move->source, region, at, to, bytes, got, wait, &status)) {
         came(wait, status);
     }
 }
@@ -77,31 +77,76 @@ static bool piece_at(tb_ucx_move *move, const tb_wire_end *end, uint64_t bytes, 
     return true;
 }
 
+/* Where the elements of a chunk lie at its source. */
+static bool start_from(tb_ucx_move *move, const tb_chunk *chunk, const tb_wire_end *end) {
+    move->region = &move->source->regions[end->region];
+    if (end->descriptor != TB_NONE) {
+        tb_cursor_start(&move->from, (void *)(uintptr_t)(move->region->base + end->at),
+                        move->pull->import->words + end->descriptor);
+        return true;
+    }
+    uint64_t bytes = chunk->elements * tb_dtype_size(end->dtype), at;
+    if (!piece_at(move, end, bytes, &at)) {
+        return false;
+    }
+    tb_cursor_start_row(&move->from, (uint8_t *)(uintptr_t)(move->region->base + at), bytes);
+    return true;
+}
+
+static void start_to(tb_ucx_move *move, const tb_chunk *chunk, int type) {
+    tb_flow_start_end(&move->to, &move->pull->transfer->places, chunk, true);
+    const tb_ucx_memory *memory = move->source->buffers[chunk->destination];
+    move->here = (tb_ucx_place){.memory = memory == NULL ? NULL : memory->handle, .type = type};
+    move->direct = memory != NULL;
+}
+
+/* Bytes come to where they belong, or into the bucket's slot. */
+static void start_on_device(tb_ucx_move *move, const tb_chunk *chunk, const tb_wire_end *end, const tb_ucx_chunk *way) {
+    const tb_ucx_bounce *bounce = move->source->unpack->bounce;
+    move->elements = way->bytes;
+    move->direct = true;
+    if (way->way == TB_UCX_DIRECT) {
+        if (way->bytes > 0) {
+            start_to(move, chunk, TB_UCS_MEMORY_CUDA);
+        }
+        return;
+    }
+    if (way->way == TB_UCX_SPAN) {
+        uint64_t first = move->region->base + end->at + (uint64_t)way->first;
+        tb_cursor_start_row(&move->from, (uint8_t *)(uintptr_t)first, way->bytes);
+    }
+    uint64_t to = bounce->address + move->slot * bounce->slot_bytes + way->at;
+    tb_cursor_start_row(&move->to, (uint8_t *)(uintptr_t)to, way->bytes);
+    move->here = (tb_ucx_place){.memory = bounce->handle, .type = TB_UCS_MEMORY_CUDA};
+}
+
 static bool start_chunk(tb_ucx_move *move) {
     const tb_transfer *transfer = move->pull->transfer;
     const tb_chunk *chunk = &transfer->program.chunks[move->chunk];
     const tb_wire_end *end = end_of(move);
-    move->region = &move->source->regions[end->region];
     move->elements = chunk->elements;
     move->started = true;
-    if (end->descriptor != TB_NONE) {
-        tb_cursor_start(&move->from, (void *)(uintptr_t)(move->region->base + end->at),
-                        move->pull->import->words + end->descriptor);
-    } else {
-        uint64_t bytes = chunk->elements * tb_dtype_size(end->dtype), at;
-        if (!piece_at(move, end, bytes, &at)) {
-            return false;
-        }
-        tb_cursor_start_row(&move->from, (uint8_t *)(uintptr_t)(move->region->base + at), bytes);
+    if (!start_from(move, chunk, end)) {
+        return false;
+    }
+    if (move->source->unpack != NULL) {
+        uint8_t stage = tb_bucket_channel(&transfer->program, move->pull->bucket)->stage;
+        start_on_device(move, chunk, end, tb_ucx_chunk_of(move->source->unpack, stage, move->chunk));
+        return true;
     }
     move->direct = chunk->operation == TB_OP_COPY && chunk->source_dtype == chunk->destination_dtype;
     if (move->direct) {
-        tb_flow_start_end(&move->to, &transfer->places, chunk, true);
-        const tb_ucx_memory *memory = move->source->buffers[chunk->destination];
-        move->here = memory == NULL ? NULL : memory->handle;
-        move->direct = memory != NULL && move->from.run_bytes >= DIRECT_BYTES && move->to.run_bytes >= DIRECT_BYTES;
+        start_to(move, chunk, TB_UCS_MEMORY_HOST);
+        move->direct = move->direct && move->from.run_bytes >= DIRECT_BYTES && move->to.run_bytes >= DIRECT_BYTES;
     }
     return true;
+}
+
+/* What a chunk's elements are counted in. */
+static uint64_t unit_of(const tb_ucx_move *move) {
+    return move->source->unpack != NULL
+               ? 1
+               : tb_dtype_size(move->pull->transfer->program.chunks[move->chunk].source_dtype);
 }
 
 /* ---- asking: steps --------------------------------------------------------------------------------------- */
@@ -125,12 +170,17 @@ static void step_direct(tb_ucx_move *move, tb_ucx_step *step, uint64_t size) {
         uint64_t most = tb_least(tb_least(move->elements * size - asked, TB_UCX_GET_BYTES), STEP_BYTES - asked), bytes;
         tb_cursor_iov(&move->from, &from, 1, most, &bytes);
         tb_cursor_iov(&move->to, &to, 1, bytes, &bytes);
-        get(&step->wait, move->region, (uint64_t)(uintptr_t)from.iov_base, to.iov_base, bytes, move->here);
+        move->here.at = to.iov_base;
+        get(&step->wait, move->region, (uint64_t)(uintptr_t)from.iov_base, move->here, bytes);
         tb_cursor_advance(&move->from, bytes);
         tb_cursor_advance(&move->to, bytes);
         asked += bytes;
     }
     step->elements = asked / size;
+}
+
+static tb_ucx_place in_slot(const tb_ucx *ucx, uint8_t *at) {
+    return (tb_ucx_place){at, ucx->slots_memory, TB_UCS_MEMORY_HOST};
 }
 
 /*
@@ -155,15 +205,15 @@ static uint64_t step_span(tb_ucx *ucx, tb_ucx_move *move, tb_ucx_step *step, int
     step->from = move->from;
     step->from.base = (uint8_t *)((uintptr_t)step->from.base + (uintptr_t)shift);
     step->from.run_start = (uint8_t *)((uintptr_t)step->from.run_start + (uintptr_t)shift);
-    get(&step->wait, move->region, first, step->slot, end - first, ucx->slots_memory);
+    get(&step->wait, move->region, first, in_slot(ucx, step->slot), end - first);
     return bytes;
 }
 
 static uint64_t step_row(tb_ucx *ucx, tb_ucx_move *move, tb_ucx_step *step, int runs) {
     uint64_t bytes = 0;
     for (int i = 0; i < runs && i < STEP_GETS; i++) {
-        get(&step->wait, move->region, (uint64_t)(uintptr_t)ucx->runs[i].iov_base, step->slot + bytes,
-            ucx->runs[i].iov_len, ucx->slots_memory);
+        get(&step->wait, move->region, (uint64_t)(uintptr_t)ucx->runs[i].iov_base, in_slot(ucx, step->slot + bytes),
+            ucx->runs[i].iov_len);
         bytes += ucx->runs[i].iov_len;
     }
     tb_cursor_start_row(&step->from, step->slot, bytes);
@@ -193,7 +243,7 @@ static bool ask_some(tb_ucx *ucx, tb_ucx_move *move) {
     if (!move->started && !start_chunk(move)) {
         return false;
     }
-    uint64_t size = tb_dtype_size(move->pull->transfer->program.chunks[move->chunk].source_dtype);
+    uint64_t size = unit_of(move);
     if (move->elements == 0) {
         move->chunk++;
         move->started = false;
@@ -232,8 +282,8 @@ static bool ask_places(tb_ucx_move *move) {
         if (end->descriptor == TB_NONE) {
             const tb_ucx_region *region = &move->source->regions[end->region];
             get(&move->places_wait, region,
-                region->base + import->regions[end->region].pieces_at + end->at * sizeof(uint64_t), &move->places[i],
-                sizeof(uint64_t), NULL);
+                region->base + import->regions[end->region].pieces_at + end->at * sizeof(uint64_t),
+                (tb_ucx_place){&move->places[i], NULL, TB_UCS_MEMORY_HOST}, sizeof(uint64_t));
         }
     }
     return true;
@@ -241,6 +291,21 @@ static bool ask_places(tb_ucx_move *move) {
 
 static bool fails(const tb_ucx_move *move) {
     return move->code != TB_OK || move->status != TB_UCS_OK;
+}
+
+/* A bucket that needs a slot of the GPU waits until it is free. */
+static bool has_slot(tb_ucx_move *move) {
+    const tb_ucx_unpack *unpack = move->source->unpack;
+    uint32_t slot = unpack == NULL ? TB_NONE : unpack->slot_of[move->group];
+    if (slot == TB_NONE || move->slot != TB_NONE) {
+        return true;
+    }
+    if (unpack->bounce->taken[slot]) {
+        return false;
+    }
+    unpack->bounce->taken[slot] = true;
+    move->slot = slot;
+    return true;
 }
 
 /* True if something was asked for. */
@@ -253,8 +318,8 @@ static bool ask(tb_ucx *ucx, tb_ucx_move *move) {
     if (reached == TB_UCX_UNREACHED) {
         move->code = tb_fail(&move->error, TB_EPEER_LOST, move->source->rank, 0, "%s", error.message);
     }
-    bool ready =
-        reached == TB_UCX_REACHED && (move->places != NULL || (has_room(ucx, move->source) && ask_places(move)));
+    bool ready = reached == TB_UCX_REACHED && has_slot(move)
+                 && (move->places != NULL || (has_room(ucx, move->source) && ask_places(move)));
     if (!ready) {
         return false;
     }
@@ -284,7 +349,9 @@ static bool put(tb_ucx *ucx, tb_ucx_move *move) {
     bool some = false;
     while (move->first != NULL && move->first->wait.gets == 0 && !fails(move) && move->stopped_at == 0) {
         tb_ucx_step *step = move->first;
-        if (step->slot == NULL) {
+        if (move->source->unpack != NULL) {
+            /* Its kernels bring it on, once all of the bucket is there. */
+        } else if (step->slot == NULL) {
             tb_flow_moved(&move->flow, step->elements);
         } else {
             tb_flow_move(&move->flow, &step->from, step->elements);
@@ -297,7 +364,38 @@ static bool put(tb_ucx *ucx, tb_ucx_move *move) {
 
 /* ---- buckets --------------------------------------------------------------------------------------------- */
 
+static void free_move(tb_ucx_move *move) {
+    if (move->slot != TB_NONE) {
+        move->source->unpack->bounce->taken[move->slot] = false;
+    }
+    free(move->places);
+    free(move);
+}
+
+static void is_unpacked(tb_ucx *ucx, tb_ucx_task *task) {
+    (void)ucx;
+    free_move((tb_ucx_move *)task);
+}
+
+/* In the thread of the GPU, before the pull ends: the source is there until what is posted here is done. */
+static void unpacked(void *argument) {
+    tb_ucx_move *move = argument;
+    move->task.run = is_unpacked;
+    tb_ucx_post(move->source->ucx, &move->task);
+}
+
+static bool is_done(const tb_ucx_move *move) {
+    bool all = move->source->unpack == NULL ? move->flow.left == 0
+                                            : move->chunk == move->chunk_end && move->first == NULL;
+    return all && !fails(move);
+}
+
 static void end(tb_ucx *ucx, tb_ucx_move *move) {
+    if (is_done(move) && move->slot != TB_NONE) {
+        const tb_ucx_unpack *unpack = move->source->unpack;
+        tb_device_submit_then(ucx->device, move->pull, &unpack->moves, move->group, unpacked, move);
+        return;
+    }
     while (move->first != NULL) {
         drop_step(ucx, move);
     }
@@ -310,8 +408,7 @@ static void end(tb_ucx *ucx, tb_ucx_move *move) {
     }
     tb_pull *pull = move->pull;
     tb_error error = move->error;
-    free(move->places);
-    free(move);
+    free_move(move);
     tb_pull_end(pull, code, error.rank, 0, code == TB_OK ? NULL : error.message);
 }
 
@@ -341,8 +438,7 @@ bool tb_ucx_moves_go_on(tb_ucx *ucx) {
         some = put(ucx, move) || some;
         some = ask(ucx, move) || some;
         some = put(ucx, move) || some;
-        bool done = move->flow.left == 0 && !fails(move);
-        if (move->gets == 0 && (done || fails(move) || move->stopped_at != 0)) {
+        if (move->gets == 0 && (is_done(move) || fails(move) || move->stopped_at != 0)) {
             *at = move->next;
             ucx->moves_end = *at == NULL ? at : ucx->moves_end;
             end(ucx, move);
@@ -362,7 +458,12 @@ static void begin(tb_ucx *ucx, tb_ucx_task *task) {
     const tb_bucket *bucket = &transfer->program.buckets[move->pull->bucket];
     move->chunk = bucket->first_chunk;
     move->chunk_end = bucket->first_chunk + bucket->chunk_count;
-    if (!tb_pull_stopped(move->pull)) {
+    move->slot = TB_NONE;
+    if (move->source->unpack != NULL) {
+        uint8_t stage = tb_bucket_channel(&transfer->program, move->pull->bucket)->stage;
+        move->group =
+            move->source->unpack->first_group[stage] + tb_bucket_sequence(&transfer->program, move->pull->bucket);
+    } else if (!tb_pull_stopped(move->pull)) {
         tb_flow_start(&move->flow, &transfer->places, move->pull->bucket, true);
     }
 }

@@ -29,13 +29,13 @@ static void unmap(tb_ucx *ucx, tb_ucx_memory *memory) {
 }
 
 /* Others are to read, and not to write; but UCX's keys open memory for both (docs/ucx.md). */
-static tb_ucs_status map(tb_ucx *ucx, void *address, uint64_t bytes, tb_ucp_memory *handle) {
+tb_ucs_status tb_ucx_map(tb_ucx *ucx, uint64_t address, uint64_t bytes, int type, tb_ucp_memory *handle) {
     tb_ucp_map_params params = {.field_mask = TB_UCP_MAP_ADDRESS | TB_UCP_MAP_LENGTH | TB_UCP_MAP_PROTECTION
                                               | TB_UCP_MAP_MEMORY_TYPE,
-                                .address = address,
+                                .address = (void *)(uintptr_t)address,
                                 .length = bytes,
                                 .protection = TB_UCP_LOCAL_READ | TB_UCP_LOCAL_WRITE | TB_UCP_REMOTE_READ,
-                                .memory_type = TB_UCS_MEMORY_HOST};
+                                .memory_type = type};
     return ucx->api->ucp_mem_map(ucx->context, &params, handle);
 }
 
@@ -44,14 +44,16 @@ static int32_t do_map(tb_ucx *ucx, void *argument, tb_error *err) {
     if (err == NULL) {
         return TB_OK; /* nobody waits any more: the memory may be gone */
     }
-    tb_ucs_status status = map(ucx, (void *)(uintptr_t)memory->address, memory->bytes, &memory->handle);
+    tb_ucs_status status = tb_ucx_map(ucx, memory->address, memory->bytes, memory->type, &memory->handle);
     if (status == TB_UCS_OK) {
         status = ucx->api->ucp_rkey_pack(ucx->context, memory->handle, &memory->key, &memory->key_bytes);
     }
     if (status != TB_UCS_OK) {
-        return tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, ucx->rank, err,
-                           "UCX does not register %llu bytes (is the limit of locked memory, ulimit -l, high enough?)",
-                           (unsigned long long)memory->bytes);
+        bool host = memory->type == TB_UCS_MEMORY_HOST;
+        return tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, ucx->rank, err, "UCX does not register %llu bytes%s",
+                           (unsigned long long)memory->bytes,
+                           host ? " (is the limit of locked memory, ulimit -l, high enough?)"
+                                : " of CUDA memory (does the driver let adapters reach it: nvidia_peermem, dma-buf?)");
     }
     if (memory->key_bytes > MOST_KEY_BYTES) {
         return tb_fail(err, TB_EUNSUPPORTED, ucx->rank, 0,
@@ -78,7 +80,8 @@ static int32_t do_unmap(tb_ucx *ucx, void *argument, tb_error *err) {
 
 static int32_t region_add(tb_session *session, const tb_region *region, void **state, tb_error *err) {
     tb_ucx *ucx = tb_ucx_of(session);
-    if (ucx == NULL || region->bytes == 0 || region->memory == TB_MEMORY_CUDA) {
+    bool on_device = region->memory == TB_MEMORY_CUDA;
+    if (ucx == NULL || region->bytes == 0 || (on_device && ucx->device == NULL)) {
         return TB_OK;
     }
     tb_ucx_memory *memory = calloc(1, sizeof *memory);
@@ -87,6 +90,7 @@ static int32_t region_add(tb_session *session, const tb_region *region, void **s
     }
     memory->address = region->address;
     memory->bytes = region->bytes;
+    memory->type = on_device ? TB_UCS_MEMORY_CUDA : TB_UCS_MEMORY_HOST;
     int32_t code = tb_ucx_call(ucx, do_map, memory, err);
     if (code != TB_OK) {
         tb_ucx_call(ucx, do_unmap, memory, NULL);
@@ -166,16 +170,23 @@ static int32_t make_slots(tb_ucx *ucx, tb_error *err) {
     for (int i = 0; i < TB_UCX_SLOTS; i++) {
         ucx->free_slots[ucx->free_slot_count++] = ucx->slots + (size_t)i * TB_UCX_SLOT_BYTES;
     }
-    tb_ucs_status status = map(ucx, mapped, bytes, &ucx->slots_memory);
+    tb_ucs_status status =
+        tb_ucx_map(ucx, (uint64_t)(uintptr_t)mapped, bytes, TB_UCS_MEMORY_HOST, &ucx->slots_memory);
     return status == TB_UCS_OK
                ? TB_OK
                : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, -1, err, "UCX does not register memory");
 }
 
 /* Nothing of it is used by a thread any more. */
-static void destroy(tb_ucx *ucx) {
+static int32_t destroy(tb_cuda_worker *worker, void *argument, tb_error *err) {
+    (void)worker;
+    (void)err;
+    tb_ucx *ucx = argument;
     if (ucx->slots_memory != NULL) {
         ucx->api->ucp_mem_unmap(ucx->context, ucx->slots_memory);
+    }
+    if (ucx->device_probe_memory != NULL) {
+        ucx->api->ucp_mem_unmap(ucx->context, ucx->device_probe_memory);
     }
     if (ucx->slots != NULL) {
         munmap(ucx->slots, (size_t)TB_UCX_SLOTS * TB_UCX_SLOT_BYTES + TB_UCX_PROBE_BYTES);
@@ -188,6 +199,22 @@ static void destroy(tb_ucx *ucx) {
     if (ucx->context != NULL) {
         ucx->api->ucp_cleanup(ucx->context);
     }
+    return TB_OK;
+}
+
+/* ---- with a GPU: what belongs to UCX is made and ended where the GPU's context is current ----------------- */
+
+/* A session may have a GPU whose memory the library does not reach: others of its carriers do. */
+static int32_t on_device_of(const tb_session *session, tb_cuda_function function, void *argument, tb_error *err) {
+    return session->device == NULL ? function(NULL, argument, err)
+                                   : tb_cuda_worker_call(tb_device_worker(session->device), function, argument, err);
+}
+
+static void give_back(const tb_session *session, tb_ucx *ucx) {
+    on_device_of(session, destroy, ucx, NULL);
+    if (ucx->device_probe != 0) {
+        tb_device_free(ucx->device, ucx->device_probe);
+    }
     if (ucx->wake_fd >= 0) {
         close(ucx->wake_fd);
     }
@@ -197,7 +224,49 @@ static void destroy(tb_ucx *ucx) {
     free(ucx);
 }
 
-static int32_t make(tb_session *session, const char *library, const char *transports, tb_ucx *ucx, tb_error *err) {
+/* In the thread, whose CUDA memory UCX may move from here on. */
+static int32_t do_begin(tb_ucx *ucx, void *argument, tb_error *err) {
+    (void)argument;
+    int32_t code = tb_device_make_current(ucx->device, err);
+    if (code != TB_OK) {
+        return code;
+    }
+    tb_ucs_status status = tb_ucx_map(ucx, ucx->device_probe, TB_UCX_PROBE_BYTES, TB_UCS_MEMORY_CUDA,
+                                      &ucx->device_probe_memory);
+    return status == TB_UCS_OK ? TB_OK
+                               : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, ucx->rank, err,
+                                             "UCX was built for CUDA, and registers no memory of this GPU");
+}
+
+static int32_t begin_on_device(tb_ucx *ucx, tb_error *err) {
+    int32_t code = tb_device_allocate(ucx->device, TB_UCX_PROBE_BYTES, &ucx->device_probe, err);
+    return code == TB_OK ? tb_ucx_call(ucx, do_begin, NULL, err) : code;
+}
+
+/* ---- making ---------------------------------------------------------------------------------------------- */
+
+typedef struct make_call {
+    tb_ucx *ucx;
+    const char *transports;
+} make_call;
+
+static int32_t do_make(tb_cuda_worker *worker, void *argument, tb_error *err) {
+    (void)worker;
+    const make_call *ask = argument;
+    tb_ucx *ucx = ask->ucx;
+    int32_t code = tb_ucx_context_make(ucx->api, ask->transports, &ucx->context, &ucx->speaks, err);
+    if (code != TB_OK) {
+        return code;
+    }
+    tb_ucs_status status = make_workers(ucx);
+    return status == TB_UCS_OK ? make_slots(ucx, err)
+                               : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, -1, err, "UCX makes no worker");
+}
+
+/* *runs: its thread does, which has to be stopped before it is given back. */
+static int32_t make(tb_session *session, const char *library, const char *transports, tb_ucx *ucx, bool *runs,
+                    tb_error *err) {
+    make_call ask = {ucx, transports};
     pthread_mutex_init(&ucx->lock, NULL);
     tb_cond_init(&ucx->done);
     ucx->rank = session->options.rank;
@@ -209,14 +278,14 @@ static int32_t make(tb_session *session, const char *library, const char *transp
         code = tb_fail(err, TB_ESYSTEM, -1, 0, "an eventfd");
     }
     if (code == TB_OK) {
-        code = tb_ucx_context_make(ucx->api, transports, &ucx->context, &ucx->speaks, err);
+        code = on_device_of(session, do_make, &ask, err);
     }
     if (code == TB_OK) {
-        tb_ucs_status status = make_workers(ucx);
-        code = status == TB_UCS_OK ? make_slots(ucx, err)
-                                   : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, -1, err, "UCX makes no worker");
+        ucx->device = (ucx->speaks & TB_UCX_CUDA) != 0 ? session->device : NULL;
+        code = tb_ucx_start(ucx, err);
+        *runs = code == TB_OK;
     }
-    return code == TB_OK ? tb_ucx_start(ucx, err) : code;
+    return code == TB_OK && ucx->device != NULL ? begin_on_device(ucx, err) : code;
 }
 
 /* With the session's lock. What was registered before is not registered with UCX. */
@@ -243,30 +312,39 @@ int32_t tb_session_use_ucx(uint64_t handle, const char *library, const char *tra
     }
     if ((ucx = calloc(1, sizeof *ucx)) == NULL) {
         code = tb_fail(err, TB_ENO_MEMORY, -1, 0, "UCX");
-    } else if ((code = make(session, library, transports, ucx, err)) != TB_OK) {
-        destroy(ucx);
     } else {
-        pthread_mutex_lock(&session->lock);
-        code = may_use(session, err); /* another thread may have been faster */
+        bool runs = false;
+        code = make(session, library, transports, ucx, &runs, err);
         if (code == TB_OK) {
-            session->carrier_state[TB_CARRIER_UCX] = ucx;
-            session->identity.ucx = ucx->speaks;
+            pthread_mutex_lock(&session->lock);
+            code = may_use(session, err); /* another thread may have been faster */
+            if (code == TB_OK) {
+                session->carrier_state[TB_CARRIER_UCX] = ucx;
+                session->identity.ucx = ucx->speaks;
+            }
+            pthread_mutex_unlock(&session->lock);
         }
-        pthread_mutex_unlock(&session->lock);
-        if (code != TB_OK && tb_ucx_stop(ucx)) {
-            destroy(ucx);
+        if (code != TB_OK && (!runs || tb_ucx_stop(ucx))) {
+            give_back(session, ucx);
         }
     }
     tb_handle_put(handle);
     return code;
 }
 
-/* If an end point does not let itself be closed, the worker stays as it is: what it may touch is not given back. */
-static void session_free(tb_session *session) {
+/* If the thread does not come back, or an end point does not let itself be closed, all stays as it is. */
+static int32_t session_free(tb_session *session, tb_error *err) {
     tb_ucx *ucx = tb_ucx_of(session);
-    if (ucx != NULL && tb_ucx_stop(ucx)) {
-        destroy(ucx);
+    if (ucx == NULL) {
+        return TB_OK;
     }
+    if (!tb_ucx_stop(ucx)) {
+        return tb_fail(err, TB_EQUARANTINED, session->options.rank, 0,
+                       "the thread of UCX was left behind: it did not come back, or rests since the process ends. UCX may still "
+                       "touch what was registered with it");
+    }
+    give_back(session, ucx);
+    return TB_OK;
 }
 
 /* ---- the table ------------------------------------------------------------------------------------------- */
@@ -275,7 +353,10 @@ static bool streams(const tb_wire_identity *identity) {
     return (identity->carriers >> TB_CARRIER_STREAM & 1) != 0;
 }
 
-/* Without an RDMA device it is no faster than a stream, and only those take it who have nothing else. */
+/*
+ * CUDA memory needs a library that was built for it at both ends. Without an RDMA device it is no faster than a stream, and only
+ * those take it who have nothing else: for memory of the host.
+ */
 static const char *lacks(const tb_wire_identity *a, const tb_wire_identity *b, char *words, size_t size,
                          int32_t *code) {
     (void)words;
@@ -284,15 +365,19 @@ static const char *lacks(const tb_wire_identity *a, const tb_wire_identity *b, c
     if ((a->ucx & b->ucx & TB_UCX_SPOKEN) == 0) {
         return "one of the two has no UCX";
     }
+    bool cuda = ((a->memory | b->memory) & TB_MEMORY_CUDA) != 0;
+    if (cuda && (a->ucx & b->ucx & TB_UCX_CUDA) == 0) {
+        return "UCX at one of the two does not move CUDA memory";
+    }
     bool rdma = (a->ucx & b->ucx & TB_UCX_RDMA) != 0;
-    return rdma || !streams(a) || !streams(b) ? NULL : "UCX finds no RDMA device at one of the two";
+    return rdma || cuda || !streams(a) || !streams(b) ? NULL : "UCX finds no RDMA device at one of the two";
 }
 
 const tb_carrier tb_carrier_ucx = {
     .number = TB_CARRIER_UCX,
     .name = "ucx",
     .way = TB_WAY_PULL,
-    .memory = TB_MEMORY_HOST | TB_MEMORY_SHARED,
+    .memory = TB_MEMORY_HOST | TB_MEMORY_SHARED | TB_MEMORY_CUDA,
     .lacks = lacks,
     .session_free = session_free,
     .region_add = region_add,

@@ -20,6 +20,7 @@ enum { TAIL_ZEROS = 20 << 10, TAIL_ENDS = 4 << 10, LOOK_MS = 20 };
 /* ---- the end point: in the thread ------------------------------------------------------------------------ */
 
 static void free_source(tb_ucx_source *source) {
+    tb_ucx_unpack_free(source);
     free(source->buffers);
     free(source->said);
     free(source);
@@ -106,8 +107,8 @@ enum tb_ucx_reached tb_ucx_reach(tb_ucx_source *source, tb_error *err) {
     return source->ep != NULL || connect_to(source, err) == TB_OK ? TB_UCX_REACHED : TB_UCX_UNREACHED;
 }
 
-bool tb_ucx_get(tb_ucx_source *source, const tb_ucx_region *region, uint64_t at, void *to, uint64_t bytes,
-                tb_ucp_memory memory, void (*came)(void *request, tb_ucs_status status, void *user_data),
+bool tb_ucx_get(tb_ucx_source *source, const tb_ucx_region *region, uint64_t at, tb_ucx_place to, uint64_t bytes,
+                void (*came)(void *request, tb_ucs_status status, void *user_data),
                 void *user_data, tb_ucs_status *status) {
     tb_ucx *ucx = source->ucx;
     tb_ucx_region *own = &source->regions[region - source->regions];
@@ -119,12 +120,12 @@ bool tb_ucx_get(tb_ucx_source *source, const tb_ucx_region *region, uint64_t at,
         }
     }
     tb_ucp_request_param param = {.op_mask = TB_UCP_OP_CALLBACK | TB_UCP_OP_USER_DATA | TB_UCP_OP_MEMORY_TYPE
-                                             | (memory == NULL ? 0 : TB_UCP_OP_MEMORY),
+                                             | (to.memory == NULL ? 0 : TB_UCP_OP_MEMORY),
                                   .call = came,
                                   .user_data = user_data,
-                                  .memory_type = TB_UCS_MEMORY_HOST,
-                                  .memory = memory};
-    tb_ucs_pointer pointer = ucx->api->ucp_get_nbx(source->ep, to, bytes, at, own->key, &param);
+                                  .memory_type = to.type,
+                                  .memory = to.memory};
+    tb_ucs_pointer pointer = ucx->api->ucp_get_nbx(source->ep, to.at, bytes, at, own->key, &param);
     if (pointer == NULL || tb_ucs_is_error(pointer)) {
         *status = tb_ucs_status_of(pointer);
         return false;
@@ -168,7 +169,7 @@ static void probe_got(void *request, tb_ucs_status status, void *user_data) {
     tb_ucx_got(source);
 }
 
-/* Finds out before a round whether the source can be read at all: it is asked for one byte. */
+/* Finds out before a round whether the source can be read at all, into such memory: it is asked for one byte. */
 static void probe(tb_ucx *ucx, tb_ucx_task *task) {
     tb_ucx_source *source = (tb_ucx_source *)task;
     tb_error error;
@@ -181,9 +182,12 @@ static void probe(tb_ucx *ucx, tb_ucx_task *task) {
         return;
     }
     const tb_ucx_region *region = &source->regions[source->probed];
-    uint8_t *to = ucx->slots + (size_t)TB_UCX_SLOTS * TB_UCX_SLOT_BYTES;
+    tb_ucx_place to = {ucx->slots + (size_t)TB_UCX_SLOTS * TB_UCX_SLOT_BYTES, ucx->slots_memory, TB_UCS_MEMORY_HOST};
+    if (source->unpack != NULL) {
+        to = (tb_ucx_place){(void *)(uintptr_t)ucx->device_probe, ucx->device_probe_memory, TB_UCS_MEMORY_CUDA};
+    }
     tb_ucs_status status;
-    if (!tb_ucx_get(source, region, region->base, to, 1, ucx->slots_memory, probe_got, source, &status)) {
+    if (!tb_ucx_get(source, region, region->base, to, 1, probe_got, source, &status)) {
         probe_came(source, status);
     }
 }
@@ -290,6 +294,9 @@ int32_t tb_ucx_open(tb_import *import, const tb_exchange *exchange, tb_error *er
     int32_t code = copy_said(source, import, err);
     if (code == TB_OK) {
         code = find_buffers(source, exchange, err);
+    }
+    if (code == TB_OK && exchange->transfer->device != NULL) {
+        code = tb_ucx_unpack_make(source, import, exchange, err);
     }
     if (code != TB_OK) {
         return code;

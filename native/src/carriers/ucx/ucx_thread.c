@@ -126,6 +126,7 @@ static void run_call(tb_ucx *ucx, tb_ucx_task *task) {
     what->code = code;
     what->over = true;
     abandoned = what->abandoned;
+    ucx->abandoned -= abandoned;
     pthread_cond_broadcast(&ucx->done);
     pthread_mutex_unlock(&ucx->lock);
     if (abandoned) {
@@ -152,8 +153,10 @@ int32_t tb_ucx_call(tb_ucx *ucx, int32_t (*function)(tb_ucx *ucx, void *argument
     *what = (call){.task.run = run_call, .function = function, .argument = argument};
     tb_ucx_post(ucx, &what->task);
     pthread_mutex_lock(&ucx->lock);
-    bool over = await_over(ucx, &what->over, CALL_NS);
+    /* If it has not come back to an earlier caller, it is not waited for as long by every later one. */
+    bool over = await_over(ucx, &what->over, ucx->abandoned > 0 ? STOP_NS : CALL_NS);
     what->abandoned = !over;
+    ucx->abandoned += !over;
     pthread_mutex_unlock(&ucx->lock);
     if (!over) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "UCX does not come back, or the process ends");
