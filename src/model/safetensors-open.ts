@@ -176,7 +176,7 @@ async function readHeader(handle: FileHandle, path: string): Promise<Safetensors
 
 const lookedAtBytes = 256;
 
-/** What stands in place of a checkpoint where its download went wrong. */
+/** Refuses what stands in place of a checkpoint if its download went wrong. */
 function refuseOthers(start: Uint8Array, path: string): void {
   const text = new TextDecoder("latin1").decode(start).trimStart().toLowerCase();
   if (text.startsWith("version https://git-lfs")) {

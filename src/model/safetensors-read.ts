@@ -35,7 +35,7 @@ const maxGapBytes = 2 ** 16;
 export class SafetensorsCheckpoint implements AsyncDisposable {
   /** By name. One file: in the order of its header. With an index: in the order of the index. */
   readonly tensors: ReadonlyMap<string, SafetensorsTensor>;
-  /** The `__metadata__` of the files; the first file wins where they differ. */
+  /** The `__metadata__` of the files; the first file wins if they differ. */
   readonly metadata: Readonly<Record<string, string>>;
   /** How many tensors its files hold that its index does not list. */
   readonly unlisted: number;

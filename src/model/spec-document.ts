@@ -89,7 +89,7 @@ export class SpecDocument implements SpecPlaces {
     }
   }
 
-  /** The line of a value; of the nearest that holds it where the value itself is missing. */
+  /** The line of a value; if the value itself is missing, of the nearest one that would hold it. */
   #line(path: SpecPath): number | undefined {
     for (let length = path.length; length >= 0; length--) {
       const key = length > 0 ? this.#keyOffset(path.slice(0, length)) : undefined;
@@ -114,7 +114,7 @@ export class SpecDocument implements SpecPlaces {
   }
 }
 
-/** Says where a key stands that its map has already: the parser's own check compares each with all others. */
+/** Says where a key stands that its map has already; the parser's own check would compare each key with all others. */
 function repeatedKey(document: Document.Parsed): number | undefined {
   let found: number | undefined;
   visit(document, {

@@ -177,7 +177,7 @@ function tensorSide(
   return { ...(selected && { select: selected }), ...(stridedShard && { stridedShard }) };
 }
 
-/** The type of a tensor on the target, where the spec names one. */
+/** The type of a tensor on the target, if the spec names one. */
 export function dtypeRule(
   places: SpecPlaces,
   value: DType | readonly DtypeRule[] | undefined,

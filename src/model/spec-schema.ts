@@ -316,7 +316,7 @@ const topology = z
           MBps: count.min(1).describe("Megabytes a second of a rank's traffic between them, either way."),
         }),
       )
-      .describe("Where links differ from that.")
+      .describe("Links that differ from that.")
       .optional(),
   })
   .superRefine((value, context) => {

@@ -193,7 +193,7 @@ export const blockNorms: readonly Row[] = [
   norm(`${layer}.post_attention_layernorm`),
 ];
 
-/** A decoder: the embedding, what each layer has, the last norm, and a head where it is not the embedding again. */
+/** A decoder: the embedding, what each layer has, the last norm, and a head unless it is the embedding again. */
 export function decoder(...layers: readonly (readonly Row[])[]): Row[] {
   return [
     { name: "model.embed_tokens.weight", shape: ["vocab_size", "hidden_size"] },

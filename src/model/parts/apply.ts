@@ -7,7 +7,7 @@ import { type Deal, firstSlot, slotsOf } from "./slots.ts";
 import { type Captures, fillTemplate, parseTemplate, placeholders, type Template } from "./template.ts";
 
 export interface ApplyOptions {
-  /** The type that parameters have of which no rule or tensor says otherwise. */
+  /** The type of a parameter for which no rule or tensor names another. */
   readonly modelDtype?: string;
   /** True if a rule that takes no tensor is an error: a misspelt name, in what a person wrote. */
   readonly allUsed?: boolean;
@@ -392,7 +392,7 @@ function dealOf({ slot }: PartRule, mesh: DeviceMesh): Deal | undefined {
   };
 }
 
-/** The coordinate that owns a thing, where only that one has its parameter. */
+/** The coordinate that owns a thing, if only that one has its parameter. */
 function selected(
   { rule, number }: Pick<CompiledRule, "rule" | "number">,
   side: SideRules,

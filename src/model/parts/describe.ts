@@ -14,7 +14,7 @@ export function describeParameter(parameter: RankParameter, dtype: string): Reco
   };
 }
 
-/** `len` is left out if it is `hfLen`, `axes` where elements keep their order. */
+/** `len` is left out if it is `hfLen`, `axes` if elements keep their order. */
 function describeBox({ tensor, start, length, at, size, axes }: ParameterBox): Record<string, unknown> {
   const permuted = axes.filter((axis) => axis >= 0);
   const isTransposed = permuted.some((axis, index) => index > 0 && axis < permuted[index - 1]!);

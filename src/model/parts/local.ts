@@ -364,7 +364,7 @@ function piecesOf({ sample, sources }: ParameterClass, slots: readonly Placed[][
   return pieces;
 }
 
-/** The boxes of a part: one, but where its layout gives a rank several runs of a dimension. */
+/** The boxes of a part: one, unless its layout gives a rank several runs of a dimension. */
 function boxes(
   { ordinal, kind, holding, slot, axes, offset }: Placed,
   source: number,

@@ -12,7 +12,7 @@ export interface PartLayout {
   readonly stridedShard: StridedShardReading | undefined;
 }
 
-/** What parts have in common that lie alike, whatever their tensor: equal objects where that is equal. */
+/** What parts that lie alike have in common, whatever their tensor: they share one object. */
 export interface PartKind {
   readonly id: number;
   readonly rule: PartRule;
@@ -28,7 +28,7 @@ export interface PartKind {
   readonly slotAxis: number;
   /** For each axis of the parameter the tensor's, a stacked axis of slots left out; -1 for one of extent 1. */
   readonly axes: readonly number[];
-  /** The one coordinate of a mesh dimension that holds it where slots do not say. */
+  /** The one coordinate of a mesh dimension that holds it if slots do not say. */
   readonly on: { readonly dim: number; readonly coordinate: number } | undefined;
   /** The one coordinate of a mesh dimension that has its parameter. */
   readonly only: { readonly dim: number; readonly coordinate: number } | undefined;

@@ -3,7 +3,7 @@ import type { PairInput } from "../../plan/input/types.ts";
 import type { JoinedSides } from "./join.ts";
 import { coordinatesOf } from "./mesh-coordinates.ts";
 
-/** How a planned tensor lies on one side, as a client registers it: where one coordinate has it, on the sub-mesh of that one. */
+/** How a planned tensor lies on one side, as a client registers it: if one coordinate has it, on the sub-mesh of that one. */
 export function plannedLayout(
   { pairs, tensors }: JoinedSides,
   side: "source" | "target",

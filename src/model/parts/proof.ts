@@ -70,8 +70,8 @@ function proveParameter(layouts: LocalLayouts, index: number, parameter: Paramet
 }
 
 /**
- * The kind of a parameter's only part, where nothing is to be fitted: it is what the part's layout gives each rank, as nearly
- * all parameters of trainers are.
+ * The kind of a parameter's only part, if nothing is to be fitted: the parameter is what the part's layout gives each rank,
+ * as nearly all parameters of trainers are.
  */
 function onlyPart(
   { parts: [part, ...others], deal, extent, constant }: Parameter,

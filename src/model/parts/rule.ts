@@ -50,7 +50,7 @@ export interface PartRule {
   readonly select?: { readonly dim: number; readonly index: "{e}"; readonly of: number };
   /** Rows of the first dimension that must not be parted: a head. */
   readonly unit?: number;
-  /** The type of the parameter, where it is not the tensor's. */
+  /** The type of the parameter, if it is not the tensor's. */
   readonly dtype?: DType;
   /** A parameter of one number without parts, beside each tensor that the template matches. */
   readonly constant?: number;

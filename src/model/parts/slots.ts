@@ -19,7 +19,7 @@ export function slotsOf({ count, owners }: Deal, owner: number): number {
   return Math.floor(count / owners) + (owner < count % owners ? 1 : 0);
 }
 
-/** The first slot of a coordinate, where each has a run of them. */
+/** The first slot of a coordinate, if each has a run of them. */
 export function firstSlot({ count, owners }: Deal, owner: number): number {
   return owner * Math.floor(count / owners) + Math.min(owner, count % owners);
 }

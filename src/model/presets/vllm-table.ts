@@ -49,7 +49,7 @@ export interface EngineTable {
   readonly layer: readonly EngineRow[];
   /** Pipeline stages: each has only its ends, or all have the embedding, the last norm and the head. */
   readonly ends: "split" | "everywhere";
-  /** The last stage holds the embedding too where the head is tied to it. */
+  /** The last stage holds the embedding too if the head is tied to it. */
   readonly tiedLast?: boolean;
   /** Heads of keys and values may be fewer than ranks. */
   readonly replicatesKeyValues: boolean;
