@@ -90,8 +90,8 @@ const usageError = 2;
 const failed = 4;
 
 /**
- * Runs one command line and returns its exit code: 0 done, 1 a check failed, 2 bad input, 3 something is missing in the environment
- * something, 4 a transfer failed. Errors become one line on stderr, with `--debug` their stack and values too.
+ * Runs one command line and returns its exit code: 0 done, 1 a check failed, 2 bad input, 3 something is missing in the
+ * environment, 4 a transfer failed. Errors become one line on stderr, with `--debug` their stack and values too.
  */
 export async function runCommandLine(argv: readonly string[], streams: CommandStreams): Promise<number> {
   let exitCode = 0;

@@ -134,7 +134,7 @@ function optionsOf(flags: AgentFlags, environment: NodeJS.ProcessEnv, place: Pla
   };
 }
 
-/** Places that two agents cannot share, where they were named for a process of several. */
+/** Refuses places that two agents cannot share, if they were named for a process that has several. */
 function refuseWhatIsForOne(flags: AgentFlags, environment: NodeJS.ProcessEnv): void {
   const named = {
     "--queue": flags.queue ?? environment["TENSOR_BUS_COMMAND_QUEUE_PATH"],

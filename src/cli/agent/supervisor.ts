@@ -33,7 +33,7 @@ export class AgentSupervisor {
   #ended: EndedAgent | undefined;
   #allEnded!: () => void;
   #allReady!: () => void;
-  /** Resolves when every agent takes commands. Stays open where one ends before. */
+  /** Resolves when every agent takes commands. Never settles if one ends before. */
   readonly ready: Promise<void>;
   /** Resolves when no agent runs any more. */
   readonly over: Promise<void>;

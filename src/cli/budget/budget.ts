@@ -3,7 +3,7 @@ import type { Budget } from "../../model/spec-schema.ts";
 import type { Channels, Plan, PlanStats, RankStats } from "../../plan/index.ts";
 import { formatBytes, formatCount, formatDuration } from "../ui/format.ts";
 
-/** What a plan has the most of, and where; nowhere where the whole plan is meant. */
+/** What a plan has the most of, and where; without a place if the whole plan is meant. */
 interface Found {
   readonly found: number | string;
   readonly where?: Where | undefined;

@@ -143,7 +143,7 @@ function titleOf({ change, count, example }: TensorGroup): string {
     : `${change}: ${plural(count, "tensor")}, the first ${example}`;
 }
 
-/** The parameter of the target that the first of a group is a part of, where a spec's sides have parameters. */
+/** The parameter of the target that the first of a group is a part of, if a spec's sides have parameters. */
 function describeParameter({ example }: TensorGroup, { before, after }: Compared): [string, string][] {
   const [old, now] = [before, after].map(({ spec }) => parameterOf(spec, example));
   if (old === undefined && now === undefined) return [];

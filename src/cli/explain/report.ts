@@ -23,7 +23,7 @@ export interface Explained {
   readonly pair: PairInput;
   readonly rank: number;
   readonly explanation: Explanation;
-  /** The parameter that each side's local tensor is a view of, where the spec's sides have parameters. */
+  /** The parameter that each side's local tensor is a view of, if the spec's sides have parameters. */
   readonly views: { readonly source?: PartView | undefined; readonly target?: PartView | undefined };
 }
 

@@ -92,7 +92,7 @@ function formatBox({ tensor, start, length }: ParameterBox): string {
   return ranges.length === 0 ? name : `${name}[${ranges.join(", ")}]`;
 }
 
-/** `model` where the config has no type, and nothing else fixes it. */
+/** `model` if the config has no type, and nothing else fixes it. */
 export function dtypeName(model: Model, { dtype, fixedDtype }: RankParameter): string {
   return fixedDtype || model.hasDtype ? dtype : "model";
 }

@@ -12,7 +12,7 @@ export interface ModelOptions {
   readonly quantized?: boolean;
 }
 
-/** Adds the options of a model, of which `--model` alone is required where it stands alone. */
+/** Adds the options of a model. Only `--model` can be `required`: by a command that takes no spec in its place. */
 export function addModelOptions(command: Command, required: boolean): Command {
   const model = new Option("--model <path>", "a Hugging Face config.json, or a folder with one");
   if (required) model.makeOptionMandatory();

@@ -43,7 +43,7 @@ Examples:
   $ tensorbus plan spec.yaml --markdown >> "$GITHUB_STEP_SUMMARY"
   $ tensorbus plan --model ./Qwen3-8B --source fsdp2:dp=64 --target vllm:tp=8,dp=2
 
-Exit code 1 where a budget of the spec is exceeded, with what was exceeded and by how much; plan and
+Exit code 1 if a budget of the spec is exceeded; what was exceeded, and by how much, is printed. Plan and
 page were written by then. A saved plan has no budgets.`,
     )
     .action(async (path: string | undefined, options: PlanOptions, command: Command) => {

@@ -72,7 +72,7 @@ function load(bytes: Uint8Array, path: string): Plan {
   }
 }
 
-/** The mesh of a side; where its pairs have several, their ranks in one row. */
+/** The mesh of a side; if its pairs have several, their ranks in one row. */
 function meshOf(meshes: readonly DeviceMesh[]): DeviceMesh {
   const [first, ...others] = meshes;
   if (first !== undefined && others.every((mesh) => mesh === first)) return first;

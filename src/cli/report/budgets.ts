@@ -16,7 +16,7 @@ export function reportBudgets(budget: Budget, plan: Plan): ReportBudget[] {
   });
 }
 
-/** The limit of each rank, where it is one of bytes. */
+/** The limit of each rank, if it is one of bytes. */
 function bytesOfRank({ budget, limit }: BudgetCheck): number | undefined {
   const isOfRank = budget === "rankEgressBytes" || budget === "rankIngressBytes" || budget === "stagingBytes";
   return isOfRank ? Number(limit) : undefined;

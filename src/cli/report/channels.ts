@@ -4,7 +4,7 @@ import type { ChannelColumns, ReportSchedule } from "./report.ts";
 /** Times are told apart to this part of the whole: finer than any screen, and short when compressed. */
 const timeSteps = 2 ** 20;
 
-/** The columns of every channel between two ranks, with times where they are predicted. */
+/** The columns of every channel between two ranks, with times if they are predicted. */
 export function channelColumns(channels: Channels, schedule: Schedule | undefined): ChannelColumns {
   const rows = [...channels.stage.keys()].filter((row) => channels.srcRank[row] !== channels.dstRank[row]);
   const step = schedule === undefined ? 1 : stepOf(schedule);

@@ -64,7 +64,7 @@ export interface ReportPattern {
   readonly strategy: PatternStats["strategy"];
   readonly groups: PatternStats["groups"];
   readonly reason: PatternStats["reason"];
-  /** What each way was expected to take, in seconds, where a topology let the planner choose. */
+  /** What each way was expected to take, in seconds, if a topology let the planner choose. */
   readonly costs: { readonly direct: number; readonly all?: number; readonly host?: number } | undefined;
 }
 
@@ -77,7 +77,7 @@ export interface ReportBudget {
   readonly over: string | undefined;
   /** Which rank or link it is. */
   readonly where: string;
-  /** The limit in bytes, where a chart can draw it. */
+  /** The limit in bytes, if a chart can draw it. */
   readonly bytes: number | undefined;
 }
 

@@ -56,7 +56,7 @@ export function allocateTensors(tensors: readonly LocalTensor[]): {
   };
 }
 
-/** Cuts a local tensor into slabs of at most `maxBytes` where its rows allow that, each with the boxes that fill it. */
+/** Cuts a local tensor into slabs of at most `maxBytes` if its rows allow that, each with the boxes that fill it. */
 export function* slabs({ holding, bytes }: LocalTensor, maxBytes: number): Generator<Slab> {
   const { localShape, runs } = holding;
   if (bytes === 0) return;

@@ -24,7 +24,7 @@ export interface Progress {
   stop(): void;
 }
 
-/** Shows the progress on an output, which is stderr where stdout carries results. */
+/** Shows the progress on an output, which is stderr if stdout carries results. */
 export function startProgress(output: Output, options: ProgressOptions): Progress {
   return output.isTerminal ? startBar(output, options) : startLines(output, options);
 }

@@ -15,7 +15,7 @@ export interface Box {
 interface PlotProps {
   readonly width: number;
   readonly height: number;
-  /** What it is, and how it is worked, for who cannot see it. */
+  /** What it is, and how it is worked, for people who cannot see it. */
   readonly label: string;
   readonly describedBy: string;
   /** What the canvas depends on, besides size and colours. */

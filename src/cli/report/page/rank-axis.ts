@@ -11,7 +11,7 @@ export interface Cells {
 }
 
 /**
- * Ranks along an axis, at finer and coarser levels: ranks, hosts (or blocks of eight where nobody knows hosts), then two of
+ * Ranks along an axis, at finer and coarser levels: ranks, hosts (or blocks of eight if nobody knows hosts), then two of
  * them together, four, and so on.
  */
 export class RankAxis {

@@ -2,7 +2,7 @@ import { formatBytes, formatCount, formatDuration, formatRanks, plural } from ".
 import type { Report, ReportSchedule, ReportSide, Summary as Values } from "../report.ts";
 import { stageNames } from "../report.ts";
 
-/** The figures of a plan; beside those of the page's own plan where it was planned again. */
+/** The figures of a plan; beside those of the page's own plan if it was planned again. */
 export function Summary({
   report,
   before,

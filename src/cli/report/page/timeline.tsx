@@ -24,7 +24,7 @@ const leastRow = 3;
 const mostBarRows = 24;
 const slotWidth = 2;
 
-/** When each channel is expected to run: every one where few ranks are in sight, else how fast their ranks or hosts are. */
+/** When each channel is expected to run: every one if few ranks are in sight, else how fast their ranks or hosts are. */
 export function Timeline({ report }: { readonly report: Report }) {
   const { schedule } = report.summary;
   if (schedule === undefined) {
