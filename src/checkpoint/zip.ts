@@ -112,7 +112,7 @@ function wideSizes(
         return value;
       };
       if (bytes === 0xffffffff) size = next();
-      // The size of the compressed entry comes between them, and is the same where nothing is compressed.
+      // The size of the compressed entry comes between them, and is the same if nothing is compressed.
       if (bytes === 0xffffffff) next();
       if (header === 0xffffffff) place = next();
     }

@@ -95,7 +95,7 @@ function missing(folder: string, platform: string, packageName: string | undefin
   return new TensorBusError(
     "TB_NATIVE_MISSING",
     `${why}: ${packageName === undefined ? "" : "install with optional dependencies, or, "}with make and a C compiler ` +
-      `installed, run \`npm rebuild tensorbus\` (where install scripts are blocked, ` +
+      `installed, run \`npm rebuild tensorbus\` (if install scripts are blocked, ` +
       `\`node ${join(folder, "scripts/install-native.mjs")} --strict\`)`,
     { details },
   );

@@ -12,7 +12,7 @@ const atOnce = 4;
 /** `undefined` before it was looked for, `null` if there is none. */
 let libc: Libc | null | undefined;
 
-/** Locks it for as long as `fd` is open. `false` if another open file has the lock; `true` too where nothing can be locked. */
+/** Locks it for as long as `fd` is open. `false` if another open file has the lock; also `true` if nothing can be locked. */
 export function lockFile(fd: number): boolean {
   libc ??= loadLibc();
   return (

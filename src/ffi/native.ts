@@ -15,7 +15,7 @@ import { TensorBusError } from "../errors.ts";
 import { errorBytes, readError } from "./error.ts";
 import { openLibrary } from "./library.ts";
 
-/** What is passed in. A `pointer` is an address, or a view whose first byte is meant; null where C may take NULL. */
+/** What is passed in. A `pointer` is an address, or a view whose first byte is meant; null if C may take NULL. */
 interface InputTypes {
   u32: number;
   i32: number;

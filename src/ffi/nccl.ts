@@ -21,7 +21,7 @@ const ncclIdBytes = 128;
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
- * What to load NCCL as: `TENSOR_BUS_LIBNCCL`; else the soname, where the linker finds it; else the library that a wheel of
+ * What to load NCCL as: `TENSOR_BUS_LIBNCCL`; else the soname, if the linker finds it; else the library that a wheel of
  * `nvidia-nccl-cu13` or `-cu12` put beside Python's packages. If there is none it is the soname, whose loading then
  * says what was looked for.
  */

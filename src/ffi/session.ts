@@ -256,7 +256,7 @@ export function attachTransfer(session: bigint, transfer: bigint, communicator: 
   native.tb_transfer_attach(session, transfer, communicator);
 }
 
-/** Throws if a peer prepares anew what is prepared here, as after it was found elsewhere than it was said to be. */
+/** Throws if a peer prepares anew what is prepared here, as after it was found at another place than was said. */
 export function checkTransferPeers(session: bigint, transfer: bigint): void {
   native.tb_transfer_check_peers(session, transfer);
 }

@@ -7,7 +7,7 @@ const native = declareNative({
   tb_session_use_ucx: ["u64", "string", "string"],
 });
 
-/** Names the library; otherwise it is the soname, where the linker finds it. */
+/** Names the library; otherwise the linker looks for it by its soname. */
 export const ucxVariable = "TENSOR_BUS_LIBUCP";
 /** The bits of `tb_ucx_speaks`. */
 const speaks = { rdma: 2, cuda: 4 } as const;

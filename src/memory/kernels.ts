@@ -68,7 +68,7 @@ function placeOf(bytes: Bytes): Place {
 }
 
 /**
- * Copies every element of `from` to `to`, in order, casting where the types differ (`docs/element-types.md`). The two may
+ * Copies every element of `from` to `to`, in order, casting if the types differ (`docs/element-types.md`). The two may
  * not overlap. Elements of a type that is only moved are copied as they are, packed ones byte by byte. `TB_REGION` if a
  * descriptor leaves its bytes or the counts differ, `TB_PLAN_FORMAT` for a malformed one, `TB_DTYPE` for a cast that there
  * is not.

@@ -28,7 +28,7 @@ export const watchAnswer = z.object({
   events: z.array(z.object({ kv: z.object({ key: bytes }) })).default([]),
   canceled: z.boolean().default(false),
   cancel_reason: z.string().optional(),
-  /** Set where a watch was cancelled because its revision was compacted away. */
+  /** Set if a watch was cancelled because its revision was compacted away. */
   compact_revision: integer.optional(),
 });
 export const grantAnswer = z.object({ ID: integer.transform(String), TTL: count });

@@ -31,7 +31,7 @@ export interface OpenStoreOptions extends StoreCallOptions {
   readonly env?: Environment;
 }
 
-/** A store and, where this process serves it, its server. Closing it closes both. */
+/** A store and, if this process serves it, its server. Closing it closes both. */
 export interface OpenedStore extends AsyncDisposable {
   readonly store: Store;
   readonly server: TcpStoreServer | undefined;

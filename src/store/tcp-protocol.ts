@@ -163,7 +163,7 @@ class ChunkQueue {
     this.#length += chunk.length;
   }
 
-  /** The next `bytes` bytes, of which there are as many. A view where they lie in one chunk. */
+  /** The next `bytes` bytes, of which there are as many. A view if they lie in one chunk. */
   take(bytes: number): Buffer {
     this.#length -= bytes;
     const pieces: Buffer[] = [];

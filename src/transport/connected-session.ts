@@ -49,7 +49,7 @@ export interface GatherContext {
   readonly open: OpenOptions;
 }
 
-/** A transport that can be one of several in a session, where each pair of ranks gets the best of them: `select`. */
+/** A transport that can be one of several in a session in which each pair of ranks gets the best of them: `select`. */
 export interface ConnectedTransport extends Transport {
   readonly carrier: Carrier;
   /** The UUID of the GPU whose memory it moves; absent if it moves none of a GPU. */

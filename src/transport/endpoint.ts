@@ -7,7 +7,7 @@ export interface EndpointOptions {
   readonly host?: string;
   /**
    * What others connect to, if that is not `host` and the port that is listened on: an address or a name, or either
-   * with a port (`node7:9000`, `[fd00::7]:9000`). Needed where `host` is `0.0.0.0` or `::`.
+   * with a port (`node7:9000`, `[fd00::7]:9000`). Needed if `host` is `0.0.0.0` or `::`.
    */
   readonly advertise?: string;
 }

@@ -56,7 +56,7 @@ export interface Gather {
   choose(links: PlanLinks, checksum: boolean, deadline: Deadline): Promise<readonly Member[]>;
   /** See `TransportSession.checkRanks`. */
   check(ranks: readonly number[], deadline: Deadline): Promise<void>;
-  /** Called before it is prepared where this rank joins; what it gives is handed to `attach`. */
+  /** Called before it is prepared, if this rank joins; what it gives is handed to `attach`. */
   announce(joining: Int32Array, deadline: Deadline): Promise<number>;
   /** Called once the transfer is prepared; those who join ascend, and this rank is among them. */
   attach(transfer: bigint, joining: Int32Array, ticket: number, deadline: Deadline): Promise<void>;
@@ -394,7 +394,7 @@ function joiningOf(members: readonly Member[], own: number): Int32Array | undefi
   return joining.includes(own) ? Int32Array.from(joining) : undefined;
 }
 
-/** One of two ranks took the other to be where it is no more: what is known of it is asked for anew. */
+/** True if one of two ranks looked for the other where it is no more: what is known of it is asked for anew. */
 function isStale(error: unknown): boolean {
   return error instanceof TensorBusError && error.details["errno"] === constants.errno.ESTALE;
 }

@@ -16,7 +16,7 @@ interface TransferSetup {
   readonly peers: readonly number[];
   /** How many ranks it has to do with at most, with those that it begins rounds together with. */
   readonly ranks: number;
-  /** The transport that is meant where buckets stream over connections. */
+  /** The transport that is meant if buckets stream over connections. */
   readonly stream: string;
   readonly pipe: EventPipe;
   /** Called once the transfer is gone. */

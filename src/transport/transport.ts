@@ -1,7 +1,7 @@
 /**
  * The seam between the executor and whatever moves buckets between ranks. One file, and one compliance suite
- * (`test/transport/compliance/suite.ts`) that every implementation passes as far as its capabilities go, and whose refusals
- * are tested where they do not.
+ * (`test/transport/compliance/suite.ts`) that every implementation passes as far as its capabilities go; beyond
+ * them the suite tests that it refuses.
  *
  * The life of it: a factory makes a `Transport`; `open` joins a session; the session registers memory and prepares
  * programs; what is prepared is posted many times, one round at a time.

@@ -216,7 +216,7 @@ export class Communicators {
     return parse<Epoch>(await this.#store.get(`${set.prefix}/epoch`, deadline.rest));
   }
 
-  /** The epoch that stands, where it suits what all say of themselves; else the next one. */
+  /** The epoch that stands, if it suits what all say of themselves; else the next one. */
   async #lead(
     set: SetState,
     deadline: Deadline,
