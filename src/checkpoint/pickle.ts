@@ -212,9 +212,11 @@ class Reader {
   }
 
   #global(module: PickledValue, name: PickledValue): PickledGlobal {
-    const path = `${String(module)}.${String(name)}`;
-    if (typeof module === "string" && typeof name === "string" && this.#globals.has(path))
-      return new PickledGlobal(path);
+    // No text is made of anything else: of a list that holds itself many times it would not end.
+    if (typeof module !== "string" || typeof name !== "string")
+      throw this.#refuse("it names a global by what is no text");
+    const path = `${module}.${name}`;
+    if (this.#globals.has(path)) return new PickledGlobal(path);
     throw this.#refuse(
       `it names ${JSON.stringify(path)}, which is not in the table of what checkpoints hold`,
     );

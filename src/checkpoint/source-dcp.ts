@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { type DType, isDType, itemSize } from "../layout/index.ts";
 import { fileError, readBytes } from "../model/files.ts";
 import { PickledGlobal, PickledObject, PickledReference, type PickledValue, readPickle } from "./pickle.ts";
-import type { CheckpointSource, SourceTensor, StoredBox } from "./source.ts";
+import { type CheckpointSource, distinctBoxes, type SourceTensor, type StoredBox } from "./source.ts";
 import { Archive, damagedCheckpoint as refuse } from "./zip.ts";
 
 export const dcpMetadataName = ".metadata";
@@ -156,26 +156,27 @@ function readTensor(
     const length = sizeOf(field(object, "sizes", path), path);
     return { start, length };
   });
-  let held = 0;
-  const boxes = chunks.flatMap(({ start, length }): StoredBox[] => {
+  const stored = chunks.flatMap(({ start, length }): StoredBox[] => {
     const fits = start.length === shape.length && start.every((at, dim) => at + length[dim]! <= shape[dim]!);
     if (!fits)
       throw refuse(
         path,
         `a chunk of ${name} at [${start}] of [${length}] is not in its tensor of [${shape}]`,
       );
-    const elements = length.reduce((product, extent) => product * extent, 1);
-    held += elements;
-    if (elements === 0) return [];
+    if (length.includes(0)) return [];
     const info =
       infos.get(placeKey(name, start)) ?? (shape.length === 0 ? infos.get(placeKey(name, [])) : undefined);
     if (info === undefined)
       throw refuse(path, `it does not say where the chunk of ${name} at [${start}] lies`);
     return [files.box(info, { name, dtype, start, length })];
   });
-  const elements = shape.reduce((product, extent) => product * extent, 1);
-  if (held !== elements)
-    throw refuse(path, `the chunks of ${name} have ${held} elements, and it has ${elements}`);
+  const boxes = distinctBoxes(stored, (one, other) =>
+    refuse(path, `the chunks of ${name} at [${other.start}] and [${one.start}] overlap`),
+  );
+  const product = (extents: readonly number[]) => extents.reduce((count, extent) => count * extent, 1);
+  const held = boxes.reduce((sum, { length }) => sum + product(length), 0);
+  if (held !== product(shape))
+    throw refuse(path, `the chunks of ${name} have ${held} elements, and it has ${product(shape)}`);
   return { name: name.slice(prefix.length), shape, dtype, boxes };
 }
 
@@ -296,8 +297,8 @@ function storedTensor(value: PickledValue, path: string): StoredTensor {
     key,
     dtype: found,
     offset: countOf(offset ?? null, path),
-    shape: listOf(shape ?? null, path).map((extent) => countOf(extent, path)),
-    strides: listOf(strides ?? null, path).map((stride) => countOf(stride, path)),
+    shape: countsOf(shape ?? null, path),
+    strides: countsOf(strides ?? null, path),
   };
   if (stored.shape.length !== stored.strides.length)
     throw refuse(path, "shape and strides of a tensor do not fit");
@@ -342,5 +343,16 @@ function countOf(value: PickledValue, path: string): number {
 /** `torch.Size([…])`. */
 function sizeOf(value: PickledValue, path: string): number[] {
   const list = value instanceof PickledObject && value.global === types.size ? (value.args[0] ?? []) : value;
-  return listOf(list, path).map((extent) => countOf(extent, path));
+  return countsOf(list, path);
+}
+
+/** More than torch has of dimensions. */
+const maxDimensions = 64;
+
+function countsOf(value: PickledValue, path: string): number[] {
+  const list = listOf(value, path);
+  // One long list, named by many chunks, would keep the reader busy for hours.
+  if (list.length > maxDimensions)
+    throw refuse(path, `a tensor has ${list.length} dimensions, more than ${maxDimensions}`);
+  return list.map((extent) => countOf(extent, path));
 }

@@ -5,7 +5,7 @@ import { type DType, itemSize } from "../layout/index.ts";
 import { contiguousStrides } from "../layout/strides.ts";
 import { openSafetensors, type SafetensorsTensor } from "../model/safetensors.ts";
 import { readLayout, readManifest } from "./result.ts";
-import type { CheckpointSource, SourceTensor, StoredBox } from "./source.ts";
+import { type CheckpointSource, distinctBoxes, type SourceTensor, type StoredBox } from "./source.ts";
 import { SharedLists, type TargetBox, type TargetParameter } from "./target.ts";
 
 interface Found {
@@ -68,7 +68,18 @@ export async function layoutSource(folder: string, ranks: readonly RankParts[]):
       name,
       shape,
       dtype,
-      boxes: withoutReplicas(folder, name, boxes),
+      boxes: distinctBoxes(boxes, (one, other) => {
+        const { start, length } = one;
+        return new TensorBusError("TB_UNSUPPORTED", `${folder}: two parts of tensor ${name} overlap`, {
+          details: {
+            tensor: name,
+            folder,
+            start,
+            length,
+            other: { start: other.start, length: other.length },
+          },
+        });
+      }),
     }),
   );
   return { path: folder, files, tensors, metadata: {}, unlisted: 0 };
@@ -114,47 +125,4 @@ function addBox(
   const strides = lists.share(start.map((_, dim) => steps[axes.indexOf(dim)] ?? 0));
   const first = at.reduce((sum, index, axis) => sum + index * steps[axis]!, 0);
   known.boxes.push({ file, position: position + first * itemSize(dtype), start, length, strides });
-}
-
-/**
- * Each box once, ascending. `TB_UNSUPPORTED` for two that overlap without being the same: a sweep along the dimension that is cut
- * most, so that thousands of parts are not compared with each other.
- */
-function withoutReplicas(folder: string, tensor: string, boxes: readonly StoredBox[]): StoredBox[] {
-  const [first] = boxes;
-  if (first === undefined || boxes.length === 1) return [...boxes];
-  const cuts = first.start.map((_, dim) => new Set(boxes.map(({ start }) => start[dim])).size);
-  const dim = cuts.indexOf(Math.max(...cuts));
-  const ascending = [...boxes].sort((a, b) => a.start[dim]! - b.start[dim]! || compare(a, b));
-  const distinct: StoredBox[] = [];
-  let open: StoredBox[] = [];
-  for (const box of ascending) {
-    const { start, length } = box;
-    const last = distinct.at(-1);
-    if (last !== undefined && compare(last, box) === 0) continue;
-    open = open.filter((before) => before.start[dim]! + before.length[dim]! > start[dim]!);
-    const other = open.find((before) => overlaps(before, box));
-    if (other !== undefined) {
-      throw new TensorBusError("TB_UNSUPPORTED", `${folder}: two parts of tensor ${tensor} overlap`, {
-        details: { tensor, folder, start, length, other: { start: other.start, length: other.length } },
-      });
-    }
-    open.push(box);
-    distinct.push(box);
-  }
-  return distinct;
-}
-
-function compare(one: StoredBox, other: StoredBox): number {
-  for (const [dim, at] of one.start.entries()) {
-    const difference = at - other.start[dim]! || one.length[dim]! - other.length[dim]!;
-    if (difference !== 0) return difference;
-  }
-  return 0;
-}
-
-function overlaps(one: StoredBox, other: StoredBox): boolean {
-  return one.start.every(
-    (at, dim) => at < other.start[dim]! + other.length[dim]! && other.start[dim]! < at + one.length[dim]!,
-  );
 }

@@ -77,3 +77,44 @@ export function signaturesOf(files: readonly string[]): FileSignature[] {
     return { path, bytes: Number(stats.size), changed: String(stats.mtimeNs) };
   });
 }
+
+/**
+ * Each box once, ascending. Two that overlap without being the same are the error that is made of them: a sweep along the dimension
+ * that is cut most, so that thousands of parts are not compared with each other.
+ */
+export function distinctBoxes(
+  boxes: readonly StoredBox[],
+  overlapError: (one: StoredBox, other: StoredBox) => Error,
+): StoredBox[] {
+  const [first] = boxes;
+  if (first === undefined || boxes.length === 1) return [...boxes];
+  const cuts = first.start.map((_, dim) => new Set(boxes.map(({ start }) => start[dim])).size);
+  const dim = cuts.indexOf(Math.max(...cuts));
+  const ascending = [...boxes].sort((a, b) => a.start[dim]! - b.start[dim]! || compare(a, b));
+  const distinct: StoredBox[] = [];
+  let open: StoredBox[] = [];
+  for (const box of ascending) {
+    const last = distinct.at(-1);
+    if (last !== undefined && compare(last, box) === 0) continue;
+    open = open.filter((before) => before.start[dim]! + before.length[dim]! > box.start[dim]!);
+    const other = open.find((before) => overlaps(before, box));
+    if (other !== undefined) throw overlapError(box, other);
+    open.push(box);
+    distinct.push(box);
+  }
+  return distinct;
+}
+
+function compare(one: StoredBox, other: StoredBox): number {
+  for (const [dim, at] of one.start.entries()) {
+    const difference = at - other.start[dim]! || one.length[dim]! - other.length[dim]!;
+    if (difference !== 0) return difference;
+  }
+  return 0;
+}
+
+function overlaps(one: StoredBox, other: StoredBox): boolean {
+  return one.start.every(
+    (at, dim) => at < other.start[dim]! + other.length[dim]! && other.start[dim]! < at + one.length[dim]!,
+  );
+}

@@ -49,6 +49,8 @@ export class Archive {
     if (header.readUInt32LE(0) !== 0x04034b50)
       throw damagedCheckpoint(this.#path, `${name} of an item is not where its directory says`);
     const begin = entry.header + 30 + header.readUInt16LE(26) + header.readUInt16LE(28);
+    if (begin + entry.bytes > this.#length)
+      throw damagedCheckpoint(this.#path, `${name} of an item is not in it`);
     return { position: this.#offset + begin, bytes: entry.bytes };
   }
 

@@ -81,6 +81,16 @@ describe("a pickle", () => {
       ["has not begun", pickleOf(0x74)],
       ["no dictionary", pickleOf(0x29, 0x4e, 0x4e, 0x73)],
       ["protocol 0", Uint8Array.from([0x80, 0, 0x4e, 0x2e])],
+      // Lists of two that are the same list, forty deep: their text has 2^40 words.
+      [
+        "no text",
+        pickleOf(
+          ...[0x29, 0x94],
+          ...Array.from({ length: 40 }, (_, at) => [0x68, at, 0x68, at, 0x86, 0x94]).flat(),
+          ...text("x"),
+          0x93,
+        ),
+      ],
       ["wait on its stack", Uint8Array.from([0x80, 4, ...new Array(200_000).fill(0x28), 0x2e])],
     ];
     for (const [what, bytes] of hostile) {
@@ -92,6 +102,143 @@ describe("a pickle", () => {
     // Nested a million deep, it is read without recursion, and refused for what it is not.
     const deep = Uint8Array.from([0x80, 4, 0x29, ...new Array(1_000_000).fill(0x85), 0x2e]);
     expect(Array.isArray(read(deep))).toBe(true);
+  });
+});
+
+describe("metadata that lie", () => {
+  type Value = string | number | readonly Value[] | Map<Value, Value> | Global | Instance;
+  interface Global {
+    readonly global: string;
+  }
+  interface Instance extends Global {
+    readonly state: readonly Value[] | Map<Value, Value>;
+  }
+
+  function encode(value: Value): number[] {
+    if (typeof value === "string") return text(value);
+    if (typeof value === "number") return [0x4a, ...new Uint8Array(Int32Array.of(value).buffer)];
+    if (value instanceof Map) return [0x7d, 0x28, ...[...value].flat().flatMap((each) => encode(each)), 0x75];
+    if (!("global" in value)) return [0x28, ...value.flatMap((each) => encode(each)), 0x74];
+    const [, module, name] = /^(.*)\.([^.]*)$/.exec(value.global)!;
+    const global = [...text(module!), ...text(name!), 0x93];
+    return "state" in value ? [...global, 0x29, 0x81, ...encode(value.state), 0x62] : global;
+  }
+
+  const part = "torch.distributed.checkpoint";
+  const record = (global: string, state: Record<string, Value>): Instance => ({
+    global: `${part}.${global}`,
+    state: new Map(Object.entries(state)),
+  });
+
+  /** Where torch has put the parts of a tensor of two dimensions: two of one size. */
+  function twoParts() {
+    const everything = { has: () => true } as unknown as ReadonlySet<string>;
+    const metadata = readPickle(readFileSync(join(golden, "model", ".metadata")), everything, "golden");
+    const fieldOf = (object: unknown, name: string) =>
+      ((object as PickledObject).state as Map<string, unknown>).get(name);
+    const infos = fieldOf(metadata, "storage_data") as Map<unknown, unknown>;
+    const found = new Map<string, { file: string; offset: number; length: number }[]>();
+    for (const [index, info] of infos) {
+      const name = fieldOf(index, "fqn") as string;
+      const place = {
+        file: fieldOf(info, "relative_path") as string,
+        offset: fieldOf(info, "offset") as number,
+        length: fieldOf(info, "length") as number,
+      };
+      found.set(name, [...(found.get(name) ?? []), place]);
+    }
+    return found;
+  }
+
+  /** The metadata of one tensor of two parts of one size, which lie where torch has put two of a tensor. */
+  async function lying(name: string, starts: readonly number[][], dimensions?: number): Promise<string> {
+    const copy = join(folder(), "lying");
+    cpSync(join(golden, "model"), copy, { recursive: true });
+    const source = await dcpSource(copy);
+    const { boxes, dtype, shape } = source.tensors.find((tensor) => tensor.name === name)!;
+    const size = boxes[0]!.length;
+    const places = twoParts().get(name)!.slice(0, 2);
+    const whole = dimensions === undefined ? [2 * size[0]!, ...shape.slice(1)] : Array(dimensions).fill(1);
+    const value = record("metadata.Metadata", {
+      state_dict_metadata: new Map([
+        [
+          name,
+          record("metadata.TensorStorageMetadata", {
+            properties: {
+              global: `${part}.metadata.TensorProperties`,
+              state: [{ global: `torch.${dtype}` }],
+            },
+            size: whole,
+            chunks: starts.map((start) =>
+              record("metadata.ChunkStorageMetadata", { offsets: start, sizes: [...size] }),
+            ),
+          }),
+        ],
+      ]),
+      storage_data: new Map(
+        starts.map((start, at): [Value, Value] => [
+          record("metadata.MetadataIndex", { fqn: name, offset: start }),
+          record("filesystem._StorageInfo", {
+            relative_path: places[at]!.file,
+            offset: places[at]!.offset,
+            length: places[at]!.length,
+          }),
+        ]),
+      ),
+    });
+    writeFileSync(join(copy, ".metadata"), pickleOf(...encode(value)));
+    return copy;
+  }
+
+  it("of parts that overlap, or of a tensor of many dimensions, are refused", async () => {
+    const { tensors } = await dcpSource(join(golden, "model"));
+    const { name, boxes } = tensors.find(
+      ({ shape, boxes: [one, two] }) =>
+        shape.length === 2 &&
+        one !== undefined &&
+        String(one.length) === String(two?.length) &&
+        one.length[0]! > 1,
+    )!;
+    const rows = boxes[0]!.length[0]!;
+    // What is true of it, first: the other two are refused for the lie.
+    const { tensors: read } = await dcpSource(
+      await lying(name, [
+        [0, 0],
+        [rows, 0],
+      ]),
+    );
+    expect(read[0]!.boxes).toHaveLength(2);
+    for (const [what, starts, dimensions] of [
+      [
+        "overlap",
+        [
+          [0, 0],
+          [1, 0],
+        ],
+        undefined,
+      ],
+      [
+        "dimensions",
+        [
+          [0, 0],
+          [rows, 0],
+        ],
+        1000,
+      ],
+    ] as const) {
+      await expect(
+        dcpSource(
+          await lying(
+            name,
+            starts.map((each) => [...each]),
+            dimensions,
+          ),
+        ),
+      ).rejects.toMatchObject({
+        code: "TB_CHECKPOINT",
+        message: expect.stringContaining(what),
+      });
+    }
   });
 });
 
