@@ -79,7 +79,7 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
   requireTensors(files, new Map(source.tensors.map(({ name, shape }) => [name, shape])), source.path);
   const signatures = signaturesOf(source.files);
   const heap = new Heap();
-  const planned = planFiles(files);
+  const planned = planFiles(files, heap);
   heap.tidy();
   refuseOwnSource(
     source.files,
@@ -93,11 +93,10 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
   const found = Journal.find(folder, key, items.length);
   if (found === undefined || !haveFiles(folder, planned, found.isPublishing)) {
     Journal.remove(folder);
-    createFiles(folder, planned);
+    createFiles(folder, planned, heap);
     // Before the journal has a name: after a power failure it must not be there without the files that it is about.
     syncFolder(folder);
   }
-  for (const file of planned) file.head = undefined;
   heap.tidy();
   const began = performance.now();
   const journal = Journal.open(folder, key, items.length);
@@ -200,33 +199,44 @@ function handsFor(work: Work, { threads }: MoveOptions, hands: Hand[]): void {
 }
 
 /** For each tensor of the source where its boxes go: made when it is asked for, as all of them would take much memory. */
-function destinationsOf(files: readonly PlannedFile[]): Map<string, () => Destination[]> {
+function destinationsOf(files: readonly PlannedFile[]): (tensor: string) => readonly Destination[] {
+  const counts = new Map<string, number>();
+  for (const { parameters } of files) {
+    for (const { boxes } of parameters)
+      for (const { tensor } of boxes) counts.set(tensor, (counts.get(tensor) ?? 0) + 1);
+  }
+  /** By tensor, where its part of `places` begins, and where the next of its boxes is noted. */
+  const begins = new Map<string, number>();
+  let total = 0;
+  for (const [tensor, count] of counts) {
+    begins.set(tensor, total);
+    counts.set(tensor, total);
+    total += count;
+  }
+  const ends = counts;
   /** Numbers of a file, a parameter in it, and a box of that. */
-  const places = new Map<string, number[]>();
+  const places = new Uint32Array(3 * total);
   files.forEach(({ parameters }, file) => {
     for (const [parameter, { boxes }] of parameters.entries()) {
       for (const [box, { tensor }] of boxes.entries()) {
-        const list = places.get(tensor);
-        if (list === undefined) places.set(tensor, [file, parameter, box]);
-        else list.push(file, parameter, box);
+        const place = ends.get(tensor)!;
+        places.set([file, parameter, box], 3 * place);
+        ends.set(tensor, place + 1);
       }
     }
   });
-  const destinationOf = (file: number, parameter: number, box: number): Destination => {
-    const { parameters, positions } = files[file]!;
-    const { shape, dtype, boxes } = parameters[parameter]!;
-    const { start, length, at, axes } = boxes[box]!;
-    return { file, position: positions[parameter]!, shape, dtype, start, length, at, axes };
+  const destinationOf = (place: number): Destination => {
+    const [file, parameter, box] = places.subarray(3 * place, 3 * place + 3);
+    const { parameters, positions } = files[file!]!;
+    const { shape, dtype, boxes } = parameters[parameter!]!;
+    const { start, length, at, axes } = boxes[box!]!;
+    return { file: file!, position: positions[parameter!]!, shape, dtype, start, length, at, axes };
   };
-  const makers = new Map<string, () => Destination[]>();
-  for (const [tensor, list] of places) {
-    makers.set(tensor, () =>
-      Array.from({ length: list.length / 3 }, (_, index) =>
-        destinationOf(list[3 * index]!, list[3 * index + 1]!, list[3 * index + 2]!),
-      ),
-    );
-  }
-  return makers;
+  return (tensor) => {
+    const begin = begins.get(tensor) ?? 0;
+    const end = ends.get(tensor) ?? 0;
+    return Array.from({ length: end - begin }, (_, index) => destinationOf(begin + index));
+  };
 }
 
 function requireUnchanged(

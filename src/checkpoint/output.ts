@@ -17,6 +17,7 @@ import { reserveFile } from "../ffi/reserve.ts";
 import { type DType, itemSize } from "../layout/index.ts";
 import { crc32c, move } from "../memory/kernels.ts";
 import { layOutHeader } from "../model/safetensors-header.ts";
+import type { Heap } from "./heap.ts";
 import { Journal } from "./journal.ts";
 import { isOfResult } from "./names.ts";
 import { attempt, type OpenedFile, writeAll } from "./opened-file.ts";
@@ -26,8 +27,7 @@ const suffix = ".partial";
 
 /** A file of the result as it will be laid out. */
 export interface PlannedFile extends TargetFile {
-  /** The bytes before the parameters; only until they are written, for they are many for a model of many tensors. */
-  head: Uint8Array | undefined;
+  /** The bytes before the parameters. They are laid out again when they are written: kept for all files they take much memory. */
   readonly headStretch: { readonly at: 0; readonly bytes: number; readonly checksum: number };
   /** The byte of each parameter's first element, in their order. */
   readonly positions: Float64Array;
@@ -47,13 +47,14 @@ export function lockFolder(folder: string): Disposable {
 }
 
 /** Lays out the headers of all files. Errors are those of `layOutHeader`. */
-export function planFiles(files: readonly TargetFile[]): PlannedFile[] {
+export function planFiles(files: readonly TargetFile[], heap: Heap): PlannedFile[] {
   return files.map((file) => {
+    heap.tidy();
     const { head, entries, fileBytes } = layOutHeader(file.parameters, file.metadata, file.name);
     const places = new Map(entries.map(({ name, position }) => [name, position]));
     const positions = Float64Array.from(file.parameters, ({ name }) => places.get(name)!);
     const headStretch = { at: 0, bytes: head.length, checksum: crc32c(head) } as const;
-    return { ...file, head, headStretch, positions, bytes: fileBytes };
+    return { ...file, headStretch, positions, bytes: fileBytes };
   });
 }
 
@@ -71,11 +72,14 @@ export function pathOf(folder: string, file: PlannedFile, isPublishing: boolean)
  * Makes the files of a result that is begun: reserved, with headers and constants; what nothing is written to is zero.
  * `TB_NO_SPACE` if they do not fit, and then none of them is left.
  */
-export function createFiles(folder: string, files: readonly PlannedFile[]): void {
+export function createFiles(folder: string, files: readonly PlannedFile[], heap: Heap): void {
   removeUnfinished(folder);
   requireSpace(folder, files);
   try {
-    for (const file of files) createFile(partialPath(folder, file), file);
+    for (const file of files) {
+      createFile(partialPath(folder, file), file);
+      heap.tidy();
+    }
   } catch (error) {
     for (const file of files) rmSync(partialPath(folder, file), { force: true });
     throw error;
@@ -119,13 +123,14 @@ function sizeOf(path: string): number {
   }
 }
 
-function createFile(path: string, { head, positions, bytes, parameters }: PlannedFile): void {
+function createFile(path: string, { name, positions, bytes, parameters, metadata }: PlannedFile): void {
+  const { head } = layOutHeader(parameters, metadata, name);
   rmSync(path, { force: true });
   const fd = attempt("create", path, () => openSync(path, "wx"));
   try {
     const reserved = attempt("reserve space for", path, () => reserveFile(fd, bytes));
     if (!reserved && bytes > 0) writeAll({ path, fd }, Buffer.of(0), bytes - 1);
-    writeAll({ path, fd }, head!, 0);
+    writeAll({ path, fd }, head, 0);
     for (const [index, { dtype, constant }] of parameters.entries()) {
       if (constant !== undefined) writeAll({ path, fd }, constantBytes(constant, dtype), positions[index]!);
     }

@@ -22,32 +22,66 @@ export function stretchesOf(
   checksums: ReadonlyMap<number, ItemChecksums>,
   most: number,
 ): (readonly Stretch[] | undefined)[] {
-  const written: (Stretch[] | undefined)[] = files.map(({ headStretch, parameters, positions }) => [
-    headStretch,
-    ...parameters.flatMap(({ dtype, constant }, index) => {
-      if (constant === undefined) return [];
+  const written: (Parts | undefined)[] = files.map(({ headStretch, parameters, positions }) => {
+    const parts = new Parts();
+    parts.add(headStretch.at, headStretch.bytes, headStretch.checksum);
+    for (const [index, { dtype, constant }] of parameters.entries()) {
+      if (constant === undefined) continue;
       const value = constantBytes(constant, dtype);
-      return [{ at: positions[index]!, bytes: value.length, checksum: crc32c(value) }];
-    }),
-  ]);
+      parts.add(positions[index]!, value.length, crc32c(value));
+    }
+    return parts;
+  });
   items.forEach((item, number) => {
     placesOf(tensors[item.tensor]!, item).forEach(({ file, at, bytes, isOne }, part) => {
-      if (isOne) written[file]?.push({ at, bytes, checksum: checksums.get(number)![part]! });
+      if (isOne) written[file]?.add(at, bytes, checksums.get(number)![part]!);
       else written[file] = undefined;
     });
   });
   return files.map(({ bytes }, file) => written[file] && joined(filled(written[file], bytes), most));
 }
 
+/** Parts of a file in any order, as numbers side by side: there may be a million of them. */
+class Parts {
+  #at = new Float64Array(16);
+  #bytes = new Float64Array(16);
+  #checksums = new Uint32Array(16);
+  #count = 0;
+
+  add(at: number, bytes: number, checksum: number): void {
+    if (this.#count === this.#at.length) {
+      this.#at = grown(this.#at, new Float64Array(2 * this.#count));
+      this.#bytes = grown(this.#bytes, new Float64Array(2 * this.#count));
+      this.#checksums = grown(this.#checksums, new Uint32Array(2 * this.#count));
+    }
+    this.#at[this.#count] = at;
+    this.#bytes[this.#count] = bytes;
+    this.#checksums[this.#count] = checksum;
+    this.#count++;
+  }
+
+  *ascending(): Generator<Stretch> {
+    const order = Uint32Array.from({ length: this.#count }, (_, index) => index);
+    order.sort((a, b) => this.#at[a]! - this.#at[b]! || this.#bytes[a]! - this.#bytes[b]!);
+    for (const index of order)
+      yield { at: this.#at[index]!, bytes: this.#bytes[index]!, checksum: this.#checksums[index]! };
+  }
+}
+
+function grown<T extends Float64Array | Uint32Array>(from: T, to: T): T {
+  to.set(from);
+  return to;
+}
+
 /** With what lies between them, which is zero. */
-function* filled(stretches: Stretch[], bytes: number): Generator<Stretch> {
+function* filled(parts: Parts, bytes: number): Generator<Stretch> {
   let end = 0;
   const zeros = (next: number): Stretch => ({
     at: end,
     bytes: next - end,
     checksum: zeroChecksum(next - end),
   });
-  for (const stretch of stretches.sort((a, b) => a.at - b.at || a.bytes - b.bytes)) {
+  for (const stretch of parts.ascending()) {
     if (stretch.at > end) yield zeros(stretch.at);
     yield stretch;
     end = stretch.at + stretch.bytes;

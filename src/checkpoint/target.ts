@@ -39,8 +39,7 @@ export function targetDigest(files: readonly TargetFile[]): string {
   const texts = new ListTexts();
   for (const { name, parameters, metadata } of files) {
     hash.update(`${JSON.stringify([name, metadata])}\n`);
-    for (const { constant = null, ...parameter } of parameters) {
-      const { name: key, shape, dtype, boxes } = parameter;
+    for (const { name: key, shape, dtype, boxes, constant = null } of parameters) {
       const places = boxes.map((box) => texts.box(box)).join();
       hash.update(`[${JSON.stringify(key)},${texts.of(shape)},"${dtype}",[${places}],${constant}]\n`);
     }
@@ -88,6 +87,27 @@ interface Pattern {
   readonly boxes: readonly Omit<TargetBox, "tensor">[];
 }
 
+/** What a rank holds of one tensor. Its boxes are made when they are asked for: for all ranks they would take much memory. */
+class HeldParameter implements TargetParameter {
+  readonly name: string;
+  readonly dtype: DType;
+  readonly #pattern: Pattern;
+
+  constructor(name: string, dtype: DType, pattern: Pattern) {
+    this.name = name;
+    this.dtype = dtype;
+    this.#pattern = pattern;
+  }
+
+  get shape(): readonly number[] {
+    return this.#pattern.shape;
+  }
+
+  get boxes(): readonly TargetBox[] {
+    return this.#pattern.boxes.map((box) => ({ tensor: this.name, ...box }));
+  }
+}
+
 /** A file for each rank of the target of a plan, numbered from 0, with what the rank holds of each tensor. */
 export function rankFiles(
   input: PlanInput,
@@ -109,9 +129,7 @@ export function rankFiles(
         name: `rank-${number}.safetensors`,
         parameters: input.tensors.flatMap(({ name, dtype, targetDtype = dtype }, index) => {
           const pattern = patternOf(index);
-          if (pattern === undefined) return [];
-          const { shape, boxes } = pattern;
-          return [{ name, shape, dtype: targetDtype, boxes: boxes.map((box) => ({ tensor: name, ...box })) }];
+          return pattern === undefined ? [] : [new HeldParameter(name, targetDtype, pattern)];
         }),
         metadata: { format: "pt", ...metadata, "tensorbus.rank": String(number), "tensorbus.plan": digest },
       };

@@ -96,26 +96,41 @@ export function restrictTo(tensor: MovedTensor, item: Cut): MovedTensor {
   return { name, shape, dtype, boxes, destinations };
 }
 
+/** A tensor whose destinations are made when they are asked for. */
+class PlacedTensor implements MovedTensor {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly dtype: DType;
+  readonly boxes: readonly StoredBox[];
+  readonly #destinationsOf: (tensor: string) => readonly Destination[];
+
+  constructor(
+    { name, shape, dtype, boxes }: SourceTensor,
+    destinationsOf: (tensor: string) => readonly Destination[],
+  ) {
+    this.name = name;
+    this.shape = shape;
+    this.dtype = dtype;
+    this.boxes = boxes;
+    this.#destinationsOf = destinationsOf;
+  }
+
+  get destinations(): readonly Destination[] {
+    return this.#destinationsOf(this.name);
+  }
+}
+
 /** What a source and the places of its tensors' boxes come to; tensors that nobody wants are left out. */
 export function movedTensors(
   tensors: readonly SourceTensor[],
-  destinationsOf: ReadonlyMap<string, () => readonly Destination[]>,
+  destinationsOf: (tensor: string) => readonly Destination[],
 ): MovedTensor[] {
-  return tensors.flatMap(({ name, shape, dtype, boxes }) => {
-    const make = destinationsOf.get(name);
-    if (make === undefined) return [];
-    if (unitOf(dtype).elements > 1) return [asBytes({ name, shape, dtype, boxes, destinations: make() })];
-    return [
-      {
-        name,
-        shape,
-        dtype,
-        boxes,
-        get destinations() {
-          return make();
-        },
-      },
-    ];
+  return tensors.flatMap((tensor) => {
+    const destinations = destinationsOf(tensor.name);
+    if (destinations.length === 0) return [];
+    return unitOf(tensor.dtype).elements > 1
+      ? [asBytes({ ...tensor, destinations })]
+      : [new PlacedTensor(tensor, destinationsOf)];
   });
 }
 

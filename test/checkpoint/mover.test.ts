@@ -365,7 +365,7 @@ describe("what must not be", () => {
     await writeCheckpoint(join(folder(), "model.safetensors"), odd);
     const cut = filesOf(odd, new Map([["w", layoutOf([2], "S(1)")]])).map((file) => ({
       ...file,
-      parameters: file.parameters.map((each) => ({ ...each, shape: [2, 4] })),
+      parameters: file.parameters.map(({ name, dtype, boxes }) => ({ name, dtype, boxes, shape: [2, 4] })),
     }));
     await expect(moveTo(cut, join(folder(), "out"))).rejects.toMatchObject({
       code: "TB_DTYPE",
