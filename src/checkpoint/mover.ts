@@ -93,6 +93,8 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
   const found = Journal.find(folder, key, items.length);
   if (found === undefined || !haveFiles(folder, planned, found.isPublishing)) {
     Journal.remove(folder);
+    // Before there are files again: a journal that came back after a power failure would say that these are done.
+    syncFolder(folder);
     createFiles(folder, planned, heap);
     // Before the journal has a name: after a power failure it must not be there without the files that it is about.
     syncFolder(folder);

@@ -89,6 +89,7 @@ export function createFiles(folder: string, files: readonly PlannedFile[], heap:
 /** Nobody goes on with what a run that was killed has left: another has the folder now, locked. */
 export function forgetUnfinished(folder: string): void {
   Journal.remove(folder);
+  syncFolder(folder);
   removeUnfinished(folder);
 }
 

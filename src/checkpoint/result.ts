@@ -13,6 +13,7 @@ import { Journal } from "./journal.ts";
 import { parseJson } from "./json.ts";
 import { layoutBytes, readLayoutFile } from "./layout-file.ts";
 import { isOfResult, layoutName, manifestName } from "./names.ts";
+import { syncFolder } from "./output.ts";
 import type { TargetFile } from "./target.ts";
 
 const maxManifestBytes = 64 * 2 ** 20;
@@ -35,6 +36,8 @@ const manifestSchema = z.strictObject({
         .optional(),
     }),
   ),
+  /** Files that were taken along: config, tokenizer, licences. They go with the result. */
+  beside: z.array(z.string()).optional(),
   /** SHA-256 of the layout's file. */
   layout: z.string().optional(),
 });
@@ -52,7 +55,7 @@ export class ResultFolder {
    * it; what a run that was killed has left is no result. `TB_FILE` if it cannot be a folder.
    */
   static async open(path: string, force: boolean): Promise<ResultFolder> {
-    await mkdir(path, { recursive: true }).catch((error: NodeJS.ErrnoException) => {
+    const made = await mkdir(path, { recursive: true }).catch((error: NodeJS.ErrnoException) => {
       if (error.code !== "EEXIST" && error.code !== "ENOTDIR")
         throw fileError(error, "make the folder", path);
       throw new TensorBusError(
@@ -61,6 +64,7 @@ export class ResultFolder {
         { details: { path, flag: "--out" }, cause: error },
       );
     });
+    if (made !== undefined) syncParents(made, path);
     const folder = new ResultFolder(path);
     const names = force ? [] : await folder.#names();
     const found = names.filter(isOfResult);
@@ -84,7 +88,7 @@ export class ResultFolder {
 
   /**
    * Before the first file takes its final name: what is there is no result any more, and goes, so that no reader that asks for
-   * no manifest takes files of two results for one. The manifest goes first.
+   * no manifest takes files of two results for one. The manifest goes first; each step is durable before the next one.
    */
   async invalidate(): Promise<void> {
     const entries = await readdir(this.path, { withFileTypes: true }).catch((error: unknown) => {
@@ -92,7 +96,11 @@ export class ResultFolder {
     });
     // A folder that is called so is none of ours: whoever needs its name says that it cannot have it.
     const files = entries.filter((entry) => !entry.isDirectory()).map(({ name }) => name);
-    for (const name of [manifestName, layoutName, ...files.filter(isOfResult)]) await this.#remove(name);
+    const taken = (await readManifest(this.path).catch(() => undefined))?.beside;
+    await this.#remove(manifestName);
+    syncFolder(this.path);
+    for (const name of files) if (isOfResult(name) || taken?.includes(name)) await this.#remove(name);
+    syncFolder(this.path);
   }
 
   async #remove(name: string): Promise<void> {
@@ -103,8 +111,8 @@ export class ResultFolder {
   }
 
   /**
-   * All files have their final names: those of an earlier result go, those that are made beside come, by their names, and the
-   * manifest says what there is.
+   * All files have their final names: those of an earlier result go, those that are made beside come, by their names. Once all
+   * of that is durable, the manifest says what there is, and is durable itself.
    */
   async complete(
     manifest: Omit<ResultManifest, "format" | "layout">,
@@ -123,7 +131,9 @@ export class ResultFolder {
       ...manifest,
       ...(bytes && { layout: createHash("sha256").update(bytes).digest("hex") }),
     };
+    syncFolder(this.path);
     await writeWholeFile(join(this.path, manifestName), `${JSON.stringify(whole, null, 2)}\n`);
+    syncFolder(this.path);
   }
 
   #names(): Promise<string[]> {
@@ -133,6 +143,15 @@ export class ResultFolder {
         throw fileError(error, "read the folder", this.path);
       },
     );
+  }
+}
+
+/** Makes the names of folders durable that were made for a path: the first of them, and all below it. */
+function syncParents(first: string, path: string): void {
+  const last = realpathSync(first);
+  for (let folder = realpathSync(path); folder !== dirname(folder); folder = dirname(folder)) {
+    syncFolder(dirname(folder));
+    if (folder === last) return;
   }
 }
 

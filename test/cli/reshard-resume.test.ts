@@ -14,7 +14,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { manifestName } from "../../src/checkpoint/names.ts";
+import { layoutName, manifestName } from "../../src/checkpoint/names.ts";
 import { type TensorSpec, writeCheckpoint } from "../checkpoint/kit/folders.ts";
 import { BundledCli } from "./kit/bundled-cli.ts";
 
@@ -114,5 +114,10 @@ describe("one checkpoint again", () => {
     const lacking = await cli.run("reshard", model, "--target", "hf", "--out", plain, "--force");
     expect(lacking.stderr).toMatch(/lacks model\.layers.*TB_TENSOR_MISSING/);
     expect(readdirSync(plain)).toEqual(files);
+    // What was taken along goes with the result, and nothing else.
+    writeFileSync(join(plain, "notes.md"), "somebody's");
+    const other = await cli.run("reshard", model, "--target", "1:R", "--out", plain, "--force");
+    expect(`${other.code} ${other.stderr}`).not.toContain("error");
+    expect(readdirSync(plain)).toEqual(["notes.md", "rank-0.safetensors", layoutName, manifestName]);
   });
 });

@@ -110,13 +110,19 @@ async function completeResult(
   { target }: ReshardOptions,
   summary: MoveSummary,
 ): Promise<void> {
-  if (copyFrom !== undefined) await copyOthers(copyFrom, result.path);
+  const taken = copyFrom === undefined ? [] : await copyOthers(copyFrom, result.path);
   const written = summary.files.map(({ name, bytes, checksum }) => ({
     name,
     bytes,
     crc32c: checksum.toString(16).padStart(8, "0"),
   }));
-  const manifest = { plan: digest, checkpoint: source.path, target, files: written };
+  const manifest = {
+    plan: digest,
+    checkpoint: source.path,
+    target,
+    files: written,
+    ...(taken.length > 0 && { beside: taken }),
+  };
   await result.complete(manifest, keepsLayout ? files : undefined, beside);
 }
 
@@ -306,10 +312,11 @@ const mostBeside = 256 * 2 ** 20;
 
 /**
  * Copies what belongs to a model, if its folder is one: it has a config. A folder of downloads is none, and a model's may hold a
- * trainer's states too, so that nothing is taken but what is known. In caches of a hub all files are links.
+ * trainer's states too, so that nothing is taken but what is known. In caches of a hub all files are links. Gives the names.
  */
-async function copyOthers(from: string, to: string): Promise<void> {
-  if (!(await isFile(join(from, "config.json")))) return;
+async function copyOthers(from: string, to: string): Promise<string[]> {
+  const taken: string[] = [];
+  if (!(await isFile(join(from, "config.json")))) return taken;
   for (const name of await readdir(from)) {
     const isOther =
       !besideWeights.test(name) || name.endsWith(".index.json") || name.startsWith("tensorbus-");
@@ -317,5 +324,7 @@ async function copyOthers(from: string, to: string): Promise<void> {
     if (found?.isFile() !== true || found.size > mostBeside) continue;
     // Written anew: a copy of a file that nobody may write could not be replaced.
     await writeWholeFile(join(to, name), await readBytes(join(from, name), mostBeside));
+    taken.push(name);
   }
+  return taken;
 }
