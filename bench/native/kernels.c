@@ -27,9 +27,11 @@ typedef struct bench_case {
     const char *name;
     uint32_t to;
     uint32_t from;
-    int64_t run_bytes; /* of the strided side; 0: packed */
-    enum { CAST, PACK, UNPACK, MOVE, REDUCE, CHECKSUM } kind;
+    int64_t run_bytes; /* of the strided side; 0: packed; of a matrix whose columns become rows, a row */
+    enum { CAST, PACK, UNPACK, MOVE, TURN, REDUCE, CHECKSUM } kind;
 } bench_case;
+
+enum { TURNED_COLUMNS = 1024 };
 
 static const bench_case cases[] = {
     {"cast float32 bfloat16", TB_BFLOAT16, TB_FLOAT32, 0, CAST},
@@ -71,6 +73,10 @@ static const bench_case cases[] = {
     {"move packed", TB_FLOAT32, TB_FLOAT32, 0, MOVE},
     {"move runs of 64 to packed", TB_FLOAT32, TB_FLOAT32, 64, MOVE},
     {"move runs of 1024 to packed", TB_FLOAT32, TB_FLOAT32, 1024, MOVE},
+    {"move turned elements of 1", TB_UINT8, TB_UINT8, TURNED_COLUMNS, TURN},
+    {"move turned elements of 2", TB_BFLOAT16, TB_BFLOAT16, 2 * TURNED_COLUMNS, TURN},
+    {"move turned elements of 4", TB_FLOAT32, TB_FLOAT32, 4 * TURNED_COLUMNS, TURN},
+    {"move turned elements of 8", TB_FLOAT64, TB_FLOAT64, 8 * TURNED_COLUMNS, TURN},
     {"move packed casting float32 bfloat16", TB_BFLOAT16, TB_FLOAT32, 0, MOVE},
     {"sum float32", TB_FLOAT32, TB_FLOAT32, 0, REDUCE},
     {"sum float64", TB_FLOAT64, TB_FLOAT64, 0, REDUCE},
@@ -100,7 +106,7 @@ static uint64_t median(uint64_t *times, int count) {
 /* Keeps the compiler from leaving out a checksum that nobody reads. */
 static volatile uint32_t sink;
 
-/* The strided side holds every second run. */
+/* The strided side holds every second run. A matrix that is turned is read column by column. */
 static void run_case(const bench_case *what, uint8_t *to, uint8_t *from, uint64_t count) {
     int64_t size = tb_dtype_size(what->kind == UNPACK ? what->to : what->from);
     int64_t run = what->run_bytes == 0 ? (int64_t)count * size : what->run_bytes;
@@ -109,12 +115,15 @@ static void run_case(const bench_case *what, uint8_t *to, uint8_t *from, uint64_
     int64_t packed[3] = {0, 0, (int64_t)count * tb_dtype_size(what->to)};
     tb_end end = {(uintptr_t)to, UINT32_MAX, packed, 3, what->to};
     tb_end begin = {(uintptr_t)from, UINT32_MAX, descriptor, 5, what->from};
+    int64_t columns[7] = {0, 2, run / size, size, (int64_t)count * size / run, run, size};
+    tb_end across = {(uintptr_t)from, UINT32_MAX, columns, 7, what->from};
     tb_cursor_start(&cursor, what->kind == UNPACK ? to : from, descriptor);
     switch (what->kind) {
         case CAST: tb_cast(to, what->to, from, what->from, count); break;
         case PACK: tb_cursor_pack(&cursor, what->from, to, what->to, count); break;
         case UNPACK: tb_cursor_unpack(&cursor, what->to, from, what->from, count); break;
         case MOVE: tb_move(&end, &begin, NULL); break;
+        case TURN: tb_move(&end, &across, NULL); break;
         case REDUCE: tb_reduce(to, from, count, what->from, TB_PARTIAL_SUM, 0, NULL); break;
         case CHECKSUM: sink = tb_crc32c(0, from, count); break;
     }

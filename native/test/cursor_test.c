@@ -9,6 +9,7 @@
 #include "kernels/cast.h"
 #include "kernels/descriptor.h"
 #include "kernels/pack.h"
+#include "kernels/turn.h"
 
 enum { MAX_WORDS = 3 + 2 * 5 };
 
@@ -248,6 +249,81 @@ static void move(void) {
     }
 }
 
+/* The dimensions of a dense array in another order: what lies side by side is not what follows each other. */
+static void turned_layout(layout *made, int64_t item) {
+    int64_t dims = random_between(&seed, 2, 4);
+    int64_t counts[4];
+    int64_t strides[4];
+    int64_t order[4];
+    int64_t elements = 1;
+    int64_t extent = item * (random_between(&seed, 0, 3) == 0 ? random_between(&seed, 2, 5) : 1);
+    int64_t most = dims == 2 ? 300 : dims == 3 ? 70 : 20;
+    for (int64_t dim = dims - 1; dim >= 0; dim--) {
+        counts[dim] = random_between(&seed, 1, most);
+        strides[dim] = extent;
+        extent *= counts[dim];
+        extent += random_between(&seed, 0, 1) * item * random_between(&seed, 0, 9);
+        elements *= counts[dim];
+        order[dim] = dim;
+    }
+    for (int64_t dim = dims - 1; dim > 0; dim--) {
+        int64_t other = random_between(&seed, 0, dim);
+        int64_t kept = order[dim];
+        order[dim] = order[other];
+        order[other] = kept;
+    }
+    int64_t offset = random_between(&seed, 0, 40);
+    made->span = offset + extent;
+    made->words[1] = dims;
+    made->words[2 + 2 * dims] = item;
+    for (int64_t dim = 0; dim < dims; dim++) {
+        bool backwards = random_between(&seed, 0, 7) == 0;
+        int64_t count = counts[order[dim]];
+        int64_t stride = strides[order[dim]];
+        offset += backwards ? (count - 1) * stride : 0;
+        made->words[2 + 2 * dim] = count;
+        made->words[3 + 2 * dim] = backwards ? -stride : stride;
+    }
+    made->words[0] = offset;
+    made->total = elements * item;
+}
+
+static void turn(void) {
+    static const uint32_t types[] = {TB_INT8, TB_BFLOAT16, TB_FLOAT32, TB_INT64};
+    int turned = 0;
+    for (int turn = 0; turn < 400; turn++) {
+        uint32_t dtype = types[turn % 4];
+        int64_t size = tb_dtype_size(dtype);
+        layout from;
+        turned_layout(&from, size);
+        uint8_t *from_block;
+        uint8_t *to_block;
+        uint8_t *source = make_memory(from.span, &from_block);
+        uint8_t *target = make_memory(from.total, &to_block);
+        turned += tb_turn(target, source, from.words, size);
+        random_fill(&seed, target, (size_t)from.total);
+        int64_t words[] = {0, 0, from.total};
+        tb_end dst = {(uintptr_t)target, (uint64_t)from.total, words, 3, dtype};
+        tb_end src = {(uintptr_t)source, (uint64_t)from.span, from.words, 3 + 2 * (uint32_t)from.words[1],
+                      dtype};
+        tb_error err;
+        CHECK(tb_move(&dst, &src, &err) == TB_OK, "%s", err.message);
+        for (int64_t element = 0; element < from.total / size; element++) {
+            int64_t rest = element;
+            int64_t at = from.words[0];
+            for (int64_t dim = from.words[1] - 1; dim >= 0; dim--) {
+                at += rest % from.words[2 + 2 * dim] * from.words[3 + 2 * dim];
+                rest /= from.words[2 + 2 * dim];
+            }
+            CHECK(memcmp(target + element * size, source + at, (size_t)size) == 0, "turn %d, element %lld",
+                  turn, (long long)element);
+        }
+        free(from_block);
+        free(to_block);
+    }
+    CHECK(turned >= 100, "only %d layouts were turned by blocks", turned);
+}
+
 /* A reduction read through a cursor is that of the packed bytes. */
 static void reduce(void) {
     for (int turn = 0; turn < 100; turn++) {
@@ -289,6 +365,7 @@ int main(void) {
     at_every_level(pack_and_unpack);
     CHECK(cold_turns >= 5, "only %d large destinations", cold_turns);
     at_every_level(move);
+    at_every_level(turn);
     at_every_level(reduce);
     return 0;
 }

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "kernels/descriptor.h"
 #include "kernels/pack.h"
+#include "kernels/turn.h"
 
 static int32_t check_end(const tb_end *end, const char *name, uint64_t *elements, tb_error *err) {
     uint32_t size = tb_dtype_size(end->dtype);
@@ -42,6 +43,12 @@ int32_t tb_move(const tb_end *dst, const tb_end *src, tb_error *err) {
     if (dst_elements != src_elements) {
         return tb_fail(err, TB_EREGION, -1, 0, "a move of %llu elements to %llu",
                        (unsigned long long)src_elements, (unsigned long long)dst_elements);
+    }
+    uint8_t *first = (uint8_t *)(uintptr_t)dst->base + dst->descriptor[0];
+    if (dst->dtype == src->dtype && dst->descriptor[1] == 0
+        && tb_turn(first, (const uint8_t *)(uintptr_t)src->base, src->descriptor,
+                   tb_dtype_size(src->dtype))) {
+        return TB_OK;
     }
     tb_cursor to;
     tb_cursor from;
