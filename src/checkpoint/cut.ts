@@ -27,7 +27,8 @@ export function* cutRows(box: Cut, most: number, dim = 0): Generator<Cut> {
 
 /**
  * Tiles of a tensor that is turned on its way: of at most so many elements each, and as long along the last dimension, which
- * is in one piece where it is read, as along `inner`, which is where it is written.
+ * is in one piece where it is read, as along `inner`, which is where it is written. A dimension that is not much longer is not
+ * cut at all: then one end has all of it in one piece.
  */
 export function* cutTiles(shape: readonly number[], inner: number, most: number): Generator<Cut> {
   if (shape.includes(0)) return;
@@ -36,7 +37,10 @@ export function* cutTiles(shape: readonly number[], inner: number, most: number)
   const grow = (dim: number, room: number) => {
     lengths[dim] = even(shape[dim]!, Math.max(1, Math.min(shape[dim]!, Math.floor(room))));
   };
-  grow(last, Math.sqrt(most));
+  const side = Math.sqrt(most);
+  const whole = [inner, last].find((dim) => shape[dim]! <= 2 * side);
+  if (whole === undefined) grow(last, side);
+  else grow(whole, most);
   for (const dim of new Set([inner, last, ...[...shape.keys()].reverse()])) {
     grow(dim, (most * lengths[dim]!) / countOf(lengths));
   }

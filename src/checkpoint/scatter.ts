@@ -7,14 +7,7 @@ import { type Cut, countOf, cutRows } from "./cut.ts";
 import { type OpenedFile, readAll } from "./opened-file.ts";
 import type { StoredBox } from "./source.ts";
 import type { Reader, Writer } from "./windows.ts";
-import {
-  bufferBytes,
-  type Destination,
-  elementsIn,
-  isPermuting,
-  type MovedTensor,
-  turnedDimension,
-} from "./work.ts";
+import { type Destination, elementsIn, isPermuting, type MovedTensor, turnedDimension } from "./work.ts";
 
 /** What an item wrote: for each destination that it has a part in, in their order, the checksum of the packed part. */
 export type ItemChecksums = readonly number[];
@@ -23,7 +16,7 @@ export type ItemChecksums = readonly number[];
 export class Buffers {
   readonly #buffers = new Map<string, Buffer>();
 
-  take(name: "slab" | "part" | "packed" | "stretch", bytes: number): Buffer {
+  take(name: "slab" | "packed" | "stretch", bytes: number): Buffer {
     let buffer = this.#buffers.get(name);
     if (buffer === undefined || buffer.length < bytes) {
       buffer = Buffer.allocUnsafeSlow(bytes);
@@ -153,24 +146,21 @@ function partOf(destination: Destination, { offsets, lengths }: Cut): Part | und
 /** All elements of an item, packed, in the type of the source. */
 function readSlab(tensor: MovedTensor, { offsets, lengths }: Cut, files: Reader, buffers: Buffers): Buffer {
   const item = itemSize(tensor.dtype);
-  const slab = buffers.take("slab", countOf(lengths) * item);
-  const strides = contiguousStrides(lengths);
-  let missing = slab.length;
+  const slab: Slab = {
+    bytes: buffers.take("slab", countOf(lengths) * item),
+    dtype: tensor.dtype,
+    offsets,
+    strides: contiguousStrides(lengths),
+  };
+  let missing = slab.bytes.length;
   for (const box of tensor.boxes) {
     const start = box.start.map((at, dim) => Math.max(at, offsets[dim]!));
     const length = start.map(
       (at, dim) => Math.min(box.start[dim]! + box.length[dim]!, offsets[dim]! + lengths[dim]!) - at,
     );
     if (length.some((extent) => extent <= 0)) continue;
-    const bytes = countOf(length) * item;
-    const isWhole = bytes === slab.length;
-    const part = isWhole ? slab : buffers.take("part", bytes);
-    readBox(files, box, start, length, tensor.dtype, part, buffers);
-    missing -= bytes;
-    if (isWhole) continue;
-    const offset = start.reduce((sum, at, dim) => sum + (at - offsets[dim]!) * strides[dim]!, 0);
-    const descriptor = describeElements(tensor.dtype, length, strides, offset);
-    move({ bytes: slab, dtype: tensor.dtype, descriptor }, { bytes: part, dtype: tensor.dtype });
+    readBox(files, box, { offsets: start, lengths: length }, slab, buffers);
+    missing -= countOf(length) * item;
   }
   if (missing > 0) {
     throw new TensorBusError(
@@ -179,52 +169,82 @@ function readSlab(tensor: MovedTensor, { offsets, lengths }: Cut, files: Reader,
       { details: { tensor: tensor.name, offsets, lengths } },
     );
   }
-  return slab;
+  return slab.bytes;
+}
+
+/** What of a tensor is in memory: the elements from `offsets` on, by its dimensions. */
+interface Slab {
+  readonly bytes: Buffer;
+  readonly dtype: DType;
+  readonly offsets: readonly number[];
+  readonly strides: readonly number[];
 }
 
 /** The most bytes between that are read along with a box whose elements do not lie side by side. */
 const mostGap = 4;
+/** What is read to be put in order is read in so many bytes: a processor's cache has them then. */
+const stretchBytes = 2 ** 19;
 
-/** A box of a stored box, packed. */
+/**
+ * Reads what lies in a part of a tensor, all of it in one stored box, into its place in a slab. `isApart` is true for parts that
+ * lie far from each other.
+ */
 function readBox(
   files: Reader,
   box: StoredBox,
-  start: readonly number[],
-  length: readonly number[],
-  dtype: DType,
-  into: Buffer,
+  part: Cut,
+  slab: Slab,
   buffers: Buffers,
   isApart = false,
 ): void {
-  const item = itemSize(dtype);
-  const { file, position, start: from, strides } = box;
-  const first = start.reduce((sum, index, dim) => sum + (index - from[dim]!) * strides[dim]!, 0);
-  const span = length.reduce((sum, extent, dim) => sum + (extent - 1) * strides[dim]!, 1);
-  const packed = contiguousStrides(length);
-  if (isPacked(length, strides)) {
-    if (isApart) files.readApart(file, into, position + first * item);
-    else files.read(file, into, position + first * item);
-  } else if (span * item <= Math.min(mostGap * into.length, bufferBytes)) {
-    const stretch = buffers.take("stretch", span * item);
-    files.read(file, stretch, position + first * item);
-    move(
-      { bytes: into, dtype },
-      { bytes: stretch, dtype, descriptor: describeElements(dtype, length, strides) },
-    );
-  } else {
-    // Row by row of the dimension whose rows lie farthest apart.
-    const outer = strides.reduce(
-      (most, stride, dim) => (length[dim]! > 1 && (most < 0 || stride > strides[most]!) ? dim : most),
-      -1,
-    );
-    const rows = length.with(outer, 1);
-    const row = Buffer.allocUnsafe(into.length / length[outer]!);
-    for (let index = 0; index < length[outer]!; index++) {
-      readBox(files, box, start.with(outer, start[outer]! + index), rows, dtype, row, buffers, true);
-      const descriptor = describeElements(dtype, rows, packed, index * packed[outer]!);
-      move({ bytes: into, dtype, descriptor }, { bytes: row, dtype });
-    }
+  const item = itemSize(slab.dtype);
+  const { file, strides } = box;
+  const { offsets, lengths } = part;
+  const count = countOf(lengths);
+  const position = box.position + distance(offsets, box.start, strides) * item;
+  const at = distance(offsets, slab.offsets, slab.strides);
+  const read = (into: Buffer) =>
+    isApart ? files.readApart(file, into, position) : files.read(file, into, position);
+  if (isPacked(lengths, strides) && isPacked(lengths, slab.strides)) {
+    read(slab.bytes.subarray(at * item, (at + count) * item));
+    return;
   }
+  const span = spanOf(lengths, strides);
+  const isFull = span <= mostGap * count;
+  if (isFull && span * item <= stretchBytes) {
+    const stretch = buffers.take("stretch", span * item);
+    read(stretch);
+    const { bytes, dtype } = slab;
+    move(
+      { bytes, dtype, descriptor: describeElements(dtype, lengths, slab.strides, at) },
+      { bytes: stretch, dtype, descriptor: describeElements(dtype, lengths, strides) },
+    );
+    return;
+  }
+  // Some rows, or one, of the dimension whose rows lie farthest apart.
+  const outer = strides.reduce(
+    (most, stride, dim) => (lengths[dim]! > 1 && (most < 0 || stride > strides[most]!) ? dim : most),
+    -1,
+  );
+  const room = stretchBytes / item - spanOf(lengths.with(outer, 1), strides);
+  const rows = isFull ? Math.max(1, Math.floor(room / strides[outer]!) + 1) : 1;
+  for (let row = 0; row < lengths[outer]!; row += rows) {
+    const some = {
+      offsets: offsets.with(outer, offsets[outer]! + row),
+      lengths: lengths.with(outer, Math.min(rows, lengths[outer]! - row)),
+    };
+    readBox(files, box, some, slab, buffers, isApart || !isFull);
+  }
+}
+
+/** Elements from one place to another. */
+function distance(to: readonly number[], from: readonly number[], strides: readonly number[]): number {
+  return to.reduce((sum, index, dim) => sum + (index - from[dim]!) * strides[dim]!, 0);
+}
+
+/** Elements from the first of a box to behind its last. */
+function spanOf(lengths: readonly number[], strides: readonly number[]): number {
+  return lengths.reduce((sum, extent, dim) => sum + (extent - 1) * strides[dim]!, 1);
 }
 
 /** A part as its file holds it: its axes in the parameter's order, in the parameter's type. */
@@ -238,7 +258,7 @@ function packPart(
   const { axes } = destination;
   const count = countOf(size);
   const strides = contiguousStrides(lengths);
-  const offset = start.reduce((sum, at, dim) => sum + (at - offsets[dim]!) * strides[dim]!, 0);
+  const offset = distance(start, offsets, strides);
   if (destination.dtype === dtype && !isPermuting(axes) && isPacked(length, strides)) {
     return slab.subarray(offset * itemSize(dtype), (offset + count) * itemSize(dtype));
   }

@@ -38,10 +38,10 @@ export interface WorkItem extends Cut {
 /** Bytes of an item: enough for reads and writes to be long, few enough for threads to end together. */
 const itemBytes = 8 * 2 ** 20;
 /**
- * Bytes of a buffer, however large the tensors: an item that is turned on its way is read into one and packed in another. A
- * thread has four at the most.
+ * Bytes of a buffer, however large the tensors: an item that is turned on its way is read into one and packed in another. The
+ * larger they are, the longer are the runs that are read and written.
  */
-export const bufferBytes = 4 * 2 ** 20;
+export const bufferBytes = 8 * 2 ** 20;
 
 /** In the order of the source's files, so that they are read in sequence. */
 export function cutWork(tensors: readonly MovedTensor[]): WorkItem[] {
