@@ -1,6 +1,6 @@
 /**
  * Resharding from files to files beside `cp --reflink=never --sparse=never` of the same bytes, in turns; both make what they wrote
- * durable. The threads run the bundle of `npm run build`.
+ * durable. The threads run the bundle of `npm run build`. And the memory of the whole command: `command.ts`.
  */
 import { execFileSync, spawnSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, statSync } from "node:fs";
@@ -12,6 +12,7 @@ import { rankFiles, type TargetFile } from "../../src/checkpoint/target.ts";
 import { modelTarget } from "../../src/checkpoint/target-model.ts";
 import { DeviceMesh, parsePlacement } from "../../src/layout/index.ts";
 import { createSafetensors } from "../../src/model/safetensors.ts";
+import { benchCommand, type CommandResult } from "./command.ts";
 
 export interface ReshardOptions {
   readonly root: string;
@@ -40,6 +41,8 @@ export interface ReshardResult {
 
 interface Case {
   readonly name: string;
+  /** Of each tensor. */
+  readonly shape: readonly [number, number];
   readonly verify: boolean;
   readonly files: (source: CheckpointSource) => readonly TargetFile[];
 }
@@ -50,46 +53,52 @@ const ranks = (placement: string) => (source: CheckpointSource) => {
   return rankFiles({ pairs: { all: { source: layout, target: layout } }, tensors }, {}, "bench");
 };
 
-const cases: readonly Case[] = [
-  { name: "contiguous", verify: false, files: ranks("S(0)") },
-  { name: "row-parallel", verify: false, files: ranks("S(1)") },
+const transposed = ({ tensors }: CheckpointSource): TargetFile[] => [
   {
-    name: "one file",
-    verify: false,
-    files: (source) => modelTarget(source.tensors, Number.POSITIVE_INFINITY).files,
-  },
-  { name: "contiguous, verified", verify: true, files: ranks("S(0)") },
-  { name: "row-parallel, verified", verify: true, files: ranks("S(1)") },
-  {
-    name: "transposed",
-    verify: false,
-    files: ({ tensors }) => [
-      {
-        name: "transposed.safetensors",
-        metadata: {},
-        parameters: tensors.map(({ name, shape: [rows, columns], dtype }) => ({
-          name,
-          dtype,
-          shape: [columns!, rows!],
-          boxes: [{ tensor: name, start: [0, 0], length: [rows!, columns!], at: [0, 0], axes: [1, 0] }],
-        })),
-      },
-    ],
+    name: "transposed.safetensors",
+    metadata: {},
+    parameters: tensors.map(({ name, shape: [rows, columns], dtype }) => ({
+      name,
+      dtype,
+      shape: [columns!, rows!],
+      boxes: [{ tensor: name, start: [0, 0], length: [rows!, columns!], at: [0, 0], axes: [1, 0] }],
+    })),
   },
 ];
 
-export async function bench(options: ReshardOptions): Promise<ReshardResult[]> {
+/** 16 MiB, and 128. */
+const small = [4096, 2048] as const;
+const large = [8192, 8192] as const;
+
+const cases: readonly Case[] = [
+  { name: "contiguous", shape: small, verify: false, files: ranks("S(0)") },
+  { name: "row-parallel", shape: small, verify: false, files: ranks("S(1)") },
+  {
+    name: "one file",
+    shape: small,
+    verify: false,
+    files: (source) => modelTarget(source.tensors, Number.POSITIVE_INFINITY).files,
+  },
+  { name: "contiguous, verified", shape: small, verify: true, files: ranks("S(0)") },
+  { name: "row-parallel, verified", shape: small, verify: true, files: ranks("S(1)") },
+  { name: "transposed", shape: small, verify: false, files: transposed },
+  { name: "transposed, large", shape: large, verify: false, files: transposed },
+];
+
+export async function bench(options: ReshardOptions): Promise<(ReshardResult | CommandResult)[]> {
   const { root, pairs = 5, mebibytes = 1024, filter = "", log = () => {} } = options;
   const folder = mkdtempSync(join(process.env["TENSORBUS_BENCH_FOLDER"] ?? tmpdir(), "tensorbus-reshard-"));
   const results: ReshardResult[] = [];
   try {
     const path = join(folder, "model.safetensors");
-    await writeCheckpoint(path, mebibytes);
-    const { size: bytes } = statSync(path);
+    let written: Case["shape"] | undefined;
     const threads = { count: 2, script: join(root, "dist/cli.js"), command: "reshard-thread" };
-    for (const { name: label, verify, files } of cases) {
+    for (const { name: label, shape, verify, files } of cases) {
       const name = `reshard/${label}`;
       if (!name.includes(filter)) continue;
+      if (written !== shape) await writeCheckpoint(path, shape, mebibytes);
+      written = shape;
+      const { size: bytes } = statSync(path);
       const source = await safetensorsSource(path);
       const times: [ours: number, copy: number][] = [];
       for (let pair = 0; pair <= pairs; pair++) {
@@ -113,26 +122,27 @@ export async function bench(options: ReshardOptions): Promise<ReshardResult[]> {
         peakResidentBytes: process.resourceUsage().maxRSS * 1024,
       };
       log(
-        `${name.padEnd(32)} ${(bytes / result.seconds / 2 ** 30).toFixed(2)} GiB/s, ${result.ratio.toFixed(2)} of cp, at most ${Math.round(result.peakResidentBytes / 2 ** 20)} MiB`,
+        `${name.padEnd(34)} ${(bytes / result.seconds / 2 ** 30).toFixed(2)} GiB/s, ${result.ratio.toFixed(2)} of cp, at most ${Math.round(result.peakResidentBytes / 2 ** 20)} MiB`,
       );
       results.push(result);
     }
+    rmSync(path, { force: true });
+    return [...results, ...(await benchCommand(root, folder, filter, log))];
   } finally {
     rmSync(folder, { recursive: true });
   }
-  return results;
 }
 
-/** Tensors of 16 MiB, 2048 columns. */
-async function writeCheckpoint(path: string, mebibytes: number): Promise<void> {
-  const count = Math.max(1, Math.round(mebibytes / 16));
+async function writeCheckpoint(path: string, shape: Case["shape"], mebibytes: number): Promise<void> {
+  const size = 2 * shape[0] * shape[1];
+  const count = Math.max(1, Math.round((mebibytes * 2 ** 20) / size));
   const list = Array.from({ length: count }, (_, index) => ({
     name: `layers.${index}.weight`,
-    shape: [4096, 2048],
+    shape: [...shape],
     dtype: "bfloat16" as const,
   }));
   await using writer = await createSafetensors(path, list);
-  const bytes = Buffer.alloc(16 * 2 ** 20);
+  const bytes = Buffer.alloc(size);
   for (const [index, { name }] of list.entries()) {
     bytes.fill(index + 1);
     await writer.write(name, bytes);
