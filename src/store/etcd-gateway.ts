@@ -107,7 +107,7 @@ export class EtcdGateway {
    */
   async stream(
     path: string,
-    bodies: readonly EtcdMessage[],
+    body: EtcdMessage,
     signal: AbortSignal,
     take: (message: EtcdMessage) => boolean,
   ): Promise<void> {
@@ -116,11 +116,10 @@ export class EtcdGateway {
     const unfollow = follow(ending, signal);
     this.#streams.set(ending, endpoint);
     try {
-      const text = bodies.map((body) => JSON.stringify(body)).join("\n");
       const response = await this.#send(
         endpoint,
         path,
-        text,
+        JSON.stringify(body),
         await this.#authorization(endpoint, signal),
         ending.signal,
       );

@@ -1,14 +1,21 @@
+import { randomInt } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { TensorBusError } from "../errors.ts";
 import { checkAnswer, lookAnswer, watchAnswer } from "./etcd-answers.ts";
-import { type EtcdGateway, type EtcdMessage, EtcdUnreachable } from "./etcd-gateway.ts";
+import { type EtcdGateway, EtcdUnreachable } from "./etcd-gateway.ts";
 
 /** Keys that are looked up in one transaction: etcd takes 128 operations by default. */
 const keysPerTransaction = 100;
 /** Before keys are looked up again because a stream broke. */
 const pauseMs = 100;
 
-/** Waits for keys by etcd's watch: looks them up, then hears of each change from that revision on, so that none is missed. */
+/**
+ * Waits for keys by etcd's watch: looks them up, then hears of changes from that revision on, so that none is missed.
+ *
+ * A stream watches one key. etcd's gateway (HTTP/1.1) reads no more of a request once it has begun to answer, so of
+ * several watches in one request it forgets those that it has not read by then, and says nothing. Which key comes last is
+ * not known: one is picked at random, so that on average half of the others are there when it comes.
+ */
 export class EtcdWaits {
   readonly #gateway: EtcdGateway;
   readonly #probeKey: string;
@@ -30,53 +37,62 @@ export class EtcdWaits {
     const missing = new Set(keys);
     this.#beat(1);
     try {
-      for (;;) {
-        const watches = await this.#lookUp(missing, signal);
-        if (missing.size === 0) return;
-        await this.#watch(watches, missing, signal);
-        if (missing.size === 0) return;
-        signal.throwIfAborted();
+      let since = await this.#lookUp(missing, signal);
+      while (missing.size > 0) {
+        const picked = [...missing][randomInt(missing.size)]!;
+        const end = await this.#watch(picked, since, signal);
+        if (end === "came") missing.delete(picked);
+        const now = await this.#lookUp(missing, signal);
+        // Watches go back to the first look, for a key that came and went meanwhile; as far as etcd remembers.
+        if (end === "compacted") since = now;
       }
     } finally {
       this.#beat(-1);
     }
   }
 
-  /** Takes those that exist off `missing`; answers a watch for each other one, from the revision after the look. */
-  async #lookUp(missing: Set<string>, signal: AbortSignal): Promise<EtcdMessage[]> {
+  /** Takes those that exist off `missing`; answers the revision after the first part of the look. */
+  async #lookUp(missing: Set<string>, signal: AbortSignal): Promise<bigint> {
     const keys = [...missing];
-    const watches: EtcdMessage[] = [];
+    let since: bigint | undefined;
     for (let from = 0; from < keys.length; from += keysPerTransaction) {
       const part = keys.slice(from, from + keysPerTransaction);
       const success = part.map((key) => ({ request_range: { key, count_only: true } }));
       const answer = await this.#gateway.ask("/v3/kv/txn", { success }, signal);
       const { header, responses } = checkAnswer(lookAnswer, "txn", answer);
-      const revision = String(header.revision + 1n);
+      since ??= header.revision + 1n;
       for (const [index, key] of part.entries()) {
         if ((responses[index]?.response_range.count ?? 0) > 0) missing.delete(key);
-        else watches.push({ create_request: { key, start_revision: revision, filters: ["NODELETE"] } });
       }
     }
-    return watches;
+    return since ?? 0n;
   }
 
-  /** Returns when none is missing, or when they have to be looked up again. */
-  async #watch(watches: readonly EtcdMessage[], missing: Set<string>, signal: AbortSignal): Promise<void> {
+  /** Returns when the key has come at `since` or later, or when the keys have to be looked up again. */
+  async #watch(
+    key: string,
+    since: bigint,
+    signal: AbortSignal,
+  ): Promise<"came" | "compacted" | "interrupted"> {
+    const request = { create_request: { key, start_revision: String(since), filters: ["NODELETE"] } };
+    let end: "came" | "compacted" | "interrupted" = "interrupted";
     try {
-      await this.#gateway.stream("/v3/watch", watches, signal, (message) => {
+      await this.#gateway.stream("/v3/watch", request, signal, (message) => {
         const answer = checkAnswer(watchAnswer, "watch", message);
         const { events, canceled, cancel_reason: reason, compact_revision: compacted } = answer;
-        for (const { kv } of events) missing.delete(kv.key);
-        if (canceled && compacted === undefined) {
+        if (events.length > 0) end = "came";
+        else if (canceled && compacted !== undefined) end = "compacted";
+        else if (canceled) {
           throw new TensorBusError("TB_STORE_PROTOCOL", `etcd cancelled a watch: ${reason ?? "no reason"}`);
         }
-        return missing.size === 0 || canceled;
+        return end !== "interrupted";
       });
     } catch (error) {
       // The look-up finds another endpoint, or that there is none.
       if (!(error instanceof EtcdUnreachable)) throw error;
       await sleep(pauseMs, undefined, { signal });
     }
+    return end;
   }
 
   /** A member that has gone silent says nothing on a watch either: it is asked for a sign of life meanwhile. */

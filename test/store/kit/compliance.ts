@@ -254,6 +254,15 @@ export function storeCompliance(name: string, setUp: () => Promise<StoreFixture>
         await waited;
       });
 
+      it("waits for many keys of which none is there, and which come in any order", async () => {
+        const other = await client();
+        const keys = Array.from({ length: 300 }, (_, index) => `later-${index}`);
+        const waits = [store.wait(keys), store.wait(keys.toReversed())];
+        if (fixture.awaited !== undefined) await expect.poll(fixture.awaited).toBeGreaterThan(0);
+        for (const key of keys) await other.set(key, bytes("1"));
+        await Promise.all(waits);
+      });
+
       it("lets many wait for one key", async () => {
         const other = await client();
         const waits = Array.from({ length: 40 }, () => store.wait(["one-for-many"]));
