@@ -11,8 +11,8 @@ import { configOf, presetOf, vllmCases } from "./kit/vllm-cases.ts";
 import { type NaiveParallel, type NaiveParameter, naiveRank } from "./kit/vllm-loader.ts";
 
 /**
- * Phi-3, Qwen2-MoE and GLM-4-MoE have no recording of vLLM's own loaders: what their ranks hold is compared, element by element,
- * with a naive loader, which the recordings of the other families prove right first.
+ * Phi-3, Qwen2-MoE and GLM-4-MoE have no recording of vLLM's own loaders, and those of the other families have few sizes: what
+ * ranks hold is compared, element by element, with a naive loader, which the recordings prove right first.
  */
 const layoutsOf = (model: Model, preset: string) =>
   new LocalLayouts(applyParts(presetSide(preset, model), model.tensors, { modelDtype: model.dtype }));
@@ -50,13 +50,13 @@ const presetText = ({ tp, dp = 1, pp = 1, ep, redundant = 0, roundRobin }: Naive
   `vllm:tp=${tp},dp=${dp},pp=${pp}${ep ? ",ep" : ""}${redundant > 0 ? `,redundant=${redundant}` : ""}${roundRobin ? ",placement=round_robin" : ""}`;
 
 describe("the naive loader is vLLM's, where that was recorded", () => {
-  const plain = vllmCases.filter(
-    ({ family, quant }) => ["llama", "qwen2", "qwen3", "qwen3_moe"].includes(family) && quant == null,
-  );
+  const plain = vllmCases.filter(({ quant }) => quant == null);
   test.each(plain.map((one) => [one.case, one] as const))("%s", (_, one) => {
     const { tp, dp, pp, enableExpertParallel: ep, redundantExperts: redundant } = one.parallel;
     const model = modelOf(configOf(one), { form: one.hfForm });
-    compare(model, presetOf(one), { tp, dp, pp, ep, redundant });
+    // vLLM deals one by one where there are groups of experts alone.
+    const roundRobin = one.parallel.expertPlacement === "round_robin" && "n_group" in one.config;
+    compare(model, presetOf(one), { tp, dp, pp, ep, redundant, roundRobin });
   });
 });
 
@@ -128,6 +128,137 @@ describe("what vLLM's classes hold of families without a recording", () => {
     compare(model, presetText(parallel), parallel);
   });
 
+  const llama = { model_type: "llama", ...sizes };
+  const mixtral = { model_type: "mixtral", ...sizes, num_hidden_layers: 2, num_local_experts: 10 };
+  const gemma3 = { model_type: "gemma3_text", ...sizes, head_dim: 12 };
+  const gptOss = {
+    model_type: "gpt_oss",
+    ...sizes,
+    num_hidden_layers: 2,
+    head_dim: 12,
+    num_key_value_heads: 8,
+    num_local_experts: 10,
+  };
+  const qwen3Moe = { model_type: "qwen3_moe", ...sizes, num_experts: 10, moe_intermediate_size: 24 };
+  const deepseek = {
+    model_type: "deepseek_v3",
+    ...sizes,
+    q_lora_rank: 20,
+    kv_lora_rank: 28,
+    qk_nope_head_dim: 10,
+    qk_rope_head_dim: 6,
+    v_head_dim: 14,
+    n_routed_experts: 10,
+    n_shared_experts: 1,
+    moe_intermediate_size: 24,
+    first_k_dense_replace: 1,
+    n_group: 2,
+  };
+  const tied = { tie_word_embeddings: true };
+  const sizedCases: readonly (readonly [string, object, NaiveParallel, "state_dict"?])[] = [
+    [
+      "llama, one head of keys on eight ranks, tied, in stages",
+      { ...llama, ...tied, num_key_value_heads: 1 },
+      { tp: 8, pp: 3 },
+    ],
+    ["llama, ranks of padding alone in two engines", { ...llama, vocab_size: 65 }, { tp: 4, dp: 2, pp: 2 }],
+    [
+      "llama, three ranks",
+      { ...llama, num_attention_heads: 6, num_key_value_heads: 3, intermediate_size: 81 },
+      { tp: 3 },
+    ],
+    ["qwen2, stages of one layer, tied", { ...llama, model_type: "qwen2", ...tied }, { tp: 4, pp: 3 }],
+    [
+      "qwen3, uneven stages",
+      { ...llama, model_type: "qwen3", head_dim: 12, num_hidden_layers: 7 },
+      { tp: 2, pp: 4 },
+    ],
+    ["mixtral, uneven experts of engines in stages", mixtral, { tp: 2, dp: 2, pp: 2, ep: true }],
+    ["mixtral, experts cut over engines", mixtral, { tp: 2, dp: 4 }],
+    ["mixtral, redundant experts", mixtral, { tp: 4, ep: true, redundant: 2 }],
+    ["mixtral, tied", { ...mixtral, ...tied }, { tp: 8, pp: 2 }],
+    ["mixtral, experts in three dimensions", mixtral, { tp: 2, dp: 2, ep: true }, "state_dict"],
+    ["gemma3, fewer heads of keys than ranks, in stages", gemma3, { tp: 8, pp: 2 }],
+    [
+      "gemma3, biases and a head of its own",
+      { ...gemma3, attention_bias: true, tie_word_embeddings: false },
+      { tp: 2 },
+    ],
+    ["gemma3, ranks of padding alone", { ...gemma3, vocab_size: 65 }, { tp: 4, dp: 2 }],
+    ["gpt-oss, experts cut over engines", gptOss, { tp: 2, dp: 2 }],
+    ["gpt-oss, dealt over engines", gptOss, { tp: 1, dp: 2, ep: true }],
+    ["gpt-oss, stages", gptOss, { tp: 4, pp: 2 }],
+    ["gpt-oss, stages of engines", { ...gptOss, num_local_experts: 12 }, { tp: 2, dp: 2, pp: 2, ep: true }],
+    ["gpt-oss, as transformers holds it", gptOss, { tp: 4 }, "state_dict"],
+    [
+      "qwen3_moe, dense layers between, in stages of engines",
+      { ...qwen3Moe, decoder_sparse_step: 2, num_hidden_layers: 5 },
+      { tp: 2, dp: 2, pp: 2, ep: true },
+    ],
+    [
+      "qwen3_moe, redundant experts of engines",
+      { ...qwen3Moe, mlp_only_layers: [1] },
+      { tp: 2, dp: 3, ep: true, redundant: 2 },
+    ],
+    ["qwen3_moe, tied, one head of keys", { ...qwen3Moe, ...tied, num_key_value_heads: 1 }, { tp: 8 }],
+    ["deepseek, stages of engines", { ...deepseek, num_hidden_layers: 5 }, { tp: 2, dp: 2, pp: 2, ep: true }],
+    ["deepseek, experts cut over engines", deepseek, { tp: 4, dp: 2 }],
+    ["deepseek, engines of one rank", deepseek, { tp: 1, dp: 3, ep: true }],
+    ["deepseek, redundant experts of engines", deepseek, { tp: 2, dp: 3, ep: true, redundant: 2 }],
+    ["deepseek, one by one, uneven", deepseek, { tp: 4, ep: true, roundRobin: true }],
+    ["deepseek, no shared experts", { ...deepseek, n_shared_experts: null }, { tp: 2 }],
+    [
+      "deepseek, every other layer dense",
+      { ...deepseek, moe_layer_freq: 2, num_hidden_layers: 4 },
+      { tp: 2, ep: true },
+    ],
+    ["deepseek, queries without a rank", { ...deepseek, q_lora_rank: null }, { tp: 8 }],
+    ["deepseek, experts in three dimensions of engines", deepseek, { tp: 2, dp: 2, ep: true }, "state_dict"],
+    [
+      "deepseek, shared experts that nobody cuts",
+      { ...deepseek, moe_intermediate_size: 25 },
+      { tp: 2, dp: 2, ep: true },
+    ],
+    ["deepseek, more ranks than experts", { ...deepseek, n_routed_experts: 4 }, { tp: 8 }],
+    ["deepseek, biases that the class lacks", { ...deepseek, attention_bias: true }, { tp: 2 }],
+    ["mixtral, more ranks than experts", { ...mixtral, num_local_experts: 4 }, { tp: 8 }],
+    [
+      "qwen3, a bias that the class lacks",
+      { ...llama, model_type: "qwen3", head_dim: 12, attention_bias: true },
+      { tp: 2 },
+    ],
+    ["qwen3_moe, a bias that the class lacks", { ...qwen3Moe, attention_bias: true }, { tp: 4 }],
+    ["kimi", { ...deepseek, model_type: "kimi_k2" }, { tp: 2, dp: 2, ep: true }],
+  ];
+  test.each(sizedCases.map((one) => ({ name: one[0], one })))("at other sizes: $name", ({
+    one: [, config, parallel, form],
+  }) => {
+    const model = modelOf(JSON.stringify(config), { form: form ?? "checkpoint" });
+    compare(model, presetText(parallel), parallel);
+  });
+
+  test("biases that a class lacks are dropped, with the reason", () => {
+    const model = modelOf(JSON.stringify({ ...qwen3Moe, attention_bias: true }));
+    const { dropped } = layoutsOf(model, "vllm:tp=2").side;
+    expect([...dropped.keys()]).toEqual(
+      [0, 1, 2].map((layer) => `model.layers.${layer}.self_attn.o_proj.bias`),
+    );
+    expect(dropped.values().next().value).toContain("its loader passes over it");
+  });
+
+  test.each([
+    ["allgather_reducescatter", 48],
+    ["pplx", 48],
+    ["deepep_v2", 24],
+    ["flashinfer_nvlink_one_sided", 24],
+  ])("rows of shared experts that a rank has beside %s: %d", (all2all, rows) => {
+    const layouts = layoutsOf(modelOf(JSON.stringify(deepseek)), `vllm:tp=2,dp=2,ep,all2all=${all2all}`);
+    const shared = [...rankParameters(layouts, 1)].find(({ name }) =>
+      name.endsWith("shared_experts.gate_up_proj.weight"),
+    );
+    expect(shared!.shape).toEqual([rows, 48]);
+  });
+
   test("the rows that a checkpoint holds as one are one box where they stay so", () => {
     const boxesOf = (tp: number, rank: number) => {
       const layouts = layoutsOf(modelOf(JSON.stringify(phi3)), `vllm:tp=${tp}`);
@@ -154,7 +285,10 @@ describe("what vLLM's classes hold of families without a recording", () => {
     }
   });
 
-  const fp8 = { quantization_config: { quant_method: "fp8", weight_block_size: [16, 16] } };
+  const float8 = (...weight_block_size: readonly [number, number]) => ({
+    quantization_config: { quant_method: "fp8", weight_block_size },
+  });
+  const fp8 = float8(16, 16);
   test.each<readonly [string, object, string, RegExp]>([
     [
       "a tied head that the class has of its own",
@@ -175,10 +309,35 @@ describe("what vLLM's classes hold of families without a recording", () => {
       /qwen2_moe has head_dim 6 built in, and the config has 16/,
     ],
     [
-      "a bias that the class lacks",
-      { model_type: "qwen3", ...sizes, attention_bias: true },
+      "heads of another size of Qwen2",
+      { model_type: "qwen2", ...sizes, head_dim: 16 },
       "vllm:tp=2",
-      /qwen3 has attention_bias false built in/,
+      /qwen2 has head_dim 6 built in, and the config has 16/,
+    ],
+    [
+      "gpt-oss's experts that do not deal out",
+      gptOss,
+      "vllm:tp=4,ep",
+      /10 experts over 4 ranks are uneven, which vLLM does not load/,
+    ],
+    [
+      "gpt-oss's intermediate size that not all ranks divide",
+      { ...gptOss, num_local_experts: 8, intermediate_size: 36 },
+      "vllm:tp=2,dp=2,pp=2,ep",
+      /the experts' intermediate size 36 over 8 ranks is uneven/,
+    ],
+    [
+      "shared experts that are cut within a block of float8",
+      {
+        ...deepseek,
+        ...float8(8, 8),
+        n_shared_experts: 3,
+        v_head_dim: 16,
+        qk_rope_head_dim: 6,
+        q_lora_rank: 24,
+      },
+      "vllm:tp=2,ep",
+      /the shared experts' intermediate size of 72 over 2 ranks would split a block of 8/,
     ],
     [
       "redundant experts that the class does not balance",

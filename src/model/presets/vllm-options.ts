@@ -19,20 +19,27 @@ export interface VllmOptions {
 const all2allBackends = [
   "allgather_reducescatter",
   "naive",
+  "pplx",
   "deepep_high_throughput",
   "deepep_low_latency",
+  "deepep_v2",
   "mori_high_throughput",
   "mori_low_latency",
   "nixl_ep",
-  "pplx",
+  "flashinfer_all2allv",
   "flashinfer_nvlink_two_sided",
+  "flashinfer_nvlink_one_sided",
 ] as const;
 type All2all = (typeof all2allBackends)[number];
 
-/** Back ends with which the ranks of tensor parallelism share tokens out: each then has shared experts whole. */
+/**
+ * Back ends with which the ranks of tensor parallelism share tokens out: each then has shared experts whole. vLLM takes the
+ * first one in place of `naive` and `pplx`.
+ */
 const sequenceParallel = new Set<All2all>([
   "allgather_reducescatter",
   "naive",
+  "pplx",
   "deepep_high_throughput",
   "deepep_low_latency",
   "mori_high_throughput",

@@ -1,7 +1,13 @@
 import type { Model } from "../config.ts";
 import { evaluate } from "../families/expression.ts";
 import { presetError } from "./options.ts";
-import { expertRanks, expertTensorRanks, stageBounds, type VllmOptions } from "./vllm-options.ts";
+import {
+  expertRanks,
+  expertTensorRanks,
+  replicatesShared,
+  stageBounds,
+  type VllmOptions,
+} from "./vllm-options.ts";
 import type { EngineTable } from "./vllm-table.ts";
 
 /** vLLM pads the rows of a vocabulary to a multiple of it. */
@@ -15,12 +21,12 @@ export function paddedVocabulary(rows: number): number {
 export function checkVllm(model: Model, table: EngineTable, options: VllmOptions): void {
   checkModel(model, table, options);
   checkAttention(model, table, options);
-  checkFeedForward(model, options);
+  checkFeedForward(model, table, options);
   if (hasExperts(model)) checkExperts(model, table, options);
   else if (options.redundant > 0)
     throw refuse(options, "the model has no experts", { redundant: options.redundant });
   checkStages(model, options);
-  if (model.block !== undefined) checkBlocks(model, options, model.block);
+  if (model.block !== undefined) checkBlocks(model, table, options, model.block);
 }
 
 function refuse(options: VllmOptions, why: string, details: Readonly<Record<string, unknown>>): Error {
@@ -104,8 +110,8 @@ function checkAttention(model: Model, table: EngineTable, options: VllmOptions):
 }
 
 /** Intermediate sizes of the blocks that the model has. */
-function checkFeedForward(model: Model, options: VllmOptions): void {
-  const { tp } = options;
+function checkFeedForward(model: Model, table: EngineTable, options: VllmOptions): void {
+  const { tp, dp, pp } = options;
   const even = (what: string, size: number, ranks: number): void => {
     if (size % ranks === 0) return;
     throw refuse(options, `${what} ${size} over ${ranks} ranks is uneven`, { size, ranks });
@@ -115,11 +121,25 @@ function checkFeedForward(model: Model, options: VllmOptions): void {
   }
   if (!hasExperts(model)) return;
   const experts = number(model, "moe_intermediate_size") || number(model, "intermediate_size");
-  even("the experts' intermediate size", experts, expertTensorRanks(options));
-  const shared =
+  even(
+    "the experts' intermediate size",
+    experts,
+    table.dividesByWorld === true ? tp * dp * pp : expertTensorRanks(options),
+  );
+  even("the shared experts' intermediate size", sharedSize(model), sharedRanks(table, options));
+}
+
+function sharedSize(model: Model): number {
+  return (
     number(model, "shared_expert_intermediate_size") ||
-    number(model, "n_shared_experts") * number(model, "moe_intermediate_size");
-  even("the shared experts' intermediate size", shared, tp);
+    number(model, "n_shared_experts") * number(model, "moe_intermediate_size")
+  );
+}
+
+/** Ranks over which shared experts are cut. */
+function sharedRanks(table: EngineTable, options: VllmOptions): number {
+  const mayBeWhole = table.layer.some(({ cut }) => cut === "sharedColumn");
+  return mayBeWhole && replicatesShared(options) ? 1 : options.tp;
 }
 
 function checkExperts(model: Model, table: EngineTable, options: VllmOptions): void {
@@ -131,6 +151,12 @@ function checkExperts(model: Model, table: EngineTable, options: VllmOptions): v
   }
   if (ranks > experts + redundant) {
     throw refuse(options, `${experts + redundant} experts for ${ranks} ranks leave ranks without any`, {
+      experts,
+      ranks,
+    });
+  }
+  if (table.evenExperts === true && experts % ranks !== 0) {
+    throw refuse(options, `${experts} experts over ${ranks} ranks are uneven, which vLLM does not load`, {
       experts,
       ranks,
     });
@@ -180,7 +206,12 @@ function checkStages(model: Model, options: VllmOptions): void {
 }
 
 /** Blocks that share a scale must not be parted, and parts of a parameter begin with a block. */
-function checkBlocks(model: Model, options: VllmOptions, [rows, columns]: readonly [number, number]): void {
+function checkBlocks(
+  model: Model,
+  table: EngineTable,
+  options: VllmOptions,
+  [rows, columns]: readonly [number, number],
+): void {
   const { tp } = options;
   const whole = (what: string, size: number, ranks: number, block: number, always = false): void => {
     if (size % (ranks * block) === 0 || (ranks === 1 && !always)) return;
@@ -220,5 +251,9 @@ function checkBlocks(model: Model, options: VllmOptions, [rows, columns]: readon
   if (!hasExperts(model)) return;
   const experts = number(model, "moe_intermediate_size");
   whole("the experts' intermediate size", experts, expertTensorRanks(options), rows, true);
-  whole("the experts' intermediate size", experts, expertTensorRanks(options), columns);
+  // The class looks at it for all of tp, dealt or not.
+  whole("the experts' intermediate size", experts, expertTensorRanks(options), columns, tp > 1);
+  const shared = sharedRanks(table, options);
+  whole("the shared experts' intermediate size", sharedSize(model), shared, rows, true);
+  whole("the shared experts' intermediate size", sharedSize(model), shared, columns);
 }

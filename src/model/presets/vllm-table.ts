@@ -1,7 +1,7 @@
 /**
  * How vLLM's model classes hold the tensors of a checkpoint, family by family, right after `load_weights`: rows for the rules
  * of `docs/parts.md`. Compared with the layouts that vLLM's own loaders made (test/golden/vllm_layouts.jsonl); the facts of
- * Phi-3, Qwen2-MoE and GLM-4-MoE are those of their classes in vLLM.
+ * Phi-3, Qwen2-MoE and GLM-4-MoE, and what the others refuse, are those of their classes in vLLM of the same commit.
  */
 export interface EngineRow {
   readonly match: string;
@@ -57,6 +57,10 @@ export interface EngineTable {
   readonly redundantExperts?: boolean;
   /** The class refuses more ranks of tensor parallelism than experts. */
   readonly ranksWithinExperts?: boolean;
+  /** Its loader deals as many experts to each rank. */
+  readonly evenExperts?: boolean;
+  /** The class asks for an intermediate size that all ranks together divide, even where none of them cuts it. */
+  readonly dividesByWorld?: boolean;
   /**
    * What the class has built in, whatever a config says: the value of a key, or an expression of other keys. With another one
    * it would have parameters that the checkpoint does not fill, or none for what the checkpoint has.
@@ -156,16 +160,26 @@ const llama: EngineTable = {
   quantized: true,
 };
 
+/** Biases that a checkpoint with `attention_bias` has and the class does not: vLLM's loader passes over them. */
+function withoutBias(...modules: readonly string[]): EngineRow[] {
+  return modules.map((name) => ({
+    match: `${attn}.${name}.bias`,
+    drop: "vLLM's class has no bias there, and its loader passes over it",
+    when: "attention_bias",
+  }));
+}
+
+const qwen2: EngineTable = { ...llama, builtIn: { head_dim: "hidden_size / num_attention_heads" } };
+
 const qwen3: EngineTable = {
   ...llama,
-  layer: [...qkv(), ...cacheScales, ...headNorms, ...llamaMlp, ...blockNorms],
-  // Its output projection has no bias, which a checkpoint with `attention_bias` has.
-  builtIn: { attention_bias: false },
+  layer: [...withoutBias("o_proj"), ...qkv(), ...cacheScales, ...headNorms, ...llamaMlp, ...blockNorms],
 };
 
 const qwen3Moe: EngineTable = {
   ...qwen3,
   layer: [
+    ...withoutBias("o_proj"),
     ...qkv(),
     ...cacheScales,
     ...headNorms,
@@ -217,7 +231,6 @@ const mixtral: EngineTable = {
   ends: "everywhere",
   replicatesKeyValues: true,
   redundantExperts: true,
-  ranksWithinExperts: true,
   quantized: false,
 };
 
@@ -308,6 +321,8 @@ const gptOss: EngineTable = {
   ],
   ends: "everywhere",
   replicatesKeyValues: false,
+  evenExperts: true,
+  dividesByWorld: true,
   builtIn: { attention_bias: true, tie_word_embeddings: false },
   quantized: false,
 };
@@ -346,6 +361,7 @@ function latent(name: string, cut: Cut, more: Partial<EngineRow> = {}): EngineRo
 
 const deepseekV3: EngineTable = {
   layer: [
+    ...withoutBias("q_a_proj", "kv_a_proj_with_mqa", "o_proj"),
     latent("q_a_proj", "replicate", { into: "fused_qkv_a_proj", when: "q_lora_rank" }),
     latent("kv_a_proj_with_mqa", "replicate", { into: "fused_qkv_a_proj", order: 1, when: "q_lora_rank" }),
     latent("q_proj", "column", { when: "!q_lora_rank" }),
@@ -361,8 +377,7 @@ const deepseekV3: EngineTable = {
   ends: "split",
   replicatesKeyValues: true,
   redundantExperts: true,
-  ranksWithinExperts: true,
-  builtIn: { attention_bias: false, tie_word_embeddings: false },
+  builtIn: { tie_word_embeddings: false },
   quantized: true,
 };
 
@@ -390,7 +405,7 @@ const glm4Moe: EngineTable = {
 export const vllmTables: Readonly<Record<string, EngineTable>> = {
   llama,
   mistral: llama,
-  qwen2: llama,
+  qwen2,
   qwen3,
   qwen3_moe: qwen3Moe,
   qwen2_moe: qwen2Moe,

@@ -53,6 +53,18 @@ function stack(parts: readonly NaiveTensor[]): NaiveTensor {
   return { shape: [parts.length, ...parts[0]!.shape], data: parts.flatMap(({ data }) => data) };
 }
 
+/** Rows and columns exchanged. */
+function transpose({ shape, data }: NaiveTensor): NaiveTensor {
+  const [height, width] = shape as [number, number];
+  const turned: number[] = [];
+  for (let column = 0; column < width; column++) {
+    for (let row = 0; row < height; row++) turned.push(data[row * width + column]!);
+  }
+  return { shape: [width, height], data: turned };
+}
+
+const zerosLike = ({ shape, data }: NaiveTensor): NaiveTensor => ({ shape, data: data.map(() => 0) });
+
 /** One of the things that a three-dimensional tensor holds. */
 function nth({ shape, data }: NaiveTensor, index: number): NaiveTensor {
   const size = shape.slice(1).reduce((a, b) => a * b, 1);
@@ -159,31 +171,45 @@ class NaiveRank {
     return slots.slice(first, first + each + (own < more ? 1 : 0));
   }
 
+  /** Shared experts are whole on each rank where those of an engine share tokens out. */
+  get hasWholeShared(): boolean {
+    const { tp, dp, ep } = this.#parallel;
+    return ep && tp > 1 && dp > 1;
+  }
+
+  /** The range of an expert's intermediate size that this rank has. */
+  within(intermediate: number): readonly [number, number] {
+    const { tp, dp, ep } = this.#parallel;
+    if (ep) return [0, intermediate];
+    const each = intermediate / (tp * dp);
+    return [each * (this.#dpRank * tp + this.#tpRank), each];
+  }
+
   /** w13 and w2 of an expert: each half cut by itself, over all ranks of both dimensions where experts are not dealt. */
   expert(gate: NaiveTensor, up: NaiveTensor, down: NaiveTensor): readonly [NaiveTensor, NaiveTensor] {
-    const { tp, dp, ep } = this.#parallel;
-    if (ep) return [below(gate, up), down];
-    const each = gate.shape[0]! / (tp * dp);
-    const start = each * (this.#dpRank * tp + this.#tpRank);
+    const [start, each] = this.within(gate.shape[0]!);
     return [below(rows(gate, start, each), rows(up, start, each)), columns(down, start, each)];
   }
 }
 
-/** The parameters of a rank. `family` is a model_type. */
+/** The parameters of a rank, of a model of that model_type. */
 export function naiveRank(
-  family: string,
+  modelType: string,
   config: Config,
   checkpoint: Checkpoint,
   parallel: NaiveParallel,
   rank: number,
 ): Map<string, NaiveParameter> {
   const held = new NaiveRank(config, checkpoint, parallel, rank);
+  // Kimi-K2 has DeepSeek-V3's class, and Mistral is as Llama.
+  const family = modelType === "kimi_k2" ? "deepseek_v3" : modelType;
   const tied = config.tie_word_embeddings === true;
-  const everywhere = ["qwen2_moe", "qwen3_moe"].includes(family);
+  const everywhere = ["qwen2_moe", "qwen3_moe", "mixtral", "gemma3_text", "gpt_oss"].includes(family);
   const head = everywhere || held.isLast;
   if (everywhere || held.isFirst || (tied && held.isLast)) {
     const embedding = held.vocabulary(held.tensor("model.embed_tokens.weight"));
-    held.put("model.embed_tokens.weight", embedding, tied && head ? ["lm_head.weight"] : []);
+    const name = family === "gpt_oss" ? "model.embedding.weight" : "model.embed_tokens.weight";
+    held.put(name, embedding, tied && head ? ["lm_head.weight"] : []);
   }
   for (const layer of held.layers()) loadLayer(family, held, `model.layers.${layer}`);
   if (head) {
@@ -194,17 +220,45 @@ export function naiveRank(
 }
 
 function loadLayer(family: string, held: NaiveRank, layer: string): void {
-  for (const name of ["input_layernorm", "post_attention_layernorm"]) {
-    held.put(`${layer}.${name}.weight`, held.tensor(`${layer}.${name}.weight`));
-  }
-  loadAttention(family, held, `${layer}.self_attn`);
+  const norms = ["input_layernorm", "post_attention_layernorm"];
+  if (family === "gemma3_text") norms.push("pre_feedforward_layernorm", "post_feedforward_layernorm");
+  for (const name of norms) held.put(`${layer}.${name}.weight`, held.tensor(`${layer}.${name}.weight`));
   const mlp = `${layer}.mlp`;
+  switch (family) {
+    case "deepseek_v3":
+      loadLatent(held, `${layer}.self_attn`);
+      break;
+    case "gpt_oss":
+      loadAttention(family, held, `${layer}.self_attn`, `${layer}.attn`);
+      held.put(`${layer}.attn.sinks`, held.column(held.tensor(`${layer}.self_attn.sinks`)));
+      loadTransposed(held, mlp);
+      return;
+    case "mixtral":
+      loadAttention(family, held, `${layer}.self_attn`);
+      loadMixtral(held, mlp, `${layer}.block_sparse_moe`);
+      return;
+    default:
+      loadAttention(family, held, `${layer}.self_attn`);
+  }
   const router = `${mlp}.gate.weight`;
   if (!held.has(router)) {
     loadMlp(held, mlp);
     return;
   }
-  if (family === "glm4_moe") {
+  if (family === "deepseek_v3") {
+    const gate = `${mlp}.experts.gate`;
+    held.put(router, held.tensor(router), [`${gate}.weight`]);
+    const bias = `${mlp}.gate.e_score_correction_bias`;
+    const aliases = [
+      `${gate}.e_score_correction_bias`,
+      `${mlp}.experts.routed_experts.e_score_correction_bias`,
+    ];
+    held.put(bias, held.tensor(bias), aliases, "float32");
+    if (held.has(`${mlp}.shared_experts.gate_proj.weight`)) {
+      const whole = held.hasWholeShared;
+      loadMlp(held, `${mlp}.shared_experts`, `${mlp}.experts._shared_experts._layer`, whole);
+    }
+  } else if (family === "glm4_moe") {
     held.put(router, held.tensor(router), [], "float32");
     const bias = `${mlp}.gate.e_score_correction_bias`;
     held.put(bias, held.tensor(bias), [`${mlp}.experts.routed_experts.e_score_correction_bias`], "float32");
@@ -223,7 +277,65 @@ function loadLayer(family: string, held: NaiveRank, layer: string): void {
   loadExperts(held, mlp, held.tensor(router).shape[0]!);
 }
 
-function loadAttention(family: string, held: NaiveRank, at: string): void {
+/** Latent attention: what comes in is one parameter, whole on each rank; heads are cut. */
+function loadLatent(held: NaiveRank, at: string): void {
+  const put = (name: string, value: NaiveTensor) =>
+    held.put(`${at}.${name}.weight`, value, [`${at}.mla_attn.${name}.weight`]);
+  const tensor = (name: string) => held.tensor(`${at}.${name}.weight`);
+  if (held.has(`${at}.q_a_proj.weight`)) {
+    put("fused_qkv_a_proj", below(tensor("q_a_proj"), tensor("kv_a_proj_with_mqa")));
+    put("q_a_layernorm", tensor("q_a_layernorm"));
+    put("q_b_proj", held.column(tensor("q_b_proj")));
+  } else {
+    put("q_proj", held.column(tensor("q_proj")));
+    put("kv_a_proj_with_mqa", tensor("kv_a_proj_with_mqa"));
+  }
+  put("kv_a_layernorm", tensor("kv_a_layernorm"));
+  put("kv_b_proj", held.column(tensor("kv_b_proj")));
+  put("o_proj", held.row(tensor("o_proj")));
+}
+
+function loadMixtral(held: NaiveRank, memory: string, sparse: string): void {
+  const fused = held.has(`${memory}.experts.gate_up_proj`);
+  const router = held.tensor(`${fused ? memory : sparse}.gate.weight`);
+  held.put(`${sparse}.gate.weight`, router);
+  const names = ["w1", "w3", "w2"] as const;
+  loadExperts(held, fused ? memory : sparse, router.shape[0]!, { to: sparse, names });
+}
+
+/** gpt-oss: experts stand transposed in the checkpoint, gate and up row by row; a bias is added by one rank. */
+function loadTransposed(held: NaiveRank, mlp: string): void {
+  for (const suffix of ["weight", "bias"]) {
+    held.put(`${mlp}.router.${suffix}`, held.tensor(`${mlp}.router.${suffix}`));
+  }
+  const experts = `${mlp}.experts`;
+  const of = (name: string) => held.tensor(`${experts}.${name}`);
+  const [start, each] = held.within(of("down_proj").shape[1]!);
+  const own = held.experts(of("down_proj").shape[0]!);
+  const put = (name: string, values: readonly NaiveTensor[]) =>
+    held.put(`${experts}.routed_experts.${name}`, stack(values));
+  put(
+    "w13_weight",
+    own.map((expert) => rows(transpose(nth(of("gate_up_proj"), expert)), 2 * start, 2 * each)),
+  );
+  put(
+    "w13_bias",
+    own.map((expert) => rows(nth(of("gate_up_proj_bias"), expert), 2 * start, 2 * each)),
+  );
+  put(
+    "w2_weight",
+    own.map((expert) => columns(transpose(nth(of("down_proj"), expert)), start, each)),
+  );
+  put(
+    "w2_bias",
+    own.map((expert) => {
+      const bias = nth(of("down_proj_bias"), expert);
+      return start === 0 ? bias : zerosLike(bias);
+    }),
+  );
+}
+
+function loadAttention(family: string, held: NaiveRank, at: string, to = at): void {
   for (const suffix of ["weight", "bias"]) {
     if (family === "phi3") {
       if (suffix === "bias") continue;
@@ -239,11 +351,13 @@ function loadAttention(family: string, held: NaiveRank, at: string): void {
       held.put(`${at}.qkv_proj.weight`, below(held.column(q), held.keyValue(k), held.keyValue(v)));
     } else if (held.has(`${at}.q_proj.${suffix}`)) {
       const [q, k, v] = ["q", "k", "v"].map((name) => held.tensor(`${at}.${name}_proj.${suffix}`));
-      held.put(`${at}.qkv_proj.${suffix}`, below(held.column(q!), held.keyValue(k!), held.keyValue(v!)));
+      held.put(`${to}.qkv_proj.${suffix}`, below(held.column(q!), held.keyValue(k!), held.keyValue(v!)));
     }
     const output = `${at}.o_proj.${suffix}`;
-    if (held.has(output)) {
-      held.put(output, suffix === "bias" ? held.tensor(output) : held.row(held.tensor(output)));
+    const isIgnored = suffix === "bias" && ["qwen3", "qwen3_moe"].includes(family);
+    if (held.has(output) && !isIgnored) {
+      const value = held.tensor(output);
+      held.put(`${to}.o_proj.${suffix}`, suffix === "bias" ? value : held.row(value));
     }
   }
   for (const name of ["q_norm", "k_norm"]) {
@@ -252,7 +366,9 @@ function loadAttention(family: string, held: NaiveRank, at: string): void {
   }
 }
 
-function loadMlp(held: NaiveRank, at: string, alias?: string): void {
+function loadMlp(held: NaiveRank, at: string, alias?: string, whole = false): void {
+  const column = (value: NaiveTensor) => (whole ? value : held.column(value));
+  const row = (value: NaiveTensor) => (whole ? value : held.row(value));
   const other = (name: string) => (alias === undefined ? [] : [`${alias}.${name}`]);
   for (const suffix of ["weight", "bias"]) {
     if (held.has(`${at}.gate_up_proj.${suffix}`)) {
@@ -260,31 +376,37 @@ function loadMlp(held: NaiveRank, at: string, alias?: string): void {
       const half = both.shape[0]! / 2;
       held.put(
         `${at}.gate_up_proj.${suffix}`,
-        below(held.column(rows(both, 0, half)), held.column(rows(both, half, half))),
+        below(column(rows(both, 0, half)), column(rows(both, half, half))),
       );
     } else if (held.has(`${at}.gate_proj.${suffix}`)) {
       const [gate, up] = ["gate_proj", "up_proj"].map((name) => held.tensor(`${at}.${name}.${suffix}`));
       held.put(
         `${at}.gate_up_proj.${suffix}`,
-        below(held.column(gate!), held.column(up!)),
+        below(column(gate!), column(up!)),
         other(`gate_up_proj.${suffix}`),
       );
     }
     const down = `${at}.down_proj.${suffix}`;
     if (held.has(down)) {
       const value = held.tensor(down);
-      held.put(down, suffix === "bias" ? value : held.row(value), other(`down_proj.${suffix}`));
+      held.put(down, suffix === "bias" ? value : row(value), other(`down_proj.${suffix}`));
     }
   }
 }
 
-function loadExperts(held: NaiveRank, mlp: string, count: number): void {
+function loadExperts(
+  held: NaiveRank,
+  mlp: string,
+  count: number,
+  {
+    to = mlp,
+    names = ["gate_proj", "up_proj", "down_proj"],
+  }: { to?: string; names?: readonly string[] } = {},
+): void {
   const fused = held.has(`${mlp}.experts.gate_up_proj`);
   const pairs = held.experts(count).map((expert) => {
     if (!fused) {
-      const [gate, up, down] = ["gate_proj", "up_proj", "down_proj"].map((name) =>
-        held.tensor(`${mlp}.experts.${expert}.${name}.weight`),
-      );
+      const [gate, up, down] = names.map((name) => held.tensor(`${mlp}.experts.${expert}.${name}.weight`));
       return held.expert(gate!, up!, down!);
     }
     const both = nth(held.tensor(`${mlp}.experts.gate_up_proj`), expert);
@@ -295,6 +417,6 @@ function loadExperts(held: NaiveRank, mlp: string, count: number): void {
       nth(held.tensor(`${mlp}.experts.down_proj`), expert),
     );
   });
-  held.put(`${mlp}.experts.routed_experts.w13_weight`, stack(pairs.map(([w13]) => w13)));
-  held.put(`${mlp}.experts.routed_experts.w2_weight`, stack(pairs.map(([, w2]) => w2)));
+  held.put(`${to}.experts.routed_experts.w13_weight`, stack(pairs.map(([w13]) => w13)));
+  held.put(`${to}.experts.routed_experts.w2_weight`, stack(pairs.map(([, w2]) => w2)));
 }
