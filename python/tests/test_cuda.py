@@ -121,6 +121,86 @@ client.close()
 print("received" if role == "target" else "sent")
 """
 
+# What becomes of events and memory when rounds fail. The driver's calls are noted; the agents' GPUs are slow.
+_FAILURES = """
+import gc, signal, time
+from tensorbus import _link
+
+rank = int(sys.argv[1])
+calls = []
+
+
+def note(name):
+    real = cuda._functions[name]
+
+    def noted(*arguments):
+        calls.append((name, last is None or last.is_released))
+        return real(*arguments)
+
+    cuda._functions[name] = noted
+
+
+last = None
+note("cuEventDestroy_v2")
+note("cuStreamWaitEvent")
+waits = lambda: sum(name == "cuStreamWaitEvent" for name, _ in calls)
+base = allocate(4096)
+put(base, np.zeros(1024, np.float32))
+paths = tensorbus.default_paths(rank)
+client = tensorbus.TensorBusClient(rank, paths.command_queue_path, paths.agent_state_path, 20)
+role = "source" if rank == 0 else "target"
+weights = tensorbus.Weights(
+    "gpu", {"w": Array(base, (1024,))}, role=role, client=client, rank=0, world_size=1, timeout=30
+)
+if role == "target":
+    input()
+    try:
+        print("got", weights.recv(timeout=60))
+    except tensorbus.TensorBusError as error:
+        print(error.code)
+    weights.close()
+    client.close()
+    raise SystemExit
+try:
+    weights.send(timeout=0.2)
+    raise SystemExit("there was a target")
+except TimeoutError:
+    # What comes into the stream after a round that failed comes after it all the same.
+    assert waits() == 1, calls
+# An agent that does not answer may still touch the memory: it is held as long as that is so.
+pid = client.agent["pid"]
+semaphore = weights.send(timeout=0.5, wait=False)
+os.kill(pid, signal.SIGSTOP)
+try:
+    semaphore.acquire()
+    raise SystemExit("a stopped agent has answered")
+except tensorbus.TensorBusError as error:
+    assert error.code == "TB_AGENT_UNRESPONSIVE", error
+assert semaphore._call.memory is not None
+os.kill(pid, signal.SIGCONT)
+end = time.monotonic() + 30
+while semaphore._call.memory is not None and time.monotonic() < end:
+    semaphore._link.look()
+    time.sleep(0.01)
+assert semaphore._call.memory is None
+# A round that moves, when its client closes: the events go when the agent has let go of them.
+print("moving", flush=True)
+semaphore = weights.send(timeout=60, wait=False)
+registration = weights._open._registration
+while (client._query(registration, 30).get("progress") or {}).get("round") is None and not semaphore.done():
+    time.sleep(0.001)
+assert not semaphore.done()
+last = semaphore._call
+weights.close()
+client.close()
+del weights, registration, semaphore
+gc.collect()
+destroyed = [released for name, released in calls if name == "cuEventDestroy_v2"]
+assert destroyed == [True, True], calls
+assert _link._never_quiet == []
+print("closed")
+"""
+
 
 def _environment(**more: str) -> dict[str, str]:
     kernels = ROOT / "dist" / "cuda" / "kernels.ptx"
@@ -161,6 +241,30 @@ def test_a_round_between_two_processes() -> None:
         ]
         told = [process.communicate(timeout=90) for process in processes]
         assert [out.strip() for out, _ in told] == ["sent", "received"], (told, started.log)
+
+
+def test_events_and_memory_of_rounds_that_fail() -> None:
+    namespace = "cuda-failures"
+    flags = ["--log", "error", "--device", DEVICE, "--transport", "cuda-ipc"]
+    slow = _environment(CUDA_DOUBLE_DELAY_US="300000")
+    with tensorbus.start_agents(2, namespace=namespace, flags=flags, env=slow) as started:
+        source, target = (
+            subprocess.Popen(
+                [sys.executable, "-c", _ARRAY + _FAILURES, str(rank)],
+                env=_environment(TENSOR_BUS_NAMESPACE=namespace),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in (0, 1)
+        )
+        assert source.stdout is not None
+        said = source.stdout.readline()
+        told = target.communicate("\n", timeout=90), source.communicate(timeout=90)
+        assert said == "moving\n", (told, started.log)
+        assert told[1][0] == "closed\n", (told, started.log)
+        assert told[0][0].strip() in ("TB_CANCELLED", "TB_CLOSED", "TB_PEER_LOST", "TB_INVALIDATED"), told
 
 
 def test_without_a_driver_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

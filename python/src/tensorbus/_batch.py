@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._cuda import EventPair, current_stream
-from ._link import Link
+from ._link import Call, Link
 from ._tensors import Slot
 from .errors import TensorBusError, make_error
 from .messages import CleanupBatch
@@ -40,6 +41,8 @@ class Registration:
         self.answer = answer
         # One for each GPU that tensors lie on.
         self.events = events
+        # Those that the agent has not let go of, with their directions.
+        self._rounds: list[tuple[str, Call]] = []
         self.error: TensorBusError | None = None
 
     def require_open(self) -> None:
@@ -66,10 +69,40 @@ class Registration:
         for events in self.events:
             events.record_ready(current_stream(events.ordinal))
 
-    def wait_free(self) -> None:
-        """What comes into the current streams from now on comes after the round."""
-        for events in self.events:
-            events.wait_free(current_stream(events.ordinal))
+    def begin(self, direction: str, call: Call) -> None:
+        """A round is to be sent: it is known before that, so that nothing can come between."""
+        self._rounds = [each for each in self._rounds if not each[1].is_released]
+        self._rounds.append((direction, call))
+
+    def interrupted_round(self, direction: str) -> Call | None:
+        """A round that was taken back and that the agent has not let go of: until then it takes no other."""
+        for each, call in self._rounds:
+            if each == direction and call.is_taken_back and not call.done:
+                return call
+        return None
+
+    def await_interrupted(self, direction: str, deadline: float | None) -> None:
+        """Waits until the agent has let go of a round that was taken back. ``TB_TIMEOUT`` beyond the deadline."""
+        call = self.interrupted_round(direction)
+        if call is None:
+            return
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            self.link.wait(call, left)
+        except TensorBusError:
+            # How it ended was for whoever was interrupted.
+            if not call.done:
+                raise
+
+    def quiesce(self, timeout: float) -> None:
+        """Takes back the rounds under way, and waits until the agent touches no memory of GPUs: others get it then."""
+        deadline = time.monotonic() + timeout
+        calls = [call for _, call in self._rounds if call.memory is not None and not call.done]
+        for call in calls:
+            self.link.take_back(call)
+        for call in calls:
+            with contextlib.suppress(TensorBusError):
+                self.link.wait(call, max(0.0, deadline - time.monotonic()))
 
     def end(self, error: TensorBusError, anew: bool = False) -> None:
         """The agent has let go of it, or is gone."""

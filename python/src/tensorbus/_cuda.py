@@ -229,6 +229,12 @@ class EventPair:
             cuda.call("cuStreamWaitEvent", stream, self._free, 0)
 
 
+def wait_free(pairs: Sequence[EventPair]) -> None:
+    """What comes into the current streams from now on comes after the round, however that has ended."""
+    for pair in pairs:
+        pair.wait_free(current_stream(pair.ordinal))
+
+
 def _event_handle(cuda: Driver, event: int) -> bytes:
     handle = _Handle()
     cuda.call("cuIpcGetEventHandle", ctypes.byref(handle), event)

@@ -2,8 +2,9 @@
 
 Whoever waits for an answer reads the socket, for everybody: a thread of its own for reading would wait for Python's
 lock as long as other threads are busy. An interrupt (Ctrl-C) may come between any two operations, so nothing is taken
-out of the socket, or put into it, but by one call into C that also notes it: what comes in is appended by
-``extend(map(recv, …))``, and stays until every frame of it has been handed out, which can be done twice without harm.
+out of the socket, or put into it, and no lock is taken, but by one call into C that also notes it: what comes in is
+appended by ``extend(map(recv, …))``, and stays until every frame of it has been handed out, which can be done twice
+without harm; and a command is taken back wherever the interrupt has left it.
 """
 
 from __future__ import annotations
@@ -34,38 +35,82 @@ _LOOK = 0.25
 _READ_BYTES = 1 << 18
 _CANCEL_TIMEOUT = 5.0
 
+# Memory of GPUs that an agent may still touch, and tells nobody when it does no more: it stays for ever.
+_never_quiet: list[object] = []
+
 
 class Call:
     """A command under way."""
 
-    __slots__ = ("_listeners", "deadline", "done", "error", "grace", "id", "keep", "name", "outcome", "type")
+    __slots__ = (
+        "_listeners",
+        "deadline",
+        "done",
+        "error",
+        "frame",
+        "grace",
+        "id",
+        "is_released",
+        "is_taken_back",
+        "keep",
+        "memory",
+        "name",
+        "outcome",
+        "timeout",
+    )
 
-    def __init__(self, number: int, kind: str, name: str, deadline: float | None, grace: float, keep: object) -> None:
+    def __init__(
+        self,
+        number: int,
+        frame: dict[str, Any],
+        name: str,
+        timeout: float | None,
+        grace: float,
+        keep: object,
+        memory: object,
+    ) -> None:
         self.id = number
-        self.type = kind
+        self.frame = frame
         self.name = name
-        self.deadline = deadline
+        self.timeout = timeout
+        self.deadline = None if timeout is None else time.monotonic() + timeout
         self.grace = grace
-        # What must not be collected before the command has ended.
+        # What must not be collected before the agent has let go of it.
         self.keep = keep
+        # What of that lies on a GPU: its allocator would give it to others while the agent touches it.
+        self.memory = memory
         self.outcome: Any = None
         self.error: TensorBusError | None = None
         self.done = False
+        self.is_taken_back = False
+        self.is_released = False
         self._listeners: list[Callable[[Call], None]] = []
 
     def settle(self, outcome: Any, error: TensorBusError | None) -> None:
         if self.done:
             return
-        self.outcome, self.error, self.keep = outcome, error, None
+        self.outcome, self.error = outcome, error
         self.done = True
         for listener in self._listeners:
             listener(self)
+
+    def release(self, is_quiet: bool) -> None:
+        """The agent has let go of what the command was about, or says no more whether it has."""
+        if not is_quiet and self.memory is not None:
+            _never_quiet.append(self.memory)
+        self.keep = self.memory = None
+        self.is_released = True
 
     def on_done(self, listener: Callable[[Call], None]) -> None:
         """Calls ``listener`` once it is done; at once if it is."""
         self._listeners.append(listener)
         if self.done:
             listener(self)
+
+    def forget(self, listener: Callable[[Call], None]) -> None:
+        """Nobody is there any more who would be told."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
 
     def result(self) -> Any:
         if self.error is not None:
@@ -95,7 +140,7 @@ class Link:
         self._hand_overs = itertools.count(1)
         self._pending: dict[int, Call] = {}
         self._chunks: list[bytes] = []
-        self._outbox: deque[tuple[bytes, list[int]]] = deque()
+        self._outbox: deque[tuple[bytes, list[int], Call | None]] = deque()
         self._make_locks()
         _links.add(self)
         try:
@@ -107,7 +152,9 @@ class Link:
     def _make_locks(self) -> None:
         self._sending = threading.Lock()
         self._reading = threading.Lock()
-        self._changed = threading.Condition()
+        # Entered by itself: what a Condition does on entering is Python, and an interrupt would leave it locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._reader: int | None = None
 
     # ---- the life of a link ------------------------------------------------------------------------------
@@ -124,7 +171,7 @@ class Link:
     def _greet(self, deadline: float) -> None:
         client = f"python {sys.version.split()[0]}, tensorbus {__version__}"
         hello = {"type": "hello", "protocol": _wire.PROTOCOL, "client": client, "pid": os.getpid()}
-        self._outbox.append((_wire.encode(hello), []))
+        self._outbox.append((_wire.encode(hello), [], None))
         self._flush(deadline)
         while not self.welcome:
             self._require_open()
@@ -161,6 +208,7 @@ class Link:
         self._close_descriptors()
         for call in list(self._pending.values()):
             call.settle(None, error)
+            call.release(error.code == "TB_AGENT_LOST")
         self._pending.clear()
         self._notify()
         if error.code != "TB_CLOSED":
@@ -211,10 +259,27 @@ class Link:
         descriptors: Sequence[int] = (),
         grace: float = GRACE,
         keep: object = None,
+        memory: object = None,
     ) -> Call:
         """Sends a command. ``timeout`` in seconds bounds the sending too; ``None`` has no deadline."""
+        call = self.prepare(kind, body, timeout, name=name, timestamp=timestamp, grace=grace, keep=keep, memory=memory)
+        self.send(call, descriptors)
+        return call
+
+    def prepare(
+        self,
+        kind: str,
+        body: dict[str, Any] | None,
+        timeout: float | None,
+        *,
+        name: str | None = None,
+        timestamp: float | None = None,
+        grace: float = GRACE,
+        keep: object = None,
+        memory: object = None,
+    ) -> Call:
+        """A command that nobody knows of yet: who sends it can take it back whatever comes between."""
         self._require_open()
-        deadline = None if timeout is None else time.monotonic() + timeout
         number = next(self._ids)
         milliseconds = 2**31 - 1 if timeout is None else min(timeout * 1000, 2**31 - 1)
         frame: dict[str, Any] = {"type": kind, "id": number, "timeoutMs": float(milliseconds)}
@@ -224,33 +289,59 @@ class Link:
             frame["timestamp"] = timestamp * 1000
         if body is not None:
             frame["body"] = body
-        call = Call(number, kind, name or f"{kind} {number}", deadline, grace, keep)
-        acquired = self._sending.acquire(timeout=-1 if timeout is None else max(timeout, 0))
+        return Call(number, frame, name or f"{kind} {number}", timeout, grace, keep, memory)
+
+    def send(self, call: Call, descriptors: Sequence[int] = ()) -> None:
+        """Sends a command that was prepared; one whose sending fails, or is interrupted, is taken back."""
         try:
-            if not acquired:
+            self._send(call, descriptors)
+        except BaseException:
+            self.take_back(call)
+            raise
+
+    def _send(self, call: Call, descriptors: Sequence[int]) -> None:
+        acquired: list[bool] = []
+        try:
+            timeout = -1 if call.timeout is None else max(call.timeout, 0)
+            acquired.extend(map(self._sending.acquire, (True,), (timeout,)))
+            if not acquired[0]:
                 raise self._timed_out(call)
+            frame, call.frame = call.frame, {}
             if descriptors:
                 frame["handOvers"] = self._hand_over(descriptors, call)
-            self._pending[number] = call
-            self._outbox.append((_wire.encode(frame), []))
-            self._flush(deadline, call)
+            self._outbox.append((_wire.encode(frame), [], call))
+            self._flush(call.deadline, call)
         finally:
-            if acquired:
+            if acquired and acquired[0]:
                 self._sending.release()
-        return call
+
+    def take_back(self, call: Call) -> None:
+        """Ends a command, wherever that is by now: the agent does, unless it was not sent."""
+        if call.done or call.is_taken_back:
+            return
+        call.is_taken_back = True
+        is_out = any(sending is call for _, _, sending in list(self._outbox)) or call.id in self._pending
+        if is_out:
+            self.post("Cancel", {"command": call.id})
+        elif not call.done:
+            call.settle(None, make_error("TB_CANCELLED", f"{call.name}: it was not sent", {"command": call.name}))
+            call.release(True)
 
     def post(self, kind: str, body: dict[str, Any]) -> None:
         """Sends a command whose answer nobody waits for, now or with the next one. Never blocks."""
         if self._error is not None or os.getpid() != self._pid:
             return
         frame = {"type": kind, "id": next(self._ids), "timeoutMs": 1000 * _CANCEL_TIMEOUT, "body": body}
-        self._outbox.append((_wire.encode(frame), []))
-        if self._sending.acquire(blocking=False):
-            try:
+        self._outbox.append((_wire.encode(frame), [], None))
+        acquired: list[bool] = []
+        try:
+            acquired.extend(map(self._sending.acquire, (False,)))
+            if acquired[0]:
                 self._flush(time.monotonic())
-            except TensorBusError:
-                pass
-            finally:
+        except TensorBusError:
+            pass
+        finally:
+            if acquired and acquired[0]:
                 self._sending.release()
 
     def _hand_over(self, descriptors: Sequence[int], call: Call) -> list[int]:
@@ -276,7 +367,9 @@ class Link:
     def _flush(self, deadline: float | None, call: Call | None = None) -> None:
         """Writes what is to be sent; what an interrupt leaves is written before the next command."""
         while self._outbox:
-            frame, counts = self._outbox[0]
+            frame, counts, sending = self._outbox[0]
+            if sending is not None and not counts:
+                self._pending[sending.id] = sending
             sent = sum(counts)
             if sent == len(frame):
                 self._outbox.popleft()
@@ -307,7 +400,7 @@ class Link:
         me = threading.get_ident()
         while not call.done:
             try:
-                with self._changed:
+                with self._lock:
                     if self._reader is None or self._reader == me:
                         self._reader = me
                     elif not call.done:
@@ -341,7 +434,7 @@ class Link:
             self._give_up(call, self._timed_out(call))
 
     def _give_up(self, call: Call, error: TensorBusError) -> None:
-        self._pending.pop(call.id, None)
+        # It stays in the table: until its answer comes, the agent may still touch what it is about.
         call.settle(None, error)
 
     def look(self) -> None:
@@ -363,19 +456,24 @@ class Link:
         poll.poll(max(0.0, seconds) * 1000)
 
     def _read(self) -> None:
-        if not self._reading.acquire(blocking=False):
-            return
+        acquired: list[bool] = []
         try:
+            acquired.extend(map(self._reading.acquire, (False,)))
+            if not acquired[0]:
+                return
             try:
                 self._chunks.extend(map(self._socket.recv, (_READ_BYTES,)))
             except BlockingIOError:
-                return
+                # What an interrupt has left is handed out all the same.
+                if not self._chunks:
+                    return
             except OSError as cause:
                 self._lost(str(cause))
                 return
             self._hand_out()
         finally:
-            self._reading.release()
+            if acquired and acquired[0]:
+                self._reading.release()
 
     def _hand_out(self) -> None:
         ended = bool(self._chunks) and not self._chunks[-1]
@@ -391,10 +489,12 @@ class Link:
     def _take(self, frame: dict[str, Any]) -> None:
         kind = frame.get("type")
         if kind == "answer":
-            call = self._pending.pop(frame["id"], None)
+            call = self._pending.get(frame["id"])
             if call is not None:
                 error = None if frame["ok"] else _error_of(frame["error"])
                 call.settle(frame.get("value"), error)
+                call.release(error is None or error.code != "TB_QUARANTINED")
+                self._pending.pop(call.id, None)
         elif kind == "welcome":
             self.welcome = frame
         elif kind == "refused":
@@ -405,7 +505,7 @@ class Link:
             self.on_batch_end(frame["batch"], _error_of(frame["error"]))
 
     def _notify(self) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     # ---- the heart ---------------------------------------------------------------------------------------

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ._link import Call, Link
@@ -31,12 +30,20 @@ class Semaphore:
         name: The name of the command, as the agent's log has it.
     """
 
-    def __init__(self, link: Link, call: Call, finish: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        call: Call,
+        finish: Callable[[dict[str, Any]], dict[str, Any]],
+        fail: Callable[[], None],
+    ) -> None:
         self.name = call.name
         self._link = link
         self._call = call
         self._finish = finish
-        self._counted = threading.Condition()
+        self._fail = fail
+        self._lock = threading.RLock()
+        self._counted = threading.Condition(self._lock)
         self._count = 0
         self._result: dict[str, Any] | None = None
 
@@ -49,7 +56,7 @@ class Semaphore:
         """
         until = None if timeout is None else time.monotonic() + timeout
         self._wait(timeout)
-        with self._counted:
+        with self._lock:
             while self._count == 0:
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
@@ -59,7 +66,7 @@ class Semaphore:
 
     def release(self) -> None:
         """Gives a count back."""
-        with self._counted:
+        with self._lock:
             self._count += 1
             self._counted.notify()
 
@@ -79,11 +86,21 @@ class Semaphore:
         try:
             value = self._link.wait(self._call, timeout)
         except DeadlineError as error:
-            raise (_as_busy(error) if not self._call.done else error) from None
+            if not self._call.done:
+                raise _as_busy(error) from None
+            self._fail()
+            raise error from None
+        except TensorBusError:
+            self._fail()
+            raise
         self._settle(value)
 
+    def _cancel(self) -> None:
+        """Takes the round back, on all ranks, if it has not ended."""
+        self._link.take_back(self._call)
+
     def _settle(self, value: dict[str, Any]) -> None:
-        with self._counted:
+        with self._lock:
             if self._result is None:
                 self._result = self._finish(value)
                 self._count += 1
@@ -91,7 +108,11 @@ class Semaphore:
 
     async def wait(self) -> dict[str, Any]:
         """As ``result``, for asyncio: the event loop reads the socket itself."""
-        value = await await_call(self._link, self._call)
+        try:
+            value = await await_call(self._link, self._call)
+        except TensorBusError:
+            self._fail()
+            raise
         self._settle(value)
         assert self._result is not None
         return self._result
@@ -108,17 +129,6 @@ class Semaphore:
 
     def __exit__(self, *_: object) -> None:
         self.release()
-
-
-@contextlib.contextmanager
-def cancelled_if_interrupted(semaphore: Semaphore) -> Iterator[None]:
-    """Takes the round back, on all ranks, if the wait for it ends before the round does."""
-    try:
-        yield
-    except BaseException:
-        if not semaphore._call.done:
-            semaphore._link.post("Cancel", {"command": semaphore._call.id})
-        raise
 
 
 def _as_busy(error: TensorBusError) -> TensorBusError:
@@ -153,6 +163,8 @@ async def await_call(link: Link, call: Call) -> Any:
             except asyncio.TimeoutError:
                 link.expire(call)
     finally:
+        # The loop may be closed before the command ends: a task that was cancelled leaves it so.
+        call.forget(tell)
         if descriptor in readers:
             readers[descriptor] -= 1
             if readers[descriptor] <= 0:

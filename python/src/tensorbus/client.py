@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -11,11 +12,11 @@ from typing import Any
 
 from . import _places, _wire
 from ._batch import BatchHandler, Registration
-from ._cuda import CudaAllocation, EventPair
+from ._cuda import CudaAllocation, EventPair, wait_free
 from ._layouts import layout_message, own_rank
 from ._link import Call, Link
 from ._memory import leave_arena
-from ._semaphore import Semaphore, cancelled_if_interrupted
+from ._semaphore import Semaphore
 from ._tensors import Slot, assign_copies
 from .errors import QueueFullError, TensorBusError, add_note, make_error
 from .messages import (
@@ -189,15 +190,24 @@ class TensorBusClient:
         return self._tie(5.0)
 
     def close(self) -> None:
-        """Frees what this client made: its batches, its memory's registrations, its commands; never the agent's own."""
+        """Frees what this client made: its batches, its memory's registrations, its commands; never the agent's own.
+
+        Rounds under way are cancelled; where they use memory of a GPU, this waits until the agent has let go of it.
+        """
         if self._closed:
             return
         self._closed = True
-        link = self._link_now
-        if link is not None:
-            link.close()
-        for registration in list(self._registrations):
-            registration.end(make_error("TB_CLOSED", f"the client of rank {self._agent_rank} was closed"))
+        registrations = list(self._registrations)
+        try:
+            if os.getpid() == self._pid:
+                for registration in registrations:
+                    registration.quiesce(_ROUND_GRACE)
+        finally:
+            link = self._link_now
+            if link is not None:
+                link.close()
+            for registration in registrations:
+                registration.end(make_error("TB_CLOSED", f"the client of rank {self._agent_rank} was closed"))
 
     def __enter__(self) -> TensorBusClient:
         return self
@@ -208,36 +218,37 @@ class TensorBusClient:
     def __del__(self) -> None:
         link = getattr(self, "_link_now", None)
         if link is not None and os.getpid() == self._pid:
+            # What has been answered by now is not under way.
+            with contextlib.suppress(TensorBusError):
+                link.look()
             link.close()
 
     # ---- commands ----------------------------------------------------------------------------------------
 
-    def _start(
+    def _run(
         self,
         message: Message,
         timeout: float | None,
         *,
         descriptors: Sequence[int] = (),
-        grace: float | None = None,
-    ) -> tuple[Link, Call]:
+        wait: bool = True,
+    ) -> tuple[Link, Call, Any]:
+        """Sends a command and waits for its answer; whatever comes between takes it back."""
         link = self._link()
-        more = {} if grace is None else {"grace": grace}
-        call = link.submit(
+        call = link.prepare(
             type(message).__name__,
             message.body,
             timeout,
             name=message.semaphore_name,
             timestamp=message.timestamp,
-            descriptors=descriptors,
             keep=self,
-            **more,
         )
-        return link, call
-
-    def _run(self, message: Message, timeout: float | None, **more: Any) -> tuple[Link, Any]:
-        """Sends a command and waits for its answer; an interrupt takes it back."""
-        link, call = self._start(message, timeout, **more)
-        return link, _wait_or_cancel(link, call)
+        try:
+            link.send(call, descriptors)
+            return link, call, link.wait(call) if wait else None
+        except BaseException:
+            link.take_back(call)
+            raise
 
     def init_pair(
         self,
@@ -290,9 +301,8 @@ class TensorBusClient:
             if self._agent_rank not in ranks:
                 raise make_error("TB_MESH", f"rank {self._agent_rank} is not in its own mesh {ranks}", {"ranks": ranks})
         command = InitPair(pair_name, local_name, remote_name, expected_world_size, layout)
-        link, call = self._start(command, timeout)
+        link, call, _ = self._run(command, timeout, wait=blocking)
         if blocking:
-            _wait_or_cancel(link, call)
             self._matching.pop(pair_name, None)
         else:
             self._matching[pair_name] = (link, call)
@@ -347,7 +357,7 @@ class TensorBusClient:
         message.events = {ordinal: EventPair(ordinal) for ordinal in sorted(ordinals)}
         _, descriptors, _ = message.regions()
         try:
-            link, answer = self._run(message, deadline - time.monotonic(), descriptors=descriptors)
+            link, _, answer = self._run(message, deadline - time.monotonic(), descriptors=descriptors)
         except TensorBusError as error:
             # Tensors that the caller makes instead must not lie in the memory that was refused.
             if error.code == "TB_QUARANTINED":
@@ -404,11 +414,14 @@ class TensorBusClient:
         timeout: float | None,
         version: int | None = None,
         tell_version: bool = False,
+        around: contextlib.AbstractContextManager[object] | None = None,
     ) -> Semaphore:
+        """A round; ``around`` is entered while a blocking call waits for its end."""
         _require_direction(transfer_type)
         self._require_here()
         registration.require_open()
         deadline = None if timeout is None else time.monotonic() + timeout
+        registration.await_interrupted(transfer_type, deadline)
         if transfer_type == "send":
             registration.write()
         else:
@@ -417,28 +430,40 @@ class TensorBusClient:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         message = Transfer(registration.batch_id, transfer_type, registration.instance, version, tell_version)
         link = registration.link
-        call = link.submit(
+        slots, events = registration.slots, registration.events
+        call = link.prepare(
             "Transfer",
             message.body,
             left,
             name=message.semaphore_name,
             timestamp=message.timestamp,
             grace=_ROUND_GRACE,
-            keep=(self, registration.slots),
+            keep=(self, slots),
+            memory=(slots, events) if events else None,
         )
-        slots = registration.slots
 
         def finish(value: dict[str, Any]) -> dict[str, Any]:
-            registration.wait_free()
+            wait_free(events)
             if transfer_type == "recv":
                 for slot in slots:
                     slot.read_back()
             return value
 
-        semaphore = Semaphore(link, call, finish)
-        if blocking:
-            with cancelled_if_interrupted(semaphore):
-                semaphore.result()
+        def fail() -> None:
+            # The round has failed for a reason of its own.
+            with contextlib.suppress(TensorBusError):
+                wait_free(events)
+
+        registration.begin(transfer_type, call)
+        semaphore = Semaphore(link, call, finish, fail)
+        try:
+            link.send(call)
+            if blocking:
+                with around or contextlib.nullcontext():
+                    semaphore.result()
+        except BaseException:
+            semaphore._cancel()
+            raise
         return semaphore
 
     def query_transfer_signal(self, batch_id: str | int, blocking: bool = True, timeout: float = 30.0) -> bool:
@@ -470,15 +495,6 @@ def how_found(agent_rank: int) -> str:
 def _require_direction(transfer_type: str) -> None:
     if transfer_type not in ("send", "recv"):
         raise ValueError(f'a transfer is "send" or "recv", not {transfer_type!r}')
-
-
-def _wait_or_cancel(link: Link, call: Call) -> Any:
-    try:
-        return link.wait(call)
-    except BaseException:
-        if not call.done:
-            link.post("Cancel", {"command": call.id})
-        raise
 
 
 def _end_batch(registrations: weakref.WeakSet[Registration], batch: Any, error: TensorBusError) -> None:

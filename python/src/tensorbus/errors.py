@@ -101,6 +101,12 @@ _classes: dict[str, type[TensorBusError]] = {
     "TB_BATCH_MISMATCH": ArgumentError,
     "TB_BUCKET_SIZE": ArgumentError,
     "TB_ENVIRONMENT": ArgumentError,
+    "TB_PLAN_TOO_LARGE": ArgumentError,
+    "TB_TOPOLOGY": ArgumentError,
+    "TB_SEAL": ArgumentError,
+    "TB_MODEL_CONFIG": ArgumentError,
+    "TB_PARTS": ArgumentError,
+    "TB_PRESET": ArgumentError,
 }
 
 # What to do, a sentence for each code that a client meets; others are explained by the page.
@@ -151,6 +157,17 @@ _advice: dict[str, str] = {
     "TB_BUCKET_SIZE": "Give the same bucket_size on both sides, or none.",
     "TB_IN_DOUBT": "Transfer again: the next round settles it first.",
     "TB_NAMESPACE": "Run client and agent in one container, or use the agent's socket.",
+    "TB_PLAN_TOO_LARGE": "Cut the tensors that the message names alike on both sides, or into fewer pieces.",
+    "TB_TOPOLOGY": "Correct the topology that the agents were told (tensorbus agent --spec).",
+    "TB_SEAL": "Hand over memory of tensorbus.empty or share: its size is sealed, and its space reserved.",
+    "TB_SYSTEM": "The message names what the system refused: look at limits (ulimit -a) and at dmesg.",
+    "TB_AUTH": "Start all agents with the same TENSOR_BUS_SECRET.",
+    "TB_NCCL": "Set NCCL_DEBUG=WARN for the agents: NCCL says there what it met.",
+    "TB_DEVICE_SHARED": "Give each rank a GPU of its own, or the agents another transport than NCCL.",
+    "TB_NATIVE_MISSING": "`tensorbus doctor` of the command line says how the native library is built.",
+    "TB_MODEL_CONFIG": "The message names the key: correct the config, or name the model's tensors one by one.",
+    "TB_PARTS": "The message names the tensor and the rule: compare both sides by `tensorbus layout`.",
+    "TB_PRESET": "The message says what is known: choose another preset or option, or give a layout yourself.",
     "TB_STALE_VERSION": 'Other ranks are further: transfer again with the version of details["expected"].',
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -19,7 +20,7 @@ from ._layouts import Mesh, own_rank, own_world_size
 from ._link import Link
 from ._models import Census, LayoutList, LayoutOf, model_tensors, named_slots
 from ._progress import ProgressLine, is_shown
-from ._semaphore import Semaphore, cancelled_if_interrupted
+from ._semaphore import Semaphore, await_call
 from .client import TensorBusClient, how_found
 from .errors import TensorBusError, add_note, make_error
 from .messages import RegisterTensors
@@ -226,11 +227,16 @@ class Weights:
         handler = self._open
         self._census.check()
         semaphore = self.client._transfer(
-            handler._registration, _DIRECTIONS[role], False, timeout, version, tell_version=role == "target"
+            handler._registration,
+            _DIRECTIONS[role],
+            wait,
+            timeout,
+            version,
+            tell_version=role == "target",
+            around=self._progress(role) if wait else None,
         )
         if wait:
-            with cancelled_if_interrupted(semaphore), self._progress(role):
-                self.statistics = semaphore.result()
+            self.statistics = semaphore.result()
         return semaphore
 
     def _progress(self, role: str) -> contextlib.AbstractContextManager[object]:
@@ -244,15 +250,29 @@ class Weights:
         )
 
     async def asend(self, version: int | None = None, *, timeout: float = 300.0) -> None:
-        """As ``send``, for asyncio."""
-        semaphore = self._round("source", version, False, timeout)
-        self.statistics = await semaphore.wait()
+        """As ``send``, for asyncio. A task that is cancelled takes the round back."""
+        await self._await_round("source", version, timeout)
 
     async def arecv(self, *, timeout: float | None = None) -> int:
-        """As ``recv``, for asyncio."""
-        semaphore = self._round("target", None, False, timeout)
-        self.statistics = await semaphore.wait()
+        """As ``recv``, for asyncio. A task that is cancelled takes the round back."""
+        await self._await_round("target", None, timeout)
         return _version_of(self.statistics)
+
+    async def _await_round(self, role: str, version: int | None, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        registration = self._open._registration
+        interrupted = registration.interrupted_round(_DIRECTIONS[role])
+        if interrupted is not None:
+            # The round says it itself if that takes too long.
+            with contextlib.suppress(TensorBusError, asyncio.TimeoutError):
+                await asyncio.wait_for(await_call(registration.link, interrupted), timeout)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        semaphore = self._round(role, version, False, left)
+        try:
+            self.statistics = await semaphore.wait()
+        except BaseException:
+            semaphore._cancel()
+            raise
 
     def pending(self, *, timeout: float = 30.0) -> int | None:
         """The version that ``recv`` would give without a long wait: all source ranks have sent it. None: there is none.

@@ -1,0 +1,302 @@
+"""Ctrl-C: wherever an interrupt comes, the client stays usable, and the next round works."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from test_client import both, register
+
+import tensorbus
+from conftest import client_of
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PACKAGE = str(ROOT / "python" / "src" / "tensorbus")
+
+# Asked by lines for rounds, and says how each call ended: as an interactive session would, it goes on after Ctrl-C.
+_CHILD = """
+import asyncio, signal, sys
+import tensorbus
+
+name, role, size, way = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+calling = False
+
+
+def interrupt(*_):
+    # One that comes when the call is over has nothing to end.
+    if calling:
+        raise KeyboardInterrupt
+
+
+# asyncio knows the default handler alone. Neither is ignored, as a shell has it for what runs in its background.
+signal.signal(signal.SIGINT, signal.default_int_handler if way == "await" else interrupt)
+paths = tensorbus.default_paths(0)
+client = tensorbus.TensorBusClient(0, paths.command_queue_path, paths.agent_state_path, 20)
+tensor = tensorbus.empty(size)
+weights = tensorbus.Weights(
+    name, {"w": tensor}, role=role, me="here", peer="there", client=client, rank=0, world_size=1, timeout=60
+)
+
+
+def call(number):
+    tensor[:] = number if role == "source" else 0
+    print("called", flush=True)
+    if role == "source":
+        asyncio.run(weights.asend(number, timeout=120)) if way == "await" else weights.send(number, timeout=120)
+        return number
+    return asyncio.run(weights.arecv(timeout=120)) if way == "await" else weights.recv(timeout=120)
+
+
+for line in sys.stdin:
+    if line == "close\\n":
+        break
+    try:
+        calling = True
+        number = call(int(line))
+        calling = False
+        said = f"done {number}"
+        assert role == "source" or bool((tensor == number).all())
+    except KeyboardInterrupt:
+        calling = False
+        said = "interrupted"
+    print(said, flush=True)
+weights.close()
+client.close()
+print("closed", flush=True)
+"""
+
+
+class Child:
+    """The process of rank 0, whose calls a test interrupts."""
+
+    def __init__(self, name: str, role: str, size: int, way: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, name, role, str(size), way],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "python" / "src")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+
+    def begin(self, number: int) -> None:
+        self.tell(str(number))
+        assert self.says() == "called"
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+
+    def says(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def close(self) -> None:
+        self.tell("close")
+        assert self.says() == "closed"
+        assert self.process.wait(20) == 0
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def opposite(name: str, role: str, tensor: Any) -> tensorbus.Weights:
+    """The other side than that role, in this process."""
+    other = "target" if role == "source" else "source"
+    return tensorbus.Weights(
+        name, {"w": tensor}, role=other, me="there", peer="here", client=client_of(2), rank=0, world_size=1, timeout=60
+    )
+
+
+def take_part(weights: tensorbus.Weights, role: str, tensor: Any, number: int) -> None:
+    """A round with the child. One that was interrupted may end this side's call too; the next is of another round."""
+    if role == "target":
+        tensor[:] = number
+    while True:
+        try:
+            if role == "target":
+                weights.send(number, timeout=60)
+            else:
+                assert weights.recv(timeout=60) == number
+                assert (tensor == number).all()
+            return
+        except tensorbus.TensorBusError as error:
+            if error.code != "TB_CANCELLED":
+                raise
+
+
+@pytest.mark.parametrize("way", ["block", "await"])
+@pytest.mark.parametrize("role", ["source", "target"])
+def test_a_wait_for_the_other_side_ends_at_once_and_the_next_round_works(
+    agents: tensorbus.Agents, role: str, way: str
+) -> None:
+    name = f"interrupted {role} {way}"
+    tensor = tensorbus.empty(8)
+    with Child(name, role, 8, way) as child, opposite(name, role, tensor) as weights:
+        for number in (1, 3, 5):
+            child.begin(number)
+            # The agent has the call: one that was not sent yet is another case.
+            deadline = time.monotonic() + 30
+            while role == "source" and weights.pending() != number and time.monotonic() < deadline:
+                time.sleep(0.002)
+            child.interrupt()
+            assert child.says() == "interrupted"
+            child.begin(number + 1)
+            take_part(weights, role, tensor, number + 1)
+            assert child.says() == f"done {number + 1}"
+        child.close()
+
+
+@pytest.mark.parametrize("role", ["source", "target"])
+def test_a_round_that_moves_ends_on_all_ranks_and_the_next_one_works(agents: tensorbus.Agents, role: str) -> None:
+    name = f"moving {role}"
+    size = 1 << 26
+    tensor = tensorbus.empty(size)
+    failures: list[tuple[str, int]] = []
+    with Child(name, role, size, "block") as child, opposite(name, role, tensor) as weights:
+        registration = weights._open._registration
+
+        def try_part(number: int) -> None:
+            try:
+                if role == "target":
+                    tensor[:] = number
+                    weights.send(number, timeout=60)
+                else:
+                    weights.recv(timeout=60)
+            except tensorbus.TensorBusError as error:
+                failures.append((error.code, error.details["rank"]))
+
+        # A round may be over before the interrupt comes: then it is tried anew.
+        for number in range(1, 41):
+            here = threading.Thread(target=try_part, args=(number,))
+            child.begin(number)
+            here.start()
+            while here.is_alive():
+                progress = weights.client._query(registration, 30.0).get("progress")
+                if progress is not None and int(progress["bytesDone"]) > 0:
+                    child.interrupt()
+                    break
+            said = child.says()
+            here.join()
+            assert said in ("interrupted", f"done {number}")
+            if len(failures) == 2:
+                break
+        assert set(failures) == {("TB_CANCELLED", 0)}
+        child.begin(99)
+        take_part(weights, role, tensor, 99)
+        assert child.says() == "done 99"
+        child.close()
+
+
+class Taker:
+    """Receives on a thread of its own, round after round, whatever becomes of each."""
+
+    def __init__(self, handler: tensorbus.BatchHandler, tensor: Any) -> None:
+        self.taken: list[int] = []
+        self.failures: list[BaseException] = []
+        self._handler, self._tensor = handler, tensor
+        self._ends = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ends:
+            try:
+                client, registration = self._handler.client, self._handler._registration
+                version = client._transfer(registration, "recv", True, 60, tell_version=True).result()["version"]
+                assert (self._tensor == version).all()
+                self.taken.append(version)
+            except tensorbus.TensorBusError as error:
+                if error.code not in ("TB_CANCELLED", "TB_INVALIDATED", "TB_CLOSED", "TB_PEER_LOST"):
+                    self.failures.append(error)
+                    return
+            except BaseException as error:
+                self.failures.append(error)
+                return
+
+    def has(self, version: int) -> bool:
+        deadline = time.monotonic() + 60
+        while version not in self.taken and time.monotonic() < deadline and not self.failures:
+            time.sleep(0.001)
+        return version in self.taken
+
+    def end(self) -> None:
+        self._ends = True
+
+    def join(self) -> None:
+        self._thread.join(90)
+        assert not self._thread.is_alive()
+
+
+def interrupted_at(point: int, call: Callable[[], object]) -> bool:
+    """Runs a call, and interrupts it at one of the points where Python would: behind each call into C, and at the
+    beginning of each function of the package. False if it has no such point: it was not interrupted."""
+    passed = 0
+
+    def profile(frame: Any, event: str, _: object) -> None:
+        nonlocal passed
+        if event not in ("call", "c_return") or not frame.f_code.co_filename.startswith(PACKAGE):
+            return
+        passed += 1
+        if passed > point:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(profile)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def test_an_interrupt_at_every_point_of_a_send(agents: tensorbus.Agents) -> None:
+    left, right = client_of(0), client_of(2)
+    name = "every point"
+    both(lambda: left.init_pair(name, "a", "b", 1), lambda: right.init_pair(name, "b", "a", 1))
+    given: Any = np.zeros(4, np.float32)
+    taken: Any = np.zeros(4, np.float32)
+    sender, receiver = register((left, right, name), [given], [taken])
+    taker = Taker(receiver, taken)
+    version, point = 0, 0
+
+    def send() -> None:
+        nonlocal version
+        version += 1
+        given[:] = version
+        sender.transfer("send", blocking=True, timeout=60, version=version)
+
+    try:
+        while interrupted_at(point, send):
+            send()
+            assert taker.has(version), (point, taker.failures)
+            point += 1
+        assert point > 50
+        # Nothing is left of what was interrupted.
+        assert left._link()._pending.keys() <= {call.id for call in left._link()._pending.values() if call.done}
+        assert not left._link()._sending.locked()
+        assert not left._link()._reading.locked()
+    finally:
+        taker.end()
+        left.close()
+        right.close()
+        taker.join()
+    assert taker.failures == []
