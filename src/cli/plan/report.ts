@@ -1,4 +1,4 @@
-import { summarizeParts } from "../../model/parts/summary.ts";
+import { nameWithinLayer, summarizeParts } from "../../model/parts/summary.ts";
 import type { Spec, SpecSide } from "../../model/spec.ts";
 import type { Plan, PlanStats, Schedule } from "../../plan/index.ts";
 import { largest } from "../budget/budget.ts";
@@ -57,15 +57,10 @@ function parameterSection(output: Output, { parts }: Spec): string[] {
   const { pieces, parameters } = parts.proofs.target;
   const lines = summary.map(({ parameter, count, parts: made }) => {
     const times = count > 1 ? output.colors.dim(`  x ${formatCount(count)}`) : "";
-    return `  ${parameter}${times}\n    ${made.length === 0 ? "a constant" : made.map(tensorWithin).join(" + ")}`;
+    return `  ${parameter}${times}\n    ${made.length === 0 ? "a constant" : made.map(nameWithinLayer).join(" + ")}`;
   });
   const proved = `  the target's ${formatCount(parameters)}, proved whole in ${formatCount(pieces)} pieces on its ranks`;
   return ["", output.colors.bold("Parameters") + output.colors.dim(proved), ...lines];
-}
-
-/** A tensor's name within its layer. */
-function tensorWithin(name: string): string {
-  return name.replace(/^.*\.layers\.\{\}\./, "");
 }
 
 export function describeSide({ name, mesh }: SpecSide): string {

@@ -1,15 +1,19 @@
 import { itemSize } from "../../layout/index.ts";
+import { summarizeParts } from "../../model/parts/summary.ts";
+import type { PartedSpec } from "../../model/spec-parts.ts";
 import type { ResolvedSpec, SpecSide } from "../../model/spec-resolve.ts";
 import type { PatternStats, Plan, PlanStats, TopologyInput } from "../../plan/index.ts";
 import { reportBudgets } from "./budgets.ts";
 import { channelColumns, describeSchedule } from "./channels.ts";
-import type { RankColumns, Report, ReportPattern, ReportSide, Summary } from "./report.ts";
+import type { RankColumns, Report, ReportParameters, ReportPattern, ReportSide, Summary } from "./report.ts";
 
 /** What is said of a plan besides what it holds. */
 export interface ReportSource extends Omit<ResolvedSpec, "ruleOf"> {
   readonly file: string;
   readonly plan: Plan;
   readonly verified: boolean;
+  /** If both sides have parameters. */
+  readonly parts?: PartedSpec;
 }
 
 /** Makes the report of a plan; the same in the command line and in the page that plans again. */
@@ -24,7 +28,8 @@ export function collectReport(from: ReportSource): Report {
 }
 
 function summarize(from: ReportSource, stats: PlanStats): Omit<Summary, "schedule"> {
-  const patterns = stats.patterns.map(describePattern);
+  const withinOf = parameterNames(from.parts);
+  const patterns = stats.patterns.map((pattern) => describePattern(pattern, withinOf.get(pattern.example)));
   return {
     name: nameOf(from.file),
     digest: from.plan.digest,
@@ -43,6 +48,7 @@ function summarize(from: ReportSource, stats: PlanStats): Omit<Summary, "schedul
     imbalance: stats.imbalance,
     stages: stats.stages.map((stage) => ({ ...stage, bytes: Number(stage.bytes) })),
     patterns,
+    parameters: from.parts && describeParameters(from.parts),
     budgets: reportBudgets(from.budget, from.plan),
   };
 }
@@ -55,12 +61,29 @@ function describeSide({ name, mesh }: SpecSide): ReportSide {
   return { name, mesh: mesh.shape, dimNames: mesh.dimNames ?? [], ranks: [...mesh.ranks] };
 }
 
-function describePattern(pattern: PatternStats): ReportPattern {
+function describeParameters({ target, joined, proofs }: PartedSpec): ReportParameters {
+  const { parameters: count, pieces } = proofs.target;
+  return { count, pieces, groups: summarizeParts(target, joined) };
+}
+
+/** By planned tensor, the parameter of the target that it is a part of, if that has another name. */
+function parameterNames(parts: PartedSpec | undefined): ReadonlyMap<string, string> {
+  const names = new Map<string, string>();
+  if (parts === undefined) return names;
+  const { target, joined } = parts;
+  for (const planned of joined.parts) {
+    const { name } = target.parameters[target.parts[planned.target]!.parameter]!;
+    if (name !== planned.name) names.set(planned.name, name);
+  }
+  return names;
+}
+
+function describePattern(pattern: PatternStats, within: string | undefined): ReportPattern {
   const { shape, dtype, targetDtype, source, target, tensors, example } = pattern;
   const { strategy, groups, reason, costs } = pattern;
   const seconds = (nanoseconds: bigint) => Number(nanoseconds) / 1e9;
   return {
-    ...{ shape, dtype, targetDtype, source, target, tensors, example, strategy, groups, reason },
+    ...{ shape, dtype, targetDtype, source, target, tensors, example, within, strategy, groups, reason },
     bytes: bytesOf(pattern, dtype),
     chunks: tensors * Number(pattern.chunks),
     costs: costs && {

@@ -1,4 +1,5 @@
 import type { DType } from "../../layout/index.ts";
+import type { ParameterSummary } from "../../model/parts/summary.ts";
 import type { PatternStats, Stage } from "../../plan/index.ts";
 
 /** What the page shows of a plan: plain values and columns, so that it can be embedded and sent to and from a worker. */
@@ -29,6 +30,8 @@ export interface Summary {
   readonly imbalance: number;
   readonly stages: readonly ReportStage[];
   readonly patterns: readonly ReportPattern[];
+  /** `undefined` where the model's tensors themselves are what the sides have. */
+  readonly parameters: ReportParameters | undefined;
   readonly budgets: readonly ReportBudget[];
   /** `undefined` without a topology. */
   readonly schedule: ReportSchedule | undefined;
@@ -58,6 +61,8 @@ export interface ReportPattern {
   readonly tensors: number;
   /** The name of one of them. */
   readonly example: string;
+  /** The parameter of the target that this one is a part of, if its name is another. */
+  readonly within: string | undefined;
   /** Bytes of all its tensors, at the source. */
   readonly bytes: number;
   readonly chunks: number;
@@ -66,6 +71,15 @@ export interface ReportPattern {
   readonly reason: PatternStats["reason"];
   /** What each way was expected to take, in seconds, if a topology let the planner choose. */
   readonly costs: { readonly direct: number; readonly all?: number; readonly host?: number } | undefined;
+}
+
+/** The parameters of the target, and what they are made of. */
+export interface ReportParameters {
+  readonly count: number;
+  /** Pieces in which they were proved whole, on all ranks. */
+  readonly pieces: number;
+  /** Those that differ by the number of their layer alone are one. */
+  readonly groups: readonly ParameterSummary[];
 }
 
 /** A budget of the spec, and what the plan comes to. */

@@ -34,6 +34,11 @@ export function summarizeParts(target: PartedSide, { parts }: JoinedSides): Para
   }));
 }
 
+/** A tensor's name within its layer. */
+export function nameWithinLayer(name: string): string {
+  return name.replace(/^.*\.layers\.\{\}\./, "");
+}
+
 /** Numbers between dots stand for layers and experts, ranges of slots for any of them. */
 function formOf(name: string): string {
   return name

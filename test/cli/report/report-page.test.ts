@@ -245,6 +245,41 @@ describe.skipIf(chromiumMissing !== undefined)(
       expect(problems).toEqual([]);
     });
 
+    test("names the target's parameters and what they are made of", async () => {
+      const file = join(folder, "parameters.html");
+      const config = join(import.meta.dirname, "../../model/configs/qwen3-30b-a3b.json");
+      const sides = ["--source", "fsdp2:dp=4", "--target", "vllm:tp=2,ep"];
+      expect((await runCli("plan", "--model", config, ...sides, "--html", file)).code).toBe(0);
+      const { page, problems } = await openPage(browser, file);
+      await page.getByRole("link", { name: "Parameters" }).click();
+      const rows = await page.locator("#parameters tbody tr").allInnerTexts();
+      const said = rows.map((row) => row.split("\t"));
+      const { stdout } = await runCli("plan", "--model", config, ...sides, "--json");
+      const { parameters, proofs } = JSON.parse(stdout);
+      expect(said).toHaveLength(parameters.length);
+      expect(said).toContainEqual([
+        "model.layers.{}.self_attn.qkv_proj.weight",
+        "48",
+        "self_attn.q_proj.weight + self_attn.k_proj.weight + self_attn.v_proj.weight",
+        "144",
+      ]);
+      expect(said).toContainEqual([
+        "model.layers.{}.mlp.experts.routed_experts.w13_weight",
+        "48",
+        "mlp.experts.{}.gate_proj.weight + mlp.experts.{}.up_proj.weight",
+        "12,288",
+      ]);
+      expect(await page.locator("#parameters .hint").innerText()).toContain(
+        `proved whole in ${proofs.target.pieces.toLocaleString("en")} pieces`,
+      );
+      const patterns = await page.locator("#patterns").innerText();
+      expect(patterns).toContain("q_proj.weight, in model.layers.0.self_attn.qkv_proj.weight");
+      // What nobody sees is shown by its number, and the page itself uses none.
+      expect(await page.locator("main").innerText()).not.toMatch(/\\u[0-9a-f]{4}/);
+      expect(await page.locator("#change").innerText()).toContain("presets or rules of parameters");
+      expect(problems).toEqual([]);
+    });
+
     test("is the same page on paper, in the dark, and on a narrow screen", async () => {
       const { page: file } = await writePage("views", spec);
       const { page, problems } = await openPage(browser, file, {

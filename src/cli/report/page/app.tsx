@@ -1,9 +1,11 @@
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
+import { formatCount } from "../../ui/format.ts";
 import type { Embedded } from "../embed.ts";
 import type { Report } from "../report.ts";
 import { Editor } from "./editor.tsx";
 import { HeatMap } from "./heat-map.tsx";
+import { Parameters } from "./parameters.tsx";
 import { Patterns } from "./patterns.tsx";
 import { RankBars } from "./rank-bars.tsx";
 import { Budgets, Sides, Summary } from "./summary.tsx";
@@ -28,11 +30,13 @@ export function App({ embedded }: { readonly embedded: Embedded }) {
           {replanned !== undefined && <span class="badge changed">planned in this page</span>}
         </p>
         <nav aria-label="sections">
-          {sections.map(([id, name]) => (
-            <a key={id} href={`#${id}`}>
-              {name}
-            </a>
-          ))}
+          {sections
+            .filter(([id]) => id !== "parameters" || summary.parameters !== undefined)
+            .map(([id, name]) => (
+              <a key={id} href={`#${id}`}>
+                {name}
+              </a>
+            ))}
         </nav>
       </header>
       <main>
@@ -66,6 +70,15 @@ export function App({ embedded }: { readonly embedded: Embedded }) {
         >
           <Patterns report={report} />
         </Section>
+        {summary.parameters !== undefined && (
+          <Section
+            id="parameters"
+            title="Parameters of the target"
+            hint={`${formatCount(summary.parameters.count)}, proved whole in ${formatCount(summary.parameters.pieces)} pieces on its ranks. {} stands for the number of a layer or of an expert.`}
+          >
+            <Parameters parameters={summary.parameters} />
+          </Section>
+        )}
         <Section
           id="change"
           title="Change the spec"
@@ -83,6 +96,7 @@ const sections = [
   ["ranks", "Ranks"],
   ["timeline", "Timeline"],
   ["patterns", "Patterns"],
+  ["parameters", "Parameters"],
   ["change", "Change the spec"],
 ] as const;
 

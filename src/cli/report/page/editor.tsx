@@ -26,7 +26,11 @@ interface EditorProps {
 export function Editor({ embedded, onReport }: EditorProps) {
   if (embedded.spec === undefined) {
     return (
-      <p class="none">This page was made of a saved plan, without the spec that rules would stand in.</p>
+      <p class="none">
+        {embedded.report.summary.parameters === undefined
+          ? "This page was made of a saved plan, without the spec that rules would stand in."
+          : "A page plans by placements alone, and these sides have presets or rules of parameters: change them on the command line."}
+      </p>
     );
   }
   return <SpecEditor embedded={embedded} spec={embedded.spec} onReport={onReport} />;

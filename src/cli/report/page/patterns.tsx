@@ -1,10 +1,12 @@
 import { useState } from "preact/hooks";
 import { formatBytes, formatCount, formatDuration } from "../../ui/format.ts";
 import type { Report, ReportPattern } from "../report.ts";
+import { breakable } from "./breakable.tsx";
 
 interface ColumnDefinition {
   readonly head: string;
   readonly numeric: boolean;
+  readonly isName?: boolean;
   text(pattern: ReportPattern): string;
   /** What rows are sorted by. */
   key(pattern: ReportPattern): number | string;
@@ -48,9 +50,9 @@ export function Patterns({ report }: { readonly report: Report }) {
         <tbody>
           {sorted.map((pattern, index) => (
             <tr key={index}>
-              {columns.map(({ head, numeric, text }) => (
+              {columns.map(({ head, numeric, isName, text }) => (
                 <td key={head} class={numeric ? "numeric" : "wraps"}>
-                  {text(pattern)}
+                  {isName === true ? breakable(text(pattern)) : text(pattern)}
                 </td>
               ))}
             </tr>
@@ -63,8 +65,12 @@ export function Patterns({ report }: { readonly report: Report }) {
 
 const general: readonly ColumnDefinition[] = [
   column("tensors", ({ tensors }) => tensors, formatCount),
-  // A zero-width space behind each dot lets long names break there.
-  words("for example", ({ example }) => example.replaceAll(".", ".\u200b")),
+  {
+    ...words("for example", ({ example, within }) =>
+      within === undefined ? example : `${example}, in ${within}`,
+    ),
+    isName: true,
+  },
   {
     head: "shape",
     numeric: false,
