@@ -116,7 +116,7 @@ TB_FUNCTION void tb_store_bits(uint64_t address, uint32_t bytes, uint64_t bits) 
     }
 }
 
-/* The same where elements lie at any byte. */
+/* The same if elements lie at any byte. */
 TB_FUNCTION uint64_t tb_load_element(const tb_cuda_move *move, uint64_t address, uint32_t bytes) {
     if ((move->flags & TB_CUDA_UNALIGNED) == 0) {
         return tb_load_bits(address, bytes);

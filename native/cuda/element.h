@@ -1,7 +1,7 @@
 /*
  * One element, its type known only as it runs: loaded, cast, combined, stored. C and CUDA; what becomes of a
- * value is decided by convert.h alone, which the loops for host memory are made of, too. Where a type is a
- * constant at the call nothing is left of the switches.
+ * value is decided by convert.h alone, which the loops for host memory are made of, too. If a type is a
+ * constant at the call, nothing is left of the switches.
  */
 #ifndef TB_CUDA_ELEMENT_H
 #define TB_CUDA_ELEMENT_H

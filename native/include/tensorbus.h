@@ -260,7 +260,7 @@ TB_API int32_t tb_transfer_prepare(uint64_t session, const char *key, const void
                                    uint64_t timeout_ns, const tb_member *members, uint32_t member_count,
                                    uint64_t *transfer, tb_error *err);
 TB_API int32_t tb_transfer_attach(uint64_t session, uint64_t transfer, uint64_t communicator, tb_error *err);
-/* TB_EINVALIDATED with ESTALE where a peer prepares anew what is prepared here: so must this rank. */
+/* TB_EINVALIDATED with ESTALE if a peer prepares anew what is prepared here: so must this rank. */
 TB_API int32_t tb_transfer_check_peers(uint64_t session, uint64_t transfer, tb_error *err);
 TB_API int32_t tb_transfer_attached(uint64_t session, uint64_t transfer, uint32_t *attached, tb_error *err);
 /*

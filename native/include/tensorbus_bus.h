@@ -72,7 +72,7 @@ TB_API int32_t tb_watch_stop(uint64_t watch, tb_error *err);
 TB_API int32_t tb_gate_open(uint64_t port, const char *path, uint64_t token, uint64_t *gate, tb_error *err);
 /*
  * Looks at LMDB's own lock file too, so that a process which writes without passing the gate is seen. *attached is 0
- * where the file does not stand yet; call it again once LMDB has made it.
+ * if the file does not stand yet; call it again once LMDB has made it.
  */
 TB_API int32_t tb_gate_attach(uint64_t gate, const char *lock_path, uint32_t *attached, tb_error *err);
 /*
@@ -101,7 +101,7 @@ TB_API int32_t tb_gate_verify(uint64_t gate, uint32_t *owned, tb_error *err);
 #define TB_GATE_USUAL_BYTES 4096
 /*
  * Enters, trying for at most spin_ns; *entered is 0 if another is inside, and 2 if the space of one usual transaction is
- * taken already, which needs no tb_gate_reserve then. *holder is a thread id, where known, or 0.
+ * taken already, which needs no tb_gate_reserve then. *holder is a thread id if it is known, else 0.
  */
 TB_API int32_t tb_gate_enter(uint64_t gate, uint64_t spin_ns, uint32_t *entered, int32_t *holder, tb_error *err);
 TB_API int32_t tb_gate_leave(uint64_t gate, tb_error *err);

@@ -23,7 +23,7 @@ static int32_t do_give_back(tb_cuda_worker *worker, void *argument, tb_error *er
     return tb_cuda_worker_free(worker, ((device_bytes *)argument)->address, err);
 }
 
-/* Leaves no bytes where the driver knows no such memory, its own or mapped. */
+/* Leaves no bytes if the driver knows no such memory, its own or mapped. */
 static int32_t do_look(tb_cuda_worker *worker, void *argument, tb_error *err) {
     (void)err;
     device_bytes *ask = argument;

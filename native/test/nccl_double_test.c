@@ -1,6 +1,6 @@
 /*
  * The double of libnccl keeps NCCL's rules: what it refuses, what stays in progress, what meets what, and what stops the
- * process. Ranks are threads, or processes where one has to die.
+ * process. Ranks are threads, or processes if one has to die.
  */
 #include <pthread.h>
 #include <signal.h>

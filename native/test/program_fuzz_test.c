@@ -1,4 +1,4 @@
-/* Programs with bytes changed at random: each is refused, or does no harm where it is not. */
+/* Programs with bytes changed at random: each is refused, or does no harm if it is not. */
 #include "kernels/dtype.h"
 #include "world_kit.h"
 

@@ -133,7 +133,7 @@ static void test_who_may_live(void) {
 
 /*
  * The source gives up in the middle, and nobody may read its memory from its event on: what would is a
- * SIGSEGV here, and EFAULT where it is read as another process's.
+ * SIGSEGV here, and EFAULT if it is read as another process's.
  */
 static void cancelled_source(const world_options *options) {
     world w;
@@ -153,7 +153,7 @@ static void cancelled_source(const world_options *options) {
         CHECK(event.error.code == TB_ECANCELLED && event.error.rank == 0);
         CHECK(mprotect(w.memory[0][0][0], BYTES, PROT_READ | PROT_WRITE) == 0);
     }
-    /* The same where the whole session ends. */
+    /* The same if the whole session ends. */
     world_post(&w, 1, 9, 60 * SECOND);
     world_post(&w, 0, 9, 60 * SECOND);
     wait_for_bytes(&w, 1);

@@ -136,7 +136,7 @@ int32_t tb_cuda_load(const char *path, const tb_cuda_api **api, tb_error *err);
 /* TB_ENO_MEMORY for want of device memory, else TB_ECUDA; what: the call, or what it was for. */
 int32_t tb_cuda_fail(const tb_cuda_api *api, tb_cu_result result, tb_error *err, const char *what);
 
-/* Fails the enclosing function where a call does. */
+/* Fails the enclosing function if the call fails. */
 #define TB_CUDA_TRY(api, call, err)                                                                          \
     do {                                                                                                     \
         tb_cu_result tb_result_ = (api)->call;                                                               \

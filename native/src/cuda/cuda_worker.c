@@ -161,7 +161,7 @@ static bool step_all(tb_cuda_worker *worker) {
     return progress;
 }
 
-/* Takes what was submitted, in its order; waits for it where nothing is under way. False if it is to end.
+/* Takes what was submitted, in its order; waits for it if nothing is under way. False if it is to end.
  */
 static bool take_tasks(tb_cuda_worker *worker, uint32_t idle) {
     pthread_mutex_lock(&worker->lock);

@@ -19,7 +19,7 @@ static inline const tb_piece *tb_flow_piece(const tb_flow *flow) {
 
 /* A cursor at the first element of one end of a chunk. */
 void tb_flow_start_end(tb_cursor *cursor, const tb_places *places, const tb_chunk *chunk, bool destination);
-/* Counts bytes of the chunk as passed, and goes on to the next one where it is at its end. */
+/* Counts bytes of the chunk as passed, and goes on to the next one if it is at its end. */
 void tb_flow_pass(tb_flow *flow, uint64_t bytes);
 /* The place where the next elements are folded, and a note that they were. */
 uint8_t *tb_flow_fold_at(const tb_flow *flow, const tb_piece *piece);

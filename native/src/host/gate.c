@@ -69,7 +69,7 @@ static uint32_t holder_in(const tb_lmdb_locks *locks) {
     return writer != 0 ? writer : owner_of(&locks->head.body.reader_table);
 }
 
-/* The same, from any thread, where nobody has looked at the file's length. */
+/* The same from any thread, which need not have looked at the file's length. */
 static uint32_t holder_of(tb_gate *gate) {
     const tb_lmdb_locks *locks = atomic_load_explicit(&gate->locks, memory_order_acquire);
     return locks == NULL || tb_lmdb_files_mend_locks(&gate->files) ? 0 : holder_in(locks);
@@ -297,7 +297,7 @@ static void unlock(tb_gate *gate) {
     tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
 }
 
-/* TB_OK and *inside, or not while another is: then *holder, where it is known. Once inside the files are as they should be. */
+/* TB_OK, and *inside unless another is: then *holder, if it is known. Once inside the files are as they should be. */
 static int32_t try_to_enter(tb_gate *gate, bool *inside, int32_t *holder, tb_error *err) {
     int failed = tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_WRLCK, GATE_OFFSET);
     *inside = false;

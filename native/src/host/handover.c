@@ -256,7 +256,7 @@ static void gather(struct msghdr *message, tb_received *received) {
     }
 }
 
-/* One hand-over. EAGAIN where none is there, EPROTO for what is none, else the errno behind a failure; 0. */
+/* Takes one hand-over. 0, EAGAIN if there is none, EPROTO for what is none, or the errno behind a failure. */
 static int receive(int fd, tb_received *received) {
     struct iovec body = {.iov_base = &received->number, .iov_len = sizeof received->number};
     union {
@@ -276,7 +276,7 @@ static int receive(int fd, tb_received *received) {
         return 0;
     }
     close_all(received);
-    /* The kernel cuts the list where this process has no descriptors left. */
+    /* The kernel cuts the list if this process has no descriptors left. */
     return got == sizeof received->number ? EMFILE : EPROTO;
 }
 

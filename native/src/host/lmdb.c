@@ -244,7 +244,7 @@ uint64_t tb_lmdb_bytes_needed(const tb_lmdb_meta *meta, const tb_lmdb_change *ch
     const tb_lmdb_tree *main = &meta->trees[TB_LMDB_MAIN], *free = &meta->trees[TB_LMDB_FREE];
     uint64_t page_bytes = free->page_bytes;
     uint64_t puts = change->puts;
-    /* A change copies the way to its leaf, and where it merges pages the neighbours on it. */
+    /* A change copies the way to its leaf and, if it merges pages, the neighbours on it. */
     uint64_t copied = smaller(main->branches + main->leaves, (puts + change->removes) * 3 * main->depth);
     /* A value splits a leaf that is full: one of those there are, or one that values fill. Fewer than half of the
      * splits reach the level above, and the root may split. */
@@ -252,12 +252,12 @@ uint64_t tb_lmdb_bytes_needed(const tb_lmdb_meta *meta, const tb_lmdb_change *ch
     uint64_t split = splits + splits / 2 + main->depth + 1;
     /* The list of free pages is written anew, at 8 bytes a page. */
     uint64_t listed = free->branches + free->leaves + 2 * ((meta->last_page + 1) * 8 / page_bytes + 1) + free->depth + 2;
-    /* What removes something finds room where others find none: a queue that is full can be emptied. */
+    /* What removes something finds room even if others find none: a queue that is full can be emptied. */
     uint64_t spare = change->removes == 0 ? SPARE_PAGES : 0;
     return (meta->last_page + 1 + copied + split + change->big_pages + listed + spare) * page_bytes;
 }
 
-/* Space between two offsets, by writing there where the file system cannot reserve. Returns an errno. */
+/* Space between two offsets, by writing there if the file system cannot reserve. Returns an errno. */
 static int reserve_range(int fd, uint64_t from, uint64_t to) {
     int rc;
     do {
@@ -266,7 +266,7 @@ static int reserve_range(int fd, uint64_t from, uint64_t to) {
     return rc == EOPNOTSUPP || rc == ENOSYS ? posix_fallocate(fd, (off_t)from, (off_t)(to - from)) : rc;
 }
 
-/* Extends *reserved up to `to`. Returns an errno: EFBIG where the kernel would send a signal for it. */
+/* Extends *reserved up to `to`. Returns an errno: EFBIG if the kernel would send a signal for it. */
 static int extend(int fd, uint64_t *reserved, uint64_t to) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && to > limit.rlim_cur) {
@@ -327,7 +327,7 @@ static int32_t check_data(int fd, const char *path, uint64_t *transaction, tb_er
     return TB_OK;
 }
 
-/* True if another process has LMDB open: LMDB makes its lock file anew where nobody has. */
+/* True if another process has LMDB open: LMDB makes its lock file anew if nobody has. */
 static bool is_in_use(int lock_fd) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
     return fcntl(lock_fd, F_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;

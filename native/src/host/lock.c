@@ -41,7 +41,7 @@ int32_t tb_lock_open(const char *path, uint64_t *handle, tb_error *err) {
     return rc;
 }
 
-/* 0, EAGAIN where another holds it, or -1 with *rc set. */
+/* 0, EAGAIN if another holds it, or -1 with *rc set. */
 static int operate(uint64_t handle, int command, short type, uint64_t offset, int32_t *rc, tb_error *err) {
     tb_lock *lock = tb_handle_get(TB_HANDLE_LOCK, handle, err);
     if (lock == NULL) {

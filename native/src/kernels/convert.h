@@ -36,8 +36,8 @@ TB_FUNCTION double tb_double_of_bits(uint64_t bits) {
 /* ---- narrow floats to float32: exact ------------------------------------------------------------------- */
 
 /*
- * A subnormal is its integer times a power of two: a product of normal numbers, where shifting it into the
- * subnormals of float32 and scaling from there would cost an assist of the processor.
+ * A subnormal is its integer times a power of two, which is a product of normal numbers. To shift it into the
+ * subnormals of float32 and scale it from there would cost an assist of the processor.
  */
 TB_FUNCTION float tb_float_of_f16(uint16_t half) {
     uint32_t magnitude = half & 0x7fffu;

@@ -47,7 +47,7 @@ int32_t tb_host_free(uint64_t address, uint64_t bytes, tb_error *err) {
 
 /*
  * Space that is only promised would be a SIGBUS at the first write, so it is taken now. A memfd has no file
- * system that could be full: where the machine has less, the kernel would not refuse but end processes, hence
+ * system that could be full: if the machine has less, the kernel would not refuse but end processes, hence
  * the question first.
  */
 static int32_t reserve(int fd, uint64_t bytes, tb_error *err) {

@@ -53,7 +53,7 @@ static uint32_t place_folds(const tb_program *program, fold *folds, uint32_t *fo
  * A bucket that reads pieces keeps its oldest one until the fold of its newest one is complete. Everything
  * older can have been read and given back when a fold is placed. Pieces are given back in their order, so
  * what lies between two that are kept is kept as well. A piece never wraps around the ring's end, which
- * wastes less than the largest piece, and nothing where all pieces fit one after the other.
+ * wastes less than the largest piece, and nothing if all pieces fit one after the other.
  */
 static int32_t check_need(const tb_program *program, fold *folds, uint32_t count, const uint32_t *fold_of,
                           const uint64_t *begin, tb_error *err) {

@@ -9,7 +9,7 @@ void tb_round_start(tb_transfer *transfer, uint64_t round, uint64_t deadline);
 void tb_round_fail(tb_transfer *transfer, int32_t code, int32_t rank, int os_errno, const char *message);
 /* An operation that was counted in transfer->active has let go of memory. */
 void tb_round_release(tb_transfer *transfer);
-/* Ends the round where all is done. */
+/* Ends the round if all is done. */
 void tb_round_check(tb_transfer *transfer);
 /* All that a bucket does is done. */
 void tb_round_bucket_done(tb_transfer *transfer, uint32_t bucket);

@@ -14,7 +14,7 @@ void tb_round_job_dropped(tb_job *job);
 void tb_round_moved(tb_transfer *transfer, uint32_t bucket);
 /* Without the lock. False once there is no more to do. */
 bool tb_job_slice(tb_job *job, uint64_t limit);
-/* Hands it to its carrier's worker, where it has one; false if it has none. Without the lock. */
+/* Hands it to its carrier's worker; false if the carrier has none. Without the lock. */
 bool tb_job_submit(tb_job *job);
 
 #endif

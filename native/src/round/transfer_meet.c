@@ -195,7 +195,7 @@ static void say_moved(tb_exchange *exchange) {
     tb_transfer_fail_prepare(exchange->transfer, TB_EINVALIDATED, exchange->peer->rank, ESTALE, message);
 }
 
-/* The two agree on it without a word. Who is to be read from exports, who is to read says MATCH once it can. */
+/* The two agree on it without a word. The rank that is to be read from exports; the one that reads says MATCH once it can. */
 static void choose_carrier(tb_exchange *exchange) {
     tb_transfer *transfer = exchange->transfer;
     tb_error error;

@@ -76,8 +76,8 @@ static int32_t allocate_tables(tb_transfer *transfer, tb_error *err) {
 }
 
 /*
- * Those who pull read pieces where they lie, and where that is behind them. piece_at stays: what is shared
- * could be changed by others.
+ * Those who pull read pieces where they lie, and find the places of pieces (shared_at) behind the pieces. piece_at
+ * stays beside that: what is shared could be changed by others.
  */
 static int32_t map_pool(tb_transfer *transfer, tb_error *err) {
     const tb_program_header *header = transfer->program.header;

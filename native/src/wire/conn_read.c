@@ -293,7 +293,7 @@ static void link_ended(tb_conn *conn, ssize_t got) {
                  orderly ? "the peer closed the connection" : "the connection broke");
 }
 
-/* Reads once. Gives the bytes; 0 if there is nothing now, or where the connection ended. */
+/* Reads once. Gives the bytes; 0 if there is nothing now, or if the connection ended. */
 static uint64_t read_once(tb_conn *conn) {
     read_plan plan;
     if (conn->read_begin == conn->read_end) {

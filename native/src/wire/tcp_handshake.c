@@ -193,8 +193,7 @@ static void hear_verdict(tb_conn *conn, int32_t code) {
 }
 
 /*
- * A frame of the handshake; false if it is not whole, and *needed bytes have to be there, or where it was
- * refused.
+ * A frame of the handshake. False if it was refused, or is not whole: *needed bytes have to be there.
  */
 static bool hear_frame(tb_conn *conn, uint32_t *needed) {
     tb_wire_header header;

@@ -196,7 +196,7 @@ static void take_connection(tb_net *net, int fd, const struct sockaddr_storage *
     }
 }
 
-/* Nothing is heard of the listener where events is 0. */
+/* Nothing is heard of the listener if events is 0. */
 static void watch_listener(tb_net *net, uint32_t events) {
     struct epoll_event event = {.events = events, .data.ptr = net};
     epoll_ctl(net->loops[0]->epoll_fd, EPOLL_CTL_MOD, net->listen_fd, &event);

@@ -13,7 +13,7 @@
  * not come within quiesce_ms, it is aborted, on every rank that hears of it. Prepares after that make another.
  *
  * A transfer may be mixed (nccl_steps.h). What a step of it sends may then be the outcome of what others move, and will
- * never be there where the round has failed. It is sent as it is once nobody counts it any more: every rank answers
+ * never be there if the round has failed. It is sent as it is once nobody counts it any more: every rank answers
  * ABORT by its own, to the leader too, and when the leader has it of all it says DRAIN.
  *
  * All calls of CUDA and NCCL are made in the thread of the device, in steps of one task, which is there as long as

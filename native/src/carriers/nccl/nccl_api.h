@@ -1,7 +1,7 @@
 /*
  * NCCL, libnccl.so.2: never linked, loaded when a device first has peers on others. Every function that is used stands
  * in one table, under the name that the library exports; test/ffi/nccl-abi.test.ts holds it against the real library
- * where one is at hand.
+ * if one is at hand.
  *
  * Calls that touch a communicator or a group are made by the one thread of its device (cuda_worker.h): the state of a
  * group belongs to the thread that began it, and an abort is safe only while nobody else is inside.

@@ -193,7 +193,7 @@ int32_t tb_nccl_run_first(tb_nccl_run *run, tb_error *err) {
     return code == TB_EBUSY ? TB_OK : code;
 }
 
-/* The oldest step that is under way, where it is over. */
+/* Counts the oldest step that is under way, if it is over. */
 static int32_t finish_step(tb_nccl_run *run, tb_error *err) {
     int32_t code = ask(run->set, slot_of(run, run->over)->unpacked, err);
     if (code == TB_OK) {
@@ -204,8 +204,8 @@ static int32_t finish_step(tb_nccl_run *run, tb_error *err) {
 }
 
 /*
- * All that a step of a mixed transfer sends is there; or the round has failed everywhere. A rank where it has not might
- * otherwise take for good what is none.
+ * All that a step of a mixed transfer sends is there; or the round has failed everywhere. A rank on which it has not
+ * failed might otherwise take what is sent for good.
  */
 static bool is_there(const tb_nccl_run *run, const tb_nccl_step *step) {
     tb_transfer *transfer = run->transfer;

@@ -52,7 +52,7 @@ static int32_t start_set(tb_nccl_set *set, tb_error *err) {
     }
     code = tb_nccl_fail(api, result, set->comm, err, "ncclCommInitRankConfig");
     if (set->comm == NULL) {
-        api->ncclGroupEnd(); /* that a failed init left open (docs/nccl.md); where it did not, this does nothing */
+        api->ncclGroupEnd(); /* that a failed init left open (docs/nccl.md); if it did not, this does nothing */
     }
     return code;
 }

@@ -132,7 +132,7 @@ static int32_t place_step(const placer *at, uint32_t index) {
 }
 
 /*
- * Contributions of others, out of the memory that they came into: with the step that folds, or each by itself where
+ * Contributions of others, out of the memory that they came into: with the step that folds, or each by itself if
  * others fold.
  */
 static int32_t place_folds(const placer *at) {

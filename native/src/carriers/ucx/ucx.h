@@ -50,7 +50,7 @@ typedef struct tb_ucx_memory {
     int turns; /* of the worker, before it is unmapped */
 } tb_ucx_memory;
 
-/* Where in this rank's memory something comes to, what it is registered as (NULL: nothing), and its type. */
+/* The place in this rank's memory that something comes to, what it is registered as (NULL: nothing), and its type. */
 typedef struct tb_ucx_place {
     void *at;
     tb_ucp_memory memory;

@@ -21,7 +21,7 @@ typedef struct tb_ucp_ep_st *tb_ucp_ep;
 typedef struct tb_ucp_memory_st *tb_ucp_memory;
 typedef struct tb_ucp_key_st *tb_ucp_key;
 typedef int8_t tb_ucs_status;
-/* NULL: done; a status where it is one of the last 100 addresses; else a request. */
+/* NULL: done; a status if it is one of the last 100 addresses; else a request. */
 typedef void *tb_ucs_pointer;
 
 enum {

@@ -77,7 +77,7 @@ static bool piece_at(tb_ucx_move *move, const tb_wire_end *end, uint64_t bytes, 
     return true;
 }
 
-/* Where the elements of a chunk lie at its source. */
+/* Finds the elements of a chunk at its source. */
 static bool start_from(tb_ucx_move *move, const tb_chunk *chunk, const tb_wire_end *end) {
     move->region = &move->source->regions[end->region];
     if (end->descriptor != TB_NONE) {

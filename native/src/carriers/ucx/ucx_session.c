@@ -1,6 +1,6 @@
 /*
  * UCX in a session: its context and workers, and the memory that it registers. What calls the library runs in the thread of the
- * workers, or before there is one; no lock is needed but where carrier.h says that the session's is held.
+ * workers, or before there is one; no lock is needed, unless carrier.h says that the session's is held.
  */
 #include <stdlib.h>
 #include <string.h>

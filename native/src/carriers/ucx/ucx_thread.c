@@ -134,7 +134,7 @@ static void run_call(tb_ucx *ucx, tb_ucx_task *task) {
     }
 }
 
-/* With the lock: waits until something is over. False if it takes too long, or the process ends, for whose end threads rest. */
+/* With the lock: waits until something is over. False if it takes too long, or if the process ends: threads then rest. */
 static bool await_over(tb_ucx *ucx, const bool *over, uint64_t most) {
     uint64_t until = tb_deadline(most);
     while (!*over && !atomic_load(&exiting) && tb_now() < until) {

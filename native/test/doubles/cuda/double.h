@@ -73,7 +73,7 @@ EXPORT void double_fail(tb_cu_context context, tb_cu_result result, const char *
     __attribute__((format(printf, 3, 4)));
 
 /* memory.c */
-/* The place of these bytes of the device. NULL, and why, where the context's kernels may not touch them. */
+/* The place of these bytes of the device. NULL, and why, if the context's kernels may not touch them. */
 EXPORT void *double_reach(tb_cu_pointer address, uint64_t bytes, char *why, size_t why_bytes);
 /* Between the two no memory comes or goes, and the caller's double_reach takes no lock. */
 void double_hold_memory(void);

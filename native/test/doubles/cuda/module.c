@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The kernel that runs in this thread, and how it ends where it touches what it must not. */
+/* The kernel that runs in this thread, and how it ends if it touches what it must not. */
 static _Thread_local jmp_buf trap;
 static _Thread_local tb_cu_context running;
 static _Thread_local const char *running_name;

@@ -1,7 +1,7 @@
 /*
  * A test double of libnccl.so.2: the part of the interface that native/src/carriers/nccl/nccl_api.h lists, on the memory and streams
  * of the double of libcuda, between real threads and real processes. It keeps NCCL's rules for communicators that do not
- * block, and stops the process with words on stderr where a call would be undefined, crash or hang there for a reason
+ * block, and stops the process with words on stderr if a call would be undefined, crash or hang there for a reason
  * that the caller could have known: a communicator that was destroyed, another thread, a send that meets a receive of
  * another size. What NCCL refuses is refused with its result.
  *
@@ -94,7 +94,7 @@ uint64_t delay_us(void);
 void check_comm(tb_nccl_comm comm, const char *call);
 /* Success, or what a call on it has to give instead. */
 tb_nccl_result check_ready(tb_nccl_comm comm, const char *call);
-/* Runs something in a thread of the communicator, which is in progress meanwhile; waits for it where it blocks. */
+/* Runs something in a thread of the communicator, which is in progress meanwhile; waits for it if it blocks. */
 tb_nccl_result help(tb_nccl_comm comm, void *(*function)(void *), void *argument);
 
 /* ---- group.c ------------------------------------------------------------------------------------------- */
