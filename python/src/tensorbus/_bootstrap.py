@@ -22,7 +22,7 @@ class BootstrapInfo:
         method: ``"direct"``: ``AGENT_RANK`` names it; ``"offset"``: it is ``RANK`` + ``AGENT_RANK_OFFSET``.
         command_queue_path: The folder of the agent's queue.
         agent_state_path: The folder of the agent's state.
-        rank: The rank in the job, where the agent's follows from it.
+        rank: The rank in the job, if the agent's follows from it.
         agent_rank_offset: What was added to it.
     """
 

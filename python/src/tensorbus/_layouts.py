@@ -79,7 +79,7 @@ def own_rank() -> int | None:
 
 
 def own_world_size() -> int | None:
-    """The size of this process's job, from where ``own_rank`` comes."""
+    """The size of this process's job: that of ``torch.distributed`` if it runs, else ``WORLD_SIZE``."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_world_size())

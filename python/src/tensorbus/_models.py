@@ -19,7 +19,7 @@ _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapp
 _DDP = "module."
 _PEFT = re.compile(r"(^|\.)(lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save|ia3_l)(\.|$)")
 
-# Mesh and placements, and the whole tensor's shape where it does not follow from the ranks' own.
+# Mesh and placements, and the whole tensor's shape if it does not follow from the ranks' own.
 LayoutOf = Callable[[str, Any], "tuple[Any, Sequence[Any]] | tuple[Any, Sequence[Any], Sequence[int]]"]
 
 

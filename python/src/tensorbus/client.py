@@ -277,7 +277,7 @@ class TensorBusClient:
             placements: One for each dimension of the mesh: torch's, or text (``S(0)``, ``R``).
             blocking: False returns once the command is sent; what fails later is told by ``register_tensors``.
             timeout: Seconds.
-            strided_shard: How strided shards read (``split`` or ``order``), where that makes a difference.
+            strided_shard: How strided shards read (``split`` or ``order``), if that makes a difference.
             tensor_layouts: This side's tensors name their own layouts when they are registered.
 
         Raises:

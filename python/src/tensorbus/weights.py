@@ -52,10 +52,10 @@ class Weights:
         rank: This process's rank in its job; default: of ``torch.distributed``, else ``RANK``.
         world_size: The size of the job; default: of ``torch.distributed``, else ``WORLD_SIZE``.
         layout: ``layout(name, tensor)`` gives mesh and placements of a plain tensor: of which whole this is a part; and
-            as a third the whole shape, where it does not follow from what the ranks have. A mesh is a ``DeviceMesh``, a
+            as a third the whole shape, if it does not follow from what the ranks have. A mesh is a ``DeviceMesh``, a
             ``Mesh``, or ``(shape, dim_names)`` without a process group.
         rename: ``rename(name)`` gives the other side's name, or None to leave the tensor out.
-        dtype: What floating-point tensors travel as, where the copy is to be in that type already.
+        dtype: What floating-point tensors travel as, if the copy is to be in that type already.
         match: ``"exact"`` refuses a difference of names, ``"target"`` leaves out what only the source has, ``"common"``
             what only one side has.
         buffers: ``"persistent"``, ``"all"`` or ``"none"``.
