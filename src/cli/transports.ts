@@ -45,7 +45,7 @@ function ofUcx(name: TransportName, meeting: TcpTransportOptions, device: string
   return [ucx({ ...meeting, ...(device !== undefined && found?.cuda !== false ? { device } : {}) })];
 }
 
-/** What UCX can do where it finds a device that reads other hosts' memory. */
+/** What UCX can do, if it finds a device that reads other hosts' memory. */
 function findRdma(): { readonly cuda: boolean } | undefined {
   try {
     const found = hasRdmaDevice() ? queryUcx() : undefined;

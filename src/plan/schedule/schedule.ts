@@ -30,7 +30,7 @@ export interface Schedule {
   /** The makespan over the lower bound; 1 if nothing is sent. */
   readonly ratio: number;
   /**
-   * What the busiest end of each stage takes, one stage after the other: about the least where stages do not overlap, which is over
+   * What the busiest end of each stage takes, one stage after the other: about the least if stages do not overlap, which is over
    * NCCL, whose steps are known beforehand. All other times are of transports whose receivers ask for buckets as they want them.
    */
   readonly stagesInTurn: number;
