@@ -19,7 +19,7 @@ export function ask<Answer>(child: ChildProcess, command: object): Promise<Answe
   return answer;
 }
 
-/** The child's side: answers each command, and ends where one fails or the parent is gone. */
+/** The child's side: answers each command, and ends if one fails or the parent is gone. */
 export function serve<Command, Answer extends object>(obey: (command: Command) => Promise<Answer>): void {
   process.on("message", (command: Command) => {
     obey(command).then(

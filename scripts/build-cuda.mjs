@@ -72,7 +72,7 @@ function writePtx(text) {
   assemble(out);
 }
 
-/** Where ptxas is at hand it confirms that the text is what its version says. */
+/** If ptxas is at hand it confirms that the text is what its version says. */
 function assemble(ptx) {
   const beside = join(dirname(nvcc), "ptxas");
   const ptxas = existsSync(beside) ? beside : "ptxas";

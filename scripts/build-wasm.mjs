@@ -1,5 +1,5 @@
 // Compiles assembly/ to build/planner.wasm and embeds it in src/plan/planner/wasm-module.ts, so that the planner
-// loads the same way in Node.js, in a bundle and in a browser page without a network. Does nothing where it was made of
+// loads the same way in Node.js, in a bundle and in a browser page without a network. Does nothing if it was made of
 // the same sources before: every run of the tests comes by here.
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";

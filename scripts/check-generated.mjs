@@ -1,4 +1,4 @@
-// Fails where a generated file is committed, or where a build changes a file that is: whatever is generated and committed
+// Fails if a generated file is committed, or if a build changes a file that is: whatever is generated and committed
 // must be what its script gives now.
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";

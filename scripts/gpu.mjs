@@ -1,6 +1,6 @@
 // node scripts/gpu.mjs test|bench [--device UUID] [--filter TEXT] [--double] [--json FILE]
 //
-// What needs a GPU: `npm run test:gpu` and `npm run bench:gpu`. Needs Node.js and a built clone; where esbuild is not
+// What needs a GPU: `npm run test:gpu` and `npm run bench:gpu`. Needs Node.js and a built clone; if esbuild is not
 // installed, what was bundled before (build/gpu) is run. Ends with 3, and says what is missing, if there is no GPU. --double
 // runs the same on the doubles of libcuda and libnccl, which make builds first; that proves the scripts and nothing else: its
 // results are not kept.

@@ -1,6 +1,6 @@
 // Builds native/build/libtensorbus.so with the system's make and C compiler: npm's `install` script, also if this
 // package is a dependency. Does nothing if the prebuilt library of the release is installed, unless
-// TENSOR_BUS_BUILD_FROM_SOURCE=1 or --strict asks for one of this machine's own. Where a tool is missing it says so and ends
+// TENSOR_BUS_BUILD_FROM_SOURCE=1 or --strict asks for one of this machine's own. If a tool is missing it says so and ends
 // well, since planning needs nothing native; with --strict that is a failure.
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";

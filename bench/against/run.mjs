@@ -3,7 +3,7 @@
 // Compares this build with that of another commit, which stands built (`npm ci && npm run build`) in FOLDER: what a question
 // costs, queueing a command, a round without a version, registering 10,000 tensors. Both clusters live at once and are
 // measured in turn, in parts shorter than what else happens on a machine, and each part is compared with the one beside it.
-// Ends with 1 where a figure is beyond its limit.
+// Ends with 1 if a figure is beyond its limit.
 import { execFileSync, fork } from "node:child_process";
 import { once } from "node:events";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";

@@ -183,7 +183,7 @@ int main(int argc, char **argv) {
     }
     const char *filter = argc > 2 ? argv[2] : "";
     fprintf(stderr, "%s\n", tb_build_info());
-    uint64_t room = 3 * places[1].bytes; /* twice the largest side where every second run is left out */
+    uint64_t room = 3 * places[1].bytes; /* twice the largest side if every second run is left out */
     uint8_t *to = aligned_alloc(4096, room);
     uint8_t *from = aligned_alloc(4096, room);
     if (to == NULL || from == NULL) {

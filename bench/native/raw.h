@@ -17,7 +17,7 @@ noreturn void raw_die(const char *what);
 /* Memory of that size, every page touched. */
 void *raw_touched(size_t bytes);
 
-/* Sockets between the ranks: fd[a][b] is a's end of the connection of a and b, made where wanted[a][b] or [b][a]. */
+/* Sockets between the ranks: fd[a][b] is a's end of the connection of a and b, made if wanted[a][b] or [b][a]. */
 typedef struct raw_mesh {
     int ranks;
     int fd[RAW_RANKS][RAW_RANKS];
@@ -63,7 +63,7 @@ typedef struct raw_flow {
     size_t done;
 } raw_flow;
 
-/* One call of at most call_bytes; does nothing where the socket would block. */
+/* One call of at most call_bytes; does nothing if the socket would block. */
 void raw_flow_send(raw_flow *flow, size_t call_bytes);
 void raw_flow_receive(raw_flow *flow, size_t call_bytes);
 

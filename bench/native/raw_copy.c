@@ -1,7 +1,7 @@
 /*
  * raw_copy SOURCES TARGETS TENSORS ROWS COLUMNS: float32 matrices from rows cut among the sources to columns cut among the
  * targets, all in shared mappings that every process has: each target copies its boxes by memcpy, a row at a time, or
- * call_bytes at a time where both sides are contiguous.
+ * call_bytes at a time if both sides are contiguous.
  */
 #include <stdio.h>
 #include <stdlib.h>

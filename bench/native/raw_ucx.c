@@ -1,7 +1,7 @@
 /*
  * raw_ucx SOURCES TARGETS TENSORS ROWS COLUMNS: as raw_exchange, by UCX: a target reads each box of its sources' memory into
- * its own, a get for each run of it, or for so many bytes of it as a call has where rows of both lie in one row. Both sides
- * sleep where UCX has nothing to do: there may be more of them than cores. UCX_TLS says over what.
+ * its own, a get for each run of it, or for so many bytes of it as a call has if rows of both lie in one row. Both sides
+ * sleep when UCX has nothing to do: there may be more of them than cores. UCX_TLS says over what.
  */
 #include <poll.h>
 #include <stdio.h>
@@ -211,7 +211,7 @@ static void read_tensor(exchange *state, const way *from, size_t tensor, size_t 
     const raw_box *box = &from->box;
     uint8_t *to = box->first + tensor * box->tensor_bytes;
     uint64_t there = from->there + tensor * state->source_tensor_bytes;
-    /* A run for each row, or all rows as one where they follow each other at both ends. */
+    /* A run for each row, or all rows as one if they follow each other at both ends. */
     int whole = from->stride == box->run && box->stride == box->run;
     size_t runs = whole ? 1 : box->rows, run = whole ? box->rows * box->run : box->run;
     for (size_t row = 0; row < runs; row++) {

@@ -54,7 +54,7 @@ export interface PlannerResult {
 interface Case {
   readonly name: string;
   readonly limit: number;
-  /** Fewer runs than are asked for, where one takes seconds. */
+  /** Fewer runs than are asked for, if one takes seconds. */
   readonly runs?: number;
   readonly run: () => Promise<Made>;
 }

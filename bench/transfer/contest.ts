@@ -31,7 +31,7 @@ export interface TransferResult {
   readonly ceilingCallBytes: number;
   /** The median over the pairs of the ceiling's time by ours: 1 is the ceiling. */
   readonly ofCeiling: number;
-  /** Where the group has one other case: the median of that one's time by ours. */
+  /** If the group has one other case: the median of that one's time by ours. */
   readonly ofTwin?: { readonly name: string; readonly ratio: number };
 }
 

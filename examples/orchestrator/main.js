@@ -1,4 +1,4 @@
-// An orchestrator: one Node.js process that plans a transfer, refuses it where it is over budget, and then runs it.
+// An orchestrator: one Node.js process that plans a transfer, refuses it if it is over budget, and then runs it.
 // Both sides' ranks live in this process here, each with an embedded agent, so that the example needs nothing else.
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

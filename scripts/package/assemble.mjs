@@ -30,7 +30,7 @@ const shipped = [
   "examples",
   "schema",
   "scripts/install-native.mjs",
-  // Makes the kernels where a build had no nvcc: doctor names it.
+  // Makes the kernels if a build had no nvcc: doctor names it.
   "scripts/build-cuda.mjs",
   "native/Makefile",
   "native/include",
