@@ -1,6 +1,8 @@
 import { itemSize } from "../../layout/index.ts";
+import type { JoinedSides } from "../../model/parts/join.ts";
+import type { PartedSide } from "../../model/parts/parted.ts";
+import type { PartsProof } from "../../model/parts/proof.ts";
 import { summarizeParts } from "../../model/parts/summary.ts";
-import type { PartedSpec } from "../../model/spec-parts.ts";
 import type { ResolvedSpec, SpecSide } from "../../model/spec-resolve.ts";
 import type { PatternStats, Plan, PlanStats, TopologyInput } from "../../plan/index.ts";
 import { reportBudgets } from "./budgets.ts";
@@ -13,7 +15,14 @@ export interface ReportSource extends Omit<ResolvedSpec, "ruleOf"> {
   readonly plan: Plan;
   readonly verified: boolean;
   /** If both sides have parameters. */
-  readonly parts?: PartedSpec;
+  readonly parts?: ReportedParts;
+}
+
+/** What is said of the target's parameters. */
+interface ReportedParts {
+  readonly target: PartedSide;
+  readonly joined: JoinedSides;
+  readonly proofs: { readonly target: PartsProof };
 }
 
 /** Makes the report of a plan; the same in the command line and in the page that plans again. */
@@ -61,13 +70,13 @@ function describeSide({ name, mesh }: SpecSide): ReportSide {
   return { name, mesh: mesh.shape, dimNames: mesh.dimNames ?? [], ranks: [...mesh.ranks] };
 }
 
-function describeParameters({ target, joined, proofs }: PartedSpec): ReportParameters {
+function describeParameters({ target, joined, proofs }: ReportedParts): ReportParameters {
   const { parameters: count, pieces } = proofs.target;
   return { count, pieces, groups: summarizeParts(target, joined) };
 }
 
 /** By planned tensor, the parameter of the target that it is a part of, if that has another name. */
-function parameterNames(parts: PartedSpec | undefined): ReadonlyMap<string, string> {
+function parameterNames(parts: ReportedParts | undefined): ReadonlyMap<string, string> {
   const names = new Map<string, string>();
   if (parts === undefined) return names;
   const { target, joined } = parts;
