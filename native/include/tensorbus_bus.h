@@ -74,7 +74,8 @@ TB_API int32_t tb_gate_open(uint64_t port, const char *path, uint64_t token, uin
  * Looks at LMDB's own lock file too, so that a process which writes without passing the gate is seen. *attached is 0
  * if the file does not stand yet; call it again once LMDB has made it.
  */
-TB_API int32_t tb_gate_attach(uint64_t gate, const char *lock_path, uint32_t *attached, tb_error *err);
+TB_API int32_t tb_gate_attach(uint64_t gate, const char *data_path, const char *lock_path, uint32_t *attached,
+                              tb_error *err);
 /*
  * Inside of the gate, before LMDB opens its files in this process: checks all that LMDB would trust, and takes the space
  * of what it touches first. Makes both files if they are missing. map_bytes: of the map that LMDB will make; others:
@@ -83,9 +84,19 @@ TB_API int32_t tb_gate_attach(uint64_t gate, const char *lock_path, uint32_t *at
  */
 TB_API int32_t tb_gate_prepare(uint64_t gate, const char *data_path, const char *lock_path, uint64_t map_bytes,
                                uint32_t others, tb_error *err);
-/* Inside of the gate, once LMDB has opened its files: from here on tb_gate_enter looks at them, and tb_gate_check does. */
-TB_API int32_t tb_gate_guard(uint64_t gate, const char *data_path, const char *lock_path, tb_error *err);
-/* Before something is read: TB_EBUS_FORMAT if LMDB's files are gone, cut or overwritten. */
+/*
+ * Inside of the gate, once LMDB has opened its files and tb_gate_attach has seen them: from here on it looks at them, and no page of theirs that is missing
+ * since somebody has cut them ends this process. That lasts until tb_gate_close, which is for when LMDB has closed them.
+ * *lost is the address of a word of 32 bits that counts, for the whole process and for good, such pages.
+ */
+TB_API int32_t tb_gate_guard(uint64_t gate, const char *data_path, const char *lock_path, uint64_t *lost,
+                             tb_error *err);
+/*
+ * When LMDB has begun a transaction and nothing was read in it: TB_EBUS_FORMAT if its files were overwritten. *has_room is
+ * 1 if it writes and the space of a usual one is taken already, so that it needs no tb_gate_reserve.
+ */
+TB_API int32_t tb_gate_begun(uint64_t gate, uint32_t writing, uint32_t *has_room, tb_error *err);
+/* Before what was read is believed: TB_EBUS_FORMAT if LMDB's files are gone, or were cut meanwhile. tb_gate_leave asks too. */
 TB_API int32_t tb_gate_check(uint64_t gate, tb_error *err);
 /*
  * Inside of a write transaction, before it is committed: takes the space that it may need, so that no write fails. It has
@@ -100,10 +111,11 @@ TB_API int32_t tb_gate_verify(uint64_t gate, uint32_t *owned, tb_error *err);
 #define TB_GATE_USUAL_CHANGES 8
 #define TB_GATE_USUAL_BYTES 4096
 /*
- * Enters, trying for at most spin_ns; *entered is 0 if another is inside, and 2 if the space of one usual transaction is
- * taken already, which needs no tb_gate_reserve then. *holder is a thread id if it is known, else 0.
+ * Enters, trying for at most spin_ns; *entered is 0 if another is inside. *holder is a thread id if it is known, else 0.
+ * TB_EBUS_FORMAT if LMDB's files were overwritten.
  */
 TB_API int32_t tb_gate_enter(uint64_t gate, uint64_t spin_ns, uint32_t *entered, int32_t *holder, tb_error *err);
+/* Leaves, whatever it returns: TB_EBUS_FORMAT as tb_gate_check, and then what was done inside is not to be believed. */
 TB_API int32_t tb_gate_leave(uint64_t gate, tb_error *err);
 /* Raises the gate's token once it was seen free; a thread waits for that. */
 TB_API int32_t tb_gate_await(uint64_t gate, tb_error *err);

@@ -197,7 +197,7 @@ static void gate(void) {
     int32_t holder;
     OK(tb_gate_open(port, locks, 31, &one, &err));
     OK(tb_gate_open(port, locks, 32, &two, &err));
-    OK(tb_gate_attach(one, lmdb, &answer, &err));
+    OK(tb_gate_attach(one, lmdb, lmdb, &answer, &err));
     CHECK(answer == 0, "there is no file yet");
     OK(tb_gate_enter(one, 0, &answer, &holder, &err));
     CHECK(answer == 1, "free");
@@ -211,7 +211,7 @@ static void gate(void) {
     /* The file of LMDB, with another process's thread as owner of the writers' lock. */
     int fd = open(lmdb, O_RDWR | O_CREAT, 0600);
     CHECK(fd >= 0 && ftruncate(fd, 8192) == 0, "a lock file");
-    OK(tb_gate_attach(two, lmdb, &answer, &err));
+    OK(tb_gate_attach(two, lmdb, lmdb, &answer, &err));
     CHECK(answer == 1, "the file stands");
     set_word(lmdb, WRITER_WORD, 4242u);
     OK(tb_gate_enter(two, 1000000, &answer, &holder, &err));

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -99,6 +100,53 @@ static void refuse(uint32_t at, uint8_t value, const char *what) {
     CHECK(prepare(file, sizeof file) == TB_EBUS_FORMAT, "%s: %s", what, err.message);
 }
 
+static void make_mutex(pthread_mutex_t *mutex) {
+    pthread_mutexattr_t kind;
+    pthread_mutexattr_init(&kind);
+    pthread_mutexattr_setpshared(&kind, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&kind, PTHREAD_MUTEX_ROBUST);
+    CHECK(pthread_mutex_init(mutex, &kind) == 0, "a mutex");
+}
+
+/* Who holds the lock of writers, and whether whoever is inside of the gate may free it. */
+static void test_writer(void) {
+#ifdef __GLIBC__
+    uint8_t file[PAGE * PAGES];
+    build(file);
+    CHECK(prepare(file, sizeof file) == TB_OK, "a data file");
+    tb_lmdb_locks locks = {.head.body = {.magic = TB_LMDB_MAGIC, .transaction = 4}};
+    make_mutex(&locks.head.body.reader_table);
+    make_mutex(&locks.writer);
+    make_mutex(&locks.sync);
+    tb_lmdb_make_plain(&locks);
+    CHECK(tb_lmdb_check_locks(&locks, 5) == NULL, "plain or robust, it is LMDB's");
+    bool dead;
+    CHECK(tb_lmdb_writer(&locks, &dead) == 0 && !dead, "free");
+    CHECK(pthread_mutex_lock(&locks.writer) == 0, "taken");
+    CHECK(tb_lmdb_writer(&locks, &dead) == (uint32_t)getpid() && !dead, "one past the gate lives");
+    tb_lmdb_mark_writer(&locks);
+    CHECK(tb_lmdb_writer(&locks, &dead) == (uint32_t)getpid() && dead, "one by the gate is not inside any more");
+    CHECK(pthread_mutex_unlock(&locks.writer) == 0 && tb_lmdb_writer(&locks, &dead) == 0 && !dead, "and frees it as ever");
+    pid_t child = fork();
+    if (child == 0) {
+        _exit(0);
+    }
+    CHECK(waitpid(child, NULL, 0) == child, "a child that has ended");
+    const int owners[] = {child, 0};
+    for (int i = 0; i < 2; i++) {
+        CHECK(pthread_mutex_lock(&locks.writer) == 0, "taken");
+        locks.writer.__data.__owner = owners[i];
+        locks.head.body.transaction = 4;
+        CHECK(tb_lmdb_writer(&locks, &dead) == (uint32_t)owners[i] && dead, "one who has ended, named or not");
+        CHECK(tb_lmdb_free_writer(&locks, data_path, &err) == TB_OK, "%s", err.message);
+        CHECK(locks.head.body.transaction == 5, "what was committed is told");
+        CHECK(tb_lmdb_writer(&locks, &dead) == 0 && !dead, "and the lock is free");
+    }
+    locks.writer.__data.__owner = child;
+    CHECK(tb_lmdb_check_locks(&locks, 5) != NULL, "glibc would end who takes this one");
+#endif
+}
+
 int main(void) {
     static uint8_t file[PAGE * PAGES];
     CHECK(mkdtemp(folder) != NULL, "a folder");
@@ -115,6 +163,7 @@ int main(void) {
     refuse(2 * PAGE + PAGE - 8, 2, "a page that refers to itself");
     refuse(3 * PAGE + 25, 0xff, "a node outside of its page");
     refuse(4 * PAGE + 20, 9, "a large value of other pages");
+    test_writer();
     test_noise();
     unlink(data_path);
     unlink(lock_path);

@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -30,10 +31,10 @@
 #include "base/error.h"
 #include "host/lmdb.h"
 #include "host/lmdb_files.h"
+#include "host/map_guard.h"
 
 #define GATE_OFFSET 0
 #define MAPPED_BYTES 4096
-#define FUTEX_OWNER 0x3fffffff /* the bits of a robust mutex's word that name the thread which holds it */
 #define LOOK_AGAIN_NS 1000000  /* at the word of one who did not pass the gate: nobody tells of a change */
 
 _Static_assert(sizeof(tb_lmdb_locks) <= MAPPED_BYTES, "the lock words lie in the first page");
@@ -48,31 +49,29 @@ typedef struct tb_gate {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     const tb_lmdb_locks *_Atomic locks;
+    int guard;       /* of locks */
+    char *data_path; /* once there are locks */
     tb_lmdb_files files; /* of the event loop: LMDB's, once it has them open */
 } tb_gate;
 
-/* A mutex begins with its word. */
-static uint32_t owner_of(const pthread_mutex_t *mutex) {
-    return atomic_load_explicit((_Atomic uint32_t *)mutex, memory_order_acquire) & FUTEX_OWNER;
-}
-
-/* The thread that holds a lock of LMDB's, or 0. A dead one's lock is free: LMDB recovers it. The file has its length. */
-static uint32_t holder_in(const tb_lmdb_locks *locks) {
-    if (locks == NULL) {
-        return 0;
-    }
-    /* Noise names no thread that ends: who enters finds the damage. */
-    if (tb_lmdb_check_lock_head(locks) != NULL) {
-        return 0;
-    }
-    uint32_t writer = owner_of(&locks->writer);
-    return writer != 0 ? writer : owner_of(&locks->head.body.reader_table);
-}
-
-/* The same from any thread, which need not have looked at the file's length. */
-static uint32_t holder_of(tb_gate *gate) {
+/*
+ * The thread that holds a lock of LMDB's, or 0; *dead as tb_lmdb_writer. Noise names no thread that ends: who enters finds
+ * the damage. From any thread.
+ */
+static uint32_t holder_of(tb_gate *gate, bool *dead) {
     const tb_lmdb_locks *locks = atomic_load_explicit(&gate->locks, memory_order_acquire);
-    return locks == NULL || tb_lmdb_files_mend_locks(&gate->files) ? 0 : holder_in(locks);
+    *dead = false;
+    if (locks == NULL || tb_lmdb_check_lock_head(locks) != NULL) {
+        return 0;
+    }
+    uint32_t writer = tb_lmdb_writer(locks, dead);
+    return writer != 0 ? writer : tb_lmdb_adder(locks);
+}
+
+/* One who did not pass the gate is waited for. */
+static bool is_held_past(tb_gate *gate) {
+    bool dead;
+    return holder_of(gate, &dead) != 0 && !dead;
 }
 
 static bool wait_until_wanted(tb_gate *gate) {
@@ -97,7 +96,7 @@ static void run_gate(void *argument) {
             tb_bus_byte_lock(gate->wait_fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
         }
         const struct timespec pause = {.tv_nsec = LOOK_AGAIN_NS};
-        while (holder_of(gate) != 0 && !tb_bus_thread_stopped(&gate->thread)) {
+        while (is_held_past(gate) && !tb_bus_thread_stopped(&gate->thread)) {
             nanosleep(&pause, NULL);
         }
         if (tb_bus_thread_stopped(&gate->thread)) {
@@ -117,12 +116,14 @@ static void destroy_gate(void *object) {
         tb_bus_thread_end(&gate->thread);
     }
     const tb_lmdb_locks *locks = atomic_load(&gate->locks);
+    tb_guard_remove(gate->guard);
     if (locks != NULL) {
         munmap((void *)locks, MAPPED_BYTES);
     }
     pthread_cond_destroy(&gate->changed);
     pthread_mutex_destroy(&gate->mutex);
     tb_lmdb_files_close(&gate->files);
+    free(gate->data_path);
     close(gate->wait_fd);
     close(gate->fd);
     tb_source_detach(&gate->source);
@@ -135,6 +136,7 @@ int32_t tb_gate_open(uint64_t port, const char *path, uint64_t token, uint64_t *
         return tb_fail(err, TB_ENO_MEMORY, -1, ENOMEM, "no memory for a gate");
     }
     tb_lmdb_files_init(&gate->files);
+    gate->guard = -1;
     int32_t rc = tb_bus_open_lock_file(path, &gate->fd, err);
     if (rc != TB_OK) {
         goto free_gate;
@@ -195,10 +197,11 @@ static void *find_mapping(const struct stat *file) {
 }
 
 static void *map_file(const char *path) {
-    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    int fd = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) {
         return NULL;
     }
+    /* Not to write yet: by that the maps of one who has LMDB open are known. */
     void *mapping = mmap(NULL, MAPPED_BYTES, PROT_READ, MAP_SHARED, fd, 0);
     int failed = errno;
     close(fd);
@@ -206,7 +209,8 @@ static void *map_file(const char *path) {
     return mapping == MAP_FAILED ? NULL : mapping;
 }
 
-int32_t tb_gate_attach(uint64_t handle, const char *lock_path, uint32_t *attached, tb_error *err) {
+int32_t tb_gate_attach(uint64_t handle, const char *data_path, const char *lock_path, uint32_t *attached,
+                       tb_error *err) {
     tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {
         return TB_ECLOSED;
@@ -219,7 +223,12 @@ int32_t tb_gate_attach(uint64_t handle, const char *lock_path, uint32_t *attache
         mapping = mapping == NULL ? map_file(lock_path) : mapping;
         if (mapping == NULL) {
             rc = tb_fail(err, TB_ESYSTEM, -1, errno, "lock file %s cannot be mapped", lock_path);
+        } else if ((gate->data_path = strdup(data_path)) == NULL) {
+            rc = tb_fail(err, TB_ENO_MEMORY, -1, ENOMEM, "no memory for the name of a file");
+            munmap(mapping, MAPPED_BYTES);
+            mapping = NULL;
         }
+        rc = rc == TB_OK ? tb_guard_add(mapping, MAPPED_BYTES, &file, TB_GUARD_LOCKS, &gate->guard, err) : rc;
         locks = mapping;
         atomic_store_explicit(&gate->locks, locks, memory_order_release);
     }
@@ -247,13 +256,36 @@ int32_t tb_gate_prepare(uint64_t handle, const char *data_path, const char *lock
     return rc;
 }
 
-int32_t tb_gate_guard(uint64_t handle, const char *data_path, const char *lock_path, tb_error *err) {
+int32_t tb_gate_guard(uint64_t handle, const char *data_path, const char *lock_path, uint64_t *lost,
+                      tb_error *err) {
     tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {
         return TB_ECLOSED;
     }
     tb_lmdb_files_close(&gate->files);
     int32_t rc = tb_lmdb_files_open(&gate->files, data_path, lock_path, err);
+    *lost = (uint64_t)(uintptr_t)tb_guard_hits();
+    tb_lmdb_locks *locks = (tb_lmdb_locks *)atomic_load(&gate->locks);
+    if (rc == TB_OK && locks != NULL && mprotect(locks, MAPPED_BYTES, PROT_READ | PROT_WRITE) != 0) {
+        rc = tb_fail(err, TB_ESYSTEM, -1, errno, "%s cannot be written", lock_path);
+    } else if (rc == TB_OK && locks != NULL) {
+        tb_lmdb_make_plain(locks);
+    }
+    tb_handle_put(handle);
+    return rc;
+}
+
+int32_t tb_gate_begun(uint64_t handle, uint32_t writing, uint32_t *has_room, tb_error *err) {
+    tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
+    if (gate == NULL) {
+        return TB_ECLOSED;
+    }
+    tb_lmdb_locks *locks = (tb_lmdb_locks *)atomic_load(&gate->locks);
+    int32_t rc = tb_lmdb_files_check(&gate->files, locks, writing != 0, err);
+    if (rc == TB_OK && writing != 0 && locks != NULL) {
+        tb_lmdb_mark_writer(locks);
+    }
+    *has_room = rc == TB_OK && writing != 0 && tb_lmdb_files_have_room(&gate->files);
     tb_handle_put(handle);
     return rc;
 }
@@ -263,10 +295,7 @@ int32_t tb_gate_check(uint64_t handle, tb_error *err) {
     if (gate == NULL) {
         return TB_ECLOSED;
     }
-    int32_t rc = tb_lmdb_files_check_sizes(&gate->files, err);
-    if (rc == TB_OK) {
-        rc = tb_lmdb_files_check(&gate->files, atomic_load(&gate->locks), false, err);
-    }
+    int32_t rc = tb_lmdb_files_check_whole(&gate->files, err);
     tb_handle_put(handle);
     return rc;
 }
@@ -288,7 +317,8 @@ int32_t tb_gate_verify(uint64_t handle, uint32_t *owned, tb_error *err) {
     if (gate == NULL) {
         return TB_ECLOSED;
     }
-    *owned = holder_of(gate) == (uint32_t)syscall(SYS_gettid);
+    bool dead;
+    *owned = holder_of(gate, &dead) == (uint32_t)syscall(SYS_gettid);
     tb_handle_put(handle);
     return TB_OK;
 }
@@ -297,19 +327,34 @@ static void unlock(tb_gate *gate) {
     tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
 }
 
-/* TB_OK, and *inside unless another is: then *holder, if it is known. Once inside the files are as they should be. */
+/* LMDB's lock is held by one who has died. */
+static int32_t free_writer(tb_gate *gate, tb_lmdb_locks *locks, tb_error *err) {
+    if (mprotect(locks, MAPPED_BYTES, PROT_READ | PROT_WRITE) != 0) {
+        return tb_fail(err, TB_ESYSTEM, -1, errno, "LMDB's lock file cannot be written");
+    }
+    int32_t rc = tb_lmdb_free_writer(locks, gate->data_path, err);
+    if (gate->files.metas == NULL) {
+        mprotect(locks, MAPPED_BYTES, PROT_READ);
+    }
+    return rc;
+}
+
+/* TB_OK, and *inside unless another is: then *holder, if it is known. Once inside, LMDB's lock can be taken. */
 static int32_t try_to_enter(tb_gate *gate, bool *inside, int32_t *holder, tb_error *err) {
     int failed = tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_WRLCK, GATE_OFFSET);
+    bool dead;
+    *holder = (int32_t)holder_of(gate, &dead);
     *inside = false;
     if (failed != 0) {
-        *holder = (int32_t)holder_of(gate);
         return failed == EAGAIN ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be taken");
     }
-    const tb_lmdb_locks *locks = atomic_load_explicit(&gate->locks, memory_order_acquire);
-    int32_t rc = tb_lmdb_files_check_sizes(&gate->files, err);
-    *holder = rc == TB_OK ? (int32_t)holder_in(locks) : 0;
-    if (rc == TB_OK && *holder == 0) {
-        rc = tb_lmdb_files_check(&gate->files, locks, true, err);
+    int32_t rc = TB_OK;
+    if (dead || *holder == 0) {
+        tb_lmdb_locks *locks = (tb_lmdb_locks *)atomic_load(&gate->locks);
+        rc = tb_lmdb_files_check(&gate->files, locks, false, err);
+        if (rc == TB_OK && dead) {
+            rc = free_writer(gate, locks, err);
+        }
         *inside = rc == TB_OK;
     }
     if (!*inside) {
@@ -331,7 +376,7 @@ int32_t tb_gate_enter(uint64_t handle, uint64_t spin_ns, uint32_t *entered, int3
         sched_yield();
         rc = try_to_enter(gate, &inside, holder, err);
     }
-    *entered = !inside ? 0 : tb_lmdb_files_have_room(&gate->files) ? 2 : 1;
+    *entered = inside;
     tb_handle_put(handle);
     return rc;
 }
@@ -341,9 +386,10 @@ int32_t tb_gate_leave(uint64_t handle, tb_error *err) {
     if (gate == NULL) {
         return TB_ECLOSED;
     }
+    int32_t rc = tb_lmdb_files_check_whole(&gate->files, err);
     int failed = tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
     tb_handle_put(handle);
-    return failed == 0 ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be freed");
+    return rc != TB_OK || failed == 0 ? rc : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be freed");
 }
 
 int32_t tb_gate_await(uint64_t handle, tb_error *err) {

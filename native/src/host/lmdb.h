@@ -1,7 +1,7 @@
 /*
  * The two files of an LMDB environment as another program's: what is checked before LMDB opens them, since it
  * trusts what stands there, and what is reserved before it writes, since a write of its that fails ends the
- * process (docs/adr/0018-lmdb-files.md). Little-endian, 64 bits, the package lmdb 3.5.
+ * process (docs/adr/0016-lmdb-files.md). Little-endian, 64 bits, the package lmdb 3.5.
  */
 #ifndef TB_BUS_LMDB_H
 #define TB_BUS_LMDB_H
@@ -104,6 +104,24 @@ const char *tb_lmdb_check_meta(const tb_lmdb_meta *meta);
 
 /* The meta page of the last transaction, or NULL and what is wrong with them in *problem. metas: both, copied. */
 const tb_lmdb_meta *tb_lmdb_newest(const tb_lmdb_meta metas[TB_LMDB_METAS], const char **problem);
+
+/*
+ * The thread that holds the lock of writers in a lock file that is in use, or 0. *dead: the lock is held, and by one whom
+ * the gate has let in, or who has ended: whoever is inside of the gate now knows that nobody will free it.
+ */
+uint32_t tb_lmdb_writer(const tb_lmdb_locks *locks, bool *dead);
+/* The thread that holds the lock of the reader table, or 0. */
+uint32_t tb_lmdb_adder(const tb_lmdb_locks *locks);
+/*
+ * Inside of the gate, once LMDB has its lock file open. LMDB's lock of writers is robust: it stands in a list of the thread
+ * that holds it, whose links lie in the file, and a thread that frees it after somebody has cut the file writes to
+ * wherever they seem to point. The gate is freed by the kernel, and tells of the dead as well: the lock becomes a plain one.
+ */
+void tb_lmdb_make_plain(tb_lmdb_locks *locks);
+/* Inside of a write transaction, which the gate has let in. */
+void tb_lmdb_mark_writer(tb_lmdb_locks *locks);
+/* Inside of the gate: frees the lock of a writer that has died, and says what it has committed, as LMDB does. TB_EBUS_FORMAT. */
+int32_t tb_lmdb_free_writer(tb_lmdb_locks *locks, const char *data_path, tb_error *err);
 
 /* What is wrong with what never changes in a lock file that is in use, or NULL. */
 const char *tb_lmdb_check_lock_head(const tb_lmdb_locks *locks);

@@ -13,19 +13,27 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "host/map_guard.h"
 
 void tb_lmdb_files_init(tb_lmdb_files *files) {
     files->data_fd = -1;
-    atomic_store(&files->lock_fd, -1);
+    files->lock_fd = -1;
     files->page_bytes = 0;
     files->metas = NULL;
     files->data_bytes = 0;
     files->reserved = 0;
+    files->guard = -1;
+    files->guards_lmdb = false;
     files->data_path = NULL;
     files->lock_path = NULL;
 }
 
 void tb_lmdb_files_close(tb_lmdb_files *files) {
+    if (files->guards_lmdb) {
+        tb_guard_release(&files->data);
+        tb_guard_release(&files->lock);
+    }
+    tb_guard_remove(files->guard);
     if (files->metas != NULL) {
         munmap((void *)files->metas, (size_t)files->page_bytes * TB_LMDB_METAS);
     }
@@ -42,8 +50,7 @@ void tb_lmdb_files_close(tb_lmdb_files *files) {
 
 static int32_t map_metas(tb_lmdb_files *files, tb_error *err) {
     tb_lmdb_meta meta;
-    struct stat status;
-    if (fstat(files->data_fd, &status) != 0
+    if (fstat(files->data_fd, &files->data) != 0 || fstat(files->lock_fd, &files->lock) != 0
         || pread(files->data_fd, &meta, sizeof meta, 0) != (ssize_t)sizeof meta) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "%s cannot be read", files->data_path);
     }
@@ -52,17 +59,30 @@ static int32_t map_metas(tb_lmdb_files *files, tb_error *err) {
         return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s is damaged: %s", files->data_path, problem);
     }
     files->page_bytes = meta.trees[TB_LMDB_FREE].page_bytes;
-    if ((uint64_t)status.st_size < (uint64_t)files->page_bytes * TB_LMDB_METAS) {
+    if ((uint64_t)files->data.st_size < (uint64_t)files->page_bytes * TB_LMDB_METAS) {
         return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s is damaged: it was cut", files->data_path);
     }
-    files->data_bytes = (uint64_t)status.st_size;
+    files->data_bytes = (uint64_t)files->data.st_size;
     size_t bytes = (size_t)files->page_bytes * TB_LMDB_METAS;
     void *mapping = mmap(NULL, bytes, PROT_READ, MAP_SHARED, files->data_fd, 0);
     if (mapping == MAP_FAILED) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "%s cannot be mapped", files->data_path);
     }
     files->metas = mapping;
-    return TB_OK;
+    return tb_guard_add(mapping, bytes, &files->data, TB_GUARD_DATA, &files->guard, err);
+}
+
+static int32_t guard_lmdb(tb_lmdb_files *files, tb_error *err) {
+    int32_t rc = tb_guard_lmdb(files->data_path, &files->data, TB_GUARD_DATA, err);
+    if (rc != TB_OK) {
+        return rc;
+    }
+    rc = tb_guard_lmdb(files->lock_path, &files->lock, TB_GUARD_LOCKS, err);
+    files->guards_lmdb = rc == TB_OK;
+    if (rc != TB_OK) {
+        tb_guard_release(&files->data);
+    }
+    return rc;
 }
 
 int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const char *lock_path, tb_error *err) {
@@ -79,6 +99,7 @@ int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const ch
                      files->data_fd < 0 ? data_path : lock_path);
     } else {
         rc = map_metas(files, err);
+        rc = rc == TB_OK ? guard_lmdb(files, err) : rc;
     }
     if (rc != TB_OK) {
         tb_lmdb_files_close(files);
@@ -88,25 +109,13 @@ int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const ch
 
 /* ---- damage -------------------------------------------------------------------------------------------- */
 
-/* Every process finds that the meta pages are none; what maps the files touches no page beyond their end. */
-static void mend_length(const tb_lmdb_files *files) {
+/* Every process finds that the meta pages are none, also once the file is as long again as it was. */
+static void mark(const tb_lmdb_files *files) {
     const uint32_t none = 0;
     for (uint32_t i = 0; i < TB_LMDB_METAS; i++) {
         off_t at = (off_t)(i * files->page_bytes + offsetof(tb_lmdb_meta, magic));
         if (pwrite(files->data_fd, &none, sizeof none, at) != (ssize_t)sizeof none) {
-            break; /* the file is full, or gone: it is found cut again */
-        }
-    }
-    if (fallocate(files->data_fd, 0, 0, (off_t)files->data_bytes) != 0
-        && ftruncate(files->data_fd, (off_t)files->data_bytes) != 0) {
-        return;
-    }
-    struct stat locks;
-    if (fstat(files->lock_fd, &locks) == 0 && locks.st_size < (off_t)TB_LMDB_LOCK_BYTES) {
-        char path[64];
-        snprintf(path, sizeof path, "/proc/self/fd/%d", files->lock_fd);
-        if (truncate(path, (off_t)TB_LMDB_LOCK_BYTES) != 0) {
-            return;
+            return; /* the file system is full: its length tells them */
         }
     }
 }
@@ -122,16 +131,13 @@ static uint64_t bytes_in_use(const tb_lmdb_files *files) {
     return bytes;
 }
 
-bool tb_lmdb_files_mend_locks(const tb_lmdb_files *files) {
-    struct stat locks;
-    if (files->lock_fd < 0 || fstat(files->lock_fd, &locks) != 0 || locks.st_size >= (off_t)TB_LMDB_LOCK_BYTES) {
-        return false;
-    }
-    mend_length(files);
-    return true;
+static int32_t damaged(const tb_lmdb_files *files, const char *path, off_t bytes, tb_error *err) {
+    mark(files);
+    return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s is damaged: it was cut, and had %" PRIu64 " bytes when this was found",
+                   path, (uint64_t)bytes);
 }
 
-int32_t tb_lmdb_files_check_sizes(const tb_lmdb_files *files, tb_error *err) {
+int32_t tb_lmdb_files_check_whole(const tb_lmdb_files *files, tb_error *err) {
     struct stat data, locks;
     if (files->metas == NULL) {
         return TB_OK;
@@ -140,12 +146,11 @@ int32_t tb_lmdb_files_check_sizes(const tb_lmdb_files *files, tb_error *err) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "%s cannot be looked at", files->data_path);
     }
     uint64_t size = (uint64_t)data.st_size;
-    bool data_cut = size < files->data_bytes || size < bytes_in_use(files);
-    if (data_cut || locks.st_size < (off_t)TB_LMDB_LOCK_BYTES) {
-        mend_length(files);
-        return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s is damaged: it was cut to %" PRIu64 " bytes",
-                       data_cut ? files->data_path : files->lock_path,
-                       (uint64_t)(data_cut ? data.st_size : locks.st_size));
+    if (size < files->data_bytes || size < bytes_in_use(files) || tb_guard_has_hit(&files->data)) {
+        return damaged(files, files->data_path, data.st_size, err);
+    }
+    if (locks.st_size < (off_t)TB_LMDB_LOCK_BYTES || tb_guard_has_hit(&files->lock)) {
+        return damaged(files, files->lock_path, locks.st_size, err);
     }
     if (data.st_nlink == 0 || locks.st_nlink == 0) {
         return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s was removed",

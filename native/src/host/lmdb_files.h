@@ -5,18 +5,24 @@
 #ifndef TB_BUS_LMDB_FILES_H
 #define TB_BUS_LMDB_FILES_H
 
+#include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "host/lmdb.h"
 #include "tensorbus.h"
 
 typedef struct tb_lmdb_files {
     int data_fd;
-    _Atomic int lock_fd; /* names the file only: closing another kind would free LMDB's own locks on it */
+    int lock_fd; /* names the file only: closing another kind would free LMDB's own locks on it */
+    struct stat data;
+    struct stat lock;
     uint32_t page_bytes;
     const char *metas;   /* both meta pages, mapped; NULL before the files are open */
     uint64_t data_bytes; /* the file had as many, and never shrinks */
     uint64_t reserved;   /* so many have their space */
+    int guard;           /* of metas */
+    bool guards_lmdb;
     char *data_path;
     char *lock_path;
 } tb_lmdb_files;
@@ -28,19 +34,16 @@ int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const ch
 void tb_lmdb_files_close(tb_lmdb_files *files);
 
 /*
- * TB_EBUS_FORMAT if the files are gone or cut. Those that were cut get their length again, and are marked as damaged: no
- * process that maps them is ended by a signal, and each finds the mark.
+ * What holds from the beginning of a transaction on: TB_EBUS_FORMAT if the files were overwritten. To be asked before
+ * anything is read, and as soon as LMDB knows where its trees begin. locks: LMDB's lock file, mapped; inside: nobody else
+ * writes, so that it can be compared with the data.
  */
-int32_t tb_lmdb_files_check_sizes(const tb_lmdb_files *files, tb_error *err);
+int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, bool inside, tb_error *err);
 /*
- * Then: TB_EBUS_FORMAT if they were overwritten. locks: LMDB's lock file, mapped; inside: nobody writes now, so that it can
- * be compared with the data.
+ * What must hold at its end, before what came of it is believed: TB_EBUS_FORMAT if the files are gone or were cut, be it
+ * for a moment. The data is marked as damaged then, so that no other process goes on with it.
  */
-int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, bool inside,
-                            tb_error *err);
-
-/* Before the lock file is looked at through a map, from any thread: true if it was cut, and mended as above. */
-bool tb_lmdb_files_mend_locks(const tb_lmdb_files *files);
+int32_t tb_lmdb_files_check_whole(const tb_lmdb_files *files, tb_error *err);
 
 /* True if tb_lmdb_files_reserve has nothing to do for a usual transaction. Inside of the gate, once they were checked. */
 bool tb_lmdb_files_have_room(const tb_lmdb_files *files);

@@ -19,6 +19,7 @@ interface Root {
   remove(key: Buffer): unknown;
   getRange(range: Range): Iterable<{ readonly key: Buffer; readonly value: Buffer }>;
   getKeys(range: Range): Iterable<Buffer>;
+  useReadTransaction(): { done(): void };
   resetReadTxn(): void;
   readerCheck(): unknown;
   transactionSync(work: () => unknown): unknown;
@@ -33,6 +34,7 @@ export class CountedDatabase {
   /** Pages that large values take. */
   bigPages = 0;
   readonly #root: Root;
+  #depth = 0;
 
   constructor(root: Root) {
     this.#root = root;
@@ -72,13 +74,23 @@ export class CountedDatabase {
     return this.#root.getKeys(range);
   }
 
-  /** Sees what was committed last. */
-  readSync<T>(work: () => T): T {
+  /** True inside of a transaction: what is read there is of that one. */
+  get isInTransaction(): boolean {
+    return this.#depth > 0;
+  }
+
+  /** Sees what was committed last; `begun` is called before anything is read. */
+  readSync<T>(begun: () => void, work: () => T): T {
     this.#root.resetReadTxn();
+    // LMDB would begin it by the first look at a record, and end it by a timer.
+    const transaction = this.#root.useReadTransaction();
+    this.#depth += 1;
     try {
+      begun();
       return work();
     } finally {
-      // LMDB would end it by a timer, whose touch of a lock file that was cut meanwhile nobody looks at before.
+      this.#depth -= 1;
+      transaction.done();
       this.#root.resetReadTxn();
     }
   }
@@ -88,6 +100,11 @@ export class CountedDatabase {
   }
 
   transactionSync<T>(work: () => T): T {
-    return this.#root.transactionSync(work) as T;
+    this.#depth += 1;
+    try {
+      return this.#root.transactionSync(work) as T;
+    } finally {
+      this.#depth -= 1;
+    }
   }
 }

@@ -8,6 +8,7 @@ import { open, type RootDatabase } from "lmdb";
 import { Deadline, type DeadlineOptions, waitUntil } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import { nativeBus } from "../../ffi/bus.ts";
+import { viewOf } from "../../ffi/view.ts";
 import type { EventPort } from "../process/event-port.ts";
 import {
   type FolderKind,
@@ -48,14 +49,15 @@ const defaultStuckMs = 1000;
 const maxReaders = 1024;
 /** Another's write takes about 10 µs: looking again is cheaper than a thread. */
 const spinNs = 100_000n;
-/** `TB_GATE_USUAL_CHANGES` and `TB_GATE_USUAL_BYTES`: the gate tells when it is entered whether so much has its space. */
+/** `TB_GATE_USUAL_CHANGES` and `TB_GATE_USUAL_BYTES`: the gate tells of each transaction whether so much has its space. */
 const usualChanges = 8;
 const usualBytes = 4096;
 /** Writes that one pass through the gate serves at most, so that others get their turn. */
 const writesPerPass = 32;
 
 interface Job {
-  readonly run: () => void;
+  /** Does the work; what is returned tells the one who waits, once the gate was left. */
+  readonly run: () => () => void;
   readonly fail: (error: unknown) => void;
 }
 
@@ -65,11 +67,8 @@ interface Job {
  */
 const opened = new Map<string, { root: RootDatabase<Buffer, Buffer>; users: number }>();
 
-/** Those that are open when the process ends: LMDB closes them then. */
-const environments = new Set<Environment>();
-process.on("exit", () => {
-  for (const environment of environments) environment.mend();
-});
+/** A word of the native library, which lives as long as the process: pages of maps that were missing. */
+let lostPages: Uint32Array | undefined;
 
 /** Opens an environment in a private folder, which must be of that kind and of this package's LMDB. */
 export async function openEnvironment(
@@ -98,6 +97,8 @@ export class Environment implements AsyncDisposable {
   readonly #port: EventPort;
   readonly #stuckMs: number;
   readonly #mapBytes: number;
+  /** LMDB's: its data and its locks. */
+  readonly #files: readonly [string, string];
   readonly #token: bigint;
   readonly #gate: bigint;
   readonly #waiting: Job[] = [];
@@ -117,6 +118,7 @@ export class Environment implements AsyncDisposable {
     this.#port = options.port;
     this.#stuckMs = options.stuckMs ?? defaultStuckMs;
     this.#mapBytes = options.mapBytes ?? defaultMapBytes;
+    this.#files = [join(path, folderFiles.data), join(path, folderFiles.lock)];
     this.#token = this.#port.listen(() => this.#pass());
     try {
       this.#gate = nativeBus.tb_gate_open(this.#port.handle, this.locksPath, this.#token);
@@ -129,7 +131,7 @@ export class Environment implements AsyncDisposable {
   /** Opens LMDB inside the gate: opening writes. Only for `openEnvironment`. */
   async enterToOpen(deadline: DeadlineOptions): Promise<void> {
     // A process that holds LMDB's lock past the gate would hold up the opening too; a lock file that is about to go tells nothing.
-    if (isOfThisBoot(this.path)) nativeBus.tb_gate_attach(this.#gate, join(this.path, folderFiles.lock));
+    if (isOfThisBoot(this.path)) nativeBus.tb_gate_attach(this.#gate, ...this.#files);
     try {
       await this.#inside(`opening ${this.path}`, () => this.#open(), deadline);
     } catch (error) {
@@ -164,11 +166,23 @@ export class Environment implements AsyncDisposable {
   /** Reads what was committed last; the values are the caller's. `TB_BUS_FORMAT` if the files were damaged. */
   read<T>(work: () => T): T {
     const records = this.#records;
+    if (records.isInTransaction) return work();
+    try {
+      const value = records.readSync(() => nativeBus.tb_gate_begun(this.#gate, 0), work);
+      nativeBus.tb_gate_check(this.#gate);
+      return value;
+    } catch (error) {
+      throw this.#damage() ?? this.#typed(error);
+    }
+  }
+
+  /** What is wrong with the files: the reason of whatever else has failed. */
+  #damage(): unknown {
     try {
       nativeBus.tb_gate_check(this.#gate);
-      return records.readSync(work);
+      return undefined;
     } catch (error) {
-      throw this.#typed(error);
+      return this.#typed(error);
     }
   }
 
@@ -195,24 +209,15 @@ export class Environment implements AsyncDisposable {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    for (const job of this.#waiting.splice(0)) job.run();
+    for (const job of this.#waiting.splice(0)) job.run()();
     this.#release?.();
-    this.mend();
-    nativeBus.tb_gate_close(this.#gate);
     this.#port.unlisten(this.#token);
     try {
+      // The gate guards the files as long as LMDB touches them.
       await this.#closeRoot();
     } finally {
+      nativeBus.tb_gate_close(this.#gate);
       this.#use?.close();
-    }
-  }
-
-  /** Has files that were cut get their length again, since LMDB touches them when it is closed. */
-  mend(): void {
-    try {
-      nativeBus.tb_gate_check(this.#gate);
-    } catch {
-      // Whoever uses a damaged queue was told, or is told now.
     }
   }
 
@@ -222,7 +227,6 @@ export class Environment implements AsyncDisposable {
 
   async #closeRoot(): Promise<void> {
     if (this.#root === undefined) return;
-    environments.delete(this);
     this.#root = undefined;
     this.#counted = undefined;
     const shared = opened.get(this.path);
@@ -244,19 +248,31 @@ export class Environment implements AsyncDisposable {
   #tryInside<T>(work: () => T): { readonly value: T } | undefined {
     if (this.#closed) throw new TensorBusError("TB_CLOSED", `${this.path} was closed`);
     if (this.#waiting.length > 0 || !this.#enter()) return undefined;
+    let value: T;
     try {
-      return { value: work() };
-    } finally {
-      nativeBus.tb_gate_leave(this.#gate);
+      value = work();
+    } catch (error) {
+      this.#leave();
+      throw error;
     }
+    this.#leave();
+    return { value };
   }
 
   #enter(): boolean {
     try {
       const [entered, holder] = nativeBus.tb_gate_enter(this.#gate, spinNs);
       this.#holder = holder;
-      this.#hasRoom = entered === 2;
-      return entered !== 0;
+      return entered === 1;
+    } catch (error) {
+      throw this.#typed(error);
+    }
+  }
+
+  /** `TB_BUS_FORMAT` if the files were cut meanwhile: what was done inside is not to be believed, failed or not. */
+  #leave(): void {
+    try {
+      nativeBus.tb_gate_leave(this.#gate);
     } catch (error) {
       throw this.#typed(error);
     }
@@ -284,15 +300,13 @@ export class Environment implements AsyncDisposable {
     }
   }
 
-  #settle<T>(work: () => T, resolve: (value: T) => void, reject: (error: unknown) => void): void {
-    if (this.#closed) {
-      reject(new TensorBusError("TB_CLOSED", `${this.path} was closed`));
-      return;
-    }
+  #settle<T>(work: () => T, resolve: (value: T) => void, reject: (error: unknown) => void): () => void {
+    if (this.#closed) return () => reject(new TensorBusError("TB_CLOSED", `${this.path} was closed`));
     try {
-      resolve(work());
+      const value = work();
+      return () => resolve(value);
     } catch (error) {
-      reject(error);
+      return () => reject(error);
     }
   }
 
@@ -307,29 +321,28 @@ export class Environment implements AsyncDisposable {
   /** The gate was seen free: the writes that wait go first, in their order. */
   #pass(): void {
     if (this.#closed || this.#waiting.length === 0) return;
-    let entered: boolean;
+    const jobs = this.#waiting.slice(0, writesPerPass);
     try {
-      entered = this.#enter();
-    } catch (error) {
-      for (const job of [...this.#waiting]) job.fail(error);
-      return;
-    }
-    if (entered) {
-      try {
-        for (const job of this.#waiting.slice(0, writesPerPass)) job.run();
-      } finally {
-        nativeBus.tb_gate_leave(this.#gate);
+      if (this.#enter()) {
+        const told = jobs.map(({ run }) => run());
+        this.#leave();
+        for (const tell of told) tell();
       }
+    } catch (error) {
+      for (const job of jobs) job.fail(error);
     }
     if (this.#waiting.length > 0) nativeBus.tb_gate_await(this.#gate);
   }
 
   #transact<T>(work: () => T): T {
     const records = this.#records;
+    const before = lostPages?.[0];
     records.resetCounts();
     try {
       return records.transactionSync(() => {
+        this.#hasRoom = nativeBus.tb_gate_begun(this.#gate, 1) === 1;
         const value = work();
+        if (lostPages?.[0] !== before) nativeBus.tb_gate_check(this.#gate);
         this.#reserve(records);
         return value;
       });
@@ -353,8 +366,9 @@ export class Environment implements AsyncDisposable {
     this.#use ??= new FolderUse(this.locksPath);
     this.#root = shared.root;
     this.#counted = new CountedDatabase(shared.root);
-    environments.add(this);
-    nativeBus.tb_gate_guard(this.#gate, join(this.path, folderFiles.data), join(this.path, folderFiles.lock));
+    nativeBus.tb_gate_attach(this.#gate, ...this.#files);
+    const lost = nativeBus.tb_gate_guard(this.#gate, ...this.#files);
+    if (lostPages === undefined) lostPages = new Uint32Array(viewOf(lost, 4, () => {}));
     // Takes this thread's slot in the reader table, which needs a lock of its own, while nobody else can hold that.
     this.read(() => shared.root.get(Buffer.from([0])));
     this.#verifyLock();
@@ -364,9 +378,8 @@ export class Environment implements AsyncDisposable {
   #openShared(): { root: RootDatabase<Buffer, Buffer>; users: number } {
     this.#use = new FolderUse(this.locksPath);
     const { others } = this.#use;
-    const [data, lock] = [join(this.path, folderFiles.data), join(this.path, folderFiles.lock)];
     prepareFormat(this.path, this.#options.kind, others);
-    nativeBus.tb_gate_prepare(this.#gate, data, lock, BigInt(this.#mapBytes), others ? 1 : 0);
+    nativeBus.tb_gate_prepare(this.#gate, ...this.#files, BigInt(this.#mapBytes), others ? 1 : 0);
     const shared = { root: this.#openRoot(), users: 0 };
     opened.set(this.path, shared);
     return shared;
@@ -419,7 +432,6 @@ export class Environment implements AsyncDisposable {
 
   /** The gate looks at a word in LMDB's lock file: it must be the one that a write transaction sets. */
   #verifyLock(): void {
-    nativeBus.tb_gate_attach(this.#gate, join(this.path, folderFiles.lock));
     const owned = this.#transact(() => nativeBus.tb_gate_verify(this.#gate));
     if (owned === 1) return;
     const message = "the lock file of the package lmdb does not have the layout of version 3.5";
