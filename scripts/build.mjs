@@ -29,12 +29,11 @@ const entries = {
   plan: "src/plan/index.ts",
   model: "src/model/index.ts",
   cli: "src/cli/main.ts",
-  "transports/memory": "transports/memory/index.ts",
-  "transports/cuda-ipc": "transports/cuda-ipc/index.ts",
-  "transports/shm": "transports/shm/index.ts",
-  "transports/nccl": "transports/nccl/index.ts",
-  "transports/ucx": "transports/ucx/index.ts",
-  "transports/tcp": "transports/tcp/index.ts",
+  ...Object.fromEntries(
+    readdirSync(join(root, "transports"))
+      .sort()
+      .map((name) => [`transports/${name}`, `transports/${name}/index.ts`]),
+  ),
 };
 
 run("scripts/build-wasm.mjs");

@@ -136,8 +136,14 @@ describe("carriers", () => {
   });
 
   it("are named by their own folder and the registry alone", () => {
-    const named =
-      /\b(?:TB_CARRIER_(?:STREAM|SHM|CUDA_IPC|NCCL)|TB_CARRY_(?:STREAM|SHM|CUDA_IPC|NCCL)|tb_carrier_(?:stream|shm|cuda_ipc|nccl)|\w*nccl\w*|cuda_ipc\w*|shm_\w+)\b/i;
+    const names = folders.map((folder) => folder.split("/")[1]!);
+    // A stream is also what connections carry; the others' names have no second meaning.
+    const own = names.filter((name) => name !== "stream").map((name) => `(?:\\w+_)?${name}(?:_\\w+)?`);
+    const named = new RegExp(
+      `\\b(?:TB_CARR(?:IER|Y)_(?:${names.join("|")})|tb_carrier_(?:${names.join("|")})|${own.join("|")})\\b`,
+      "i",
+    );
+    for (const name of names) expect(`tb_carrier_${name}`).toMatch(named);
     const wrong = files
       .filter((path) => ["flow", "program", "round", "device"].includes(roomOf(path)))
       .flatMap(
@@ -147,6 +153,53 @@ describe("carriers", () => {
             ?.map((name) => `${path}: ${name}`) ?? [],
       );
     expect(wrong).toEqual([]);
+  });
+
+  it("are a row of the registry and a bit, the same in C, in TypeScript and in the protocol's page", () => {
+    const page = (path: string) => readFileSync(join(root, "../..", path), "utf8");
+    const rows = [
+      .../#define TB_CARRIERS\(row\)([\s\S]*?)\n\n/
+        .exec(text.get("carriers/registry.h")!)![1]!
+        .matchAll(/\brow\((\w+), (\w+)\)/g),
+    ].map(([, bit, name]) => ({ bit: bit!, name: name! }));
+    expect(rows.map(({ name }) => `carriers/${name}`).sort(), "rows of carriers/registry.h").toEqual(
+      [...folders].sort(),
+    );
+    expect(rows.filter(({ bit, name }) => bit.toLowerCase() !== name)).toEqual([]);
+
+    const typescript = /const carrierBits = \{([\s\S]*?)\n\}/.exec(page("src/ffi/carriers.ts"))![1]!;
+    const known = new Map(
+      [...typescript.matchAll(/^ {2}"?([\w-]+)"?: (\d+),/gm)].map(([, name, bit]) => [name!, Number(bit)]),
+    );
+    const declared = new Map(
+      [...page("native/include/tensorbus.h").matchAll(/\bTB_CARRY_(\w+) = (\d+),/g)].map(([, name, bit]) => [
+        name!.toLowerCase().replaceAll("_", "-"),
+        Number(bit),
+      ]),
+    );
+    const names = rows.map(({ name }) => name.replaceAll("_", "-"));
+    expect([...declared.keys()].sort(), "tb_carrier_bits of tensorbus.h").toEqual([...names].sort());
+    expect(
+      [...known].filter(([name]) => name !== "file").sort(),
+      "carrierBits of src/ffi/carriers.ts",
+    ).toEqual([...declared].sort());
+    expect(known.get("file")).toBe(
+      Number(/TB_CARRY_FILE = (\d+)/.exec(text.get("carriers/registry.h")!)![1]),
+    );
+
+    const protocol = page("docs/wire-protocol.md");
+    expect(/the first that can: ([^.]*)\./.exec(protocol)![1], "the order in docs/wire-protocol.md").toBe(
+      names.join(", "),
+    );
+    const told = /u32 carriers that it uses \(([^;]*);/.exec(protocol)![1]!.split(/,\s+/);
+    expect(told.sort(), "the bits in docs/wire-protocol.md").toEqual(
+      [...declared].map(([name, bit]) => `${bit} ${name}`).sort(),
+    );
+    const map = page("docs/architecture.md");
+    expect(
+      rows.filter(({ name }) => !map.includes(`\`${name}/\``)),
+      "docs/architecture.md",
+    ).toEqual([]);
   });
 });
 

@@ -328,6 +328,41 @@ describe("import directions", () => {
     expect(wrong).toEqual([]);
   });
 
+  it("each transport is an entry, is on the front page, has a test, and can be chosen", () => {
+    const read = (path: string) => readFileSync(join(root, path), "utf8");
+    const transports = readdirSync(join(root, "transports")).sort();
+    const entries: Record<string, { types: string; default: string }> = JSON.parse(
+      read("package.json"),
+    ).exports;
+    const expected = transports.map((name) => [
+      `./transports/${name}`,
+      {
+        types: `./dist/types/transports/${name}/index.d.ts`,
+        default: `./dist/transports/${name}.js`,
+      },
+    ]);
+    const entered = Object.entries(entries).filter(([path]) => path.startsWith("./transports/"));
+    expect(entered.sort(), "the exports of package.json").toEqual(expected);
+    const tested = readdirSync(join(root, "test/transport"));
+    // Ranks of one process have nothing to choose, and no command line.
+    const chosen = transports.filter((name) => name !== "memory");
+    const missing = [
+      ...transports
+        .filter((name) => !read("README.md").includes(`](transports/${name}/README.md)`))
+        .map((name) => `README.md: ${name}`),
+      ...transports
+        .filter((name) => !tested.includes(`${name}.test.ts`))
+        .map((name) => `test/transport/${name}.test.ts`),
+      ...chosen
+        .filter((name) => !read("docs/selection.md").includes(`\n| \`${name}\` |`))
+        .map((name) => `docs/selection.md: ${name}`),
+      ...chosen
+        .filter((name) => !read("src/cli/ui/transport-option.ts").includes(`"${name}"`))
+        .map((name) => `src/cli/ui/transport-option.ts: ${name}`),
+    ];
+    expect(missing, "places that docs/adding-a-transport.md names").toEqual([]);
+  });
+
   it("assembly/ is formatted as Biome formats the rest", { timeout: 60_000 }, () => {
     const script = join(root, "scripts/format-assembly.mjs");
     execFileSync(process.execPath, [script, "--check"], { stdio: ["ignore", "ignore", "inherit"] });

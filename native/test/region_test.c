@@ -49,6 +49,28 @@ static void take_second(tb_session *session, const tb_region *region, void *stat
     take(1, state);
 }
 
+/* No pair is made: nothing of this is called, but a carrier that pulls has it. */
+static int32_t describe(tb_session *session, const tb_region *region, uint32_t number, void *blob, uint32_t *bytes,
+                        tb_error *err) {
+    (void)session, (void)region, (void)number, (void)blob, (void)bytes;
+    return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this carrier moves nothing");
+}
+
+static int32_t open_import(tb_import *import, const tb_exchange *exchange, tb_error *err) {
+    (void)import, (void)exchange;
+    return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this carrier moves nothing");
+}
+
+static void close_import(tb_import *import) {
+    (void)import;
+}
+
+static enum tb_moved move(tb_job *job, uint64_t limit, tb_error *err) {
+    (void)job, (void)limit;
+    tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this carrier moves nothing");
+    return TB_MOVED_NOT;
+}
+
 static const tb_carrier first = {
     .number = FIRST,
     .name = "first",
@@ -56,6 +78,10 @@ static const tb_carrier first = {
     .memory = TB_MEMORY_HOST,
     .region_add = add_first,
     .region_remove = take_first,
+    .describe = describe,
+    .open = open_import,
+    .close = close_import,
+    .move = move,
 };
 
 static const tb_carrier second = {
@@ -65,6 +91,10 @@ static const tb_carrier second = {
     .memory = TB_MEMORY_HOST,
     .region_add = add_second,
     .region_remove = take_second,
+    .describe = describe,
+    .open = open_import,
+    .close = close_import,
+    .move = move,
 };
 
 static uint64_t open_session(uint32_t carriers, int32_t *event_fd) {

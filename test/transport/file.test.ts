@@ -3,7 +3,6 @@ import { join } from "node:path";
 import { vi } from "vitest";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
-import { testData } from "./compliance/data.ts";
 import { testTransport } from "./compliance/suite.ts";
 import type { World } from "./compliance/world.ts";
 import { file } from "./kit/file.ts";
@@ -32,4 +31,3 @@ const openOne = (options: { rank: number; world: number }) =>
   file().open({ ...options, store: memoryStores()() });
 
 testTransport({ name: "file", capabilities: file().capabilities, open, openOne });
-testData({ name: "file", capabilities: file().capabilities, open, openOne });

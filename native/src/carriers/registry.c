@@ -7,17 +7,8 @@
 #include "round/carrier.h"
 #include "round/select.h"
 
-const tb_carrier *const tb_carriers[] = {
-    &tb_carrier_cuda_ipc,
-    &tb_carrier_shm,
-    &tb_carrier_nccl,
-    &tb_carrier_ucx,
-#ifdef TB_TEST_CARRIERS
-    &tb_carrier_file, /* native/test/carriers/file */
-#endif
-    &tb_carrier_stream,
-    NULL,
-};
+#define TB_CARRIER_ROW(BIT, name) &tb_carrier_##name,
+const tb_carrier *const tb_carriers[] = {TB_CARRIERS(TB_CARRIER_ROW) NULL};
 
 int32_t tb_session_open(const tb_session_options *options, uint64_t *session, int32_t *event_fd, tb_error *err) {
     return tb_session_open_with(options, tb_carriers, &tb_devices_cuda, session, event_fd, err);

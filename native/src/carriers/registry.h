@@ -4,24 +4,31 @@
 
 #include "round/carrier.h"
 
-/* The bits of tb_carrier_bits by number. */
-enum tb_carrier_number {
-    TB_CARRIER_STREAM = 0,
-    TB_CARRIER_SHM = 1,
-    TB_CARRIER_CUDA_IPC = 2,
-    TB_CARRIER_NCCL = 3,
-    TB_CARRIER_FILE = 4, /* in the library of the tests alone */
-    TB_CARRIER_UCX = 5,
-};
+/* The carrier of the tests, native/test/carriers/file, is in a library of its own; its bit is given to no other. */
+enum { TB_CARRY_FILE = 16 };
+#ifdef TB_TEST_CARRIERS
+#define TB_CARRIERS_OF_TESTS(row) row(FILE, file)
+#else
+#define TB_CARRIERS_OF_TESTS(row)
+#endif
 
-extern const tb_carrier tb_carrier_stream;
-extern const tb_carrier tb_carrier_shm;
-extern const tb_carrier tb_carrier_cuda_ipc;
-extern const tb_carrier tb_carrier_nccl;
-extern const tb_carrier tb_carrier_ucx;
-extern const tb_carrier tb_carrier_file;
+/* Each by its bit in tb_carrier_bits, TB_CARRY_..., and its table, tb_carrier_...; the one that is preferred first. */
+#define TB_CARRIERS(row)      \
+    row(CUDA_IPC, cuda_ipc)   \
+    row(SHM, shm)             \
+    row(NCCL, nccl)           \
+    row(UCX, ucx)             \
+    TB_CARRIERS_OF_TESTS(row) \
+    row(STREAM, stream)
 
-/* All of them, the one that is preferred first; NULL ends them. */
+/* The number of each, which is that of its bit: TB_CARRIER_.... */
+#define TB_CARRIER_NUMBER(BIT, name) TB_CARRIER_##BIT = __builtin_ctz(TB_CARRY_##BIT),
+enum tb_carrier_number { TB_CARRIERS(TB_CARRIER_NUMBER) };
+
+#define TB_CARRIER_DECLARED(BIT, name) extern const tb_carrier tb_carrier_##name;
+TB_CARRIERS(TB_CARRIER_DECLARED)
+
+/* All of them, in the order of preference; NULL ends them. */
 extern const tb_carrier *const tb_carriers[];
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * The seam for carriers: who brings the buckets of a peer into this rank's memory. carriers/registry.c lists them; nothing
+ * The seam for carriers: who brings the buckets of a peer into this rank's memory. carriers/registry.h lists them; nothing
  * here knows which there are. docs/adding-a-transport.md shows how one is added.
  *
  * There are three ways. A stream: buckets travel as frames over the connections of the two ranks, and wire/ moves them.
@@ -22,9 +22,10 @@
  * returns at once; the worker calls tb_pull_end, exactly once for each, in any order, from any thread. Buckets come in the
  * order (wave, stage, channel, sequence), and all that are READY are submitted, so that a worker may take several at a time.
  *
- * Both look at tb_pull_stopped before they touch memory. A round that fails sets it, waits for every pull that has begun,
- * and then answers the source with QUIET: the source's round ends, and its memory is free, when all its targets have. So a
- * worker never just drops a pull, and ends it within the session's quiesce_ms, or memory is quarantined on both sides.
+ * `move` is called no more once the round has failed; a worker looks at tb_pull_stopped before it touches memory. A round that
+ * fails sets it, waits for every pull that has begun, and then answers the source with QUIET: the source's round ends, and its
+ * memory is free, when all its targets have. So a worker never just drops a pull, and ends it within the session's quiesce_ms,
+ * or memory is quarantined on both sides.
  *
  * A bucket lies where pull->transfer->program says, with its chunks. tb_import_end gives the source end of a chunk: region,
  * offset, descriptor and element type; the target's end is that of the program (tb_flow_start_end). A bucket from this rank
@@ -65,7 +66,10 @@ typedef struct tb_carrier {
      */
     const char *(*lacks)(const tb_wire_identity *a, const tb_wire_identity *b, char *words, size_t size, int32_t *code);
 
-    /* ---- a session that may use it: each may be NULL ---- */
+    /*
+     * ---- a session that may use it: each may be NULL. All but session_open are called for every session, also for one that does
+     * not use it: then session->carrier_state[number] is NULL ----
+     */
     /* When the session opens, before its threads run: session->carrier_state[number] is the carrier's own. */
     int32_t (*session_open)(tb_session *session, tb_error *err);
     /* The session ends: everything of the carrier's own does. The lock is held. */
@@ -108,9 +112,12 @@ typedef struct tb_carrier {
      * not let it: then a stream may do.
      */
     int32_t (*open)(tb_import *import, const tb_exchange *exchange, tb_error *err);
-    /* Gives back what open took; also if open failed. Without the lock. */
+    /* Gives back what open took; also if open failed or was never called: import->opened is NULL then. Without the lock. */
     void (*close)(tb_import *import);
-    /* One of the two, see above; submit also for TB_WAY_JOINT. *err is filled if TB_MOVED_NOT is given. */
+    /*
+     * One of the two, see above; submit also for TB_WAY_JOINT. *err is filled if TB_MOVED_NOT is given. Several threads of the session
+     * may be in `move` at once, each with a job of its own, also for one import. It must not wait for the peer.
+     */
     enum tb_moved (*move)(tb_job *job, uint64_t limit, tb_error *err);
     void (*submit)(tb_pull *pull);
 

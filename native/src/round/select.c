@@ -1,10 +1,67 @@
-/* Which carrier a pair of ranks gets: a pure function of what both have said. No lock is needed. */
+/*
+ * Which carriers there are, and which of them a pair of ranks gets: a pure function of what both have said. No lock is needed.
+ */
 #include <stdio.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "round/carrier.h"
 #include "round/select.h"
+
+/* ---- what a carrier has to say of itself --------------------------------------------------------------- */
+
+/* The first operation or fact that it lacks; NULL if it lacks none. */
+static const char *unsaid(const tb_carrier *carrier) {
+    const struct {
+        uint32_t ways;
+        bool said;
+        const char *what;
+    } needs[] = {
+        {TB_WAY_STREAM | TB_WAY_PULL | TB_WAY_JOINT, carrier->memory != 0, "memory"},
+        {TB_WAY_PULL, carrier->describe != NULL, "describe"},
+        {TB_WAY_PULL, carrier->open != NULL, "open"},
+        {TB_WAY_PULL, carrier->close != NULL, "close"},
+        {TB_WAY_PULL, (carrier->move != NULL) != (carrier->submit != NULL), "either move or submit"},
+        {TB_WAY_JOINT, carrier->submit != NULL, "submit"},
+        {TB_WAY_JOINT, carrier->plan != NULL, "plan"},
+        {TB_WAY_JOINT, carrier->transfer_free != NULL, "transfer_free"},
+        {TB_WAY_JOINT, carrier->busy != NULL, "busy"},
+        {TB_WAY_JOINT, carrier->round_begin != NULL, "round_begin"},
+        {TB_WAY_JOINT, carrier->round_failed != NULL, "round_failed"},
+        {TB_WAY_JOINT, carrier->frame != NULL, "frame"},
+        {TB_WAY_JOINT, carrier->peer_aborted != NULL, "peer_aborted"},
+        {TB_WAY_JOINT, carrier->peer_released != NULL, "peer_released"},
+        {TB_WAY_JOINT, carrier->peer_gone != NULL, "peer_gone"},
+    };
+    for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++) {
+        if ((needs[i].ways & carrier->way) != 0 && !needs[i].said) {
+            return needs[i].what;
+        }
+    }
+    return carrier->way == TB_WAY_STREAM || carrier->way == TB_WAY_PULL || carrier->way == TB_WAY_JOINT ? NULL : "one way";
+}
+
+int32_t tb_carriers_check(const tb_carrier *const *carriers, tb_error *err) {
+    uint32_t numbers = 0;
+    for (const tb_carrier *const *at = carriers; *at != NULL; at++) {
+        const tb_carrier *carrier = *at;
+        const char *name = carrier->name == NULL ? "without a name" : carrier->name;
+        if (carrier->number >= TB_CARRIER_NUMBERS || (numbers >> carrier->number & 1) != 0) {
+            return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
+                           "the carrier %s has the number %u: give it one below %d that no other carrier has", name,
+                           carrier->number, TB_CARRIER_NUMBERS);
+        }
+        numbers |= 1u << carrier->number;
+        const char *what = carrier->name == NULL ? "name" : unsaid(carrier);
+        if (what != NULL) {
+            return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
+                           "the carrier %s has to have %s: add it to its table (native/src/round/carrier.h)", name, what);
+        }
+    }
+    return TB_OK;
+}
+
+/* ---- the choice ---------------------------------------------------------------------------------------- */
 
 /* A session that names no carrier streams. */
 static bool allows(const tb_wire_identity *identity, const tb_carrier *carrier) {

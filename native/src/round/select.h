@@ -5,6 +5,11 @@
 #include "round/carrier.h"
 
 /*
+ * A table says all that the engine asks of it: numbers that fit and differ, and what each carrier's way needs. Fails and names the
+ * carrier and what it has not; a session opens with no other table.
+ */
+int32_t tb_carriers_check(const tb_carrier *const *carriers, tb_error *err);
+/*
  * The carrier of a pair: a pure function of what both have said, the same whichever end asks. Fails if there is none; the
  * message names what is missing.
  */

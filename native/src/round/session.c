@@ -117,7 +117,10 @@ static int32_t identify(tb_session *session, tb_error *err) {
         streams_alone = streams_alone && ((asked & bit) == 0 || (*at)->way == TB_WAY_STREAM);
     }
     if ((asked & ~built) != 0) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "carriers %x were asked for, and this build has %x", asked, built);
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
+                       "carriers 0x%x were asked for, and the native library has 0x%x: it is of another version; run `npm rebuild "
+                       "tensorbus`, in a clone `npm run build:native`",
+                       asked, built);
     }
     identity->carriers |= session->options.carriers & TB_CARRY_SHARED_GPU;
     identity->pid = getpid();
@@ -157,6 +160,9 @@ int32_t tb_session_make(const tb_session_options *options, const tb_backend *bac
                         int32_t *event_fd, tb_error *err) {
     tb_session *session = NULL;
     int32_t code = check_options(options, err);
+    if (code == TB_OK) {
+        code = tb_carriers_check(carriers, err);
+    }
     if (code == TB_OK) {
         code = make_session(options, backend, carriers, devices, &session, event_fd, err);
     }
