@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { Deadline, waitUntil } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import type { StoreCallOptions } from "./store.ts";
@@ -34,6 +35,8 @@ export class StoreLife {
     const deadline = options instanceof Deadline ? options : new Deadline(options);
     return waitUntil<T>(what, deadline, (resolve, reject) => {
       const settled = new AbortController();
+      // A call made of hundreds hands its signal on to each of them, which Node.js would take for a leak.
+      setMaxListeners(0, settled.signal);
       this.#underWay.add(reject);
       start(settled.signal, deadline).then(resolve, reject);
       return () => {

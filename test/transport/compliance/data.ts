@@ -17,7 +17,7 @@ export function testData(subject: Subject): void {
     beforeAll(async () => {
       world = await subject.open(6);
     });
-    afterAll(() => world[Symbol.asyncDispose]());
+    afterAll(() => world?.[Symbol.asyncDispose]());
 
     const each = (name: string, options: CaseOptions, firstSeed: number, checksum = false) =>
       test(name, async () => {

@@ -15,7 +15,7 @@ export function testStrategies(subject: Subject): void {
     beforeAll(async () => {
       world = await subject.open(16);
     });
-    afterAll(() => world[Symbol.asyncDispose]());
+    afterAll(() => world?.[Symbol.asyncDispose]());
 
     const each = (name: string, options: CaseOptions, firstSeed: number) =>
       test(name, async () => {
