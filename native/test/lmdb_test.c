@@ -108,7 +108,7 @@ static void make_mutex(pthread_mutex_t *mutex) {
     CHECK(pthread_mutex_init(mutex, &kind) == 0, "a mutex");
 }
 
-/* Who holds the lock of writers, and whether whoever is inside of the gate may free it. */
+/* The holder of the lock of writers is known, and that it may be freed by whoever is inside of the gate. */
 static void test_writer(void) {
 #ifdef __GLIBC__
     uint8_t file[PAGE * PAGES];

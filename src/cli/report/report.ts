@@ -30,7 +30,7 @@ export interface Summary {
   readonly imbalance: number;
   readonly stages: readonly ReportStage[];
   readonly patterns: readonly ReportPattern[];
-  /** `undefined` where the model's tensors themselves are what the sides have. */
+  /** `undefined` if the model's tensors themselves are what the sides have. */
   readonly parameters: ReportParameters | undefined;
   readonly budgets: readonly ReportBudget[];
   /** `undefined` without a topology. */
