@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <sched.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,141 +70,6 @@ const tb_lmdb_meta *tb_lmdb_newest(const tb_lmdb_meta metas[TB_LMDB_METAS], cons
         return NULL;
     }
     return newest;
-}
-
-/* ---- the lock file ------------------------------------------------------------------------------------- */
-
-/* Kinds of glibc's mutexes that processes share: what it makes of LMDB's attributes, and what we make of that. */
-enum { ROBUST = 16 + 128, PLAIN = 128 };
-
-#define FUTEX_OWNER 0x3fffffffu /* the bits of a robust mutex's word that name the thread which holds it */
-#define BY_THE_GATE 0x40000000  /* in the owner of a plain one, whose word only says that it is held */
-
-/* A mutex begins with its word. */
-static uint32_t word_of(const pthread_mutex_t *mutex) {
-    return atomic_load_explicit((_Atomic uint32_t *)mutex, memory_order_acquire);
-}
-
-uint32_t tb_lmdb_adder(const tb_lmdb_locks *locks) {
-    return word_of(&locks->head.body.reader_table) & FUTEX_OWNER;
-}
-
-#ifdef __GLIBC__
-static bool is_lmdbs(const pthread_mutex_t *mutex) {
-    return mutex->__data.__kind == ROBUST;
-}
-
-static bool is_plain(const pthread_mutex_t *mutex) {
-    return mutex->__data.__kind == PLAIN;
-}
-
-static _Atomic int *owner_of(const pthread_mutex_t *mutex) {
-    return (_Atomic int *)&mutex->__data.__owner;
-}
-
-/* Glibc ends the process which takes a free one that has an owner. */
-static bool is_free_whole(const pthread_mutex_t *mutex) {
-    return !is_plain(mutex) || word_of(mutex) != 0 || atomic_load(owner_of(mutex)) == 0;
-}
-
-void tb_lmdb_make_plain(tb_lmdb_locks *locks) {
-    if (is_lmdbs(&locks->writer) && (word_of(&locks->writer) & FUTEX_OWNER) == 0) {
-        *owner_of(&locks->writer) = 0;
-        atomic_store_explicit((_Atomic uint32_t *)&locks->writer, 0, memory_order_release);
-        locks->writer.__data.__kind = PLAIN;
-    }
-}
-
-void tb_lmdb_mark_writer(tb_lmdb_locks *locks) {
-    if (is_plain(&locks->writer)) {
-        atomic_fetch_or_explicit(owner_of(&locks->writer), BY_THE_GATE, memory_order_release);
-    }
-}
-
-uint32_t tb_lmdb_writer(const tb_lmdb_locks *locks, bool *dead) {
-    uint32_t word = word_of(&locks->writer);
-    *dead = false;
-    if (!is_plain(&locks->writer)) {
-        return word & FUTEX_OWNER;
-    }
-    int owner = word == 0 ? 0 : atomic_load_explicit(owner_of(&locks->writer), memory_order_acquire);
-    uint32_t thread = (uint32_t)owner & ~(uint32_t)BY_THE_GATE;
-    struct sched_param unused;
-    /* One that has died on its way in or out has not named itself, or no more. */
-    bool gone = thread == 0 || (sched_getparam((pid_t)thread, &unused) != 0 && errno == ESRCH);
-    *dead = word != 0 && ((owner & BY_THE_GATE) != 0 || gone);
-    return thread;
-}
-
-static void free_writer(tb_lmdb_locks *locks, uint64_t transaction) {
-    atomic_store_explicit(&locks->head.body.transaction, transaction, memory_order_release);
-    locks->writer.__data.__nusers = 0;
-    atomic_store_explicit(owner_of(&locks->writer), 0, memory_order_release);
-    atomic_store_explicit((_Atomic uint32_t *)&locks->writer, 0, memory_order_release);
-}
-#else
-static bool is_lmdbs(const pthread_mutex_t *mutex) {
-    (void)mutex;
-    return true;
-}
-
-static bool is_free_whole(const pthread_mutex_t *mutex) {
-    (void)mutex;
-    return true;
-}
-
-static bool is_plain(const pthread_mutex_t *mutex) {
-    (void)mutex;
-    return false;
-}
-
-void tb_lmdb_make_plain(tb_lmdb_locks *locks) {
-    (void)locks;
-}
-
-void tb_lmdb_mark_writer(tb_lmdb_locks *locks) {
-    (void)locks;
-}
-
-uint32_t tb_lmdb_writer(const tb_lmdb_locks *locks, bool *dead) {
-    *dead = false;
-    return word_of(&locks->writer) & FUTEX_OWNER;
-}
-
-static void free_writer(tb_lmdb_locks *locks, uint64_t transaction) {
-    (void)locks;
-    (void)transaction;
-}
-#endif
-
-const char *tb_lmdb_check_lock_head(const tb_lmdb_locks *locks) {
-    if (locks->head.body.magic != TB_LMDB_MAGIC) {
-        return "it is no lock file of LMDB";
-    }
-    bool has_writer = is_lmdbs(&locks->writer) || is_plain(&locks->writer);
-    if (!is_lmdbs(&locks->head.body.reader_table) || !has_writer || !is_lmdbs(&locks->sync)) {
-        return "its locks are none";
-    }
-    if (locks->head.body.readers > TB_LMDB_READERS) {
-        return "it counts more readers than it has room for";
-    }
-    return NULL;
-}
-
-const char *tb_lmdb_check_locks(const tb_lmdb_locks *locks, uint64_t transaction) {
-    const char *problem = tb_lmdb_check_lock_head(locks);
-    if (problem != NULL) {
-        return problem;
-    }
-    if (!is_free_whole(&locks->writer)) {
-        return "its lock of writers is free and has an owner";
-    }
-    uint64_t named = atomic_load_explicit(&((tb_lmdb_locks *)locks)->head.body.transaction, memory_order_acquire);
-    /* A writer that was killed right after its commit has not told; who locks next does. */
-    if (named != transaction && named + 1 != transaction) {
-        return "it names another transaction than the data file";
-    }
-    return NULL;
 }
 
 /* ---- the trees ----------------------------------------------------------------------------------------- */
@@ -423,7 +287,7 @@ int32_t tb_lmdb_free_writer(tb_lmdb_locks *locks, const char *data_path, tb_erro
     int32_t rc = read_newest(fd, data_path, &meta, err);
     close(fd);
     if (rc == TB_OK) {
-        free_writer(locks, meta.transaction);
+        tb_lmdb_free_lock(locks, meta.transaction);
     }
     return rc;
 }

@@ -120,6 +120,8 @@ uint32_t tb_lmdb_adder(const tb_lmdb_locks *locks);
 void tb_lmdb_make_plain(tb_lmdb_locks *locks);
 /* Inside of a write transaction, which the gate has let in. */
 void tb_lmdb_mark_writer(tb_lmdb_locks *locks);
+/* Frees the lock of writers, and says what was committed last. */
+void tb_lmdb_free_lock(tb_lmdb_locks *locks, uint64_t transaction);
 /* Inside of the gate: frees the lock of a writer that has died, and says what it has committed, as LMDB does. TB_EBUS_FORMAT. */
 int32_t tb_lmdb_free_writer(tb_lmdb_locks *locks, const char *data_path, tb_error *err);
 
