@@ -30,12 +30,10 @@ const lengths: usize = memory.data(64, 8);
 /** Sets `boxCount` and `chunkCount` to those of a tensor. */
 export function countTensor(tensor: u32): void {
   enter(tensor);
-  const before = mark();
   boxCount = 1;
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) boxCount = countTimes(boxCount, overlapAt(dim).count);
   if (pattern.striping == DIRECT) chunkCount = countDirect();
   else chunkCount = countStriped();
-  release(before);
 }
 
 /** The chunks of all tensors: tensors of a class have equally many. */
@@ -59,11 +57,14 @@ export function countWorld(): i64 {
 }
 
 function countDirect(): i64 {
+  const before = mark();
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
     const overlap = overlapAt(dim);
     collect(dim, overlap.lengths, 0, overlap.count);
   }
-  return countTimes(countPieces(), chunksPerPiece());
+  const chunks = countTimes(countPieces(), chunksPerPiece());
+  release(before);
+  return chunks;
 }
 
 /** A piece goes to every replica; a reduced one has a chunk from each contributor besides. */

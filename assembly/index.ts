@@ -9,6 +9,7 @@ import { findChannels } from "./channels";
 import { boxCount, chunkCount, countTensor, countWorld } from "./count";
 import { dependencies as dependencyList, dependencyFirst, findDependencies } from "./depend";
 import { fail, TB_PLAN_TOO_LARGE } from "./error";
+import { startHolders } from "./holders";
 import { startHomes } from "./homes";
 import { linksAt } from "./links";
 import { fans, loadImage, reduces, wide, world } from "./model";
@@ -29,7 +30,7 @@ import { startRoutes } from "./route";
 import { recordBytes, recordCount, records, restartPieces, seen, toRecords } from "./sink";
 import { startNearby } from "./nearby";
 import { startShares } from "./shares";
-import { startStripes } from "./stripe";
+import { openStripes, startStripes } from "./stripe";
 import { buckets, endHome, endTally, kinds, ranks, startHome, startTally } from "./tally";
 import { walkHome, walkRank, walkTensor } from "./walk";
 import { i64At, NONE } from "./words";
@@ -51,8 +52,10 @@ export function open(at: usize): void {
   loadImage(at);
   startNearby();
   startHomes();
+  startHolders();
   startRoutes();
   startShares();
+  openStripes();
   startStripes();
 }
 
@@ -68,7 +71,9 @@ export function resume(): void {
   release(kept);
   startNearby();
   startHomes();
+  startHolders();
   startShares();
+  startStripes();
 }
 
 export { findChannels, linksAt, stageWaves, tableAt, tableLength, useTable };

@@ -5,20 +5,9 @@
  */
 import { hosts, patternAt, patternCount, Side } from "./model";
 import { alloc } from "./arena";
+import { enterHolders, holderCount, holderEntries } from "./holders";
 import { findHost, foundEnd, foundFirst, holderAt, hostCount, listedHost, nearbyList } from "./nearby";
-import {
-  foundContribution,
-  foundReplica,
-  holdsSource,
-  hostOf,
-  ordinal,
-  pattern,
-  source,
-  sourceRankAt,
-  target,
-  targetRankAt,
-  wantsTarget,
-} from "./tensor";
+import { holdsSource, hostOf, ordinal, pattern, source, sourceRankAt, target } from "./tensor";
 import { commonDivisor, setU32, u32At } from "./words";
 
 /** The ranks that may own the pieces of a box of a pattern: the same for all that go from the same holders to the same. */
@@ -117,6 +106,15 @@ export function senderOf(origin: u32, item: i64, items: i64, rank: u32): u32 {
  */
 export function listOwners(sourceAt: u32, targetAt: u32): void {
   const holders = source.replicas * source.contributions;
+  if (pattern.meeting) {
+    enterHolders(sourceAt, targetAt);
+    if (holderCount > 0) {
+      owners = holderEntries;
+      ownerCount = holderCount;
+      allOwn = false;
+      return;
+    }
+  }
   const known = changetype<Owners>(u32At(ownersOf, pattern.index));
   owners = known.list;
   if (known.sourceAt == sourceAt && known.targetAt == targetAt) {
@@ -126,33 +124,12 @@ export function listOwners(sourceAt: u32, targetAt: u32): void {
     return;
   }
   ownerCount = 0;
-  if (pattern.meeting) {
-    if (target.replicas < holders) listMeetingReplicas(targetAt);
-    else listMeetingHolders(sourceAt, holders);
-  }
-  if (ownerCount == 0 && hosts != 0) listNearTargets(sourceAt, targetAt, holders);
+  if (hosts != 0) listNearTargets(sourceAt, targetAt, holders);
   known.sourceAt = sourceAt;
   known.targetAt = targetAt;
   known.count = ownerCount;
   allOwn = ownerCount == 0;
   if (allOwn) ownerCount = holders;
-}
-
-function listMeetingHolders(sourceAt: u32, holders: u32): void {
-  for (let entry: u32 = 0; entry < holders; entry++) {
-    if (wantsTarget(ownerRank(sourceAt, entry))) setU32(owners, ownerCount++, entry);
-  }
-}
-
-/** As `listMeetingHolders`, if there are fewer replicas to ask. */
-function listMeetingReplicas(targetAt: u32): void {
-  for (let replica: u32 = 0; replica < target.replicas; replica++) {
-    if (!holdsSource(targetRankAt(targetAt, replica))) continue;
-    const entry = foundReplica * source.contributions + foundContribution;
-    let at = ownerCount++;
-    for (; at > 0 && u32At(owners, at - 1) > entry; at--) setU32(owners, at, u32At(owners, at - 1));
-    setU32(owners, at, entry);
-  }
 }
 
 /** Holders on a host of a target; none are listed if all of them are. */

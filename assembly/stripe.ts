@@ -8,24 +8,25 @@ import { alloc } from "./arena";
 import { Axis } from "./axis";
 import { boxLengths, boxSource, boxTarget } from "./box";
 import { cutBox, cutGrid, pieceLengths, pieceOffsets, pieces, slabAt, slabStart } from "./cut";
-import { bucketBytes, DIRECT, HOST, hosts, patternAt, patternCount, Side, world } from "./model";
+import { Groups, groupsAt, startGroups } from "./groups";
+import { enterHolders, holderCount, hostHolds } from "./holders";
+import { bucketBytes, DIRECT, HOST, hosts, patternAt, patternCount } from "./model";
 import { stripeRotation } from "./route";
 import {
-  holdsSource,
   hostOf,
   pattern,
   source,
+  sourceOrigin,
   target,
   targetGroups,
   targetLength,
   targetOrigin,
   targetRankAt,
 } from "./tensor";
-import { commonMultiple, i64At, setI64, setU32, u32At } from "./words";
+import { commonMultiple, i64At, NONE, setI64, setU32, u32At } from "./words";
 
 /** A cell is at least this part of a bucket: 16 KiB of 8 MiB. Smaller tensors go to the members in turn. */
 const CELLS_PER_BUCKET: i64 = 512;
-const NOWHERE: u32 = 0xffffffff;
 
 /** The groups and cells of the replicas of one target group, made when they are first met. */
 // @ts-ignore: decorator
@@ -33,60 +34,46 @@ const NOWHERE: u32 = 0xffffffff;
 class Stripes {
   /** Whose they are: the index in the mesh of the first replica. */
   origin: u32;
-  groups: u32;
-  /** Members of the largest group. */
-  largest: u32;
-  /** Replicas in group g are `members[pointers[g]]` up to `members[pointers[g + 1]]`. */
-  pointers: usize;
-  members: usize;
-  groupOf: usize;
-  /** A byte for each group: a member holds the box at hand on the source side. */
-  holds: usize;
-  /** The source of that box, and the replicas without it in groups of which a member holds it. */
-  heldAt: u32;
-  missing: usize;
-  missingCount: u32;
+  groups: usize;
   cells: i64;
   slabs: usize;
   lengths: usize;
 }
 
 let stripes: Stripes = changetype<Stripes>(0);
-let hostGroup: usize = 0;
+let groups: Groups = changetype<Groups>(0);
 
-export function startStripes(): void {
-  hostGroup = 0;
+/** Makes room for the stripes of all patterns, once a plan. */
+export function openStripes(): void {
   for (let index: u32 = 0; index < patternCount; index++) {
     const one = patternAt(index);
     if (one.striping == DIRECT) continue;
-    if (one.striping == HOST && hostGroup == 0) hostGroup = alloc((<usize>world) << 2);
     const made = changetype<Stripes>(alloc(offsetof<Stripes>()));
-    const replicas = <usize>changetype<Side>(one.target).replicas;
-    made.origin = NOWHERE;
-    made.pointers = alloc((replicas + 1) << 2);
-    made.members = alloc(replicas << 2);
-    made.groupOf = alloc(replicas << 2);
-    made.holds = alloc(replicas);
-    made.heldAt = NOWHERE;
-    made.missing = alloc(replicas << 2);
     made.slabs = alloc(64);
     made.lengths = alloc(64);
     one.stripes = changetype<usize>(made);
   }
 }
 
+/** Forgets groups: they are made anew where memory was given back. */
+export function startStripes(): void {
+  startGroups();
+  for (let index: u32 = 0; index < patternCount; index++) {
+    const one = patternAt(index);
+    if (one.striping != DIRECT) changetype<Stripes>(one.stripes).origin = NONE;
+  }
+}
+
 /** Takes up the stripes of the target group at hand, whose first replica stands at `origin`. */
 export function enterStripes(origin: u32): void {
   stripes = changetype<Stripes>(pattern.stripes);
-  if (stripes.origin == origin) return;
-  // One group of all is the same wherever it stands.
-  if (stripes.origin == NOWHERE || pattern.striping == HOST) formGroups(origin);
-  stripes.origin = origin;
-  stripes.heldAt = NOWHERE;
-  stripes.largest = 0;
-  for (let group: u32 = 0; group < stripes.groups; group++) {
-    stripes.largest = max(stripes.largest, groupSize(group));
+  if (stripes.origin == origin) {
+    groups = changetype<Groups>(stripes.groups);
+    return;
   }
+  groups = groupsAt(target, origin, pattern.striping == HOST);
+  stripes.groups = changetype<usize>(groups);
+  stripes.origin = origin;
   let empty = false;
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) {
     setI64(stripes.lengths, dim, targetLength(dim));
@@ -97,49 +84,7 @@ export function enterStripes(origin: u32): void {
   const least = bucketBytes / CELLS_PER_BUCKET;
   stripes.cells = empty
     ? 0
-    : cutGrid(pattern.ndim, stripes.lengths, item, bucketBytes, stripes.largest, least, stripes.slabs);
-}
-
-/** Numbers groups by their first replicas; replicas stay in order within a group. */
-function formGroups(origin: u32): void {
-  const replicas = target.replicas;
-  const byHost = pattern.striping == HOST && hosts != 0;
-  if (byHost) {
-    for (let replica: u32 = 0; replica < replicas; replica++) {
-      setU32(hostGroup, hostOf(targetRankAt(origin, replica)), NOWHERE);
-    }
-  }
-  let count: u32 = 0;
-  for (let replica: u32 = 0; replica < replicas; replica++) {
-    let group: u32 = 0;
-    if (byHost) {
-      const host = hostOf(targetRankAt(origin, replica));
-      group = u32At(hostGroup, host);
-      if (group == NOWHERE) {
-        group = count;
-        setU32(hostGroup, host, group);
-      }
-    }
-    if (group == count) setU32(stripes.pointers, ++count, 0);
-    setU32(stripes.groupOf, replica, group);
-    setU32(stripes.pointers, group + 1, u32At(stripes.pointers, group + 1) + 1);
-  }
-  stripes.groups = count;
-  setU32(stripes.pointers, 0, 0);
-  for (let group: u32 = 0; group < count; group++) {
-    setU32(stripes.pointers, group + 1, u32At(stripes.pointers, group + 1) + u32At(stripes.pointers, group));
-  }
-  // Filled from the back, so that the ends of groups become their beginnings, one group further.
-  for (let replica = replicas; replica > 0; replica--) {
-    const group = u32At(stripes.groupOf, replica - 1);
-    const place = u32At(stripes.pointers, group + 1) - 1;
-    setU32(stripes.members, place, replica - 1);
-    setU32(stripes.pointers, group + 1, place);
-  }
-  for (let group: u32 = 0; group < count; group++) {
-    setU32(stripes.pointers, group, u32At(stripes.pointers, group + 1));
-  }
-  setU32(stripes.pointers, count, replicas);
+    : cutGrid(pattern.ndim, stripes.lengths, item, bucketBytes, groups.largest, least, stripes.slabs);
 }
 
 /** After how many tensors of a class the rotation over members is where it was, for all target groups. */
@@ -149,7 +94,7 @@ export function stripePeriod(): i64 {
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) setU32(targetGroups, dim, 0);
   do {
     enterStripes(targetOrigin());
-    for (let group: u32 = 0; group < stripes.groups; group++) {
+    for (let group: u32 = 0; group < groups.count; group++) {
       if (stripes.cells % groupSize(group) == 0) continue;
       period = commonMultiple(period, groupSize(group));
       if (period > i32.MAX_VALUE) return period;
@@ -170,20 +115,32 @@ export function nextTargetGroup(): bool {
 }
 
 export function groupCount(): u32 {
-  return stripes.groups;
+  return groups.count;
 }
 export function largestGroup(): u32 {
-  return stripes.largest;
+  return groups.largest;
 }
 export function groupSize(group: u32): u32 {
-  return u32At(stripes.pointers, group + 1) - u32At(stripes.pointers, group);
+  return u32At(groups.pointers, group + 1) - u32At(groups.pointers, group);
 }
 /** The replica that is member `index` of a group. */
 export function groupMember(group: u32, index: u32): u32 {
-  return u32At(stripes.members, u32At(stripes.pointers, group) + index);
+  return u32At(groups.members, u32At(groups.pointers, group) + index);
 }
 export function groupOf(replica: u32): u32 {
-  return u32At(stripes.groupOf, replica);
+  return u32At(groups.groupOf, replica);
+}
+/** The index of a replica in its group. */
+export function indexInGroup(replica: u32): u32 {
+  const group = groupOf(replica);
+  let low: u32 = 0;
+  let high = groupSize(group);
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (groupMember(group, middle) < replica) low = middle + 1;
+    else high = middle;
+  }
+  return low;
 }
 export function cellCount(): i64 {
   return stripes.cells;
@@ -196,32 +153,19 @@ export function stripeMember(group: u32, cell: i64): u32 {
 }
 
 /**
- * Marks the groups with a member that holds the box at hand as a source: the others get it from there, or
- * from wherever a direct plan takes it, and there is nothing to be striped.
+ * Takes up who holds the box at hand as a source and wants it: the others of such a group get it from there, or from
+ * wherever a direct plan takes it, and there is nothing to be striped.
  */
-export function markHolders(origin: u32, targetAt: u32): void {
-  if (stripes.heldAt == origin) return;
-  stripes.heldAt = origin;
-  memory.fill(stripes.holds, 0, stripes.groups);
-  for (let replica: u32 = 0; replica < target.replicas; replica++) {
-    if (holdsSource(targetRankAt(targetAt, replica))) store<u8>(stripes.holds + groupOf(replica), 1);
-  }
-  stripes.missingCount = 0;
-  for (let replica: u32 = 0; replica < target.replicas; replica++) {
-    if (!groupHolds(groupOf(replica)) || holdsSource(targetRankAt(targetAt, replica))) continue;
-    setU32(stripes.missing, stripes.missingCount++, replica);
-  }
+export function enterGroupHolders(targetAt: u32): void {
+  holdersAt = targetAt;
+  enterHolders(sourceOrigin(), targetAt);
 }
+let holdersAt: u32 = 0;
 
-export function missingCount(): u32 {
-  return stripes.missingCount;
-}
-export function missingReplica(at: u32): u32 {
-  return u32At(stripes.missing, at);
-}
-
+/** True if a member of the group holds the box. */
 export function groupHolds(group: u32): bool {
-  return load<u8>(stripes.holds + group) != 0;
+  if (pattern.striping != HOST || hosts == 0) return holderCount > 0;
+  return holderCount > 0 && hostHolds(hostOf(targetRankAt(holdersAt, groupMember(group, 0))));
 }
 
 /** Makes a cell the piece at hand. */

@@ -4,29 +4,31 @@
  * as a direct plan serves it. Whole cells are handed on. But if a rank can be on both sides, some boxes of a cell
  * may not be striped, and every piece is handed on by itself.
  */
+import { firstSolution, modulo, solutionStep, startSolutions } from "./congruence";
 import { pieces, placePiece } from "./cut";
 import { HOST, hosts } from "./model";
-import { findHost, foundFirst, holderAt, indexOnHost, nearbyList } from "./nearby";
+import { findHost, foundEnd, foundFirst, holderAt, indexOnHost, nearbyList } from "./nearby";
 import { rotation, senderOf } from "./route";
 import { COPY, emit, emitOnce, SEND } from "./sink";
 import {
   cell,
   cellCount,
+  enterGroupHolders,
   enterStripes,
   groupCount,
   groupHolds,
   groupMember,
   groupOf,
   groupSize,
-  markHolders,
-  missingCount,
-  missingReplica,
+  indexInGroup,
   nextPart,
   placeCell,
   startParts,
   stripeMember,
 } from "./stripe";
 import {
+  foundReplica,
+  holdsSource,
   hostOf,
   pattern,
   source,
@@ -55,8 +57,9 @@ export function sendStripes(rank: u32, origin: u32): void {
   const targetAt = targetOrigin();
   const total = startParts(targetAt, senders);
   const groups: i64 = groupCount();
-  if (pattern.meeting) markHolders(origin, targetAt);
+  if (pattern.meeting) enterGroupHolders(targetAt);
   const isOwn = pattern.meeting && wantsTarget(rank);
+  const replica = foundReplica;
   if (senders > 1) startTurns(rank, origin, targetAt, total * groups);
   let first: i64 = 0;
   while (nextPart(senders)) {
@@ -65,7 +68,8 @@ export function sendStripes(rank: u32, origin: u32): void {
     if (senders == 1) sendAll(rank, targetAt, count);
     else sendTurns(rank, targetAt, first, first + count * groups);
     if (hosts != 0 && senders > 1) sendNear(rank, targetAt, first, first + count * groups);
-    if (pattern.meeting) sendMissing(rank, origin, targetAt, first, total * groups, count);
+    if (senders > 1 && pattern.meeting) sendMissing(rank, targetAt, first, count);
+    else if (isOwn) sendOthers(rank, targetAt, replica, count);
     first += pieces * groups;
   }
 }
@@ -82,7 +86,10 @@ let turn: i64 = 0;
 let nearTurn: i64 = 0;
 let near: i64 = 0;
 let nearby: usize = 0;
-/** The group of the rank's own host, if groups are those of hosts. */
+/** The replicas on the rank's own host are those of the list from a place up to another; and their group. */
+let targetList: usize = 0;
+let targetFirst: u32 = 0;
+let targetEnd: u32 = 0;
 let ownGroup: u32 = 0;
 
 function startTurns(rank: u32, origin: u32, targetAt: u32, items: i64): void {
@@ -92,8 +99,11 @@ function startTurns(rank: u32, origin: u32, targetAt: u32, items: i64): void {
   nearby = nearbyList(source, origin);
   near = findHost(nearby, hostOf(rank));
   nearTurn = (<i64>indexOnHost(nearby, sourceReplica) - rotation(items, near) + near) % near;
-  const targets = nearbyList(target, targetAt);
-  ownGroup = findHost(targets, hostOf(rank)) > 0 ? groupOf(holderAt(targets, foundFirst)) : NONE;
+  targetList = nearbyList(target, targetAt);
+  const isNear = findHost(targetList, hostOf(rank)) > 0;
+  targetFirst = isNear ? foundFirst : 0;
+  targetEnd = isNear ? foundEnd : 0;
+  ownGroup = isNear ? groupOf(holderAt(targetList, targetFirst)) : NONE;
 }
 
 /** All items of the part at hand: nobody else could send them. */
@@ -125,35 +135,118 @@ function sendTurns(rank: u32, targetAt: u32, first: i64, end: i64): void {
 /** Every `near`-th of the items for targets on the rank's host is this rank's. */
 function sendNear(rank: u32, targetAt: u32, first: i64, end: i64): void {
   if (ownGroup == NONE) return;
-  const groups: i64 = groupCount();
-  const isOneGroup = pattern.striping == HOST && near < groups;
-  // By the items of the only group on the host, or by turns, whichever are fewer.
-  let item = isOneGroup ? first + ownGroup : nearTurn;
-  for (; item < end; item += isOneGroup ? groups : near) {
-    const group = <u32>((item - first) % groups);
-    if (item % near != nearTurn % near || (pattern.meeting && groupHolds(group))) continue;
-    const to = targetRankAt(targetAt, stripeMember(group, cell));
+  if (pattern.striping == HOST) {
+    sendNearGroup(rank, targetAt, first, end);
+    return;
+  }
+  // One group of all: an item is a piece.
+  for (; nearTurn < end; nearTurn += near) {
+    if (pattern.meeting && groupHolds(0)) continue;
+    const to = targetRankAt(targetAt, stripeMember(0, cell));
     if (hostOf(to) != hostOf(rank)) continue;
-    placePiece((item - first) / groups);
+    placePiece(nearTurn - first);
     emit(1, SEND, rank, to, 0, stripeName());
   }
-  if (!isOneGroup) nearTurn = item;
 }
 
-/** To those members of a group that lack what another has: items count on from member to member. */
-function sendMissing(rank: u32, origin: u32, targetAt: u32, first: i64, items: i64, count: i64): void {
-  for (let at: u32 = 0; at < missingCount(); at++) {
-    const replica = missingReplica(at);
-    const group = groupOf(replica);
-    const to = targetRankAt(targetAt, replica);
-    const index = indexIn(group, replica);
+/** The same where all targets of the host are one group. */
+function sendNearGroup(rank: u32, targetAt: u32, first: i64, end: i64): void {
+  if (pattern.meeting && groupHolds(ownGroup)) return;
+  const groups: i64 = groupCount();
+  const count = (end - first) / groups;
+  const to = targetRankAt(targetAt, stripeMember(ownGroup, cell));
+  startSolutions(groups, near);
+  let piece = firstSolution(modulo(nearTurn - first - ownGroup, near));
+  if (piece < 0) return;
+  for (; piece < count; piece += solutionStep) {
+    placePiece(piece);
+    emit(1, SEND, rank, to, 0, stripeName());
+  }
+}
+
+/** To the others of the group of a lone source, which lack what it has. */
+function sendOthers(rank: u32, targetAt: u32, replica: u32, count: i64): void {
+  const group = groupOf(replica);
+  for (let index: u32 = 0; index < groupSize(group); index++) {
+    const to = groupMember(group, index);
+    if (to == replica) continue;
     for (let piece: i64 = 0; piece < count; piece++) {
-      const item = first + piece * groupCount() + group + index;
-      if (senderOf(origin, item, items, to) != rank) continue;
       placePiece(piece);
-      emit(1, SEND, rank, to);
+      emit(1, SEND, rank, targetRankAt(targetAt, to));
     }
   }
+}
+
+/**
+ * To those members of a group that lack what another has, by all sources or those on the member's host: items count on from
+ * member to member.
+ */
+function sendMissing(rank: u32, targetAt: u32, first: i64, count: i64): void {
+  if (hosts != 0 && ownGroup != NONE && groupHolds(ownGroup)) {
+    const isGroup = pattern.striping == HOST;
+    const from = isGroup ? 0 : targetFirst;
+    const end = isGroup ? groupSize(ownGroup) : targetEnd;
+    sendLacking(rank, targetAt, ownGroup, !isGroup, from, end, near, nearTurn - first, count, true);
+  }
+  // A group of one host has a source there if a member holds the box.
+  if ((hosts != 0 && pattern.striping == HOST) || !groupHolds(0)) return;
+  sendLacking(rank, targetAt, 0, false, 0, groupSize(0), source.replicas, turn - first, count, false);
+}
+
+/**
+ * The pieces of the part at hand for members of a group that are the rank's: of `turns` sources the one whose item
+ * `turn` is takes that of each piece · groups + group + index that leaves the same. Members are those of the group from an
+ * index to another, or of `targetList` from a place to another. By pieces or by members, whichever are fewer.
+ */
+function sendLacking(
+  rank: u32,
+  targetAt: u32,
+  group: u32,
+  areListed: bool,
+  from: u32,
+  end: u32,
+  turns: i64,
+  turn: i64,
+  count: i64,
+  areNear: bool,
+): void {
+  const groups: i64 = groupCount();
+  const rest = modulo(turn - group, turns);
+  const low: i64 = areListed ? holderAt(targetList, from) : from;
+  const high: i64 = areListed ? holderAt(targetList, end - 1) + 1 : end;
+  // Where items follow each other without a gap, few sources have one.
+  if (groups == 1 && modulo(rest - low, turns) >= count + high - low - 1) return;
+  if (count * ((high - low) / turns + 1) < <i64>(end - from)) {
+    for (let piece: i64 = 0; piece < count; piece++) {
+      let index = low + modulo(rest - piece * groups - low, turns);
+      for (; index < high; index += turns) {
+        const to = targetRankAt(targetAt, groupMember(group, <u32>index));
+        if (lacks(rank, to, areNear)) sendPiece(rank, to, piece);
+      }
+    }
+    return;
+  }
+  startSolutions(groups, turns);
+  for (let at = from; at < end; at++) {
+    const index = areListed ? holderAt(targetList, at) : at;
+    let piece = firstSolution(modulo(rest - index, turns));
+    if (piece < 0 || piece >= count) continue;
+    const to = targetRankAt(targetAt, groupMember(group, index));
+    if (!lacks(rank, to, areNear)) continue;
+    for (; piece < count; piece += solutionStep) sendPiece(rank, to, piece);
+  }
+}
+
+/** True if a target does not hold the box at hand, and is on the rank's host, or on one without any source of it. */
+function lacks(rank: u32, to: u32, areNear: bool): bool {
+  if (holdsSource(to)) return false;
+  if (hosts == 0) return true;
+  return areNear ? hostOf(to) == hostOf(rank) : findHost(nearby, hostOf(to)) == 0;
+}
+
+function sendPiece(rank: u32, to: u32, piece: i64): void {
+  placePiece(piece);
+  emit(1, SEND, rank, to);
 }
 
 /** What of the box at hand ends at `rank` and begins elsewhere, and, of pieces handed on, what begins there. */
@@ -164,9 +257,9 @@ export function takeStripes(rank: u32, replica: u32, targetAt: u32, arrivals: bo
   const groups = groupCount();
   const items = total * groups;
   const group = groupOf(replica);
-  if (pattern.meeting) markHolders(origin, targetAt);
+  if (pattern.meeting) enterGroupHolders(targetAt);
   const isDirect = pattern.meeting && groupHolds(group);
-  const index = isDirect ? indexIn(group, replica) : 0;
+  const index = isDirect ? indexInGroup(replica) : 0;
   let number: i64 = 0;
   while (nextPart(senders)) {
     const member = stripeMember(group, cell);
@@ -184,12 +277,6 @@ export function takeStripes(rank: u32, replica: u32, targetAt: u32, arrivals: bo
     }
     number += pieces;
   }
-}
-
-function indexIn(group: u32, replica: u32): u32 {
-  let index: u32 = 0;
-  while (groupMember(group, index) != replica) index++;
-  return index;
 }
 
 /** The piece at hand, from the member that received it to the others of its group. */

@@ -44,7 +44,7 @@ export const targetGroups: usize = memory.data(32, 8);
 const otherGroups: usize = memory.data(32, 8);
 /** The replica number of the rank that was asked about last, if it is on the side. */
 export let foundReplica: u32 = 0;
-export let foundContribution: u32 = 0;
+let foundContribution: u32 = 0;
 
 function locate(side: Side, base: u32, rank: u32, groups: usize): bool {
   const mesh = changetype<Mesh>(side.mesh);

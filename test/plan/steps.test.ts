@@ -116,9 +116,6 @@ describe("the planner's steps follow its answers", () => {
         topology: { ...topology, hostMBps: 900, networkMBps: 100, latencyUs: 1 },
       };
       const strategy = random.below(2) === 0 ? "direct" : "striped";
-      // Groups of replicas by hosts are formed anew for each box that a colocated rank looks at: work that still grows
-      // with the replicas.
-      if (first < 2 && where > 0 && strategy === "striped") continue;
       const large = inputOf(layouts, 512, { ...options, strategy });
       // What has an answer of millions takes as long, and is no case for counting each step.
       if ((await planTransfer(large)).chunkCount() > 30_000n) continue;
