@@ -296,6 +296,11 @@ export class SideHoldings {
     return group.map((at) => this.#mesh.ranks[at]!);
   }
 
+  /** The place of a position in its `partialGroup`. */
+  memberOf(position: number): number {
+    return this.partialDims.reduce((at, dim) => at * this.sizes[dim]! + this.#coordinate(position, dim), 0);
+  }
+
   #coordinate(position: number, meshDim: number): number {
     return Math.floor(position / this.#strides[meshDim]!) % this.sizes[meshDim]!;
   }

@@ -1,6 +1,7 @@
 import type { ChunkRow } from "../input/rows.ts";
 import { type BucketTable, invalid } from "./buckets.ts";
 import type { TensorView } from "./chunks.ts";
+import { Places } from "./places.ts";
 import { findUneven } from "./tiling.ts";
 import { BoxList, chunksAt } from "./writes.ts";
 
@@ -38,6 +39,8 @@ export class Reductions {
   readonly #pieces = new Map<string, Piece>();
   readonly #groups = new Map<string, readonly number[]>();
   readonly #reads: Read[] = [];
+  /** A bucket of reads, and the first contributor's bucket, which leads to those of all others: proved already. */
+  readonly #waited = new Places(0);
 
   constructor(tensors: readonly TensorView[], table: BucketTable) {
     this.#tensors = tensors;
@@ -48,8 +51,10 @@ export class Reductions {
     const view = this.#tensors[chunk.tensor]!;
     const position = view.source.positionOf(chunk.dstRank)!;
     const group = this.#groupOf(view, chunk.dstRank, position);
-    const member = group.indexOf(chunk.srcRank);
-    if (member < 0)
+    // By its place in the group: a look through the group for each contribution would take its square for a piece.
+    const contributor = view.source.positionOf(chunk.srcRank);
+    const member = contributor === undefined ? -1 : view.source.memberOf(contributor);
+    if (group[member] !== chunk.srcRank)
       throw view.broken(chunk, this.#table, "a contribution comes from outside of the owner's group", {
         group,
       });
@@ -170,6 +175,8 @@ export class Reductions {
     if (piece === undefined)
       throw view.broken(read, this.#table, "a chunk reads elements that its sender has not reduced");
     piece.read = true;
+    const known = this.#waited.count;
+    if (this.#waited.placeOf(read.bucket * this.#table.rows.count + piece.buckets[0]!) < known) return;
     for (const writer of piece.buckets) {
       if (!this.#table.waitsFor(read.bucket, writer!)) {
         throw view.broken(
