@@ -202,6 +202,11 @@ export const errorCodes = {
 
 export type ErrorCode = keyof typeof errorCodes;
 
+/** True for a text of others that is a code: names that every object has are none. */
+export function isErrorCode(text: string): text is ErrorCode {
+  return Object.hasOwn(errorCodes, text);
+}
+
 export interface TensorBusErrorOptions {
   /** The values that the message speaks of: the offending input, the rank, the pair. */
   readonly details?: Readonly<Record<string, unknown>>;

@@ -1,7 +1,8 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { type ErrorCode, errorCodeOf, errorCodes, TensorBusError } from "../src/errors.ts";
+import { knownCode } from "../src/bus/batch/round-log.ts";
+import { type ErrorCode, errorCodeOf, errorCodes, isErrorCode, TensorBusError } from "../src/errors.ts";
 
 const root = join(import.meta.dirname, "..");
 const codes = Object.keys(errorCodes) as ErrorCode[];
@@ -42,6 +43,13 @@ describe("the table of codes", () => {
     for (const code of codes) expect(errorCodeOf(errorCodes[code].number)).toBe(code);
     expect(errorCodeOf(0)).toBeUndefined();
     expect(errorCodeOf(99_999)).toBeUndefined();
+  });
+
+  it("has no codes but its own, whatever others write in place of one", () => {
+    expect(codes.every(isErrorCode)).toBe(true);
+    for (const text of ["constructor", "toString", "__proto__", "hasOwnProperty", "", "tb_timeout"])
+      expect(isErrorCode(text), text).toBe(false);
+    expect(knownCode("constructor")).toBe("TB_CANCELLED");
   });
 
   it("is what docs/errors.md says", () => {

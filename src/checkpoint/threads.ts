@@ -4,7 +4,7 @@
  */
 import { setImmediate } from "node:timers/promises";
 import { parentPort, Worker, workerData } from "node:worker_threads";
-import { type ErrorCode, errorCodes, TensorBusError } from "../errors.ts";
+import { type ErrorCode, isErrorCode, TensorBusError } from "../errors.ts";
 import type { Cut } from "./cut.ts";
 import type { OpenedFile } from "./opened-file.ts";
 import { closeFiles, openFiles } from "./output.ts";
@@ -174,5 +174,5 @@ function failureOf(error: unknown): Failure {
 }
 
 function errorOf({ code, message, details }: Failure): TensorBusError {
-  return new TensorBusError(code in errorCodes ? code : "TB_SYSTEM", message, { details: { ...details } });
+  return new TensorBusError(isErrorCode(code) ? code : "TB_SYSTEM", message, { details: { ...details } });
 }

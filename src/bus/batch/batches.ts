@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { Deadline } from "../../deadline.ts";
 import { type ErrorCode, TensorBusError } from "../../errors.ts";
 import type { PlanOptions } from "../../plan/index.ts";

@@ -4,7 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import { Deadline } from "../../deadline.ts";
-import { type ErrorCode, errorCodes, TensorBusError } from "../../errors.ts";
+import { type ErrorCode, isErrorCode, TensorBusError } from "../../errors.ts";
 import { led, type MetPair } from "../pair/meeting.ts";
 import { agentKey, agentSchema, sharedLayout } from "../pair/records.ts";
 import type { Rendezvous } from "../pair/rendezvous.ts";
@@ -326,7 +326,7 @@ function failedSide(
 
 function failureOf({ failure }: BatchSideRecord): TensorBusError | undefined {
   if (failure === undefined) return undefined;
-  const code = failure.code in errorCodes ? (failure.code as ErrorCode) : "TB_BATCH_MISMATCH";
+  const code = isErrorCode(failure.code) ? failure.code : "TB_BATCH_MISMATCH";
   return new TensorBusError(code, failure.message, { details: failure.details });
 }
 

@@ -3,7 +3,7 @@
  * round for longer than a moment notes in one record of the registration which round that is, and looks who waits in the other
  * direction. Rounds that are over sooner cost nothing.
  */
-import { z } from "zod";
+import * as z from "zod";
 import type { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";

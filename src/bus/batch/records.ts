@@ -1,7 +1,7 @@
 /** What the ranks of a batch tell each other through the store. Tensors come as kinds: a model has few of those. */
 import { createHash } from "node:crypto";
 import { deflateSync, inflateSync } from "node:zlib";
-import { z } from "zod";
+import * as z from "zod";
 import { TensorBusError } from "../../errors.ts";
 import { dtypeNumber, dtypes } from "../../layout/index.ts";
 import { keyPart, recordVersion } from "../pair/rendezvous.ts";

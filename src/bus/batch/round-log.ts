@@ -5,9 +5,9 @@
  */
 import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
-import { z } from "zod";
+import * as z from "zod";
 import { Deadline, waitUntil } from "../../deadline.ts";
-import { type ErrorCode, errorCodes, TensorBusError } from "../../errors.ts";
+import { type ErrorCode, isErrorCode, TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";
 import { pack, unpack } from "../queue/commands.ts";
 
@@ -241,7 +241,7 @@ function removed(): BatchEnd {
 
 /** The code that a record of another rank names. */
 export function knownCode(code: string): ErrorCode {
-  return code in errorCodes ? (code as ErrorCode) : "TB_CANCELLED";
+  return isErrorCode(code) ? code : "TB_CANCELLED";
 }
 
 /** A failure as it is told to other ranks: a deadline that passed was one call's own, for all others that call gave up. */

@@ -5,7 +5,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { setImmediate as yieldLoop } from "node:timers/promises";
-import { z } from "zod";
+import * as z from "zod";
 import { Deadline, waitUntil } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { DType } from "../../layout/index.ts";

@@ -3,8 +3,8 @@
  * read. Nothing in a message is more than data.
  */
 import { Packr } from "msgpackr";
-import { z } from "zod";
-import { type ErrorCode, errorCodes, TensorBusError } from "../../errors.ts";
+import * as z from "zod";
+import { isErrorCode, TensorBusError } from "../../errors.ts";
 import { type CommandHeader, type CommandType, findWrongField, headerFields } from "./command-header.ts";
 import { findNotPlain } from "./plain-values.ts";
 import { maxTableLayouts, tensorTableSchema } from "./tensor-table.ts";
@@ -251,7 +251,7 @@ export function readHeader(message: unknown): CommandHeader | undefined {
 }
 
 const failureSchema = z.strictObject({
-  code: z.string().refine((code): code is ErrorCode => code in errorCodes, "is not an error code"),
+  code: z.string().refine(isErrorCode, "is not an error code"),
   message: z.string(),
 });
 const bytesMoved = z.bigint().min(0n);

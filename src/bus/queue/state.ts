@@ -2,9 +2,9 @@
  * What an agent knows and must not forget with its process: who it is, its pairs, batches and rounds, and the result of
  * every command, errors included, until its client has read it. Written by the agent alone; clients read.
  */
-import { z } from "zod";
+import * as z from "zod";
 import type { DeadlineOptions } from "../../deadline.ts";
-import { type ErrorCode, errorCodes, TensorBusError } from "../../errors.ts";
+import { isErrorCode, TensorBusError } from "../../errors.ts";
 import type { EventPort } from "../process/event-port.ts";
 import { pack, unpack } from "./commands.ts";
 import { type BinaryDatabase, type Environment, keyOf, openEnvironment, rangeOf } from "./environment.ts";
@@ -56,7 +56,7 @@ const outcomeSchema = z.union([
   z.strictObject({ ok: z.literal(true), value: z.unknown() }),
   z.strictObject({
     ok: z.literal(false),
-    code: z.string().refine((code): code is ErrorCode => code in errorCodes, "is not an error code"),
+    code: z.string().refine(isErrorCode, "is not an error code"),
     message: z.string(),
     details: z.record(z.string(), z.unknown()),
   }),

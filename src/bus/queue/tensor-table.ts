@@ -3,7 +3,7 @@
  * megabytes, and are packed and checked in milliseconds. Numbers are little-endian; shapes and strides of all tensors
  * stand one behind the other.
  */
-import { z } from "zod";
+import * as z from "zod";
 import { TensorBusError } from "../../errors.ts";
 import { type DType, dtypeNumber, dtypes, isDType, isPacked } from "../../layout/dtype.ts";
 
