@@ -227,6 +227,26 @@ describe("frames", () => {
       expect(reader.unfinishedBytes).toBe(0);
     }
   });
+
+  it("are held in few pieces, however small those are in which they come", () => {
+    const body = Buffer.from(Array.from({ length: 200_000 }, (_, index) => index % 251));
+    const all = Buffer.concat([Buffer.alloc(4), body]);
+    all.writeUInt32LE(body.length, 0);
+    for (const steps of [[1], [7, 1, 1], [1000, 1], [65_536], [3000, 2000, 1000]]) {
+      const reader = new FrameReader();
+      let [at, most, step] = [0, 0, 0];
+      let frame: Buffer | undefined;
+      while (at < all.length) {
+        const end = at + steps[step++ % steps.length]!;
+        for (const whole of reader.push(all.subarray(at, end), () => 1e6)) frame = Buffer.from(whole);
+        at = end;
+        most = Math.max(most, reader.pieces);
+      }
+      expect(frame?.equals(body)).toBe(true);
+      // An object for each byte would take hundreds of times what is counted.
+      expect(most).toBeLessThan(32);
+    }
+  });
 });
 
 describe("integers", () => {

@@ -2,7 +2,7 @@
  * What goes over an agent's socket: frames of a length (u32, little-endian) and one MessagePack map. The page
  * `docs/client-protocol.md` is enough to write a client from; what it says is checked against these.
  */
-import { z } from "zod";
+import * as z from "zod";
 import { type ErrorCode, TensorBusError } from "../../errors.ts";
 import { commandTypes } from "../queue/command-header.ts";
 import { maxCommandBytes, pack, unpack } from "../queue/commands.ts";
@@ -35,6 +35,8 @@ export const doorLimits = {
 export type DoorLimits = { readonly [name in keyof typeof doorLimits]: number };
 
 const lengthBytes = 4;
+/** Pieces of a frame are joined up to this size as they come: a client may send single bytes, and each takes an object. */
+const joinBytes = 64 * 1024;
 
 const helloSchema = z.object({
   type: z.literal("hello"),
@@ -174,8 +176,7 @@ export class FrameReader {
    * before each frame.
    */
   *push(chunk: Buffer, maxBytes: () => number): Generator<Buffer> {
-    this.#chunks.push(chunk);
-    this.#bytes += chunk.length;
+    this.#append(chunk);
     for (;;) {
       if (this.#wanted === 0) {
         if (this.#bytes < lengthBytes) return;
@@ -200,6 +201,23 @@ export class FrameReader {
       this.#wanted = 0;
       yield frame;
     }
+  }
+
+  /** A piece is joined with one before it that is no larger, so that each byte is copied a few times at most. */
+  #append(chunk: Buffer): void {
+    let last = chunk;
+    for (let before = this.#chunks.at(-1); before !== undefined; before = this.#chunks.at(-1)) {
+      if (before.length > last.length || before.length + last.length > joinBytes) break;
+      last = Buffer.concat([before, last]);
+      this.#chunks.pop();
+    }
+    this.#chunks.push(last);
+    this.#bytes += chunk.length;
+  }
+
+  /** In how many pieces the unfinished frame is held. */
+  get pieces(): number {
+    return this.#chunks.length;
   }
 
   #join(): Buffer {
