@@ -23,12 +23,11 @@ const madeBefore = join(root, "build/dist.json");
 const run = (script, ...args) =>
   execFileSync(process.execPath, [join(root, script), ...args], { cwd: root, stdio: "inherit" });
 
-/** Each entry of package.json's exports, and the command line. */
+/** Each entry of package.json's exports. */
 const entries = {
   index: "src/index.ts",
   plan: "src/plan/index.ts",
   model: "src/model/index.ts",
-  cli: "src/cli/main.ts",
   ...Object.fromEntries(
     readdirSync(join(root, "transports"))
       .sort()
@@ -43,30 +42,80 @@ mkdirSync(join(root, "build"), { recursive: true });
 const folder = mkdtempSync(join(root, "build/dist-"));
 try {
   run("scripts/build-cuda.mjs", join(folder, "cuda/kernels.ptx"));
-  replaceDist(new Map([...(await bundles()), ...declarations(), ...kernels()]));
+  replaceDist(new Map([...(await bundles()), ...(await commandLine()), ...declarations(), ...kernels()]));
 } finally {
   rmSync(folder, { recursive: true });
 }
 
-/** The bundles by their paths in dist/, shared chunks first: whoever reads an entry finds what it imports. */
+/** What npm installs stays outside of the bundles, but for the hash that the planner needs in a browser too. */
 async function bundles() {
+  return (await bundle(entries, ["@noble/hashes"], "chunks/[name]-[hash]")).files;
+}
+
+/**
+ * The command line on its own, with all that is JavaScript alone: a few hundred small files of packages take Node.js longer to
+ * find and to read than most commands take for their work (`npm run bench -- start`). Their licences go with it.
+ */
+async function commandLine() {
+  const packages = [
+    "@noble/hashes",
+    "cli-progress",
+    "cli-table3",
+    "commander",
+    "fastest-levenshtein",
+    "picocolors",
+    "re2js",
+    "yaml",
+    "zod",
+  ];
+  const { files, inputs } = await bundle({ cli: "src/cli/main.ts" }, packages, "chunks/cli-[name]-[hash]", {
+    // The build for browsers is made of modules, of which only what is used is bundled.
+    alias: { yaml: join(root, "node_modules/yaml/browser/index.js") },
+    // What the CommonJS packages require of Node.js.
+    banner: {
+      js: 'import { createRequire as requireOfPackages } from "node:module"; const require = requireOfPackages(import.meta.url);',
+    },
+  });
+  return [...files, ["cli-licenses.txt", licensesOf(inputs)]];
+}
+
+/** The files by their paths in dist/, shared chunks first: whoever reads an entry finds what it imports. */
+async function bundle(entryPoints, packages, chunkNames, options = {}) {
   const { dependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
-  const { outputFiles } = await build({
+  const { outputFiles, metafile } = await build({
     absWorkingDir: root,
-    entryPoints: entries,
+    entryPoints,
     outdir: dist,
     write: false,
+    metafile: true,
     ...nodeBundle,
     splitting: true,
-    // What npm installs stays outside of the bundles, but for the hash that the planner needs in a browser too.
-    external: Object.keys(dependencies).filter((name) => name !== "@noble/hashes"),
+    external: Object.keys(dependencies).filter((name) => !packages.includes(name)),
     sourcemap: true,
-    chunkNames: "chunks/[name]-[hash]",
+    chunkNames,
     logLevel: "warning",
+    ...options,
   });
   const made = outputFiles.map(({ path, contents }) => [relative(dist, path), contents]);
   const isChunk = ([path]) => path.startsWith("chunks");
-  return [...made.filter(isChunk), ...made.filter((one) => !isChunk(one))];
+  return {
+    files: [...made.filter(isChunk), ...made.filter((one) => !isChunk(one))],
+    inputs: Object.keys(metafile.inputs),
+  };
+}
+
+/** The licences of the packages that the inputs are of, each with its name and version. */
+function licensesOf(inputs) {
+  const folders = new Set(
+    inputs.flatMap((input) => /^(?:.*\/)?node_modules\/(?:@[^/]+\/)?[^/]+/.exec(input)?.[0] ?? []),
+  );
+  const texts = [...folders].sort().map((folder) => {
+    const { name, version, license } = JSON.parse(readFileSync(join(root, folder, "package.json"), "utf8"));
+    const file = readdirSync(join(root, folder)).find((each) => /^licen[cs]e/i.test(each));
+    if (file === undefined) throw new Error(`${name} has no licence file`);
+    return `${name} ${version} (${license})\n\n${readFileSync(join(root, folder, file), "utf8").trim()}\n`;
+  });
+  return Buffer.from(texts.join(`\n${"-".repeat(72)}\n\n`));
 }
 
 /** The declarations that an entry leads to. The others describe what no caller reaches, by types of packages that are ours alone. */
@@ -74,9 +123,7 @@ function declarations() {
   const types = join(folder, "types");
   run("node_modules/typescript/bin/tsc", "-p", "tsconfig.build.json", "--outDir", types);
   const found = new Map();
-  const waiting = Object.entries(entries)
-    .filter(([name]) => name !== "cli")
-    .map(([, file]) => file.replace(/\.ts$/, ".d.ts"));
+  const waiting = Object.values(entries).map((file) => file.replace(/\.ts$/, ".d.ts"));
   for (let file = waiting.pop(); file !== undefined; file = waiting.pop()) {
     if (found.has(file)) continue;
     const contents = readFileSync(join(types, file));

@@ -3,7 +3,7 @@
  * the bundle of `npm run build` is measured.
  */
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -27,8 +27,8 @@ export interface StartResult {
   readonly ratio: number;
 }
 
-/** The helps of the commands, and the least that one does. */
-const cases = [
+/** The helps of the commands. */
+const helps = [
   ["--version"],
   ["--help"],
   ["plan", "--help"],
@@ -40,8 +40,45 @@ const cases = [
   ["agents", "--help"],
   ["demo", "--help"],
   ["doctor", "--help"],
-  ["plan", "examples/ci/transfer.yaml"],
 ] as const;
+
+/** Each command that ends by itself, with a small real input; `demo` and the agents start processes and measure those. */
+function works(root: string, folder: string): string[][] {
+  const spec = join(root, "examples/ci/transfer.yaml");
+  const model = join(root, "test/model/configs/qwen3-8b.json");
+  const after = join(folder, "after.yaml");
+  writeFileSync(after, readFileSync(spec, "utf8").replace("ranks: 4..5", "ranks: 5..6"));
+  const source = join(folder, "source");
+  mkdirSync(source);
+  writeFileSync(join(source, "model.safetensors"), smallCheckpoint());
+  return [
+    ["plan", spec],
+    ["plan", spec, "--json", "--verify"],
+    ["diff", spec, after],
+    ["explain", spec, "--tensor", "layers.0.norm.weight", "--rank", "4"],
+    ["layout", "--model", model, "--engine", "vllm:tp=2", "--rank", "0"],
+    [
+      "reshard",
+      source,
+      "--source",
+      "fsdp2:dp=2",
+      "--target",
+      "fsdp2:dp=3",
+      "--out",
+      join(folder, "out"),
+      "--force",
+    ],
+    ["doctor"],
+  ];
+}
+
+/** A checkpoint of one tensor of 24 elements. */
+function smallCheckpoint(): Buffer {
+  const header = Buffer.from(JSON.stringify({ w: { dtype: "F32", shape: [6, 4], data_offsets: [0, 96] } }));
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(header.length));
+  return Buffer.concat([length, header, Buffer.alloc(96, 1)]);
+}
 
 export async function bench(options: StartOptions): Promise<StartResult[]> {
   const { root, pairs = 21, filter = "", log = () => {} } = options;
@@ -50,8 +87,8 @@ export async function bench(options: StartOptions): Promise<StartResult[]> {
   writeFileSync(empty, "");
   const results: StartResult[] = [];
   try {
-    for (const words of cases) {
-      const name = `start/${words.join(" ")}`;
+    for (const words of [...helps, ...works(root, folder)]) {
+      const name = `start/${words.join(" ").replaceAll(`${folder}/`, "").replaceAll(`${root}/`, "")}`;
       if (!name.includes(filter)) continue;
       const times = Array.from({ length: pairs }, () => [
         millisecondsOf(root, join(root, "dist/cli.js"), ...words),

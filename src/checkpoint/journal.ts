@@ -4,7 +4,7 @@
  */
 import { closeSync, fsyncSync, openSync, readFileSync, rmSync, truncateSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { z } from "zod";
+import * as z from "zod";
 import { TensorBusError } from "../errors.ts";
 import { fileError } from "../model/files.ts";
 import { parseJson } from "./json.ts";

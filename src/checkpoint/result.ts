@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import { realpathSync } from "node:fs";
 import { mkdir, readdir, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { z } from "zod";
+import * as z from "zod";
 import { TensorBusError } from "../errors.ts";
 import { fileError, readTextFile, writeWholeFile } from "../model/files.ts";
 import { Journal } from "./journal.ts";

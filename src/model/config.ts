@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { TensorBusError } from "../errors.ts";
 import { type DType, isDType } from "../layout/index.ts";
 import { type Head, headOf, knownArchitectures } from "./families/architecture.ts";

@@ -1,4 +1,3 @@
-import { randomBytes } from "node:crypto";
 import { constants, existsSync } from "node:fs";
 import { type FileHandle, open, realpath, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
@@ -119,10 +118,7 @@ export function decodeText(bytes: Uint8Array, path: string): string {
  */
 export async function writeWholeFile(path: string, contents: Uint8Array | string): Promise<void> {
   const place = await placeOf(path);
-  const temporary = join(
-    dirname(place),
-    `.${basename(place)}.${process.pid}.${randomBytes(6).toString("hex")}.partial`,
-  );
+  const temporary = join(dirname(place), `.${basename(place)}.${process.pid}.${randomName()}.partial`);
   try {
     const handle = await open(temporary, "wx");
     try {
@@ -155,4 +151,9 @@ async function placeOf(path: string): Promise<string> {
 function systemCode(error: unknown): string | undefined {
   const code = (error as NodeJS.ErrnoException | undefined)?.code;
   return typeof code === "string" ? code : undefined;
+}
+
+/** Twelve characters that nobody guesses. `node:crypto` is loaded by who writes, and not by who only reads. */
+export function randomName(): string {
+  return Buffer.from(crypto.getRandomValues(new Uint8Array(6))).toString("hex");
 }

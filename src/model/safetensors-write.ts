@@ -1,10 +1,9 @@
-import { randomBytes } from "node:crypto";
 import { type FileHandle, open, readdir, rename, rm, statfs } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { cancelledError } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import { reserveFile } from "../ffi/reserve.ts";
-import { fileError } from "./files.ts";
+import { fileError, randomName } from "./files.ts";
 import { layOutHeader, type SafetensorsEntry } from "./safetensors-header.ts";
 import type { ModelTensor } from "./tensor.ts";
 
@@ -175,7 +174,7 @@ export async function createSafetensors(
   await checkFreeSpace(path, fileBytes);
   const temporaryPath = join(
     dirname(path),
-    `${temporaryPrefix(path, process.pid)}${randomBytes(6).toString("hex")}${temporarySuffix}`,
+    `${temporaryPrefix(path, process.pid)}${randomName()}${temporarySuffix}`,
   );
   let handle: FileHandle;
   try {

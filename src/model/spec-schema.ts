@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { type DType, dtypes, type Placement, parsePlacement } from "../layout/index.ts";
 import { modelForms } from "./families/table.ts";
 import { describeFound, describeIssue } from "./issues.ts";

@@ -1,10 +1,9 @@
 import { dirname, resolve } from "node:path";
 import type { DType } from "../layout/index.ts";
-import { type Model, missingDType, readModel as readConfig } from "./config.ts";
+import type { Model } from "./config.ts";
 import { readTextFile } from "./files.ts";
-import { openSafetensors } from "./safetensors.ts";
 import { SpecDocument } from "./spec-document.ts";
-import { type PartedSpec, resolvePartedSpec } from "./spec-parts.ts";
+import type { PartedSpec } from "./spec-parts.ts";
 import { checkSpec, type ResolvedSpec, resolveSpec } from "./spec-resolve.ts";
 import type { SpecInput } from "./spec-schema.ts";
 import type { ModelTensor } from "./tensor.ts";
@@ -38,11 +37,15 @@ export async function parseSpec(text: string, file: string): Promise<Spec> {
   const spec = checkSpec(document, document.value);
   const { tensors, model } = await readModel(document, spec.model, dirname(resolve(file)));
   // The page of a report plans again by rules of placements alone.
-  if (spec.placements === undefined) return { file, ...resolvePartedSpec(document, spec, tensors, model) };
+  if (spec.placements === undefined) {
+    const { resolvePartedSpec } = await import("./spec-parts.ts");
+    return { file, ...resolvePartedSpec(document, spec, tensors, model) };
+  }
   const { ruleOf: _, ...resolved } = resolveSpec(document, spec, tensors);
   return { file, values: document.value, ...resolved };
 }
 
+/** What a form of the model needs is loaded for that form: families, presets and checkpoints are most of this folder. */
 async function readModel(
   document: SpecDocument,
   model: SpecInput["model"],
@@ -50,6 +53,7 @@ async function readModel(
 ): Promise<{ readonly tensors: readonly ModelTensor[]; readonly model?: Model }> {
   if (model.config !== undefined) {
     const { dtype, mtp, quantized, form } = model;
+    const { missingDType, readModel: readConfig } = await import("./config.ts");
     const read = await readConfig(resolve(folder, model.config), {
       ...(dtype !== undefined && { dtype }),
       ...(mtp !== undefined && { mtp }),
@@ -60,6 +64,7 @@ async function readModel(
     return { tensors: read.tensors, model: read };
   }
   if (model.safetensors !== undefined) {
+    const { openSafetensors } = await import("./safetensors.ts");
     await using checkpoint = await openSafetensors(resolve(folder, model.safetensors));
     const tensors = [...checkpoint.tensors.values()].map(({ name, shape, dtype }) => ({
       name,

@@ -1,5 +1,5 @@
 /** What etcd's gateway answers, checked before it is used: what listens there may be anything. */
-import { z } from "zod";
+import * as z from "zod";
 import { TensorBusError } from "../errors.ts";
 
 /** Numbers of 64 bits are text in JSON. */

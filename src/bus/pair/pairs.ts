@@ -1,5 +1,5 @@
 /** The pairs of an agent: the sides on which its rank stands, and who has registered them. */
-import { z } from "zod";
+import * as z from "zod";
 import { Deadline, waitUntil } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";

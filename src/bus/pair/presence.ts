@@ -4,7 +4,7 @@
  * wait is also how it learns that the store is lost.
  */
 import { randomBytes } from "node:crypto";
-import { z } from "zod";
+import * as z from "zod";
 import { Deadline, type DeadlineOptions } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import { pack, unpack } from "../queue/commands.ts";

@@ -1,6 +1,6 @@
 /** What the ranks of a pair tell each other through the store, and how a side becomes one. */
 import { createHash } from "node:crypto";
-import { z } from "zod";
+import * as z from "zod";
 import { TensorBusError } from "../../errors.ts";
 import { DeviceMesh, type Layout, parsePlacement } from "../../layout/index.ts";
 import { type LayoutMessage, pack, type SideLayout, sideLayoutSchema } from "../queue/commands.ts";

@@ -4,7 +4,7 @@
  */
 import { createHash, randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
-import { z } from "zod";
+import * as z from "zod";
 import { Deadline, type DeadlineOptions } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";

@@ -1,8 +1,5 @@
 /** What `tensorbus plan` does. */
 import type { Command } from "commander";
-import { LocalLayouts } from "../../model/parts/local.ts";
-import { summarizeParts } from "../../model/parts/summary.ts";
-import { partViews } from "../../model/parts/views.ts";
 import type { Spec } from "../../model/spec.ts";
 import { formatPlacement, type Layout, type Plan, toJSON } from "../../plan/index.ts";
 import { type BudgetCheck, budgetError, checkBudgets } from "../budget/budget.ts";
@@ -34,7 +31,7 @@ export async function runPlan(
   if (options.chunks) {
     await writeChunks(context.stdout, plan.chunks(options.rank === undefined ? {} : { rank: options.rank }));
   } else if (options.json) {
-    const report = jsonReport(spec, plan, options, checks);
+    const report = await jsonReport(spec, plan, options, checks);
     await context.stdout.line(JSON.stringify(toJSON(report)));
   } else if (options.markdown) {
     const report = { spec, plan, verified: options.verify === true };
@@ -79,7 +76,7 @@ function textReport(
   return parts.join("\n\n");
 }
 
-function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, checks: readonly BudgetCheck[]) {
+async function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, checks: readonly BudgetCheck[]) {
   const side = ({ name, mesh }: Spec["source"]) => ({ name, mesh: mesh.shape, ranks: [...mesh.ranks] });
   return {
     spec: spec.file,
@@ -88,9 +85,9 @@ function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, checks: readon
     target: side(spec.target),
     ...(options.rank === undefined
       ? { stats: plan.stats(), schedule: scheduleReport(plan) }
-      : { rank: reportRank(spec, plan, options.rank), ...rankViews(spec, options.rank) }),
+      : { rank: reportRank(spec, plan, options.rank), ...(await rankViews(spec, options.rank)) }),
     ...(spec.parts !== undefined && {
-      parameters: summarizeParts(spec.parts.target, spec.parts.joined),
+      parameters: (await parts()).summarizeParts(spec.parts.target, spec.parts.joined),
       proofs: spec.parts.proofs,
     }),
     verified: options.verify === true,
@@ -100,9 +97,13 @@ function jsonReport(spec: Spec, plan: Plan, options: PlanOptions, checks: readon
 }
 
 /** Says where a rank's planned tensors lie in its parameters: what a client registers them by, to receive in place. */
-function rankViews({ parts }: Spec, rank: number): { readonly views?: object; readonly pairs?: object } {
-  if (parts === undefined) return {};
-  const { joined, source, target } = parts;
+async function rankViews(
+  spec: Spec,
+  rank: number,
+): Promise<{ readonly views?: object; readonly pairs?: object }> {
+  if (spec.parts === undefined) return {};
+  const { LocalLayouts, partViews } = await parts();
+  const { joined, source, target } = spec.parts;
   const views = (
     [
       ["source", source],
@@ -134,4 +135,14 @@ function scheduleReport(plan: Plan) {
   if (schedule === undefined) return null;
   const { channels: _, start: __, end: ___, ...rest } = schedule;
   return rest;
+}
+
+/** Loaded for the plans of parameters alone. */
+async function parts() {
+  const [{ LocalLayouts }, { summarizeParts }, { partViews }] = await Promise.all([
+    import("../../model/parts/local.ts"),
+    import("../../model/parts/summary.ts"),
+    import("../../model/parts/views.ts"),
+  ]);
+  return { LocalLayouts, summarizeParts, partViews };
 }

@@ -14,7 +14,8 @@ export function formatBytes(bytes: number | bigint): string {
 
 /** `1,234,567`. */
 export function formatCount(count: number | bigint): string {
-  return count.toLocaleString("en-US");
+  // `toLocaleString` loads the tables of all languages, which takes as long as planning a small spec.
+  return String(count).replaceAll(/\B(?=(\d{3})+$)/g, ",");
 }
 
 /** `1 wave`, `2,000 waves`. */

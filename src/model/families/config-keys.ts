@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { evaluate } from "./expression.ts";
 import type { Config, Family, Key } from "./table.ts";
 import { evenHeads } from "./table.ts";

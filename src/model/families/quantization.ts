@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import type { ModelTensor } from "../tensor.ts";
 import type { Family } from "./table.ts";
 
