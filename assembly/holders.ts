@@ -182,7 +182,7 @@ function listHosts(made: Holders, order: usize, hosts: usize): void {
 /** The entry of the rank that `originOf` was asked about last. */
 let lastEntry: u32 = 0;
 
-/** Where the part of a rank begins in its mesh, as `sourceOrigin` and `targetOrigin` say it; `NONE` if it has none. */
+/** The index in the mesh at which the part of a rank begins, as `sourceOrigin` and `targetOrigin` say it; `NONE` if it has none. */
 function originOf(side: Side, base: u32, rank: u32): u32 {
   const mesh = changetype<Mesh>(side.mesh);
   const position = i32At(mesh.indexOf, rank);

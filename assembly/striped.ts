@@ -214,7 +214,7 @@ function sendLacking(
   const rest = modulo(turn - group, turns);
   const low: i64 = areListed ? holderAt(targetList, from) : from;
   const high: i64 = areListed ? holderAt(targetList, end - 1) + 1 : end;
-  // Where items follow each other without a gap, few sources have one.
+  // Items of one group follow each other without a gap: few sources have one.
   if (groups == 1 && modulo(rest - low, turns) >= count + high - low - 1) return;
   if (count * ((high - low) / turns + 1) < <i64>(end - from)) {
     for (let piece: i64 = 0; piece < count; piece++) {
