@@ -303,12 +303,6 @@ enum tb_wait_states {
 };
 TB_API int32_t tb_transfer_waits(uint64_t session, uint64_t transfer, int32_t *ranks, uint32_t *states, uint32_t capacity,
                               uint32_t *count, tb_error *err);
-/*
- * What this rank asked for in turns in the round under way, or the last one: for each bucket, in that order, the stage and the
- * rank that it comes from, at most `capacity` of them. *count is how many there are.
- */
-TB_API int32_t tb_transfer_asked(uint64_t session, uint64_t transfer, uint8_t *stages, int32_t *ranks, uint32_t capacity,
-                              uint32_t *count, tb_error *err);
 /* TB_EBUSY while a prepare or round is under way. Peers' next rounds of it fail with TB_EINVALIDATED. */
 TB_API int32_t tb_transfer_release(uint64_t session, uint64_t transfer, tb_error *err);
 

@@ -31,7 +31,6 @@ const native = declareNative({
   tb_transfer_cancel: ["u64", "u64", "i32"],
   tb_transfer_progress: ["u64", "u64", "out u64", "out u64", "out u64", "out u64"],
   tb_transfer_waits: ["u64", "u64", "pointer", "pointer", "u32", "out u32"],
-  tb_transfer_asked: ["u64", "u64", "pointer", "pointer", "u32", "out u32"],
   tb_transfer_release: ["u64", "u64"],
 });
 
@@ -297,17 +296,6 @@ export function transferWaits(
   return Array.from({ length: Math.min(count, ranks.length) }, (_, index) => ({
     rank: ranks[index]!,
     absent: states[index] === waitStates.absent,
-  }));
-}
-
-/** The stage and the rank of every bucket that was asked for in turns in the latest round, in that order. */
-export function transferAsked(session: bigint, transfer: bigint): { stage: number; rank: number }[] {
-  const most = native.tb_transfer_asked(session, transfer, new Uint8Array(1), new Int32Array(1), 0);
-  const [stages, ranks] = [new Uint8Array(Math.max(1, most)), new Int32Array(Math.max(1, most))];
-  const count = native.tb_transfer_asked(session, transfer, stages, ranks, most);
-  return Array.from({ length: Math.min(count, most) }, (_, index) => ({
-    stage: stages[index]!,
-    rank: ranks[index]!,
   }));
 }
 

@@ -114,12 +114,6 @@ export class NativeTransfer implements PreparedTransfer {
     return native.transferWaits(this.#setup.session, this.#setup.transfer, this.#setup.ranks);
   }
 
-  /** What this rank asked for in the latest round, bucket by bucket, but for what it asks for all at once. */
-  asked(): readonly { readonly stage: number; readonly rank: number }[] {
-    this.#checkUsable();
-    return native.transferAsked(this.#setup.session, this.#setup.transfer);
-  }
-
   async release(): Promise<void> {
     if (this.#ended !== undefined) return;
     native.releaseTransfer(this.#setup.session, this.#setup.transfer);

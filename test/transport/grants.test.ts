@@ -1,5 +1,10 @@
-/** The order in which ranks really ask for buckets, beside the order that the schedule counts on. */
-import { expect, test } from "vitest";
+/**
+ * The order in which ranks really ask for buckets, beside the order that the schedule counts on. Only the tests' own library
+ * tells it.
+ */
+import { join } from "node:path";
+import { expect, test, vi } from "vitest";
+import { declareNative } from "../../src/ffi/native.ts";
 import { decide } from "../../src/plan/input/decisions.ts";
 import { normalize } from "../../src/plan/input/normalize.ts";
 import type { PlanInput } from "../../src/plan/input/types.ts";
@@ -10,7 +15,6 @@ import { sumUp } from "../../src/plan/planner/stats.ts";
 import { bucketJobs } from "../../src/plan/schedule/jobs.ts";
 import { Turns } from "../../src/plan/schedule/turns.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
-import type { NativeTransfer } from "../../src/transport/native-transfer.ts";
 import { select } from "../../src/transport/selection.ts";
 import type { Transport, TransportSession } from "../../src/transport/transport.ts";
 import { memory } from "../../transports/memory/index.ts";
@@ -49,41 +53,60 @@ function foreseen(input: PlanInput): number[][][] {
   return asked;
 }
 
-/** The same, as it was said in a round of real sessions; and by what their buckets went. */
+/** The native transfer of each native session, in the order of their opening. */
+const natives = vi.hoisted(() => new Map<bigint, bigint | undefined>());
+
+vi.mock("../../src/ffi/library.ts", async (load) => {
+  const library = await load<typeof import("../../src/ffi/library.ts")>();
+  const path = join(import.meta.dirname, "../../native/build/doubles/libtensorbus.so");
+  return { ...library, libraryPath: () => path, openLibrary: () => library.openLibrary(path) };
+});
+
+vi.mock("../../src/ffi/session.ts", async (load) => {
+  const real = await load<typeof import("../../src/ffi/session.ts")>();
+  const openSession: typeof real.openSession = (options) => {
+    const opened = real.openSession(options);
+    natives.set(opened.session, undefined);
+    return opened;
+  };
+  const prepareTransfer: typeof real.prepareTransfer = (session, options) => {
+    const transfer = real.prepareTransfer(session, options);
+    natives.set(session, transfer);
+    return transfer;
+  };
+  return { ...real, openSession, prepareTransfer };
+});
+
+/** `native/test/library/asked.c` */
+const tests = declareNative({
+  test_transfer_asked: ["u64", "u64", "pointer", "pointer", "u32", "out u32"],
+});
+
+/** By stage, the ranks whose buckets were asked for in turns in the latest round. */
+function askedOf(session: bigint, transfer: bigint): number[][] {
+  const most = tests.test_transfer_asked(session, transfer, new Uint8Array(1), new Int32Array(1), 0);
+  const [stageOf, rankOf] = [new Uint8Array(Math.max(1, most)), new Int32Array(Math.max(1, most))];
+  tests.test_transfer_asked(session, transfer, stageOf, rankOf, most);
+  return stages.map((stage) => [...rankOf.subarray(0, most)].filter((_, index) => stageOf[index] === stage));
+}
+
+/** The same, as it was asked for in a round of real sessions; and by what their buckets went. */
 async function recorded(seed: number, options: CaseOptions, transportOf: (rank: number) => Transport) {
+  natives.clear();
   const store = memoryStores()();
-  const transfers: NativeTransfer[] = [];
-  const opened: TransportSession[] = [];
+  const sessions: TransportSession[] = [];
   for (let rank = 0; rank < ranks; rank++) {
-    opened.push(await transportOf(rank).open({ rank, world: ranks, store }));
+    sessions.push(await transportOf(rank).open({ rank, world: ranks, store }));
   }
-  const sessions = opened.map(
-    (session, rank) =>
-      new Proxy(session, {
-        get(target, key) {
-          if (key !== "prepare") {
-            const value = Reflect.get(target, key, target);
-            return typeof value === "function" ? value.bind(target) : value;
-          }
-          return async (...prepare: Parameters<TransportSession["prepare"]>) => {
-            transfers[rank] = (await target.prepare(...prepare)) as NativeTransfer;
-            return transfers[rank];
-          };
-        },
-      }),
-  );
   const transfer = randomCase(seed, options);
   const prepared = await prepareCase(sessions, transfer);
   await prepared.round();
   const used = prepared.executions.flatMap(({ stats }) =>
     [...stats.peers.values()].map((peer) => peer.transport),
   );
-  const asked = transfers.map((one) => {
-    const all = one.asked();
-    return stages.map((stage) => all.filter((bucket) => bucket.stage === stage).map(({ rank }) => rank));
-  });
+  const asked = [...natives].map(([session, native]) => askedOf(session, native!));
   await prepared[Symbol.asyncDispose]();
-  for (const session of opened) await session.close();
+  for (const session of sessions) await session.close();
   return { asked, used: new Set(used), input: transfer.input };
 }
 

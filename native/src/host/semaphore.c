@@ -133,7 +133,7 @@ int tb_semaphore_await_by_wall_clock(sem_t *semaphore, uint64_t end) {
     }
 }
 
-int tb_semaphore_await(sem_t *semaphore, uint64_t timeout_ns) {
+static int await(sem_t *semaphore, uint64_t timeout_ns) {
     uint64_t wait_ns = timeout_ns < LONGEST_WAIT_NS ? timeout_ns : LONGEST_WAIT_NS;
     uint64_t end = tb_now() + wait_ns;
     if (sem_clockwait == NULL) {
@@ -152,7 +152,7 @@ int32_t tb_semaphore_wait(uint64_t handle, uint64_t timeout_ns, tb_error *err) {
     if (semaphore == NULL) {
         return TB_ECLOSED;
     }
-    int waited = tb_semaphore_await(semaphore, timeout_ns);
+    int waited = await(semaphore, timeout_ns);
     tb_handle_put(handle);
     if (waited == 0) {
         return TB_OK;

@@ -13,7 +13,6 @@
 #include "base/handle.h"
 #include "host/bus_thread.h"
 #include "host/port.h"
-#include "host/semaphore.h"
 #include "base/error.h"
 
 #define SPINS_APART 8  /* posts that are this many spins apart are too far apart to spin for */

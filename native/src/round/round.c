@@ -56,7 +56,6 @@ static void reset(tb_transfer *transfer) {
     transfer->sends_left = program->send_channels;
     transfer->locals_left = program->local_buckets;
     memset(transfer->turns, 0, sizeof transfer->turns);
-    transfer->asked_count = 0;
     tb_folds_reset(transfer);
     transfer->staging.high = 0;
     atomic_store(&transfer->bytes_sent, 0);

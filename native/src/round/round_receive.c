@@ -69,7 +69,6 @@ void tb_round_grant_turns(tb_transfer *transfer, uint8_t stage) {
             continue;
         }
         uint32_t bucket = program->channels[channel].first_bucket + state->granted++;
-        transfer->asked[transfer->asked_count++] = channel;
         transfer->turns[stage].buckets++;
         transfer->turns[stage].bytes += program->buckets[bucket].bytes;
         state->announce = true;

@@ -161,9 +161,6 @@ struct tb_transfer {
         uint32_t next, buckets;
         uint64_t bytes;
     } turns[TB_STAGES];
-    /* Channels, once for each bucket that was asked for in turns, in that order. */
-    uint32_t *asked;
-    uint32_t asked_count;
     uint32_t next_fold; /* position in the fold order up to which contributions are allowed */
     uint32_t folds_in_flight;
     tb_channel_state *channels;

@@ -150,22 +150,6 @@ int32_t tb_transfer_carrier(uint64_t session, uint64_t transfer, int32_t rank, u
     return code;
 }
 
-int32_t tb_transfer_asked(uint64_t session, uint64_t transfer, uint8_t *stages, int32_t *ranks, uint32_t capacity,
-                          uint32_t *count, tb_error *err) {
-    transfer_use use;
-    if (!begin_use(&use, session, transfer, err)) {
-        return TB_ECLOSED;
-    }
-    *count = use.transfer->asked_count;
-    for (uint32_t i = 0; i < *count && i < capacity; i++) {
-        const tb_channel *channel = &use.transfer->program.channels[use.transfer->asked[i]];
-        stages[i] = channel->stage;
-        ranks[i] = (int32_t)channel->peer;
-    }
-    end_use(&use);
-    return TB_OK;
-}
-
 /* Takes it out of its session, once nothing is under way. */
 static int32_t release(tb_transfer *transfer, tb_error *err) {
     if (transfer->state == TB_TRANSFER_RUNNING || transfer->state == TB_TRANSFER_PREPARING

@@ -56,7 +56,6 @@ static int32_t allocate_tables(tb_transfer *transfer, tb_error *err) {
     transfer->channels = tb_table(header->channel_count, sizeof *transfer->channels);
     transfer->buckets = tb_table(header->bucket_count, sizeof *transfer->buckets);
     transfer->waits = tb_table(header->bucket_count, sizeof *transfer->waits);
-    transfer->asked = tb_table(header->bucket_count, sizeof *transfer->asked);
     transfer->slot_of = tb_table(header->bucket_count, sizeof *transfer->slot_of);
     transfer->free_slots = tb_table(transfer->program.slot_count, sizeof *transfer->free_slots);
     transfer->jobs.items = tb_table(header->bucket_count, sizeof(uint32_t));
@@ -67,7 +66,7 @@ static int32_t allocate_tables(tb_transfer *transfer, tb_error *err) {
     pool->piece_end = tb_table(header->piece_count, sizeof *pool->piece_end);
     pool->order = tb_table(header->piece_count, sizeof *pool->order);
     pool->readers = tb_table(header->piece_count, sizeof *pool->readers);
-    if (!transfer->channels || !transfer->buckets || !transfer->waits || !transfer->asked || !transfer->slot_of || !transfer->free_slots
+    if (!transfer->channels || !transfer->buckets || !transfer->waits || !transfer->slot_of || !transfer->free_slots
         || !transfer->jobs.items || !transfer->exchanges || !transfer->regions || !pool->piece_at || !pool->piece_end
         || !pool->order || !pool->readers || !transfer->reserved) {
         return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a transfer of %u buckets", header->bucket_count);
@@ -163,7 +162,6 @@ void tb_transfer_free(tb_transfer *transfer) {
         munmap(transfer->slots, slot_bytes(&transfer->program));
     }
     free(transfer->reserved);
-    free(transfer->asked);
     free(transfer->pool.readers);
     free(transfer->pool.order);
     free(transfer->pool.piece_end);
