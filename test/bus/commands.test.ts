@@ -7,7 +7,7 @@ import { generateSemaphoreName } from "../../src/bus/process/semaphore.ts";
 import {
   batchKey,
   type Command,
-  decodeCommand,
+  checkCommand,
   encodeCommand,
   normalizeBatchId,
   pack,
@@ -18,6 +18,8 @@ import { decodeTensorTable, encodeTensorTable, type TensorRecord } from "../../s
 import { TensorBusError } from "../../src/errors.ts";
 
 fc.configureGlobal({ seed: 20_261 });
+
+const decodeCommand = (bytes: Uint8Array) => checkCommand(unpack(bytes));
 
 const client = { ...ownIdentity(), id: randomClientId(), wake: privateName() };
 

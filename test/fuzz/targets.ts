@@ -1,6 +1,6 @@
 /** What reads other people's bytes in TypeScript, by the name of its target. Those in C are tests of native/test. */
 import { sha256 } from "@noble/hashes/sha2.js";
-import { decodeCommand, pack, unpack } from "../../src/bus/queue/commands.ts";
+import { checkCommand, pack, unpack } from "../../src/bus/queue/commands.ts";
 import { findNotPlain } from "../../src/bus/queue/plain-values.ts";
 import { dtypes } from "../../src/layout/index.ts";
 import { modelTensors } from "../../src/model/config.ts";
@@ -41,7 +41,7 @@ const messages: Target = {
       // Whoever is let through is plain data, which comes back as it was.
       if (wrong !== undefined) throw new Error(`${wrong}, and it was read`);
       unpack(pack(value));
-      decodeCommand(input);
+      checkCommand(unpack(input));
     });
   },
 };

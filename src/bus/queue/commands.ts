@@ -198,12 +198,7 @@ export function encodeCommand(command: Command): Buffer {
   return bytes;
 }
 
-/** The command in those bytes, all of it checked. `TB_COMMAND` for whatever does not fit. */
-export function decodeCommand(bytes: Uint8Array): Command {
-  return checkCommand(unpack(bytes));
-}
-
-/** Like `decodeCommand`, for a value that `unpack` gave. */
+/** The command in a value that `unpack` gave, all of it checked. `TB_COMMAND` for whatever does not fit. */
 export function checkCommand(message: unknown, what = "a command"): Command {
   if (typeof message !== "object" || message === null) throw malformed(what, "it", "is not a map");
   const wrong = findWrongField(message);
