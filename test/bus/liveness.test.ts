@@ -7,7 +7,7 @@ import { hasPassed, isRunning, momentIn, ownIdentity } from "../../src/bus/proce
 import {
   claimFolder,
   clientOffset,
-  LockView,
+  LockFile,
   lockFreed,
   lockOffsets,
   openPulse,
@@ -40,7 +40,7 @@ describe("a lock", () => {
     expect(tryLock(locks, 5n)).toBeUndefined();
     const farther = tryLock(locks, clientOffset(2n ** 62n - 1n));
     expect(farther).toBeDefined();
-    using view = new LockView(locks);
+    using view = new LockFile(locks);
     expect(view.isHeld(5n)).toBe(true);
     expect(view.isHeld(6n)).toBe(false);
     held?.close();
@@ -80,7 +80,7 @@ describe("a folder's agent", () => {
   it("is one at a time", async () => {
     const claim = claimFolder(port, locks);
     expect(() => claimFolder(port, locks)).toThrow(code("TB_EXISTS"));
-    using view = new LockView(locks);
+    using view = new LockFile(locks);
     expect(view.isHeld(lockOffsets.agent)).toBe(false);
     await claim.live();
     await claim.live();
@@ -129,7 +129,7 @@ describe("a process", () => {
     child.kill("SIGSTOP");
     while (pulse.isResponsive()) await sleep(50);
     expect(pulse.ageMs()).toBeGreaterThanOrEqual(unresponsiveMs);
-    using view = new LockView(locks);
+    using view = new LockFile(locks);
     expect(view.isHeld(lockOffsets.agent)).toBe(true);
     child.kill("SIGCONT");
     while (!pulse.isResponsive()) await sleep(5);

@@ -9,7 +9,7 @@ import type { EventPort } from "../process/event-port.ts";
 import { ownIdentity, randomClientId } from "../process/identity.ts";
 import {
   clientOffset,
-  type HeldLock,
+  type LockFile,
   lockOffsets,
   openPulse,
   type Pulse,
@@ -82,7 +82,7 @@ export class AgentLink {
   readonly #resources: LinkResources;
   readonly #onLost: (error: TensorBusError) => void;
   readonly #waker: Waker;
-  readonly #life: HeldLock;
+  readonly #life: LockFile;
   readonly #pending: PendingCalls;
   /** The listeners to the end of something of this client, by its number in the agent. */
   readonly #listeners = new Map<bigint, (error: TensorBusError) => void>();

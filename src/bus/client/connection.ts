@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { cancelledError, Deadline, type DeadlineOptions } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import { type EventPort, openEventPort } from "../process/event-port.ts";
-import { LockView, lockOffsets, openPulse, unresponsiveMs } from "../process/liveness.ts";
+import { LockFile, lockOffsets, openPulse, unresponsiveMs } from "../process/liveness.ts";
 import { logger } from "../process/logger.ts";
 import { type CommandQueue, openCommandQueue } from "../queue/command-queue.ts";
 import { type AgentRecord, openState, type State } from "../queue/state.ts";
@@ -34,7 +34,7 @@ export class ClientConnection {
   readonly state: State;
   /** Called when the agent has ended, after the calls under way. */
   onAgentLost: (error: TensorBusError) => void = () => {};
-  readonly #locks: LockView;
+  readonly #locks: LockFile;
   #link: AgentLink | undefined;
   #linking: Promise<AgentLink> | undefined;
   #closing: Promise<void> | undefined;
@@ -44,7 +44,7 @@ export class ClientConnection {
     this.port = port;
     this.queue = queue;
     this.state = state;
-    this.#locks = new LockView(queue.environment.locksPath);
+    this.#locks = new LockFile(queue.environment.locksPath);
     open.add(this);
   }
 

@@ -27,66 +27,56 @@ export function clientOffset(clientId: bigint): bigint {
   return (1n << 32n) + clientId;
 }
 
-/** A one-byte lock that this process holds. */
-export class HeldLock extends OwnedHandle {
-  constructor(handle: bigint) {
-    super("this lock", handle, (held) => nativeBus.tb_lock_close(held));
+/** A folder's lock file, opened by this process. Closing it lets go of what was taken through it. */
+export class LockFile extends OwnedHandle {
+  /** `TB_FOREIGN` for a file that is not this user's. */
+  constructor(locksPath: string) {
+    super("this lock file", nativeBus.tb_lock_open(locksPath), (open) => nativeBus.tb_lock_close(open));
+  }
+
+  /** True while somebody holds the lock, this process's own locks included. */
+  isHeld(offset: bigint): boolean {
+    return nativeBus.tb_lock_held(this.handle, offset) === 1;
+  }
+
+  /** Takes a lock; false if another holds it. */
+  take(offset: bigint): boolean {
+    return nativeBus.tb_lock_try(this.handle, offset) === 1;
+  }
+
+  /** Takes a lock that others share. */
+  share(offset: bigint): void {
+    nativeBus.tb_lock_share(this.handle, offset);
   }
 }
 
-/** Takes a lock; `undefined` if another holds it. `TB_FOREIGN` for a lock file that is not this user's. */
-export function tryLock(locksPath: string, offset: bigint): HeldLock | undefined {
-  const handle = nativeBus.tb_lock_open(locksPath);
-  const lock = new HeldLock(handle);
-  let taken = 0;
+/** The lock file with that lock taken; `undefined` if another holds it. `TB_FOREIGN` for a file that is not this user's. */
+export function tryLock(locksPath: string, offset: bigint): LockFile | undefined {
+  const locks = new LockFile(locksPath);
+  let isTaken = false;
   try {
-    taken = nativeBus.tb_lock_try(handle, offset);
-    return taken === 1 ? lock : undefined;
+    isTaken = locks.take(offset);
+    return isTaken ? locks : undefined;
   } finally {
-    if (taken !== 1) lock.close();
+    if (!isTaken) locks.close();
   }
 }
 
 /** A folder that this process has open, as others can tell. */
-export class FolderUse implements Disposable {
+export class FolderUse extends LockFile {
   /** Others had it open when this was taken. */
   readonly others: boolean;
-  readonly #lock: HeldLock;
 
   /** To be taken inside the folder's gate, so that of two who come at once one is the first. */
   constructor(locksPath: string) {
-    const handle = nativeBus.tb_lock_open(locksPath);
-    this.#lock = new HeldLock(handle);
+    super(locksPath);
     try {
-      this.others = nativeBus.tb_lock_held(handle, lockOffsets.users) === 1;
-      nativeBus.tb_lock_share(handle, lockOffsets.users);
+      this.others = this.isHeld(lockOffsets.users);
+      this.share(lockOffsets.users);
     } catch (error) {
-      this.#lock.close();
+      this.close();
       throw error;
     }
-  }
-
-  /** A second call does nothing. */
-  close(): void {
-    this.#lock.close();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
-  }
-}
-
-/** Looks at locks without taking them. */
-export class LockView extends OwnedHandle {
-  constructor(locksPath: string) {
-    super("this view of a lock file", nativeBus.tb_lock_open(locksPath), (open) =>
-      nativeBus.tb_lock_close(open),
-    );
-  }
-
-  /** True while somebody holds it, this process's own locks included. */
-  isHeld(offset: bigint): boolean {
-    return nativeBus.tb_lock_held(this.handle, offset) === 1;
   }
 }
 
@@ -149,11 +139,11 @@ export function lockFreed(
 export class AgentClaim implements Disposable {
   readonly #port: EventPort;
   readonly #locksPath: string;
-  readonly #claim: HeldLock;
-  #life: HeldLock | undefined;
+  readonly #claim: LockFile;
+  #life: LockFile | undefined;
   #closed = false;
 
-  constructor(port: EventPort, locksPath: string, claim: HeldLock) {
+  constructor(port: EventPort, locksPath: string, claim: LockFile) {
     this.#port = port;
     this.#locksPath = locksPath;
     this.#claim = claim;

@@ -7,7 +7,7 @@ import { Deadline, type DeadlineOptions } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { EventPort } from "../process/event-port.ts";
 import { hasPassed } from "../process/identity.ts";
-import { clientOffset, LockView } from "../process/liveness.ts";
+import { clientOffset, LockFile } from "../process/liveness.ts";
 import type { Waker } from "../process/semaphore.ts";
 import { ClientOrder } from "./client-order.ts";
 import { type ClientIdentity, type CommandHeader, isClient } from "./command-header.ts";
@@ -96,7 +96,7 @@ export class CommandQueue implements AsyncDisposable {
   readonly #commands: BinaryDatabase;
   readonly #room: RoomWaits;
   readonly #order: ClientOrder;
-  readonly #locks: LockView;
+  readonly #locks: LockFile;
 
   constructor(environment: Environment, options: CommandQueueOptions) {
     this.environment = environment;
@@ -105,7 +105,7 @@ export class CommandQueue implements AsyncDisposable {
     this.#commands = environment.root;
     this.#room = new RoomWaits(environment.root, kinds.room);
     this.#order = new ClientOrder({ port: options.port, full: () => this.#full() });
-    this.#locks = new LockView(environment.locksPath);
+    this.#locks = new LockFile(environment.locksPath);
   }
 
   /**

@@ -4,8 +4,7 @@ import { type EventPort, openEventPort } from "../../../src/bus/process/event-po
 import { momentIn, ownIdentity, randomClientId } from "../../../src/bus/process/identity.ts";
 import {
   clientOffset,
-  type HeldLock,
-  LockView,
+  LockFile,
   lockOffsets,
   tryLock,
   type Watch,
@@ -44,8 +43,8 @@ export class EchoClient {
   readonly state: State;
   readonly waker: Waker;
   readonly identity: ClientIdentity;
-  readonly #life: HeldLock;
-  readonly #locks: LockView;
+  readonly #life: LockFile;
+  readonly #locks: LockFile;
   readonly #pending = new Map<bigint, Pending>();
   #bell: Bell | undefined;
   #watch: Watch | undefined;
@@ -60,7 +59,7 @@ export class EchoClient {
     this.state = state;
     this.waker = openWaker(port);
     this.identity = { ...ownIdentity(), id: randomClientId(), wake: this.waker.name };
-    this.#locks = new LockView(queue.environment.locksPath);
+    this.#locks = new LockFile(queue.environment.locksPath);
     this.#life = tryLock(queue.environment.locksPath, clientOffset(this.identity.id))!;
     this.waker.onWake(() => this.#collect());
   }
