@@ -1,5 +1,7 @@
 /* What is checked of LMDB's files before it opens them: a whole file passes, and damage is refused without a read beyond it. */
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -7,6 +9,7 @@
 
 #include "check.h"
 #include "host/lmdb.h"
+#include "host/lmdb_files.h"
 
 enum { PAGE = 4096, PAGES = 6, MAP_BYTES = 1 << 20 };
 
@@ -124,13 +127,22 @@ static void test_writer(void) {
     CHECK(tb_lmdb_writer(&locks, &dead) == 0 && !dead, "free");
     CHECK(pthread_mutex_lock(&locks.writer) == 0, "taken");
     CHECK(tb_lmdb_writer(&locks, &dead) == (uint32_t)getpid() && !dead, "one past the gate lives");
-    tb_lmdb_mark_writer(&locks);
+    locks.inside = (uint32_t)getpid();
     CHECK(tb_lmdb_writer(&locks, &dead) == (uint32_t)getpid() && dead, "one by the gate is not inside any more");
     CHECK(pthread_mutex_unlock(&locks.writer) == 0 && tb_lmdb_writer(&locks, &dead) == 0 && !dead, "and frees it as ever");
     pid_t child = fork();
     if (child == 0) {
         _exit(0);
     }
+    siginfo_t ended;
+    CHECK(waitid(P_PID, (id_t)child, &ended, WEXITED | WNOWAIT) == 0, "a child that nobody has asked how it ended");
+    CHECK(pthread_mutex_lock(&locks.writer) == 0, "taken");
+    locks.writer.__data.__owner = child;
+    CHECK(tb_lmdb_writer(&locks, &dead) == (uint32_t)child && !dead, "past the gate it may live");
+    locks.inside = (uint32_t)child;
+    CHECK(tb_lmdb_writer(&locks, &dead) == (uint32_t)child && dead, "by the gate it has died, though it is there");
+    CHECK(tb_lmdb_free_writer(&locks, data_path, &err) == TB_OK, "%s", err.message);
+    locks.inside = 0;
     CHECK(waitpid(child, NULL, 0) == child, "a child that has ended");
     const int owners[] = {child, 0};
     for (int i = 0; i < 2; i++) {
@@ -145,6 +157,49 @@ static void test_writer(void) {
     locks.writer.__data.__owner = child;
     CHECK(tb_lmdb_check_locks(&locks, 5) != NULL, "glibc would end who takes this one");
 #endif
+}
+
+/* ---- a reader's look, while a writer makes the file longer -------------------------------------------------- */
+
+static _Atomic bool looked_enough;
+
+static void set_last_page(int fd, uint64_t pages) {
+    for (off_t i = 0; i < TB_LMDB_METAS; i++) {
+        const uint64_t last = pages - 1;
+        off_t at = i * PAGE + (off_t)offsetof(tb_lmdb_meta, last_page);
+        CHECK(pwrite(fd, &last, sizeof last, at) == (ssize_t)sizeof last, "a meta page");
+    }
+}
+
+static void *make_longer(void *argument) {
+    int fd = *(int *)argument;
+    for (uint64_t pages = PAGES + 1; !atomic_load(&looked_enough); pages++) {
+        CHECK(ftruncate(fd, (off_t)(pages * PAGE)) == 0, "a longer file");
+        set_last_page(fd, pages);
+    }
+    return NULL;
+}
+
+static void test_growing(void) {
+    enum { LOOKS = 200000 };
+    uint8_t file[PAGE * PAGES];
+    build(file);
+    CHECK(prepare(file, sizeof file) == TB_OK, "a data file");
+    CHECK(truncate(lock_path, (off_t)TB_LMDB_LOCK_BYTES) == 0, "a lock file");
+    tb_lmdb_files files;
+    CHECK(tb_lmdb_files_open(&files, data_path, lock_path, &err) == TB_OK, "%s", err.message);
+    int fd = open(data_path, O_RDWR);
+    pthread_t writer;
+    CHECK(fd >= 0 && pthread_create(&writer, NULL, make_longer, &fd) == 0, "a writer");
+    for (int i = 0; i < LOOKS; i++) {
+        CHECK(tb_lmdb_files_check_whole(&files, &err) == TB_OK, "look %d: %s", i, err.message);
+    }
+    atomic_store(&looked_enough, true);
+    pthread_join(writer, NULL);
+    CHECK(ftruncate(fd, PAGES * PAGE) == 0, "a cut");
+    CHECK(tb_lmdb_files_check_whole(&files, &err) == TB_EBUS_FORMAT, "which is found");
+    close(fd);
+    tb_lmdb_files_close(&files);
 }
 
 int main(void) {
@@ -164,6 +219,7 @@ int main(void) {
     refuse(3 * PAGE + 25, 0xff, "a node outside of its page");
     refuse(4 * PAGE + 20, 9, "a large value of other pages");
     test_writer();
+    test_growing();
     test_noise();
     unlink(data_path);
     unlink(lock_path);

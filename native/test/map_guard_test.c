@@ -182,7 +182,6 @@ static void cut_while_held(void) {
         mapping map;
         tb_lmdb_locks *locks = make_locks(&map);
         CHECK(pthread_mutex_lock(&locks->writer) == 0, "it is taken");
-        tb_lmdb_mark_writer(locks);
         CHECK(ftruncate(map.fd, bytes) == 0, "a cut");
         CHECK(pthread_mutex_unlock(&locks->writer) == 0, "it is freed");
         unmap(&map);

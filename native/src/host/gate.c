@@ -49,6 +49,7 @@ typedef struct tb_gate {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     const tb_lmdb_locks *_Atomic locks;
+    bool writable;   /* locks are */
     int guard;       /* of locks */
     char *data_path; /* once there are locks */
     tb_lmdb_files files; /* of the event loop: LMDB's, once it has them open */
@@ -269,6 +270,7 @@ int32_t tb_gate_guard(uint64_t handle, const char *data_path, const char *lock_p
     if (rc == TB_OK && locks != NULL && mprotect(locks, MAPPED_BYTES, PROT_READ | PROT_WRITE) != 0) {
         rc = tb_fail(err, TB_ESYSTEM, -1, errno, "%s cannot be written", lock_path);
     } else if (rc == TB_OK && locks != NULL) {
+        gate->writable = true;
         tb_lmdb_make_plain(locks);
     }
     tb_handle_put(handle);
@@ -282,9 +284,6 @@ int32_t tb_gate_begun(uint64_t handle, uint32_t writing, uint32_t *has_room, tb_
     }
     tb_lmdb_locks *locks = (tb_lmdb_locks *)atomic_load(&gate->locks);
     int32_t rc = tb_lmdb_files_check(&gate->files, locks, writing != 0, err);
-    if (rc == TB_OK && writing != 0 && locks != NULL) {
-        tb_lmdb_mark_writer(locks);
-    }
     *has_room = rc == TB_OK && writing != 0 && tb_lmdb_files_have_room(&gate->files);
     tb_handle_put(handle);
     return rc;
@@ -323,19 +322,49 @@ int32_t tb_gate_verify(uint64_t handle, uint32_t *owned, tb_error *err) {
     return TB_OK;
 }
 
-static void unlock(tb_gate *gate) {
-    tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
+/* The lock words, to write. Before LMDB has its files open they are so for a moment only: see map_file. */
+static tb_lmdb_locks *begin_writing(tb_gate *gate, tb_error *err) {
+    tb_lmdb_locks *locks = (tb_lmdb_locks *)atomic_load(&gate->locks);
+    if (!gate->writable && mprotect(locks, MAPPED_BYTES, PROT_READ | PROT_WRITE) != 0) {
+        tb_fail(err, TB_ESYSTEM, -1, errno, "LMDB's lock file cannot be written");
+        return NULL;
+    }
+    return locks;
+}
+
+static void end_writing(tb_gate *gate, tb_lmdb_locks *locks) {
+    if (!gate->writable) {
+        mprotect(locks, MAPPED_BYTES, PROT_READ);
+    }
+}
+
+/* Inside, and before LMDB's lock is taken: says who is, for those who come after a death. */
+static int32_t name_inside(tb_gate *gate, uint32_t thread, tb_error *err) {
+    tb_lmdb_locks *locks = (tb_lmdb_locks *)atomic_load(&gate->locks);
+    if (locks == NULL || tb_lmdb_check_lock_head(locks) != NULL) {
+        return TB_OK; /* LMDB will make its lock file anew, or refuse it */
+    }
+    locks = begin_writing(gate, err);
+    if (locks == NULL) {
+        return TB_ESYSTEM;
+    }
+    atomic_store_explicit(&locks->inside, thread, memory_order_release);
+    end_writing(gate, locks);
+    return TB_OK;
+}
+
+static int unlock(tb_gate *gate) {
+    return tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
 }
 
 /* LMDB's lock is held by one who has died. */
-static int32_t free_writer(tb_gate *gate, tb_lmdb_locks *locks, tb_error *err) {
-    if (mprotect(locks, MAPPED_BYTES, PROT_READ | PROT_WRITE) != 0) {
-        return tb_fail(err, TB_ESYSTEM, -1, errno, "LMDB's lock file cannot be written");
+static int32_t free_writer(tb_gate *gate, tb_error *err) {
+    tb_lmdb_locks *locks = begin_writing(gate, err);
+    if (locks == NULL) {
+        return TB_ESYSTEM;
     }
     int32_t rc = tb_lmdb_free_writer(locks, gate->data_path, err);
-    if (gate->files.metas == NULL) {
-        mprotect(locks, MAPPED_BYTES, PROT_READ);
-    }
+    end_writing(gate, locks);
     return rc;
 }
 
@@ -353,8 +382,9 @@ static int32_t try_to_enter(tb_gate *gate, bool *inside, int32_t *holder, tb_err
         tb_lmdb_locks *locks = (tb_lmdb_locks *)atomic_load(&gate->locks);
         rc = tb_lmdb_files_check(&gate->files, locks, false, err);
         if (rc == TB_OK && dead) {
-            rc = free_writer(gate, locks, err);
+            rc = free_writer(gate, err);
         }
+        rc = rc == TB_OK ? name_inside(gate, (uint32_t)syscall(SYS_gettid), err) : rc;
         *inside = rc == TB_OK;
     }
     if (!*inside) {
@@ -387,7 +417,9 @@ int32_t tb_gate_leave(uint64_t handle, tb_error *err) {
         return TB_ECLOSED;
     }
     int32_t rc = tb_lmdb_files_check_whole(&gate->files, err);
-    int failed = tb_bus_byte_lock(gate->fd, F_OFD_SETLK, F_UNLCK, GATE_OFFSET);
+    tb_error unnamed;
+    name_inside(gate, 0, &unnamed);
+    int failed = unlock(gate);
     tb_handle_put(handle);
     return rc != TB_OK || failed == 0 ? rc : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be freed");
 }

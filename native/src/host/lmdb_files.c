@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,7 +121,7 @@ static void mark(const tb_lmdb_files *files) {
     }
 }
 
-/* Bytes that the data file has at least: others may have made it longer. Its meta pages are there. */
+/* Bytes that the data file has at least, from now on: others may make it longer. */
 static uint64_t bytes_in_use(const tb_lmdb_files *files) {
     uint64_t bytes = files->data_bytes;
     for (size_t i = 0; i < TB_LMDB_METAS; i++) {
@@ -128,6 +129,7 @@ static uint64_t bytes_in_use(const tb_lmdb_files *files) {
         uint64_t used = (meta->last_page + 1) * files->page_bytes;
         bytes = meta->magic == TB_LMDB_MAGIC && used > bytes ? used : bytes;
     }
+    atomic_thread_fence(memory_order_acquire);
     return bytes;
 }
 
@@ -142,11 +144,12 @@ int32_t tb_lmdb_files_check_whole(const tb_lmdb_files *files, tb_error *err) {
     if (files->metas == NULL) {
         return TB_OK;
     }
+    /* Before its length: a reader is not inside, and a writer may make it longer and commit between two looks. */
+    uint64_t in_use = bytes_in_use(files);
     if (fstat(files->data_fd, &data) != 0 || fstat(files->lock_fd, &locks) != 0) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "%s cannot be looked at", files->data_path);
     }
-    uint64_t size = (uint64_t)data.st_size;
-    if (size < files->data_bytes || size < bytes_in_use(files) || tb_guard_has_hit(&files->data)) {
+    if ((uint64_t)data.st_size < in_use || tb_guard_has_hit(&files->data)) {
         return damaged(files, files->data_path, data.st_size, err);
     }
     if (locks.st_size < (off_t)TB_LMDB_LOCK_BYTES || tb_guard_has_hit(&files->lock)) {

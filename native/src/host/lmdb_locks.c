@@ -11,7 +11,6 @@
 enum { ROBUST = 16 + 128, PLAIN = 128 };
 
 #define FUTEX_OWNER 0x3fffffffu /* the bits of a robust mutex's word that name the thread which holds it */
-#define BY_THE_GATE 0x40000000  /* in the owner of a plain one, whose word only says that it is held */
 
 /* A mutex begins with its word. */
 static uint32_t word_of(const pthread_mutex_t *mutex) {
@@ -48,24 +47,17 @@ void tb_lmdb_make_plain(tb_lmdb_locks *locks) {
     }
 }
 
-void tb_lmdb_mark_writer(tb_lmdb_locks *locks) {
-    if (is_plain(&locks->writer)) {
-        atomic_fetch_or_explicit(owner_of(&locks->writer), BY_THE_GATE, memory_order_release);
-    }
-}
-
 uint32_t tb_lmdb_writer(const tb_lmdb_locks *locks, bool *dead) {
     uint32_t word = word_of(&locks->writer);
     *dead = false;
     if (!is_plain(&locks->writer)) {
         return word & FUTEX_OWNER;
     }
-    int owner = word == 0 ? 0 : atomic_load_explicit(owner_of(&locks->writer), memory_order_acquire);
-    uint32_t thread = (uint32_t)owner & ~(uint32_t)BY_THE_GATE;
+    uint32_t thread = word == 0 ? 0 : (uint32_t)atomic_load_explicit(owner_of(&locks->writer), memory_order_acquire);
+    bool by_the_gate = thread == atomic_load_explicit(&((tb_lmdb_locks *)locks)->inside, memory_order_acquire);
     struct sched_param unused;
     /* One that has died on its way in or out has not named itself, or no more. */
-    bool gone = thread == 0 || (sched_getparam((pid_t)thread, &unused) != 0 && errno == ESRCH);
-    *dead = word != 0 && ((owner & BY_THE_GATE) != 0 || gone);
+    *dead = word != 0 && (thread == 0 || by_the_gate || (sched_getparam((pid_t)thread, &unused) != 0 && errno == ESRCH));
     return thread;
 }
 
@@ -92,10 +84,6 @@ static bool is_plain(const pthread_mutex_t *mutex) {
 }
 
 void tb_lmdb_make_plain(tb_lmdb_locks *locks) {
-    (void)locks;
-}
-
-void tb_lmdb_mark_writer(tb_lmdb_locks *locks) {
     (void)locks;
 }
 
