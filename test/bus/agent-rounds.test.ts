@@ -3,6 +3,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { BatchHandler } from "../../src/bus/client/batch-handler.ts";
 import type { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
+import { memoryStores } from "../../src/store/memory-store.ts";
+import type { Store } from "../../src/store/store.ts";
+import { memory } from "../../transports/memory/index.ts";
 import { AgentWorld, arrayOf, failureOf, fill, joinPair, type Side, tensor } from "./kit/agent-kit.ts";
 
 const trainer: Side = { name: "trainer", ranks: [0, 1], placements: ["S(0)"] };
@@ -40,6 +43,29 @@ async function register(
       expect([...arrayOf(one)]).toEqual(Array.from({ length: 6 }, (_, index) => value + at * 6 + index));
   };
   return { rows, copies, handlers, call, lockstep };
+}
+
+/** Stores of one server, and how many entries of logs the one of each rank has read. */
+function storesWithEnds() {
+  const open = memoryStores();
+  const ends: number[] = [];
+  const newStore = (): Store => {
+    const store = open();
+    const rank = ends.push(0) - 1;
+    const get: Store["get"] = async (key, options) => {
+      const value = await store.get(key, options);
+      if (value !== undefined && /\/log\/\d+$/.test(key)) ends[rank]! += 1;
+      return value;
+    };
+    return new Proxy(store, {
+      get(_, name) {
+        if (name === "get") return get;
+        const member = Reflect.get(store, name, store);
+        return typeof member === "function" ? member.bind(store) : member;
+      },
+    });
+  };
+  return { newStore, ends };
 }
 
 describe.each(["direct", "staged"] as const)("%s rounds", (commit) => {
@@ -156,6 +182,38 @@ describe("a batch that ends", () => {
       expect(results.filter(([, { ok }]) => !ok)).toEqual([]);
     }
     expect(heard.slice(0, 3).map(({ kinds }) => kinds.length)).toEqual([1, 1, 1]);
+  });
+
+  it.each([
+    ["closes the batch", (_: AgentWorld, { handlers }: Model, rank: number) => handlers[rank]!.close()],
+    ["closes its client", ({ clients }: AgentWorld, _: Model, rank: number) => clients[rank]!.close()],
+    ["ends its agent", ({ agents }: AgentWorld, _: Model, rank: number) => agents[rank]!.close()],
+  ] as const)("since a rank that has its part %s, goes on where the round does", async (_, leave) => {
+    const { newStore, ends } = storesWithEnds();
+    await using world = new AgentWorld(memory(), newStore);
+    for (let rank = 0; rank < 4; rank++) await world.startAgent(rank);
+    const model = await register(await joinPair(world, sides));
+    await model.lockstep(1);
+    for (const [at, one] of model.rows.entries()) fill(one, (index) => 100 + at * 6 + index);
+    // Rank 0 waits for rank 1 to begin, and for nothing of rank 3.
+    const one = model.call(1);
+    await Promise.all(
+      [0, 2].map(async (rank) => {
+        await model.call(rank);
+        await leave(world, model, rank);
+      }),
+    );
+    const told = () => [1, 3].filter((rank) => world.events[rank]!.some(({ kind }) => kind === "batchEnded"));
+    await expect.poll(() => ends[1]! * ends[3]!).toBeGreaterThan(0);
+    expect(told()).toEqual([]);
+    await Promise.all([one, model.call(3)]);
+    expect([...arrayOf(model.copies[1]!)]).toEqual([106, 107, 108, 109, 110, 111]);
+    await expect.poll(told).toEqual([1, 3]);
+    for (const rank of [1, 3]) {
+      const { code, details } = await failureOf(model.call(rank));
+      expect(code).toBe("TB_PEER_LOST");
+      expect([0, 2]).toContain(details["rank"]);
+    }
   });
 
   it("is heard of by clients that only listen when another's process has ended", async () => {

@@ -55,7 +55,7 @@ async function writeAttempt(store: Store, number: number): Promise<void> {
   await store.set(keys.waiting(number), Buffer.from("x"));
   const log = new RoundLog({ store, prefix: keys.log(number), onFault });
   await log.appendFailed({ from: "A", round: 60, rank: 1, code: "TB_TIMEOUT" });
-  await log.appendEnd({ rank: 1, code: "TB_PEER_LOST", message: "gone", details: {}, retry: true });
+  await log.appendEnd({ rank: 1, code: "TB_PEER_LOST", message: "gone", details: {}, retry: true, through: {} });
 }
 
 const optionsOf = (store: Store) => ({ rendezvous: new Rendezvous(store), keys, rank: 0, onFault });

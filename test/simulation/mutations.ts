@@ -22,6 +22,7 @@ const heard = "every end is heard";
 const leaks = "nothing leaks";
 const blame = "blame is right";
 const opposed = "opposite directions are told";
+const orderly = "a close in order ends nobody's round";
 const anew = "registering anew works at the first try";
 
 const join = "src/bus/batch/round-join.ts";
@@ -50,7 +51,7 @@ export const mutations: readonly Mutation[] = [
     name: "a round that fails is told to nobody by the log",
     changes: {
       [join]: [
-        ['if (error.code === "TB_CLOSED" || log.end !== undefined) return;', "if (round > 0) return;"],
+        ['if (error.code === "TB_CLOSED" || round > log.last(from)) return;', "if (round > 0) return;"],
         ['if (failure.details["hadFailed"] === true) return true;', ""],
       ],
     },
@@ -120,7 +121,11 @@ export const mutations: readonly Mutation[] = [
   {
     name: "the end of a batch is kept by the rank on which it ended",
     changes: {
-      [log]: [["return this.#append(entry, () => this.#end !== undefined);", "return Promise.resolve();"]],
+      [log]: [[
+          "return this.#append(entry, () => this.#ends.some((said) => said.rank === end.rank || covers(said, end)));",
+          "return Promise.resolve();",
+        ],
+      ],
     },
     breaks: [heard, "every end is heard in time", "registering anew works at the first try"],
     within: 100,
@@ -216,7 +221,7 @@ export const mutations: readonly Mutation[] = [
     changes: {
       [registrar]: [
         [
-          "if (isFound && log.end === undefined)\n          await this.#endAttempt(log, error, !isLasting && isRetried(error));",
+          "if (isFound && !log.isOver)\n          await this.#endAttempt(log, error, !isLasting && isRetried(error));",
           "",
         ],
       ],
@@ -335,6 +340,20 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: ["a round that had failed ends no call"],
     within: 800,
+  },
+  {
+    name: "a close ends the rounds that its rank has completed",
+    changes: { [batch]: [["this.#rank, { through });", "this.#rank, { through: { ...through, A: 0, B: 0 } });"]] },
+    breaks: [orderly],
+    within: 50,
+  },
+  {
+    name: "a rank that left in order is lost as well",
+    changes: {
+      [log]: [["this.#ends.some((said) => said.rank === end.rank || covers(said, end))", "this.#ends.some((said) => covers(said, end))"]],
+    },
+    breaks: [orderly],
+    within: 500,
   },
   {
     name: "a store that has forgotten a round decides it anew",

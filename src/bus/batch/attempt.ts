@@ -53,12 +53,12 @@ export function isRetried({ code }: TensorBusError): boolean {
   return retried.has(code);
 }
 
-/** Ends an attempt, or a batch, for all of its ranks. */
+/** Ends an attempt, or a batch, for all of its ranks: at once, or after the rounds of which this one has its part. */
 export function endAttempt(
   log: RoundLog,
   error: TensorBusError,
   own: number,
-  retry = isRetried(error),
+  { retry = isRetried(error), through = {} }: Partial<Pick<BatchEnd, "retry" | "through">> = {},
 ): Promise<void> {
   const { message, details } = error;
   const { rank: _, ...rest } = details;
@@ -68,6 +68,7 @@ export function endAttempt(
     message,
     details: plain(rest),
     retry,
+    through,
   });
 }
 
@@ -102,7 +103,7 @@ export async function joinAttempt(
         continue;
       }
       const message = `rank ${rank} registers it anew`;
-      await log.appendEnd({ rank, code: "TB_PEER_LOST", message, details: {}, retry: true });
+      await log.appendEnd({ rank, code: "TB_PEER_LOST", message, details: {}, retry: true, through: {} });
     }
     if (log.end === undefined) {
       if (number > known + 1) raiseLatest(rendezvous, keys, number - 1, deadline).catch(() => {});
@@ -135,7 +136,7 @@ async function isTaken(
 function open(number: number, log: RoundLog, before: BatchEnd | undefined): Attempt {
   const ended = new AbortController();
   log.listen((entry) => {
-    if (entry.kind === "ended") ended.abort(errorOfEnd(entry));
+    if (entry.kind === "ended" && log.isOver) ended.abort(errorOfEnd(entry));
   });
   log.watch();
   return { number, log, ended: ended.signal, before };

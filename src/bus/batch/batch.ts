@@ -152,6 +152,16 @@ export class Batch {
     return this.#doubts.length > 0;
   }
 
+  /** True once it has ended, and this rank is in no round that goes on, and can join none. */
+  get isSpent(): boolean {
+    return this.log.end !== undefined && this.live.every(({ from, round }) => round > this.log.last(from));
+  }
+
+  /** Resolves when no round is under way that this rank has begun. */
+  async idle(): Promise<void> {
+    await Promise.all(this.live.map((direction) => direction.ended));
+  }
+
   /** True for one whose ranks have voted: others may have to ask this one how a round ended. */
   get isStaged(): boolean {
     return this.live.some(({ staged }) => staged !== undefined);
@@ -193,13 +203,17 @@ export class Batch {
   }
 
   async #close(reason: TensorBusError): Promise<void> {
-    const said = endAttempt(this.log, reason, this.#rank);
-    const ends = await Promise.allSettled(this.live.map((direction) => direction.close(reason)));
+    // Other ranks may still be in rounds of which this one has its part, or come to them: those do not need it any more.
+    const through = Object.fromEntries(this.live.map(({ from, completed }) => [from, completed]));
+    const appended = endAttempt(this.log, reason, this.#rank, { through });
+    const within = new Deadline({ timeoutMs: graceMs });
+    const said = settled("telling others of the end", appended, within).catch(() => {});
+    const ends = await Promise.allSettled(this.live.map((direction) => direction.close(reason, said)));
     // Memory that something may still touch stays mapped.
     const failed = ends.find((end) => end.status === "rejected");
     if (failed !== undefined) throw failed.reason;
     if (!this.inDoubt) this.#release();
-    await settled("telling others of the end", said, new Deadline({ timeoutMs: graceMs })).catch(() => {});
+    await said;
     this.log.close();
   }
 }

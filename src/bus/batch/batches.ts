@@ -24,7 +24,7 @@ import { makeRankRegistration } from "./rank-record.ts";
 import { BatchKeys } from "./records.ts";
 import { type Brought, type Entry, Registrar } from "./registrar.ts";
 import { leaveAttempt } from "./removal.ts";
-import { errorOfEnd, originOf, settled } from "./round-log.ts";
+import { endedError, errorOfEnd, originOf, settled } from "./round-log.ts";
 import type { BatchSubject } from "./subject.ts";
 
 export interface BatchesOptions {
@@ -146,6 +146,7 @@ export class Batches {
     const role = command.direction === "send" ? "source" : "target";
     return direction
       .post(role, { deadline, events: side.held.events, version })
+      .finally(() => this.#noticeSpent(batch))
       .then(async (result) => {
         if (!tellVersion || result.version !== undefined) return result;
         // What was moved stands by now: this call's deadline was for that.
@@ -181,16 +182,14 @@ export class Batches {
     const batch = entry?.batch;
     if (batch === undefined || !batch.sides.some(({ instance }) => instance === command.instance))
       return { freed: false };
-    const { rank } = this.#options;
-    const closed = new TensorBusError(
-      "TB_BATCH_UNKNOWN",
-      `batch ${String(batch.id)} was closed on rank ${rank}`,
-      {
-        details: { batch: batch.id, rank },
-      },
-    );
-    await this.#end(entry!, closed, command.instance);
+    await this.#end(entry!, this.#closed(batch), command.instance);
     return { freed: true };
+  }
+
+  #closed({ id }: Batch): TensorBusError {
+    const { rank } = this.#options;
+    const message = `batch ${String(id)} was closed on rank ${rank}`;
+    return new TensorBusError("TB_BATCH_UNKNOWN", message, { details: { batch: id, rank } });
   }
 
   /** Its rounds are cancelled and quiet before its memory is freed; how many batches it had. */
@@ -282,8 +281,12 @@ export class Batches {
     if (batch !== undefined && batch.broken === undefined) {
       const { remainingMs } = deadline;
       await batch.log.sync(new Deadline({ timeoutMs: Math.min(remainingMs, askMs) })).catch(() => {});
+      // Closed elsewhere, it may be in its last round here; who registers it anew joins no other.
+      if (batch.log.end !== undefined) await settled("its last round", batch.idle(), deadline);
     }
-    if (known !== undefined && batch?.broken !== undefined) await this.#end(known, batch.broken);
+    const isOver = batch?.broken !== undefined || batch?.log.end !== undefined;
+    if (known !== undefined && batch !== undefined && isOver)
+      await this.#end(known, batch.broken ?? this.#closed(batch));
     const standing = this.#entries.get(key);
     if (standing !== undefined) return standing;
     // What this rank has to say of having left the last one comes before it joins the next.
@@ -338,9 +341,7 @@ export class Batches {
 
   #take(entry: Entry, batch: Batch): void {
     entry.batch = batch;
-    batch.log.listen((said) => {
-      if (said.kind === "ended") this.#break(batch, errorOfEnd(said));
-    });
+    batch.log.listen(() => this.#noticeSpent(batch));
     this.#withdraw(entry);
     this.#reasons.delete(entry.key);
   }
@@ -398,12 +399,18 @@ export class Batches {
     if (error instanceof TensorBusError && ends.includes(error.code)) this.#break(batch, error);
   }
 
+  /** One that was closed elsewhere is over here once its last round is. */
+  #noticeSpent(batch: Batch): void {
+    const { end } = batch.log;
+    if (end !== undefined && batch.isSpent) this.#break(batch, errorOfEnd(end));
+  }
+
   /** It is over, and waits to be registered anew: all others hear of it. A round under way ends by itself. */
   #break(batch: Batch, cause: TensorBusError): void {
     if (batch.broken !== undefined) return;
     const rank = originOf(cause, this.#options.rank);
-    const message = `batch ${String(batch.id)} has ended on rank ${rank}, and waits to be registered anew: ${cause.message}`;
-    batch.broken = new TensorBusError("TB_PEER_LOST", message, { details: { batch: batch.id, rank }, cause });
+    const { code, message, details } = endedError(`batch ${String(batch.id)}`, rank, cause);
+    batch.broken = new TensorBusError(code, message, { details: { ...details, batch: batch.id }, cause });
     void endAttempt(batch.log, cause, this.#options.rank);
     for (const direction of batch.live) direction.abandon(batch.broken);
     this.#tellEnded(batch, batch.broken);

@@ -12,7 +12,7 @@ import type { AgentEvent, AgentProgress, RoundIdentity } from "../pair/events.ts
 import type { BatchId, CommandResult } from "../queue/commands.ts";
 import type { Opposition } from "./opposition.ts";
 import type { RegionEvents } from "./region-events.ts";
-import { asBusError, graceMs, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
+import { asBusError, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
 import { type FailedRound, originOf, type RoundLog } from "./round-log.ts";
 import type { RoundNames } from "./round-names.ts";
 import { RoundRate } from "./round-rate.ts";
@@ -144,6 +144,14 @@ export class Direction {
   get round(): number {
     return this.#call?.round ?? this.#join.next;
   }
+  /** The last round of which this rank has its part; 0 if there was none. */
+  get completed(): number {
+    return this.#completed;
+  }
+  /** Resolves when the round that has started is over, if there is one. */
+  get ended(): Promise<void> {
+    return this.#idle;
+  }
 
   /** The round that is ready and the version that it carries, if a rank has named one. */
   async pending(deadline: Deadline): Promise<{ readonly round: number; readonly version?: bigint }> {
@@ -217,15 +225,17 @@ export class Direction {
     this.#idle = this.#idle.then(() => this.#join.refuse(reason));
   }
 
-  /** Ends it: nothing prepared is left. */
-  async close(reason: TensorBusError): Promise<void> {
+  /**
+   * Ends it: nothing prepared is left. Peers hear of that by their channels, which say nothing of the rounds that go on: those are
+   * told before, by what `said` waits for.
+   */
+  async close(reason: TensorBusError, said: Promise<void> = Promise.resolve()): Promise<void> {
     this.#closed = true;
-    const { names } = this.#options;
     this.#unlisten();
     this.#options.signal.close();
     await this.cancel(reason);
+    await said;
     await this.#options.execution[Symbol.asyncDispose]();
-    await names.forget(Number.MAX_SAFE_INTEGER, new Deadline({ timeoutMs: graceMs })).catch(nothing);
     if (this.doubt === undefined) this.#options.staged?.close();
   }
 

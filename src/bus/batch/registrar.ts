@@ -111,7 +111,7 @@ export class Registrar {
         const isFound = !isUnfinished(error);
         // Memory that must not be used does not come back within a call.
         const isLasting = error.code === "TB_QUARANTINED";
-        if (isFound && log.end === undefined)
+        if (isFound && !log.isOver)
           await this.#endAttempt(log, error, !isLasting && isRetried(error));
         if (deadline.signal?.aborted) throw error;
         const { end } = log;
@@ -179,7 +179,7 @@ export class Registrar {
 
   /** What one rank has found wrong is every rank's error at once. */
   async #endAttempt(log: RoundLog, error: TensorBusError, retry = isRetried(error)): Promise<void> {
-    const said = endAttempt(log, error, this.#options.rank, retry);
+    const said = endAttempt(log, error, this.#options.rank, { retry });
     await settled("telling others", said, new Deadline({ timeoutMs: graceMs })).catch(() => {});
   }
 
@@ -229,7 +229,8 @@ export class Registrar {
       this.#options.onPreparing(entry);
       await awaitPrepared(attempts, attempt, roster.ranks.length, deadline);
       await this.#options.onPrepared(entry, batch);
-      if (attempt.log.end !== undefined) throw errorOfEnd(attempt.log.end);
+      const { end } = attempt.log;
+      if (end !== undefined && attempt.log.isOver) throw errorOfEnd(end);
       this.#options.onRegistered(entry, batch);
       const own = sides.map(({ name }) => name);
       forgetRank(attempts, attempt.number, own, new Deadline()).catch(() => {});

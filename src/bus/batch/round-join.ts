@@ -11,6 +11,7 @@ import type { RoundIdentity } from "../pair/events.ts";
 import {
   type BatchEnd,
   elsewhere,
+  endedError,
   errorOfEnd,
   errorOfFailed,
   originOf,
@@ -100,6 +101,7 @@ export class RoundJoin {
     const end = new Deadline({ timeoutMs: call.deadline.remainingMs + graceMs });
     for (;;) {
       const round = this.next;
+      this.#requireOpen(round);
       call.onJoined(round);
       try {
         const outcome = await this.#attempt(round, call, end);
@@ -118,6 +120,14 @@ export class RoundJoin {
         throw error;
       }
     }
+  }
+
+  /** A round that failed may have been the last one. */
+  #requireOpen(round: number): void {
+    const { log, from } = this.#options;
+    const { end } = log;
+    if (end === undefined || round <= log.last(from)) return;
+    throw new NoRound(endedError("the batch", end.rank, errorOfEnd(end)));
   }
 
   /** Takes up the next round for no call, and as cancelled, so that nobody waits for this rank in it. */
@@ -225,7 +235,7 @@ export class RoundJoin {
     let held: ReturnType<typeof setTimeout> | undefined;
     /** A rank that has its part waits for all votes; of the end of one without a channel to it, only the log tells it. */
     const over = (end: BatchEnd) => {
-      if (staged !== undefined) local.abort(errorOfEnd(end));
+      if (staged !== undefined && round > log.last(from)) local.abort(errorOfEnd(end));
     };
     if (log.end !== undefined) over(log.end);
     const unlisten = log.listen((entry) => {
@@ -275,7 +285,7 @@ export class RoundJoin {
   /** Has all others know that the round failed. The call that failed waits for that as long as it may. */
   async #tell(round: number, error: TensorBusError, end: Deadline): Promise<void> {
     const { log, from, rank } = this.#options;
-    if (error.code === "TB_CLOSED" || log.end !== undefined) return;
+    if (error.code === "TB_CLOSED" || round > log.last(from)) return;
     const appended = log.appendFailed({ from, round, rank: originOf(error, rank), code: elsewhere(error) });
     await settled(`telling others of round ${round}`, appended, end).catch(() => {});
   }

@@ -32,6 +32,8 @@ const entrySchema = z.discriminatedUnion("kind", [
     details: z.record(z.string(), z.unknown()),
     /** Whoever still waits for this registration moves on to the next. */
     retry: z.boolean(),
+    /** By the side that sends, the last round that may still be joined: that rank has its part of it. None of a side that is not there. */
+    through: z.record(z.string(), z.int().min(0)),
     /** When it was said: `Date.now()`. */
     at: z.number(),
   }),
@@ -62,7 +64,8 @@ export class RoundLog {
   /** The last failed round of each direction, and how many failed. */
   readonly #failed = new Map<string, { readonly last: FailedRound; readonly count: number }>();
   #head = 0;
-  #end: BatchEnd | undefined;
+  /** All that it has ended by: each may leave fewer rounds than those before. */
+  readonly #ends: BatchEnd[] = [];
   #appending: Promise<void> = Promise.resolve();
   #isWatched = false;
 
@@ -70,9 +73,20 @@ export class RoundLog {
     this.#options = options;
   }
 
-  /** How and why this registration has ended, as far as is known. */
+  /** How and why this registration has ended, as far as is known: the first who has said so. Rounds may go on. */
   get end(): BatchEnd | undefined {
-    return this.#end;
+    return this.#ends[0];
+  }
+
+  /** True once no round of it can be joined, or be under way, by a rank that has been in none. */
+  get isOver(): boolean {
+    const [end] = this.#ends;
+    return end !== undefined && Object.keys(end.through).every((from) => this.last(from) === 0);
+  }
+
+  /** The last round that may be joined: all of them while nobody has ended it. */
+  last(from: string): number {
+    return Math.min(Number.POSITIVE_INFINITY, ...this.#ends.map(({ through }) => through[from] ?? 0));
   }
 
   /** How many entries of it are known. */
@@ -110,13 +124,15 @@ export class RoundLog {
   /** Resolves once it is known that the round has failed: by this entry or one of another rank. */
   appendFailed(failed: Omit<Said<FailedRound>, "kind">): Promise<void> {
     const entry = { kind: "failed", nonce: randomBytes(8), ...failed } as const;
-    return this.#append(entry, () => this.next(failed.from) > failed.round || this.#end !== undefined);
+    const { from, round } = failed;
+    return this.#append(entry, () => this.next(from) > round || round > this.last(from));
   }
 
-  /** Resolves once the end stands in the log: this one, or that of another rank. */
+  /** Resolves once the end stands in the log: this one, or one that leaves no more rounds. */
   appendEnd(end: Omit<Said<BatchEnd>, "kind" | "at">): Promise<void> {
     const entry = { kind: "ended", nonce: randomBytes(8), at: Date.now(), ...end } as const;
-    return this.#append(entry, () => this.#end !== undefined);
+    // A rank that has left in order is in nobody's way: that it is not there any more is no other end.
+    return this.#append(entry, () => this.#ends.some((said) => said.rank === end.rank || covers(said, end)));
   }
 
   /** Follows what others append, from here on until it is closed. A second call does nothing. */
@@ -139,7 +155,7 @@ export class RoundLog {
   async #follow(): Promise<void> {
     const { store } = this.#options;
     const { signal } = this.#closed;
-    while (this.#end === undefined) {
+    while (!this.isOver) {
       const index = this.#head + 1;
       try {
         await store.wait([this.#key(index)], { timeoutMs: watchMs, signal });
@@ -195,7 +211,7 @@ export class RoundLog {
     // A read and a write that go on side by side may both have found it.
     if (index !== this.#head + 1) return;
     this.#head = index;
-    if (entry.kind === "ended") this.#end ??= entry;
+    if (entry.kind === "ended") this.#ends.push(entry);
     else {
       const known = this.#failed.get(entry.from);
       const last = known !== undefined && known.last.round > entry.round ? known.last : entry;
@@ -217,6 +233,11 @@ export class RoundLog {
   }
 }
 
+/** True for an end that leaves no round which the other one does not leave. */
+function covers({ through }: BatchEnd, other: Pick<BatchEnd, "through">): boolean {
+  return Object.entries(through).every(([from, round]) => round <= (other.through[from] ?? 0));
+}
+
 /** Waits for a promise that does not fail. */
 export function settled(what: string, promise: Promise<unknown>, deadline: Deadline): Promise<void> {
   return waitUntil<void>(what, deadline, (resolve) => {
@@ -236,6 +257,7 @@ function removed(): BatchEnd {
     message,
     details: {},
     retry: true,
+    through: {},
   };
 }
 
@@ -273,6 +295,12 @@ const recentMs = 10_000;
 /** True for an end of a moment ago, by the clocks of two hosts. */
 export function isRecent({ at }: BatchEnd): boolean {
   return Math.abs(Date.now() - at) < recentMs;
+}
+
+/** What those are told who call after the end. */
+export function endedError(what: string, rank: number, cause: TensorBusError): TensorBusError {
+  const message = `${what} has ended on rank ${rank}, and waits to be registered anew: ${cause.message}`;
+  return new TensorBusError("TB_PEER_LOST", message, { details: { rank }, cause });
 }
 
 export function errorOfEnd({ rank, code, message, details }: BatchEnd): TensorBusError {

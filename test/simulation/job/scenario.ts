@@ -77,6 +77,8 @@ export interface Scenario extends Launch {
   readonly again: Launch | undefined;
   /** After all else, some ranks call in one direction and some in the other. */
   readonly opposed: boolean;
+  /** In the end, each client closes as soon as its own last call is done. */
+  readonly orderly: boolean;
   /** In the end, one rank registers memory that does not hold its tensors. */
   readonly misfit: boolean;
   readonly versions: boolean;
@@ -162,6 +164,7 @@ export function makeScenario(seed: number): Scenario {
     faults: makeFaults(random, ranks, duration),
     misfit: random.chance(10),
     opposed: random.chance(20) && sides.A.every((rank) => !sides.B.includes(rank)),
+    orderly: random.chance(60),
   };
 }
 

@@ -115,6 +115,7 @@ class Schedule {
     if (this.#scenario.opposed) await this.#oppose();
     if (this.#scenario.misfit) await this.#misfit();
     if (this.#scenario.again !== undefined) await this.#launchAgain(this.#scenario.again);
+    if (this.#scenario.orderly) await this.#closeInOrder();
     await this.#end();
   }
 
@@ -332,6 +333,41 @@ class Schedule {
     this.#job.begin();
     await this.#joinAll();
     await this.#lockstep(3);
+  }
+
+  /**
+   * Each client makes its last call of each batch in its own time, and closes the batch as soon as that call is done, or its agent
+   * ends in order when all calls of its rank are: no other call fails for it, be it that it comes later.
+   */
+  async #closeInOrder(): Promise<void> {
+    const { callTimeoutMs } = this.#scenario;
+    const { random, trace, scheduler, agents } = this.#cluster;
+    trace.say("TEST", "each client closes when its last call is done");
+    const open = new Map<Registration, Call | undefined>();
+    const versions = new Map(this.#cluster.launch.batches.map((plan) => [plan, this.#job.nextVersion()]));
+    for (const registration of this.#job.registrations) {
+      open.set(registration, undefined);
+      scheduler.afterFor(undefined, random.integer(0, callTimeoutMs / 2), () => {
+        const version = versions.get(registration.plan);
+        open.set(registration, this.#job.transfer(registration, "A", callTimeoutMs, version));
+      });
+    }
+    const leaving = new Set(agents.filter(() => random.chance(30)));
+    const rule = "a close in order ends nobody's round";
+    const step = () => {
+      for (const [registration, call] of open) {
+        if (call?.ended === undefined) continue;
+        const { agent, name } = registration.client;
+        this.#job.ledger.require(call.error === undefined, rule, () => `${name}: ${brief(call.error)}`);
+        open.delete(registration);
+        const isLast = [...open.keys()].every(({ client }) => client.agent !== agent);
+        if (!leaving.has(agent)) this.#job.cleanUp(registration);
+        else if (isLast) scheduler.afterFor(agent.process, 0, () => void agent.close());
+      }
+      return open.size === 0;
+    };
+    const isOver = await this.#cluster.until(step, 2 * callTimeoutMs + 5000);
+    this.#must(isOver, "every call ends", () => "a last call");
   }
 
   /** What all have let go of is gone. */
