@@ -5,6 +5,9 @@ import { visible } from "../visible.ts";
 export const errorBytes = 512;
 const messageOffset = 16;
 
+/** `details.errno` of a GPU's failure after which no call of its driver succeeds in this process any more: ENOTRECOVERABLE. */
+export const forGood = 131;
+
 /**
  * The error in a `tb_error` that C filled, at that offset of the bytes; `undefined` if its code is 0. `details.rank`
  * is the rank where it began, `details.errno` the system's number, if there are any.

@@ -23,12 +23,14 @@ const leaks = "nothing leaks";
 const blame = "blame is right";
 const opposed = "opposite directions are told";
 const orderly = "a close in order ends nobody's round";
+const held = "a batch that is over holds nobody up";
 const anew = "registering anew works at the first try";
 
 const join = "src/bus/batch/round-join.ts";
 const log = "src/bus/batch/round-log.ts";
 const commit = "src/bus/batch/staged-commit.ts";
 const direction = "src/bus/batch/direction.ts";
+const batches = "src/bus/batch/batches.ts";
 const batch = "src/bus/batch/batch.ts";
 const registrar = "src/bus/batch/registrar.ts";
 const opposition = "src/bus/batch/opposition.ts";
@@ -346,6 +348,18 @@ export const mutations: readonly Mutation[] = [
     changes: { [batch]: [["this.#rank, { through });", "this.#rank, { through: { ...through, A: 0, B: 0 } });"]] },
     breaks: [orderly],
     within: 50,
+  },
+  {
+    name: "a GPU that has failed for good ends no batch",
+    changes: { [batches]: [["if (isDead || ends.includes(error.code))", "if (!isDead && ends.includes(error.code))"]] },
+    breaks: [held],
+    within: 1500,
+  },
+  {
+    name: "a call that joins a batch that had ended waits for those who have left",
+    changes: { [join]: [["if (ended !== undefined) local.abort(ended);", ""]] },
+    breaks: [held],
+    within: 1500,
   },
   {
     name: "a rank that left in order is lost as well",

@@ -12,6 +12,27 @@
 /* cuDeviceGetUuid_v2 is of 11.4; the kernels need no newer one. */
 enum { LEAST_VERSION = 11040 };
 
+/* What CUDA gives from then on for every call of the process: only its end helps. */
+static bool is_for_good(tb_cu_result result) {
+    switch ((int)result) {
+    case 214: /* ECC_UNCORRECTABLE */
+    case 220: /* NVLINK_UNCORRECTABLE */
+    case 226: /* CONTAINED */
+    case 700: /* ILLEGAL_ADDRESS */
+    case 702: /* LAUNCH_TIMEOUT */
+    case 710: /* ASSERT */
+    case 714: /* HARDWARE_STACK_ERROR */
+    case 715: /* ILLEGAL_INSTRUCTION */
+    case 716: /* MISALIGNED_ADDRESS */
+    case 717: /* INVALID_ADDRESS_SPACE */
+    case 718: /* INVALID_PC */
+    case 719: /* LAUNCH_FAILED */
+        return true;
+    default:
+        return false;
+    }
+}
+
 int32_t tb_cuda_fail(const tb_cuda_api *api, tb_cu_result result, tb_error *err, const char *what) {
     const char *name = NULL;
     const char *text = NULL;
@@ -26,8 +47,11 @@ int32_t tb_cuda_fail(const tb_cuda_api *api, tb_cu_result result, tb_error *err,
                  : result == TB_CU_PEER_ACCESS_UNSUPPORTED ? TB_EUNSUPPORTED
                                                            : TB_ECUDA;
     /* The name alone is taken from "cuMemAlloc_v2(&pointer, bytes)". */
-    return tb_fail(err, code, -1, 0, "%.*s: %s (%d), %s", (int)strcspn(what, "("), what, name, (int)result,
-                   text);
+    tb_fail(err, code, -1, 0, "%.*s: %s (%d), %s", (int)strcspn(what, "("), what, name, (int)result, text);
+    if (err != NULL && is_for_good(result)) {
+        err->os_errno = TB_CUDA_FOR_GOOD;
+    }
+    return code;
 }
 
 void tb_cuda_uuid_text(const uint8_t uuid[16], char text[TB_UUID_TEXT]) {

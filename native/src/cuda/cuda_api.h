@@ -6,6 +6,7 @@
 #ifndef TB_CUDA_API_H
 #define TB_CUDA_API_H
 
+#include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -132,6 +133,9 @@ typedef struct tb_cuda_api {
  * GPU.
  */
 int32_t tb_cuda_load(const char *path, const tb_cuda_api **api, tb_error *err);
+
+/* The errno of a failure after which no call of the driver succeeds in this process any more. */
+enum { TB_CUDA_FOR_GOOD = ENOTRECOVERABLE };
 
 /* TB_ENO_MEMORY for want of device memory, else TB_ECUDA; what: the call, or what it was for. */
 int32_t tb_cuda_fail(const tb_cuda_api *api, tb_cu_result result, tb_error *err, const char *what);

@@ -37,12 +37,12 @@ struct tb_device {
 /* ---- moving: in the worker's thread ----------------------------------------------------------------------
  */
 
-static void end_order(order *one, int32_t code, const char *message) {
+static void end_order(order *one, int32_t code, int os_errno, const char *message) {
     int32_t rank = one->pull->transfer->session->options.rank;
     if (one->then != NULL) {
         one->then(one->argument);
     }
-    tb_pull_end(one->pull, code, rank, 0, message);
+    tb_pull_end(one->pull, code, rank, os_errno, message);
     free(one);
 }
 
@@ -62,7 +62,7 @@ static order *drop_stopped(order *orders) {
         order *one = *at;
         if (tb_pull_stopped(one->pull)) {
             *at = one->next;
-            end_order(one, TB_ECANCELLED, "its round failed before it was moved");
+            end_order(one, TB_ECANCELLED, 0, "its round failed before it was moved");
         } else {
             at = &one->next;
         }
@@ -89,7 +89,7 @@ static void land(flight *landed, tb_cuda_worker *worker) {
     while (landed->orders != NULL) {
         order *one = landed->orders;
         landed->orders = one->next;
-        end_order(one, landed->error.code, landed->error.message);
+        end_order(one, landed->error.code, landed->error.os_errno, landed->error.message);
     }
     if (landed->event != NULL) {
         tb_cuda_worker_give_event(worker, landed->event);
@@ -103,7 +103,7 @@ static void take_off(tb_device *device, order *orders) {
     if (one == NULL) {
         while (orders != NULL) {
             order *next = orders->next;
-            end_order(orders, TB_ENO_MEMORY, "a bucket on a GPU");
+            end_order(orders, TB_ENO_MEMORY, 0, "a bucket on a GPU");
             orders = next;
         }
         return;

@@ -1,6 +1,7 @@
 import * as z from "zod";
 import { Deadline } from "../../deadline.ts";
 import { type ErrorCode, TensorBusError } from "../../errors.ts";
+import { forGood } from "../../ffi/error.ts";
 import type { PlanOptions } from "../../plan/index.ts";
 import type { AgentEvent } from "../pair/events.ts";
 import type { PairSide, Pairs } from "../pair/pairs.ts";
@@ -393,10 +394,12 @@ export class Batches {
     });
   }
 
-  /** A rank that is gone, and memory that may not be used any more, take the batch with them. */
+  /** A rank that is gone, memory that may not be used any more, and a GPU that has failed for good take the batch with them. */
   #noticeEnd(batch: Batch, error: unknown): void {
+    if (!(error instanceof TensorBusError)) return;
     const ends = ["TB_PEER_LOST", "TB_INVALIDATED", "TB_QUARANTINED"];
-    if (error instanceof TensorBusError && ends.includes(error.code)) this.#break(batch, error);
+    const isDead = error.code === "TB_CUDA" && error.details["errno"] === forGood;
+    if (isDead || ends.includes(error.code)) this.#break(batch, error);
   }
 
   /** One that was closed elsewhere is over here once its last round is. */
@@ -411,8 +414,9 @@ export class Batches {
     const rank = originOf(cause, this.#options.rank);
     const { code, message, details } = endedError(`batch ${String(batch.id)}`, rank, cause);
     batch.broken = new TensorBusError(code, message, { details: { ...details, batch: batch.id }, cause });
-    void endAttempt(batch.log, cause, this.#options.rank);
-    for (const direction of batch.live) direction.abandon(batch.broken);
+    // It was no mistake of the registration: who registers it anew may.
+    const said = endAttempt(batch.log, cause, this.#options.rank, { retry: true });
+    for (const direction of batch.live) direction.abandon(batch.broken, said);
     this.#tellEnded(batch, batch.broken);
   }
 

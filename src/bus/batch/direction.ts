@@ -12,8 +12,8 @@ import type { AgentEvent, AgentProgress, RoundIdentity } from "../pair/events.ts
 import type { BatchId, CommandResult } from "../queue/commands.ts";
 import type { Opposition } from "./opposition.ts";
 import type { RegionEvents } from "./region-events.ts";
-import { asBusError, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
-import { type FailedRound, originOf, type RoundLog } from "./round-log.ts";
+import { asBusError, graceMs, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
+import { type FailedRound, originOf, type RoundLog, settled } from "./round-log.ts";
 import type { RoundNames } from "./round-names.ts";
 import { RoundRate } from "./round-rate.ts";
 import type { RoundRange } from "./round-records.ts";
@@ -71,7 +71,8 @@ interface Call {
   /** The round that it is in. */
   round: number;
   started: boolean;
-  isPosted: boolean;
+  /** The last round in which others saw this rank; 0 if there was none. */
+  posted: number;
   /** Looks who waits in the opposite direction. */
   look: NodeJS.Timeout | undefined;
 }
@@ -217,12 +218,13 @@ export class Direction {
   }
 
   /**
-   * This rank will take part in no round any more: the next one is cancelled as soon as the one under way has ended, so that
-   * nobody waits for it.
+   * This rank will take part in no round any more: the next one is cancelled as soon as the one under way has ended and `said` tells
+   * why, so that nobody waits for it.
    */
-  abandon(reason: TensorBusError): void {
-    if (this.#call !== undefined && !this.#call.isPosted) void this.cancel(reason);
-    this.#idle = this.#idle.then(() => this.#join.refuse(reason));
+  abandon(reason: TensorBusError, said: Promise<void>): void {
+    if (this.#call !== undefined && this.#call.posted < this.#call.round) void this.cancel(reason);
+    const told = settled("telling others of the end", said, new Deadline({ timeoutMs: graceMs })).catch(nothing);
+    this.#idle = Promise.all([this.#idle, told]).then(() => this.#join.refuse(reason));
   }
 
   /**
@@ -278,7 +280,7 @@ export class Direction {
       posters: new Map(),
       round: this.#join.next,
       started: false,
-      isPosted: false,
+      posted: 0,
       look: undefined,
     };
     this.#call = call;
@@ -390,7 +392,7 @@ export class Direction {
         version: versions.length === 0 ? undefined : versions.reduce((a, b) => (a > b ? a : b)),
         onJoined: (round) => this.#goTo(call, round),
         onPosted: (round) => {
-          call.isPosted = true;
+          call.posted = round;
           this.#announce(call);
           if (isTold++ === 0)
             this.#options.tell({ kind: "roundStarted", predictedSeconds, ...this.#identity(round) });
@@ -463,10 +465,10 @@ export class Direction {
     }
   }
 
-  #explain({ round, isPosted }: Call, error: TensorBusError, role: Role, isIn: boolean): TensorBusError {
+  #explain({ round, posted }: Call, error: TensorBusError, role: Role, isIn: boolean): TensorBusError {
     const { batch, staged, rank, log, from } = this.#options;
     // A call that was in no round in the end may have been in one that had failed before.
-    const torn = isPosted && staged === undefined && role === "target";
+    const torn = posted > 0 && staged === undefined && role === "target";
     const origin = originOf(error, rank);
     const common = { ...error.details, batch, epoch: log.failures(from), rank: origin, torn };
     // If a call was in no round, the round that it would have joined says nothing of it.

@@ -124,10 +124,16 @@ export class RoundJoin {
 
   /** A round that failed may have been the last one. */
   #requireOpen(round: number): void {
+    const ended = this.#ended(round);
+    if (ended !== undefined) throw new NoRound(ended);
+  }
+
+  /** Why nobody can join that round any more. */
+  #ended(round: number): TensorBusError | undefined {
     const { log, from } = this.#options;
     const { end } = log;
-    if (end === undefined || round <= log.last(from)) return;
-    throw new NoRound(endedError("the batch", end.rank, errorOfEnd(end)));
+    if (end === undefined || round <= log.last(from)) return undefined;
+    return endedError("the batch", end.rank, errorOfEnd(end));
   }
 
   /** Takes up the next round for no call, and as cancelled, so that nobody waits for this rank in it. */
@@ -155,7 +161,7 @@ export class RoundJoin {
       if (moved instanceof TensorBusError) {
         if (moved.code === "TB_QUARANTINED") throw moved;
         if (await this.#hadFailed(round, moved, call, reading, end)) return again;
-        throw explain(moved, call, local);
+        throw await this.#why(round, moved, call, local, end);
       }
       if (staged !== undefined) {
         if (!(await this.#confirmed(round, call, reading, signal))) return again;
@@ -215,13 +221,16 @@ export class RoundJoin {
     return false;
   }
 
-  /** Asks the log whether the round had failed before; if so, this rank leaves it. */
+  /** Asks the log whether the round had failed before, or the batch had ended; if so, this rank leaves it. */
   #read(round: number, deadline: Deadline, local: AbortController): Reading {
     const { log, from } = this.#options;
     const read = log.sync(new Deadline({ timeoutMs: deadline.remainingMs })).then(
       () => {
         reading.isConfirmed = log.next(from) <= round;
         if (!reading.isConfirmed) local.abort(again);
+        // Nobody who has left would tell this rank: those who were in a round when they heard of the end have refused that one.
+        const ended = this.#ended(round);
+        if (ended !== undefined) local.abort(ended);
       },
       () => {},
     );
@@ -280,6 +289,21 @@ export class RoundJoin {
     if (reading.isConfirmed === false && !call.abort.signal.aborted) return false;
     if (signal.aborted && signal.reason instanceof TensorBusError) throw signal.reason;
     throw new TensorBusError("TB_TIMEOUT", `${what} was not known in time`, { details: { rank } });
+  }
+
+  /** Why a round failed. If it is only that another rank has given it up, the log knows more: that rank has written there before. */
+  async #why(
+    round: number,
+    failure: TensorBusError,
+    call: RoundCall,
+    local: AbortController,
+    end: Deadline,
+  ): Promise<TensorBusError> {
+    const error = explain(failure, call, local);
+    if (error !== failure || !["TB_CANCELLED", "TB_INVALIDATED"].includes(failure.code)) return error;
+    const { log } = this.#options;
+    await log.sync(new Deadline({ timeoutMs: Math.min(holdMs, end.remainingMs) })).catch(() => {});
+    return this.#ended(round) ?? failure;
   }
 
   /** Has all others know that the round failed. The call that failed waits for that as long as it may. */

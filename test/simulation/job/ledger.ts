@@ -198,6 +198,25 @@ export class Ledger {
     }
   }
 
+  /**
+   * No call waits for its deadline in a batch that is over, nor for a rank whose GPU has failed for good. For schedules in which
+   * nothing is silent.
+   */
+  checkHeard(withinMs: number): void {
+    const failures = new Map<string, number>();
+    for (const { call, name } of this.#transfers.values()) {
+      if (call.error?.code !== "TB_CUDA" || call.error.details["rank"] !== call.client.rank) continue;
+      failures.set(name, Math.min(failures.get(name) ?? Number.POSITIVE_INFINITY, call.ended!));
+    }
+    for (const { call, name } of this.#transfers.values()) {
+      const told = this.#standing.get(name)?.get(call.client.agent)?.ended ?? Number.POSITIVE_INFINITY;
+      const since = Math.max(call.began, Math.min(told, failures.get(name) ?? told));
+      this.require((call.ended ?? call.began) - since <= withinMs, "a batch that is over holds nobody up", () => {
+        return `${call.client.name} call ${call.number} of ${name} was told ${(call.ended! - since).toFixed(0)} ms later: ${brief(call.error ?? call.result)}`;
+      });
+    }
+  }
+
   /** Until when calls of a registration were in its rounds, as far as they were made before. */
   #lastRoundOf(name: string, before: number): number {
     const ends = [...this.#transfers.values()]

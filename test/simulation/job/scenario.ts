@@ -30,7 +30,8 @@ export type FaultKind =
   | "abort"
   | "call twice"
   | "abort ahead"
-  | "clean up";
+  | "clean up"
+  | "fail GPU";
 
 /** What a rank writes into the store in the middle of something: the last part of its key, or the folder of that. */
 const moments = ["votes", "decision", "named", "posted", "log", "prepared", "side"] as const;
@@ -123,6 +124,7 @@ const all: readonly FaultKind[] = [
   "call twice",
   "abort ahead",
   "clean up",
+  "fail GPU",
 ];
 
 export function makeScenario(seed: number): Scenario {

@@ -35,7 +35,11 @@ const tellsEnds: ReadonlySet<FaultKind> = new Set([
   "kill client",
   "abort",
   "clean up",
+  "fail GPU",
 ]);
+
+/** Faults after which nobody is silent. */
+const saysAll: ReadonlySet<FaultKind> = new Set(["abort", "abort ahead", "call twice", "clean up", "fail GPU"]);
 
 /** Faults that end calls alone. */
 const endsCalls: ReadonlySet<FaultKind> = new Set(["abort", "abort ahead", "call twice"]);
@@ -398,6 +402,8 @@ class Schedule {
     // A newer version ends the round of those who wait with an older one.
     if (isQuick && !versions) ledger.checkReasons();
     if (!isColocated && !versions && isQuick) ledger.checkBlamed();
+    if (storeMs[1] < 10 && faults.every(({ kind }) => saysAll.has(kind)))
+      ledger.checkHeard(600 + 20 * storeMs[1]);
     if (isPlain) ledger.checkEnds(1000 + 1.3 * peerTimeoutMs + 4 * storeMs[1]);
     for (const { name, memory } of agents) {
       ledger.require(memory.size === 0, "nothing leaks", () => `${name} holds ${memory.size} regions`);

@@ -5,6 +5,7 @@
 import { type Observable, Subject } from "rxjs";
 import { Deadline } from "../../../src/deadline.ts";
 import { TensorBusError } from "../../../src/errors.ts";
+import { forGood } from "../../../src/ffi/error.ts";
 import type { Memory } from "../../../src/memory/memory.ts";
 import type { Program } from "../../../src/plan/planner/program.ts";
 import { checkMembership } from "../../../src/transport/open-options.ts";
@@ -49,6 +50,8 @@ export class VirtualSession implements TransportSession, Station<Frame> {
   readonly network: Network<Frame>;
   readonly events$: Observable<TransportEvent>;
   readonly memories = new Set<Memory>();
+  /** What it would move with has failed for good. */
+  isDead = false;
   /** By this side's number. */
   readonly #transfers = new Map<number, VirtualTransfer>();
   readonly #events = new Subject<TransportEvent>();
@@ -98,6 +101,7 @@ export class VirtualSession implements TransportSession, Station<Frame> {
         "this transport makes no checksums: leave the option checksum out",
       );
     }
+    if (this.isDead) throw this.deadError();
     if ([...this.#transfers.values()].some(({ key }) => key === options.key)) {
       throw new TensorBusError("TB_BUSY", `${options.key} is prepared already`);
     }
@@ -125,6 +129,12 @@ export class VirtualSession implements TransportSession, Station<Frame> {
 
   get isClosed(): boolean {
     return this.#closing !== undefined;
+  }
+
+  deadError(): TensorBusError {
+    const { rank } = this;
+    const details = { rank, errno: forGood };
+    return new TensorBusError("TB_CUDA", `the GPU of rank ${rank} has failed`, { details });
   }
 
   forget(transfer: VirtualTransfer): void {

@@ -342,6 +342,10 @@ export class VirtualTransfer implements PreparedTransfer {
     for (const exchange of this.#exchanges) {
       this.#say(exchange, { kind: "here", to: exchange.remote!, round });
     }
+    if (this.#setup.session.isDead) {
+      this.#fail(this.#setup.session.deadError());
+      return;
+    }
     for (const exchange of this.#exchanges) {
       for (const channel of exchange.channels) {
         if (channel.direction === "receive") this.#grant(exchange, channel, round);

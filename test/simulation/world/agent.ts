@@ -100,6 +100,11 @@ export class SimulatedAgent {
     this.#cluster.network.stopped(this.process);
   }
 
+  /** Its GPU has failed: whatever it is to move fails until this process ends. */
+  failForGood(): void {
+    for (const session of this.#sessions) session.isDead = true;
+  }
+
   goOn(): void {
     if (this.process.state !== "stopped") return;
     this.#cluster.trace.say(this.name, "goes on");

@@ -102,7 +102,7 @@ static void end_runs(tb_nccl_set *set, bool quiet) {
         tb_transfer *next = transfer->next;
         tb_nccl_run *run = tb_nccl_run_of(transfer);
         if (run != NULL && run->set == set && run->active) {
-            tb_round_fail(transfer, set->error.code, set->error.rank, 0, set->error.message);
+            tb_round_fail(transfer, set->error.code, set->error.rank, set->error.os_errno, set->error.message);
             if (!quiet) {
                 tb_nccl_quarantine(transfer);
             }
@@ -175,7 +175,11 @@ static void serve_run(tb_nccl_set *set, tb_nccl_run *run, bool first) {
     }
     pthread_mutex_lock(&session->lock);
     if (err.code != TB_OK) {
+        bool doomed = set->doomed;
         tb_nccl_doom(set, err.code, err.rank < 0 ? session->options.rank : err.rank, err.message);
+        if (!doomed) {
+            set->error.os_errno = err.os_errno;
+        }
     } else if (over) {
         set->runs = run->next;
         set->runs_end = set->runs == NULL ? &set->runs : set->runs_end;
