@@ -362,6 +362,12 @@ export const mutations: readonly Mutation[] = [
     within: 1500,
   },
   {
+    name: "who is left by a newer version hears what the transport says of it",
+    changes: { [join]: [["return written?.round === round && written", "return written?.round === -round && written"]] },
+    breaks: ["a newer version is told as such"],
+    within: 1500,
+  },
+  {
     name: "a rank that left in order is lost as well",
     changes: {
       [log]: [["this.#ends.some((said) => said.rank === end.rank || covers(said, end))", "this.#ends.some((said) => covers(said, end))"]],

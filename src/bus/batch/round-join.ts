@@ -301,9 +301,13 @@ export class RoundJoin {
   ): Promise<TensorBusError> {
     const error = explain(failure, call, local);
     if (error !== failure || !["TB_CANCELLED", "TB_INVALIDATED"].includes(failure.code)) return error;
-    const { log } = this.#options;
+    const { log, from } = this.#options;
     await log.sync(new Deadline({ timeoutMs: Math.min(holdMs, end.remainingMs) })).catch(() => {});
-    return this.#ended(round) ?? failure;
+    const ended = this.#ended(round);
+    if (ended !== undefined) return ended;
+    // The transport may be quicker to say that a rank with a newer version has gone on.
+    const written = log.lastFailed(from);
+    return written?.round === round && written.code === "TB_STALE_VERSION" ? errorOfFailed(written) : failure;
   }
 
   /** Has all others know that the round failed. The call that failed waits for that as long as it may. */

@@ -285,6 +285,10 @@ export function opposedError(rank: number): TensorBusError {
 
 export function errorOfFailed({ round, rank, code }: FailedRound): TensorBusError {
   if (code === "TB_BUSY") return opposedError(rank);
+  if (code === "TB_STALE_VERSION") {
+    const message = `rank ${rank} has named a newer version than that of round ${round}, and gone on`;
+    return new TensorBusError(code, message, { details: { rank } });
+  }
   const message = `round ${round} failed on rank ${rank}`;
   return new TensorBusError(knownCode(code), message, { details: { rank } });
 }

@@ -217,6 +217,30 @@ export class Ledger {
     }
   }
 
+  /**
+   * Whoever was left by a rank with a newer version is told so, and not only that the rank has given the round up. For schedules in which
+   * nothing but calls comes to grief.
+   */
+  checkStale(): void {
+    const all = [...this.#transfers.values()];
+    for (const transfer of all) {
+      const { call, name, from, version = 0 } = transfer;
+      const round = roundOf(call);
+      if (call.error?.code !== "TB_CANCELLED" || call.isCancelled || round === undefined) continue;
+      const calls = all.filter(
+        (other) =>
+          other.name === name && other.from === from && other.call.client.rank === call.error!.details["rank"],
+      );
+      const gaveUp = calls.some(
+        (other) => other.call.error !== undefined && (roundOf(other.call) ?? 0) >= round,
+      );
+      const isNewer = calls.some((other) => (other.version ?? 0) > version && overlaps(other.call, call));
+      this.require(gaveUp || !isNewer, "a newer version is told as such", () => {
+        return `${call.client.name} call ${call.number} of version ${version}, round ${round}: ${brief(call.error)}`;
+      });
+    }
+  }
+
   /** Until when calls of a registration were in its rounds, as far as they were made before. */
   #lastRoundOf(name: string, before: number): number {
     const ends = [...this.#transfers.values()]

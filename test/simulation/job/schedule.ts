@@ -402,6 +402,7 @@ class Schedule {
     // A newer version ends the round of those who wait with an older one.
     if (isQuick && !versions) ledger.checkReasons();
     if (!isColocated && !versions && isQuick) ledger.checkBlamed();
+    if (versions && isQuick) ledger.checkStale();
     if (storeMs[1] < 10 && faults.every(({ kind }) => saysAll.has(kind)))
       ledger.checkHeard(600 + 20 * storeMs[1]);
     if (isPlain) ledger.checkEnds(1000 + 1.3 * peerTimeoutMs + 4 * storeMs[1]);
