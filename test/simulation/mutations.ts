@@ -368,6 +368,16 @@ export const mutations: readonly Mutation[] = [
     within: 1500,
   },
   {
+    name: "which version a round carried is asked for beyond the call's deadline",
+    changes: {
+      [batches]: [
+        ["new Deadline({ timeoutMs: deadline.remainingMs + graceMs });", "new Deadline({ timeoutMs: 30_000 });"],
+      ],
+    },
+    breaks: [late, never],
+    within: 1500,
+  },
+  {
     name: "a rank that left in order is lost as well",
     changes: {
       [log]: [["this.#ends.some((said) => said.rank === end.rank || covers(said, end))", "this.#ends.some((said) => covers(said, end))"]],

@@ -216,8 +216,11 @@ class Weights:
         """
         return self._round("source", version, wait, timeout)
 
-    def recv(self, *, timeout: float | None = None) -> int:
-        """Waits for the next weights, on every rank of a target: their version, else the number of the round."""
+    def recv(self, *, timeout: float | None = None) -> int | None:
+        """Waits for the next weights, on every rank of a target: their version, else the number of the round.
+
+        None: they are here, but the store did not say in time which version they have.
+        """
         semaphore = self._round("target", None, True, timeout)
         return _version_of(semaphore.result())
 
@@ -253,7 +256,7 @@ class Weights:
         """As ``send``, for asyncio. A task that is cancelled takes the round back."""
         await self._await_round("source", version, timeout)
 
-    async def arecv(self, *, timeout: float | None = None) -> int:
+    async def arecv(self, *, timeout: float | None = None) -> int | None:
         """As ``recv``, for asyncio. A task that is cancelled takes the round back."""
         await self._await_round("target", None, timeout)
         return _version_of(self.statistics)
@@ -319,8 +322,9 @@ def _say_if_slow(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _version_of(result: Mapping[str, Any]) -> int:
-    return int(result.get("version", result["round"]))
+def _version_of(result: Mapping[str, Any]) -> int | None:
+    # The number of the round would pass for a version.
+    return None if result.get("versionUnknown") else int(result.get("version", result["round"]))
 
 
 def _own_place(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -25,6 +25,7 @@ import { makeRankRegistration } from "./rank-record.ts";
 import { BatchKeys } from "./records.ts";
 import { type Brought, type Entry, Registrar } from "./registrar.ts";
 import { leaveAttempt } from "./removal.ts";
+import { graceMs } from "./round-join.ts";
 import { endedError, errorOfEnd, originOf, settled } from "./round-log.ts";
 import type { BatchSubject } from "./subject.ts";
 
@@ -150,9 +151,14 @@ export class Batches {
       .finally(() => this.#noticeSpent(batch))
       .then(async (result) => {
         if (!tellVersion || result.version !== undefined) return result;
-        // What was moved stands by now: this call's deadline was for that.
-        const carried = await direction.versionOf(result.round, new Deadline());
-        return carried === undefined ? result : { ...result, version: carried };
+        // What was moved stands by now, whether the store says in time which version that is or not.
+        const within = new Deadline({ timeoutMs: deadline.remainingMs + graceMs });
+        try {
+          const carried = await direction.versionOf(result.round, within);
+          return carried === undefined ? result : { ...result, version: carried };
+        } catch {
+          return { ...result, versionUnknown: true as const };
+        }
       })
       .catch((error) => {
         this.#noticeEnd(batch, error);

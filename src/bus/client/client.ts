@@ -56,7 +56,10 @@ export interface TransferOptions extends CallOptions {
    * 2^64 - 1, growing.
    */
   readonly version?: number | bigint;
-  /** Have the result's `version` say which this call got, if it names none: one more exchange with the store. */
+  /**
+   * Have the result's `version` say which this call got, if it names none: one more exchange with the store. If the store does not say
+   * it by the deadline, the result has `versionUnknown` in its place.
+   */
   readonly tellVersion?: boolean;
 }
 

@@ -285,6 +285,8 @@ export const resultSchemas = {
     failedBefore: z.strictObject({ round: z.int(), rank: z.int(), code: z.string() }).optional(),
     /** The version that the call named; or what the round carried, if the call wanted to be told. */
     version: u64.optional(),
+    /** It wanted to be told, and the store did not say it in time: the round is complete all the same. */
+    versionUnknown: z.literal(true).optional(),
   }),
   QueryStatus: z.strictObject({
     /** The transfer signal: all source ranks have posted a round that this rank has not completed. */

@@ -116,6 +116,7 @@ export class Job {
     version: number | undefined,
   ): Call | undefined {
     const { client, instance, plan, side } = registration;
+    const asks = side !== from && this.cluster.scenario.asks;
     const isBusy = this.pending.some((call) => call.client === client && batchOf(call) === plan.id);
     if (instance === undefined || isBusy) return undefined;
     const stamp = this.ledger.nextStamp();
@@ -127,12 +128,12 @@ export class Job {
       registration,
       name: registration.name,
       from,
-      version,
+      version: asks ? undefined : version,
       hadDoubt: registration.inDoubt,
       before: registration.values.slice(),
     };
     const direction = side === from ? ("send" as const) : ("recv" as const);
-    const named = version === undefined ? {} : { version: BigInt(version) };
+    const named = asks ? { tellVersion: true } : version === undefined ? {} : { version: BigInt(version) };
     const call: Call = client.call(
       "Transfer",
       { batch: plan.id, direction, instance, ...named },

@@ -465,6 +465,12 @@ export class Ledger {
         "versions are not mixed",
         () => `${who}: version ${source.version} of rank ${rank}, asked for ${version}`,
       );
+      const { version: told } = call.result as { readonly version?: bigint };
+      this.require(
+        told === undefined || source.version === undefined || BigInt(source.version) === told,
+        "versions are not mixed",
+        () => `${who}: told version ${told}, rank ${rank} has sent ${source.version}`,
+      );
     }
     registration.settled = registration.values.slice();
   }

@@ -83,6 +83,8 @@ export interface Scenario extends Launch {
   /** In the end, one rank registers memory that does not hold its tensors. */
   readonly misfit: boolean;
   readonly versions: boolean;
+  /** Targets name no version, and ask for that of the sources. */
+  readonly asks: boolean;
   readonly networkMs: readonly [number, number];
   readonly storeMs: readonly [number, number];
   readonly lease: boolean;
@@ -167,6 +169,7 @@ export function makeScenario(seed: number): Scenario {
     misfit: random.chance(10),
     opposed: random.chance(20) && sides.A.every((rank) => !sides.B.includes(rank)),
     orderly: random.chance(60),
+    asks: random.chance(30),
   };
 }
 
