@@ -1,9 +1,10 @@
 /** What registrations have left in the store goes, in whatever moment a removal before was cut short. */
 import { expect, test } from "vitest";
-import { BatchKeys } from "../../src/bus/batch/records.ts";
+import { BatchKeys, testimonyKey, withdrawalKey } from "../../src/bus/batch/records.ts";
 import { forgetEnded, leaveAttempt } from "../../src/bus/batch/removal.ts";
 import { RoundLog } from "../../src/bus/batch/round-log.ts";
-import { markTidied, roundKey } from "../../src/bus/batch/round-records.ts";
+import { findAndForgetRounds, forgetRounds, markTidied, roundKey } from "../../src/bus/batch/round-records.ts";
+import { StagedCommit } from "../../src/bus/batch/staged-commit.ts";
 import { Rendezvous } from "../../src/bus/pair/rendezvous.ts";
 import { Deadline } from "../../src/deadline.ts";
 import { TensorBusError } from "../../src/errors.ts";
@@ -90,4 +91,56 @@ test("a removal may be cut short at any moment: the next one finds what is left,
     await forgetEnded(optionsOf(store), 4, roster, new Deadline());
     expect([...standing], `after ${endAfter} deletions`).toEqual([keys.latest]);
   }
+});
+
+/** A store that counts its deletions, and how often there was nothing under way when something was asked. */
+function countedStore() {
+  const store = memoryStores()();
+  const counted = { store, deletions: 0, exchanges: 0 };
+  let underWay = 0;
+  for (const name of ["get", "set", "add", "compareAndSet", "delete"] as const) {
+    const call = store[name] as (...argv: unknown[]) => Promise<unknown>;
+    const asked = async (...argv: unknown[]) => {
+      if (underWay++ === 0) counted.exchanges += 1;
+      if (name === "delete") counted.deletions += 1;
+      try {
+        return await call.apply(store, argv);
+      } finally {
+        underWay -= 1;
+      }
+    };
+    Object.assign(store, { [name]: asked });
+  }
+  return counted;
+}
+
+test("the rounds of a thousand ranks take no exchange each", async () => {
+  const counted = countedStore();
+  const prefix = keys.rounds(1, "A");
+  await forgetRounds(counted.store, prefix, { first: 1, last: 3000 }, new Deadline());
+  expect(counted.exchanges).toBeLessThan(3000 / 10);
+  for (let round = 1; round <= 1000; round++) await counted.store.set(roundKey(prefix, round, "posted"), Buffer.from("x"));
+  counted.exchanges = 0;
+  await findAndForgetRounds(counted.store, prefix, 1, new Deadline());
+  expect(counted.exchanges).toBeLessThan(1000 / 5);
+  expect(await counted.store.get(roundKey(prefix, 1, "posted"))).toBeUndefined();
+});
+
+test("what voters have testified is taken back by as many removals as there are voters, of those too that have ended", async () => {
+  const counted = countedStore();
+  const rendezvous = new Rendezvous(counted.store);
+  const voters = Array.from({ length: 64 }, (_, rank) => rank);
+  const commits = voters.map(
+    (rank) =>
+      new StagedCommit({
+        ...{ connection: { rendezvous, life: "one" }, prefix: "rounds", registration: "r", from: "A", rank, voters },
+        ...{ shadow: undefined, tensors: [], letGo: () => {}, tell: () => {} },
+      }),
+  );
+  await Promise.all(commits.map((commit) => commit.testify({ rendezvous, life: "two" }, new Deadline())));
+  // Some have ended since.
+  await Promise.all(commits.slice(5).map((commit) => commit.withdraw(rendezvous, new Deadline())));
+  for (const rank of voters) expect(await counted.store.get(testimonyKey("r", "A", rank))).toBeUndefined();
+  expect(await counted.store.get(withdrawalKey("r", "A"))).toBeUndefined();
+  expect(counted.deletions).toBeLessThanOrEqual(2 * voters.length + 1);
 });

@@ -378,6 +378,12 @@ export const mutations: readonly Mutation[] = [
     within: 1500,
   },
   {
+    name: "a lone source that is too late leaves its signal up",
+    changes: { [join]: [["if (!call.isShown(round)) throw new NoRound(late);", "if (round > 0) throw new NoRound(late);"]] },
+    breaks: ["the signal speaks of the next round"],
+    within: 3000,
+  },
+  {
     name: "a rank that left in order is lost as well",
     changes: {
       [log]: [["this.#ends.some((said) => said.rank === end.rank || covers(said, end))", "this.#ends.some((said) => covers(said, end))"]],

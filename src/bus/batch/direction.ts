@@ -73,6 +73,8 @@ interface Call {
   started: boolean;
   /** The last round in which others saw this rank; 0 if there was none. */
   posted: number;
+  /** The last one in whose signal they did. */
+  shown: number;
   /** Looks who waits in the opposite direction. */
   look: NodeJS.Timeout | undefined;
 }
@@ -186,8 +188,8 @@ export class Direction {
         this.#start(call);
         return;
       }
-      // A lone source shows in the signal already: its rank's other side may wait for that.
-      this.#announce(call);
+      // A lone source shows in the signal already: its rank's other side may wait for that. What is in doubt may end it.
+      if (this.doubt === undefined) this.#announce(call);
       this.#awaitOther(call, deadline);
     });
   }
@@ -281,6 +283,7 @@ export class Direction {
       round: this.#join.next,
       started: false,
       posted: 0,
+      shown: 0,
       look: undefined,
     };
     this.#call = call;
@@ -346,6 +349,7 @@ export class Direction {
     const { signal, tell } = this.#options;
     const announced = poster.ready.then(() => {
       if (this.#call !== call) return undefined;
+      call.shown = call.round;
       return signal.announce(call.round, poster.version, poster.deadline);
     }, nothing);
     // The signal and the round go on side by side: a store that hangs fails the first one alone.
@@ -391,6 +395,7 @@ export class Direction {
         ready: Promise.all(posters.map(({ ready }) => ready)),
         version: versions.length === 0 ? undefined : versions.reduce((a, b) => (a > b ? a : b)),
         onJoined: (round) => this.#goTo(call, round),
+        isShown: (round) => call.shown === round,
         onPosted: (round) => {
           call.posted = round;
           this.#announce(call);

@@ -99,6 +99,11 @@ export function testimonyKey(registration: string, from: string, rank: number): 
   return `bus/testimony/${registration}/${keyPart(from)}/${rank}`;
 }
 
+/** Stands while one of the voters takes back what all have said there. */
+export function withdrawalKey(registration: string, from: string): string {
+  return `bus/testimony/${registration}/${keyPart(from)}/withdrawn`;
+}
+
 /** Keys of a batch in the store. */
 export class BatchKeys {
   readonly #prefix: string;

@@ -32,6 +32,8 @@ export interface RoundCall {
   readonly version: bigint | undefined;
   /** It takes part in this round, until told otherwise. */
   readonly onJoined: (round: number) => void;
+  /** The transfer signal says of that round that this rank is in it. */
+  readonly isShown: (round: number) => boolean;
   /** The round is posted: others count on this rank now. */
   readonly onPosted: (round: number) => void;
   /** Nothing of it touches the memory of its tensors any more. */
@@ -184,19 +186,23 @@ export class RoundJoin {
       // What an earlier round left open is settled first: its outcome may change what targets hold.
       await staged?.resolve(deadline);
       if (version !== undefined && !(await this.#name(round, version, call))) return false;
-    } catch (error) {
-      throw new NoRound(asBusError(error));
+    } catch (thrown) {
+      const error = asBusError(thrown);
+      if (error.code !== "TB_TIMEOUT" || !call.isShown(round)) throw new NoRound(error);
+      abort.abort(error);
     }
     await call.ready.catch((error: unknown) => {
       // It is posted all the same, as cancelled: others wait for it.
       abort.abort(asBusError(error));
     });
     if (deadline.remainingMs > 0 || abort.signal.aborted) return true;
-    throw new NoRound(
-      new TensorBusError("TB_TIMEOUT", `round ${round} was not begun before its deadline`, {
-        details: { rank },
-      }),
-    );
+    const late = new TensorBusError("TB_TIMEOUT", `round ${round} was not begun before its deadline`, {
+      details: { rank },
+    });
+    if (!call.isShown(round)) throw new NoRound(late);
+    // Others may have begun it for what they saw: a signal cannot be taken back, a round can.
+    abort.abort(late);
+    return true;
   }
 
   async #name(round: number, version: bigint, { deadline }: RoundCall): Promise<boolean> {

@@ -7,8 +7,13 @@ const kinds = ["posted", "state", "named", "votes", "decision"] as const;
 
 /** A mark is written once in so many rounds: what was removed before is not looked for again. */
 const markEvery = 4;
-/** Rounds in a row of which nothing stands, behind which nothing does: two marks, and those that are being removed. */
-const gap = 3 * markEvery;
+/** Rounds that are looked for, or removed, at once: a job of a thousand ranks leaves thousands of them. */
+const atOnce = 16;
+/**
+ * Rounds in a row of which nothing stands, behind which nothing does: two marks, those that are being removed, and those of which a
+ * removal that was cut short has taken some.
+ */
+const gap = 3 * markEvery + atOnce;
 
 export function roundKey(prefix: string, round: number, what: (typeof kinds)[number]): string {
   return `${prefix}/${round}/${what}`;
@@ -47,14 +52,20 @@ export async function findAndForgetRounds(
   const first = mark === undefined ? 0 : Number(Buffer.from(mark).toString("latin1"));
   const found: string[][] = [];
   let empty = 0;
-  for (let round = Number.isSafeInteger(first) ? first + 1 : 1; round < next || empty < gap; round++) {
-    const keys = kinds.map((kind) => roundKey(prefix, round, kind));
-    const values = await Promise.all(keys.map((key) => store.get(key, deadline.rest)));
-    const standing = keys.filter((_, index) => values[index] !== undefined);
-    empty = standing.length === 0 ? empty + 1 : 0;
-    if (standing.length > 0) found.push(standing);
+  for (let round = Number.isSafeInteger(first) ? first + 1 : 1; round < next || empty < gap; round += atOnce) {
+    const rounds = Array.from({ length: atOnce }, (_, index) => standingOf(store, prefix, round + index, deadline));
+    for (const standing of await Promise.all(rounds)) {
+      empty = standing.length === 0 ? empty + 1 : 0;
+      if (standing.length > 0) found.push(standing);
+    }
   }
   await forgetKeys(store, prefix, found, deadline);
+}
+
+async function standingOf(store: Store, prefix: string, round: number, deadline: Deadline): Promise<string[]> {
+  const keys = kinds.map((kind) => roundKey(prefix, round, kind));
+  const values = await Promise.all(keys.map((key) => store.get(key, deadline.rest)));
+  return keys.filter((_, index) => values[index] !== undefined);
 }
 
 /** The same for a rank that knows them. */
@@ -76,7 +87,9 @@ async function forgetKeys(
   keys: readonly (readonly string[])[],
   deadline: Deadline,
 ): Promise<void> {
-  for (const each of [...keys].reverse())
-    await Promise.all(each.map((key) => store.delete(key, deadline.rest)));
+  for (let end = keys.length; end > 0; end -= atOnce) {
+    const some = keys.slice(Math.max(0, end - atOnce), end).flat();
+    await Promise.all(some.map((key) => store.delete(key, deadline.rest)));
+  }
   await store.delete(markKey(prefix), deadline.rest);
 }

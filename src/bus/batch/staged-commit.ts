@@ -14,10 +14,10 @@ import type { HostMemory } from "../../memory/host-memory.ts";
 import { describeElements, move } from "../../memory/kernels.ts";
 import type { Memory } from "../../memory/memory.ts";
 import type { AgentEvent, RoundIdentity } from "../pair/events.ts";
-import type { Rendezvous } from "../pair/rendezvous.ts";
+import { inGroups, type Rendezvous } from "../pair/rendezvous.ts";
 import type { Connection } from "../pair/uplink.ts";
 import { pack, unpack } from "../queue/commands.ts";
-import { testimonyKey } from "./records.ts";
+import { testimonyKey, withdrawalKey } from "./records.ts";
 import { elsewhere, knownCode, originOf } from "./round-log.ts";
 import { roundKey } from "./round-records.ts";
 
@@ -148,17 +148,29 @@ export class StagedCommit {
   }
 
   /** Says in a store that has forgotten the rounds which one was committed last. */
-  async testify({ rendezvous, life }: Connection, deadline: Deadline): Promise<void> {
+  async testify({ rendezvous, life }: Pick<Connection, "rendezvous" | "life">, deadline: Deadline): Promise<void> {
     if (life === this.#options.connection.life) return;
     const { registration, from, rank } = this.#options;
     await rendezvous.publish(testimonyKey(registration, from, rank), this.#committed, deadline.rest);
   }
 
-  /** Takes back what was testified, by this rank or by one that has ended since: nobody is in doubt any more. */
+  /**
+   * Takes back what was testified: nobody is in doubt any more. Each rank its own; the first to claim it, what all others have said,
+   * since they may have ended. A rank that finds its own gone has nothing to do: all voters together remove as many as there are.
+   */
   async withdraw(rendezvous: Rendezvous, deadline: Deadline): Promise<void> {
-    const { registration, from, voters } = this.#options;
-    const keys = voters.map((rank) => testimonyKey(registration, from, rank));
-    await Promise.all(keys.map((key) => rendezvous.remove(key, deadline.rest)));
+    const { registration, from, rank, voters } = this.#options;
+    const { store } = rendezvous;
+    const own = testimonyKey(registration, from, rank);
+    if ((await store.get(own, deadline.rest)) === undefined) return;
+    await rendezvous.remove(own, deadline.rest);
+    const claim = withdrawalKey(registration, from);
+    const { swapped } = await store.compareAndSet(claim, undefined, Buffer.from(String(rank)), deadline.rest);
+    if (!swapped) return;
+    await inGroups(voters.length, (index) =>
+      rendezvous.remove(testimonyKey(registration, from, voters[index]!), deadline.rest),
+    );
+    await store.delete(claim, deadline.rest);
   }
 
   /** Nobody will ever know the decision here: targets stay as they are, and the memory goes. */

@@ -218,8 +218,8 @@ class Schedule {
     for (const plan of this.#cluster.launch.batches) {
       for (let attempt = 1; attempt <= times; attempt++) {
         const version = this.#job.nextVersion();
-        // A lone source that shows itself, and is in no round in the end, leaves its signal up until its next call.
-        if (!this.#isColocated) await this.#requireSilence(plan);
+        // A lone source that shows itself, and finds its version outdated, leaves its signal up until its next call.
+        if (!this.#isColocated || !this.#scenario.versions) await this.#requireSilence(plan);
         this.#cluster.trace.say("TEST", `lockstep call ${attempt} of ${plan.id}`);
         const calls = this.#job.registrations
           .filter((registration) => registration.plan === plan)
