@@ -2,8 +2,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { BatchHandler } from "../../src/bus/client/batch-handler.ts";
-import type { TransferResult } from "../../src/bus/client/round-events.ts";
 import type { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
+import { TensorBusError } from "../../src/errors.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { Store } from "../../src/store/store.ts";
 import { memory } from "../../transports/memory/index.ts";
@@ -46,24 +46,36 @@ async function register(
   return { rows, copies, handlers, call, lockstep };
 }
 
-/** Agents whose stores say what was read before they give it, each with its rank. */
-async function startWatched(
-  onRead: (rank: number, key: string, value: Uint8Array | undefined) => Promise<void> | void,
-): Promise<AgentWorld> {
+interface Watcher {
+  /** Called with what was read before it is given, with the rank; what it waits for, the reader waits for until its deadline. */
+  readonly onRead?: (rank: number, key: string, value: Uint8Array | undefined) => Promise<void> | void;
+  /** The same of waits. */
+  readonly onWoken?: (rank: number, keys: readonly string[]) => Promise<void> | void;
+}
+
+/** Agents whose stores are watched. */
+async function startWatched({ onRead, onWoken }: Watcher): Promise<AgentWorld> {
   const open = memoryStores();
   let opened = 0;
   const world = new AgentWorld(memory(), () => {
     const store = open();
     const rank = opened++;
-    const get: Store["get"] = async (key, options) => {
+    const get: Store["get"] = async (key, options = {}) => {
       const value = await store.get(key, options);
-      await onRead(rank, key, value);
+      const late = sleep(options.timeoutMs ?? 30_000, undefined, { ref: false }).then(() => {
+        throw new TensorBusError("TB_TIMEOUT", `${key} was not read in time`);
+      });
+      await Promise.race([onRead?.(rank, key, value), late]);
       return value;
     };
+    const wait: Store["wait"] = async (keys, options) => {
+      await store.wait(keys, options);
+      await onWoken?.(rank, keys);
+    };
+    const watched: Partial<Record<string | symbol, unknown>> = { get, wait };
     return new Proxy(store, {
       get(_, name) {
-        if (name === "get") return get;
-        const member = Reflect.get(store, name, store);
+        const member = watched[name] ?? Reflect.get(store, name, store);
         return typeof member === "function" ? member.bind(store) : member;
       },
     });
@@ -159,24 +171,43 @@ describe.each(["direct", "staged"] as const)("%s rounds", (commit) => {
 
 it("a round that is complete is no failure if the store does not say which version it carried", async () => {
   let isSilent = false;
-  await using world = await startWatched((_, key) => {
-    if (isSilent && key.endsWith("/named")) return new Promise(() => {});
+  await using world = await startWatched({
+    onRead: (_, key) => (isSilent && key.endsWith("/named") ? new Promise(() => {}) : undefined),
   });
   const model = await register(await joinPair(world, sides));
   const versions = async (version: number) => {
     const results = await Promise.all(
-      [0, 1, 2, 3].map((rank) =>
-        model.call(rank, rank < 2 ? { version } : { tellVersion: true, timeoutMs: 1000 }),
-      ),
+      model.handlers.map(async (handler, rank) => {
+        const more = rank < 2 ? { version } : { tellVersion: true, timeoutMs: 1000 };
+        return (await handler.transfer(rank < 2 ? "send" : "recv", more)).wait();
+      }),
     );
-    return results.slice(2).map((result) => {
-      const { version: told, versionUnknown } = result as TransferResult;
-      return versionUnknown ? "unknown" : told;
-    });
+    return results.slice(2).map(({ version: told, versionUnknown }) => (versionUnknown ? "unknown" : told));
   };
   expect(await versions(7)).toEqual([7n, 7n]);
   isSilent = true;
   expect(await versions(8)).toEqual(["unknown", "unknown"]);
+});
+
+it("a call that a newer version has ended is told so, though a peer says first that the round is over", async () => {
+  // Nobody is woken by the log: what a peer says comes before, and the log has to be asked.
+  let isDeaf = false;
+  await using world = await startWatched({
+    onWoken: (_, keys) =>
+      isDeaf && keys.some((key) => key.includes("/log/")) ? new Promise(() => {}) : undefined,
+  });
+  const model = await register(await joinPair(world, sides));
+  await model.lockstep(1, { version: 1 });
+  isDeaf = true;
+  const older = [0, 1].map((rank) => failureOf(model.call(rank, { version: 2 })));
+  const begun = (rank: number) => world.events[rank]!.filter(({ kind }) => kind === "roundStarted").length;
+  await expect.poll(() => [0, 1].map(begun)).toEqual([2, 2]);
+  const newer = [2, 3].map((rank) => model.call(rank, { version: 3 }));
+  for (const { code, details } of await Promise.all(older)) {
+    expect(code).toBe("TB_STALE_VERSION");
+    expect([2, 3]).toContain(details["rank"]);
+  }
+  await Promise.all([...newer, model.call(0, { version: 3 }), model.call(1, { version: 3 })]);
 });
 
 describe("a batch that ends", () => {
@@ -216,8 +247,10 @@ describe("a batch that ends", () => {
     ["ends its agent", ({ agents }: AgentWorld, _: Model, rank: number) => agents[rank]!.close()],
   ] as const)("since a rank that has its part %s, goes on where the round does", async (_, leave) => {
     const ends = new Set<number>();
-    await using world = await startWatched((rank, key, value) => {
-      if (value !== undefined && /\/log\/\d+$/.test(key)) ends.add(rank);
+    await using world = await startWatched({
+      onRead: (rank, key, value) => {
+        if (value !== undefined && /\/log\/\d+$/.test(key)) ends.add(rank);
+      },
     });
     const model = await register(await joinPair(world, sides));
     await model.lockstep(1);

@@ -3,7 +3,12 @@ import { expect, test } from "vitest";
 import { BatchKeys, testimonyKey, withdrawalKey } from "../../src/bus/batch/records.ts";
 import { forgetEnded, leaveAttempt } from "../../src/bus/batch/removal.ts";
 import { RoundLog } from "../../src/bus/batch/round-log.ts";
-import { findAndForgetRounds, forgetRounds, markTidied, roundKey } from "../../src/bus/batch/round-records.ts";
+import {
+  findAndForgetRounds,
+  forgetRounds,
+  markTidied,
+  roundKey,
+} from "../../src/bus/batch/round-records.ts";
 import { StagedCommit } from "../../src/bus/batch/staged-commit.ts";
 import { Rendezvous } from "../../src/bus/pair/rendezvous.ts";
 import { Deadline } from "../../src/deadline.ts";
@@ -56,7 +61,14 @@ async function writeAttempt(store: Store, number: number): Promise<void> {
   await store.set(keys.waiting(number), Buffer.from("x"));
   const log = new RoundLog({ store, prefix: keys.log(number), onFault });
   await log.appendFailed({ from: "A", round: 60, rank: 1, code: "TB_TIMEOUT" });
-  await log.appendEnd({ rank: 1, code: "TB_PEER_LOST", message: "gone", details: {}, retry: true, through: {} });
+  await log.appendEnd({
+    rank: 1,
+    code: "TB_PEER_LOST",
+    message: "gone",
+    details: {},
+    retry: true,
+    through: {},
+  });
 }
 
 const optionsOf = (store: Store) => ({ rendezvous: new Rendezvous(store), keys, rank: 0, onFault });
@@ -119,7 +131,8 @@ test("the rounds of a thousand ranks take no exchange each", async () => {
   const prefix = keys.rounds(1, "A");
   await forgetRounds(counted.store, prefix, { first: 1, last: 3000 }, new Deadline());
   expect(counted.exchanges).toBeLessThan(3000 / 10);
-  for (let round = 1; round <= 1000; round++) await counted.store.set(roundKey(prefix, round, "posted"), Buffer.from("x"));
+  for (let round = 1; round <= 1000; round++)
+    await counted.store.set(roundKey(prefix, round, "posted"), Buffer.from("x"));
   counted.exchanges = 0;
   await findAndForgetRounds(counted.store, prefix, 1, new Deadline());
   expect(counted.exchanges).toBeLessThan(1000 / 5);
@@ -133,7 +146,14 @@ test("what voters have testified is taken back by as many removals as there are 
   const commits = voters.map(
     (rank) =>
       new StagedCommit({
-        ...{ connection: { rendezvous, life: "one" }, prefix: "rounds", registration: "r", from: "A", rank, voters },
+        ...{
+          connection: { rendezvous, life: "one" },
+          prefix: "rounds",
+          registration: "r",
+          from: "A",
+          rank,
+          voters,
+        },
         ...{ shadow: undefined, tensors: [], letGo: () => {}, tell: () => {} },
       }),
   );

@@ -196,7 +196,7 @@ export class AgentCore {
 
   #onTransport(event: TransportEvent): void {
     this.#options.tell(event);
-    if (event.kind !== "fault") this.#batches.peerEnded(event.rank, event.error);
+    if (event.kind !== "fault") this.#batches.peerEnded(event.rank, event.error, event.kind === "peerLeft");
   }
 
   async #onLost(error: TensorBusError): Promise<void> {

@@ -53,23 +53,29 @@ export function isRetried({ code }: TensorBusError): boolean {
   return retried.has(code);
 }
 
+export interface EndOptions extends Partial<Pick<BatchEnd, "retry" | "through">> {
+  /** A rank has left in order, which has said so itself if it could. */
+  readonly isOrderly?: boolean;
+}
+
 /** Ends an attempt, or a batch, for all of its ranks: at once, or after the rounds of which this one has its part. */
 export function endAttempt(
   log: RoundLog,
   error: TensorBusError,
   own: number,
-  { retry = isRetried(error), through = {} }: Partial<Pick<BatchEnd, "retry" | "through">> = {},
+  { retry = isRetried(error), through = {}, isOrderly = false }: EndOptions = {},
 ): Promise<void> {
   const { message, details } = error;
   const { rank: _, ...rest } = details;
-  return log.appendEnd({
+  const end = {
     rank: originOf(error, own),
     code: elsewhere(error),
     message,
     details: plain(rest),
     retry,
     through,
-  });
+  };
+  return log.appendEnd(end, isOrderly);
 }
 
 /** Details as what a record can carry; the rest is told by the message. */

@@ -157,6 +157,14 @@ export class Batch {
     return this.log.end !== undefined && this.live.every(({ from, round }) => round > this.log.last(from));
   }
 
+  /** True while this rank is in a round that goes on although the batch was closed. */
+  get isInLastRound(): boolean {
+    return (
+      this.log.end !== undefined &&
+      this.live.some(({ from, posted }) => posted !== undefined && posted <= this.log.last(from))
+    );
+  }
+
   /** Resolves when no round is under way that this rank has begun. */
   async idle(): Promise<void> {
     await Promise.all(this.live.map((direction) => direction.ended));

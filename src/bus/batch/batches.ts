@@ -259,8 +259,19 @@ export class Batches {
   }
 
   /** A peer is gone: whatever was prepared with it has to be registered anew. */
-  peerEnded(rank: number, error: TensorBusError): void {
-    for (const batch of this.all) if (batch.concerns(rank)) this.#break(batch, error);
+  peerEnded(rank: number, error: TensorBusError, isOrderly: boolean): void {
+    for (const batch of this.all) {
+      if (!batch.concerns(rank)) continue;
+      if (isOrderly) void this.#peerLeft(batch, error);
+      // In the last round of one that was closed, a rank that is still needed makes it fail by going; any other one may.
+      else if (!batch.isInLastRound) this.#break(batch, error);
+    }
+  }
+
+  /** Who leaves in order has written which rounds go on without it, unless the store said nothing. */
+  async #peerLeft(batch: Batch, error: TensorBusError): Promise<void> {
+    await batch.log.sync(new Deadline({ timeoutMs: askMs })).catch(() => {});
+    if (batch.log.end === undefined) this.#break(batch, error, true);
   }
 
   /** Ends what waits for other ranks to register. */
@@ -405,7 +416,8 @@ export class Batches {
     if (!(error instanceof TensorBusError)) return;
     const ends = ["TB_PEER_LOST", "TB_INVALIDATED", "TB_QUARANTINED"];
     const isDead = error.code === "TB_CUDA" && error.details["errno"] === forGood;
-    if (isDead || ends.includes(error.code)) this.#break(batch, error);
+    // Who has released what was prepared has closed in order.
+    if (isDead || ends.includes(error.code)) this.#break(batch, error, error.code === "TB_INVALIDATED");
   }
 
   /** One that was closed elsewhere is over here once its last round is. */
@@ -415,13 +427,13 @@ export class Batches {
   }
 
   /** It is over, and waits to be registered anew: all others hear of it. A round under way ends by itself. */
-  #break(batch: Batch, cause: TensorBusError): void {
+  #break(batch: Batch, cause: TensorBusError, isOrderly = false): void {
     if (batch.broken !== undefined) return;
     const rank = originOf(cause, this.#options.rank);
     const { code, message, details } = endedError(`batch ${String(batch.id)}`, rank, cause);
     batch.broken = new TensorBusError(code, message, { details: { ...details, batch: batch.id }, cause });
     // It was no mistake of the registration: who registers it anew may.
-    const said = endAttempt(batch.log, cause, this.#options.rank, { retry: true });
+    const said = endAttempt(batch.log, cause, this.#options.rank, { retry: true, isOrderly });
     for (const direction of batch.live) direction.abandon(batch.broken, said);
     this.#tellEnded(batch, batch.broken);
   }

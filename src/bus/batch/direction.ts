@@ -147,6 +147,10 @@ export class Direction {
   get round(): number {
     return this.#call?.round ?? this.#join.next;
   }
+  /** The round under way, if others have seen this rank in it. */
+  get posted(): number | undefined {
+    return this.#call?.posted === this.#call?.round ? this.#call?.round : undefined;
+  }
   /** The last round of which this rank has its part; 0 if there was none. */
   get completed(): number {
     return this.#completed;
@@ -225,7 +229,9 @@ export class Direction {
    */
   abandon(reason: TensorBusError, said: Promise<void>): void {
     if (this.#call !== undefined && this.#call.posted < this.#call.round) void this.cancel(reason);
-    const told = settled("telling others of the end", said, new Deadline({ timeoutMs: graceMs })).catch(nothing);
+    const told = settled("telling others of the end", said, new Deadline({ timeoutMs: graceMs })).catch(
+      nothing,
+    );
     this.#idle = Promise.all([this.#idle, told]).then(() => this.#join.refuse(reason));
   }
 

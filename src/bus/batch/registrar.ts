@@ -54,6 +54,8 @@ interface Arrival {
   readonly deadline: Deadline;
   /** How long the meeting took. */
   readonly seconds: number;
+  /** Ends the wait for the other sides of this rank. */
+  taken: () => void;
   readonly resolve: (batch: Batch) => void;
   readonly reject: (error: unknown) => void;
 }
@@ -111,8 +113,7 @@ export class Registrar {
         const isFound = !isUnfinished(error);
         // Memory that must not be used does not come back within a call.
         const isLasting = error.code === "TB_QUARANTINED";
-        if (isFound && !log.isOver)
-          await this.#endAttempt(log, error, !isLasting && isRetried(error));
+        if (isFound && !log.isOver) await this.#endAttempt(log, error, !isLasting && isRetried(error));
         if (deadline.signal?.aborted) throw error;
         const { end } = log;
         const goesOn = !isFound || (!isLasting && isRetried(error));
@@ -184,22 +185,23 @@ export class Registrar {
   }
 
   /** Prepares the batch, once all sides of it that this rank stands on are there; settles once that has ended. */
-  #join(entry: Entry, arrived: Omit<Arrival, "resolve" | "reject">): Promise<Batch> {
+  #join(entry: Entry, arrived: Omit<Arrival, "taken" | "resolve" | "reject">): Promise<Batch> {
     const { rank } = this.#options;
     const { subject, deadline, registration } = arrived;
     const expected = subject.pairs[0]!.ranks.filter((ranks) => ranks.includes(rank)).length;
     return new Promise<Batch>((resolve, reject) => {
-      const arrival: Arrival = { ...arrived, resolve, reject };
+      const arrival: Arrival = { ...arrived, taken: () => {}, resolve, reject };
       entry.arrivals.push(arrival);
       if (entry.arrivals.length === expected) {
-        void this.#prepare(entry, entry.arrivals.splice(0));
+        const arrivals = entry.arrivals.splice(0);
+        for (const each of arrivals) each.taken();
+        void this.#prepare(entry, arrivals);
         return;
       }
-      waitUntil<void>(
-        `batch ${registration.batch}: the other side of rank ${rank}`,
-        deadline,
-        () => () => {},
-      ).catch((error) => {
+      waitUntil<void>(`batch ${registration.batch}: the other side of rank ${rank}`, deadline, (taken) => {
+        arrival.taken = taken;
+        return () => {};
+      }).catch((error) => {
         const index = entry.arrivals.indexOf(arrival);
         // One that is being prepared ends with that.
         if (index < 0) return;

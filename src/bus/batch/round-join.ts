@@ -69,6 +69,8 @@ export interface RoundJoinOptions {
 
 /** Milliseconds beyond its deadline in which a call says what has become of it. */
 export const graceMs = 250;
+/** What a transport says of a rank that has given a round up, or left: the log may have said why before. */
+const unexplained = ["TB_CANCELLED", "TB_INVALIDATED", "TB_PEER_LOST"];
 /** Milliseconds that a failure waits for the log to say whether the round had failed before. */
 const holdMs = 250;
 
@@ -306,7 +308,7 @@ export class RoundJoin {
     end: Deadline,
   ): Promise<TensorBusError> {
     const error = explain(failure, call, local);
-    if (error !== failure || !["TB_CANCELLED", "TB_INVALIDATED"].includes(failure.code)) return error;
+    if (error !== failure || !unexplained.includes(failure.code)) return error;
     const { log, from } = this.#options;
     await log.sync(new Deadline({ timeoutMs: Math.min(holdMs, end.remainingMs) })).catch(() => {});
     const ended = this.#ended(round);

@@ -128,11 +128,15 @@ export class RoundLog {
     return this.#append(entry, () => this.next(from) > round || round > this.last(from));
   }
 
-  /** Resolves once the end stands in the log: this one, or one that leaves no more rounds. */
-  appendEnd(end: Omit<Said<BatchEnd>, "kind" | "at">): Promise<void> {
+  /**
+   * Resolves once the end stands in the log: this one, or one that leaves no more rounds. `isOrderly`: some rank has left, which has
+   * written before what that means for others; it matters only if that rank could not.
+   */
+  appendEnd(end: Omit<Said<BatchEnd>, "kind" | "at">, isOrderly = false): Promise<void> {
     const entry = { kind: "ended", nonce: randomBytes(8), at: Date.now(), ...end } as const;
-    // A rank that has left in order is in nobody's way: that it is not there any more is no other end.
-    return this.#append(entry, () => this.#ends.some((said) => said.rank === end.rank || covers(said, end)));
+    // That a rank which has said its own is not there any more is no news.
+    const isSaid = (said: BatchEnd) => isOrderly || said.rank === end.rank || covers(said, end);
+    return this.#append(entry, () => this.#ends.some(isSaid));
   }
 
   /** Follows what others append, from here on until it is closed. A second call does nothing. */

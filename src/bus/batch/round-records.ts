@@ -52,8 +52,14 @@ export async function findAndForgetRounds(
   const first = mark === undefined ? 0 : Number(Buffer.from(mark).toString("latin1"));
   const found: string[][] = [];
   let empty = 0;
-  for (let round = Number.isSafeInteger(first) ? first + 1 : 1; round < next || empty < gap; round += atOnce) {
-    const rounds = Array.from({ length: atOnce }, (_, index) => standingOf(store, prefix, round + index, deadline));
+  for (
+    let round = Number.isSafeInteger(first) ? first + 1 : 1;
+    round < next || empty < gap;
+    round += atOnce
+  ) {
+    const rounds = Array.from({ length: atOnce }, (_, index) =>
+      standingOf(store, prefix, round + index, deadline),
+    );
     for (const standing of await Promise.all(rounds)) {
       empty = standing.length === 0 ? empty + 1 : 0;
       if (standing.length > 0) found.push(standing);
@@ -62,7 +68,12 @@ export async function findAndForgetRounds(
   await forgetKeys(store, prefix, found, deadline);
 }
 
-async function standingOf(store: Store, prefix: string, round: number, deadline: Deadline): Promise<string[]> {
+async function standingOf(
+  store: Store,
+  prefix: string,
+  round: number,
+  deadline: Deadline,
+): Promise<string[]> {
   const keys = kinds.map((kind) => roundKey(prefix, round, kind));
   const values = await Promise.all(keys.map((key) => store.get(key, deadline.rest)));
   return keys.filter((_, index) => values[index] !== undefined);

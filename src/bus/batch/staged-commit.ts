@@ -148,7 +148,10 @@ export class StagedCommit {
   }
 
   /** Says in a store that has forgotten the rounds which one was committed last. */
-  async testify({ rendezvous, life }: Pick<Connection, "rendezvous" | "life">, deadline: Deadline): Promise<void> {
+  async testify(
+    { rendezvous, life }: Pick<Connection, "rendezvous" | "life">,
+    deadline: Deadline,
+  ): Promise<void> {
     if (life === this.#options.connection.life) return;
     const { registration, from, rank } = this.#options;
     await rendezvous.publish(testimonyKey(registration, from, rank), this.#committed, deadline.rest);

@@ -18,13 +18,6 @@ export function inject(fault: Fault, cluster: Cluster, job: Job): (() => void) |
       return () => {
         if (!agent.isAlive) agent.start();
       };
-    case "fail GPU":
-      say(`what rank ${rank} moves fails from now on`);
-      agent.failForGood();
-      return () => {
-        agent.kill(false);
-        agent.start();
-      };
     case "stop agent": {
       if (agent.process.state !== "running") return undefined;
       const over = job.ledger.stopped(agent);

@@ -37,6 +37,13 @@ export class Job {
     this.cluster.clientOf(rank, side).kill();
   }
 
+  /** All processes of a rank. */
+  killRank(rank: number): void {
+    const { clients } = this.cluster;
+    for (const client of clients) if (client.rank === rank) client.kill();
+    this.cluster.agentOf(rank).kill(false);
+  }
+
   /** A client in the place of one that has ended. */
   replaceClient(rank: number, side: SideName): void {
     const { cluster } = this;

@@ -198,21 +198,13 @@ export class Ledger {
     }
   }
 
-  /**
-   * No call waits for its deadline in a batch that is over, nor for a rank whose GPU has failed for good. For schedules in which
-   * nothing is silent.
-   */
+  /** No call waits for its deadline in a batch that is over. For schedules in which nothing is silent. */
   checkHeard(withinMs: number): void {
-    const failures = new Map<string, number>();
-    for (const { call, name } of this.#transfers.values()) {
-      if (call.error?.code !== "TB_CUDA" || call.error.details["rank"] !== call.client.rank) continue;
-      failures.set(name, Math.min(failures.get(name) ?? Number.POSITIVE_INFINITY, call.ended!));
-    }
     for (const { call, name } of this.#transfers.values()) {
       const told = this.#standing.get(name)?.get(call.client.agent)?.ended ?? Number.POSITIVE_INFINITY;
-      const since = Math.max(call.began, Math.min(told, failures.get(name) ?? told));
-      this.require((call.ended ?? call.began) - since <= withinMs, "a batch that is over holds nobody up", () => {
-        return `${call.client.name} call ${call.number} of ${name} was told ${(call.ended! - since).toFixed(0)} ms later: ${brief(call.error ?? call.result)}`;
+      const tookMs = (call.ended ?? call.began) - Math.max(call.began, told);
+      this.require(tookMs <= withinMs, "a batch that is over holds nobody up", () => {
+        return `${call.client.name} call ${call.number} of ${name} was told ${tookMs.toFixed(0)} ms later: ${brief(call.error ?? call.result)}`;
       });
     }
   }
@@ -227,14 +219,19 @@ export class Ledger {
       const { call, name, from, version = 0 } = transfer;
       const round = roundOf(call);
       if (call.error?.code !== "TB_CANCELLED" || call.isCancelled || round === undefined) continue;
-      const calls = all.filter(
+      const same = all.filter((other) => other.name === name && other.from === from);
+      // Whose deadline came, or who was taken back, ends the round for another reason.
+      const gaveUp = same.some(
         (other) =>
-          other.name === name && other.from === from && other.call.client.rank === call.error!.details["rank"],
+          (roundOf(other.call) ?? 0) >= round &&
+          (other.call.isCancelled || other.call.error?.code === "TB_TIMEOUT"),
       );
-      const gaveUp = calls.some(
-        (other) => other.call.error !== undefined && (roundOf(other.call) ?? 0) >= round,
+      const isNewer = same.some(
+        (other) =>
+          other.call.client.rank === call.error!.details["rank"] &&
+          (other.version ?? 0) > version &&
+          overlaps(other.call, call),
       );
-      const isNewer = calls.some((other) => (other.version ?? 0) > version && overlaps(other.call, call));
       this.require(gaveUp || !isNewer, "a newer version is told as such", () => {
         return `${call.client.name} call ${call.number} of version ${version}, round ${round}: ${brief(call.error)}`;
       });

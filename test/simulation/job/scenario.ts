@@ -30,8 +30,7 @@ export type FaultKind =
   | "abort"
   | "call twice"
   | "abort ahead"
-  | "clean up"
-  | "fail GPU";
+  | "clean up";
 
 /** What a rank writes into the store in the middle of something: the last part of its key, or the folder of that. */
 const moments = ["votes", "decision", "named", "posted", "log", "prepared", "side"] as const;
@@ -80,6 +79,8 @@ export interface Scenario extends Launch {
   readonly opposed: boolean;
   /** In the end, each client closes as soon as its own last call is done. */
   readonly orderly: boolean;
+  /** In the end, the GPU of a rank fails for good before calls that come one after the other. */
+  readonly broken: boolean;
   /** In the end, one rank registers memory that does not hold its tensors. */
   readonly misfit: boolean;
   readonly versions: boolean;
@@ -126,7 +127,6 @@ const all: readonly FaultKind[] = [
   "call twice",
   "abort ahead",
   "clean up",
-  "fail GPU",
 ];
 
 export function makeScenario(seed: number): Scenario {
@@ -170,6 +170,7 @@ export function makeScenario(seed: number): Scenario {
     opposed: random.chance(20) && sides.A.every((rank) => !sides.B.includes(rank)),
     orderly: random.chance(60),
     asks: random.chance(30),
+    broken: random.chance(15),
   };
 }
 

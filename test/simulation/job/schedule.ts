@@ -35,11 +35,10 @@ const tellsEnds: ReadonlySet<FaultKind> = new Set([
   "kill client",
   "abort",
   "clean up",
-  "fail GPU",
 ]);
 
 /** Faults after which nobody is silent. */
-const saysAll: ReadonlySet<FaultKind> = new Set(["abort", "abort ahead", "call twice", "clean up", "fail GPU"]);
+const saysAll: ReadonlySet<FaultKind> = new Set(["abort", "abort ahead", "call twice", "clean up"]);
 
 /** Faults that end calls alone. */
 const endsCalls: ReadonlySet<FaultKind> = new Set(["abort", "abort ahead", "call twice"]);
@@ -118,6 +117,7 @@ class Schedule {
     await this.#lockstep(3);
     if (this.#scenario.opposed) await this.#oppose();
     if (this.#scenario.misfit) await this.#misfit();
+    if (this.#scenario.broken) await this.#breakGpu();
     if (this.#scenario.again !== undefined) await this.#launchAgain(this.#scenario.again);
     if (this.#scenario.orderly) await this.#closeInOrder();
     await this.#end();
@@ -322,6 +322,44 @@ class Schedule {
     await this.#lockstep(2);
   }
 
+  /** A GPU fails for good: whoever calls is told at once, before that was known to all or after, and goes on once its agent was started anew. */
+  async #breakGpu(): Promise<void> {
+    const { random, trace, launch, scheduler } = this.#cluster;
+    const plan = random.pick(launch.batches);
+    const mine = this.#job.registrations.filter((registration) => registration.plan === plan);
+    const odd = random.pick(mine).client;
+    trace.say("TEST", `the GPU of rank ${odd.rank} fails`);
+    odd.agent.failForGood();
+    const version = this.#job.nextVersion();
+    const calls: Call[] = [];
+    for (const registration of mine) {
+      // A round of one rank has nothing on a GPU to wait for before both of its sides are there.
+      const at = registration.client.rank === odd.rank ? 0 : random.integer(0, 300);
+      scheduler.afterFor(undefined, at, () => {
+        const call = this.#job.transfer(registration, "A", opposedMs, version);
+        if (call !== undefined) calls.push(call);
+      });
+    }
+    const isOver = () => calls.length === mine.length && calls.every(({ ended }) => ended !== undefined);
+    await this.#cluster.until(isOver, 2 * opposedMs);
+    for (const { client, error, began, ended } of calls) {
+      const tookMs = (ended ?? Number.POSITIVE_INFINITY) - Math.max(began, calls[0]!.began + 300);
+      const isTold = error === undefined || error.code === "TB_CUDA" || error.code === "TB_PEER_LOST";
+      this.#must(isTold && tookMs < opposedMs / 2, "a GPU that has failed ends its batch", () => {
+        return `${client.name} was told after ${tookMs.toFixed(0)} ms: ${brief(error)}`;
+      });
+    }
+    this.#job.killRank(odd.rank);
+    await this.#cluster.pass(1000);
+    odd.agent.start();
+    for (const { rank, side } of this.#cluster.clients)
+      if (rank === odd.rank) this.#job.replaceClient(rank, side);
+    await this.#ready();
+    await this.#cluster.pass(settleMs);
+    for (const each of launch.batches) await this.#rejoin(each);
+    await this.#lockstep(2);
+  }
+
   /** Records of the dead bind nobody: everything is killed at once, and comes back in another way under the same names. */
   async #launchAgain(launch: Launch): Promise<void> {
     const { agents, clients, trace, random, scheduler } = this.#cluster;
@@ -399,8 +437,8 @@ class Schedule {
     const isQuick = storeMs[1] < 10 && faults.every(({ kind }) => endsCalls.has(kind));
     if (storeMs[1] < 10 && faults.every(({ kind }) => tellsEnds.has(kind) || endsCalls.has(kind)))
       ledger.checkFresh();
-    // A newer version ends the round of those who wait with an older one.
-    if (isQuick && !versions) ledger.checkReasons();
+    // A newer version ends the round of those who wait with an older one, and a GPU its batch.
+    if (isQuick && !versions && !this.#scenario.broken) ledger.checkReasons();
     if (!isColocated && !versions && isQuick) ledger.checkBlamed();
     if (versions && isQuick) ledger.checkStale();
     if (storeMs[1] < 10 && faults.every(({ kind }) => saysAll.has(kind)))
