@@ -220,7 +220,7 @@ export const mutations: readonly Mutation[] = [
     changes: {
       [registrar]: [
         [
-          "if (isFound && !log.isOver)\n          await this.#endAttempt(log, error, !isLasting && isRetried(error));",
+          "if (isFound && !log.isOver) await this.#endAttempt(log, error, !isLasting && isRetried(error));",
           "",
         ],
       ],
