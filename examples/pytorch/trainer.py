@@ -36,8 +36,6 @@ def train(steps: int, checkpoints: str | None = None) -> None:
         weights.send(version=step)
         if dist.get_rank() == 0:
             print(f"trainer: step {step}, loss {loss.item():.4f}, sent in {weights.statistics['seconds'] * 1e3:.1f} ms")
-    # A close ends the batch for all ranks, those too that are still in the last round.
-    dist.barrier()
     weights.close()
     dist.destroy_process_group()
 

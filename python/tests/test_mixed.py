@@ -43,7 +43,7 @@ def test_python_and_node(agents: tensorbus.Agents, python: str) -> None:
         weights = tensorbus.Weights(
             f"mixed-{python}", {"weight": tensor}, role=python, client=client_of(0), rank=0, world_size=1, timeout=30
         )
-        number = weights.recv(timeout=30) if python == "target" else weights.send(timeout=30).result()["round"]
+        number: Any = weights.recv(timeout=30) if python == "target" else weights.send(timeout=30).result()["round"]
         weights.client.close()
         return int(number)
 

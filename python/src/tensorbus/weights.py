@@ -164,8 +164,8 @@ class Weights:
     def close(self) -> None:
         """Frees what it has made in the agent. A second call does nothing.
 
-        This ends the batch for all ranks of both sides: call it when the last round of every rank is over
-        (``torch.distributed.barrier()`` tells).
+        Call it when this rank's own last round is over: other ranks that are still in that round go on to its end.
+        After that, the batch has ended for all ranks of both sides.
         """
         handler, self._handler = self._handler, None
         if handler is not None:
