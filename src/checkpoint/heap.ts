@@ -6,7 +6,7 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
 /** What the heap may grow by before its garbage is collected. */
-const growthBytes = 96 * 2 ** 20;
+const growthBytes = 128 * 2 ** 20;
 
 export class Heap {
   readonly #collect: () => void;

@@ -29,6 +29,7 @@ import { type Hand, localHand, threadHand } from "./threads.ts";
 import {
   cutWork,
   type Destination,
+  type Destinations,
   itemSizeOf,
   type MovedTensor,
   movedTensors,
@@ -201,7 +202,7 @@ function handsFor(work: Work, { threads }: MoveOptions, hands: Hand[]): void {
 }
 
 /** For each tensor of the source where its boxes go: made when it is asked for, as all of them would take much memory. */
-function destinationsOf(files: readonly PlannedFile[]): (tensor: string) => readonly Destination[] {
+function destinationsOf(files: readonly PlannedFile[]): Destinations {
   const counts = new Map<string, number>();
   for (const { parameters } of files) {
     for (const { boxes } of parameters)
@@ -222,23 +223,27 @@ function destinationsOf(files: readonly PlannedFile[]): (tensor: string) => read
     for (const [parameter, { boxes }] of parameters.entries()) {
       for (const [box, { tensor }] of boxes.entries()) {
         const place = ends.get(tensor)!;
-        places.set([file, parameter, box], 3 * place);
+        places[3 * place] = file;
+        places[3 * place + 1] = parameter;
+        places[3 * place + 2] = box;
         ends.set(tensor, place + 1);
       }
     }
   });
-  const destinationOf = (place: number): Destination => {
-    const [file, parameter, box] = places.subarray(3 * place, 3 * place + 3);
-    const { parameters, positions } = files[file!]!;
-    const { shape, dtype, boxes } = parameters[parameter!]!;
-    const { start, length, at, axes } = boxes[box!]!;
-    return { file: file!, position: positions[parameter!]!, shape, dtype, start, length, at, axes };
+  const of = (tensor: string): Destination[] => {
+    const found: Destination[] = [];
+    const end = 3 * (ends.get(tensor) ?? 0);
+    for (let place = 3 * (begins.get(tensor) ?? 0); place < end; place += 3) {
+      const file = places[place]!;
+      const { parameters, positions } = files[file]!;
+      const { shape, dtype, boxes } = parameters[places[place + 1]!]!;
+      const { start, length, at, axes } = boxes[places[place + 2]!]!;
+      const position = positions[places[place + 1]!]!;
+      found.push({ file, position, shape, dtype, start, length, at, axes });
+    }
+    return found;
   };
-  return (tensor) => {
-    const begin = begins.get(tensor) ?? 0;
-    const end = ends.get(tensor) ?? 0;
-    return Array.from({ length: end - begin }, (_, index) => destinationOf(begin + index));
-  };
+  return { has: (tensor) => begins.has(tensor), of };
 }
 
 function requireUnchanged(

@@ -11,6 +11,7 @@ import {
   statfsSync,
 } from "node:fs";
 import { join } from "node:path";
+import { deflateRawSync, inflateRawSync } from "node:zlib";
 import { TensorBusError } from "../errors.ts";
 import { lockFile } from "../ffi/lock.ts";
 import { reserveFile } from "../ffi/reserve.ts";
@@ -27,7 +28,8 @@ const suffix = ".partial";
 
 /** A file of the result as it will be laid out. */
 export interface PlannedFile extends TargetFile {
-  /** The bytes before the parameters. They are laid out again when they are written: kept for all files they take much memory. */
+  /** The bytes before the parameters, compressed: those of all files of a model of many tensors take much memory. */
+  readonly head: Uint8Array;
   readonly headStretch: { readonly at: 0; readonly bytes: number; readonly checksum: number };
   /** The byte of each parameter's first element, in their order. */
   readonly positions: Float64Array;
@@ -54,7 +56,7 @@ export function planFiles(files: readonly TargetFile[], heap: Heap): PlannedFile
     const places = new Map(entries.map(({ name, position }) => [name, position]));
     const positions = Float64Array.from(file.parameters, ({ name }) => places.get(name)!);
     const headStretch = { at: 0, bytes: head.length, checksum: crc32c(head) } as const;
-    return { ...file, headStretch, positions, bytes: fileBytes };
+    return { ...file, head: deflateRawSync(head, { level: 1 }), headStretch, positions, bytes: fileBytes };
   });
 }
 
@@ -124,14 +126,13 @@ function sizeOf(path: string): number {
   }
 }
 
-function createFile(path: string, { name, positions, bytes, parameters, metadata }: PlannedFile): void {
-  const { head } = layOutHeader(parameters, metadata, name);
+function createFile(path: string, { head, positions, bytes, parameters }: PlannedFile): void {
   rmSync(path, { force: true });
   const fd = attempt("create", path, () => openSync(path, "wx"));
   try {
     const reserved = attempt("reserve space for", path, () => reserveFile(fd, bytes));
     if (!reserved && bytes > 0) writeAll({ path, fd }, Buffer.of(0), bytes - 1);
-    writeAll({ path, fd }, head, 0);
+    writeAll({ path, fd }, inflateRawSync(head), 0);
     for (const [index, { dtype, constant }] of parameters.entries()) {
       if (constant !== undefined) writeAll({ path, fd }, constantBytes(constant, dtype), positions[index]!);
     }

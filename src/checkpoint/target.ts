@@ -104,7 +104,8 @@ class HeldParameter implements TargetParameter {
   }
 
   get boxes(): readonly TargetBox[] {
-    return this.#pattern.boxes.map((box) => ({ tensor: this.name, ...box }));
+    const tensor = this.name;
+    return this.#pattern.boxes.map(({ start, length, at, axes }) => ({ tensor, start, length, at, axes }));
   }
 }
 

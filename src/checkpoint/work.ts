@@ -56,8 +56,8 @@ export function itemSizeOf({ lengths }: WorkItem, { dtype }: MovedTensor): numbe
   return countOf(lengths) * itemSize(dtype);
 }
 
-function cutTensor(tensor: MovedTensor): Generator<Cut> {
-  const { shape } = tensor;
+function cutTensor({ name, shape, dtype, boxes, destinations }: MovedTensor): Generator<Cut> {
+  const tensor = { name, shape, dtype, boxes, destinations };
   const inner = turnedDimension(tensor);
   if (inner !== undefined) return cutTiles(shape, inner, elementsIn(bufferBytes, tensor));
   return cutRows({ offsets: shape.map(() => 0), lengths: shape }, elementsIn(itemBytes, tensor));
@@ -96,41 +96,40 @@ export function restrictTo(tensor: MovedTensor, item: Cut): MovedTensor {
   return { name, shape, dtype, boxes, destinations };
 }
 
-/** A tensor whose destinations are made when they are asked for. */
+/** Says where the boxes of tensors go, by their names. */
+export interface Destinations {
+  has(tensor: string): boolean;
+  /** Made when they are asked for: all of them would take much memory. */
+  of(tensor: string): readonly Destination[];
+}
+
 class PlacedTensor implements MovedTensor {
   readonly name: string;
   readonly shape: readonly number[];
   readonly dtype: DType;
   readonly boxes: readonly StoredBox[];
-  readonly #destinationsOf: (tensor: string) => readonly Destination[];
+  readonly #destinations: Destinations;
 
-  constructor(
-    { name, shape, dtype, boxes }: SourceTensor,
-    destinationsOf: (tensor: string) => readonly Destination[],
-  ) {
+  constructor({ name, shape, dtype, boxes }: SourceTensor, destinations: Destinations) {
     this.name = name;
     this.shape = shape;
     this.dtype = dtype;
     this.boxes = boxes;
-    this.#destinationsOf = destinationsOf;
+    this.#destinations = destinations;
   }
 
   get destinations(): readonly Destination[] {
-    return this.#destinationsOf(this.name);
+    return this.#destinations.of(this.name);
   }
 }
 
 /** What a source and the places of its tensors' boxes come to; tensors that nobody wants are left out. */
-export function movedTensors(
-  tensors: readonly SourceTensor[],
-  destinationsOf: (tensor: string) => readonly Destination[],
-): MovedTensor[] {
+export function movedTensors(tensors: readonly SourceTensor[], destinations: Destinations): MovedTensor[] {
   return tensors.flatMap((tensor) => {
-    const destinations = destinationsOf(tensor.name);
-    if (destinations.length === 0) return [];
+    if (!destinations.has(tensor.name)) return [];
     return unitOf(tensor.dtype).elements > 1
-      ? [asBytes({ ...tensor, destinations })]
-      : [new PlacedTensor(tensor, destinationsOf)];
+      ? [asBytes({ ...tensor, destinations: destinations.of(tensor.name) })]
+      : [new PlacedTensor(tensor, destinations)];
   });
 }
 

@@ -210,13 +210,10 @@ export function layOutHeader(
   file: string,
 ): { readonly head: Uint8Array; readonly entries: readonly SafetensorsEntry[]; readonly fileBytes: number } {
   const placed = placeTensors(tensors, file);
+  // Written out: there may be a hundred thousand of them, in each of many files.
   const fields = placed.map(
     ({ name, dtype, shape, position, bytes }) =>
-      `${JSON.stringify(name)}:${JSON.stringify({
-        dtype: namesInFile[dtype],
-        shape,
-        data_offsets: [position, position + bytes],
-      })}`,
+      `${JSON.stringify(name)}:{"dtype":"${namesInFile[dtype]}","shape":[${shape.join()}],"data_offsets":[${position},${position + bytes}]}`,
   );
   if (Object.keys(metadata).length > 0) fields.unshift(`"${metadataKey}":${JSON.stringify(metadata)}`);
   const json = new TextEncoder().encode(`{${fields.join(",")}}`);
@@ -229,7 +226,13 @@ export function layOutHeader(
   const head = new Uint8Array(prefixBytes + headerBytes).fill(0x20);
   new DataView(head.buffer).setBigUint64(0, BigInt(headerBytes), true);
   head.set(json, prefixBytes);
-  const entries = placed.map((entry) => ({ ...entry, position: entry.position + head.length }));
+  const entries = placed.map(({ name, shape, dtype, position, bytes }) => ({
+    name,
+    shape,
+    dtype,
+    position: position + head.length,
+    bytes,
+  }));
   const dataBytes = placed.reduce((sum, { bytes }) => sum + bytes, 0);
   return { head, entries, fileBytes: head.length + dataBytes };
 }
