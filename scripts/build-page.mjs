@@ -1,9 +1,10 @@
 // Bundles the page of `plan --html` and its worker, and embeds them in src/cli/report/page-assets.ts as text, so that
 // the command line writes a page that needs no other file.
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
+import { noticesOf, packagesIn } from "./notices.mjs";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const folder = join(root, "src", "cli", "report");
@@ -26,10 +27,7 @@ const bundle = async (entry) => {
     logLevel: "warning",
     metafile: true,
   });
-  for (const path of Object.keys(metafile.inputs)) {
-    const name = /^node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(path)?.[1];
-    if (name !== undefined) packages.add(name);
-  }
+  for (const name of packagesIn(Object.keys(metafile.inputs))) packages.add(name);
   return outputFiles[0].text.trim();
 };
 
@@ -38,14 +36,7 @@ const assets = {
   pageStyle: await bundle("style.css"),
   workerScript: await bundle("worker.ts"),
 };
-/** What licences ask for: the notice of each package, with every copy of it. */
-const noticeOf = (name) => {
-  const path = join(root, "node_modules", name);
-  const { version } = JSON.parse(readFileSync(join(path, "package.json"), "utf8"));
-  const file = readdirSync(path).find((entry) => /^licen[cs]e/i.test(entry));
-  return `${name} ${version}\n\n${readFileSync(join(path, file), "utf8").trim()}`;
-};
-assets.pageNotices = [...packages].sort().map(noticeOf).join("\n\n\n");
+assets.pageNotices = noticesOf(packages);
 // Either would end the element that holds the text.
 for (const [name, text] of Object.entries(assets)) {
   if (/<\/(script|style)|<!--/i.test(text))

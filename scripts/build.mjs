@@ -16,6 +16,7 @@ import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 import { nodeBundle } from "./node-bundle.mjs";
+import { noticesOf, packagesIn } from "./notices.mjs";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const dist = join(root, "dist");
@@ -35,6 +36,24 @@ const entries = {
   ),
 };
 
+/**
+ * The command line is bundled apart, with all that is JavaScript alone: a few hundred small files of packages take Node.js longer to
+ * find and to read than most commands take for their work (`npm run bench -- start`), and cost an agent memory. It is without
+ * spaces between words, since V8 keeps the text. What others import shares rxjs with them, whose types are theirs as well.
+ */
+const insideOfCommandLine = [
+  "@noble/hashes",
+  "cli-progress",
+  "cli-table3",
+  "commander",
+  "fastest-levenshtein",
+  "picocolors",
+  "re2js",
+  "rxjs",
+  "yaml",
+  "zod",
+];
+
 run("scripts/build-wasm.mjs");
 run("scripts/build-schema.mjs");
 run("scripts/build-page.mjs");
@@ -42,45 +61,37 @@ mkdirSync(join(root, "build"), { recursive: true });
 const folder = mkdtempSync(join(root, "build/dist-"));
 try {
   run("scripts/build-cuda.mjs", join(folder, "cuda/kernels.ptx"));
-  replaceDist(new Map([...(await bundles()), ...(await commandLine()), ...declarations(), ...kernels()]));
+  replaceDist(new Map([...(await bundles()), ...declarations(), ...kernels()]));
 } finally {
   rmSync(folder, { recursive: true });
 }
 
-/** What npm installs stays outside of the bundles, but for the hash that the planner needs in a browser too. */
-async function bundles() {
-  return (await bundle(entries, ["@noble/hashes"], "chunks/[name]-[hash]")).files;
-}
-
-/**
- * The command line on its own, with all that is JavaScript alone: a few hundred small files of packages take Node.js longer to
- * find and to read than most commands take for their work (`npm run bench -- start`). Their licences go with it.
- */
-async function commandLine() {
-  const packages = [
-    "@noble/hashes",
-    "cli-progress",
-    "cli-table3",
-    "commander",
-    "fastest-levenshtein",
-    "picocolors",
-    "re2js",
-    "yaml",
-    "zod",
-  ];
-  const { files, inputs } = await bundle({ cli: "src/cli/main.ts" }, packages, "chunks/cli-[name]-[hash]", {
-    // The build for browsers is made of modules, of which only what is used is bundled.
-    alias: { yaml: join(root, "node_modules/yaml/browser/index.js") },
-    // What the CommonJS packages require of Node.js.
-    banner: {
-      js: 'import { createRequire as requireOfPackages } from "node:module"; const require = requireOfPackages(import.meta.url);',
-    },
-  });
-  return [...files, ["cli-licenses.txt", licensesOf(inputs)]];
-}
-
 /** The files by their paths in dist/, shared chunks first: whoever reads an entry finds what it imports. */
-async function bundle(entryPoints, packages, chunkNames, options = {}) {
+async function bundles() {
+  const made = [
+    // What npm installs stays outside of the bundles, but for the hash that the planner needs in a browser too.
+    ...(await bundle("index", entries, ["@noble/hashes"], { chunkNames: "chunks/[name]-[hash]" })),
+    ...(await bundle("cli", { cli: "src/cli/main.ts" }, insideOfCommandLine, {
+      chunkNames: "chunks/cli-[name]-[hash]",
+      minifyWhitespace: true,
+      alias: {
+        // The build for browsers is made of modules, of which only what is used is bundled.
+        yaml: join(root, "node_modules/yaml/browser/index.js"),
+        // The modules of ECMAScript; under its name, Node.js gets those of CommonJS.
+        rxjs: join(root, "node_modules/rxjs/dist/esm/index.js"),
+      },
+      // What the CommonJS packages require of Node.js.
+      banner: {
+        js: 'import { createRequire as requireOfPackages } from "node:module"; const require = requireOfPackages(import.meta.url);',
+      },
+    })),
+  ];
+  const isChunk = ([path]) => path.startsWith("chunks");
+  return [...made.filter(isChunk), ...made.filter((one) => !isChunk(one))];
+}
+
+/** With the notices of the packages whose code is in it. */
+async function bundle(name, entryPoints, inside, options) {
   const { dependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
   const { outputFiles, metafile } = await build({
     absWorkingDir: root,
@@ -90,32 +101,16 @@ async function bundle(entryPoints, packages, chunkNames, options = {}) {
     metafile: true,
     ...nodeBundle,
     splitting: true,
-    external: Object.keys(dependencies).filter((name) => !packages.includes(name)),
+    external: Object.keys(dependencies).filter((each) => !inside.includes(each)),
     sourcemap: true,
-    chunkNames,
     logLevel: "warning",
     ...options,
   });
-  const made = outputFiles.map(({ path, contents }) => [relative(dist, path), contents]);
-  const isChunk = ([path]) => path.startsWith("chunks");
-  return {
-    files: [...made.filter(isChunk), ...made.filter((one) => !isChunk(one))],
-    inputs: Object.keys(metafile.inputs),
-  };
-}
-
-/** The licences of the packages that the inputs are of, each with its name and version. */
-function licensesOf(inputs) {
-  const folders = new Set(
-    inputs.flatMap((input) => /^(?:.*\/)?node_modules\/(?:@[^/]+\/)?[^/]+/.exec(input)?.[0] ?? []),
-  );
-  const texts = [...folders].sort().map((folder) => {
-    const { name, version, license } = JSON.parse(readFileSync(join(root, folder, "package.json"), "utf8"));
-    const file = readdirSync(join(root, folder)).find((each) => /^licen[cs]e/i.test(each));
-    if (file === undefined) throw new Error(`${name} has no licence file`);
-    return `${name} ${version} (${license})\n\n${readFileSync(join(root, folder, file), "utf8").trim()}\n`;
-  });
-  return Buffer.from(texts.join(`\n${"-".repeat(72)}\n\n`));
+  const notices = noticesOf(packagesIn(Object.keys(metafile.inputs)));
+  return [
+    ...outputFiles.map(({ path, contents }) => [relative(dist, path), contents]),
+    [`${name}.notices.txt`, Buffer.from(`${notices}\n`)],
+  ];
 }
 
 /** The declarations that an entry leads to. The others describe what no caller reaches, by types of packages that are ours alone. */

@@ -1,7 +1,7 @@
 import { Command, Option } from "commander";
 import type { CommandContext } from "../ui/context.ts";
 import { type TransportName, transportOption } from "../ui/transport-option.ts";
-import { letNewSpaceGrow } from "./new-space.ts";
+import { letNewSpaceGrow } from "./memory.ts";
 
 export interface AgentFlags {
   readonly rank?: string;

@@ -13,7 +13,7 @@ import { type IgnoredRecord, openStore } from "../../store/index.ts";
 import { chooseTransport } from "../transports.ts";
 import type { CommandContext } from "../ui/context.ts";
 import type { AgentFlags } from "./command.ts";
-import { letNewSpaceGrow } from "./new-space.ts";
+import { giveBackWhatStartTook, letNewSpaceGrow } from "./memory.ts";
 import { parseRanks, parseSides } from "./supervisor.ts";
 
 /** Starts the agent of one rank, or of several in this process, and serves until it is told to end. */
@@ -40,6 +40,7 @@ export async function runAgent(context: CommandContext, flags: AgentFlags): Prom
   );
   process.off("SIGTERM", stopStarting);
   process.off("SIGINT", stopStarting);
+  giveBackWhatStartTook();
   letNewSpaceGrow(true);
   for (const agent of agents) logAgent(agent, logger);
   let metrics: MetricsServer | undefined;
