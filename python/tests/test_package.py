@@ -216,6 +216,17 @@ def test_wheel_and_source_distribution(tmp_path: pathlib.Path) -> None:
     assert f"Version: {tensorbus.__version__}" in text
 
 
+def test_without_numpy_and_without_paths_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(tensorbus.TensorBusError, match="made by numpy, which is not installed") as missing:
+        tensorbus.empty(3)
+    assert missing.value.code == "TB_LIBRARY"
+    assert "pip install numpy" in vars(missing.value)["__notes__"]
+    with pytest.raises(ValueError, match="lmdb_command_queue_path must be given") as nowhere:
+        tensorbus.TensorBusClient(0)
+    assert any("bootstrap_client" in note for note in vars(nowhere.value)["__notes__"])
+
+
 def test_the_extra_brings_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorbus._agents import find_cli
 

@@ -65,6 +65,22 @@ def test_a_command_line_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) ->
         tensorbus.preset_parts(LLAMA, "vllm:tp=2", rank=0)
 
 
+@pytest.mark.parametrize(
+    ("config", "preset", "code", "says"),
+    [
+        ({**LLAMA, "model_type": "unheard"}, "vllm:tp=2", "TB_MODEL_CONFIG", 'config: model_type "unheard" is unknown'),
+        ("/nowhere/config.json", "vllm:tp=2", "TB_FILE", "cannot read /nowhere/config.json"),
+        (LLAMA, "vllm:tp=3", "TB_PRESET", "vllm:tp=3: 4 heads over tp=3 ranks would split a head"),
+    ],
+)
+def test_refusals_have_the_code_of_the_command_line(config: Any, preset: str, code: str, says: str) -> None:
+    with pytest.raises(ValueError, match=code) as refused:
+        tensorbus.preset_parts(config, preset, rank=0)
+    error: Any = refused.value
+    assert (error.code, error.details) == (code, {"preset": preset})
+    assert error.message.startswith(says)
+
+
 def test_what_a_preset_refuses_is_told() -> None:
     with pytest.raises(tensorbus.TensorBusError, match="4 heads over tp=3 ranks would split a head"):
         tensorbus.preset_parts(LLAMA, "vllm:tp=3", rank=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from ._layouts import Mesh
 from .errors import make_error
 
 _SECONDS = 300.0
+# What the command line says of an error of tensorbus.
+_REFUSAL = re.compile(r"error: (?P<message>.*) \((?P<code>TB_[A-Z_]+)\)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,14 @@ def preset_parts(
             holds them in memory.
 
     Raises:
-        TensorBusError: There is no command line, or it refuses the model or the preset: the message says why.
+        TensorBusError: There is no command line, or it refuses the model (``TB_MODEL_CONFIG``, ``TB_FILE``) or the
+            preset (``TB_PRESET``): the message says why.
     """
     if source is not None and target is not None:
         raise ValueError("source and target are both given: the other side is one of them")
     with tempfile.TemporaryDirectory(prefix="tensorbus-model-") as folder:
-        command = [*find_cli(), "layout", "--model", _config_path(config, folder), "--engine", preset]
+        path = _config_path(config, folder)
+        command = [*find_cli(), "layout", "--model", path, "--engine", preset]
         command += ["--rank", str(rank), "--form", form, "--json"]
         command += ["--target", target] if target is not None else ["--source", source or "hf:1"]
         try:
@@ -138,7 +143,18 @@ def preset_parts(
             message = f"{command[0]} has not answered for {_SECONDS:.0f} seconds"
             raise make_error("TB_TIMEOUT", message, {"command": command}) from cause
     if done.returncode != 0:
-        raise make_error("TB_PRESET", done.stderr.strip() or f"{command[0]} ended with exit code {done.returncode}")
+        # A file that was made for this says nothing to the caller.
+        said = (
+            done.stderr.strip()
+            if isinstance(config, (str, os.PathLike))
+            else done.stderr.strip().replace(path, "config")
+        )
+        refusal = _REFUSAL.fullmatch(said)
+        if refusal is not None:
+            raise make_error(refusal["code"], refusal["message"], {"preset": preset})
+        raise make_error(
+            "TB_PRESET", said or f"{command[0]} ended with exit code {done.returncode}", {"preset": preset}
+        )
     return _read(json.loads(done.stdout))
 
 

@@ -288,6 +288,16 @@ def _copy(to: Any, source: Any) -> None:
     numpy.copyto(to, source, casting="unsafe")
 
 
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ImportError:
+        error = make_error("TB_LIBRARY", "tensors in shared memory are made by numpy, which is not installed")
+        add_note(error, "pip install numpy")
+        raise error from None
+    return numpy
+
+
 def tensor_on(
     memory: SharedMemory | None,
     offset: int,
@@ -297,8 +307,7 @@ def tensor_on(
     as_torch: bool,
 ) -> Any:
     """A tensor on shared memory, which it keeps."""
-    import numpy
-
+    numpy = _numpy()
     assert memory is not None
     item = ITEM_SIZES[dtype]
     span = (

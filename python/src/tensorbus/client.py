@@ -81,7 +81,12 @@ class TensorBusClient:
         queue = lmdb_command_queue_path or os.environ.get("TENSOR_BUS_COMMAND_QUEUE_PATH")
         state = agent_state_lmdb_path or os.environ.get("TENSOR_BUS_STATE_PATH")
         if not queue and not os.environ.get("TENSOR_BUS_CLIENT_SOCKET"):
-            raise ValueError("lmdb_command_queue_path must be given, or TENSOR_BUS_COMMAND_QUEUE_PATH set")
+            message = "lmdb_command_queue_path must be given, or TENSOR_BUS_COMMAND_QUEUE_PATH set"
+            error = make_error("TB_ENVIRONMENT", message, {"missing": ["TENSOR_BUS_COMMAND_QUEUE_PATH"]})
+            add_note(
+                error, "bootstrap_client finds the folders by itself, and default_paths(rank) says which they are."
+            )
+            raise error
         self._agent_rank = agent_rank
         self._queue_path = queue or ""
         self._state_path = state

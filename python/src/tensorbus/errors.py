@@ -107,6 +107,7 @@ _classes: dict[str, type[TensorBusError]] = {
     "TB_MODEL_CONFIG": ArgumentError,
     "TB_PARTS": ArgumentError,
     "TB_PRESET": ArgumentError,
+    "TB_FILE": ArgumentError,
 }
 
 # What to do, a sentence for each code that a client meets; others are explained by the page.
@@ -166,6 +167,7 @@ _advice: dict[str, str] = {
     "TB_DEVICE_SHARED": "Give each rank a GPU of its own, or the agents another transport than NCCL.",
     "TB_NATIVE_MISSING": "`tensorbus doctor` of the command line says how the native library is built.",
     "TB_MODEL_CONFIG": "The message names the key: correct the config, or name the model's tensors one by one.",
+    "TB_FILE": "Look at the path, and at who may read it.",
     "TB_PARTS": "The message names the tensor and the rule: compare both sides by `tensorbus layout`.",
     "TB_PRESET": "The message says what is known: choose another preset or option, or give a layout yourself.",
     "TB_STALE_VERSION": 'Other ranks are further: transfer again with the version of details["expected"].',
