@@ -32,8 +32,14 @@ class Simulation {
   #turn = 0;
   /** How many jobs of each channel were granted so far. */
   readonly #granted: Uint32Array;
-  /** For each end the channels that have granted jobs which have not left. */
+  /** When the first of a channel's jobs that have not left was granted, as a number that grows. */
+  readonly #since: Uint32Array;
+  #grants = 0;
+  /** For each end the channels whose next job was granted and waits for nothing, in any order: most wait for others. */
   readonly #open: number[][];
+  /** Where each channel stands in the lists of its two ends: `nobody` in none. */
+  readonly #outAt: Int32Array;
+  readonly #inAt: Int32Array;
   readonly #turns: Turns;
   readonly #events = new EventQueue();
   #now = 0;
@@ -54,7 +60,10 @@ class Simulation {
     this.#isBusy = new Uint8Array(wiring.ends);
     this.#served = new Uint32Array(count);
     this.#granted = jobs.first.slice(0, count);
+    this.#since = new Uint32Array(count);
     this.#open = Array.from({ length: wiring.ends }, () => []);
+    this.#outAt = new Int32Array(count).fill(nobody);
+    this.#inAt = new Int32Array(count).fill(nobody);
     this.#turns = new Turns(channels, jobs, wiring, (row, jobs) => this.#grant(row, jobs));
   }
 
@@ -76,13 +85,39 @@ class Simulation {
   }
 
   #grant(row: number, jobs: number): void {
-    const [out, into] = [this.#wiring.outEnd[row]!, this.#wiring.inEnd[row]!];
-    if (this.#granted[row] === this.#next[row]) {
-      this.#open[out]!.push(row);
-      this.#open[into]!.push(row);
-    }
+    if (this.#granted[row] === this.#next[row]) this.#since[row] = ++this.#grants;
     this.#granted[row]! += jobs;
-    this.#touched.push(out);
+    this.#admit(row);
+    this.#touched.push(this.#wiring.outEnd[row]!);
+  }
+
+  /** Its next job may leave, as far as the channel itself is asked. */
+  #isAdmissible(row: number): boolean {
+    const next = this.#next[row]!;
+    return next < this.#granted[row]! && this.#waits[next] === 0;
+  }
+
+  #admit(row: number): void {
+    if (this.#outAt[row] !== nobody || !this.#isAdmissible(row)) return;
+    this.#outAt[row] = this.#open[this.#wiring.outEnd[row]!]!.push(row) - 1;
+    this.#inAt[row] = this.#open[this.#wiring.inEnd[row]!]!.push(row) - 1;
+  }
+
+  #withdraw(row: number): void {
+    this.#remove(this.#wiring.outEnd[row]!, this.#outAt[row]!);
+    this.#remove(this.#wiring.inEnd[row]!, this.#inAt[row]!);
+    this.#outAt[row] = nobody;
+    this.#inAt[row] = nobody;
+  }
+
+  /** The last one takes the place of the one that goes. */
+  #remove(end: number, at: number): void {
+    const rows = this.#open[end]!;
+    const last = rows.pop()!;
+    if (at === rows.length) return;
+    rows[at] = last;
+    if (this.#wiring.outEnd[last] === end) this.#outAt[last] = at;
+    else this.#inAt[last] = at;
   }
 
   #startAll(): void {
@@ -95,7 +130,7 @@ class Simulation {
     if (this.#isBusy[end] === 1) return;
     let chosen = nobody;
     for (const row of this.#open[end]!) {
-      if (this.#canStart(row) && (chosen === nobody || this.#isFirst(row, chosen))) chosen = row;
+      if (this.#isFree(row) && (chosen === nobody || this.#isFirst(row, chosen))) chosen = row;
     }
     if (chosen === nobody) return;
     const job = this.#next[chosen]!;
@@ -108,22 +143,21 @@ class Simulation {
 
   /**
    * What comes first of all that its receiver asks for goes first, so that all receivers come equally far; of equals the earlier
-   * stage, so that later ones have what they wait for as early as can be; then the channel that was served longest ago.
+   * stage, so that later ones have what they wait for as early as can be; then the channel that was served longest ago, and of
+   * those that never were the one that was granted first.
    */
   #isFirst(row: number, other: number): boolean {
     const { position } = this.#turns;
     const ahead = position[this.#next[row]!]! - position[this.#next[other]!]!;
     if (ahead !== 0) return ahead < 0;
     const stage = this.#channels.stage[row]! - this.#channels.stage[other]!;
-    return stage === 0 ? this.#served[row]! < this.#served[other]! : stage < 0;
+    if (stage !== 0) return stage < 0;
+    const served = this.#served[row]! - this.#served[other]!;
+    return served === 0 ? this.#since[row]! < this.#since[other]! : served < 0;
   }
 
-  #canStart(row: number): boolean {
-    return (
-      this.#waits[this.#next[row]!] === 0 &&
-      this.#isBusy[this.#wiring.outEnd[row]!] === 0 &&
-      this.#isBusy[this.#wiring.inEnd[row]!] === 0
-    );
+  #isFree(row: number): boolean {
+    return this.#isBusy[this.#wiring.outEnd[row]!] === 0 && this.#isBusy[this.#wiring.inEnd[row]!] === 0;
   }
 
   /** All of a job is on its way: its ends are free. */
@@ -134,10 +168,7 @@ class Simulation {
     this.#isBusy[into] = 0;
     this.#touched.push(out, into);
     this.#next[row]!++;
-    if (this.#next[row] === this.#granted[row]) {
-      remove(this.#open[out]!, row);
-      remove(this.#open[into]!, row);
-    }
+    if (!this.#isAdmissible(row)) this.#withdraw(row);
     this.#turns.took(row, job);
     if (this.#wiring.latency === 0) this.#arrive(job);
     else this.#events.push(this.#now + this.#wiring.latency, job * 2 + 1);
@@ -160,11 +191,8 @@ class Simulation {
       if (row !== nobody && job === this.#jobs.first[row]) this.#start[row] = this.#now;
       this.#arrive(job);
     } else {
+      this.#admit(row);
       this.#touched.push(this.#wiring.outEnd[row]!);
     }
   }
-}
-
-function remove(rows: number[], row: number): void {
-  rows.splice(rows.indexOf(row), 1);
 }
