@@ -2,10 +2,8 @@ import * as z from "zod";
 import { Deadline } from "../../deadline.ts";
 import { type ErrorCode, TensorBusError } from "../../errors.ts";
 import { forGood } from "../../ffi/error.ts";
-import type { PlanOptions } from "../../plan/index.ts";
-import type { AgentEvent } from "../pair/events.ts";
-import type { PairSide, Pairs } from "../pair/pairs.ts";
-import type { Connection, Uplink } from "../pair/uplink.ts";
+import type { PairSide } from "../pair/pairs.ts";
+import type { Connection } from "../pair/uplink.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
 import {
   type BatchId,
@@ -14,35 +12,20 @@ import {
   type CommandResult,
   normalizeBatchId,
 } from "../queue/commands.ts";
-import type { Records, Table } from "../queue/state.ts";
+import type { Table } from "../queue/state.ts";
 import { decodeTensorTable } from "../queue/tensor-table.ts";
 import { endAttempt } from "./attempt.ts";
 import { type Batch, type BatchSide, newInstance } from "./batch.ts";
+import type { BatchesOptions } from "./batches-options.ts";
 import { Direction, type TransferResult } from "./direction.ts";
 import { placeTensors, sortTensors } from "./local-tensors.ts";
-import type { ClientMemory, HeldRegions } from "./memory.ts";
+import type { HeldRegions } from "./memory.ts";
 import { makeRankRegistration } from "./rank-record.ts";
 import { BatchKeys } from "./records.ts";
 import { type Brought, type Entry, Registrar } from "./registrar.ts";
 import { leaveAttempt } from "./removal.ts";
-import { graceMs } from "./round-join.ts";
 import { endedError, errorOfEnd, originOf, settled } from "./round-log.ts";
 import type { BatchSubject } from "./subject.ts";
-
-export interface BatchesOptions {
-  readonly rank: number;
-  readonly generation: bigint;
-  readonly uplink: Uplink;
-  readonly state: Records;
-  readonly pairs: Pairs;
-  readonly memory: ClientMemory;
-  /** For clients that name none. */
-  readonly commit: "direct" | "staged";
-  readonly checksum: boolean;
-  readonly planning: PlanOptions;
-  readonly tell: (event: AgentEvent) => void;
-  readonly onFault: (error: unknown) => void;
-}
 
 /** How long a registration waits for the log of a batch that is there to say whether it still stands. */
 const askMs = 1000;
@@ -151,14 +134,7 @@ export class Batches {
       .finally(() => this.#noticeSpent(batch))
       .then(async (result) => {
         if (!tellVersion || result.version !== undefined) return result;
-        // What was moved stands by now, whether the store says in time which version that is or not.
-        const within = new Deadline({ timeoutMs: deadline.remainingMs + graceMs });
-        try {
-          const carried = await direction.versionOf(result.round, within);
-          return carried === undefined ? result : { ...result, version: carried };
-        } catch {
-          return { ...result, versionUnknown: true as const };
-        }
+        return { ...result, ...(await direction.versionOf(result.round, deadline)) };
       })
       .catch((error) => {
         this.#noticeEnd(batch, error);

@@ -8,46 +8,17 @@ import { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { Execution } from "../../exec/executor.ts";
 import type { RoundProgress } from "../../transport/transport.ts";
-import type { AgentEvent, AgentProgress, RoundIdentity } from "../pair/events.ts";
-import type { BatchId, CommandResult } from "../queue/commands.ts";
-import type { Opposition } from "./opposition.ts";
+import type { AgentProgress, RoundIdentity } from "../pair/events.ts";
+import type { CommandResult } from "../queue/commands.ts";
+import type { DirectionOptions, Role } from "./direction-options.ts";
 import type { RegionEvents } from "./region-events.ts";
 import { asBusError, graceMs, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
-import { type FailedRound, originOf, type RoundLog, settled } from "./round-log.ts";
-import type { RoundNames } from "./round-names.ts";
+import { type FailedRound, originOf, settled } from "./round-log.ts";
 import { RoundRate } from "./round-rate.ts";
 import type { RoundRange } from "./round-records.ts";
 import type { StagedCommit } from "./staged-commit.ts";
-import type { TransferSignal } from "./transfer-signal.ts";
 
-export type Role = "source" | "target";
 export type TransferResult = CommandResult<"Transfer">;
-
-export interface DirectionOptions {
-  readonly batch: BatchId;
-  readonly pairs: readonly string[];
-  readonly number: number;
-  readonly rank: number;
-  readonly from: string;
-  readonly to: string;
-  /** What this rank is in it. */
-  readonly roles: readonly Role[];
-  /** The first source rank tidies up behind all others, that many rounds later. */
-  readonly tidies: boolean;
-  readonly lag: number;
-  /** Notes that what was written of rounds up to that one is being removed. */
-  readonly markTidied: (round: number, deadline: Deadline) => Promise<void>;
-  readonly execution: Execution;
-  readonly signal: TransferSignal;
-  readonly log: RoundLog;
-  readonly opposition: Opposition;
-  readonly names: RoundNames;
-  /** Absent if targets change as bytes arrive. */
-  readonly staged?: StagedCommit | undefined;
-  /** What the plan promises of a round, if it knows the links: used until earlier rounds promise better. */
-  readonly predictedSeconds?: number | undefined;
-  readonly tell: (event: AgentEvent) => void;
-}
 
 /** One role's call. */
 export interface PostOptions {
@@ -198,9 +169,15 @@ export class Direction {
     });
   }
 
-  /** The version that a round of this rank carried; undefined if no rank named one. */
-  versionOf(round: number, deadline: Deadline): Promise<bigint | undefined> {
-    return this.#options.names.look(round, deadline);
+  /** The version that a round of this rank carried, if one was named: what was moved stands, whether the store says it in time or not. */
+  async versionOf(round: number, deadline: Deadline): Promise<Partial<TransferResult>> {
+    const within = new Deadline({ timeoutMs: deadline.remainingMs + graceMs });
+    try {
+      const version = await this.#options.names.look(round, within);
+      return version === undefined ? {} : { version };
+    } catch {
+      return { versionUnknown: true };
+    }
   }
 
   /** Cancels the round under way, here and elsewhere; resolves when its memory is quiet. */

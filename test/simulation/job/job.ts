@@ -3,9 +3,10 @@ import type { CommandBody } from "../../../src/bus/queue/commands.ts";
 import type { TensorBusError } from "../../../src/errors.ts";
 import type { Call, SimulatedClient } from "../world/client.ts";
 import type { Cluster } from "../world/cluster.ts";
-import { Ledger, type TransferCall } from "./ledger.ts";
+import { Ledger } from "./ledger.ts";
 import { placesOf, Registration } from "./registration.ts";
 import { type BatchPlan, layoutOf, type SideName, type Step } from "./scenario.ts";
+import type { TransferCall } from "./transfer-call.ts";
 
 export class Job {
   readonly cluster: Cluster;

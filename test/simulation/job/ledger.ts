@@ -9,27 +9,8 @@ import type { Call } from "../world/client.ts";
 import type { Cluster } from "../world/cluster.ts";
 import { brief } from "../world/trace.ts";
 import type { Registration } from "./registration.ts";
-import { ranksOf, type SideName } from "./scenario.ts";
-
-export interface Violation {
-  readonly rule: string;
-  readonly what: string;
-}
-
-/** One rank's part in a transfer. */
-export interface TransferCall {
-  readonly stamp: number;
-  readonly call: Call;
-  readonly registration: Registration;
-  /** Of the registration that stood when it was made. */
-  readonly name: string;
-  readonly from: SideName;
-  readonly version: number | undefined;
-  /** It is not known what an earlier round has come to, or will: memory may be its. */
-  readonly hadDoubt: boolean;
-  /** What the client's memory held when it called. */
-  readonly before: Int32Array;
-}
+import { ranksOf } from "./scenario.ts";
+import { isUnknown, overlaps, roundOf, type TransferCall, type Violation } from "./transfer-call.ts";
 
 /** A registration on one agent. */
 interface Standing {
@@ -510,19 +491,4 @@ export class Ledger {
       },
     );
   }
-}
-
-export function roundOf({ result, error }: Call): number | undefined {
-  const round = (result as { round?: number } | undefined)?.round ?? error?.details["round"];
-  return typeof round === "number" ? round : undefined;
-}
-
-function overlaps(one: Call, other: Call): boolean {
-  const end = (call: Call) => call.ended ?? Number.POSITIVE_INFINITY;
-  return one.began < end(other) && other.began < end(one);
-}
-
-/** The agent has not said how it ended. */
-function isUnknown(code: string): boolean {
-  return code === "TB_AGENT_LOST" || code === "TB_AGENT_UNRESPONSIVE";
 }

@@ -4,18 +4,13 @@ import { usePlatform } from "../platform/current.ts";
 import type { Call } from "../world/client.ts";
 import { Cluster } from "../world/cluster.ts";
 import { brief } from "../world/trace.ts";
+import { endsCalls, saysAll, tellsEnds } from "./fault-kinds.ts";
 import { inject } from "./faults.ts";
 import { Job } from "./job.ts";
-import { roundOf, type Violation } from "./ledger.ts";
+import { isBefore, isKept } from "./left-keys.ts";
 import type { Registration } from "./registration.ts";
-import {
-  type BatchPlan,
-  type FaultKind,
-  type Launch,
-  makeScenario,
-  type Scenario,
-  type SideName,
-} from "./scenario.ts";
+import { type BatchPlan, type Launch, makeScenario, type Scenario, type SideName } from "./scenario.ts";
+import { roundOf, type Violation } from "./transfer-call.ts";
 
 export interface Report {
   readonly seed: number;
@@ -27,21 +22,6 @@ export interface Report {
   readonly rounds: number;
   readonly trace: readonly string[];
 }
-
-/** Faults after which everyone can be told at once that a batch has ended. */
-const tellsEnds: ReadonlySet<FaultKind> = new Set([
-  "kill agent",
-  "kill host",
-  "kill client",
-  "abort",
-  "clean up",
-]);
-
-/** Faults after which nobody is silent. */
-const saysAll: ReadonlySet<FaultKind> = new Set(["abort", "abort ahead", "call twice", "clean up"]);
-
-/** Faults that end calls alone. */
-const endsCalls: ReadonlySet<FaultKind> = new Set(["abort", "abort ahead", "call twice"]);
 
 const startMs = 20_000;
 const joinMs = 15_000;
@@ -501,15 +481,4 @@ class Schedule {
     this.#job.ledger.violate(rule, what());
     throw new Stuck(rule);
   }
-}
-
-/** A record of a registration of that batch with a lower number. */
-function isBefore(key: string, batch: string, number: number): boolean {
-  const found = /^bus\/batch\/s_(.*)-[0-9a-f]{24}\/(\d+)\//.exec(key);
-  return found?.[1] === batch && Number(found[2]) < number;
-}
-
-/** Records that outlive a batch: its counter, and the nonce of the store's life. */
-function isKept(key: string): boolean {
-  return key.endsWith("/latest") || key === "bus/life";
 }

@@ -1,0 +1,12 @@
+/** What of a job stands in the store after it. */
+
+/** A record of a registration of that batch with a lower number. */
+export function isBefore(key: string, batch: string, number: number): boolean {
+  const found = /^bus\/batch\/s_(.*)-[0-9a-f]{24}\/(\d+)\//.exec(key);
+  return found?.[1] === batch && Number(found[2]) < number;
+}
+
+/** Records that outlive a batch: its counter, and the nonce of the store's life. */
+export function isKept(key: string): boolean {
+  return key.endsWith("/latest") || key === "bus/life";
+}
