@@ -244,7 +244,7 @@ export class Batches {
     }
   }
 
-  /** Who leaves in order has written which rounds go on without it, unless the store said nothing. */
+  /** A rank that leaves in order has written which rounds go on without it, unless the store said nothing. */
   async #peerLeft(batch: Batch, error: TensorBusError): Promise<void> {
     await batch.log.sync(new Deadline({ timeoutMs: askMs })).catch(() => {});
     if (batch.log.end === undefined) this.#break(batch, error, true);
@@ -392,7 +392,7 @@ export class Batches {
     if (!(error instanceof TensorBusError)) return;
     const ends = ["TB_PEER_LOST", "TB_INVALIDATED", "TB_QUARANTINED"];
     const isDead = error.code === "TB_CUDA" && error.details["errno"] === forGood;
-    // Who has released what was prepared has closed in order.
+    // A rank that has released what was prepared has closed in order.
     if (isDead || ends.includes(error.code)) this.#break(batch, error, error.code === "TB_INVALIDATED");
   }
 

@@ -37,7 +37,7 @@ class Simulation {
   #grants = 0;
   /** For each end the channels whose next job was granted and waits for nothing, in any order: most wait for others. */
   readonly #open: number[][];
-  /** Where each channel stands in the lists of its two ends: `nobody` in none. */
+  /** Says where each channel stands in the lists of its two ends: `nobody` if it is in none. */
   readonly #outAt: Int32Array;
   readonly #inAt: Int32Array;
   readonly #turns: Turns;
