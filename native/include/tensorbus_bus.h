@@ -87,16 +87,15 @@ TB_API int32_t tb_gate_prepare(uint64_t gate, const char *data_path, const char 
 /*
  * Inside of the gate, once LMDB has opened its files and tb_gate_attach has seen them: from here on it looks at them, and no page of theirs that is missing
  * since somebody has cut them ends this process. That lasts until tb_gate_close, which is for when LMDB has closed them.
- * *lost is the address of a word of 32 bits that counts, for the whole process and for good, such pages.
+ * *lost is the address of a word of 32 bits that counts, for the whole process and for good, such pages. At *metas stand both
+ * meta pages, of *page_bytes each.
  */
-TB_API int32_t tb_gate_guard(uint64_t gate, const char *data_path, const char *lock_path, uint64_t *lost,
-                             tb_error *err);
+TB_API int32_t tb_gate_guard(uint64_t gate, const char *data_path, const char *lock_path, uint64_t *lost, uint64_t *metas,
+                             uint32_t *page_bytes, tb_error *err);
 /*
- * When LMDB has begun a transaction and nothing was read in it: TB_EBUS_FORMAT if its files were overwritten. *has_room is
- * 1 if it writes and the space of a usual one is taken already, so that it needs no tb_gate_reserve.
+ * Before something is read, and again before that is believed if a page was missing meanwhile: TB_EBUS_FORMAT if LMDB's files
+ * are gone, cut or overwritten. tb_gate_enter and tb_gate_leave ask too.
  */
-TB_API int32_t tb_gate_begun(uint64_t gate, uint32_t writing, uint32_t *has_room, tb_error *err);
-/* Before what was read is believed: TB_EBUS_FORMAT if LMDB's files are gone, or were cut meanwhile. tb_gate_leave asks too. */
 TB_API int32_t tb_gate_check(uint64_t gate, tb_error *err);
 /*
  * Inside of a write transaction, before it is committed: takes the space that it may need, so that no write fails. It has
@@ -111,8 +110,9 @@ TB_API int32_t tb_gate_verify(uint64_t gate, uint32_t *owned, tb_error *err);
 #define TB_GATE_USUAL_CHANGES 8
 #define TB_GATE_USUAL_BYTES 4096
 /*
- * Enters, trying for at most spin_ns; *entered is 0 if another is inside. *holder is a thread id if it is known, else 0.
- * TB_EBUS_FORMAT if LMDB's files were overwritten.
+ * Enters, trying for at most spin_ns; *entered is 0 if another is inside, and 2 if the space of one usual transaction is
+ * taken already, which needs no tb_gate_reserve then. *holder is a thread id if it is known, else 0. TB_EBUS_FORMAT if
+ * LMDB's files were overwritten.
  */
 TB_API int32_t tb_gate_enter(uint64_t gate, uint64_t spin_ns, uint32_t *entered, int32_t *holder, tb_error *err);
 /* Leaves, whatever it returns: TB_EBUS_FORMAT as tb_gate_check, and then what was done inside is not to be believed. */

@@ -192,12 +192,12 @@ static void test_growing(void) {
     pthread_t writer;
     CHECK(fd >= 0 && pthread_create(&writer, NULL, make_longer, &fd) == 0, "a writer");
     for (int i = 0; i < LOOKS; i++) {
-        CHECK(tb_lmdb_files_check_whole(&files, &err) == TB_OK, "look %d: %s", i, err.message);
+        CHECK(tb_lmdb_files_check_whole(&files, false, &err) == TB_OK, "look %d: %s", i, err.message);
     }
     atomic_store(&looked_enough, true);
     pthread_join(writer, NULL);
     CHECK(ftruncate(fd, PAGES * PAGE) == 0, "a cut");
-    CHECK(tb_lmdb_files_check_whole(&files, &err) == TB_EBUS_FORMAT, "which is found");
+    CHECK(tb_lmdb_files_check_whole(&files, false, &err) == TB_EBUS_FORMAT, "which is found");
     close(fd);
     tb_lmdb_files_close(&files);
 }

@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "host/lmdb.h"
+#include "tensorbus_bus.h"
 #include "host/map_guard.h"
 
 static tb_error err;

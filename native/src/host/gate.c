@@ -257,8 +257,8 @@ int32_t tb_gate_prepare(uint64_t handle, const char *data_path, const char *lock
     return rc;
 }
 
-int32_t tb_gate_guard(uint64_t handle, const char *data_path, const char *lock_path, uint64_t *lost,
-                      tb_error *err) {
+int32_t tb_gate_guard(uint64_t handle, const char *data_path, const char *lock_path, uint64_t *lost, uint64_t *metas,
+                      uint32_t *page_bytes, tb_error *err) {
     tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {
         return TB_ECLOSED;
@@ -273,18 +273,8 @@ int32_t tb_gate_guard(uint64_t handle, const char *data_path, const char *lock_p
         gate->writable = true;
         tb_lmdb_make_plain(locks);
     }
-    tb_handle_put(handle);
-    return rc;
-}
-
-int32_t tb_gate_begun(uint64_t handle, uint32_t writing, uint32_t *has_room, tb_error *err) {
-    tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
-    if (gate == NULL) {
-        return TB_ECLOSED;
-    }
-    tb_lmdb_locks *locks = (tb_lmdb_locks *)atomic_load(&gate->locks);
-    int32_t rc = tb_lmdb_files_check(&gate->files, locks, writing != 0, err);
-    *has_room = rc == TB_OK && writing != 0 && tb_lmdb_files_have_room(&gate->files);
+    *metas = (uint64_t)(uintptr_t)gate->files.metas;
+    *page_bytes = gate->files.page_bytes;
     tb_handle_put(handle);
     return rc;
 }
@@ -294,7 +284,8 @@ int32_t tb_gate_check(uint64_t handle, tb_error *err) {
     if (gate == NULL) {
         return TB_ECLOSED;
     }
-    int32_t rc = tb_lmdb_files_check_whole(&gate->files, err);
+    int32_t rc = tb_lmdb_files_check_whole(&gate->files, false, err);
+    rc = rc == TB_OK ? tb_lmdb_files_check(&gate->files, atomic_load(&gate->locks), false, err) : rc;
     tb_handle_put(handle);
     return rc;
 }
@@ -380,10 +371,9 @@ static int32_t try_to_enter(tb_gate *gate, bool *inside, int32_t *holder, tb_err
     int32_t rc = TB_OK;
     if (dead || *holder == 0) {
         tb_lmdb_locks *locks = (tb_lmdb_locks *)atomic_load(&gate->locks);
-        rc = tb_lmdb_files_check(&gate->files, locks, false, err);
-        if (rc == TB_OK && dead) {
-            rc = free_writer(gate, err);
-        }
+        rc = tb_lmdb_files_check_whole(&gate->files, true, err);
+        rc = rc == TB_OK && dead ? free_writer(gate, err) : rc;
+        rc = rc == TB_OK ? tb_lmdb_files_check(&gate->files, locks, true, err) : rc;
         rc = rc == TB_OK ? name_inside(gate, (uint32_t)syscall(SYS_gettid), err) : rc;
         *inside = rc == TB_OK;
     }
@@ -406,7 +396,7 @@ int32_t tb_gate_enter(uint64_t handle, uint64_t spin_ns, uint32_t *entered, int3
         sched_yield();
         rc = try_to_enter(gate, &inside, holder, err);
     }
-    *entered = inside;
+    *entered = !inside ? 0 : tb_lmdb_files_have_room(&gate->files) ? 2 : 1;
     tb_handle_put(handle);
     return rc;
 }
@@ -416,7 +406,7 @@ int32_t tb_gate_leave(uint64_t handle, tb_error *err) {
     if (gate == NULL) {
         return TB_ECLOSED;
     }
-    int32_t rc = tb_lmdb_files_check_whole(&gate->files, err);
+    int32_t rc = tb_lmdb_files_check_whole(&gate->files, false, err);
     tb_error unnamed;
     name_inside(gate, 0, &unnamed);
     int failed = unlock(gate);

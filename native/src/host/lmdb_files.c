@@ -139,14 +139,14 @@ static int32_t damaged(const tb_lmdb_files *files, const char *path, off_t bytes
                    path, (uint64_t)bytes);
 }
 
-int32_t tb_lmdb_files_check_whole(const tb_lmdb_files *files, tb_error *err) {
-    struct stat data, locks;
+int32_t tb_lmdb_files_check_whole(const tb_lmdb_files *files, bool lock, tb_error *err) {
+    struct stat data, locks = files->lock;
     if (files->metas == NULL) {
         return TB_OK;
     }
     /* Before its length: a reader is not inside, and a writer may make it longer and commit between two looks. */
     uint64_t in_use = bytes_in_use(files);
-    if (fstat(files->data_fd, &data) != 0 || fstat(files->lock_fd, &locks) != 0) {
+    if (fstat(files->data_fd, &data) != 0 || (lock && fstat(files->lock_fd, &locks) != 0)) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "%s cannot be looked at", files->data_path);
     }
     if ((uint64_t)data.st_size < in_use || tb_guard_has_hit(&files->data)) {

@@ -34,16 +34,16 @@ int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const ch
 void tb_lmdb_files_close(tb_lmdb_files *files);
 
 /*
- * What holds from the beginning of a transaction on: TB_EBUS_FORMAT if the files were overwritten. To be asked before
- * anything is read, and as soon as LMDB knows where its trees begin. locks: LMDB's lock file, mapped; inside: nobody else
- * writes, so that it can be compared with the data.
+ * TB_EBUS_FORMAT if the files were overwritten. locks: LMDB's lock file, mapped; inside: nobody else writes, so that it can
+ * be compared with the data.
  */
 int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, bool inside, tb_error *err);
 /*
- * What must hold at its end, before what came of it is believed: TB_EBUS_FORMAT if the files are gone or were cut, be it
- * for a moment. The data is marked as damaged then, so that no other process goes on with it.
+ * Before a transaction, since LMDB ends the process for a page of which only a part is there, and at its end, before what
+ * came of it is believed: TB_EBUS_FORMAT if the files are gone or were cut, be it for a moment. The data is marked as damaged then, so that no other process goes on with it. lock: the length of the lock file
+ * too, whose first page tells most of that by itself.
  */
-int32_t tb_lmdb_files_check_whole(const tb_lmdb_files *files, tb_error *err);
+int32_t tb_lmdb_files_check_whole(const tb_lmdb_files *files, bool lock, tb_error *err);
 
 /* True if tb_lmdb_files_reserve has nothing to do for a usual transaction. Inside of the gate, once they were checked. */
 bool tb_lmdb_files_have_room(const tb_lmdb_files *files);

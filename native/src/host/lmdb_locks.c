@@ -4,8 +4,10 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "host/lmdb.h"
+#include "tensorbus_bus.h"
 
 /* Kinds of glibc's mutexes that processes share: what it makes of LMDB's attributes, and what we make of that. */
 enum { ROBUST = 16 + 128, PLAIN = 128 };

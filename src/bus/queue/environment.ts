@@ -8,7 +8,6 @@ import { open, type RootDatabase } from "lmdb";
 import { Deadline, type DeadlineOptions, waitUntil } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import { nativeBus } from "../../ffi/bus.ts";
-import { viewOf } from "../../ffi/view.ts";
 import type { EventPort } from "../process/event-port.ts";
 import {
   type FolderKind,
@@ -22,6 +21,7 @@ import {
 import { FolderUse } from "../process/liveness.ts";
 import { sweepNames } from "../process/names.ts";
 import { CountedDatabase } from "./counted-database.ts";
+import { LmdbViews } from "./lmdb-views.ts";
 
 export interface EnvironmentOptions {
   /** A folder; made if it is missing. */
@@ -49,7 +49,7 @@ const defaultStuckMs = 1000;
 const maxReaders = 1024;
 /** Another's write takes about 10 µs: looking again is cheaper than a thread. */
 const spinNs = 100_000n;
-/** `TB_GATE_USUAL_CHANGES` and `TB_GATE_USUAL_BYTES`: the gate tells of each transaction whether so much has its space. */
+/** `TB_GATE_USUAL_CHANGES` and `TB_GATE_USUAL_BYTES`: the gate tells when it is entered whether so much has its space. */
 const usualChanges = 8;
 const usualBytes = 4096;
 /** Writes that one pass through the gate serves at most, so that others get their turn. */
@@ -66,9 +66,6 @@ interface Job {
  * map goes by real paths and counts those who share.
  */
 const opened = new Map<string, { root: RootDatabase<Buffer, Buffer>; users: number }>();
-
-/** A word of the native library, which lives as long as the process: pages of maps that were missing. */
-let lostPages: Uint32Array | undefined;
 
 /** Opens an environment in a private folder, which must be of that kind and of this package's LMDB. */
 export async function openEnvironment(
@@ -110,6 +107,13 @@ export class Environment implements AsyncDisposable {
   /** The space of the next transaction is taken already, if that is a usual one. */
   #hasRoom = false;
   #closed = false;
+  #views: LmdbViews | undefined;
+  /** LMDB has begun a transaction, and nothing was read in it. */
+  readonly #begun = (): void => {
+    if (this.#views!.haveTrees) return;
+    nativeBus.tb_gate_check(this.#gate);
+    throw formatError(this.path, `${this.#files[0]} is damaged: a meta page is none`);
+  };
 
   constructor(path: string, options: EnvironmentOptions) {
     this.path = path;
@@ -167,9 +171,12 @@ export class Environment implements AsyncDisposable {
   read<T>(work: () => T): T {
     const records = this.#records;
     if (records.isInTransaction) return work();
+    const views = this.#views!;
     try {
-      const value = records.readSync(() => nativeBus.tb_gate_begun(this.#gate, 0), work);
       nativeBus.tb_gate_check(this.#gate);
+      const before = views.lostPages;
+      const value = records.readSync(this.#begun, work);
+      if (views.lostPages !== before) nativeBus.tb_gate_check(this.#gate);
       return value;
     } catch (error) {
       throw this.#damage() ?? this.#typed(error);
@@ -216,6 +223,7 @@ export class Environment implements AsyncDisposable {
       // The gate guards the files as long as LMDB touches them.
       await this.#closeRoot();
     } finally {
+      this.#views = undefined;
       nativeBus.tb_gate_close(this.#gate);
       this.#use?.close();
     }
@@ -263,7 +271,8 @@ export class Environment implements AsyncDisposable {
     try {
       const [entered, holder] = nativeBus.tb_gate_enter(this.#gate, spinNs);
       this.#holder = holder;
-      return entered === 1;
+      this.#hasRoom = entered === 2;
+      return entered !== 0;
     } catch (error) {
       throw this.#typed(error);
     }
@@ -336,13 +345,14 @@ export class Environment implements AsyncDisposable {
 
   #transact<T>(work: () => T): T {
     const records = this.#records;
-    const before = lostPages?.[0];
+    const views = this.#views!;
+    const before = views.lostPages;
     records.resetCounts();
     try {
       return records.transactionSync(() => {
-        this.#hasRoom = nativeBus.tb_gate_begun(this.#gate, 1) === 1;
+        this.#begun();
         const value = work();
-        if (lostPages?.[0] !== before) nativeBus.tb_gate_check(this.#gate);
+        if (views.lostPages !== before) nativeBus.tb_gate_check(this.#gate);
         this.#reserve(records);
         return value;
       });
@@ -367,8 +377,7 @@ export class Environment implements AsyncDisposable {
     this.#root = shared.root;
     this.#counted = new CountedDatabase(shared.root);
     nativeBus.tb_gate_attach(this.#gate, ...this.#files);
-    const lost = nativeBus.tb_gate_guard(this.#gate, ...this.#files);
-    if (lostPages === undefined) lostPages = new Uint32Array(viewOf(lost, 4, () => {}));
+    this.#views = new LmdbViews(nativeBus.tb_gate_guard(this.#gate, ...this.#files));
     // Takes this thread's slot in the reader table, which needs a lock of its own, while nobody else can hold that.
     this.read(() => shared.root.get(Buffer.from([0])));
     this.#verifyLock();
