@@ -103,6 +103,7 @@ static void refuse(uint32_t at, uint8_t value, const char *what) {
     CHECK(prepare(file, sizeof file) == TB_EBUS_FORMAT, "%s: %s", what, err.message);
 }
 
+#ifdef __GLIBC__
 static void make_mutex(pthread_mutex_t *mutex) {
     pthread_mutexattr_t kind;
     pthread_mutexattr_init(&kind);
@@ -110,6 +111,7 @@ static void make_mutex(pthread_mutex_t *mutex) {
     pthread_mutexattr_setrobust(&kind, PTHREAD_MUTEX_ROBUST);
     CHECK(pthread_mutex_init(mutex, &kind) == 0, "a mutex");
 }
+#endif
 
 /* The holder of the lock of writers is known, and that it may be freed by whoever is inside of the gate. */
 static void test_writer(void) {
