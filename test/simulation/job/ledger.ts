@@ -201,11 +201,11 @@ export class Ledger {
       const round = roundOf(call);
       if (call.error?.code !== "TB_CANCELLED" || call.isCancelled || round === undefined) continue;
       const same = all.filter((other) => other.name === name && other.from === from);
-      // Whose deadline came, or who was taken back, ends the round for another reason.
+      // Whose deadline came, who was taken back, or who met a round of the opposite direction, ends it for another reason.
       const gaveUp = same.some(
         (other) =>
           (roundOf(other.call) ?? 0) >= round &&
-          (other.call.isCancelled || other.call.error?.code === "TB_TIMEOUT"),
+          (other.call.isCancelled || ["TB_TIMEOUT", "TB_BUSY"].includes(other.call.error?.code ?? "")),
       );
       const isNewer = same.some(
         (other) =>
