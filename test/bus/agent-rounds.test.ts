@@ -51,10 +51,12 @@ interface Watcher {
   readonly onRead?: (rank: number, key: string, value: Uint8Array | undefined) => Promise<void> | void;
   /** The same of waits. */
   readonly onWoken?: (rank: number, keys: readonly string[]) => Promise<void> | void;
+  /** Called before something is written by compare-and-set. */
+  readonly onSwap?: (key: string, deadline: { readonly timeoutMs?: number }) => Promise<void> | void;
 }
 
 /** Agents whose stores are watched. */
-async function startWatched({ onRead, onWoken }: Watcher): Promise<AgentWorld> {
+async function startWatched({ onRead, onWoken, onSwap }: Watcher): Promise<AgentWorld> {
   const open = memoryStores();
   let opened = 0;
   const world = new AgentWorld(memory(), () => {
@@ -72,7 +74,11 @@ async function startWatched({ onRead, onWoken }: Watcher): Promise<AgentWorld> {
       await store.wait(keys, options);
       await onWoken?.(rank, keys);
     };
-    const watched: Partial<Record<string | symbol, unknown>> = { get, wait };
+    const compareAndSet: Store["compareAndSet"] = async (key, expected, desired, options) => {
+      await onSwap?.(key, options ?? {});
+      return store.compareAndSet(key, expected, desired, options);
+    };
+    const watched: Partial<Record<string | symbol, unknown>> = { get, wait, compareAndSet };
     return new Proxy(store, {
       get(_, name) {
         const member = watched[name] ?? Reflect.get(store, name, store);
@@ -356,4 +362,24 @@ describe("a registration", () => {
     const model = await register(clients);
     await model.lockstep(1);
   });
+});
+
+/** A call that ended before it was in a round had noted which one it would join: the other direction took it for one that waits. */
+it("a call that was in no round ends none of the other direction later", async () => {
+  let isSlow = true;
+  await using world = await startWatched({
+    onSwap: async (key, { timeoutMs = 0 }) => {
+      if (!isSlow || !key.endsWith("/named")) return;
+      await sleep(timeoutMs);
+      throw new TensorBusError("TB_TIMEOUT", `${key} was not written in time`);
+    },
+  });
+  const model = await register(await joinPair(world, sides));
+  const options = { version: 1, blocking: true, timeoutMs: 600 } as const;
+  expect(await failureOf(model.handlers[0]!.transfer("recv", options))).toMatchObject({ code: "TB_TIMEOUT" });
+  isSlow = false;
+  // Longer than a call waits before it looks into the notes.
+  const waiting = [0, 2, 3].map((rank) => model.call(rank));
+  await sleep(500);
+  await Promise.all([...waiting, model.call(1)]);
 });

@@ -17,13 +17,15 @@ import { decodeTensorTable } from "../queue/tensor-table.ts";
 import { endAttempt } from "./attempt.ts";
 import { type Batch, type BatchSide, newInstance } from "./batch.ts";
 import type { BatchesOptions } from "./batches-options.ts";
-import { Direction, type TransferResult } from "./direction.ts";
+import type { TransferResult } from "./call.ts";
+import { Direction } from "./direction.ts";
 import { placeTensors, sortTensors } from "./local-tensors.ts";
 import type { HeldRegions } from "./memory.ts";
 import { makeRankRegistration } from "./rank-record.ts";
 import { BatchKeys } from "./records.ts";
 import { type Brought, type Entry, Registrar } from "./registrar.ts";
 import { leaveAttempt } from "./removal.ts";
+import { graceMs } from "./round-join.ts";
 import { endedError, errorOfEnd, originOf, settled } from "./round-log.ts";
 import type { BatchSubject } from "./subject.ts";
 
@@ -129,13 +131,11 @@ export class Batches {
     const { version, tellVersion = false } = command;
     const direction = batch.direction(from);
     const role = command.direction === "send" ? "source" : "target";
+    const end = new Deadline({ timeoutMs: deadline.remainingMs + graceMs });
     return direction
       .post(role, { deadline, events: side.held.events, version })
       .finally(() => this.#noticeSpent(batch))
-      .then(async (result) => {
-        if (!tellVersion || result.version !== undefined) return result;
-        return { ...result, ...(await direction.versionOf(result.round, deadline)) };
-      })
+      .then((result) => (tellVersion ? direction.withVersion(result, end) : result))
       .catch((error) => {
         this.#noticeEnd(batch, error);
         throw error;

@@ -9,7 +9,7 @@ import { TensorBusError } from "../../errors.ts";
 import type { Execution } from "../../exec/executor.ts";
 import type { RoundProgress } from "../../transport/transport.ts";
 import type { AgentProgress, RoundIdentity } from "../pair/events.ts";
-import type { CommandResult } from "../queue/commands.ts";
+import type { Call, Poster, PostOptions, TransferResult } from "./call.ts";
 import type { DirectionOptions, Role } from "./direction-options.ts";
 import type { RegionEvents } from "./region-events.ts";
 import { asBusError, graceMs, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
@@ -17,38 +17,6 @@ import { type FailedRound, originOf, settled } from "./round-log.ts";
 import { RoundRate } from "./round-rate.ts";
 import type { RoundRange } from "./round-records.ts";
 import type { StagedCommit } from "./staged-commit.ts";
-
-export type TransferResult = CommandResult<"Transfer">;
-
-/** One role's call. */
-export interface PostOptions {
-  readonly deadline: Deadline;
-  /** Those of this role's memory: if they do not come to the round in time, it fails on all ranks. */
-  readonly events?: RegionEvents | undefined;
-  readonly version?: bigint | undefined;
-}
-
-interface Poster extends PostOptions {
-  /** The GPUs of this role's memory have come to the round. */
-  readonly ready: Promise<void>;
-  readonly resolve: (result: TransferResult) => void;
-  readonly reject: (error: TensorBusError) => void;
-}
-
-/** A call of this rank, from its first role's post until its end. */
-interface Call {
-  readonly abort: AbortController;
-  readonly posters: Map<Role, Poster>;
-  /** The round that it is in. */
-  round: number;
-  started: boolean;
-  /** The last round in which others saw this rank; 0 if there was none. */
-  posted: number;
-  /** The last one in whose signal they did. */
-  shown: number;
-  /** Looks who waits in the opposite direction. */
-  look: NodeJS.Timeout | undefined;
-}
 
 /** How long what is tidied waits for a store that says nothing, and the pause before a doubt is asked about again. */
 const tidyMs = 2000;
@@ -169,14 +137,14 @@ export class Direction {
     });
   }
 
-  /** The version that a round of this rank carried, if one was named: what was moved stands, whether the store says it in time or not. */
-  async versionOf(round: number, deadline: Deadline): Promise<Partial<TransferResult>> {
-    const within = new Deadline({ timeoutMs: deadline.remainingMs + graceMs });
+  /** What was moved stands, whether the store says before `end` which version its round carried or not. */
+  async withVersion(result: TransferResult, end: Deadline): Promise<TransferResult> {
+    if (result.version !== undefined) return result;
     try {
-      const version = await this.#options.names.look(round, within);
-      return version === undefined ? {} : { version };
+      const version = await this.#options.names.look(result.round, end);
+      return version === undefined ? result : { ...result, version };
     } catch {
-      return { versionUnknown: true };
+      return { ...result, versionUnknown: true };
     }
   }
 
@@ -281,6 +249,12 @@ export class Direction {
     clearTimeout(call.look);
     call.look = setTimeout(() => {
       const stands = () => this.#call === call && call.round === round;
+      if (call.started && call.posted !== round) {
+        // It may end in no round yet. Its note would stand, and end another round of the other direction later.
+        if (stands()) this.#lookLater(call);
+        return;
+      }
+      call.shown = round;
       opposition.find(from, round, new Deadline({ timeoutMs: tidyMs })).then(
         (error) => {
           if (error !== undefined && stands()) void this.cancel(error);
