@@ -59,7 +59,7 @@ describe("a planned transfer fills the parameters in place", () => {
     ["fused and replicated heads", { model_type: "llama", ...tiny }, "fsdp2:dp=3", "vllm:tp=4", "checkpoint"],
     [
       "tensor parallelism on both sides",
-      { model_type: "qwen2", ...tiny },
+      { model_type: "qwen2", ...tiny, head_dim: 2 },
       "fsdp2:dp=2,tp=2",
       "vllm:tp=2,dp=2",
       "checkpoint",
