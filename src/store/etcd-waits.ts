@@ -9,6 +9,8 @@ const keysPerTransaction = 100;
 /** Before keys are looked up again because a stream broke. */
 const pauseMs = 100;
 
+type WatchEnd = "came" | "compacted" | "interrupted";
+
 /**
  * Waits for keys by etcd's watch: looks them up, then hears of changes from that revision on, so that none is missed.
  *
@@ -69,13 +71,9 @@ export class EtcdWaits {
   }
 
   /** Returns when the key has come at `since` or later, or when the keys have to be looked up again. */
-  async #watch(
-    key: string,
-    since: bigint,
-    signal: AbortSignal,
-  ): Promise<"came" | "compacted" | "interrupted"> {
+  async #watch(key: string, since: bigint, signal: AbortSignal): Promise<WatchEnd> {
     const request = { create_request: { key, start_revision: String(since), filters: ["NODELETE"] } };
-    let end: "came" | "compacted" | "interrupted" = "interrupted";
+    let end: WatchEnd = "interrupted";
     try {
       await this.#gateway.stream("/v3/watch", request, signal, (message) => {
         const answer = checkAnswer(watchAnswer, "watch", message);

@@ -1,5 +1,4 @@
 import { createHmac, randomBytes, timingSafeEqual } from "node:crypto";
-import { setMaxListeners } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Deadline } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
@@ -137,8 +136,6 @@ class SignedStore implements Store {
   async wait(keys: readonly string[], options?: StoreCallOptions): Promise<void> {
     const deadline = new Deadline(options);
     return this.#life.run(`wait for ${keys.length} keys`, deadline, async (signal) => {
-      // Each key is read at once, and each read listens: Node.js would warn of a leak.
-      setMaxListeners(0, signal);
       const rest = () => ({ ...deadline.rest, signal });
       let missing = keys;
       while (missing.length > 0) {
