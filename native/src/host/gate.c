@@ -6,20 +6,16 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -32,6 +28,7 @@
 #include "host/lmdb.h"
 #include "host/lmdb_files.h"
 #include "host/map_guard.h"
+#include "host/own_maps.h"
 
 #define GATE_OFFSET 0
 #define MAPPED_BYTES 4096
@@ -172,25 +169,18 @@ free_gate:
  * second time then: closing it again would free the locks on it by which LMDB knows that this process lives.
  */
 static void *find_mapping(const struct stat *file) {
-    FILE *maps = fopen("/proc/self/maps", "re");
+    FILE *maps = tb_own_maps_open();
     if (maps == NULL) {
         return NULL;
     }
     void *found = NULL;
-    char line[PATH_MAX + 256];
-    while (found == NULL && fgets(line, sizeof line, maps) != NULL) {
-        uint64_t start, end, offset, inode;
-        unsigned major_id, minor_id;
-        char mode[5];
-        static const char form[] = "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64;
-        int fields =
-            sscanf(line, form, &start, &end, mode, &offset, &major_id, &minor_id, &inode);
-        if (fields != 7 || offset != 0 || mode[1] != 'w' || mode[3] != 's' || inode != file->st_ino ||
-            makedev(major_id, minor_id) != file->st_dev) {
+    tb_own_map map;
+    while (found == NULL && tb_own_maps_next(maps, &map)) {
+        if (!map.writable || map.inode != file->st_ino || map.device != file->st_dev) {
             continue;
         }
         /* An old size of 0 doubles a shared mapping: the copy stays when LMDB's own goes. */
-        void *copy = mremap((void *)(uintptr_t)start, 0, MAPPED_BYTES, MREMAP_MAYMOVE);
+        void *copy = mremap((void *)map.begin, 0, MAPPED_BYTES, MREMAP_MAYMOVE);
         found = copy == MAP_FAILED ? NULL : copy;
     }
     fclose(maps);

@@ -5,19 +5,16 @@
 #include "host/map_guard.h"
 
 #include <errno.h>
-#include <inttypes.h>
-#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/error.h"
 #include "host/lmdb.h"
+#include "host/own_maps.h"
 
 /* An environment has four maps, LMDB's two and the first pages of each that we look at, and an agent has two environments. */
 enum { ROWS = 4096, EARLIER = 8 };
@@ -229,29 +226,17 @@ static int32_t add_map(uintptr_t begin, size_t bytes, const struct stat *file, e
 }
 
 int32_t tb_guard_lmdb(const char *path, const struct stat *file, enum tb_guard_kind kind, tb_error *err) {
-    FILE *maps = fopen("/proc/self/maps", "re");
+    FILE *maps = tb_own_maps_open();
     if (maps == NULL) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "/proc/self/maps cannot be read");
     }
     pthread_mutex_lock(&lock);
     int32_t rc = install(err);
-    char line[PATH_MAX + 256];
-    while (rc == TB_OK && fgets(line, sizeof line, maps) != NULL) {
-        uint64_t begin, end, offset, inode;
-        unsigned major_id, minor_id;
-        char mode[5];
-        int name = 0;
-        int fields = sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %n", &begin, &end, mode,
-                            &offset, &major_id, &minor_id, &inode, &name);
-        if (fields != 7 || offset != 0 || mode[3] != 's') {
-            continue;
-        }
-        line[strcspn(line, "\n")] = '\0';
-        /* Some file systems tell another device here than stat does. */
-        bool same = (inode == file->st_ino && makedev(major_id, minor_id) == file->st_dev)
-                    || (name > 0 && strcmp(line + name, path) == 0);
+    tb_own_map map;
+    while (rc == TB_OK && tb_own_maps_next(maps, &map)) {
+        bool same = (map.inode == file->st_ino && map.device == file->st_dev) || strcmp(map.name, path) == 0;
         if (same) {
-            rc = add_map((uintptr_t)begin, (size_t)(end - begin), file, kind, err);
+            rc = add_map(map.begin, map.end - map.begin, file, kind, err);
         }
     }
     pthread_mutex_unlock(&lock);
