@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import select
 import signal
 import subprocess
 import sys
@@ -100,6 +101,10 @@ class Child:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
+    def is_silent(self, seconds: float) -> bool:
+        assert self.process.stdout is not None
+        return not select.select([self.process.stdout], [], [], seconds)[0]
+
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
@@ -159,6 +164,28 @@ def test_a_wait_for_the_other_side_ends_at_once_and_the_next_round_works(
             assert child.says() == "interrupted"
             child.begin(number + 1)
             take_part(weights, role, tensor, number + 1)
+            assert child.says() == f"done {number + 1}"
+        child.close()
+
+
+@pytest.mark.parametrize("way", ["block", "await"])
+def test_the_caller_has_its_tensors_back_once_the_agent_has_let_go_of_them(agents: tensorbus.Agents, way: str) -> None:
+    name = f"let go {way}"
+    tensor = tensorbus.empty(8)
+    with Child(name, "source", 8, way) as child, opposite(name, "source", tensor) as weights:
+        agent = client_of(0).agent["pid"]
+        for number in (1, 3, 5):
+            child.begin(number)
+            while weights.pending() != number:
+                time.sleep(0.002)
+            # As long as it is stopped it cannot have taken the round back: the target may still find it.
+            os.kill(agent, signal.SIGSTOP)
+            child.interrupt()
+            assert child.is_silent(0.5)
+            os.kill(agent, signal.SIGCONT)
+            assert child.says() == "interrupted"
+            child.begin(number + 1)
+            take_part(weights, "source", tensor, number + 1)
             assert child.says() == f"done {number + 1}"
         child.close()
 

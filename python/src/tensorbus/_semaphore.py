@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +12,10 @@ from typing import Any
 
 from ._link import Call, Link
 from .errors import DeadlineError, TensorBusError
+
+# How long a round that was taken back may hold its caller; an agent that lives answers within milliseconds.
+_QUIET = 5.0
+_logger = logging.getLogger("tensorbus")
 
 
 def _busy_error() -> type[Exception] | None:
@@ -96,8 +102,35 @@ class Semaphore:
         self._settle(value)
 
     def _cancel(self) -> None:
-        """Takes the round back, on all ranks, if it has not ended."""
+        """Takes the round back on all ranks if it has not ended, and waits until the agent touches none of its tensors.
+
+        Its caller writes the next step into them. A second interrupt ends the wait.
+        """
+        if self._call.done:
+            return
         self._link.take_back(self._call)
+        # How it ended is not what its caller is told: it was interrupted.
+        with contextlib.suppress(TensorBusError):
+            self._link.wait(self._call, _QUIET)
+        self._warn_unquiet()
+
+    async def _cancel_async(self) -> None:
+        """As ``_cancel``, for asyncio: a task that is cancelled a second time waits no longer."""
+        if self._call.done:
+            return
+        self._link.take_back(self._call)
+        with contextlib.suppress(TensorBusError, asyncio.TimeoutError):
+            await asyncio.wait_for(await_call(self._link, self._call), _QUIET)
+        self._warn_unquiet()
+
+    def _warn_unquiet(self) -> None:
+        if not self._call.done:
+            _logger.warning(
+                "%s was taken back, and its agent has not let go of the tensors within %g s: write to none of them "
+                "before the next call of the batch has ended",
+                self.name,
+                _QUIET,
+            )
 
     def _settle(self, value: dict[str, Any]) -> None:
         with self._lock:

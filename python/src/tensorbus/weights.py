@@ -274,7 +274,7 @@ class Weights:
         try:
             self.statistics = await semaphore.wait()
         except BaseException:
-            semaphore._cancel()
+            await semaphore._cancel_async()
             raise
 
     def pending(self, *, timeout: float = 30.0) -> int | None:
