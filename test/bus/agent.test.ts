@@ -4,7 +4,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import { keyOf } from "../../src/bus/queue/environment.ts";
 import type { EchoAgentMessage, EchoAgentOptions } from "./children/echo-agent.ts";
 import { EchoClient } from "./children/echo-client.ts";
-import { exitOf, forkFixture, freshPaths, kill, messageOf, stopped } from "./kit/processes.ts";
+import { exitOf, forkFixture, freshPaths, kill, messageOf, stopIdle, stopped } from "./kit/processes.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 type Ready = Extract<EchoAgentMessage, { ready: true }>;
@@ -170,7 +170,7 @@ describe("an agent", () => {
     const client = await connect(paths);
     client.failWithAgent();
     await client.query(1);
-    agent.child.kill("SIGSTOP");
+    await stopIdle(agent.child, client.queue.environment);
     const call = client.query(2);
     const noticed = expect(call).rejects.toEqual(code("TB_AGENT_LOST"));
     // Stopped is not dead.

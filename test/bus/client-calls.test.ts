@@ -9,7 +9,7 @@ import { decodeTensorTable } from "../../src/bus/queue/tensor-table.ts";
 import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
 import { DeviceMesh, Replicate, Shard } from "../../src/layout/index.ts";
 import type { ScriptedAgentOptions, ScriptedMessage } from "./children/scripted-agent.ts";
-import { exitOf, forkFixture, freshPaths, kill, messageOf, stopped } from "./kit/processes.ts";
+import { exitOf, forkFixture, freshPaths, kill, messageOf, stopIdle, stopped } from "./kit/processes.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 
@@ -266,8 +266,7 @@ describe("calls", () => {
     const paths = freshPaths();
     const { child } = await startAgent(paths);
     const client = await connect(paths);
-    child.kill("SIGSTOP");
-    await stopped(child);
+    await stopIdle(child, client.commandQueue.environment);
     // As many as the queue takes: the agent takes none of them off.
     const queued = await Promise.all(
       Array.from({ length: client.commandQueue.capacity }, () => client.transfer("none", "send")),
@@ -343,8 +342,7 @@ describe("the agent's end", () => {
     const paths = freshPaths();
     const first = await startAgent(paths);
     const client = await connect(paths);
-    first.child.kill("SIGSTOP");
-    await stopped(first.child);
+    await stopIdle(first.child, client.commandQueue.environment);
     const tensor = SharedTensor.allocate([2], "float32");
     const register = expect(client.registerTensors("b", [[tensor, "p"]])).rejects.toEqual(
       code("TB_AGENT_LOST"),
@@ -362,8 +360,7 @@ describe("the agent's end", () => {
     const paths = freshPaths();
     const { child } = await startAgent(paths);
     const client = await connect(paths);
-    child.kill("SIGSTOP");
-    await stopped(child);
+    await stopIdle(child, client.commandQueue.environment);
     let ticks = 0;
     const ticking = setInterval(() => ticks++, 5);
     await expect(client.queryTransferSignal("b", { timeoutMs: 300 })).rejects.toEqual(

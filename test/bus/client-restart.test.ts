@@ -5,7 +5,7 @@ import type { TensorBusClient } from "../../src/bus/client/client.ts";
 import { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
 import { serveTcpStore, type TcpStoreServer } from "../../src/store/index.ts";
 import { connectTo, pathsOf } from "./kit/bus-world.ts";
-import { exitOf, forkFixture, kill, messageOf, stopped, temporaryFolder } from "./kit/processes.ts";
+import { exitOf, forkFixture, kill, messageOf, stopIdle, temporaryFolder } from "./kit/processes.ts";
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 
@@ -102,8 +102,7 @@ describe("clients of agents in processes of their own", () => {
     await Promise.all([initSide(0), initSide(1)]);
     const handlers = await register(tensors);
     const [agent] = agents as [ChildProcess];
-    agent.kill("SIGSTOP");
-    await stopped(agent);
+    await stopIdle(agent, clients[0]!.commandQueue.environment);
     await expect(handlers[0]!.queryTransferSignal({ timeoutMs: 100 })).rejects.toEqual(
       code("TB_AGENT_UNRESPONSIVE"),
     );

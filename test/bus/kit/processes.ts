@@ -11,6 +11,7 @@ import { openEventPort } from "../../../src/bus/process/event-port.ts";
 import { unlinkHeartbeat } from "../../../src/bus/process/liveness.ts";
 import { unlinkSemaphore } from "../../../src/bus/process/semaphore.ts";
 import { openCommandQueue } from "../../../src/bus/queue/command-queue.ts";
+import type { Environment } from "../../../src/bus/queue/environment.ts";
 import { openState } from "../../../src/bus/queue/state.ts";
 import type { BusPaths } from "../children/echo-client.ts";
 
@@ -77,6 +78,17 @@ export async function stopped(child: ChildProcess): Promise<void> {
     const stat = readFileSync(`/proc/${child.pid}/stat`, "utf8");
     if (stat.slice(stat.lastIndexOf(")") + 2)[0] === "T") return;
     await sleep(2);
+  }
+}
+
+/** Stops an agent that is not writing into the queue: one that is stopped within a write keeps everybody's lock. */
+export async function stopIdle(child: ChildProcess, queue: Environment): Promise<void> {
+  for (;;) {
+    child.kill("SIGSTOP");
+    await stopped(child);
+    if (queue.tryWrite(() => {}) !== undefined) return;
+    child.kill("SIGCONT");
+    await sleep(5);
   }
 }
 
