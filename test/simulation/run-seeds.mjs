@@ -1,34 +1,48 @@
 // Runs the seeds of a range in threads, each in a world of its own.
 import { Worker } from "node:worker_threads";
 
-/** Seeds that a thread gets at a time: planned inputs and compiled code stay with it. */
-const portion = 1000;
+/** Seeds that a thread gets at a time: so few that all threads are done at about the same moment. */
+const portion = 20;
+/**
+ * Seeds of a thread's life. It takes some hundred schedules until code is compiled and inputs are planned, which stay with the
+ * thread; what is remembered of them must not grow for ever.
+ */
+const lifetime = 20_000;
 
 /** Promises live for a moment: with room for more of them, most have ended before anybody looks for garbage. */
 const resourceLimits = { maxYoungGenerationSizeMb: 64 };
 
 /** `onReport` is told of every schedule; false ends it. Rejects where a thread fails. */
 export async function runSeeds(bundle, { first, runs, jobs, trace = false, onReport }) {
+  const end = first + runs;
   let next = first;
   let goesOn = true;
-  const work = async () => {
-    while (goesOn && next < first + runs) {
-      const count = Math.min(portion, first + runs - next);
-      const seeds = Array.from({ length: count }, (_, index) => next + index);
-      next += count;
-      await runPortion(seeds);
-    }
-  };
-  const runPortion = (seeds) =>
+  const isLeft = () => goesOn && next < end;
+  const runThread = () =>
     new Promise((resolve, reject) => {
-      const worker = new Worker(bundle, { workerData: { seeds, trace }, resourceLimits });
+      const worker = new Worker(bundle, { workerData: { trace }, resourceLimits });
+      let given = 0;
+      let awaited = 0;
+      const give = () => {
+        const seeds = { from: next, to: Math.min(next + portion, end) };
+        next = seeds.to;
+        awaited = seeds.to - seeds.from;
+        given += awaited;
+        worker.postMessage(seeds);
+      };
       worker.on("message", (report) => {
-        if (!goesOn) return;
-        goesOn = onReport(report) !== false;
+        goesOn &&= onReport(report) !== false;
+        awaited -= 1;
         if (!goesOn) void worker.terminate();
+        else if (awaited === 0 && isLeft() && given < lifetime) give();
+        else if (awaited === 0) worker.postMessage(undefined);
       });
       worker.on("error", reject);
       worker.on("exit", resolve);
+      give();
     });
+  const work = async () => {
+    while (isLeft()) await runThread();
+  };
   await Promise.all(Array.from({ length: jobs }, work));
 }

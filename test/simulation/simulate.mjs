@@ -49,7 +49,7 @@ await runSeeds(bundle, {
 });
 const seconds = (performance.now() - began) / 1000;
 console.log(
-  `${done} schedules, ${failed.length} failed; ${rounds} rounds, ${events} events in ${seconds.toFixed(1)} s`,
+  `seeds ${first} to ${first + runs - 1}: ${done} schedules, ${failed.length} failed; ${rounds} rounds, ${events} events in ${seconds.toFixed(1)} s`,
 );
 for (const [rule, seeds] of [...rules].sort((a, b) => b[1].length - a[1].length)) {
   console.log(`${String(seeds.length).padStart(7)}  ${rule}: seeds ${seeds.slice(0, 10).join(" ")}`);
