@@ -15,6 +15,7 @@ import {
 import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
+import { bundleCommandLine } from "./cli-bundle.mjs";
 import { nodeBundle } from "./node-bundle.mjs";
 import { noticesOf, packagesIn } from "./notices.mjs";
 
@@ -36,24 +37,6 @@ const entries = {
   ),
 };
 
-/**
- * The command line is bundled apart, with all that is JavaScript alone: a few hundred small files of packages take Node.js longer to
- * find and to read than most commands take for their work (`npm run bench -- start`), and cost an agent memory. It is without
- * spaces between words, since V8 keeps the text. What others import shares rxjs with them, whose types are theirs as well.
- */
-const insideOfCommandLine = [
-  "@noble/hashes",
-  "cli-progress",
-  "cli-table3",
-  "commander",
-  "fastest-levenshtein",
-  "picocolors",
-  "re2js",
-  "rxjs",
-  "yaml",
-  "zod",
-];
-
 run("scripts/build-wasm.mjs");
 run("scripts/build-schema.mjs");
 run("scripts/build-page.mjs");
@@ -66,50 +49,40 @@ try {
   rmSync(folder, { recursive: true });
 }
 
-/** The files by their paths in dist/, shared chunks first: whoever reads an entry finds what it imports. */
+/** The files by their paths in dist/, what others load first: whoever reads an entry finds what it imports. */
 async function bundles() {
   const made = [
-    // What npm installs stays outside of the bundles, but for the hash that the planner needs in a browser too.
-    ...(await bundle("index", entries, ["@noble/hashes"], { chunkNames: "chunks/[name]-[hash]" })),
-    ...(await bundle("cli", { cli: "src/cli/main.ts" }, insideOfCommandLine, {
-      chunkNames: "chunks/cli-[name]-[hash]",
-      minifyWhitespace: true,
-      alias: {
-        // The build for browsers is made of modules, of which only what is used is bundled.
-        yaml: join(root, "node_modules/yaml/browser/index.js"),
-        // The modules of ECMAScript; under its name, Node.js gets those of CommonJS.
-        rxjs: join(root, "node_modules/rxjs/dist/esm/index.js"),
-      },
-      // What the CommonJS packages require of Node.js.
-      banner: {
-        js: 'import { createRequire as requireOfPackages } from "node:module"; const require = requireOfPackages(import.meta.url);',
-      },
-    })),
+    ...withNotices("index", await bundleLibrary()),
+    ...withNotices("cli", await bundleCommandLine(dist)),
   ];
   const isChunk = ([path]) => path.startsWith("chunks");
   return [...made.filter(isChunk), ...made.filter((one) => !isChunk(one))];
 }
 
-/** With the notices of the packages whose code is in it. */
-async function bundle(name, entryPoints, inside, options) {
+/** What npm installs stays outside, but for the hash that the planner needs in a browser too. */
+async function bundleLibrary() {
   const { dependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
   const { outputFiles, metafile } = await build({
     absWorkingDir: root,
-    entryPoints,
+    entryPoints: entries,
     outdir: dist,
     write: false,
     metafile: true,
     ...nodeBundle,
     splitting: true,
-    external: Object.keys(dependencies).filter((each) => !inside.includes(each)),
+    chunkNames: "chunks/[name]-[hash]",
+    external: Object.keys(dependencies).filter((each) => each !== "@noble/hashes"),
     sourcemap: true,
     logLevel: "warning",
-    ...options,
   });
-  const notices = noticesOf(packagesIn(Object.keys(metafile.inputs)));
+  return { outputFiles, inputs: Object.keys(metafile.inputs) };
+}
+
+/** With the notices of the packages whose code is in it. */
+function withNotices(name, { outputFiles, inputs }) {
   return [
     ...outputFiles.map(({ path, contents }) => [relative(dist, path), contents]),
-    [`${name}.notices.txt`, Buffer.from(`${notices}\n`)],
+    [`${name}.notices.txt`, Buffer.from(`${noticesOf(packagesIn(inputs))}\n`)],
   ];
 }
 

@@ -4,15 +4,14 @@
  * is the same character, written otherwise.
  */
 
-// Controls but tab and line feed, formats (directions, joiners, tags), what is not drawn, and halves of characters.
-const unseen = /(?![\t\n])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{DI}\p{Cs}]/gu;
-
 /** Most texts have nothing else than this, which is told faster. */
 const beyondAscii = /[^\t\n -~]/;
 
 /** The text with everything visible in it, but for tabs and ends of lines. */
 export function visible(text: string): string {
-  return beyondAscii.test(text) ? text.replace(unseen, escaped) : text;
+  if (!beyondAscii.test(text)) return text;
+  // Controls but tab and line feed, formats (directions, joiners, tags), what is not drawn, and halves of characters.
+  return text.replace(/(?![\t\n])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{DI}\p{Cs}]/gu, escaped);
 }
 
 /** The same in one line: what would end it, or move within it, is shown as well. */

@@ -198,7 +198,6 @@ const confined: Readonly<Record<string, RegExp>> = {
   lmdb: /^src\/bus\//,
   commander: /^src\/cli\//,
   "cli-progress": /^src\/cli\//,
-  "cli-table3": /^src\/cli\//,
   picocolors: /^src\/cli\//,
   rxjs: /^(src\/(exec|transport|bus|cli|index)|transports)\b/,
 };

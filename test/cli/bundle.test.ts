@@ -1,10 +1,23 @@
 import { execFileSync, spawn } from "node:child_process";
-import { chmodSync, copyFileSync, cpSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import {
+  chmodSync,
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build } from "esbuild";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { nodeBundle } from "../../scripts/node-bundle.mjs";
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { writeCommandLine } from "../../scripts/cli-bundle.mjs";
 
 const root = join(import.meta.dirname, "../..");
 const spec = join(root, "examples/specs/fsdp2-tp.json");
@@ -16,14 +29,8 @@ let cli: string;
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), "tensorbus-cli-"));
   cli = join(folder, "dist/cli.js");
-  await build({
-    absWorkingDir: root,
-    entryPoints: { cli: "src/cli/main.ts" },
-    outdir: join(folder, "dist"),
-    ...nodeBundle,
-    packages: "external",
-    logLevel: "error",
-  });
+  mkdirSync(join(folder, "dist"));
+  await writeCommandLine(join(folder, "dist"));
   copyFileSync(join(root, "package.json"), join(folder, "package.json"));
   cpSync(join(root, "native/include"), join(folder, "native/include"), { recursive: true });
   symlinkSync(join(root, "node_modules"), join(folder, "node_modules"));
@@ -48,7 +55,7 @@ describe("the shipped command line", () => {
   test("loads what a command needs once the command is called, and nothing but that to start", async () => {
     const { metafile } = await build({
       absWorkingDir: root,
-      entryPoints: { cli: "src/cli/main.ts" },
+      entryPoints: { cli: "src/cli/command-line.ts" },
       outdir: join(folder, "split"),
       bundle: true,
       splitting: true,
@@ -59,7 +66,9 @@ describe("the shipped command line", () => {
       write: false,
     });
     const outputs = Object.entries(metafile.outputs);
-    const loaded = new Set([outputs.find(([, { entryPoint }]) => entryPoint === "src/cli/main.ts")![0]]);
+    const loaded = new Set([
+      outputs.find(([, { entryPoint }]) => entryPoint === "src/cli/command-line.ts")![0],
+    ]);
     const packages = new Set<string>();
     for (const path of loaded) {
       for (const { path: target, kind, external } of metafile.outputs[path]!.imports) {
@@ -113,5 +122,43 @@ describe("the shipped command line", () => {
     child.stdout.destroy();
     expect(await ended).toEqual([0, null]);
     expect(stderr).toBe("");
+  });
+});
+
+describe("what V8 has compiled", () => {
+  const plan = () => run("plan", spec);
+  const folderOf = () => join(folder, "dist/compiled");
+  const kept = () => readdirSync(folderOf()).filter((name) => name.includes("-plan-"));
+  const inode = () => statSync(join(folderOf(), kept()[0]!)).ino;
+  beforeEach(() => rmSync(folderOf(), { recursive: true, force: true }));
+
+  test("is kept for the next process, which takes it", () => {
+    const first = plan();
+    expect(first.code).toBe(0);
+    expect(kept()).toHaveLength(1);
+    // V8 refused what would be written anew.
+    const before = inode();
+    expect(plan()).toEqual(first);
+    expect(inode()).toBe(before);
+    expect(kept()).toHaveLength(1);
+  });
+
+  test("is made anew if V8 does not take it", () => {
+    const first = plan();
+    const file = join(folderOf(), kept()[0]!);
+    for (const bytes of [Buffer.alloc(0), Buffer.from("no code"), readFileSync(file).subarray(0, 5000)]) {
+      writeFileSync(file, bytes);
+      const before = inode();
+      expect(plan()).toEqual(first);
+      expect(inode()).not.toBe(before);
+    }
+  });
+
+  test("is not needed where nothing can be written, and not kept of what failed", () => {
+    writeFileSync(folderOf(), "");
+    expect(plan().code).toBe(0);
+    rmSync(folderOf());
+    expect(run("plan", "none.yaml").code).toBe(2);
+    expect(existsSync(folderOf())).toBe(false);
   });
 });

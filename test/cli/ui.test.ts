@@ -122,6 +122,24 @@ describe("tables", () => {
   });
 });
 
+test("a cell that is wider than its column goes on below, within a word if it must, and loses nothing", () => {
+  const { output } = captured({ columns: 40, isTTY: true, environment: { NO_COLOR: "1" } });
+  const table = formatTable(
+    output,
+    [{ head: "name" }, { head: "layouts", wraps: true }, { head: "bytes", align: "right" }],
+    [
+      ["模型", "R R S(0) R", "1"],
+      ["b", "S(0;1024,1024,1024,1024,1024) -> R", "22"],
+    ],
+  );
+  expect(table.split("\n")).toEqual([
+    "  name  layouts                    bytes",
+    "  模型    R R S(0) R                     1",
+    "  b     S(0;1024,1024,1024,1024,1     22",
+    "        024) -> R",
+  ]);
+});
+
 describe("narrow tables", () => {
   const columns: Column[] = [
     { head: "name" },

@@ -11,10 +11,9 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { build } from "esbuild";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
-import { nodeBundle } from "../../scripts/node-bundle.mjs";
+import { writeCommandLine } from "../../scripts/cli-bundle.mjs";
 
 const root = join(import.meta.dirname, "../..");
 const example = join(root, "examples/ci");
@@ -71,14 +70,7 @@ async function installPackage(): Promise<void> {
   const packageFolder = join(modules, "tensorbus");
   mkdirSync(join(modules, ".bin"), { recursive: true });
   mkdirSync(join(folder, "bin"));
-  await build({
-    absWorkingDir: root,
-    entryPoints: { cli: "src/cli/main.ts" },
-    outdir: join(packageFolder, "dist"),
-    ...nodeBundle,
-    packages: "external",
-    logLevel: "error",
-  });
+  await writeCommandLine(join(packageFolder, "dist"));
   copyFileSync(join(root, "package.json"), join(packageFolder, "package.json"));
   symlinkSync(join(root, "node_modules"), join(packageFolder, "node_modules"));
   chmodSync(join(packageFolder, "dist/cli.js"), 0o755);

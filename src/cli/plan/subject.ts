@@ -1,6 +1,5 @@
 import type { Command } from "commander";
 import { planTransfer } from "../../plan/index.ts";
-import { presetSpec } from "../model/preset-spec.ts";
 import { loadPlanned, loadSavedPlan, type Planned } from "./load.ts";
 import type { SubjectOptions } from "./subject-options.ts";
 
@@ -34,6 +33,7 @@ export async function loadSubject(
   }
   if (source === undefined || target === undefined)
     command.error("error: option '--model <path>' needs --source and --target");
+  const { presetSpec } = await import("../model/preset-spec.ts");
   const spec = await presetSpec(options);
   return { spec, plan: await planTransfer(spec.input) };
 }

@@ -1,4 +1,3 @@
-import Table from "cli-table3";
 import { visibleLine } from "../../visible.ts";
 import type { Output } from "./output.ts";
 
@@ -71,32 +70,30 @@ function formatColumns(
   columns: readonly Column[],
   rows: readonly (readonly string[])[],
 ): string {
-  const table = new Table({
-    head: columns.map(({ head }) => output.colors.dim(head)),
-    colWidths: fitColumns(output.width, columns, rows),
-    wordWrap: true,
-    colAligns: columns.map(({ align }) => align ?? "left"),
-    style: { head: [], border: [], "padding-left": 0, "padding-right": 0 },
-    chars: {
-      top: "",
-      "top-mid": "",
-      "top-left": "",
-      "top-right": "",
-      bottom: "",
-      "bottom-mid": "",
-      "bottom-left": "",
-      "bottom-right": "",
-      left: "  ",
-      "left-mid": "",
-      mid: "",
-      "mid-mid": "",
-      right: "",
-      "right-mid": "",
-      middle: "  ",
-    },
-  });
-  table.push(...rows.map((row) => [...row]));
-  return trimLines(table.toString());
+  const widths = fitColumns(output.width, columns, rows);
+  const lines = (cells: readonly string[], paint = (text: string) => text) => {
+    const wrapped = cells.map((cell, at) => wrapCell(cell, widths[at]!));
+    return Array.from({ length: Math.max(...wrapped.map(({ length }) => length)) }, (_, line) =>
+      columns
+        .map(({ align }, at) => {
+          const text = wrapped[at]![line] ?? "";
+          const space = " ".repeat(widths[at]! - text.length);
+          return `${" ".repeat(gap)}${align === "right" ? space + paint(text) : paint(text) + space}`;
+        })
+        .join("")
+        .trimEnd(),
+    );
+  };
+  const heads = columns.map(({ head }) => head);
+  return [heads, ...rows]
+    .flatMap((cells, row) => lines(cells, row === 0 ? output.colors.dim : undefined))
+    .join("\n");
+}
+
+/** Also within words that are wider than the column, where there is no other way. */
+function wrapCell(cell: string, width: number): string[] {
+  if (cell.length <= width) return [cell];
+  return wrapWords(cell.replaceAll(new RegExp(`\\S{${width}}(?=\\S)`, "g"), "$& "), width);
 }
 
 /** The widths of all columns: if they are too wide together, those that wrap give way, the widest first. */
@@ -142,11 +139,4 @@ function wrapWords(text: string, width: number): string[] {
     else lines.push(word);
   }
   return lines;
-}
-
-function trimLines(text: string): string {
-  return text
-    .split("\n")
-    .map((line) => line.trimEnd())
-    .join("\n");
 }

@@ -1,8 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { build } from "esbuild";
-import { nodeBundle } from "../../../scripts/node-bundle.mjs";
+import { writeCommandLine } from "../../../scripts/cli-bundle.mjs";
 
 const root = join(import.meta.dirname, "../../..");
 
@@ -19,19 +18,13 @@ export class BundledCli {
 
   private constructor(folder: string) {
     this.folder = folder;
-    this.script = join(folder, "cli.mjs");
+    this.script = join(folder, "cli.js");
   }
 
   static async build(): Promise<BundledCli> {
     mkdirSync(join(root, "build"), { recursive: true });
     const cli = new BundledCli(mkdtempSync(join(root, "build", "cli-")));
-    await build({
-      entryPoints: [join(root, "src/cli/main.ts")],
-      outfile: cli.script,
-      ...nodeBundle,
-      packages: "external",
-      logLevel: "warning",
-    });
+    await writeCommandLine(cli.folder);
     return cli;
   }
 
