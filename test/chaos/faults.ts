@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { ask } from "./children.ts";
 import type { ChaosCluster, ClusterOptions } from "./cluster.ts";
 import { mountsAllowed } from "./cluster.ts";
-import type { Direction } from "./proxy.ts";
+import type { Direction, Lie } from "./proxy.ts";
 import type { Random } from "./random.ts";
 
 /** What undoes it, where the cluster does not get over it by itself. */
@@ -23,6 +23,10 @@ export interface Fault {
   readonly isBlamed?: boolean;
   /** Everybody hears of it, long before a deadline. */
   readonly isHeard?: boolean;
+  /** What ranks count in the store may be forged: nothing signs a counter. */
+  readonly forges?: boolean;
+  /** Bytes of tensors may change on their way. */
+  readonly corrupts?: boolean;
   /** Calls may take so much longer than their deadline: what they wait for can only be waited for. */
   readonly lateMs?: number;
   /** Happens to a rank; resolves once it has. */
@@ -104,6 +108,30 @@ function cut(which: Which): Fault["inject"] {
   return async (cluster, rank) => {
     cluster[which][rank]!.cut();
     return nothing;
+  };
+}
+
+/** One of so many pieces that pass is told otherwise. */
+const liesIn = 4;
+const lies: Readonly<Record<string, (random: Random) => Lie>> = {
+  "flip bits": (random) => (bytes) => {
+    const flipped = Buffer.from(bytes);
+    flipped[random.below(bytes.length)]! ^= 1 << random.below(8);
+    return [flipped];
+  },
+  "replay what was sent": () => (bytes, before) => (before === undefined ? [bytes] : [bytes, before]),
+  "answer garbage": (random) => (bytes) => [
+    Buffer.from(Array.from({ length: 1 + random.below(bytes.length) }, () => random.below(256))),
+  ],
+};
+
+function lying(which: Which, make: (random: Random) => Lie): Fault["inject"] {
+  return async (cluster, rank, random) => {
+    const lie = make(random);
+    const proxy = cluster[which][rank]!;
+    proxy.lie((bytes, before) => (random.below(liesIn) === 0 ? lie(bytes, before) : [bytes]));
+    const over = sleep(200 + random.below(3000)).then(() => proxy.lie(undefined));
+    return () => over;
   };
 }
 
@@ -331,5 +359,22 @@ export const faults: readonly Fault[] = [
     name: "file of a rank overwritten",
     inject: damage((file) => writeFileSync(file, Buffer.alloc(300_000, 0x5a))),
   },
+  ...Object.entries(lies).flatMap(([what, make]): Fault[] => [
+    {
+      name: `connections of a rank ${what}`,
+      // Over other transports what peers say tells what may be read, and no checksum is over it.
+      needs: ({ transport }) => transport === "tcp",
+      corrupts: true,
+      lateMs: quiesceMs,
+      whileRegistering: true,
+      inject: lying("peerProxies", make),
+    },
+    {
+      name: `one rank's connections to the store ${what}`,
+      forges: true,
+      whileRegistering: true,
+      inject: lying("storeProxies", make),
+    },
+  ]),
   { name: "client of another namespace", needs: () => namespacesAllowed, inject: intrude },
 ];

@@ -69,6 +69,16 @@ describe("a round", () => {
     expect(wrong.join("; ")).toMatch(message);
   });
 
+  it("over connections that lie may leave anything in tensors, where it was direct and failed there", () => {
+    const broken = { ...failed, steps: [-1] };
+    const lied = { ...expected, isCorrupted: true };
+    expect(judgeRound(outcomes(good, good, good, broken), lied)).toEqual([]);
+    expect(judgeRound(outcomes(good, good, good, { ...good, steps: [-1] }), lied)).not.toEqual([]);
+    expect(
+      judgeRound(outcomes(failed, failed, failed, broken), { ...staged, isCorrupted: true }),
+    ).not.toEqual([]);
+  });
+
   it("in direct mode may be completed by some", () => {
     expect(judgeRound(outcomes(good, failed, good, failed), expected)).toEqual([]);
   });

@@ -24,18 +24,23 @@ export interface Expected {
   readonly sides?: Sides;
   /** Where the round's failure began: all others that know of it name that rank. */
   readonly culprit?: number | undefined;
+  /** The store has told somebody of votes that nobody gave. */
+  readonly isForged?: boolean | undefined;
+  /** Bytes have changed on their way: what a round that failed has left in tensors may be anything, unless it was staged. */
+  readonly isCorrupted?: boolean | undefined;
 }
 
 /** Of calls of one round, by rank. Nothing is asked of a host that ended. */
 export function judgeRound(
   outcomes: Ends,
-  { commit, step, limitMs, culprit, sides: { engines } = usualSides }: Expected,
+  { commit, step, limitMs, culprit, isForged, isCorrupted, sides: { engines } = usualSides }: Expected,
 ): string[] {
   const wrong = judgeEnds(outcomes, limitMs);
   const by = (rank: number, what: string) => wrong.push(`rank ${rank}: ${what}`);
   outcomes.forEach((outcome, rank) => {
     if (outcome === undefined || outcome.code === "ended") return;
-    if (outcome.steps.includes(-1)) by(rank, "holds an element of no step");
+    const mayBeAnything = isCorrupted === true && commit === "direct" && outcome.code !== "none";
+    if (outcome.steps.includes(-1) && !mayBeAnything) by(rank, "holds an element of no step");
     if (!engines.includes(rank)) return;
     const held = outcome.steps.join();
     if (outcome.code === "none" && held !== String(step))
@@ -45,7 +50,7 @@ export function judgeRound(
     if (knows(outcome) && outcome.code !== "none" && outcome.steps.includes(step))
       by(rank, `a staged round that failed there (${outcome.code}) changed its tensors`);
   });
-  if (commit === "staged") wrong.push(...judgeDecision(outcomes));
+  if (commit === "staged" && isForged !== true) wrong.push(...judgeDecision(outcomes));
   if (culprit !== undefined) wrong.push(...judgeBlame(outcomes, culprit));
   return wrong;
 }

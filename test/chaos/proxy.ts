@@ -1,9 +1,12 @@
-/** A proxy of TCP that cuts what goes through it, holds it up, or takes its time: the network between two processes of this machine. */
+/** A proxy of TCP that cuts what goes through it, holds it up, takes its time or lies: the network between two processes of this machine. */
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
 
 /** From who connects to who listens, and the other way. */
 export type Direction = "there" | "back";
+
+/** What becomes of some bytes that pass; none: nothing. */
+export type Lie = (bytes: Buffer, before: Buffer | undefined) => readonly Buffer[];
 
 const bothWays: readonly Direction[] = ["there", "back"];
 /** Bytes that wait for a slow reader before no more is read for it. */
@@ -16,6 +19,10 @@ class Way {
   delayMs = 0;
   /** Looks at all that goes this way. */
   onBytes: ((bytes: Buffer) => void) | undefined;
+  lie: Lie | undefined;
+  /** Something else has come out of it than went in. */
+  hasLied = false;
+  #before: Buffer | undefined;
   readonly #from: Socket;
   readonly #to: Socket;
   readonly #queue: { readonly due: number; readonly bytes: Buffer | undefined }[] = [];
@@ -47,8 +54,17 @@ class Way {
 
   #take(bytes: Buffer | undefined): void {
     if (bytes !== undefined) this.onBytes?.(bytes);
-    this.#queue.push({ due: performance.now() + this.delayMs, bytes });
+    const due = performance.now() + this.delayMs;
+    for (const each of this.#told(bytes)) this.#queue.push({ due, bytes: each });
     this.#flush();
+  }
+
+  #told(bytes: Buffer | undefined): readonly (Buffer | undefined)[] {
+    if (bytes === undefined || this.lie === undefined) return [bytes];
+    const told = this.lie(bytes, this.#before);
+    this.#before = bytes;
+    this.hasLied ||= told.length !== 1 || told[0] !== bytes;
+    return told;
   }
 
   #flush(): void {
@@ -79,6 +95,7 @@ export class CuttingProxy {
   readonly #watches = new Set<(passed: string) => void>();
   #targetPort = 0;
   #delayMs = 0;
+  #lie: Lie | undefined;
   #refused = false;
 
   private constructor(server: Server) {
@@ -126,6 +143,16 @@ export class CuttingProxy {
     for (const { ways } of this.#pairs) for (const way of bothWays) ways[way].delayMs = milliseconds;
   }
 
+  /** What passes from now on is told otherwise. Without one, that is over, and connections that carried lies end. */
+  lie(lie: Lie | undefined): void {
+    this.#lie = lie;
+    for (const { ways, sockets } of this.#pairs) {
+      for (const way of bothWays) ways[way].lie = lie;
+      const hasLied = bothWays.some((way) => ways[way].hasLied);
+      if (lie === undefined && hasLied) for (const socket of sockets) socket.destroy();
+    }
+  }
+
   /** Resolves once somebody has sent a text that the pattern finds. It may not have got to its end yet. */
   passed(pattern: RegExp): Promise<void> {
     return new Promise((resolve) => {
@@ -161,6 +188,7 @@ export class CuttingProxy {
     };
     for (const direction of bothWays) {
       ways[direction].delayMs = this.#delayMs;
+      ways[direction].lie = this.#lie;
       ways[direction].hold(this.#held[direction]);
     }
     for (const socket of pair.sockets) {

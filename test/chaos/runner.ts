@@ -47,6 +47,9 @@ class StallClock {
   }
 }
 
+const stores = ["tcp", "etcd"] as const;
+const commits = ["direct", "staged"] as const;
+
 export interface RunLimits {
   readonly faults: number;
   readonly seconds: number;
@@ -63,6 +66,7 @@ export class ChaosRunner {
   readonly #writer: ReportWriter;
   readonly #stalls = new StallClock();
   #faults: readonly Fault[] = [];
+  #options: readonly ClusterOptions[] = [];
   readonly #transports: readonly ClusterTransport[];
   #step = 0;
 
@@ -84,16 +88,19 @@ export class ChaosRunner {
     const end = performance.now() + seconds * 1000;
     const goesOn = () => this.#writer.injected < count && performance.now() < end && !signal.aborted;
     this.#faults = faults.filter(({ name }) => name.includes(only));
+    this.#options = this.#transports
+      .flatMap((transport) =>
+        stores.flatMap((store) => commits.map((commit) => ({ transport, store, commit }))),
+      )
+      .filter((options) => this.#faults.some(({ needs }) => needs?.(options) ?? true));
+    if (this.#options.length === 0)
+      throw new Error(`no fault whose name holds "${only}" can happen over ${this.#transports.join(" or ")}`);
     while (goesOn()) await this.#cluster(goesOn);
     this.#stalls.stop();
   }
 
   async #cluster(goesOn: () => boolean): Promise<void> {
-    const options: ClusterOptions = {
-      transport: this.#random.of(this.#transports),
-      store: this.#random.of(["tcp", "etcd"]),
-      commit: this.#random.of(["direct", "staged"]),
-    };
+    const options = this.#random.of(this.#options);
     this.#writer.clusterStarted();
     const cluster = await ChaosCluster.start(this.#programs, options);
     const unready = await this.#recover(cluster);
@@ -149,6 +156,8 @@ export class ChaosRunner {
           step,
           limitMs: (fault.isHeard ? heardMs : roundMs) + lateMs,
           culprit: fault.isBlamed ? rank : undefined,
+          isForged: fault.forges,
+          isCorrupted: fault.corrupts,
         });
     try {
       await heal();

@@ -8,6 +8,8 @@ import { testTransport } from "./compliance/suite.ts";
 import { outcomeOf, prepareCase, prepareEach, runCase, until } from "./compliance/world.ts";
 import {
   corruptingProxy,
+  exchangeBuckets,
+  flipAt,
   hello,
   listen,
   openTcp,
@@ -159,17 +161,21 @@ describe("tcp: where it listens", () => {
   });
 });
 
-describe("tcp: bytes that change on the way", () => {
-  const wide = columnsToRows(128, 96, {}, [0, 1]);
-  const flipAt = 9000;
+describe("tcp: bytes that change on the way,", () => {
+  const bucketBytes = 4096;
+  const wide = columnsToRows(128, 128, { bucketBytes }, [0, 1]);
+  const payload = () => flipAt(9000);
+  const header = () => exchangeBuckets(bucketBytes);
 
   test.each([
-    ["unnoticed without checksums", false],
-    ["found by checksums", true],
-  ])("are %s", async (_, checksum) => {
+    ["of a payload, unnoticed without checksums", payload, false],
+    ["of a payload, found by checksums", payload, true],
+    ["of headers, unnoticed without checksums", header, false],
+    ["of headers, found by checksums", header, true],
+  ])("are %s", async (_, change, checksum) => {
     let ports: number[] = [];
-    await using first = await corruptingProxy(() => ports[0]!, flipAt);
-    await using second = await corruptingProxy(() => ports[1]!, flipAt);
+    await using first = await corruptingProxy(() => ports[0]!, change);
+    await using second = await corruptingProxy(() => ports[1]!, change);
     const proxies = [first, second];
     await using world = await openTcp(2, (rank) => ({ advertise: `127.0.0.1:${proxies[rank]!.port}` }));
     ports = world.sessions.map(portOf);

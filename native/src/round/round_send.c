@@ -69,7 +69,6 @@ bool tb_round_claim(tb_peer *peer, tb_frame *frame) {
     frame->payload = transfer->program.buckets[bucket].bytes;
     frame->sent = 0;
     frame->good = false;
-    frame->crc = 0;
     frame->header = (tb_wire_header){
         .kind = TB_FRAME_DATA,
         .stage = channel->stage,
@@ -78,6 +77,7 @@ bool tb_round_claim(tb_peer *peer, tb_frame *frame) {
         .body_bytes = frame->payload,
         .sequence = tb_bucket_sequence(&transfer->program, bucket),
     };
+    frame->crc = frame->checksum ? tb_wire_header_crc(&frame->header) : 0;
     tb_flow_start(&frame->flow, &transfer->places, bucket, false);
     return true;
 }

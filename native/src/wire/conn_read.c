@@ -44,10 +44,10 @@ static bool start_bucket(tb_conn *conn) {
     int32_t code = TB_OK;
     pthread_mutex_lock(&net->lock);
     arrival->stream = NULL;
-    arrival->crc = 0;
     if (conn->peer != NULL) {
         code = net->handler->arrive(conn->peer, arrival, &error);
     }
+    arrival->crc = may_touch(arrival) && arrival->checksum ? tb_wire_header_crc(&arrival->header) : 0;
     pthread_mutex_unlock(&net->lock);
     arrival->left = arrival->header.body_bytes;
     arrival->state = arrival->left > 0 ? TB_READ_PAYLOAD : TB_READ_TRAILER;

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/crc32c.h"
 #include "tensorbus.h"
 
 #define TB_HELLO_BYTES 128
@@ -61,8 +62,13 @@ typedef struct tb_wire_header {
 enum { TB_TRAILER_GOOD = 0x444f4f47, TB_TRAILER_VOID = 0x44494f56 };
 typedef struct tb_wire_trailer {
     uint32_t verdict;
-    uint32_t crc; /* of the payload, or 0 if no checksum was asked for */
+    uint32_t crc; /* of the header and the payload, or 0 if no checksum was asked for */
 } tb_wire_trailer;
+
+/* A header that changed would put a payload that did not into another's place: the checksum of a bucket begins with it. */
+static inline uint32_t tb_wire_header_crc(const tb_wire_header *header) {
+    return tb_crc32c(0, header, sizeof *header);
+}
 
 /* The sender as carriers know it that reach into its memory, and by which it can be reached. */
 typedef struct tb_wire_identity {

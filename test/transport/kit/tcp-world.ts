@@ -96,11 +96,36 @@ export async function listen(serve: (socket: Socket) => void): Promise<Listener>
   };
 }
 
-/**
- * Passes every connection on to `target()`. The byte at `flipAt` of what flows in either direction arrives with one bit
- * turned, once for each direction.
- */
-export function corruptingProxy(target: () => number, flipAt: number): Promise<Listener> {
+/** Changes bytes of one direction of a connection in place, as they pass. */
+export type Change = (bytes: Buffer) => void;
+
+/** The byte at that place arrives with one bit turned. */
+export function flipAt(place: number): Change {
+  let passed = 0;
+  return (bytes) => {
+    const at = place - passed;
+    if (at >= 0 && at < bytes.length) bytes[at] = bytes[at]! ^ 4;
+    passed += bytes.length;
+  };
+}
+
+/** Buckets of that size arrive as if they were their neighbours: 0 as 1, 1 as 0 (`docs/wire-protocol.md`, DATA). */
+export function exchangeBuckets(bucketBytes: number): Change {
+  const headerBytes = { beforeSequence: 32, bodyBytes: 24 };
+  const before = Buffer.alloc(headerBytes.beforeSequence);
+  return (bytes) => {
+    for (let at = 0; at < bytes.length; at++) {
+      const isData = before[0] === 9 && before.subarray(2, 8).every((byte) => byte === 0);
+      const isSequence = isData && before.readBigUInt64LE(headerBytes.bodyBytes) === BigInt(bucketBytes);
+      if (isSequence) bytes[at] = bytes[at]! ^ 1;
+      before.copyWithin(0, 1);
+      before[before.length - 1] = bytes[at]!;
+    }
+  };
+}
+
+/** Passes every connection on to `target()`, both directions changed. */
+export function corruptingProxy(target: () => number, change: () => Change): Promise<Listener> {
   return listen((socket) => {
     const upstream = tcpConnect(target(), "127.0.0.1");
     upstream.on("error", () => socket.destroy());
@@ -108,11 +133,9 @@ export function corruptingProxy(target: () => number, flipAt: number): Promise<L
       [socket, upstream],
       [upstream, socket],
     ] as const) {
-      let passed = 0;
+      const changed = change();
       from.on("data", (bytes: Buffer) => {
-        const at = flipAt - passed;
-        if (at >= 0 && at < bytes.length) bytes[at] = bytes[at]! ^ 4;
-        passed += bytes.length;
+        changed(bytes);
         to.write(bytes);
       });
       from.on("close", () => to.destroy());
