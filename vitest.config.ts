@@ -27,7 +27,8 @@ export const shared = {
 export default defineConfig({
   test: {
     globalSetup: ["test/global-setup.ts"],
-    maxWorkers: 2,
+    // One more than the two cores that most have for it: many tests wait for processes.
+    maxWorkers: 3,
     projects: [
       // They leave nothing behind in their process, so one process may run many files: it loads the sources once.
       { test: { ...shared, name: "unit", include: unit, isolate: false } },
