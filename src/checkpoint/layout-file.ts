@@ -10,7 +10,13 @@ import { TensorBusError } from "../errors.ts";
 import { type DType, isDType } from "../layout/index.ts";
 import { readBytes } from "../model/files.ts";
 import { isOfResult } from "./names.ts";
-import { ListTexts, SharedLists, type TargetBox, type TargetFile, type TargetParameter } from "./target.ts";
+import {
+  ParameterTexts,
+  SharedLists,
+  type TargetBox,
+  type TargetFile,
+  type TargetParameter,
+} from "./target.ts";
 
 /** A model of 70,000 tensors on 64 ranks takes some 40 MiB. */
 const maxFileBytes = 512 * 2 ** 20;
@@ -32,14 +38,12 @@ export async function layoutBytes(files: readonly TargetFile[]): Promise<Buffer>
 
 /** Texts of many lines each, so that compressing them is not waited for line by line. */
 function* textsOf(files: readonly TargetFile[]): Generator<string> {
-  const texts = new ListTexts();
+  const texts = new ParameterTexts();
   let lines: string[] = [];
   for (const { name, parameters } of files) {
     lines.push(JSON.stringify([name]));
-    for (const { name: key, shape, dtype, boxes } of parameters) {
-      lines.push(
-        `[${JSON.stringify(key)},${texts.of(shape)},"${dtype}",[${boxes.map((box) => texts.box(box)).join()}]]`,
-      );
+    for (const parameter of parameters) {
+      lines.push(`[${texts.parameter(parameter)}]`);
       if (lines.length < linesTogether) continue;
       yield `${lines.join("\n")}\n`;
       lines = [];

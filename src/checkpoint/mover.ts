@@ -8,6 +8,7 @@ import { cancelledError } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import { Heap } from "./heap.ts";
 import { Journal } from "./journal.ts";
+import { type MovedTensor, movedTensors } from "./kinds.ts";
 import {
   closeFiles,
   createFiles,
@@ -24,17 +25,9 @@ import { refuseOwnSource } from "./result.ts";
 import { type MovePhase, Run, type RunOptions, type RunSummary, type Work } from "./run.ts";
 import { type CheckpointSource, type FileSignature, signaturesOf } from "./source.ts";
 import { Syncer } from "./syncer.ts";
-import { requireTensors, type TargetFile, targetDigest } from "./target.ts";
+import { NumberedTensors, requireTensors, type TargetFile, targetDigest } from "./target.ts";
 import { type Hand, localHand, threadHand } from "./threads.ts";
-import {
-  cutWork,
-  type Destination,
-  type Destinations,
-  itemSizeOf,
-  type MovedTensor,
-  movedTensors,
-  type WorkItem,
-} from "./work.ts";
+import { cutWork, itemSizeOf, type WorkItem } from "./work.ts";
 
 export interface MoveOptions {
   readonly source: CheckpointSource;
@@ -77,7 +70,7 @@ export interface MoveSummary {
  */
 export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary> {
   const { source, files, folder, signal } = options;
-  requireTensors(files, new Map(source.tensors.map(({ name, shape }) => [name, shape])), source.path);
+  requireTensors(files, new NumberedTensors(source.tensors), source.path);
   const signatures = signaturesOf(source.files);
   const heap = new Heap();
   const planned = planFiles(files, heap);
@@ -87,7 +80,7 @@ export async function moveCheckpoint(options: MoveOptions): Promise<MoveSummary>
     folder,
     planned.map(({ name }) => name),
   );
-  const tensors = movedTensors(source.tensors, destinationsOf(planned));
+  const tensors = movedTensors(source.tensors, planned);
   const items = cutWork(tensors);
   const key = workKey(options.digest ?? targetDigest(files), signatures, tensors, items);
   using _lock = lockFolder(folder);
@@ -168,20 +161,25 @@ function workKey(
   items: readonly WorkItem[],
 ): string {
   const hash = createHash("sha256").update(JSON.stringify([digest, signatures]));
-  for (const { name, shape, dtype, boxes } of tensors) {
-    const places = boxes.map(({ file, position, start, length, strides }) => [
-      file,
-      position,
-      start,
-      length,
-      strides,
-    ]);
-    hash.update(`${JSON.stringify([name, shape, dtype, places])}\n`);
+  let text = "";
+  const add = (line: string) => {
+    text += line;
+    if (text.length < hashedTogether) return;
+    hash.update(text);
+    text = "";
+  };
+  for (const { name, kind, from } of tensors) {
+    const { shape, dtype, boxes } = kind;
+    add(`\n${JSON.stringify(name)} ${dtype} ${shape.join()}`);
+    boxes.forEach(({ file, start, length, strides }, box) => {
+      add(`;${file} ${from[box]} ${start.join()} ${length.join()} ${strides.join()}`);
+    });
   }
-  for (const { tensor, offsets, lengths } of items)
-    hash.update(Float64Array.of(tensor, ...offsets, ...lengths));
-  return hash.digest("hex");
+  for (const { tensor, offsets, lengths } of items) add(`\n${tensor} ${offsets.join()} ${lengths.join()}`);
+  return hash.update(text).digest("hex");
 }
+
+const hashedTogether = 2 ** 16;
 
 /** To start a thread takes longer than to move less than this. */
 const threadBytes = 64 * 2 ** 20;
@@ -194,56 +192,11 @@ const maxThreads = 16;
  */
 function handsFor(work: Work, { threads }: MoveOptions, hands: Hand[]): void {
   hands.push(localHand(work));
-  const total = work.items.reduce((sum, item) => sum + itemSizeOf(item, work.tensors[item.tensor]!), 0);
+  const total = work.items.reduce((sum, item) => sum + itemSizeOf(item, work.tensors[item.tensor]!.kind), 0);
   if (threads === undefined || total < threadBytes) return;
   const count = Math.min(threads.count, maxThreads, work.items.length);
   const paths = { sources: work.sources, targets: work.targets };
   while (hands.length < count) hands.push(threadHand(paths, threads.script, threads.command));
-}
-
-/** For each tensor of the source where its boxes go: made when it is asked for, as all of them would take much memory. */
-function destinationsOf(files: readonly PlannedFile[]): Destinations {
-  const counts = new Map<string, number>();
-  for (const { parameters } of files) {
-    for (const { boxes } of parameters)
-      for (const { tensor } of boxes) counts.set(tensor, (counts.get(tensor) ?? 0) + 1);
-  }
-  /** By tensor, where its part of `places` begins, and where the next of its boxes is noted. */
-  const begins = new Map<string, number>();
-  let total = 0;
-  for (const [tensor, count] of counts) {
-    begins.set(tensor, total);
-    counts.set(tensor, total);
-    total += count;
-  }
-  const ends = counts;
-  /** Numbers of a file, a parameter in it, and a box of that. */
-  const places = new Uint32Array(3 * total);
-  files.forEach(({ parameters }, file) => {
-    for (const [parameter, { boxes }] of parameters.entries()) {
-      for (const [box, { tensor }] of boxes.entries()) {
-        const place = ends.get(tensor)!;
-        places[3 * place] = file;
-        places[3 * place + 1] = parameter;
-        places[3 * place + 2] = box;
-        ends.set(tensor, place + 1);
-      }
-    }
-  });
-  const of = (tensor: string): Destination[] => {
-    const found: Destination[] = [];
-    const end = 3 * (ends.get(tensor) ?? 0);
-    for (let place = 3 * (begins.get(tensor) ?? 0); place < end; place += 3) {
-      const file = places[place]!;
-      const { parameters, positions } = files[file]!;
-      const { shape, dtype, boxes } = parameters[places[place + 1]!]!;
-      const { start, length, at, axes } = boxes[places[place + 2]!]!;
-      const position = positions[places[place + 1]!]!;
-      found.push({ file, position, shape, dtype, start, length, at, axes });
-    }
-    return found;
-  };
-  return { has: (tensor) => begins.has(tensor), of };
 }
 
 function requireUnchanged(

@@ -11,7 +11,6 @@ import {
   statfsSync,
 } from "node:fs";
 import { join } from "node:path";
-import { deflateRawSync, inflateRawSync } from "node:zlib";
 import { TensorBusError } from "../errors.ts";
 import { lockFile } from "../ffi/lock.ts";
 import { reserveFile } from "../ffi/reserve.ts";
@@ -28,8 +27,8 @@ const suffix = ".partial";
 
 /** A file of the result as it will be laid out. */
 export interface PlannedFile extends TargetFile {
-  /** The bytes before the parameters, compressed: those of all files of a model of many tensors take much memory. */
-  readonly head: Uint8Array;
+  /** The bytes before the parameters, once: kept until then, or made again if those of all files take much memory. */
+  readonly takeHead: () => Uint8Array;
   readonly headStretch: { readonly at: 0; readonly bytes: number; readonly checksum: number };
   /** The byte of each parameter's first element, in their order. */
   readonly positions: Float64Array;
@@ -50,15 +49,24 @@ export function lockFolder(folder: string): Disposable {
 
 /** Lays out the headers of all files. Errors are those of `layOutHeader`. */
 export function planFiles(files: readonly TargetFile[], heap: Heap): PlannedFile[] {
+  let room = keptHeadBytes;
   return files.map((file) => {
     heap.tidy();
-    const { head, entries, fileBytes } = layOutHeader(file.parameters, file.metadata, file.name);
-    const places = new Map(entries.map(({ name, position }) => [name, position]));
-    const positions = Float64Array.from(file.parameters, ({ name }) => places.get(name)!);
+    const layOut = () => layOutHeader(file.parameters, file.metadata, file.name);
+    const { head, positions, fileBytes } = layOut();
+    let kept = head.length <= room ? head : undefined;
+    room -= kept?.length ?? 0;
+    const takeHead = () => {
+      const bytes = kept ?? layOut().head;
+      kept = undefined;
+      return bytes;
+    };
     const headStretch = { at: 0, bytes: head.length, checksum: crc32c(head) } as const;
-    return { ...file, head: deflateRawSync(head, { level: 1 }), headStretch, positions, bytes: fileBytes };
+    return { ...file, takeHead, headStretch, positions, bytes: fileBytes };
   });
 }
+
+const keptHeadBytes = 2 ** 26;
 
 function partialPath(folder: string, { name }: PlannedFile): string {
   return join(folder, `${name}${suffix}`);
@@ -126,13 +134,13 @@ function sizeOf(path: string): number {
   }
 }
 
-function createFile(path: string, { head, positions, bytes, parameters }: PlannedFile): void {
+function createFile(path: string, { takeHead, positions, bytes, parameters }: PlannedFile): void {
   rmSync(path, { force: true });
   const fd = attempt("create", path, () => openSync(path, "wx"));
   try {
     const reserved = attempt("reserve space for", path, () => reserveFile(fd, bytes));
     if (!reserved && bytes > 0) writeAll({ path, fd }, Buffer.of(0), bytes - 1);
-    writeAll({ path, fd }, inflateRawSync(head), 0);
+    writeAll({ path, fd }, takeHead(), 0);
     for (const [index, { dtype, constant }] of parameters.entries()) {
       if (constant !== undefined) writeAll({ path, fd }, constantBytes(constant, dtype), positions[index]!);
     }

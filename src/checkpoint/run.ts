@@ -3,13 +3,14 @@ import { cancelledError } from "../deadline.ts";
 import { TensorBusError } from "../errors.ts";
 import { collapseNames } from "../model/names.ts";
 import type { Journal } from "./journal.ts";
+import { type MovedTensor, restrictTo } from "./kinds.ts";
 import { Notes } from "./notes.ts";
 import type { PlannedFile } from "./output.ts";
 import type { ItemChecksums } from "./scatter.ts";
 import { type Stretch, stretchesOf, wholeChecksum } from "./stretches.ts";
 import type { Syncer } from "./syncer.ts";
 import type { Done, Hand, ItemTask, Order, SumTask, WorkFiles } from "./threads.ts";
-import { itemSizeOf, type MovedTensor, restrictTo, type WorkItem } from "./work.ts";
+import { itemSizeOf, type WorkItem } from "./work.ts";
 
 export type MovePhase = "move" | "verify";
 
@@ -66,7 +67,7 @@ export class Run {
     this.#syncer = syncer;
     this.#notes = new Notes(syncer, journal);
     this.#checksums = new Map(journal.done);
-    this.#sizes = work.items.map((item) => itemSizeOf(item, work.tensors[item.tensor]!));
+    this.#sizes = work.items.map((item) => itemSizeOf(item, work.tensors[item.tensor]!.kind));
   }
 
   async run(): Promise<RunSummary> {
@@ -94,7 +95,7 @@ export class Run {
         (tasks, { checksums }) => {
           tasks.forEach(({ item, tensor }, index) => {
             this.#checksums.set(item, checksums[index]!);
-            for (const { file } of tensor.destinations) this.#syncer.wrote(file);
+            for (const { file } of tensor.kind.destinations) this.#syncer.wrote(file);
             this.#notes.add(item, checksums[index]!, this.#sizes[item]!);
             moved += this.#sizes[item]!;
           });
@@ -156,7 +157,7 @@ export class Run {
   #itemsIn(files: ReadonlySet<number>): number[] {
     if (files.size === 0) return [];
     return [...this.#checksums.keys()].filter((item) =>
-      this.#taskOf(item).tensor.destinations.some(({ file }) => files.has(file)),
+      this.#taskOf(item).tensor.kind.destinations.some(({ file }) => files.has(file)),
     );
   }
 

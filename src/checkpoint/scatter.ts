@@ -4,10 +4,10 @@ import { type DType, itemSize } from "../layout/index.ts";
 import { contiguousStrides } from "../layout/strides.ts";
 import { crc32c, describeElements, move } from "../memory/kernels.ts";
 import { type Cut, countOf, cutRows } from "./cut.ts";
+import type { Destination, MovedTensor, TensorKind } from "./kinds.ts";
 import { type OpenedFile, readAll } from "./opened-file.ts";
-import type { StoredBox } from "./source.ts";
 import type { Reader, Writer } from "./windows.ts";
-import { type Destination, elementsIn, isPermuting, type MovedTensor, turnedDimension } from "./work.ts";
+import { elementsIn, isPermuting, turnedDimension } from "./work.ts";
 
 /** What an item wrote: for each destination that it has a part in, in their order, the checksum of the packed part. */
 export type ItemChecksums = readonly number[];
@@ -34,71 +34,63 @@ export function scatterItem(
   targets: Writer,
   buffers: Buffers,
 ): ItemChecksums {
-  const destinations = partsOf(tensor, item).map(({ destination }) => destination);
-  const checksums = destinations.map(() => 0);
-  for (const block of blocksOf(tensor, item)) {
-    const slab = readSlab(tensor, block, sources, buffers);
-    destinations.forEach((destination, index) => {
-      const part = partOf(destination, block);
-      if (part === undefined) return;
-      const packed = packPart(tensor, block, part, slab, buffers);
+  const { kind, to } = tensor;
+  const sums = new Array<number>(kind.destinations.length).fill(noChecksum);
+  const whole = wholeStep(kind, item);
+  for (const step of whole === undefined ? stepsOf(kind, item) : [whole]) {
+    const slab = readSlab(tensor, step, sources, buffers);
+    for (const { number, file, source, runs } of step.parts) {
+      const packed = packPart(kind, number, source, slab, buffers);
       let done = 0;
-      for (const run of fileRuns(part)) {
-        targets.write(
-          destination.file,
-          packed.subarray(done, done + run.bytes),
-          destination.position + run.at,
-        );
-        done += run.bytes;
+      for (const { at, bytes } of runs) {
+        const run = bytes === packed.length ? packed : packed.subarray(done, done + bytes);
+        targets.write(file, run, to[number]! + at);
+        done += bytes;
       }
-      checksums[index] = crc32c(packed, checksums[index]);
-    });
+      sums[number] = crc32c(packed, Math.max(0, sums[number]!));
+    }
   }
-  return checksums;
+  return sums.filter((sum) => sum !== noChecksum);
 }
 
-/** What is read, packed, summed up and written while a processor's cache has it. */
-const blockBytes = 2 ** 19;
+/** Where an item has no part. */
+const noChecksum = -1;
 
-/** The blocks of an item follow each other in each of its parts; one that is turned is packed as a whole. */
-function blocksOf(tensor: MovedTensor, item: Cut): Iterable<Cut> {
-  if (turnedDimension(tensor) !== undefined) return [item];
-  return cutRows(item, elementsIn(blockBytes, tensor));
-}
-
-/** Says where the parts of an item lie in their files: their first runs, and whether that is all, in one piece. */
-export function placesOf(
-  tensor: MovedTensor,
+/** Says of each part of an item, in their order, where it lies in its file: its first run, and whether that is all, in one piece. */
+export function eachPlace(
+  { kind, to }: MovedTensor,
   item: Cut,
-): { readonly file: number; readonly at: number; readonly bytes: number; readonly isOne: boolean }[] {
-  return partsOf(tensor, item).map((part) => {
-    const { file, position } = part.destination;
-    const [first, second] = fileRuns(part);
-    return { file, at: position + first!.at, bytes: first!.bytes, isOne: second === undefined };
+  visit: (part: number, file: number, at: number, bytes: number, isOne: boolean) => void,
+): void {
+  const parts = wholeStep(kind, item)?.parts ?? partsOf(kind, item).map((part) => partStep(kind, item, part));
+  parts.forEach(({ number, file, runs }, index) => {
+    const [first, second] = runs;
+    visit(index, file, to[number]! + first!.at, first!.bytes, second === undefined);
   });
 }
 
 /** Compares what lies in the files with the checksums of what was written there. `TB_VERIFY` names parameter and file. */
 export function checkItem(
-  tensor: MovedTensor,
+  { name, kind, to }: MovedTensor,
   item: Cut,
   checksums: ItemChecksums,
   targets: readonly OpenedFile[],
   buffers: Buffers,
 ): number {
   let bytes = 0;
-  partsOf(tensor, item).forEach((part, index) => {
-    const { file, position } = part.destination;
+  partsOf(kind, item).forEach((part, index) => {
+    const { number, destination } = part;
+    const target = targets[destination.file]!;
     let crc = 0;
     for (const run of fileRuns(part)) {
-      crc = sumStretch(targets[file]!, { at: position + run.at, bytes: run.bytes }, crc, buffers);
+      crc = sumStretch(target, { at: to[number]! + run.at, bytes: run.bytes }, crc, buffers);
       bytes += run.bytes;
     }
     if (crc === checksums[index]) return;
     throw new TensorBusError(
       "TB_VERIFY",
-      `${targets[file]!.path}: what was written of tensor ${tensor.name}, elements from [${item.offsets}] on, is not what was read`,
-      { details: { file: targets[file]!.path, tensor: tensor.name, offsets: item.offsets } },
+      `${target.path}: what was written of tensor ${name}, elements from [${item.offsets}] on, is not what was read`,
+      { details: { file: target.path, tensor: name, offsets: item.offsets } },
     );
   });
   return bytes;
@@ -115,8 +107,101 @@ export function sumStretch(file: OpenedFile, { at, bytes }: ByteRun, crc: number
   return sum;
 }
 
-/** The part of an item that goes to one destination: a box in the tensor, and where it lies in the parameter. */
+/** What is read, packed, summed up and written while a processor's cache has it. */
+const blockBytes = 2 ** 19;
+
+/** What is done with a block of an item, whatever tensor of the kind it is of. */
+interface Step {
+  readonly block: Cut;
+  /** Of the block, as it is read. */
+  readonly bytes: number;
+  readonly strides: readonly number[];
+  readonly reads: readonly ReadStep[];
+  /** True if the boxes do not hold all of it. */
+  readonly isPartial: boolean;
+  readonly parts: readonly PartStep[];
+}
+
+interface ReadStep {
+  /** Of the box, in those of the kind. */
+  readonly number: number;
+  readonly part: Cut;
+  /** True if it is the whole block, which lies in the box as it does in memory. */
+  readonly isBlock: boolean;
+}
+
+interface PartStep {
+  /** Of the destination, in those of the kind. */
+  readonly number: number;
+  readonly file: number;
+  /** Where it lies in the block: in one piece as its file holds it, or by a descriptor, to be packed. */
+  readonly source: ByteRun | { readonly count: number; readonly descriptor: BigInt64Array };
+  /** From the first element of the destination's parameter. */
+  readonly runs: Iterable<ByteRun>;
+}
+
+/** The steps of kinds whose tensors are one block, and in one item: there are many of those. */
+const wholeSteps = new WeakMap<TensorKind, Step>();
+
+function wholeStep(kind: TensorKind, item: Cut): Step | undefined {
+  if (item.lengths !== kind.shape) return undefined;
+  const known = wholeSteps.get(kind);
+  if (known !== undefined) return known;
+  const [step, ...others] = stepsOf(kind, item);
+  if (step === undefined || others.length > 0) return undefined;
+  wholeSteps.set(kind, step);
+  return step;
+}
+
+/** The blocks of an item follow each other in each of its parts; one that is turned is packed as a whole. */
+function* stepsOf(kind: TensorKind, item: Cut): Generator<Step> {
+  const isTurned = turnedDimension(kind) !== undefined;
+  for (const block of isTurned ? [item] : cutRows(item, elementsIn(blockBytes, kind))) {
+    const bytes = countOf(block.lengths) * itemSize(kind.dtype);
+    const strides = contiguousStrides(block.lengths);
+    const reads = readsOf(kind, block, strides);
+    const found = reads.reduce((sum, { part }) => sum + countOf(part.lengths), 0);
+    const parts = partsOf(kind, block).map((part) => partStep(kind, block, part));
+    yield { block, bytes, strides, reads, isPartial: found < countOf(block.lengths), parts };
+  }
+}
+
+function readsOf({ boxes }: TensorKind, { offsets, lengths }: Cut, inBlock: readonly number[]): ReadStep[] {
+  return boxes.flatMap(({ start, length, strides }, number) => {
+    const first = start.map((at, dim) => Math.max(at, offsets[dim]!));
+    const size = first.map(
+      (at, dim) => Math.min(start[dim]! + length[dim]!, offsets[dim]! + lengths[dim]!) - at,
+    );
+    if (size.some((extent) => extent <= 0)) return [];
+    const isBlock = countOf(size) === countOf(lengths) && isPacked(size, strides) && isPacked(size, inBlock);
+    return [{ number, part: { offsets: first, lengths: size }, isBlock }];
+  });
+}
+
+function partStep({ dtype }: TensorKind, { offsets, lengths }: Cut, part: Part): PartStep {
+  const { number, destination, start, length, size } = part;
+  const { file, axes } = destination;
+  const count = countOf(size);
+  const strides = contiguousStrides(lengths);
+  const offset = distance(start, offsets, strides);
+  const runs = fileRuns(part);
+  if (destination.dtype === dtype && !isPermuting(axes) && isPacked(length, strides)) {
+    const source = { at: offset * itemSize(dtype), bytes: count * itemSize(dtype) };
+    return { number, file, source, runs };
+  }
+  const order = axes.filter((axis) => axis >= 0);
+  const descriptor = describeElements(
+    dtype,
+    order.map((axis) => length[axis]!),
+    order.map((axis) => strides[axis]!),
+    offset,
+  );
+  return { number, file, source: { count, descriptor }, runs };
+}
+
+/** The part of an item, or of a block of one, that goes to one destination: a box in the tensor, and where it lies in the parameter. */
 interface Part {
+  readonly number: number;
   readonly destination: Destination;
   /** In the tensor. */
   readonly start: readonly number[];
@@ -126,50 +211,42 @@ interface Part {
   readonly size: readonly number[];
 }
 
-function partsOf({ destinations }: MovedTensor, item: Cut): Part[] {
-  return destinations.flatMap((destination) => partOf(destination, item) ?? []);
-}
-
-/** The part of an item, or of a block of one, that goes to a destination; `undefined` if nothing does. */
-function partOf(destination: Destination, { offsets, lengths }: Cut): Part | undefined {
-  const { axes, start: from, length: of, at: places } = destination;
-  const start = from.map((at, dim) => Math.max(at, offsets[dim]!));
-  const length = start.map((at, dim) => Math.min(from[dim]! + of[dim]!, offsets[dim]! + lengths[dim]!) - at);
-  if (length.some((extent) => extent <= 0)) return undefined;
-  const at = places.map((place, axis) =>
-    axes[axis]! < 0 ? place : place + start[axes[axis]!]! - from[axes[axis]!]!,
-  );
-  const size = places.map((_, axis) => (axes[axis]! < 0 ? 1 : length[axes[axis]!]!));
-  return { destination, start, length, at, size };
-}
-
-/** All elements of an item, packed, in the type of the source. */
-function readSlab(tensor: MovedTensor, { offsets, lengths }: Cut, files: Reader, buffers: Buffers): Buffer {
-  const item = itemSize(tensor.dtype);
-  const slab: Slab = {
-    bytes: buffers.take("slab", countOf(lengths) * item),
-    dtype: tensor.dtype,
-    offsets,
-    strides: contiguousStrides(lengths),
-  };
-  let missing = slab.bytes.length;
-  for (const box of tensor.boxes) {
-    const start = box.start.map((at, dim) => Math.max(at, offsets[dim]!));
+/** Nothing for a destination that an item has no part in. */
+function partsOf({ destinations }: TensorKind, { offsets, lengths }: Cut): Part[] {
+  return destinations.flatMap((destination, number) => {
+    const { axes, start: from, length: of, at: places } = destination;
+    const start = from.map((at, dim) => Math.max(at, offsets[dim]!));
     const length = start.map(
-      (at, dim) => Math.min(box.start[dim]! + box.length[dim]!, offsets[dim]! + lengths[dim]!) - at,
+      (at, dim) => Math.min(from[dim]! + of[dim]!, offsets[dim]! + lengths[dim]!) - at,
     );
-    if (length.some((extent) => extent <= 0)) continue;
-    readBox(files, box, { offsets: start, lengths: length }, slab, buffers);
-    missing -= countOf(length) * item;
-  }
-  if (missing > 0) {
-    throw new TensorBusError(
-      "TB_TENSOR_MISSING",
-      `tensor ${tensor.name}: no file holds all of the elements from [${offsets}] on, [${lengths}] of them`,
-      { details: { tensor: tensor.name, offsets, lengths } },
+    if (length.some((extent) => extent <= 0)) return [];
+    const at = places.map((place, axis) =>
+      axes[axis]! < 0 ? place : place + start[axes[axis]!]! - from[axes[axis]!]!,
     );
+    const size = places.map((_, axis) => (axes[axis]! < 0 ? 1 : length[axes[axis]!]!));
+    return [{ number, destination, start, length, at, size }];
+  });
+}
+
+/** All elements of a block, packed, in the type of the source. */
+function readSlab(tensor: MovedTensor, step: Step, files: Reader, buffers: Buffers): Buffer {
+  const { kind, from } = tensor;
+  const { block, strides } = step;
+  const bytes = buffers.take("slab", step.bytes);
+  const slab: Slab = { bytes, dtype: kind.dtype, offsets: block.offsets, strides };
+  for (const { number, part, isBlock } of step.reads) {
+    const box = kind.boxes[number]!;
+    const position = from[number]! + distance(part.offsets, box.start, box.strides) * itemSize(kind.dtype);
+    if (isBlock) files.read(box.file, bytes, position);
+    else readBox(files, box, position, part, slab, buffers);
   }
-  return slab.bytes;
+  if (!step.isPartial) return bytes;
+  const { offsets, lengths } = block;
+  throw new TensorBusError(
+    "TB_TENSOR_MISSING",
+    `tensor ${tensor.name}: no file holds all of the elements from [${offsets}] on, [${lengths}] of them`,
+    { details: { tensor: tensor.name, offsets, lengths } },
+  );
 }
 
 /** What of a tensor is in memory: the elements from `offsets` on, by its dimensions. */
@@ -186,12 +263,13 @@ const mostGap = 4;
 const stretchBytes = 2 ** 19;
 
 /**
- * Reads what lies in a part of a tensor, all of it in one stored box, into its place in a slab. `isApart` is true for parts that
- * lie far from each other.
+ * Reads what lies in a part of a tensor, all of it in one stored box, from a position of its file on, into its place in a slab.
+ * `isApart` is true for parts that lie far from each other.
  */
 function readBox(
   files: Reader,
-  box: StoredBox,
+  box: TensorKind["boxes"][number],
+  position: number,
   part: Cut,
   slab: Slab,
   buffers: Buffers,
@@ -201,7 +279,6 @@ function readBox(
   const { file, strides } = box;
   const { offsets, lengths } = part;
   const count = countOf(lengths);
-  const position = box.position + distance(offsets, box.start, strides) * item;
   const at = distance(offsets, slab.offsets, slab.strides);
   const read = (into: Buffer) =>
     isApart ? files.readApart(file, into, position) : files.read(file, into, position);
@@ -233,7 +310,8 @@ function readBox(
       offsets: offsets.with(outer, offsets[outer]! + row),
       lengths: lengths.with(outer, Math.min(rows, lengths[outer]! - row)),
     };
-    readBox(files, box, some, slab, buffers, isApart || !isFull);
+    const first = position + row * strides[outer]! * item;
+    readBox(files, box, first, some, slab, buffers, isApart || !isFull);
   }
 }
 
@@ -249,28 +327,16 @@ function spanOf(lengths: readonly number[], strides: readonly number[]): number 
 
 /** A part as its file holds it: its axes in the parameter's order, in the parameter's type. */
 function packPart(
-  { dtype }: MovedTensor,
-  { offsets, lengths }: Cut,
-  { destination, start, length, size }: Part,
+  { dtype, destinations }: TensorKind,
+  number: number,
+  source: PartStep["source"],
   slab: Buffer,
   buffers: Buffers,
 ): Buffer {
-  const { axes } = destination;
-  const count = countOf(size);
-  const strides = contiguousStrides(lengths);
-  const offset = distance(start, offsets, strides);
-  if (destination.dtype === dtype && !isPermuting(axes) && isPacked(length, strides)) {
-    return slab.subarray(offset * itemSize(dtype), (offset + count) * itemSize(dtype));
-  }
-  const packed = buffers.take("packed", count * itemSize(destination.dtype));
-  const order = axes.filter((axis) => axis >= 0);
-  const descriptor = describeElements(
-    dtype,
-    order.map((axis) => length[axis]!),
-    order.map((axis) => strides[axis]!),
-    offset,
-  );
-  move({ bytes: packed, dtype: destination.dtype }, { bytes: slab, dtype, descriptor });
+  if ("at" in source) return slab.subarray(source.at, source.at + source.bytes);
+  const into = destinations[number]!.dtype;
+  const packed = buffers.take("packed", source.count * itemSize(into));
+  move({ bytes: packed, dtype: into }, { bytes: slab, dtype, descriptor: source.descriptor });
   return packed;
 }
 
@@ -289,34 +355,45 @@ interface ByteRun {
   readonly bytes: number;
 }
 
+/** The runs of bytes of a part from the first byte of its parameter on, ascending; as few as there can be. */
 function fileRuns({ destination, at, size }: Part): Iterable<ByteRun> {
-  return runsOf(destination.shape, at, size, itemSize(destination.dtype));
-}
-
-/** The runs of bytes of a box of a row-major tensor, ascending; as few as there can be. */
-function* runsOf(
-  shape: readonly number[],
-  at: readonly number[],
-  length: readonly number[],
-  item: number,
-): Generator<ByteRun> {
+  const { shape, dtype } = destination;
   const strides = contiguousStrides(shape);
+  const item = itemSize(dtype);
   let inner = shape.length;
   let elements = 1;
   while (inner > 0) {
     inner--;
-    elements *= length[inner]!;
-    if (length[inner] !== shape[inner]) break;
+    elements *= size[inner]!;
+    if (size[inner] !== shape[inner]) break;
   }
-  let first = at.reduce((sum, index, dim) => sum + index * strides[dim]!, 0);
-  const index = new Array<number>(inner).fill(0);
+  const first = distance(
+    at,
+    shape.map(() => 0),
+    strides,
+  );
+  const bytes = elements * item;
+  if (elements === countOf(size)) return [{ at: first * item, bytes }];
+  return { [Symbol.iterator]: () => runsOf(size.slice(0, inner), strides, first, item, bytes) };
+}
+
+/** A run for each index of the outer dimensions of a box. */
+function* runsOf(
+  outer: readonly number[],
+  strides: readonly number[],
+  begin: number,
+  item: number,
+  bytes: number,
+): Generator<ByteRun> {
+  let first = begin;
+  const index = outer.map(() => 0);
   for (;;) {
-    yield { at: first * item, bytes: elements * item };
-    let dim = inner - 1;
+    yield { at: first * item, bytes };
+    let dim = outer.length - 1;
     for (; dim >= 0; dim--) {
       first += strides[dim]!;
-      if (++index[dim]! < length[dim]!) break;
-      first -= length[dim]! * strides[dim]!;
+      if (++index[dim]! < outer[dim]!) break;
+      first -= outer[dim]! * strides[dim]!;
       index[dim] = 0;
     }
     if (dim < 0) return;

@@ -1,9 +1,10 @@
 /** What a file holds, stretch by stretch, with the checksum of each: what was written is summed up without reading it again. */
 import { crc32c } from "../memory/kernels.ts";
 import { joinChecksums, zeroChecksum } from "./checksum.ts";
+import type { MovedTensor } from "./kinds.ts";
 import { constantBytes, type PlannedFile } from "./output.ts";
-import { type ItemChecksums, placesOf } from "./scatter.ts";
-import type { MovedTensor, WorkItem } from "./work.ts";
+import { eachPlace, type ItemChecksums } from "./scatter.ts";
+import type { WorkItem } from "./work.ts";
 
 export interface Stretch {
   readonly at: number;
@@ -33,12 +34,13 @@ export function stretchesOf(
     return parts;
   });
   items.forEach((item, number) => {
-    placesOf(tensors[item.tensor]!, item).forEach(({ file, at, bytes, isOne }, part) => {
-      if (isOne) written[file]?.add(at, bytes, checksums.get(number)![part]!);
+    const sums = checksums.get(number)!;
+    eachPlace(tensors[item.tensor]!, item, (part, file, at, bytes, isOne) => {
+      if (isOne) written[file]?.add(at, bytes, sums[part]!);
       else written[file] = undefined;
     });
   });
-  return files.map(({ bytes }, file) => written[file] && joined(filled(written[file], bytes), most));
+  return files.map(({ bytes }, file) => written[file]?.joined(bytes, most));
 }
 
 /** Parts of a file in any order, as numbers side by side: there may be a million of them. */
@@ -60,11 +62,26 @@ class Parts {
     this.#count++;
   }
 
-  *ascending(): Generator<Stretch> {
+  /** All of a file of so many bytes: with what lies between the parts, which is zero. */
+  joined(bytes: number, most: number): Stretch[] {
+    const list = new Joined(most);
+    for (const index of this.#order()) {
+      const at = this.#at[index]!;
+      if (at > list.end) list.add(at - list.end, zeroChecksum(at - list.end));
+      list.add(this.#bytes[index]!, this.#checksums[index]!);
+    }
+    if (bytes > list.end) list.add(bytes - list.end, zeroChecksum(bytes - list.end));
+    return list.stretches();
+  }
+
+  /** Ascending: mostly as they came. */
+  #order(): Uint32Array {
     const order = Uint32Array.from({ length: this.#count }, (_, index) => index);
-    order.sort((a, b) => this.#at[a]! - this.#at[b]! || this.#bytes[a]! - this.#bytes[b]!);
-    for (const index of order)
-      yield { at: this.#at[index]!, bytes: this.#bytes[index]!, checksum: this.#checksums[index]! };
+    const compare = (a: number, b: number) =>
+      this.#at[a]! - this.#at[b]! || this.#bytes[a]! - this.#bytes[b]!;
+    for (let index = 1; index < this.#count; index++)
+      if (compare(index - 1, index) > 0) return order.sort(compare);
+    return order;
   }
 }
 
@@ -73,35 +90,37 @@ function grown<T extends Float64Array | Uint32Array>(from: T, to: T): T {
   return to;
 }
 
-/** With what lies between them, which is zero. */
-function* filled(parts: Parts, bytes: number): Generator<Stretch> {
-  let end = 0;
-  const zeros = (next: number): Stretch => ({
-    at: end,
-    bytes: next - end,
-    checksum: zeroChecksum(next - end),
-  });
-  for (const stretch of parts.ascending()) {
-    if (stretch.at > end) yield zeros(stretch.at);
-    yield stretch;
-    end = stretch.at + stretch.bytes;
-  }
-  if (bytes > end) yield zeros(bytes);
-}
+/** Stretches that follow each other, of `most` bytes at the most unless one has more. */
+class Joined {
+  readonly #most: number;
+  readonly #stretches: Stretch[] = [];
+  #at = 0;
+  #bytes = 0;
+  #checksum = 0;
 
-function joined(stretches: Iterable<Stretch>, most: number): Stretch[] {
-  const list: Stretch[] = [];
-  for (const next of stretches) {
-    const last = list.at(-1);
-    if (last === undefined || last.bytes + next.bytes > most) list.push(next);
-    else list[list.length - 1] = joinedStretch(last, next);
+  constructor(most: number) {
+    this.#most = most;
   }
-  return list;
-}
 
-function joinedStretch(one: Stretch, next: Stretch): Stretch {
-  const checksum = joinChecksums(one.checksum, next.checksum, next.bytes);
-  return { at: one.at, bytes: one.bytes + next.bytes, checksum };
+  get end(): number {
+    return this.#at + this.#bytes;
+  }
+
+  add(bytes: number, checksum: number): void {
+    if (this.#bytes + bytes > this.#most && this.#bytes > 0) this.#cut();
+    this.#checksum = joinChecksums(this.#checksum, checksum, bytes);
+    this.#bytes += bytes;
+  }
+
+  #cut(): void {
+    this.#stretches.push({ at: this.#at, bytes: this.#bytes, checksum: this.#checksum });
+    [this.#at, this.#bytes, this.#checksum] = [this.end, 0, 0];
+  }
+
+  stretches(): Stretch[] {
+    if (this.#bytes > 0) this.#cut();
+    return this.#stretches;
+  }
 }
 
 /** The checksum of a file from those of all of its stretches, in any order. */

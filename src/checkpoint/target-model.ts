@@ -2,7 +2,7 @@
 
 import { bytesOf } from "../layout/index.ts";
 import type { SourceTensor } from "./source.ts";
-import type { TargetFile } from "./target.ts";
+import { HeldParameter, type Pattern, type TargetFile } from "./target.ts";
 
 /** The most bytes of a shard, unless one tensor has more. */
 const shardBytes = 5 * 10 ** 9;
@@ -37,24 +37,20 @@ export function modelTarget(tensors: readonly SourceTensor[], most = shardBytes)
     shards.length === 1
       ? "model.safetensors"
       : `model-${digits(shard + 1)}-of-${digits(shards.length)}.safetensors`;
+  const patterns = new Map<string, Pattern>();
+  const patternOf = (shape: readonly number[]): Pattern => {
+    const text = shape.join();
+    const known = patterns.get(text);
+    if (known !== undefined) return known;
+    const pattern = wholePattern(shape);
+    patterns.set(text, pattern);
+    return pattern;
+  };
   const files = shards.map(
     (list, shard): TargetFile => ({
       name: nameOf(shard),
       metadata: { format: "pt" },
-      parameters: list.map(({ name, shape, dtype }) => ({
-        name,
-        shape,
-        dtype,
-        boxes: [
-          {
-            tensor: name,
-            start: shape.map(() => 0),
-            length: shape,
-            at: shape.map(() => 0),
-            axes: shape.map((_, axis) => axis),
-          },
-        ],
-      })),
+      parameters: list.map(({ name, shape, dtype }) => new HeldParameter(name, dtype, patternOf(shape))),
     }),
   );
   if (shards.length === 1) return { files, index: undefined };
@@ -63,6 +59,11 @@ export function modelTarget(tensors: readonly SourceTensor[], most = shardBytes)
   );
   const index = { metadata: { total_size: total }, weight_map: weightMap };
   return { files, index: `${JSON.stringify(index, null, 2)}\n` };
+}
+
+function wholePattern(shape: readonly number[]): Pattern {
+  const zeros = shape.map(() => 0);
+  return { shape, places: [{ start: zeros, length: shape, at: zeros, axes: [...shape.keys()] }] };
 }
 
 function digits(number: number): string {

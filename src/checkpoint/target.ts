@@ -2,18 +2,22 @@
 import { createHash } from "node:crypto";
 import { TensorBusError } from "../errors.ts";
 import { type DType, holdingOf, type Run } from "../layout/index.ts";
+import type { ModelTensor } from "../model/tensor.ts";
 import type { PlanInput, TensorInput } from "../plan/index.ts";
 
 /**
- * A box of a tensor in a parameter: what lies there from `start` on, `length` long, lies `at` a place of the parameter. For each
+ * A box of some tensor in a parameter: what lies there from `start` on, `length` long, lies `at` a place of the parameter. For each
  * axis of the parameter `axes` has the tensor's, -1 for one that the tensor lacks; axes that do not ascend permute.
  */
-export interface TargetBox {
-  readonly tensor: string;
+export interface BoxPlace {
   readonly start: readonly number[];
   readonly length: readonly number[];
   readonly at: readonly number[];
   readonly axes: readonly number[];
+}
+
+export interface TargetBox extends BoxPlace {
+  readonly tensor: string;
 }
 
 /** What no box covers is zero. */
@@ -22,8 +26,17 @@ export interface TargetParameter {
   readonly shape: readonly number[];
   readonly dtype: DType;
   readonly boxes: readonly TargetBox[];
+  /** Where the boxes lie, if all are of the tensor that has the parameter's name: parameters of one kind share them. */
+  readonly places?: readonly BoxPlace[];
   /** The value of a parameter of one number that no tensor has. */
   readonly constant?: number;
+}
+
+/** Calls back for each box of a parameter, in their order. There may be a million parameters: no box is made for it. */
+export function eachBox(parameter: TargetParameter, visit: (tensor: string, place: BoxPlace) => void): void {
+  const { name, places } = parameter;
+  if (places === undefined) for (const box of parameter.boxes) visit(box.tensor, box);
+  else for (const place of places) visit(name, place);
 }
 
 export interface TargetFile {
@@ -36,33 +49,58 @@ export interface TargetFile {
 /** Equal for targets that have the same files. */
 export function targetDigest(files: readonly TargetFile[]): string {
   const hash = createHash("sha256");
-  const texts = new ListTexts();
+  const texts = new ParameterTexts();
   for (const { name, parameters, metadata } of files) {
     hash.update(`${JSON.stringify([name, metadata])}\n`);
-    for (const { name: key, shape, dtype, boxes, constant = null } of parameters) {
-      const places = boxes.map((box) => texts.box(box)).join();
-      hash.update(`[${JSON.stringify(key)},${texts.of(shape)},"${dtype}",[${places}],${constant}]\n`);
+    let text = "";
+    for (const parameter of parameters) {
+      text += `[${texts.parameter(parameter)},${parameter.constant ?? null}]\n`;
+      if (text.length < hashedTogether) continue;
+      hash.update(text);
+      text = "";
     }
+    hash.update(text);
   }
   return hash.digest("hex");
 }
 
-/** JSON of lists of numbers, each made once as long as there are not too many: tensors of one kind share theirs. */
-export class ListTexts {
-  readonly #texts = new Map<readonly number[], string>();
+const hashedTogether = 2 ** 16;
 
-  of(list: readonly number[]): string {
+/** JSON of parameters. That of places which many share is made once, and that of lists as long as there are not too many. */
+export class ParameterTexts {
+  readonly #texts = new Map<readonly number[], string>();
+  readonly #places = new Map<BoxPlace, string>();
+
+  /** `NAME,SHAPE,TYPE,[BOX…]`, each box as `[TENSOR,START,LENGTH,AT,AXES]`. */
+  parameter(parameter: TargetParameter): string {
+    const { name, shape, dtype, places } = parameter;
+    const key = JSON.stringify(name);
+    let boxes = "";
+    if (places === undefined) {
+      for (const box of parameter.boxes)
+        boxes += `${boxes && ","}[${JSON.stringify(box.tensor)},${this.#listsOf(box)}]`;
+    } else for (const place of places) boxes += `${boxes && ","}[${key},${this.#ofShared(place)}]`;
+    return `${key},${this.#of(shape)},"${dtype}",[${boxes}]`;
+  }
+
+  #ofShared(place: BoxPlace): string {
+    const known = this.#places.get(place);
+    if (known !== undefined) return known;
+    const text = this.#listsOf(place);
+    this.#places.set(place, text);
+    return text;
+  }
+
+  #listsOf({ start, length, at, axes }: BoxPlace): string {
+    return `${this.#of(start)},${this.#of(length)},${this.#of(at)},${this.#of(axes)}`;
+  }
+
+  #of(list: readonly number[]): string {
     const known = this.#texts.get(list);
     if (known !== undefined) return known;
     const text = `[${list.join()}]`;
     if (this.#texts.size < mostTexts) this.#texts.set(list, text);
     return text;
-  }
-
-  /** `[tensor, start, length, at, axes]`. */
-  box({ tensor, start, length, at, axes }: TargetBox): string {
-    const lists = [start, length, at, axes].map((list) => this.of(list));
-    return `[${JSON.stringify(tensor)},${lists.join()}]`;
   }
 }
 
@@ -81,14 +119,14 @@ export class SharedLists {
   }
 }
 
-/** What a rank holds of tensors of one kind. */
-interface Pattern {
+/** What a file holds of tensors of one kind. */
+export interface Pattern {
   readonly shape: readonly number[];
-  readonly boxes: readonly Omit<TargetBox, "tensor">[];
+  readonly places: readonly BoxPlace[];
 }
 
-/** What a rank holds of one tensor. Its boxes are made when they are asked for: for all ranks they would take much memory. */
-class HeldParameter implements TargetParameter {
+/** What a file holds of one tensor. Its boxes are made when they are asked for: for all ranks they would take much memory. */
+export class HeldParameter implements TargetParameter {
   readonly name: string;
   readonly dtype: DType;
   readonly #pattern: Pattern;
@@ -103,9 +141,12 @@ class HeldParameter implements TargetParameter {
     return this.#pattern.shape;
   }
 
+  get places(): readonly BoxPlace[] {
+    return this.#pattern.places;
+  }
+
   get boxes(): readonly TargetBox[] {
-    const tensor = this.name;
-    return this.#pattern.boxes.map(({ start, length, at, axes }) => ({ tensor, start, length, at, axes }));
+    return this.places.map((place) => ({ tensor: this.name, ...place }));
   }
 }
 
@@ -116,35 +157,50 @@ export function rankFiles(
   digest: string,
 ): TargetFile[] {
   const ranks = new Set(Object.values(input.pairs).flatMap(({ target }) => [...target.mesh.ranks]));
-  const kinds = input.tensors.map(({ pair, shape, target }) => JSON.stringify([pair, shape, target]));
+  const kinds = kindsOf(input);
   return [...ranks]
     .sort((a, b) => a - b)
     .map((rank, number) => {
-      const patterns = new Map<string, Pattern | undefined>();
-      const patternOf = (index: number): Pattern | undefined => {
-        const kind = kinds[index]!;
-        if (!patterns.has(kind)) patterns.set(kind, makePattern(input, input.tensors[index]!, rank));
-        return patterns.get(kind);
-      };
+      const patterns = kinds.examples.map((example) => makePattern(input, example, rank));
+      const parameters: TargetParameter[] = [];
+      for (const [index, { name, dtype, targetDtype = dtype }] of input.tensors.entries()) {
+        const pattern = patterns[kinds.of[index]!];
+        if (pattern !== undefined) parameters.push(new HeldParameter(name, targetDtype, pattern));
+      }
       return {
         name: `rank-${number}.safetensors`,
-        parameters: input.tensors.flatMap(({ name, dtype, targetDtype = dtype }, index) => {
-          const pattern = patternOf(index);
-          return pattern === undefined ? [] : [new HeldParameter(name, targetDtype, pattern)];
-        }),
+        parameters,
         metadata: { format: "pt", ...metadata, "tensorbus.rank": String(number), "tensorbus.plan": digest },
       };
     });
 }
 
+/** Tensors of one pair and shape are cut alike: the kind of each by its number, and one tensor of each kind. */
+function kindsOf({ tensors }: PlanInput): {
+  readonly of: readonly number[];
+  readonly examples: readonly TensorInput[];
+} {
+  const numbers = new Map<string, number>();
+  const examples: TensorInput[] = [];
+  const of = tensors.map((tensor) => {
+    const { pair, shape, target } = tensor;
+    const text = `${JSON.stringify(target)} ${shape.join()} ${pair}`;
+    const known = numbers.get(text);
+    if (known !== undefined) return known;
+    numbers.set(text, examples.length);
+    return examples.push(tensor) - 1;
+  });
+  return { of, examples };
+}
+
 function makePattern(input: PlanInput, tensor: TensorInput, rank: number): Pattern | undefined {
   const holding = holdingOf(input.pairs[tensor.pair]!.target, tensor.shape, rank, tensor.target);
   if (holding === undefined) return undefined;
-  return { shape: holding.localShape, boxes: boxesOf(tensor.shape, holding.runs) };
+  return { shape: holding.localShape, places: placesOf(tensor.shape, holding.runs) };
 }
 
 /** The product of the runs of all dimensions; a tensor without elements has a box too, which says its shape. */
-function boxesOf(shape: readonly number[], runs: readonly (readonly Run[])[]): Pattern["boxes"] {
+function placesOf(shape: readonly number[], runs: readonly (readonly Run[])[]): BoxPlace[] {
   const axes = runs.map((_, axis) => axis);
   let boxes: { start: number[]; length: number[]; at: number[] }[] = [{ start: [], length: [], at: [] }];
   for (const [dim, found] of runs.entries()) {
@@ -166,35 +222,66 @@ function boxesOf(shape: readonly number[], runs: readonly (readonly Run[])[]): P
   return boxes.map((box) => ({ ...box, axes }));
 }
 
+/** Tensors by their names, and their numbers. Files mostly ask for them in their order, and then nothing is searched. */
+export class NumberedTensors<T extends { readonly name: string }> {
+  readonly #tensors: readonly T[];
+  readonly #numbers = new Map<string, number>();
+  #next = 0;
+
+  constructor(tensors: readonly T[]) {
+    this.#tensors = tensors;
+    for (const [number, { name }] of tensors.entries()) this.#numbers.set(name, number);
+  }
+
+  of(name: string): T | undefined {
+    return this.#tensors[this.numberOf(name) ?? -1];
+  }
+
+  numberOf(name: string): number | undefined {
+    const number = this.#tensors[this.#next]?.name === name ? this.#next : this.#numbers.get(name);
+    if (number !== undefined) this.#next = (number + 1) % this.#tensors.length;
+    return number;
+  }
+}
+
 /** `TB_TENSOR_MISSING` for a box of a tensor that the source has not, `TB_SHAPE` for one beyond its tensor. */
 export function requireTensors(
   files: readonly TargetFile[],
-  shapeOf: ReadonlyMap<string, readonly number[]>,
+  tensors: NumberedTensors<Pick<ModelTensor, "name" | "shape">>,
   source: string,
 ): void {
   for (const { parameters } of files) {
-    for (const { name, boxes } of parameters) {
-      for (const { tensor, start, length } of boxes) {
-        const shape = shapeOf.get(tensor);
-        const details = { parameter: name, tensor, start, length, shape };
-        if (shape === undefined) {
-          throw new TensorBusError(
-            "TB_TENSOR_MISSING",
-            `${source} has no tensor ${tensor}, which ${name} needs`,
-            {
-              details,
-            },
-          );
-        }
-        const fits =
-          start.length === shape.length && start.every((at, dim) => at + length[dim]! <= shape[dim]!);
-        if (fits) continue;
-        throw new TensorBusError(
-          "TB_SHAPE",
-          `${name} needs [${start}] to [${start.map((at, dim) => at + length[dim]!)}] of tensor ${tensor}, which is [${shape}] in ${source}`,
-          { details },
-        );
-      }
+    for (const parameter of parameters) {
+      eachBox(parameter, (tensor, place) => {
+        const shape = tensors.of(tensor)?.shape;
+        if (shape === undefined || !isWithin(place, shape))
+          throw unfit(parameter.name, tensor, place, shape, source);
+      });
     }
   }
+}
+
+function isWithin({ start, length }: BoxPlace, shape: readonly number[]): boolean {
+  if (start.length !== shape.length) return false;
+  for (let dim = 0; dim < shape.length; dim++) if (start[dim]! + length[dim]! > shape[dim]!) return false;
+  return true;
+}
+
+function unfit(
+  parameter: string,
+  tensor: string,
+  { start, length }: BoxPlace,
+  shape: readonly number[] | undefined,
+  source: string,
+): TensorBusError {
+  const details = { parameter, tensor, start, length, shape };
+  if (shape === undefined) {
+    const what = `${source} has no tensor ${tensor}, which ${parameter} needs`;
+    return new TensorBusError("TB_TENSOR_MISSING", what, { details });
+  }
+  return new TensorBusError(
+    "TB_SHAPE",
+    `${parameter} needs [${start}] to [${start.map((at, dim) => at + length[dim]!)}] of tensor ${tensor}, which is [${shape}] in ${source}`,
+    { details },
+  );
 }

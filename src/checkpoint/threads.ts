@@ -6,11 +6,11 @@ import { setImmediate } from "node:timers/promises";
 import { parentPort, Worker, workerData } from "node:worker_threads";
 import { type ErrorCode, isErrorCode, TensorBusError } from "../errors.ts";
 import type { Cut } from "./cut.ts";
+import type { MovedTensor } from "./kinds.ts";
 import type { OpenedFile } from "./opened-file.ts";
 import { closeFiles, openFiles } from "./output.ts";
 import { Buffers, checkItem, type ItemChecksums, scatterItem, sumStretch } from "./scatter.ts";
 import { Reader, Writer } from "./windows.ts";
-import type { MovedTensor } from "./work.ts";
 
 /** What all threads know of the work. */
 export interface WorkFiles {

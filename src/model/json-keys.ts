@@ -42,7 +42,7 @@ export function duplicateKey(json: string): string | undefined {
       case quote: {
         const end = endOfString(json, index);
         if (atKey) {
-          const key = JSON.parse(json.slice(index, end)) as string;
+          const key = textOf(json.slice(index, end));
           const keys = open.at(-1)!;
           if (keys.has(key)) return key;
           keys.add(key);
@@ -56,22 +56,36 @@ export function duplicateKey(json: string): string | undefined {
   return undefined;
 }
 
+/** The text of a string that is valid JSON; most have nothing to be unescaped. */
+function textOf(literal: string): string {
+  return literal.includes("\\") ? (JSON.parse(literal) as string) : literal.slice(1, -1);
+}
+
 /** The first number of a valid JSON text that is not written as a plain integer, such as `4.0`: `JSON.parse` hides that. */
 export function fractionalNumber(json: string): string | undefined {
   for (let index = 0; index < json.length; index++) {
     const code = json.charCodeAt(index);
     if (code === quote) {
       index = endOfString(json, index) - 1;
-    } else if (code === minus || (code >= zero && code <= nine)) {
-      const [number] = /^[-+.\deE]+/.exec(json.slice(index, index + 64))!;
-      if (/[.eE]/.test(number)) return number;
-      index += number.length - 1;
+    } else if (code === minus || isDigit(code)) {
+      const begin = index;
+      while (isDigit(json.charCodeAt(index + 1))) index++;
+      const next = json.charCodeAt(index + 1);
+      if (next === dot || (next | lowercase) === exponent)
+        return /^[-+.\deE]+/.exec(json.slice(begin, begin + 64))![0];
     }
   }
   return undefined;
 }
 
+function isDigit(code: number): boolean {
+  return code >= zero && code <= nine;
+}
+
 const minus = 0x2d;
+const dot = 0x2e;
+const exponent = 0x65;
+const lowercase = 0x20;
 const zero = 0x30;
 const nine = 0x39;
 const openBrace = 0x7b;

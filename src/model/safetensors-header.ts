@@ -1,5 +1,5 @@
 import { TensorBusError } from "../errors.ts";
-import { type DType, isDType, itemSize } from "../layout/index.ts";
+import { type DType, itemSize } from "../layout/index.ts";
 import { duplicateKey, fractionalNumber, parseJson } from "./json-keys.ts";
 import { elementCount, type ModelTensor } from "./tensor.ts";
 
@@ -84,10 +84,12 @@ export function headerLength(prefix: Uint8Array, fileBytes: number, file: string
  */
 export function parseHeader(header: Uint8Array, fileBytes: number, file: string): SafetensorsHeader {
   const dataBegin = prefixBytes + header.length;
-  const { [metadataKey]: metadata, ...tensors } = parseObject(header, file);
-  const entries = Object.entries(tensors).map(([name, value]) => parseEntry(name, value, dataBegin, file));
+  const fields = parseObject(header, file);
+  const entries: SafetensorsEntry[] = [];
+  for (const [name, value] of Object.entries(fields))
+    if (name !== metadataKey) entries.push(parseEntry(name, value, dataBegin, file));
   checkCoverage(entries, dataBegin, fileBytes, file);
-  return { entries, metadata: parseMetadata(metadata, file) };
+  return { entries, metadata: parseMetadata(fields[metadataKey], file) };
 }
 
 function parseObject(header: Uint8Array, file: string): Record<string, unknown> {
@@ -121,9 +123,10 @@ function parseMetadata(value: unknown, file: string): Record<string, string> {
 }
 
 function parseEntry(name: string, value: unknown, dataBegin: number, file: string): SafetensorsEntry {
-  const at = `tensor ${JSON.stringify(name)}`;
+  // Named only if something is wrong: there may be a hundred thousand.
+  const at = () => `tensor ${JSON.stringify(name)}`;
   if (!isObject(value))
-    throw damaged(file, `the entry of ${at} must be an object, not ${JSON.stringify(value)}`, {
+    throw damaged(file, `the entry of ${at()} must be an object, not ${JSON.stringify(value)}`, {
       tensor: name,
     });
   const { dtype: typeName, shape, data_offsets: offsets } = value;
@@ -132,12 +135,12 @@ function parseEntry(name: string, value: unknown, dataBegin: number, file: strin
     const known = Object.values(namesInFile);
     throw new TensorBusError(
       "TB_DTYPE",
-      `${file}: ${at} has the element type ${JSON.stringify(typeName)}; known are ${known.join(" ")}`,
+      `${file}: ${at()} has the element type ${JSON.stringify(typeName)}; known are ${known.join(" ")}`,
       { details: { file, tensor: name, dtype: typeName, known } },
     );
   }
   if (!isCounts(shape)) {
-    throw damaged(file, `${at} has the shape ${JSON.stringify(shape)}, which is not a list of sizes`, {
+    throw damaged(file, `${at()} has the shape ${JSON.stringify(shape)}, which is not a list of sizes`, {
       tensor: name,
       shape,
     });
@@ -145,7 +148,7 @@ function parseEntry(name: string, value: unknown, dataBegin: number, file: strin
   if (!isCounts(offsets) || offsets.length !== 2 || offsets[0]! > offsets[1]!) {
     throw damaged(
       file,
-      `${at} has the data_offsets ${JSON.stringify(offsets)}, which are not a begin and an end`,
+      `${at()} has the data_offsets ${JSON.stringify(offsets)}, which are not a begin and an end`,
       { tensor: name, offsets },
     );
   }
@@ -155,7 +158,7 @@ function parseEntry(name: string, value: unknown, dataBegin: number, file: strin
   if (expected !== end - begin) {
     throw damaged(
       file,
-      `${at}: ${shape.join(" x ") || "one element"} of ${typeName} takes ${expected <= Number.MAX_SAFE_INTEGER ? expected : "too many"} bytes, ` +
+      `${at()}: ${shape.join(" x ") || "one element"} of ${typeName} takes ${expected <= Number.MAX_SAFE_INTEGER ? expected : "too many"} bytes, ` +
         `its data_offsets [${begin}, ${end}] hold ${end - begin}`,
       { tensor: name, shape, dtype, begin, end },
     );
@@ -170,9 +173,10 @@ function checkCoverage(
   fileBytes: number,
   file: string,
 ): void {
-  const byPosition = [...entries].sort(
-    (a, b) => a.position - b.position || a.bytes - b.bytes || (a.name < b.name ? -1 : 1),
-  );
+  const compare = (a: SafetensorsEntry, b: SafetensorsEntry) =>
+    a.position - b.position || a.bytes - b.bytes || (a.name < b.name ? -1 : 1);
+  const isAscending = entries.every((entry, index) => index === 0 || compare(entries[index - 1]!, entry) < 0);
+  const byPosition = isAscending ? entries : [...entries].sort(compare);
   let next = dataBegin;
   for (const { name, position, bytes } of byPosition) {
     if (position !== next) {
@@ -199,80 +203,131 @@ function checkCoverage(
   }
 }
 
+/** A header of a new file, and where it puts the tensors. */
+export interface HeaderLayout {
+  /** The bytes before the data (the length and the header, a multiple of 8). */
+  readonly head: Uint8Array;
+  /** The byte of each tensor's first element, in the order in which they were given. */
+  readonly positions: Float64Array;
+  /** Of each tensor. */
+  readonly sizes: Float64Array;
+  readonly fileBytes: number;
+}
+
 /**
  * Lays tensors out in a new file: larger element types first, so that each tensor is aligned to its own, otherwise in
- * the given order. Returns the bytes before the data (the length and the header, a multiple of 8) and the entries.
- * `TB_SAFETENSORS` for a name that stands twice, or a header or file that would be too large.
+ * the given order. `TB_SAFETENSORS` for a name that stands twice, or a header or file that would be too large.
  */
 export function layOutHeader(
   tensors: readonly ModelTensor[],
   metadata: Readonly<Record<string, string>>,
   file: string,
-): { readonly head: Uint8Array; readonly entries: readonly SafetensorsEntry[]; readonly fileBytes: number } {
-  const placed = placeTensors(tensors, file);
+): HeaderLayout {
+  const order = orderOf(tensors);
+  const known = new KnownFields(file);
+  const positions = new Float64Array(tensors.length);
+  const sizes = new Float64Array(tensors.length);
+  const names = new Set<string>();
+  let end = 0;
   // Written out: there may be a hundred thousand of them, in each of many files.
-  const fields = placed.map(
-    ({ name, dtype, shape, position, bytes }) =>
-      `${JSON.stringify(name)}:{"dtype":"${namesInFile[dtype]}","shape":[${shape.join()}],"data_offsets":[${position},${position + bytes}]}`,
-  );
-  if (Object.keys(metadata).length > 0) fields.unshift(`"${metadataKey}":${JSON.stringify(metadata)}`);
-  const json = new TextEncoder().encode(`{${fields.join(",")}}`);
-  const headerBytes = Math.ceil(json.length / 8) * 8;
-  if (headerBytes > maxHeaderBytes) {
-    throw damaged(file, `its header would have ${headerBytes} bytes; at most ${maxHeaderBytes} are allowed`, {
-      headerBytes,
-    });
+  const head = new HeadBytes();
+  head.add(Object.keys(metadata).length > 0 ? `"${metadataKey}":${JSON.stringify(metadata)}` : "");
+  for (const index of order) {
+    const { name, shape, dtype } = tensors[index]!;
+    if (name === metadataKey || names.has(name)) {
+      const what = `a tensor cannot be named ${JSON.stringify(name)}${names.has(name) ? " twice" : ""}`;
+      throw damaged(file, what, { tensor: name });
+    }
+    names.add(name);
+    const { bytes, text } = known.of(name, shape, dtype);
+    positions[index] = end;
+    sizes[index] = bytes;
+    if (!Number.isSafeInteger(end + bytes)) {
+      const what = `tensor ${JSON.stringify(name)} of shape [${shape}] is too large`;
+      throw damaged(file, what, { tensor: name, shape });
+    }
+    head.add(`${JSON.stringify(name)}:{${text}"data_offsets":[${end},${end + bytes}]}`);
+    end += bytes;
   }
-  const head = new Uint8Array(prefixBytes + headerBytes).fill(0x20);
-  new DataView(head.buffer).setBigUint64(0, BigInt(headerBytes), true);
-  head.set(json, prefixBytes);
-  const entries = placed.map(({ name, shape, dtype, position, bytes }) => ({
-    name,
-    shape,
-    dtype,
-    position: position + head.length,
-    bytes,
-  }));
-  const dataBytes = placed.reduce((sum, { bytes }) => sum + bytes, 0);
-  return { head, entries, fileBytes: head.length + dataBytes };
+  const bytes = head.finish(file);
+  for (let index = 0; index < positions.length; index++) positions[index]! += bytes.length;
+  return { head: bytes, positions, sizes, fileBytes: bytes.length + end };
 }
 
-/** Positions from the start of the data. */
-function placeTensors(tensors: readonly ModelTensor[], file: string): SafetensorsEntry[] {
-  const names = new Set<string>();
-  let position = 0;
-  return [...tensors]
-    .sort((a, b) => itemSize(b.dtype) - itemSize(a.dtype))
-    .map(({ name, shape, dtype }) => {
-      if (name === metadataKey || names.has(name)) {
-        throw damaged(
-          file,
-          `a tensor cannot be named ${JSON.stringify(name)}${names.has(name) ? " twice" : ""}`,
-          {
-            tensor: name,
-          },
-        );
-      }
-      names.add(name);
-      const bytes =
-        isDType(dtype) && isCounts(shape)
-          ? (elementCount(shape) ?? Number.NaN) * itemSize(dtype)
-          : Number.NaN;
-      if (bytes % 1 !== 0 && Number.isFinite(bytes)) {
-        const what = `tensor ${JSON.stringify(name)} of shape [${shape}] ends inside of a byte of ${dtype}`;
-        throw damaged(file, what, { tensor: name, shape, dtype });
-      }
-      if (!Number.isSafeInteger(position + bytes)) {
-        throw damaged(file, `tensor ${JSON.stringify(name)} of shape [${shape}] is too large`, {
-          tensor: name,
-          shape,
-        });
-      }
-      const entry = { name, shape, dtype, position, bytes };
-      position += bytes;
-      return entry;
-    });
+/** Larger element types first. */
+function orderOf(tensors: readonly ModelTensor[]): Iterable<number> {
+  const sizes = tensors.map(({ dtype }) => itemSize(dtype));
+  if (sizes.every((size) => size === sizes[0])) return sizes.keys();
+  return [...sizes.keys()].sort((a, b) => sizes[b]! - sizes[a]!);
 }
+
+/** What tensors of one type and shape have in common in a header, found once if they share the list of it. */
+class KnownFields {
+  readonly #file: string;
+  readonly #known = new Map<readonly number[], { dtype: DType; bytes: number; text: string }>();
+
+  constructor(file: string) {
+    this.#file = file;
+  }
+
+  of(name: string, shape: readonly number[], dtype: DType): { bytes: number; text: string } {
+    const known = this.#known.get(shape);
+    if (known?.dtype === dtype) return known;
+    const bytes = isCounts(shape) ? (elementCount(shape) ?? Number.NaN) * itemSize(dtype) : Number.NaN;
+    if (bytes % 1 !== 0 && Number.isFinite(bytes)) {
+      const what = `tensor ${JSON.stringify(name)} of shape [${shape}] ends inside of a byte of ${dtype}`;
+      throw damaged(this.#file, what, { tensor: name, shape, dtype });
+    }
+    const found = { dtype, bytes, text: `"dtype":"${namesInFile[dtype]}","shape":[${shape.join()}],` };
+    this.#known.set(shape, found);
+    return found;
+  }
+}
+
+/** The bytes of a header while it is written: one text of all of it would be made of as many pieces as there are tensors. */
+class HeadBytes {
+  #bytes = new Uint8Array(2 ** 16);
+  #length = prefixBytes;
+  #text = "";
+  #separator = "{";
+
+  add(field: string): void {
+    if (field === "") return;
+    this.#text += this.#separator + field;
+    this.#separator = ",";
+    if (this.#text.length >= encodedTogether) this.#encode();
+  }
+
+  #encode(): void {
+    const encoded = new TextEncoder().encode(this.#text);
+    this.#text = "";
+    const length = this.#length + encoded.length;
+    if (length > this.#bytes.length) {
+      const longer = new Uint8Array(Math.max(length, 2 * this.#bytes.length));
+      longer.set(this.#bytes);
+      this.#bytes = longer;
+    }
+    this.#bytes.set(encoded, this.#length);
+    this.#length = length;
+  }
+
+  /** All of it, filled up to a multiple of 8. `TB_SAFETENSORS` if that is too long. */
+  finish(file: string): Uint8Array {
+    this.#text += this.#separator === "{" ? "{}" : "}";
+    this.#text += " ".repeat(7);
+    this.#encode();
+    const headerBytes = Math.floor((this.#length - prefixBytes) / 8) * 8;
+    if (headerBytes > maxHeaderBytes) {
+      const what = `its header would have ${headerBytes} bytes; at most ${maxHeaderBytes} are allowed`;
+      throw damaged(file, what, { headerBytes });
+    }
+    const head = this.#bytes.subarray(0, prefixBytes + headerBytes);
+    new DataView(head.buffer).setBigUint64(0, BigInt(headerBytes), true);
+    return head;
+  }
+}
+
+const encodedTogether = 2 ** 14;
 
 /** `TB_SAFETENSORS`, naming the file. */
 export function damaged(

@@ -170,7 +170,7 @@ export async function createSafetensors(
   tensors: readonly ModelTensor[],
   options: SafetensorsWriteOptions = {},
 ): Promise<SafetensorsWriter> {
-  const { head, entries, fileBytes } = layOutHeader(tensors, options.metadata ?? {}, path);
+  const { head, positions, sizes, fileBytes } = layOutHeader(tensors, options.metadata ?? {}, path);
   await checkFreeSpace(path, fileBytes);
   const temporaryPath = join(
     dirname(path),
@@ -182,6 +182,11 @@ export async function createSafetensors(
   } catch (error) {
     throw fileError(error, "create", path);
   }
+  const entries = tensors.map((tensor, index) => ({
+    ...tensor,
+    position: positions[index]!,
+    bytes: sizes[index]!,
+  }));
   const writer = new SafetensorsWriter(path, temporaryPath, handle, entries, fileBytes, options.signal);
   try {
     await reserve(handle, fileBytes);

@@ -2,13 +2,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { type Cut, countOf, cutRows, cutTiles } from "../../src/checkpoint/cut.ts";
-import {
-  bufferBytes,
-  cutWork,
-  itemSizeOf,
-  type MovedTensor,
-  turnedDimension,
-} from "../../src/checkpoint/work.ts";
+import type { TensorKind } from "../../src/checkpoint/kinds.ts";
+import { bufferBytes, cutWork, itemSizeOf, turnedDimension } from "../../src/checkpoint/work.ts";
 import { type DType, itemSize } from "../../src/layout/index.ts";
 import { contiguousStrides } from "../../src/layout/strides.ts";
 
@@ -66,22 +61,18 @@ describe("cuts", () => {
 });
 
 describe("the work of a large tensor", () => {
-  const tensor = (
+  const kindOf = (
     shape: readonly number[],
     dtype: DType,
     to: DType,
     axes: readonly number[],
-  ): MovedTensor => ({
-    name: "w",
+  ): TensorKind => ({
     shape,
     dtype,
-    boxes: [
-      { file: 0, position: 0, start: shape.map(() => 0), length: shape, strides: contiguousStrides(shape) },
-    ],
+    boxes: [{ file: 0, start: shape.map(() => 0), length: shape, strides: contiguousStrides(shape) }],
     destinations: [
       {
         file: 0,
-        position: 0,
         shape: axes.map((axis) => shape[axis]!),
         dtype: to,
         start: shape.map(() => 0),
@@ -98,8 +89,8 @@ describe("the work of a large tensor", () => {
     ["of experts that are turned", [16, 7_168, 2_048], "bfloat16", "bfloat16", [0, 2, 1]],
     ["of one row", [1, 2 ** 28], "float32", "float32", [0, 1]],
   ] as const)("%s fits into buffers", (_, shape, dtype, to, axes) => {
-    const moved = tensor(shape, dtype, to, axes);
-    const items = cutWork([moved]);
+    const moved = kindOf(shape, dtype, to, axes);
+    const items = cutWork([{ name: "w", kind: moved, from: [0], to: [0] }]);
     const most = turnedDimension(moved) === undefined ? 2 * bufferBytes : bufferBytes;
     for (const item of items)
       expect(

@@ -26,7 +26,12 @@ describe("headers", () => {
   test("of any tensors read as they were laid out, and cover the file once", () => {
     fc.assert(
       fc.property(tensors, (list) => {
-        const { head, entries, fileBytes } = layOutHeader(list, { note: "x" }, "file");
+        const { head, positions, sizes, fileBytes } = layOutHeader(list, { note: "x" }, "file");
+        const entries = list.map((tensor, index) => ({
+          ...tensor,
+          position: positions[index]!,
+          bytes: sizes[index]!,
+        }));
         const parsed = read(head, fileBytes);
         const byName = (a: { name: string }, b: { name: string }) => (a.name < b.name ? -1 : 1);
         expect([...parsed.entries].sort(byName)).toEqual([...entries].sort(byName));

@@ -5,7 +5,13 @@ import { type MoveOptions, type MoveSummary, moveCheckpoint } from "../../checkp
 import { ResultFolder } from "../../checkpoint/result.ts";
 import type { MovePhase } from "../../checkpoint/run.ts";
 import type { CheckpointSource, SourceTensor } from "../../checkpoint/source.ts";
-import { rankFiles, type TargetFile, targetDigest } from "../../checkpoint/target.ts";
+import {
+  eachBox,
+  NumberedTensors,
+  rankFiles,
+  type TargetFile,
+  targetDigest,
+} from "../../checkpoint/target.ts";
 import { engineTarget } from "../../checkpoint/target-engine.ts";
 import { modelTarget } from "../../checkpoint/target-model.ts";
 import { TensorBusError } from "../../errors.ts";
@@ -127,10 +133,15 @@ async function completeResult(
 }
 
 function isCasting({ source, files }: Planned): boolean {
-  const types = new Map(source.tensors.map(({ name, dtype }) => [name, dtype]));
-  return files.some(({ parameters }) =>
-    parameters.some(({ dtype, boxes }) => boxes.some(({ tensor }) => types.get(tensor) !== dtype)),
-  );
+  const tensors = new NumberedTensors(source.tensors);
+  let isCasting = false;
+  for (const { parameters } of files) {
+    for (const parameter of parameters)
+      eachBox(parameter, (tensor) => {
+        isCasting ||= tensors.of(tensor)?.dtype !== parameter.dtype;
+      });
+  }
+  return isCasting;
 }
 
 async function planFiles(checkpoint: string, options: ReshardOptions): Promise<Planned> {
