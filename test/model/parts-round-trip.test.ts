@@ -116,14 +116,14 @@ describe("a planned transfer fills the parameters in place", () => {
     ],
     [
       "experts dealt one by one",
-      { model_type: "deepseek_v3", ...tiny, ...latent, ...routed },
+      { model_type: "deepseek_v3", topk_method: "noaux_tc", ...tiny, ...latent, ...routed },
       "fsdp2:dp=2",
       "vllm:tp=4,ep,placement=round_robin",
       "checkpoint",
     ],
     [
       "one by one, out of three dimensions",
-      { model_type: "deepseek_v3", ...tiny, ...latent, ...routed },
+      { model_type: "deepseek_v3", topk_method: "noaux_tc", ...tiny, ...latent, ...routed },
       "fsdp2:dp=2",
       "vllm:tp=4,ep,placement=round_robin",
       "state_dict",

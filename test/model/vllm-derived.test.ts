@@ -142,6 +142,7 @@ describe("what vLLM's classes hold of families without a recording", () => {
   const qwen3Moe = { model_type: "qwen3_moe", ...sizes, num_experts: 10, moe_intermediate_size: 24 };
   const deepseek = {
     model_type: "deepseek_v3",
+    topk_method: "noaux_tc",
     ...sizes,
     q_lora_rank: 20,
     kv_lora_rank: 28,
@@ -313,6 +314,18 @@ describe("what vLLM's classes hold of families without a recording", () => {
       { model_type: "qwen2", ...sizes, head_dim: 16 },
       "vllm:tp=2",
       /qwen2 has head_dim 6 built in, and the config has 16/,
+    ],
+    [
+      "a router without the correction that the checkpoint has",
+      { ...deepseek, topk_method: "group_limited_greedy" },
+      "vllm:tp=2",
+      /has mlp\.gate\.e_score_correction_bias only with topk_method noaux_tc, and the config has group_limited_greedy/,
+    ],
+    [
+      "a router of Kimi of which the config says nothing",
+      { ...deepseek, model_type: "kimi_k2", topk_method: undefined },
+      "vllm:tp=2",
+      /only with topk_method noaux_tc, and the config has none/,
     ],
     [
       "gpt-oss's experts that do not deal out",

@@ -27,6 +27,8 @@ function valueSchema({ kind, most = maxSize }: Key): z.ZodType {
   switch (kind) {
     case "flag":
       return z.boolean();
+    case "text":
+      return z.string();
     case "list":
       return z.array(z.number().int().min(0).max(maxSize));
     default:
@@ -51,7 +53,7 @@ export function fillKeys(family: Family, given: Readonly<Record<string, unknown>
     }
     const value = names.length === 0 ? key.absent : (given[names[0]!] ?? key.none);
     if (value === undefined) return { what: `${name} must be a number, not null`, details: { field: name } };
-    if (typeof value === "string") open.push([name, value]);
+    if (typeof value === "string" && key.kind !== "text") open.push([name, value]);
     else config[name] = value as Config[string];
   }
   for (const [name, expression] of open) {

@@ -119,6 +119,7 @@ export const deepseekV3: Family = {
     first_k_dense_replace: { kind: "count", absent: 3, none: 0 },
     moe_layer_freq: size(1),
     n_group: size(8, { none: null }),
+    topk_method: { kind: "text", absent: null, none: null },
     num_nextn_predict_layers: predictionCount,
   },
   rows: decoder(before, latentAttention, routedExperts, [correction], sharedExperts, blockNorms, after),

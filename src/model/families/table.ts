@@ -9,7 +9,7 @@ export type ModelForm = (typeof modelForms)[number];
  * number, an expression of other keys, or `null` for "there is none". A key without `absent` has to be there.
  */
 export interface Key {
-  readonly kind: "size" | "count" | "flag" | "list";
+  readonly kind: "size" | "count" | "flag" | "list" | "text";
   readonly absent?: number | boolean | string | null;
   readonly none?: number | boolean | string | null;
   /** Other names of the key, which one version of transformers or another writes. */
@@ -38,7 +38,7 @@ export interface Row {
   readonly prediction?: boolean;
 }
 
-export type Config = Readonly<Record<string, number | boolean | readonly number[] | null>>;
+export type Config = Readonly<Record<string, number | boolean | string | readonly number[] | null>>;
 
 export interface Family {
   /** The names of transformers' classes less what follows `For…` or `Model`. */

@@ -74,6 +74,15 @@ function checkModel(model: Model, table: EngineTable, options: VllmOptions): voi
       { modelType: model.modelType, key, wanted, found },
     );
   }
+  for (const [key, { value, what }] of Object.entries(table.needs ?? {})) {
+    const found = model.config[key];
+    if (found === value) continue;
+    throw refuse(
+      options,
+      `vLLM's class for ${model.modelType} has ${what} only with ${key} ${value}, and the config has ${found ?? "none"}: its loader would stop at the checkpoint's`,
+      { modelType: model.modelType, key, wanted: value, found },
+    );
+  }
 }
 
 function checkAttention(model: Model, table: EngineTable, options: VllmOptions): void {

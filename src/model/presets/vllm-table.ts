@@ -66,6 +66,8 @@ export interface EngineTable {
    * it would have parameters that the checkpoint does not fill, or none for what the checkpoint has.
    */
   readonly builtIn?: Readonly<Record<string, boolean | string>>;
+  /** Keys without which the class has no parameters for what the family's checkpoints have: their values, and what for. */
+  readonly needs?: Readonly<Record<string, { readonly value: string; readonly what: string }>>;
   readonly quantized: boolean;
 }
 
@@ -378,6 +380,7 @@ const deepseekV3: EngineTable = {
   replicatesKeyValues: true,
   redundantExperts: true,
   builtIn: { tie_word_embeddings: false },
+  needs: { topk_method: { value: "noaux_tc", what: "mlp.gate.e_score_correction_bias" } },
   quantized: true,
 };
 
