@@ -54,32 +54,38 @@ function* textsOf(files: readonly TargetFile[]): Generator<string> {
 
 const linesTogether = 1024;
 
-/** What a layout's file says. `TB_FILE` if it is missing, damaged, or not the one of that digest. */
-export async function readLayoutFile(path: string, digest: string | undefined): Promise<TargetFile[]> {
+/**
+ * What a layout's file says, file by file: what all of them hold takes much memory. `TB_FILE` if it is missing, damaged, or not the one
+ * of that digest.
+ */
+export async function* readLayoutFile(
+  path: string,
+  digest: string | undefined,
+): AsyncGenerator<Pick<TargetFile, "name" | "parameters">> {
   const refuse = (what: string, cause?: unknown) =>
     new TensorBusError("TB_FILE", `${path} ${what}`, { details: { path }, cause });
   const bytes = await readBytes(path, maxFileBytes);
   if (createHash("sha256").update(bytes).digest("hex") !== digest) throw refuse("is not of this result");
   const lists = new SharedLists();
-  const files: (TargetFile & { readonly parameters: TargetParameter[] })[] = [];
+  let file: { readonly name: string; readonly parameters: TargetParameter[] } | undefined;
   for await (const line of linesOf(bytes, refuse)) {
     const value = parse(line);
     if (!Array.isArray(value)) throw refuse("is no layout of a result");
     const [name] = value;
     if (value.length === 1 && typeof name === "string") {
       if (!isOfResult(name)) throw refuse(`names ${JSON.stringify(name)}, which is no file of a result`);
-      files.push({ name, metadata: {}, parameters: [] });
+      if (file !== undefined) yield file;
+      file = { name, parameters: [] };
       continue;
     }
     const parameter = parameterOf(value, lists);
-    const file = files.at(-1);
     if (parameter === undefined || file === undefined) throw refuse("is no layout of a result");
     const { name: key, shape, boxes } = parameter;
     if (!boxes.every((box) => isWithin(shape, box)))
       throw refuse(`has a box that is not within ${key} of ${file.name}`);
     file.parameters.push(parameter);
   }
-  return files;
+  if (file !== undefined) yield file;
 }
 
 async function* linesOf(

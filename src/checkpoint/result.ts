@@ -184,7 +184,10 @@ export async function readManifest(folder: string): Promise<ResultManifest> {
   throw new TensorBusError("TB_FILE", `${path} is no manifest of a result`, { details: { path } });
 }
 
-/** What the files of a result hold. `TB_FILE` if its layout is missing, damaged, or of another result. */
-export function readLayout(folder: string, manifest: ResultManifest): Promise<TargetFile[]> {
+/** What the files of a result hold, one after the other. `TB_FILE` if its layout is missing, damaged, or of another result. */
+export function readLayout(
+  folder: string,
+  manifest: ResultManifest,
+): AsyncIterable<Pick<TargetFile, "name" | "parameters">> {
   return readLayoutFile(join(folder, layoutName), manifest.layout);
 }

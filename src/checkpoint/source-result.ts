@@ -3,7 +3,8 @@ import { join } from "node:path";
 import { TensorBusError } from "../errors.ts";
 import { type DType, itemSize } from "../layout/index.ts";
 import { contiguousStrides } from "../layout/strides.ts";
-import { openSafetensors, type SafetensorsTensor } from "../model/safetensors.ts";
+import { openSafetensors, type SafetensorsCheckpoint } from "../model/safetensors.ts";
+import { Heap } from "./heap.ts";
 import { readLayout, readManifest } from "./result.ts";
 import { type CheckpointSource, distinctBoxes, type SourceTensor, type StoredBox } from "./source.ts";
 import { SharedLists, type TargetBox, type TargetParameter } from "./target.ts";
@@ -22,11 +23,11 @@ interface Found {
  */
 export async function resultSource(folder: string): Promise<CheckpointSource> {
   const manifest = await readManifest(folder);
-  const layout = await readLayout(folder, manifest);
-  return layoutSource(
-    folder,
-    layout.map(({ name, parameters }) => ({ paths: [join(folder, name)], parameters })),
-  );
+  return layoutSource(folder, partsOf(folder, readLayout(folder, manifest)));
+}
+
+async function* partsOf(folder: string, layout: ReturnType<typeof readLayout>): AsyncGenerator<RankParts> {
+  for await (const { name, parameters } of layout) yield { paths: [join(folder, name)], parameters };
 }
 
 /** What a rank holds, in one file or in parts of one. */
@@ -35,21 +36,25 @@ export interface RankParts {
   readonly parameters: readonly TargetParameter[];
 }
 
-/** The tensors that the parameters of ranks are made of. Errors as those of `resultSource`. */
-export async function layoutSource(folder: string, ranks: readonly RankParts[]): Promise<CheckpointSource> {
+/** The tensors that the parameters of ranks are made of; one rank after the other is looked at. Errors as those of `resultSource`. */
+export async function layoutSource(
+  folder: string,
+  ranks: AsyncIterable<RankParts> | Iterable<RankParts>,
+): Promise<CheckpointSource> {
+  const heap = new Heap();
   const files: string[] = [];
   const found = new Map<string, Found>();
   const lists = new SharedLists();
-  for (const { paths, parameters } of ranks) {
-    const entries = new Map<string, SafetensorsTensor & { readonly number: number }>();
+  for await (const { paths, parameters } of ranks) {
+    const opened: { readonly number: number; readonly entries: SafetensorsCheckpoint["tensors"] }[] = [];
     for (const path of paths) {
-      await using opened = await openSafetensors(path);
-      for (const entry of opened.tensors.values())
-        entries.set(entry.name, { ...entry, number: files.length });
+      await using checkpoint = await openSafetensors(path);
+      opened.push({ number: files.length, entries: checkpoint.tensors });
       files.push(path);
     }
     for (const { name: key, shape, dtype, boxes } of parameters) {
       if (boxes.length === 0) continue;
+      const { number, entries } = opened.findLast((part) => part.entries.has(key)) ?? opened[0]!;
       const entry = entries.get(key);
       if (entry === undefined || entry.dtype !== dtype || String(entry.shape) !== String(shape)) {
         const is = entry === undefined ? "missing" : `${entry.dtype} of [${entry.shape}]`;
@@ -59,9 +64,10 @@ export async function layoutSource(folder: string, ranks: readonly RankParts[]):
           { details: { files: paths, tensor: key } },
         );
       }
-      const place = { file: entry.number, position: entry.position, shape, dtype };
+      const place = { file: number, position: entry.position, shape, dtype };
       for (const box of boxes) addBox(found, folder, place, box, lists);
     }
+    heap.tidy();
   }
   const tensors = [...found].map(
     ([name, { dtype, shape, boxes }]): SourceTensor => ({

@@ -4,6 +4,7 @@ import type { DType } from "../layout/index.ts";
 import { contiguousStrides } from "../layout/strides.ts";
 import { fileError } from "../model/files.ts";
 import { openSafetensors } from "../model/safetensors.ts";
+import { SharedLists } from "./target.ts";
 
 /** A box of a tensor that lies in a file. */
 export interface StoredBox {
@@ -48,20 +49,15 @@ export async function safetensorsSource(path: string): Promise<CheckpointSource>
   await using checkpoint = await openSafetensors(path);
   const files = checkpoint.files;
   const numbers = new Map(files.map((file, number) => [file, number]));
-  const tensors = [...checkpoint.tensors.values()].map(({ name, shape, dtype, file, position }) => ({
-    name,
-    shape,
-    dtype,
-    boxes: [
-      {
-        file: numbers.get(file)!,
-        position,
-        start: shape.map(() => 0),
-        length: shape,
-        strides: contiguousStrides(shape),
-      },
-    ],
-  }));
+  const lists = new SharedLists();
+  const tensors: SourceTensor[] = [];
+  for (const { name, shape: given, dtype, file, position } of checkpoint.tensors.values()) {
+    const shape = lists.share(given);
+    const start = lists.share(shape.map(() => 0));
+    const strides = lists.share(contiguousStrides(shape));
+    const box = { file: numbers.get(file)!, position, start, length: shape, strides };
+    tensors.push({ name, shape, dtype, boxes: [box] });
+  }
   const { metadata, unlisted } = checkpoint;
   return { path, files, tensors, metadata, unlisted };
 }

@@ -8,26 +8,35 @@ const windowBytes = 2 ** 18;
 /** What is larger is read as it is. */
 const smallBytes = 2 ** 14;
 
-/** Reads files, small ones through a window of the file that was read last. */
+/** The most bytes of windows, over all files. */
+const windowsBytes = 4 * 2 ** 20;
+
+interface Window {
+  readonly buffer: Buffer;
+  begin: number;
+  end: number;
+}
+
+/** Reads files, small pieces through a window of each file: the pieces of a tensor may lie in many, and those of the next beside them. */
 export class Reader {
   readonly #files: readonly OpenedFile[];
-  readonly #window = Buffer.allocUnsafeSlow(windowBytes);
-  #file = -1;
-  #begin = 0;
-  #end = 0;
+  readonly #windows = new Map<number, Window>();
+  readonly #room: number;
 
   constructor(files: readonly OpenedFile[]) {
     this.#files = files;
+    this.#room = Math.min(windowBytes, Math.floor(windowsBytes / Math.max(1, files.length)));
   }
 
   read(file: number, into: Uint8Array, position: number): void {
-    if (into.length >= smallBytes) {
+    if (into.length >= smallBytes || into.length > this.#room) {
       readAll(this.#files[file]!, into, position);
       return;
     }
-    const isInside = file === this.#file && position >= this.#begin && position + into.length <= this.#end;
-    if (!isInside) this.#fill(file, into.length, position);
-    into.set(this.#window.subarray(position - this.#begin, position - this.#begin + into.length));
+    const window = this.#windowOf(file);
+    const isInside = position >= window.begin && position + into.length <= window.end;
+    if (!isInside) this.#fill(file, window, into.length, position);
+    into.set(window.buffer.subarray(position - window.begin, position - window.begin + into.length));
   }
 
   /** What is read in pieces that lie apart is read piece by piece. */
@@ -37,13 +46,21 @@ export class Reader {
 
   /** Nothing is known any more: others may have written. */
   forget(): void {
-    this.#file = -1;
+    for (const window of this.#windows.values()) [window.begin, window.end] = [0, 0];
   }
 
-  #fill(file: number, least: number, position: number): void {
-    this.forget();
-    const bytes = readSome(this.#files[file]!, this.#window, position, least);
-    [this.#file, this.#begin, this.#end] = [file, position, position + bytes];
+  #windowOf(file: number): Window {
+    const known = this.#windows.get(file);
+    if (known !== undefined) return known;
+    const window = { buffer: Buffer.allocUnsafeSlow(this.#room), begin: 0, end: 0 };
+    this.#windows.set(file, window);
+    return window;
+  }
+
+  #fill(file: number, window: Window, least: number, position: number): void {
+    [window.begin, window.end] = [0, 0];
+    const bytes = readSome(this.#files[file]!, window.buffer, position, least);
+    [window.begin, window.end] = [position, position + bytes];
   }
 }
 

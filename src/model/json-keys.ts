@@ -19,12 +19,12 @@ export function parseJson(text: string): unknown {
  * nothing, so that two readers of one file could see different tensors.
  */
 export function duplicateKey(json: string): string | undefined {
-  const open: (Set<string> | undefined)[] = []; // the keys of an object; nothing for an array
+  const open: (Keys | undefined)[] = []; // the keys of an object; nothing for an array
   let atKey = false;
   for (let index = 0; index < json.length; index++) {
     switch (json.charCodeAt(index)) {
       case openBrace:
-        open.push(new Set());
+        open.push(new Keys());
         atKey = true;
         break;
       case openBracket:
@@ -43,9 +43,7 @@ export function duplicateKey(json: string): string | undefined {
         const end = endOfString(json, index);
         if (atKey) {
           const key = textOf(json.slice(index, end));
-          const keys = open.at(-1)!;
-          if (keys.has(key)) return key;
-          keys.add(key);
+          if (!open.at(-1)!.add(key)) return key;
           atKey = false;
         }
         index = end - 1;
@@ -96,11 +94,32 @@ const comma = 0x2c;
 const quote = 0x22;
 const backslash = 0x5c;
 
-/** One past the closing quote of the string that opens at `start`. */
+/** One past the closing quote of the string that opens at `start`; beyond the end if it does not close. */
 function endOfString(json: string, start: number): number {
-  let index = start + 1;
-  for (; index < json.length && json.charCodeAt(index) !== quote; index++) {
-    if (json.charCodeAt(index) === backslash) index++;
+  for (let end = json.indexOf('"', start + 1); end >= 0; end = json.indexOf('"', end + 1)) {
+    let backslashes = 0;
+    while (json.charCodeAt(end - 1 - backslashes) === backslash) backslashes++;
+    if (backslashes % 2 === 0) return end + 1;
   }
-  return index + 1;
+  return json.length + 1;
 }
+
+/** The keys of an object: few in most, of which there may be a hundred thousand. */
+class Keys {
+  readonly #few: string[] = [];
+  #many: Set<string> | undefined;
+
+  /** False if it is there already. */
+  add(key: string): boolean {
+    if (this.#many === undefined) {
+      if (this.#few.includes(key)) return false;
+      if (this.#few.push(key) > mostFew) this.#many = new Set(this.#few);
+      return true;
+    }
+    if (this.#many.has(key)) return false;
+    this.#many.add(key);
+    return true;
+  }
+}
+
+const mostFew = 8;

@@ -70,8 +70,8 @@ export const layout: Target = {
     const bytes = gzipSync(input);
     writeFileSync(path, bytes);
     await refusing(async () => {
-      const files = await readLayoutFile(path, createHash("sha256").update(bytes).digest("hex"));
-      for (const { parameters } of files) {
+      const files = readLayoutFile(path, createHash("sha256").update(bytes).digest("hex"));
+      for await (const { parameters } of files) {
         for (const { shape, boxes } of parameters) {
           const isInside = boxes.every(({ at, axes, length }) =>
             at.every((first, axis) => first + (axes[axis]! < 0 ? 1 : length[axes[axis]!]!) <= shape[axis]!),
