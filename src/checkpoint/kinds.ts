@@ -13,7 +13,7 @@ import { type BoxPlace, eachBox, NumberedTensors, type TargetParameter } from ".
 export interface Destination extends BoxPlace {
   /** Index in the files that are written. */
   readonly file: number;
-  /** Of the parameter. */
+  /** The parameter's. */
   readonly shape: readonly number[];
   readonly dtype: DType;
 }
@@ -133,7 +133,7 @@ class Kinds {
 /** The parameter and the box of a destination, but for the file. */
 type Form = Omit<Destination, "file">;
 
-/** Where the boxes of each tensor go, as numbers side by side: there may be a million. */
+/** The places of the boxes of each tensor, as numbers side by side: there may be a million. */
 class Places {
   /** By the tensor's number: where its part of what follows begins. */
   readonly #begins: Uint32Array;

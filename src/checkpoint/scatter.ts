@@ -53,7 +53,7 @@ export function scatterItem(
   return sums.filter((sum) => sum !== noChecksum);
 }
 
-/** Where an item has no part. */
+/** Stands for a destination that an item has no part in. */
 const noChecksum = -1;
 
 /** Says of each part of an item, in their order, where it lies in its file: its first run, and whether that is all, in one piece. */
@@ -113,7 +113,7 @@ const blockBytes = 2 ** 19;
 /** What is done with a block of an item, whatever tensor of the kind it is of. */
 interface Step {
   readonly block: Cut;
-  /** Of the block, as it is read. */
+  /** The block's, as it is read. */
   readonly bytes: number;
   readonly strides: readonly number[];
   readonly reads: readonly ReadStep[];
@@ -123,7 +123,7 @@ interface Step {
 }
 
 interface ReadStep {
-  /** Of the box, in those of the kind. */
+  /** The box's, in those of the kind. */
   readonly number: number;
   readonly part: Cut;
   /** True if it is the whole block, which lies in the box as it does in memory. */
@@ -131,10 +131,10 @@ interface ReadStep {
 }
 
 interface PartStep {
-  /** Of the destination, in those of the kind. */
+  /** The destination's, in those of the kind. */
   readonly number: number;
   readonly file: number;
-  /** Where it lies in the block: in one piece as its file holds it, or by a descriptor, to be packed. */
+  /** Its place in the block: in one piece as its file holds it, or by a descriptor, to be packed. */
   readonly source: ByteRun | { readonly count: number; readonly descriptor: BigInt64Array };
   /** From the first element of the destination's parameter. */
   readonly runs: Iterable<ByteRun>;

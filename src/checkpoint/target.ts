@@ -26,7 +26,7 @@ export interface TargetParameter {
   readonly shape: readonly number[];
   readonly dtype: DType;
   readonly boxes: readonly TargetBox[];
-  /** Where the boxes lie, if all are of the tensor that has the parameter's name: parameters of one kind share them. */
+  /** The places of the boxes, if all are of the tensor that has the parameter's name: parameters of one kind share them. */
   readonly places?: readonly BoxPlace[];
   /** The value of a parameter of one number that no tensor has. */
   readonly constant?: number;

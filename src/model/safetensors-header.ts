@@ -209,7 +209,7 @@ export interface HeaderLayout {
   readonly head: Uint8Array;
   /** The byte of each tensor's first element, in the order in which they were given. */
   readonly positions: Float64Array;
-  /** Of each tensor. */
+  /** The bytes of each tensor. */
   readonly sizes: Float64Array;
   readonly fileBytes: number;
 }
