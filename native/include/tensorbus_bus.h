@@ -78,12 +78,14 @@ TB_API int32_t tb_gate_attach(uint64_t gate, const char *data_path, const char *
                               tb_error *err);
 /*
  * Inside of the gate, before LMDB opens its files in this process: checks all that LMDB would trust, and takes the space
- * of what it touches first. Makes both files if they are missing. map_bytes: of the map that LMDB will make; others:
- * some process has the files open. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN; TB_ESYSTEM or TB_ENO_MEMORY if this
+ * of what it touches first. Makes both files if they are missing. map_bytes: of the map that LMDB will make. Whoever has the
+ * files open shares the byte TB_GATE_USERS of the gate's file, and the caller does so from then on. TB_EBUS_FORMAT, also if
+ * the gate's file is not the one of those who have LMDB's open; TB_ENO_SPACE, TB_EFOREIGN; TB_ESYSTEM or TB_ENO_MEMORY if this
  * process has too few descriptors or too little address space left.
  */
+#define TB_GATE_USERS 3 /* src/bus/process/liveness.ts: lockOffsets */
 TB_API int32_t tb_gate_prepare(uint64_t gate, const char *data_path, const char *lock_path, uint64_t map_bytes,
-                               uint32_t others, tb_error *err);
+                               tb_error *err);
 /*
  * Inside of the gate, once LMDB has opened its files and tb_gate_attach has seen them: from here on it looks at them, and no page of theirs that is missing
  * since somebody has cut them ends this process. That lasts until tb_gate_close, which is for when LMDB has closed them.
@@ -93,8 +95,9 @@ TB_API int32_t tb_gate_prepare(uint64_t gate, const char *data_path, const char 
 TB_API int32_t tb_gate_guard(uint64_t gate, const char *data_path, const char *lock_path, uint64_t *lost, uint64_t *metas,
                              uint32_t *page_bytes, tb_error *err);
 /*
- * Before something is read, and again before that is believed if a page was missing meanwhile: TB_EBUS_FORMAT if LMDB's files
- * are gone, cut or overwritten. tb_gate_enter and tb_gate_leave ask too.
+ * Once LMDB has begun to read, and again before that is believed if a page was missing meanwhile: TB_EBUS_FORMAT if LMDB's files
+ * were cut or overwritten, or if they or the gate's were removed, which is looked for every few milliseconds. tb_gate_enter and
+ * tb_gate_leave ask too.
  */
 TB_API int32_t tb_gate_check(uint64_t gate, tb_error *err);
 /*

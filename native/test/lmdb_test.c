@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,7 +16,7 @@ enum { PAGE = 4096, PAGES = 6, MAP_BYTES = 1 << 20 };
 
 static tb_error err;
 static char folder[] = "/tmp/tensorbus-lmdb-test-XXXXXX";
-static char data_path[64], lock_path[64];
+static char data_path[64], lock_path[64], gate_path[64];
 
 static void put_meta(uint8_t *page, uint64_t number, uint64_t transaction) {
     tb_lmdb_meta meta = {
@@ -71,7 +72,7 @@ static int32_t prepare(const uint8_t *file, size_t bytes) {
     CHECK(fd >= 0 && write(fd, file, bytes) == (ssize_t)bytes, "a data file");
     close(fd);
     unlink(lock_path);
-    return tb_lmdb_prepare(data_path, lock_path, MAP_BYTES, false, &err);
+    return tb_lmdb_prepare(data_path, lock_path, MAP_BYTES, -1, &err);
 }
 
 static uint32_t state = 20261;
@@ -189,19 +190,95 @@ static void test_growing(void) {
     CHECK(prepare(file, sizeof file) == TB_OK, "a data file");
     CHECK(truncate(lock_path, (off_t)TB_LMDB_LOCK_BYTES) == 0, "a lock file");
     tb_lmdb_files files;
-    CHECK(tb_lmdb_files_open(&files, data_path, lock_path, &err) == TB_OK, "%s", err.message);
+    int gate_fd = open(data_path, O_RDONLY);
+    CHECK(gate_fd >= 0, "a file for the gate");
+    CHECK(tb_lmdb_files_open(&files, data_path, lock_path, gate_fd, gate_path, &err) == TB_OK, "%s", err.message);
     int fd = open(data_path, O_RDWR);
     pthread_t writer;
     CHECK(fd >= 0 && pthread_create(&writer, NULL, make_longer, &fd) == 0, "a writer");
     for (int i = 0; i < LOOKS; i++) {
-        CHECK(tb_lmdb_files_check_whole(&files, false, &err) == TB_OK, "look %d: %s", i, err.message);
+        CHECK(tb_lmdb_files_check_whole(&files, &err) == TB_OK, "look %d: %s", i, err.message);
     }
     atomic_store(&looked_enough, true);
     pthread_join(writer, NULL);
     CHECK(ftruncate(fd, PAGES * PAGE) == 0, "a cut");
-    CHECK(tb_lmdb_files_check_whole(&files, false, &err) == TB_EBUS_FORMAT, "which is found");
+    CHECK(tb_lmdb_files_check_whole(&files, &err) == TB_EBUS_FORMAT, "which is found");
     close(fd);
     tb_lmdb_files_close(&files);
+    close(gate_fd);
+}
+
+/* LMDB's own map of the lock file, as it makes one. */
+static void *map_locks(void) {
+    int fd = open(lock_path, O_RDWR);
+    void *map = mmap(NULL, TB_LMDB_LOCK_FILE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(fd >= 0 && map != MAP_FAILED, "a map");
+    close(fd);
+    return map;
+}
+
+/* Whole files of LMDB's, the data longer than what is in use, of which the ends are known. */
+static void *open_ended(tb_lmdb_files *files, int gate_fd) {
+    uint8_t file[PAGE * PAGES];
+    build(file);
+    CHECK(prepare(file, sizeof file) == TB_OK, "a data file");
+    CHECK(truncate(data_path, (PAGES + 2) * PAGE) == 0, "a longer data file");
+    CHECK(truncate(lock_path, 0) == 0 && truncate(lock_path, (off_t)TB_LMDB_LOCK_FILE_BYTES) == 0, "a lock file");
+    void *map = map_locks();
+    CHECK(tb_lmdb_files_open(files, data_path, lock_path, gate_fd, gate_path, &err) == TB_OK, "%s", err.message);
+    CHECK(tb_lmdb_files_check_whole(files, &err) == TB_OK, "whole: %s", err.message);
+    return map;
+}
+
+static void close_ended(tb_lmdb_files *files, void *map) {
+    tb_lmdb_files_close(files);
+    munmap(map, TB_LMDB_LOCK_FILE_BYTES);
+}
+
+/* Among so many looks one comes right behind another, however busy the machine is. */
+enum { LOOKS_IN_TURN = 100000 };
+
+static bool asks_each_time(tb_lmdb_files *files) {
+    for (int i = 0; i < LOOKS_IN_TURN; i++) {
+        uint64_t asked = files->asked;
+        CHECK(tb_lmdb_files_check_whole(files, &err) == TB_OK, "whole: %s", err.message);
+        if (files->asked == asked) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void test_ends(void) {
+    int gate_fd = open(gate_path, O_RDWR | O_CREAT, 0600);
+    CHECK(gate_fd >= 0, "a file for the gate");
+    tb_lmdb_files files;
+    void *map = open_ended(&files, gate_fd);
+    CHECK(!asks_each_time(&files), "the words at both ends tell by themselves");
+    /* Somebody else makes the data longer and uses what was the end. */
+    CHECK(truncate(data_path, (PAGES + 9) * PAGE) == 0, "longer");
+    set_last_page(files.data_fd, PAGES + 2);
+    CHECK(asks_each_time(&files), "a page that is in use has no word that counts");
+    tb_file_end_write(files.data_fd, (PAGES + 11) * PAGE);
+    CHECK(!asks_each_time(&files), "the new end is found by asking");
+    close_ended(&files, map);
+
+    for (off_t from_end = 1; from_end <= (PAGES + 2) * PAGE; from_end += from_end < 20 ? 1 : 1021) {
+        map = open_ended(&files, gate_fd);
+        CHECK(truncate(data_path, (PAGES + 2) * PAGE - from_end) == 0, "a cut");
+        CHECK(tb_lmdb_files_check_whole(&files, &err) == TB_EBUS_FORMAT, "%d bytes less are found", (int)from_end);
+        close_ended(&files, map);
+    }
+    for (off_t bytes = 0; bytes < (off_t)TB_LMDB_LOCK_BYTES; bytes += 1021) {
+        map = open_ended(&files, gate_fd);
+        CHECK(truncate(lock_path, bytes) == 0, "a cut");
+        CHECK(tb_lmdb_files_check_whole(&files, &err) == TB_EBUS_FORMAT, "a lock file of %d bytes is found", (int)bytes);
+        close_ended(&files, map);
+    }
+    map = open_ended(&files, gate_fd);
+    CHECK(unlink(gate_path) == 0 && tb_lmdb_files_ask_whole(&files, &err) == TB_EBUS_FORMAT, "the gate's file is missed");
+    close_ended(&files, map);
+    close(gate_fd);
 }
 
 int main(void) {
@@ -209,6 +286,7 @@ int main(void) {
     CHECK(mkdtemp(folder) != NULL, "a folder");
     snprintf(data_path, sizeof data_path, "%s/data.mdb", folder);
     snprintf(lock_path, sizeof lock_path, "%s/lock.mdb", folder);
+    snprintf(gate_path, sizeof gate_path, "%s/locks", folder);
     build(file);
     CHECK(prepare(file, sizeof file) == TB_OK, "a whole file: %s", err.message);
     CHECK(prepare(file, sizeof file - 1) == TB_EBUS_FORMAT, "a file that was cut");
@@ -222,6 +300,7 @@ int main(void) {
     refuse(4 * PAGE + 20, 9, "a large value of other pages");
     test_writer();
     test_growing();
+    test_ends();
     test_noise();
     unlink(data_path);
     unlink(lock_path);

@@ -1,4 +1,4 @@
-import { chmodSync, chownSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -108,6 +108,54 @@ describe("a folder of the bus", () => {
     writeFileSync(join(path, "data.mdb"), "torn by a power cut");
     const second = await openHere();
     expect(second.read(() => second.root.get(key))).toBeUndefined();
+  });
+});
+
+describe("a folder whose file of locks somebody removes while it is in use", () => {
+  const removed = expect.objectContaining({
+    code: "TB_BUS_FORMAT",
+    message: expect.stringMatching(
+      /removed.*end the agent and the clients that use this folder and remove it/,
+    ),
+  });
+
+  it.each(["another process", "this process"])("takes in nobody else, if %s uses it", async (who) => {
+    if (who === "this process") await openHere();
+    const child =
+      who === "another process" && forkFixture("holder", { path, past: false, signal: "SIGSTOP" });
+    if (child) await messageOf(child);
+    rmSync(join(path, "locks"));
+    // Two gates would let in two writers.
+    await expect(openHere()).rejects.toEqual(removed);
+    if (child) await kill(child);
+  });
+
+  it("lets those who have it open learn of it by their next calls", async () => {
+    const environment = await openHere();
+    await environment.write("a write", () => environment.root.put(key, bytes("1")));
+    rmSync(join(path, "locks"));
+    const endOf = async (call: () => unknown) => {
+      for (;;) {
+        try {
+          call();
+        } catch (error) {
+          return error;
+        }
+        await sleep(1);
+      }
+    };
+    const put = () => environment.tryWrite(() => environment.root.put(key, bytes("2")));
+    expect(await endOf(put)).toEqual(removed);
+    expect(await endOf(() => environment.read(() => environment.root.get(key)))).toEqual(removed);
+  });
+
+  it("is taken over once those who had it open have ended", async () => {
+    const child = forkFixture("holder", { path, past: false, signal: "SIGSTOP" });
+    await messageOf(child);
+    rmSync(join(path, "locks"));
+    await kill(child);
+    const environment = await openHere();
+    await environment.write("a write", () => environment.root.put(key, bytes("1")));
   });
 });
 

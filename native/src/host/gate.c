@@ -39,6 +39,8 @@ _Static_assert(sizeof(tb_lmdb_locks) <= MAPPED_BYTES, "the lock words lie in the
 typedef struct tb_gate {
     tb_source source;
     int fd;      /* of the one who enters */
+    char *path;
+    uint32_t opener; /* the thread whose gate it is */
     int wait_fd; /* of the thread, whose lock must be another's */
     bool started;
     bool wanted; /* under mutex: somebody waits for the gate to be seen free */
@@ -124,6 +126,7 @@ static void destroy_gate(void *object) {
     free(gate->data_path);
     close(gate->wait_fd);
     close(gate->fd);
+    free(gate->path);
     tb_source_detach(&gate->source);
     free(gate);
 }
@@ -135,7 +138,10 @@ int32_t tb_gate_open(uint64_t port, const char *path, uint64_t token, uint64_t *
     }
     tb_lmdb_files_init(&gate->files);
     gate->guard = -1;
-    int32_t rc = tb_bus_open_lock_file(path, &gate->fd, err);
+    gate->opener = (uint32_t)syscall(SYS_gettid);
+    gate->path = strdup(path);
+    int32_t rc = gate->path != NULL ? tb_bus_open_lock_file(path, &gate->fd, err)
+                                    : tb_fail(err, TB_ENO_MEMORY, -1, ENOMEM, "no memory for the name of a file");
     if (rc != TB_OK) {
         goto free_gate;
     }
@@ -160,6 +166,7 @@ close_wait_file:
 close_file:
     close(gate->fd);
 free_gate:
+    free(gate->path);
     free(gate);
     return rc;
 }
@@ -229,7 +236,7 @@ int32_t tb_gate_attach(uint64_t handle, const char *data_path, const char *lock_
 }
 
 int32_t tb_gate_prepare(uint64_t handle, const char *data_path, const char *lock_path, uint64_t map_bytes,
-                        uint32_t others, tb_error *err) {
+                        tb_error *err) {
     tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {
         return TB_ECLOSED;
@@ -238,10 +245,12 @@ int32_t tb_gate_prepare(uint64_t handle, const char *data_path, const char *lock
     void *mapping = stat(lock_path, &file) == 0 ? find_mapping(&file) : NULL;
     int32_t rc = TB_OK;
     if (mapping == NULL) {
-        rc = tb_lmdb_prepare(data_path, lock_path, map_bytes, others != 0, err);
+        rc = tb_lmdb_prepare(data_path, lock_path, map_bytes, gate->fd, err);
     } else {
         /* Another thread of this process has LMDB open. */
         munmap(mapping, MAPPED_BYTES);
+        bool passes = tb_bus_byte_lock(gate->fd, F_OFD_GETLK, F_WRLCK, TB_GATE_USERS) != 0;
+        rc = passes ? TB_OK : tb_lmdb_fail_gateless(lock_path, err);
     }
     tb_handle_put(handle);
     return rc;
@@ -254,7 +263,7 @@ int32_t tb_gate_guard(uint64_t handle, const char *data_path, const char *lock_p
         return TB_ECLOSED;
     }
     tb_lmdb_files_close(&gate->files);
-    int32_t rc = tb_lmdb_files_open(&gate->files, data_path, lock_path, err);
+    int32_t rc = tb_lmdb_files_open(&gate->files, data_path, lock_path, gate->fd, gate->path, err);
     *lost = (uint64_t)(uintptr_t)tb_guard_hits();
     tb_lmdb_locks *locks = (tb_lmdb_locks *)atomic_load(&gate->locks);
     if (rc == TB_OK && locks != NULL && mprotect(locks, MAPPED_BYTES, PROT_READ | PROT_WRITE) != 0) {
@@ -274,7 +283,7 @@ int32_t tb_gate_check(uint64_t handle, tb_error *err) {
     if (gate == NULL) {
         return TB_ECLOSED;
     }
-    int32_t rc = tb_lmdb_files_check_whole(&gate->files, false, err);
+    int32_t rc = tb_lmdb_files_check_whole(&gate->files, err);
     rc = rc == TB_OK ? tb_lmdb_files_check(&gate->files, atomic_load(&gate->locks), false, err) : rc;
     tb_handle_put(handle);
     return rc;
@@ -298,7 +307,7 @@ int32_t tb_gate_verify(uint64_t handle, uint32_t *owned, tb_error *err) {
         return TB_ECLOSED;
     }
     bool dead;
-    *owned = holder_of(gate, &dead) == (uint32_t)syscall(SYS_gettid);
+    *owned = holder_of(gate, &dead) == gate->opener;
     tb_handle_put(handle);
     return TB_OK;
 }
@@ -361,10 +370,10 @@ static int32_t try_to_enter(tb_gate *gate, bool *inside, int32_t *holder, tb_err
     int32_t rc = TB_OK;
     if (dead || *holder == 0) {
         tb_lmdb_locks *locks = (tb_lmdb_locks *)atomic_load(&gate->locks);
-        rc = tb_lmdb_files_check_whole(&gate->files, true, err);
+        rc = tb_lmdb_files_check_whole(&gate->files, err);
         rc = rc == TB_OK && dead ? free_writer(gate, err) : rc;
         rc = rc == TB_OK ? tb_lmdb_files_check(&gate->files, locks, true, err) : rc;
-        rc = rc == TB_OK ? name_inside(gate, (uint32_t)syscall(SYS_gettid), err) : rc;
+        rc = rc == TB_OK ? name_inside(gate, gate->opener, err) : rc;
         *inside = rc == TB_OK;
     }
     if (!*inside) {
@@ -396,7 +405,7 @@ int32_t tb_gate_leave(uint64_t handle, tb_error *err) {
     if (gate == NULL) {
         return TB_ECLOSED;
     }
-    int32_t rc = tb_lmdb_files_check_whole(&gate->files, false, err);
+    int32_t rc = tb_lmdb_files_check_whole(&gate->files, err);
     tb_error unnamed;
     name_inside(gate, 0, &unnamed);
     int failed = unlock(gate);

@@ -10,10 +10,12 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/error.h"
 #include "host/lock_file.h"
+#include "tensorbus_bus.h"
 
 #define DEEPEST 32         /* levels of a tree: LMDB's own limit */
 #define SPARE_BYTES 65536u /* reserved beyond what is needed, so that few transactions reserve */
@@ -323,14 +325,38 @@ static bool is_in_use(int lock_fd) {
     return fcntl(lock_fd, F_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
 
+/*
+ * Looks whether others have LMDB open, as its lock file says and, if users_fd is one, the gate's file. One that has just
+ * ended lets go of both one after the other. TB_EBUS_FORMAT if they do not come to say the same: one of the files
+ * is not the one that the others have.
+ */
+static int32_t find_others(int lock_fd, int users_fd, const char *path, bool *others, tb_error *err) {
+    enum { LOOKS = 500 };
+    const struct timespec pause = {.tv_nsec = 1000000};
+    bool users = false;
+    for (int i = 0; i < LOOKS; i++) {
+        *others = is_in_use(lock_fd);
+        users = users_fd >= 0 && tb_bus_byte_lock(users_fd, F_OFD_GETLK, F_WRLCK, TB_GATE_USERS) != 0;
+        if (users == *others) {
+            return TB_OK;
+        }
+        nanosleep(&pause, NULL);
+    }
+    return users ? damaged(err, path, "it is not the one that other processes use") : tb_lmdb_fail_gateless(path, err);
+}
+
+int32_t tb_lmdb_fail_gateless(const char *path, tb_error *err) {
+    return tb_fail(err, TB_EBUS_FORMAT, -1, 0,
+                   "%s is open in processes that hold no lock in the file `locks` beside it, which was removed", path);
+}
+
 static int32_t prepare_locks(int fd, const char *path, uint64_t transaction, bool others, tb_error *err) {
     struct stat status;
     tb_lmdb_locks locks;
-    if (!is_in_use(fd)) {
+    if (!others) {
         uint64_t reserved = 0;
         /* A page of it that has no space yet ends the process that touches it. */
-        return others ? damaged(err, path, "it is not the one that other processes use")
-                      : told(extend(fd, &reserved, TB_LMDB_LOCK_BYTES), TB_LMDB_LOCK_BYTES, path, err);
+        return told(extend(fd, &reserved, TB_LMDB_LOCK_FILE_BYTES), TB_LMDB_LOCK_FILE_BYTES, path, err);
     }
     if (fstat(fd, &status) != 0 || status.st_size < (off_t)TB_LMDB_LOCK_BYTES
         || pread(fd, &locks, sizeof locks, 0) != (ssize_t)sizeof locks) {
@@ -378,25 +404,34 @@ static int32_t check_limits(int fd, const char *path, uint64_t map_bytes, tb_err
     return TB_OK;
 }
 
-int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t map_bytes, bool others,
-                        tb_error *err) {
+static int32_t prepare_data(int fd, const char *path, uint64_t map_bytes, bool others, uint64_t *transaction,
+                            tb_error *err) {
+    int32_t rc = TB_OK;
+    struct stat status;
+    *transaction = 0;
+    if (fstat(fd, &status) == 0 && status.st_size > 0) {
+        rc = check_data(fd, path, transaction, err);
+    } else if (others) {
+        rc = damaged(err, path, "it is empty");
+    } else if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, FIRST_BYTES) != 0 && errno == ENOSPC) {
+        rc = tb_fail(err, TB_ENO_SPACE, -1, ENOSPC, "%s has no room for its first pages", path);
+    }
+    return rc == TB_OK ? check_limits(fd, path, map_bytes, err) : rc;
+}
+
+int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t map_bytes, int users_fd, tb_error *err) {
     int data, locks;
     int32_t rc = open_file(data_path, &data, err);
     if (rc != TB_OK) {
         return rc;
     }
-    uint64_t transaction = 0;
-    struct stat status;
-    if (fstat(data, &status) == 0 && status.st_size > 0) {
-        rc = check_data(data, data_path, &transaction, err);
-    } else if (others) {
-        rc = damaged(err, data_path, "it is empty");
-    } else if (fallocate(data, FALLOC_FL_KEEP_SIZE, 0, FIRST_BYTES) != 0 && errno == ENOSPC) {
-        rc = tb_fail(err, TB_ENO_SPACE, -1, ENOSPC, "%s has no room for its first pages", data_path);
-    }
-    rc = rc == TB_OK ? check_limits(data, data_path, map_bytes, err) : rc;
-    if (rc == TB_OK && (rc = open_file(lock_path, &locks, err)) == TB_OK) {
-        rc = prepare_locks(locks, lock_path, transaction, others, err);
+    rc = open_file(lock_path, &locks, err);
+    if (rc == TB_OK) {
+        bool others;
+        uint64_t transaction;
+        rc = find_others(locks, users_fd, lock_path, &others, err);
+        rc = rc == TB_OK ? prepare_data(data, data_path, map_bytes, others, &transaction, err) : rc;
+        rc = rc == TB_OK ? prepare_locks(locks, lock_path, transaction, others, err) : rc;
         close(locks);
     }
     close(data);

@@ -101,6 +101,8 @@ _Static_assert(offsetof(tb_lmdb_locks, head.body.reader_table) == TB_LMDB_READER
 #define TB_LMDB_READERS 1024u /* src/bus/queue/environment.ts: maxReaders */
 /* One cache line a reader. */
 #define TB_LMDB_LOCK_BYTES (sizeof(tb_lmdb_locks) + TB_LMDB_READERS * TB_LMDB_CACHE_LINE)
+/* The file ends with a word of ours (host/file_end.h), which is too short for another reader. */
+#define TB_LMDB_LOCK_FILE_BYTES (TB_LMDB_LOCK_BYTES + 8)
 
 /* What is wrong with a meta page, or NULL. */
 const char *tb_lmdb_check_meta(const tb_lmdb_meta *meta);
@@ -152,9 +154,13 @@ int32_t tb_lmdb_grow(int fd, uint64_t *reserved, uint64_t to, const char *path, 
 /*
  * To be called before LMDB opens the files in this process, while nobody writes: checks all that LMDB would trust, and
  * takes the space of what it touches first. Makes both files if they are missing. map_bytes: of the map that LMDB will
- * make; others: some process has the environment open. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN, and TB_ESYSTEM or
- * TB_ENO_MEMORY if descriptors or address space do not suffice.
+ * make; users_fd: the gate's file, in which whoever passes the gate and has the environment open holds TB_GATE_USERS, or
+ * -1. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN, and TB_ESYSTEM or TB_ENO_MEMORY if descriptors or address space do not
+ * suffice.
  */
-int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t map_bytes, bool others, tb_error *err);
+int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t map_bytes, int users_fd, tb_error *err);
+
+/* TB_EBUS_FORMAT: LMDB has its lock file open in processes that know of another gate, or of none. */
+int32_t tb_lmdb_fail_gateless(const char *path, tb_error *err);
 
 #endif

@@ -13,8 +13,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "host/map_guard.h"
+#include "host/own_maps.h"
+
+#define ASK_AGAIN_NS 5000000 /* whether the files have their names */
 
 void tb_lmdb_files_init(tb_lmdb_files *files) {
     files->data_fd = -1;
@@ -25,6 +29,12 @@ void tb_lmdb_files_init(tb_lmdb_files *files) {
     files->reserved = 0;
     files->guard = -1;
     files->guards_lmdb = false;
+    tb_file_end_init(&files->data_end);
+    tb_file_end_init(&files->lock_end);
+    files->hits = 0;
+    files->asked = 0;
+    files->gate_fd = -1;
+    files->gate_path = NULL;
     files->data_path = NULL;
     files->lock_path = NULL;
 }
@@ -34,6 +44,8 @@ void tb_lmdb_files_close(tb_lmdb_files *files) {
         tb_guard_release(&files->data);
         tb_guard_release(&files->lock);
     }
+    tb_file_end_close(&files->data_end);
+    tb_file_end_close(&files->lock_end);
     tb_guard_remove(files->guard);
     if (files->metas != NULL) {
         munmap((void *)files->metas, (size_t)files->page_bytes * TB_LMDB_METAS);
@@ -86,8 +98,52 @@ static int32_t guard_lmdb(tb_lmdb_files *files, tb_error *err) {
     return rc;
 }
 
-int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const char *lock_path, tb_error *err) {
+/* Bytes that the transactions use which were committed: others may commit meanwhile. */
+static uint64_t bytes_committed(const tb_lmdb_files *files) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < TB_LMDB_METAS; i++) {
+        const tb_lmdb_meta *meta = (const tb_lmdb_meta *)(files->metas + i * files->page_bytes);
+        uint64_t used = (meta->last_page + 1) * files->page_bytes;
+        bytes = meta->magic == TB_LMDB_MAGIC && used > bytes ? used : bytes;
+    }
+    atomic_thread_fence(memory_order_acquire);
+    return bytes;
+}
+
+/* The page of LMDB's with the word at the end of a file of that length. */
+static uint64_t place_of_end(const tb_lmdb_files *files, uint64_t bytes) {
+    return (bytes - TB_FILE_END_BYTES) / files->page_bytes * files->page_bytes;
+}
+
+/* Puts the word at the end of the data, unless a page is there that is in use, or will be after this transaction. */
+static void mark_data_end(const tb_lmdb_files *files, uint64_t used) {
+    struct stat data;
+    if (fstat(files->data_fd, &data) == 0 && used <= place_of_end(files, (uint64_t)data.st_size)) {
+        tb_file_end_write(files->data_fd, (uint64_t)data.st_size);
+    }
+}
+
+static void mark_lock_end(tb_lmdb_files *files) {
+    FILE *maps = files->lock.st_size >= (off_t)TB_LMDB_LOCK_FILE_BYTES ? tb_own_maps_open() : NULL;
+    if (maps == NULL) {
+        return;
+    }
+    tb_own_map map;
+    while (files->lock_end.page == NULL && tb_own_maps_next(maps, &map)) {
+        bool same = (map.inode == files->lock.st_ino && map.device == files->lock.st_dev)
+                    || strcmp(map.name, files->lock_path) == 0;
+        if (map.writable && same) {
+            tb_file_end_find_mapped(&files->lock_end, &map, &files->lock, TB_LMDB_LOCK_FILE_BYTES);
+        }
+    }
+    fclose(maps);
+}
+
+int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const char *lock_path, int gate_fd,
+                           const char *gate_path, tb_error *err) {
     tb_lmdb_files_init(files);
+    files->gate_fd = gate_fd;
+    files->gate_path = gate_path;
     files->data_path = strdup(data_path);
     files->lock_path = strdup(lock_path);
     files->data_fd = open(data_path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
@@ -104,6 +160,10 @@ int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const ch
     }
     if (rc != TB_OK) {
         tb_lmdb_files_close(files);
+    } else {
+        mark_data_end(files, bytes_committed(files));
+        tb_file_end_find(&files->data_end, files->data_fd, &files->data);
+        mark_lock_end(files);
     }
     return rc;
 }
@@ -121,32 +181,23 @@ static void mark(const tb_lmdb_files *files) {
     }
 }
 
-/* Bytes that the data file has at least, from now on: others may make it longer. */
-static uint64_t bytes_in_use(const tb_lmdb_files *files) {
-    uint64_t bytes = files->data_bytes;
-    for (size_t i = 0; i < TB_LMDB_METAS; i++) {
-        const tb_lmdb_meta *meta = (const tb_lmdb_meta *)(files->metas + i * files->page_bytes);
-        uint64_t used = (meta->last_page + 1) * files->page_bytes;
-        bytes = meta->magic == TB_LMDB_MAGIC && used > bytes ? used : bytes;
-    }
-    atomic_thread_fence(memory_order_acquire);
-    return bytes;
-}
-
 static int32_t damaged(const tb_lmdb_files *files, const char *path, off_t bytes, tb_error *err) {
     mark(files);
     return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s is damaged: it was cut, and had %" PRIu64 " bytes when this was found",
                    path, (uint64_t)bytes);
 }
 
-int32_t tb_lmdb_files_check_whole(const tb_lmdb_files *files, bool lock, tb_error *err) {
-    struct stat data, locks = files->lock;
+int32_t tb_lmdb_files_ask_whole(tb_lmdb_files *files, tb_error *err) {
+    struct stat data, locks, gate;
     if (files->metas == NULL) {
         return TB_OK;
     }
+    files->asked = tb_now();
+    files->hits = atomic_load_explicit(tb_guard_hits(), memory_order_acquire);
     /* Before its length: a reader is not inside, and a writer may make it longer and commit between two looks. */
-    uint64_t in_use = bytes_in_use(files);
-    if (fstat(files->data_fd, &data) != 0 || (lock && fstat(files->lock_fd, &locks) != 0)) {
+    uint64_t committed = bytes_committed(files);
+    uint64_t in_use = committed > files->data_bytes ? committed : files->data_bytes;
+    if (fstat(files->data_fd, &data) != 0 || fstat(files->lock_fd, &locks) != 0 || fstat(files->gate_fd, &gate) != 0) {
         return tb_fail(err, TB_ESYSTEM, -1, errno, "%s cannot be looked at", files->data_path);
     }
     if ((uint64_t)data.st_size < in_use || tb_guard_has_hit(&files->data)) {
@@ -159,7 +210,35 @@ int32_t tb_lmdb_files_check_whole(const tb_lmdb_files *files, bool lock, tb_erro
         return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s was removed",
                        data.st_nlink == 0 ? files->data_path : files->lock_path);
     }
+    if (gate.st_nlink == 0) {
+        return tb_fail(err, TB_EBUS_FORMAT, -1, 0,
+                       "%s was removed while it was in use, and who comes now does not wait for those who have it open",
+                       files->gate_path);
+    }
+    if ((uint64_t)data.st_size != files->data_end.bytes) {
+        tb_file_end_find(&files->data_end, files->data_fd, &data);
+        files->data_bytes = (uint64_t)data.st_size;
+    }
     return TB_OK;
+}
+
+/*
+ * The word at the end of the data is LMDB's to overwrite, once it needs the page: it counts as long as no transaction that
+ * was committed does, and says that the file has all that was in use before it.
+ */
+static bool ends_stand(const tb_lmdb_files *files) {
+    uint64_t committed = bytes_committed(files);
+    return tb_file_end_stands(&files->data_end) && tb_file_end_stands(&files->lock_end)
+           && committed <= place_of_end(files, files->data_end.bytes);
+}
+
+int32_t tb_lmdb_files_check_whole(tb_lmdb_files *files, tb_error *err) {
+    if (files->metas == NULL) {
+        return TB_OK;
+    }
+    bool whole = ends_stand(files) && atomic_load_explicit(tb_guard_hits(), memory_order_acquire) == files->hits
+                 && tb_now() - files->asked < ASK_AGAIN_NS;
+    return whole ? TB_OK : tb_lmdb_files_ask_whole(files, err);
 }
 
 static const tb_lmdb_meta *read_metas(const tb_lmdb_files *files, tb_lmdb_meta metas[TB_LMDB_METAS],
@@ -174,7 +253,9 @@ static const tb_lmdb_meta *read_metas(const tb_lmdb_files *files, tb_lmdb_meta m
 static const char *check_marks(const tb_lmdb_files *files) {
     for (size_t i = 0; i < TB_LMDB_METAS; i++) {
         const tb_lmdb_meta *meta = (const tb_lmdb_meta *)(files->metas + i * files->page_bytes);
-        if (meta->magic != TB_LMDB_MAGIC || (meta->page.flags & TB_LMDB_META) == 0) {
+        /* LMDB goes to where its trees begin without a look. */
+        bool has_trees = meta->trees[TB_LMDB_FREE].root != 0 && meta->trees[TB_LMDB_MAIN].root != 0;
+        if (meta->magic != TB_LMDB_MAGIC || (meta->page.flags & TB_LMDB_META) == 0 || !has_trees) {
             return "a meta page is none";
         }
     }
@@ -231,6 +312,7 @@ int32_t tb_lmdb_files_reserve(tb_lmdb_files *files, const tb_lmdb_change *change
     }
     uint64_t needed = bytes_wanted(meta, change);
     int32_t rc = TB_OK;
+    uint64_t before = files->reserved;
     if (needed > files->reserved) {
         rc = tb_lmdb_grow(files->data_fd, &files->reserved, needed, files->data_path, err);
     }
@@ -239,6 +321,9 @@ int32_t tb_lmdb_files_reserve(tb_lmdb_files *files, const tb_lmdb_change *change
         /* So that those to come find theirs on entering. If there is no space for that, they ask for what they need. */
         tb_error full;
         tb_lmdb_grow(files->data_fd, &files->reserved, more, files->data_path, &full);
+    }
+    if (files->reserved > before) {
+        mark_data_end(files, needed);
     }
     if (files->reserved > files->data_bytes) {
         files->data_bytes = files->reserved;

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <sys/stat.h>
 
+#include "host/file_end.h"
 #include "host/lmdb.h"
 #include "tensorbus.h"
 
@@ -23,6 +24,11 @@ typedef struct tb_lmdb_files {
     uint64_t reserved;   /* so many have their space */
     int guard;           /* of metas */
     bool guards_lmdb;
+    tb_file_end data_end, lock_end; /* the files end there, as far as is known */
+    uint32_t hits;                  /* of tb_guard_hits when the kernel was asked last */
+    uint64_t asked;                 /* when: a moment of tb_now */
+    int gate_fd;                    /* the file of the gate: its owner's */
+    const char *gate_path;          /* its owner's */
     char *data_path;
     char *lock_path;
 } tb_lmdb_files;
@@ -30,7 +36,11 @@ typedef struct tb_lmdb_files {
 /* Nothing is open; a value that tb_lmdb_files_close may have. */
 void tb_lmdb_files_init(tb_lmdb_files *files);
 
-int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const char *lock_path, tb_error *err);
+/*
+ * Inside of the gate, which is a lock on the file gate_fd: that, and gate_path, must stay until tb_lmdb_files_close.
+ */
+int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const char *lock_path, int gate_fd,
+                           const char *gate_path, tb_error *err);
 void tb_lmdb_files_close(tb_lmdb_files *files);
 
 /*
@@ -40,10 +50,13 @@ void tb_lmdb_files_close(tb_lmdb_files *files);
 int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, bool inside, tb_error *err);
 /*
  * Before a transaction, since LMDB ends the process for a page of which only a part is there, and at its end, before what
- * came of it is believed: TB_EBUS_FORMAT if the files are gone or were cut, be it for a moment. The data is marked as damaged then, so that no other process goes on with it. lock: the length of the lock file
- * too, whose first page tells most of that by itself.
+ * came of it is believed: TB_EBUS_FORMAT if the files were cut, be it for a moment. The data is marked as damaged then, so
+ * that no other process goes on with it. The same if they are gone, or the gate's file, which is looked for every few
+ * milliseconds. As long as the words at the ends of both files stand, and no page was missing, the kernel is not asked.
  */
-int32_t tb_lmdb_files_check_whole(const tb_lmdb_files *files, bool lock, tb_error *err);
+int32_t tb_lmdb_files_check_whole(tb_lmdb_files *files, tb_error *err);
+/* The same, and asks the kernel. */
+int32_t tb_lmdb_files_ask_whole(tb_lmdb_files *files, tb_error *err);
 
 /* True if tb_lmdb_files_reserve has nothing to do for a usual transaction. Inside of the gate, once they were checked. */
 bool tb_lmdb_files_have_room(const tb_lmdb_files *files);

@@ -18,7 +18,7 @@ export const lockOffsets = {
   claim: 1n,
   /** The agent's life: waited for by its clients. A second byte, since those who wait hold it for a moment at the end. */
   agent: 2n,
-  /** Shared by all who have the folder open. */
+  /** Shared by all who have the folder open: `TB_GATE_USERS` of native/include/tensorbus_bus.h. */
   users: 3n,
 } as const;
 
@@ -62,21 +62,24 @@ export function tryLock(locksPath: string, offset: bigint): LockFile | undefined
   }
 }
 
-/** A folder that this process has open, as others can tell. */
+/** A folder that this process has open, as others can tell from `begin` on. */
 export class FolderUse extends LockFile {
-  /** Others had it open when this was taken. */
+  /** Others had it open when this was made. */
   readonly others: boolean;
 
-  /** To be taken inside the folder's gate, so that of two who come at once one is the first. */
+  /** To be made and begun inside the folder's gate, so that of two who come at once one is the first. */
   constructor(locksPath: string) {
     super(locksPath);
     try {
       this.others = this.isHeld(lockOffsets.users);
-      this.share(lockOffsets.users);
     } catch (error) {
       this.close();
       throw error;
     }
+  }
+
+  begin(): void {
+    this.share(lockOffsets.users);
   }
 }
 

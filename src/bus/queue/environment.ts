@@ -108,7 +108,11 @@ export class Environment implements AsyncDisposable {
   #hasRoom = false;
   #closed = false;
   #views: LmdbViews | undefined;
-  /** LMDB has begun a transaction, and nothing was read in it. */
+  /** LMDB has begun a transaction to read, and nothing was read in it. */
+  readonly #begunReading = (): void => {
+    nativeBus.tb_gate_check(this.#gate);
+  };
+  /** The same of one to write, for which the files were looked at on entering. */
   readonly #begun = (): void => {
     if (this.#views!.haveTrees) return;
     nativeBus.tb_gate_check(this.#gate);
@@ -173,9 +177,8 @@ export class Environment implements AsyncDisposable {
     if (records.isInTransaction) return work();
     const views = this.#views!;
     try {
-      nativeBus.tb_gate_check(this.#gate);
       const before = views.lostPages;
-      const value = records.readSync(this.#begun, work);
+      const value = records.readSync(this.#begunReading, work);
       if (views.lostPages !== before) nativeBus.tb_gate_check(this.#gate);
       return value;
     } catch (error) {
@@ -371,24 +374,32 @@ export class Environment implements AsyncDisposable {
   }
 
   #open(): void {
-    const shared = opened.get(this.path) ?? this.#openShared();
+    const known = opened.get(this.path);
+    this.#use = new FolderUse(this.locksPath);
+    if (known !== undefined && !this.#use.others) {
+      throw formatError(
+        this.path,
+        `${this.locksPath} was removed, and another made, while this process uses it`,
+      );
+    }
+    const shared = known ?? this.#openShared(this.#use.others);
     shared.users++;
-    this.#use ??= new FolderUse(this.locksPath);
+    this.#use.begin();
     this.#root = shared.root;
     this.#counted = new CountedDatabase(shared.root);
     nativeBus.tb_gate_attach(this.#gate, ...this.#files);
     this.#views = new LmdbViews(nativeBus.tb_gate_guard(this.#gate, ...this.#files));
-    // Takes this thread's slot in the reader table, which needs a lock of its own, while nobody else can hold that.
+    // Takes this thread's slot in the reader table, which needs a lock of its own, while nobody else can hold that. The lock
+    // is looked at before: what is begun to be read later needs none.
+    nativeBus.tb_gate_check(this.#gate);
     this.read(() => shared.root.get(Buffer.from([0])));
     this.#verifyLock();
   }
 
   /** The first opening in this thread: looks at all that LMDB would trust. */
-  #openShared(): { root: RootDatabase<Buffer, Buffer>; users: number } {
-    this.#use = new FolderUse(this.locksPath);
-    const { others } = this.#use;
+  #openShared(others: boolean): { root: RootDatabase<Buffer, Buffer>; users: number } {
     prepareFormat(this.path, this.#options.kind, others);
-    nativeBus.tb_gate_prepare(this.#gate, ...this.#files, BigInt(this.#mapBytes), others ? 1 : 0);
+    nativeBus.tb_gate_prepare(this.#gate, ...this.#files, BigInt(this.#mapBytes));
     const shared = { root: this.#openRoot(), users: 0 };
     opened.set(this.path, shared);
     return shared;
