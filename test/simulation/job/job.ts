@@ -24,8 +24,11 @@ export class Job {
   get registrations(): readonly Registration[] {
     return [...this.#registrations.values()];
   }
+  /** Calls under way. What has ended, or whose client has, never is again. */
   get pending(): readonly Call[] {
-    return [...this.#calls].filter(({ ended, client }) => ended === undefined && client.isAlive);
+    for (const call of this.#calls)
+      if (call.ended !== undefined || !call.client.isAlive) this.#calls.delete(call);
+    return [...this.#calls];
   }
 
   /** Clients on all ranks, which have registered nothing yet. */

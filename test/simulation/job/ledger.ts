@@ -10,7 +10,7 @@ import type { Cluster } from "../world/cluster.ts";
 import { brief } from "../world/trace.ts";
 import type { Registration } from "./registration.ts";
 import { ranksOf } from "./scenario.ts";
-import { isUnknown, overlaps, roundOf, type TransferCall, type Violation } from "./transfer-call.ts";
+import { areSame, isUnknown, overlaps, roundOf, type TransferCall, type Violation } from "./transfer-call.ts";
 
 /** A registration on one agent. */
 interface Standing {
@@ -18,9 +18,10 @@ interface Standing {
   ended: number;
 }
 
+/** By rank, the error that its call ended with, or what else it was. */
 interface Outcomes {
-  readonly committed: Map<number, string>;
-  readonly aborted: Map<number, string>;
+  readonly committed: Map<number, unknown>;
+  readonly aborted: Map<number, unknown>;
 }
 
 /** A call has been posted by then, and everyone has heard of it. */
@@ -406,36 +407,37 @@ export class Ledger {
 
   #checkDelivered(transfer: TransferCall, round: number): void {
     const { registration, call, version } = transfer;
+    const rule = "what a completed round delivered";
     const who = `${call.client.name} call ${call.number}, round ${round}`;
     const stampOf = new Map<number, number>();
-    for (const { value, tensor, globalIndex } of registration.elements()) {
-      const source = this.#transfers.get(Math.floor(value / 512));
-      const isRight =
-        source !== undefined &&
-        source.registration.plan === registration.plan &&
-        source.from === transfer.from &&
-        source.registration.side === transfer.from &&
-        value % 256 === globalIndex &&
-        Math.floor(value / 256) % 2 === tensor;
-      if (!isRight) {
-        this.violate(
-          "what a completed round delivered",
-          `${who}: element ${globalIndex} of ${tensor} is ${value}`,
-        );
-        return;
+    const isOfCall = (source: TransferCall | undefined): source is TransferCall =>
+      source?.registration.plan === registration.plan &&
+      source.from === transfer.from &&
+      source.registration.side === transfer.from;
+    // Elements of one call mostly lie side by side.
+    let source: TransferCall | undefined;
+    const isWhole = registration.everyElement((value, tensor, globalIndex) => {
+      const stamp = Math.floor(value / 512);
+      const isNext = source?.stamp !== stamp;
+      if (isNext) source = this.#transfers.get(stamp);
+      const isThere = value % 256 === globalIndex && Math.floor(value / 256) % 2 === tensor;
+      if (!isThere || (isNext && !isOfCall(source))) {
+        this.violate(rule, `${who}: element ${globalIndex} of ${tensor} is ${value}`);
+        return false;
       }
-      const { rank } = source.call.client;
+      if (!isNext) return true;
+      const { rank } = source!.call.client;
       const known = stampOf.get(rank);
-      if (known !== undefined && known !== source.stamp) {
-        this.violate("what a completed round delivered", `${who}: two calls of rank ${rank} are mixed`);
-        return;
-      }
-      stampOf.set(rank, source.stamp);
-    }
+      stampOf.set(rank, stamp);
+      if (known === undefined || known === stamp) return true;
+      this.violate(rule, `${who}: two calls of rank ${rank} are mixed`);
+      return false;
+    });
+    if (!isWhole) return;
     for (const [rank, stamp] of stampOf) {
       const source = this.#transfers.get(stamp)!;
       const sent = roundOf(source.call);
-      this.require(sent === undefined || sent === round, "what a completed round delivered", () => {
+      this.require(sent === undefined || sent === round, rule, () => {
         return `${who}: what rank ${rank} sent in round ${sent} (call ${source.call.number})`;
       });
       this.require(
@@ -455,7 +457,7 @@ export class Ledger {
 
   /** Memory that a call must have left alone. */
   #checkSame({ before, registration, call }: TransferCall, now: Int32Array): void {
-    const isSame = before.every((value, index) => value === now[index]);
+    const isSame = areSame(before, now);
     this.require(isSame, "memory of a round that failed is unchanged", () => {
       return `${call.client.name} call ${call.number}: ${brief(call.error ?? call.result)}`;
     });
@@ -466,7 +468,7 @@ export class Ledger {
   checkSettled(registration: Registration): void {
     const { settled, values } = registration;
     if (settled === undefined) return;
-    const isSame = settled.every((value, index) => value === values[index]);
+    const isSame = areSame(settled, values);
     this.require(isSame, "memory changes in calls alone", () => {
       return `${registration.client.name}, batch ${registration.plan.id}: it changed after its last call`;
     });
@@ -475,10 +477,10 @@ export class Ledger {
   #record({ registration, name, call, from }: TransferCall, round: number, completed: boolean): void {
     if (registration.plan.commit !== "staged") return;
     const key = `${name} from ${from}, round ${round}`;
-    this.#note(key, call.client.rank, completed, brief(call.error ?? "completed"));
+    this.#note(key, call.client.rank, completed, call.error ?? "completed");
   }
 
-  #note(key: string, rank: number, committed: boolean, how: string): void {
+  #note(key: string, rank: number, committed: boolean, how: unknown): void {
     const outcomes = this.#staged.get(key) ?? { committed: new Map(), aborted: new Map() };
     this.#staged.set(key, outcomes);
     (committed ? outcomes.committed : outcomes.aborted).set(rank, how);
@@ -486,7 +488,8 @@ export class Ledger {
       outcomes.committed.size === 0 || outcomes.aborted.size === 0,
       "staged is all or nothing",
       () => {
-        const show = (map: Map<number, string>) => [...map].map(([at, why]) => `${at} (${why})`).join(", ");
+        const show = (map: Map<number, unknown>) =>
+          [...map].map(([at, why]) => `${at} (${brief(why)})`).join(", ");
         return `${key}: committed on ${show(outcomes.committed)}; not on ${show(outcomes.aborted)}`;
       },
     );

@@ -5,12 +5,6 @@ import type { SimulatedClient } from "../world/client.ts";
 import type { Cluster } from "../world/cluster.ts";
 import { type BatchPlan, type Launch, type LocalPart, partOf, ranksOf, type SideName } from "./scenario.ts";
 
-export interface Element {
-  readonly value: number;
-  readonly tensor: number;
-  readonly globalIndex: number;
-}
-
 export class Registration {
   readonly plan: BatchPlan;
   readonly client: SimulatedClient;
@@ -52,19 +46,22 @@ export class Registration {
     const { values } = this;
     const { globalIndex } = this.#part;
     for (let tensor = 0; tensor < this.plan.tensors; tensor++) {
-      for (const [index, global] of globalIndex.entries()) {
-        values[tensor * globalIndex.length + index] = (stamp * 2 + tensor) * 256 + global;
-      }
+      const [base, first] = [(stamp * 2 + tensor) * 256, tensor * globalIndex.length];
+      for (let index = 0; index < globalIndex.length; index++)
+        values[first + index] = base + globalIndex[index]!;
     }
   }
 
-  *elements(): Generator<Element> {
+  /** True if that holds of each element; ends with the first of which it does not. */
+  everyElement(holds: (value: number, tensor: number, globalIndex: number) => boolean): boolean {
     const { values } = this;
     const { globalIndex } = this.#part;
-    for (const [index, value] of values.entries()) {
-      const tensor = Math.floor(index / globalIndex.length);
-      yield { value, tensor, globalIndex: globalIndex[index % globalIndex.length]! };
+    let index = 0;
+    for (let tensor = 0; index < values.length; tensor++) {
+      for (let place = 0; place < globalIndex.length; place++, index++)
+        if (!holds(values[index]!, tensor, globalIndex[place]!)) return false;
     }
+    return true;
   }
 
   /** What RegisterTensors asks. */

@@ -37,3 +37,9 @@ export function overlaps(one: Call, other: Call): boolean {
 export function isUnknown(code: string): boolean {
   return code === "TB_AGENT_LOST" || code === "TB_AGENT_UNRESPONSIVE";
 }
+
+/** True if memory holds the same at two moments. */
+export function areSame(one: Int32Array, other: Int32Array): boolean {
+  for (let index = 0; index < one.length; index++) if (one[index] !== other[index]) return false;
+  return true;
+}

@@ -8,25 +8,27 @@ export function move(to: Elements, from: Elements): void {
   if (to.dtype !== from.dtype) throw new Error(`the simulation casts nothing: ${from.dtype} to ${to.dtype}`);
   const [target, source] = [viewOf(to.bytes), viewOf(from.bytes)];
   const [into, outOf] = [runsOf(to, target), runsOf(from, source)];
-  let at = 0;
-  let left = 0;
+  let run = 0;
   let place = 0;
-  for (const { offset, bytes } of outOf) {
-    for (let done = 0; done < bytes; ) {
-      if (left === 0) {
-        const next = into.next();
-        if (next.done === true) throw new Error("a move of more elements than there is room for");
-        at = next.value.offset;
-        left = next.value.bytes;
-        place = 0;
-      }
-      const size = Math.min(left, bytes - done);
-      target.set(source.subarray(offset + done, offset + done + size), at + place);
+  for (const offset of outOf.offsets) {
+    for (let done = 0; done < outOf.bytes; ) {
+      const at = into.offsets[run];
+      if (at === undefined) throw new Error("a move of more elements than there is room for");
+      const size = Math.min(into.bytes - place, outOf.bytes - done);
+      copy(target, at + place, source, offset + done, size);
       place += size;
-      left -= size;
       done += size;
+      if (place < into.bytes) continue;
+      run += 1;
+      place = 0;
     }
   }
+}
+
+/** Runs are of some elements each: a loop takes less than a view of them. */
+function copy(target: Uint8Array, at: number, source: Uint8Array, from: number, bytes: number): void {
+  if (bytes > 64) target.set(source.subarray(from, from + bytes), at);
+  else for (let index = 0; index < bytes; index++) target[at + index] = source[from + index]!;
 }
 
 function viewOf(bytes: Bytes): Uint8Array {
@@ -36,29 +38,31 @@ function viewOf(bytes: Bytes): Uint8Array {
   return (memory as unknown as HostMemory).content.subarray(Number(offset), Number(offset + size));
 }
 
-/** Runs of bytes in the order of the elements: `docs/program-format.md`, "Descriptor words". */
-function* runsOf({ descriptor }: Elements, view: Uint8Array): Generator<{ offset: number; bytes: number }> {
-  if (descriptor === undefined) {
-    yield { offset: 0, bytes: view.length };
-    return;
-  }
-  const words = Array.from(descriptor, Number);
-  const [offset, loops] = words as [number, number];
-  const run = words[2 + 2 * loops]!;
-  yield* nested(offset, words, 0, loops, run);
+interface Runs {
+  readonly offsets: readonly number[];
+  /** Of each. */
+  readonly bytes: number;
 }
 
-function* nested(
-  offset: number,
-  words: readonly number[],
-  loop: number,
-  loops: number,
-  run: number,
-): Generator<{ offset: number; bytes: number }> {
-  if (loop === loops) {
-    yield { offset, bytes: run };
-    return;
+/** Descriptors are those of programs, which are made once. */
+const known = new WeakMap<BigInt64Array, Runs>();
+
+/** Runs of bytes in the order of the elements: `docs/program-format.md`, "Descriptor words". */
+function runsOf({ descriptor }: Elements, view: Uint8Array): Runs {
+  if (descriptor === undefined) return { offsets: [0], bytes: view.length };
+  const remembered = known.get(descriptor);
+  if (remembered !== undefined) return remembered;
+  const runs = runsIn(Array.from(descriptor, Number));
+  known.set(descriptor, runs);
+  return runs;
+}
+
+function runsIn(words: readonly number[]): Runs {
+  const [offset, loops] = words as [number, number];
+  let offsets = [offset];
+  for (let loop = 0; loop < loops; loop++) {
+    const [count, stride] = [words[2 + 2 * loop]!, words[3 + 2 * loop]!];
+    offsets = offsets.flatMap((at) => Array.from({ length: count }, (_, step) => at + step * stride));
   }
-  const [count, stride] = [words[2 + 2 * loop]!, words[3 + 2 * loop]!];
-  for (let step = 0; step < count; step++) yield* nested(offset + step * stride, words, loop + 1, loops, run);
+  return { offsets, bytes: words[2 + 2 * loops]! };
 }

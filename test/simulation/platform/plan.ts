@@ -1,4 +1,5 @@
 /** In place of `src/plan/index.ts`: plans are made once for each input, since all that differs between schedules is time. */
+import { serialize } from "node:v8";
 import type { PlanInput, Program } from "../../../src/plan/index.ts";
 import { type ProgramOptions, Plan as RealPlan } from "../../../src/plan/plan.ts";
 
@@ -19,7 +20,7 @@ class CachedPlan {
   }
 
   static of(input: PlanInput): CachedPlan {
-    const key = JSON.stringify(input, (_, value) => (typeof value === "bigint" ? String(value) : value));
+    const key = serialize(input).toString("latin1");
     const known = plans.get(key) ?? new CachedPlan(input);
     plans.set(key, known);
     return known;

@@ -443,7 +443,7 @@ export class VirtualTransfer implements PreparedTransfer {
   #checkDone(): void {
     const round = this.#round;
     if (round === undefined) return;
-    if (this.awaited().length > 0 || this.#local.some(({ isFinished }) => !isFinished)) return;
+    if (this.#exchanges.some(isUnfinished) || this.#local.some(({ isFinished }) => !isFinished)) return;
     this.#round = undefined;
     const seconds = (performance.now() - round.began) / 1000;
     round.resolve({ round: round.number, ...sumUp(this.#channels), seconds, stagingHighWater: 0n });

@@ -202,7 +202,7 @@ export class Network<F> {
   }
 
   isCut(from: number, to: number): boolean {
-    return this.#cuts.has(wayOf(from, to));
+    return this.#cuts.size > 0 && this.#cuts.has(wayOf(from, to));
   }
 
   /** A process was stopped: whoever waits for it too long loses it. */

@@ -22,14 +22,29 @@ export interface Timer {
   unref(): void;
 }
 
-interface Event {
+class Event implements Timer {
   readonly at: number;
   readonly order: number;
   readonly owner: Process | undefined;
   run: (() => void) | undefined;
+
+  constructor(at: number, order: number, owner: Process | undefined, run: () => void) {
+    this.at = at;
+    this.order = order;
+    this.owner = owner;
+    this.run = run;
+  }
+
+  cancel(): void {
+    this.run = undefined;
+  }
+  ref(): void {}
+  unref(): void {}
 }
 
-const nothing = () => {};
+/** Each deadline that was kept leaves an event that is cancelled: they are taken out when the heap has grown so many times. */
+const sweepAt = 2;
+const smallHeap = 256;
 
 /**
  * Does all that promises have waiting, as Node.js does after each of its callbacks. An event takes a third less time with it
@@ -44,7 +59,9 @@ export class Scheduler {
   current: Process | undefined;
   /** Events taken so far. */
   taken = 0;
-  readonly #heap: Event[] = [];
+  #heap: Event[] = [];
+  /** How many events the heap has when those that were cancelled are taken out. */
+  #sweepAt = smallHeap;
   #order = 0;
 
   /** In so many milliseconds, for the process whose event this is. */
@@ -54,15 +71,10 @@ export class Scheduler {
 
   /** The same, for another process or (`undefined`) the world. */
   afterFor(owner: Process | undefined, ms: number, run: () => void): Timer {
-    const event: Event = { at: this.now + ms, order: this.#order++, owner, run };
+    const event = new Event(this.now + ms, this.#order++, owner, run);
+    if (this.#heap.length >= this.#sweepAt) this.#sweep();
     this.#push(event);
-    return {
-      cancel: () => {
-        event.run = undefined;
-      },
-      ref: nothing,
-      unref: nothing,
-    };
+    return event;
   }
 
   /** When the next event is; `undefined` if there is none. */
@@ -112,6 +124,14 @@ export class Scheduler {
   kill(process: Process): void {
     process.state = "dead";
     process.parked.length = 0;
+  }
+
+  #sweep(): void {
+    // In the order in which they are to be taken, they are a heap.
+    this.#heap = this.#heap
+      .filter(({ run }) => run !== undefined)
+      .sort((a, b) => a.at - b.at || a.order - b.order);
+    this.#sweepAt = Math.max(smallHeap, sweepAt * this.#heap.length);
   }
 
   #push(event: Event): void {

@@ -44,6 +44,8 @@ export class StoreServer {
   slowness = 1;
   state: "up" | "stalled" | "down" = "up";
   readonly #waiters = new Set<Waiter>();
+  /** Those that wait for a key, in the order in which they came. */
+  readonly #waitersOf = new Map<string, Set<Waiter>>();
   /** What happens once something is written. */
   readonly #armed: { readonly what: string; readonly run: () => void }[] = [];
   /** What has come while it was stalled. */
@@ -89,6 +91,7 @@ export class StoreServer {
     this.state = "down";
     this.#parked.length = 0;
     this.#waiters.clear();
+    this.#waitersOf.clear();
     for (const client of [...this.clients]) client.lose("the server has ended");
     this.clients.clear();
   }
@@ -106,7 +109,7 @@ export class StoreServer {
   drop(client: StoreClient): void {
     if (!this.clients.delete(client)) return;
     for (const [key, { lease }] of this.entries) if (lease === client) this.entries.delete(key);
-    for (const waiter of this.#waiters) if (waiter.client === client) this.#waiters.delete(waiter);
+    for (const waiter of this.#waiters) if (waiter.client === client) this.#stopWaiting(waiter);
   }
 
   /** Something that a client has said arrives. */
@@ -126,18 +129,25 @@ export class StoreServer {
   }
 
   write(key: string, value: Uint8Array, lease: StoreClient | undefined): void {
-    const parts = key.split("/");
-    const armed = this.#armed.find(({ what }) => parts.at(-1) === what || parts.at(-2) === what);
-    if (armed !== undefined) {
-      this.#armed.splice(this.#armed.indexOf(armed), 1);
-      this.options.scheduler.afterFor(undefined, 0, armed.run);
-    }
-    this.entries.set(key, { value: Uint8Array.from(value), lease });
-    for (const waiter of [...this.#waiters]) {
-      if (!waiter.missing.delete(key) || waiter.missing.size > 0) continue;
+    if (this.#armed.length > 0) this.#fire(key);
+    this.entries.set(key, { value: new Uint8Array(value), lease });
+    const waiters = this.#waitersOf.get(key);
+    if (waiters === undefined) return;
+    this.#waitersOf.delete(key);
+    for (const waiter of waiters) {
+      waiter.missing.delete(key);
+      if (waiter.missing.size > 0) continue;
       this.#waiters.delete(waiter);
       waiter.answer();
     }
+  }
+
+  #fire(key: string): void {
+    const parts = key.split("/");
+    const armed = this.#armed.find(({ what }) => parts.at(-1) === what || parts.at(-2) === what);
+    if (armed === undefined) return;
+    this.#armed.splice(this.#armed.indexOf(armed), 1);
+    this.options.scheduler.afterFor(undefined, 0, armed.run);
   }
 
   wait(client: StoreClient, keys: readonly string[], answer: () => void): () => void {
@@ -148,7 +158,21 @@ export class StoreServer {
     }
     const waiter = { client, missing, answer };
     this.#waiters.add(waiter);
-    return () => void this.#waiters.delete(waiter);
+    for (const key of missing) {
+      const known = this.#waitersOf.get(key);
+      if (known === undefined) this.#waitersOf.set(key, new Set([waiter]));
+      else known.add(waiter);
+    }
+    return () => this.#stopWaiting(waiter);
+  }
+
+  #stopWaiting(waiter: Waiter): void {
+    if (!this.#waiters.delete(waiter)) return;
+    for (const key of waiter.missing) {
+      const others = this.#waitersOf.get(key);
+      others?.delete(waiter);
+      if (others?.size === 0) this.#waitersOf.delete(key);
+    }
   }
 
   wayMs(): number {
