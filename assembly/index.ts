@@ -72,6 +72,7 @@ export function resume(): void {
   startNearby();
   startHomes();
   startHolders();
+  startRoutes();
   startShares();
   startStripes();
 }

@@ -96,9 +96,31 @@ export function listedHost(list: usize, index: u32): u32 {
   return u32At(list, 1 + index);
 }
 
+/** How many holders of a list stand on hosts of another, and on how many of these; the last is at `foundFirst`. */
+export let nearHosts: u32 = 0;
+export function countNear(list: usize, others: usize): u32 {
+  let near: u32 = 0;
+  let at: u32 = 0;
+  nearHosts = 0;
+  for (let index: u32 = 0; index < hostCount(others); index++) {
+    const here = findHost(list, listedHost(others, index));
+    if (here == 0) continue;
+    near += here;
+    at = foundFirst;
+    nearHosts++;
+  }
+  foundFirst = at;
+  return near;
+}
+
 /** The holder at a place of a list. */
 export function holderAt(list: usize, place: u32): u32 {
-  return u32At(list, 2 + 2 * u32At(list, 0) + place);
+  return u32At(holdersFrom(list, place), 0);
+}
+
+/** The holders of a list from a place on: those of a host stand together, ascending. */
+export function holdersFrom(list: usize, place: u32): usize {
+  return list + ((<usize>2 + 2 * u32At(list, 0) + place) << 2);
 }
 
 /** The number of a holder among those of the host that `findHost` found. */

@@ -6,7 +6,18 @@
 import { hosts, patternAt, patternCount, Side } from "./model";
 import { alloc } from "./arena";
 import { enterHolders, holderCount, holderEntries } from "./holders";
-import { findHost, foundEnd, foundFirst, holderAt, hostCount, listedHost, nearbyList } from "./nearby";
+import {
+  countNear,
+  findHost,
+  foundEnd,
+  foundFirst,
+  holderAt,
+  holdersFrom,
+  hostCount,
+  listedHost,
+  nearbyList,
+  nearHosts,
+} from "./nearby";
 import { holdsSource, hostOf, ordinal, pattern, source, sourceRankAt, target } from "./tensor";
 import { commonDivisor, setU32, u32At } from "./words";
 
@@ -17,6 +28,8 @@ class Owners {
   sourceAt: u32;
   targetAt: u32;
   count: u32;
+  /** Their entries stand here: in `list`, if they are on several hosts. */
+  entries: usize;
   list: usize;
 }
 
@@ -116,18 +129,20 @@ export function listOwners(sourceAt: u32, targetAt: u32): void {
     }
   }
   const known = changetype<Owners>(u32At(ownersOf, pattern.index));
-  owners = known.list;
   if (known.sourceAt == sourceAt && known.targetAt == targetAt) {
+    owners = known.entries;
     ownerCount = known.count;
     allOwn = ownerCount == 0;
     if (allOwn) ownerCount = holders;
     return;
   }
   ownerCount = 0;
+  owners = known.list;
   if (hosts != 0) listNearTargets(sourceAt, targetAt, holders);
   known.sourceAt = sourceAt;
   known.targetAt = targetAt;
   known.count = ownerCount;
+  known.entries = owners;
   allOwn = ownerCount == 0;
   if (allOwn) ownerCount = holders;
 }
@@ -136,10 +151,13 @@ export function listOwners(sourceAt: u32, targetAt: u32): void {
 function listNearTargets(sourceAt: u32, targetAt: u32, holders: u32): void {
   const all = nearbyList(source, sourceAt);
   const targets = nearbyList(target, targetAt);
-  let near: u32 = 0;
-  for (let index: u32 = 0; index < hostCount(targets); index++)
-    near += findHost(all, listedHost(targets, index));
+  const near = countNear(all, targets);
   if (near == holders) return;
+  if (nearHosts == 1) {
+    owners = holdersFrom(all, foundFirst);
+    ownerCount = near;
+    return;
+  }
   for (let index: u32 = 0; index < hostCount(targets); index++) {
     if (findHost(all, listedHost(targets, index)) == 0) continue;
     for (let place = foundFirst; place < foundEnd; place++)

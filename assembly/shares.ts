@@ -7,17 +7,7 @@ import { alloc, allocZero, grow } from "./arena";
 import { Axis } from "./axis";
 import { boxLengths, boxSource, boxTarget } from "./box";
 import { cutBox, pieces } from "./cut";
-import {
-  bucketBytes,
-  classCount,
-  DIRECT,
-  HOST,
-  hosts,
-  Mesh,
-  patternCount,
-  tensorClass,
-  world,
-} from "./model";
+import { bucketBytes, classCount, DIRECT, HOST, hosts, Mesh, patternCount, tensorClass } from "./model";
 import { findHost, indexOnHost, nearbyList } from "./nearby";
 import { enterBox, rotationOf } from "./route";
 import { sortByKey } from "./sort";
@@ -38,13 +28,16 @@ import {
   targetOrigin,
   tensor,
 } from "./tensor";
-import { addU32, i64At, setI64, setU32, u32At } from "./words";
+import { endNear, firstNear, rankNear, startWants, wantsNear } from "./wants";
+import { i64At, setI64, setU32, u32At } from "./words";
 
 /** How many items the boxes of a source group have. */
 // @ts-ignore: decorator
 @unmanaged
 class Items {
   boxes: i64;
+  /** The most items of a box. */
+  most: i64;
   /** The most members of a group of replicas that shares a box by stripes. */
   largest: u32;
   /** Distinct numbers of items, ascending. */
@@ -58,16 +51,15 @@ class Items {
 
 /** The items of each group, for each pattern, or for each class if groups of replicas differ from one to the next. */
 let tables: usize = 0;
-/** Ranks by host: those of host h are `hostRanks[hostPointers[h]]` up to `[hostPointers[h + 1]]`. */
-let hostPointers: usize = 0;
-let hostRanks: usize = 0;
 
 export function startShares(): void {
   tables = 0;
-  hostPointers = 0;
+  startWants();
   memory.fill(choices, 0, 32);
 }
 
+/** All boxes were found, in turns that come to each of them. */
+let hasAll: bool = false;
 /** The boxes that were found, ascending. */
 export let found: u32 = 0;
 let boxList: usize = 0;
@@ -89,6 +81,7 @@ function start(): void {
     boxKeys = alloc(64 << 3);
   }
   found = 0;
+  hasAll = false;
 }
 
 function add(box: i64): void {
@@ -136,7 +129,7 @@ export function findOwn(rank: u32, boxes: i64, contributions: bool): void {
       contributions ? source.contributions : 1,
       0,
     );
-    addOwned(rank, contributions);
+    if (!hasAll) addOwned(rank, items, contributions);
     finish();
     return;
   }
@@ -152,30 +145,43 @@ export function findOwn(rank: u32, boxes: i64, contributions: bool): void {
  * Adds the boxes that the rank (with `contributions` any rank of its replica) may own, since it or a rank on its host
  * wants them.
  */
-function addOwned(rank: u32, contributions: bool): void {
+function addOwned(rank: u32, items: Items, contributions: bool): void {
   if (!contributions) {
-    addOwnedBy(rank);
+    addOwnedBy(rank, items, sourceContribution);
     return;
   }
   const origin = sourceOrigin();
   for (let position: u32 = 0; position < source.contributions; position++) {
-    addOwnedBy(sourceRankAt(origin, sourceReplica, position));
+    addOwnedBy(sourceRankAt(origin, sourceReplica, position), items, position);
   }
 }
 
-function addOwnedBy(rank: u32): void {
+function addOwnedBy(rank: u32, items: Items, position: u32): void {
   if (pattern.meeting && enterTarget(rank)) addWanted();
   if (hosts == 0) return;
-  const near = findHost(nearbyList(source, sourceOrigin()), hostOf(rank));
+  const origin = sourceOrigin();
+  const nearby = nearbyList(source, origin);
   // If all holders are near, they take turns as if none were.
-  if (near < source.replicas * source.contributions) addWantedNear(rank);
+  if (findHost(nearby, hostOf(rank)) == source.replicas * source.contributions) return;
+  const wants = wantsNear(rank, origin);
+  addWantedBy(wants.spread, wants.spreadCount);
+  // Whoever is on no other host is served by the holders of this one, in turns.
+  const near: i64 = findHost(nearby, hostOf(rank));
+  const groups: i64 = changetype<Mesh>(target.mesh).size / target.replicas;
+  if (wants.aloneCount * near <= groups * min(items.most, near)) addWantedBy(wants.alone, wants.aloneCount);
+  else addTurns(items, near, indexOnHost(nearby, sourceReplica * source.contributions + position), 1, 0);
+}
+
+function addWantedBy(ranks: usize, count: u32): void {
+  for (let index: u32 = 0; index < count; index++) {
+    if (enterTarget(u32At(ranks, index))) addWanted();
+  }
 }
 
 function addWantedNear(rank: u32): void {
-  listHosts();
-  const end = u32At(hostPointers, hostOf(rank) + 1);
-  for (let place = u32At(hostPointers, hostOf(rank)); place < end; place++) {
-    if (enterTarget(u32At(hostRanks, place))) addWanted();
+  const end = endNear(rank);
+  for (let place = firstNear(rank); place < end; place++) {
+    if (enterTarget(rankNear(place))) addWanted();
   }
 }
 
@@ -185,28 +191,10 @@ function addNear(rank: u32, items: Items, replica: u32, beyond: u32): void {
   const near = findHost(nearby, hostOf(rank));
   if (near == source.replicas) return;
   const index = indexOnHost(nearby, replica);
-  listHosts();
-  const ranks: i64 = u32At(hostPointers, hostOf(rank) + 1) - u32At(hostPointers, hostOf(rank));
+  const ranks: i64 = endNear(rank) - firstNear(rank);
   // By the ranks of the host, or by turns among its sources, whichever finds less that is not wanted.
   if (ranks * near < <i64>changetype<Mesh>(target.mesh).size) addWantedNear(rank);
   else addTurns(items, near, index, 1, beyond);
-}
-
-function listHosts(): void {
-  if (hostPointers != 0) return;
-  let most: u32 = 0;
-  for (let rank: u32 = 0; rank < world; rank++) most = max(most, u32At(hosts, rank));
-  hostPointers = allocZero((<usize>most + 2) << 2);
-  hostRanks = alloc((<usize>world) << 2);
-  for (let rank: u32 = 0; rank < world; rank++) addU32(hostPointers, u32At(hosts, rank) + 1, 1);
-  for (let host: u32 = 0; host <= most; host++) addU32(hostPointers, host + 1, u32At(hostPointers, host));
-  const filled = alloc((<usize>most + 2) << 2);
-  memory.copy(filled, hostPointers, (<usize>most + 2) << 2);
-  for (let rank: u32 = 0; rank < world; rank++) {
-    const host = u32At(hosts, rank);
-    setU32(hostRanks, u32At(filled, host), rank);
-    addU32(filled, host, 1);
-  }
 }
 
 /**
@@ -303,6 +291,7 @@ function addTurns(items: Items, senders: i64, first: i64, width: i64, beyond: i6
 
 function addAll(items: Items, value: u32): void {
   if (items.distinct == 1) {
+    hasAll = true;
     for (let box: i64 = 0; box < items.boxes; box++) add(box);
     return;
   }
@@ -354,11 +343,13 @@ function countItems(boxes: i64): Items {
   const counts = alloc((<usize>boxes) << 3);
   items.boxes = boxes;
   items.largest = 0;
+  items.most = 0;
   for (let dim: u32 = 0; dim < pattern.ndim; dim++) setU32(at, dim, 0);
   let isEven = true;
   for (let box: i64 = 0; box < boxes; box++) {
     placeAt();
     setI64(counts, <u32>box, itemsOfBox());
+    items.most = max(items.most, i64At(counts, <u32>box));
     if (pattern.striping != DIRECT) items.largest = max(items.largest, largestGroup());
     if (box > 0 && i64At(counts, <u32>box) != i64At(counts, 0)) isEven = false;
     step();

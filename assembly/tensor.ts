@@ -22,7 +22,7 @@ let sourceRanks: usize = 0;
 let targetRanks: usize = 0;
 export let ordinal: i64 = 0;
 let sourceBase: u32 = 0;
-let targetBase: u32 = 0;
+export let targetBase: u32 = 0;
 
 export function enter(index: u32): void {
   tensor = index;

@@ -95,6 +95,25 @@ describe("the planner's steps follow its answers", () => {
     });
   }
 
+  const reduced: Record<string, Layouts> = {
+    apart: (n) => [layout([n / 4, 4], [R, P]), layout([n], [Shard(0)], n)],
+    "half apart": (n) => [layout([n / 4, 4], [R, P]), layout([n], [Shard(0)], n / 2)],
+    colocated: (n) => [layout([n / 4, 4], [R, P]), layout([n], [Shard(0)])],
+    "far from each other": (n) => [layout([4, n / 4], [P, R]), layout([n], [Shard(0)])],
+    "to replicas of a host": (n) => [layout([n / 4, 4], [R, P]), layout([n / 8, 8], [Shard(0), R], n / 2)],
+    "of shards": (n) => [layout([n / 8, 4, 2], [R, P, Shard(1)]), layout([n], [Shard(0)], n / 2)],
+  };
+  it.each(Object.entries(reduced))("hosts that grow with the world: partial, %s", (_, layouts) => {
+    const grown = (n: number, strategy: "direct" | "striped") =>
+      inputOf(layouts, n, {
+        topology: { ranksPerHost: n / 4, hostMBps: 900, networkMBps: 100, latencyUs: 1 },
+        strategy,
+      });
+    for (const strategy of ["direct", "striped"] as const) {
+      expectFlat(grown(128, strategy), grown(512, strategy));
+    }
+  });
+
   it("of layouts by chance, in large worlds", { timeout: 300_000 }, async () => {
     const random = new Random(31);
     let compared = 0;
