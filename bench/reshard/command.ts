@@ -21,6 +21,8 @@ interface CommandCase {
   readonly name: string;
   readonly tensors: () => ModelTensor[];
   readonly target: string;
+  /** What is read is the checkpoint on ranks by this layout. */
+  readonly source?: string;
   readonly runs: number;
 }
 
@@ -43,6 +45,7 @@ const cases: readonly CommandCase[] = [
   { name: "70,000 tensors in one file", tensors: many, target: "hf", runs: 3 },
   { name: "70,000 tensors on 2 ranks", tensors: many, target: "2:S(0)", runs: 3 },
   { name: "70,000 tensors on 8 ranks", tensors: many, target: "8:S(0)", runs: 3 },
+  { name: "70,000 tensors of 8 ranks in one file", tensors: many, source: "8:S(0)", target: "hf", runs: 3 },
   { name: "sparse 20 GiB on 4 ranks", tensors: large, target: "4:S(1)", runs: 1 },
 ];
 
@@ -54,20 +57,23 @@ export async function benchCommand(
   log: (line: string) => void,
 ): Promise<CommandResult[]> {
   const results: CommandResult[] = [];
-  for (const { name: label, tensors: make, target, runs } of cases) {
+  for (const { name: label, tensors: make, source, target, runs } of cases) {
     const name = `reshard/${label}`;
     if (!name.includes(filter)) continue;
     const checkpoint = join(folder, "many");
     mkdirSync(checkpoint);
     const tensors = make();
     const bytes = writeSparse(join(checkpoint, "model.safetensors"), tensors);
+    const held = source === undefined ? checkpoint : join(folder, "held");
+    if (source !== undefined) await measure(root, ["reshard", checkpoint, "--target", source, "--out", held]);
     const measured: Awaited<ReturnType<typeof measure>>[] = [];
     for (let run = 0; run < runs; run++) {
       const out = join(folder, "out");
-      measured.push(await measure(root, ["reshard", checkpoint, "--target", target, "--out", out]));
+      measured.push(await measure(root, ["reshard", held, "--target", target, "--out", out]));
       rmSync(out, { recursive: true });
     }
     rmSync(checkpoint, { recursive: true });
+    rmSync(held, { recursive: true, force: true });
     const seconds = measured.map((each) => each.seconds).sort((a, b) => a - b)[Math.floor(runs / 2)]!;
     const peakResidentBytes = Math.max(...measured.map((each) => each.peakResidentBytes));
     log(`${name.padEnd(34)} ${seconds.toFixed(1)} s, at most ${Math.round(peakResidentBytes / 2 ** 20)} MiB`);

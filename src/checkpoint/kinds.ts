@@ -35,7 +35,7 @@ export interface MovedTensor {
 }
 
 /** More kinds than this are made again when they are asked for: all of them would take much memory. */
-const mostKinds = 2 ** 12;
+const mostKinds = 2 ** 10;
 /** Forms of destinations that are looked up; of more, equal ones are kept twice. */
 const mostForms = 2 ** 16;
 

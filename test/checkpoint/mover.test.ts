@@ -137,6 +137,28 @@ describe("a checkpoint moves", () => {
     );
   });
 
+  it("of which no tensor is like another, more than are kept in mind", async () => {
+    const list = Array.from({ length: 1100 }, (_, index): TensorSpec => {
+      return { name: `t${index}`, shape: [index + 1], dtype: "uint8" };
+    });
+    await writeCheckpoint(join(folder(), "model.safetensors"), list);
+    const layout = layoutOf([2], "S(0)");
+    const into = join(folder(), "ranks");
+    const input = { pairs: { p: { source: layout, target: layout } } };
+    const inputs = list.map(({ name, shape, dtype }) => ({ name, pair: "p", shape, dtype }));
+    await moveTo(rankFiles({ ...input, tensors: inputs }, {}, "digest"), into);
+    for (const rank of [0, 1]) {
+      const found = await readAll(join(into, `rank-${rank}.safetensors`));
+      const wrong = list.filter(({ name, shape }, salt) => {
+        const half = Math.ceil(shape[0]! / 2);
+        const whole = bytesOfTensor(list[salt]!, salt);
+        const part = rank === 0 ? whole.subarray(0, half) : whole.subarray(half);
+        return found.get(name)?.bytes.equals(part) !== true;
+      });
+      expect(wrong).toEqual([]);
+    }
+  });
+
   it("from bfloat16 to float32 on ranks and back, every value", async () => {
     const spec: TensorSpec = { name: "w", shape: [256, 256], dtype: "bfloat16" };
     const all = Buffer.from(Uint16Array.from({ length: 2 ** 16 }, (_, bits) => bits).buffer);
