@@ -2,6 +2,7 @@ import { dirname, resolve } from "node:path";
 import type { DType } from "../layout/index.ts";
 import type { Model } from "./config.ts";
 import { readTextFile } from "./files.ts";
+import { findUnfit } from "./spec-dimensions.ts";
 import { SpecDocument } from "./spec-document.ts";
 import type { PartedSpec } from "./spec-parts.ts";
 import { checkSpec, type ResolvedSpec, resolveSpec } from "./spec-resolve.ts";
@@ -41,8 +42,18 @@ export async function parseSpec(text: string, file: string): Promise<Spec> {
     const { resolvePartedSpec } = await import("./spec-parts.ts");
     return { file, ...resolvePartedSpec(document, spec, tensors, model) };
   }
-  const { ruleOf: _, ...resolved } = resolveSpec(document, spec, tensors);
+  const { ruleOf, ...resolved } = resolveSpec(document, spec, tensors);
+  for (const rule of spec.placements.keys()) {
+    const unfit = findUnfit({ ...resolved, ruleOf }, rule, exampleRule);
+    if (unfit === undefined) continue;
+    throw document.error(["placements", rule, unfit.side], unfit.what, { tensors: unfit.names });
+  }
   return { file, values: document.value, ...resolved };
+}
+
+/** It stands before the rule that does not fit: the first that matches takes a tensor. */
+function exampleRule(match: string, source: string, target: string): string {
+  return `{match: "${match}", source: [${source}], target: [${target}]} before this one`;
 }
 
 /** What a form of the model needs is loaded for that form: families, presets and checkpoints are most of this folder. */

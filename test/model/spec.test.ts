@@ -193,6 +193,11 @@ describe("a bad spec names file, line, path and values", () => {
       /earlier rules take all 1 tensors that norm matches/,
     ],
     [
+      "tensors of too few dimensions for their rule",
+      edit(/'\.\*'.*/, "'.*', source: [S(1), R], target: [S(1)] }"),
+      /:15: placements\[2\]\.source: cuts a dimension that 1 of 4 tensors do not have: layers\.\*\.norm \(1\)\. Add a rule for them, such as \{match: "norm", source: \[R,R\], target: \[R\]\} before this one$/,
+    ],
+    [
       "tensors without a rule",
       edit("'.*'", "norm2|q"),
       /:10: placements: 1 of 4 tensors match no rule: layers\.0\.norm$/,

@@ -1,19 +1,11 @@
 /** What the command line asks of a reshard, as a spec: which rule takes each tensor, and which of them are cast. */
 import type { CheckpointSource } from "../../checkpoint/source.ts";
 import { TensorBusError } from "../../errors.ts";
-import {
-  arithmeticTypes,
-  type DType,
-  formatPlacement,
-  isDType,
-  itemSize,
-  type Placement,
-} from "../../layout/index.ts";
-import { collapseNames } from "../../model/names.ts";
+import { arithmeticTypes, type DType, formatPlacement, isDType, itemSize } from "../../layout/index.ts";
+import { findUnfit } from "../../model/spec-dimensions.ts";
 import type { SpecPath, SpecPlaces } from "../../model/spec-places.ts";
 import { checkSpec, type ResolvedSpec, resolveSpec } from "../../model/spec-resolve.ts";
 import type { PlanInput } from "../../plan/input/types.ts";
-import { formatCount } from "../ui/format.ts";
 
 /** What the command line says of a layout: `4:S(0)`, `2x4:R,S(0)`, with `@order` or `@split` for strided shards. */
 interface LayoutText {
@@ -113,53 +105,14 @@ function requireReshardable({ input }: ResolvedSpec): void {
 }
 
 /** Tensors of too few dimensions for the layout of all others need a rule, which is named. */
-function requireDimensions({ input, ruleOf }: ResolvedSpec, fallback: number, flags: ReshardFlags): void {
-  for (const side of ["source", "target"] as const) {
-    const odd = input.tensors.filter(({ pair, shape }, tensor) => {
-      if (ruleOf[tensor] !== fallback) return false;
-      return input.pairs[pair]![side].placements.some((placement) => cuts(placement, shape.length));
-    });
-    if (odd.length === 0) continue;
-    const names = odd.map(({ name }) => name);
-    const flag = `--${side} ${JSON.stringify(flags[side])}`;
-    const details = { flag: `--${side}`, tensors: names };
-    if (odd.length === input.tensors.length) {
-      const most = odd.reduce((dimensions, { shape }) => Math.max(dimensions, shape.length), 0);
-      const what = `${flag} cuts a dimension that no tensor has: they have ${most} at the most, numbered from 0`;
-      throw new TensorBusError("TB_SPEC", what, { details });
-    }
-    const both = (["source", "target"] as const).map((each) => placeholder(flags[each]));
-    throw new TensorBusError(
-      "TB_SPEC",
-      `${flag} cuts a dimension that ${formatCount(odd.length)} of ${formatCount(input.tensors.length)} tensors do not have: ` +
-        `${collapseNames(names)}. Add a rule for them, such as --rule "${expressionFor(names)}=${both.join("->")}"`,
-      { details },
-    );
-  }
-}
-
-function cuts(placement: Placement, ndim: number): boolean {
-  if (placement.kind !== "shard" && placement.kind !== "stridedShard") return false;
-  return placement.dim >= ndim || placement.dim < -ndim;
-}
-
-/** The layout that suits any tensor, on the mesh of a flag. */
-function placeholder(layout: string): string {
-  return layout
-    .split(":")[0]!
-    .split("x")
-    .map(() => "R")
-    .join(",");
-}
-
-/** The words that tell these names from others: `norm|bias`. */
-function expressionFor(names: readonly string[]): string {
-  const words = names.map((name) => {
-    const parts = name.split(".");
-    return parts.length > 1 && parts.at(-1) === "weight" ? parts.at(-2)! : parts.at(-1)!;
+function requireDimensions(spec: ResolvedSpec, fallback: number, flags: ReshardFlags): void {
+  const example = (match: string, source: string, target: string) => `--rule "${match}=${source}->${target}"`;
+  const unfit = findUnfit(spec, fallback, example);
+  if (unfit === undefined) return;
+  const { side, names, what } = unfit;
+  throw new TensorBusError("TB_SPEC", `--${side} ${JSON.stringify(flags[side])} ${what}`, {
+    details: { flag: `--${side}`, tensors: names },
   });
-  const distinct = [...new Set(words)].sort();
-  return distinct.length <= 6 ? distinct.join("|") : `^${names[0]}$`;
 }
 
 /**
