@@ -33,6 +33,10 @@ function install() {
   execFileSync("npm", ["install", ...options, ...packages], { cwd: folder, stdio: "inherit" });
 }
 
+function nodeOf(version) {
+  return join(folder, "node_modules", `node-${version}`, "bin", "node");
+}
+
 async function run(node, parameters) {
   const child = spawn(node, parameters, { cwd: root, stdio: ["ignore", "pipe", "pipe"] });
   let output = "";
@@ -57,20 +61,24 @@ function keepBusy() {
   }
 }
 
+async function checkEndings(version) {
+  for (const [what, times] of endings) {
+    const parameters = ["--expose-gc", "test/nodes/ends.mjs", what];
+    for (let i = 0; i < times; i++)
+      await check(version, `a process that ends ${what}`, nodeOf(version), parameters);
+  }
+}
+
 try {
   install();
   for (const version of versions) {
-    const node = join(folder, "node_modules", `node-${version}`, "bin", "node");
+    const node = nodeOf(version);
     await check(version, "every entry, required and imported", node, ["test/nodes/entries.cjs"]);
     await check(version, "a training loop and its engine", node, ["examples/train-to-inference/launch.js"]);
-    keepBusy();
-    for (const [what, times] of endings) {
-      const parameters = ["--expose-gc", "test/nodes/ends.mjs", what];
-      for (let i = 0; i < times; i++) await check(version, `a process that ends ${what}`, node, parameters);
-    }
-    for (const burner of burners.splice(0)) burner.kill("SIGKILL");
-    console.log(`Node.js ${version}: done`);
   }
+  keepBusy();
+  await Promise.all(versions.map(checkEndings));
+  console.log(`Node.js ${versions.join(", ")}: done`);
 } finally {
   for (const burner of burners) burner.kill("SIGKILL");
   rmSync(folder, { recursive: true, force: true });
