@@ -147,3 +147,16 @@ describe("a config", () => {
     }
   });
 });
+
+describe("bounds of what is read", () => {
+  it("an expression is short, and looks at no name that is long", () => {
+    expect(() => new NameExpression("a".repeat(1001))).toThrow(/of 1001 characters; at most 1000/);
+    const any = new NameExpression("(a)");
+    expect([4096, 4097].map((length) => any.test("a".repeat(length)))).toEqual([true, false]);
+    expect(any.group("a".repeat(4097), 1)).toBeUndefined();
+  });
+
+  it("a device is no file", async () => {
+    await expect(readBytes("/dev/null", 100)).rejects.toMatchObject({ code: "TB_FILE" });
+  });
+});
