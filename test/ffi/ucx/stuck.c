@@ -8,11 +8,12 @@
 #ifdef LIBRARY
 #include <dlfcn.h>
 
-__attribute__((visibility("default"))) _Atomic int is_stuck;
+__attribute__((visibility("default"))) _Atomic int is_stuck, is_inside;
 
 unsigned ucp_worker_progress(void *worker) {
     static unsigned (*progress)(void *worker);
     while (is_stuck) {
+        is_inside = 1;
         pause();
     }
     if (progress == NULL) {
@@ -40,13 +41,23 @@ int main(int count, char **arguments) {
     uint64_t session;
     int32_t event_fd;
     int32_t code = count < 2 ? TB_ESYSTEM : tb_session_open(&options, &session, &event_fd, &error);
-    code = code == TB_OK ? tb_session_use_ucx(session, arguments[1], NULL, &error) : code;
-    _Atomic int *is_stuck = dlsym(dlopen(arguments[1], RTLD_NOW), "is_stuck");
-    if (code != TB_OK || is_stuck == NULL) {
-        printf("failed: %s\n", error.message);
+    void *library = code == TB_OK ? dlopen(arguments[1], RTLD_NOW) : NULL;
+    _Atomic int *is_stuck = library == NULL ? NULL : dlsym(library, "is_stuck");
+    _Atomic int *is_inside = library == NULL ? NULL : dlsym(library, "is_inside");
+    if (is_stuck == NULL || is_inside == NULL) {
+        printf("failed: %s\n", code == TB_OK ? dlerror() : error.message);
         return 1;
     }
     *is_stuck = 1;
+    code = tb_session_use_ucx(session, arguments[1], NULL, &error);
+    if (code != TB_OK) {
+        printf("failed: %s\n", error.message);
+        return 1;
+    }
+    /* A thread that is not in the library yet would see that it is to end, and do so. */
+    while (*is_inside == 0) {
+        usleep(1000);
+    }
     code = tb_session_close(session, &error);
     printf("closed %d: %s\n", code, error.message);
     fflush(stdout);
