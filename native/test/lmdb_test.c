@@ -249,18 +249,30 @@ static bool asks_each_time(tb_lmdb_files *files) {
     return true;
 }
 
+/* The word of the lock file is reached by a double of LMDB's map. Without one (qemu makes none) each look asks the kernel. */
+static bool maps_are_doubled(void *map) {
+    void *twice = mremap(map, 0, PAGE, MREMAP_MAYMOVE);
+    if (twice == MAP_FAILED) {
+        puts("not checked here: the kernel doubles no maps, so that each look asks it");
+        return false;
+    }
+    munmap(twice, PAGE);
+    return true;
+}
+
 static void test_ends(void) {
     int gate_fd = open(gate_path, O_RDWR | O_CREAT, 0600);
     CHECK(gate_fd >= 0, "a file for the gate");
     tb_lmdb_files files;
     void *map = open_ended(&files, gate_fd);
-    CHECK(!asks_each_time(&files), "the words at both ends tell by themselves");
+    bool doubled = maps_are_doubled(map);
+    CHECK(asks_each_time(&files) != doubled, "the words at both ends tell by themselves");
     /* Somebody else makes the data longer and uses what was the end. */
     CHECK(truncate(data_path, (PAGES + 9) * PAGE) == 0, "longer");
     set_last_page(files.data_fd, PAGES + 2);
     CHECK(asks_each_time(&files), "a page that is in use has no word that counts");
     tb_file_end_write(files.data_fd, (PAGES + 11) * PAGE);
-    CHECK(!asks_each_time(&files), "the new end is found by asking");
+    CHECK(asks_each_time(&files) != doubled, "the new end is found by asking");
     close_ended(&files, map);
 
     for (off_t from_end = 1; from_end <= (PAGES + 2) * PAGE; from_end += from_end < 20 ? 1 : 1021) {
