@@ -47,7 +47,12 @@ export interface SessionHost {
 }
 
 /** What is left to do of a request that is too much for one go. */
-type Steps = Iterator<void>;
+type Steps = Generator<void, void>;
+
+/** A wait, until all its keys have been left. */
+interface Parked extends Waiter {
+  isOver: boolean;
+}
 /** A request, read whole: doing it answers at once, or not at all, or in steps. */
 type Request = () => Steps | undefined;
 
@@ -60,7 +65,7 @@ export class ServerSession implements Worker {
   readonly #host: SessionHost;
   readonly #reader = new WireReader();
   #validated = false;
-  #waiter: Waiter | undefined;
+  #waiter: Parked | undefined;
   #steps: Steps | undefined;
   /** The rest of a long answer. */
   #output: Iterator<Uint8Array | LargeValue> | undefined;
@@ -165,8 +170,8 @@ export class ServerSession implements Worker {
     [opcodes.wait]: () => this.#keys((keys) => this.#wait(keys)),
     [opcodes.multiGet]: () => this.#keys((keys) => this.#multiGet(keys)),
     [opcodes.multiSet]: () => this.#multiSet(),
-    [opcodes.getNumKeys]: () => nothingMore(() => this.#send(i64(this.#table.size))),
-    [opcodes.listKeys]: () => nothingMore(() => this.#listKeys()),
+    [opcodes.getNumKeys]: () => nothingMore(atOnce(() => this.#send(i64(this.#table.size)))),
+    [opcodes.listKeys]: () => nothingMore(atOnce(() => this.#listKeys())),
     [opcodes.cancelWait]: () => nothingMore(() => this.#cancelWait()),
     [opcodes.ping]: () => this.#ping(),
     [opcodes.barrier]: () => this.#keyAndNumber((key, worldSize) => this.#barrier(key, worldSize)),
@@ -272,13 +277,13 @@ export class ServerSession implements Worker {
     if (this.#waiter !== undefined) throw new WireError("a second wait on one connection");
     let parking = true;
     const wake = () => {
-      // More keys are to be parked.
-      if (parking) return;
+      // More keys are to be parked, or it was taken back and the rest of its keys are to be left.
+      if (parking || waiter.isOver) return;
       this.#waiter = undefined;
       this.#parkedBytes = 0;
       this.#send(Buffer.of(stopWaiting));
     };
-    const waiter: Waiter = { missing: new Set(), wake };
+    const waiter: Parked = { missing: new Set(), wake, isOver: false };
     this.#waiter = waiter;
     yield* inSteps(keys, (key) => {
       if (isHere(key) || waiter.missing.has(key)) return;
@@ -290,13 +295,17 @@ export class ServerSession implements Worker {
     if (waiter.missing.size === 0) wake();
   }
 
-  #cancelWait(): void {
-    this.#unpark();
+  *#cancelWait(): Steps {
+    yield* this.#unpark();
     this.#send(Buffer.of(waitCancelled));
   }
 
-  #unpark(): void {
-    if (this.#waiter !== undefined) this.#table.unpark(this.#waiter);
+  /** Nothing wakes the wait any more, from now on; its keys are left one by one. */
+  *#unpark(): Steps {
+    const waiter = this.#waiter;
+    if (waiter === undefined) return;
+    waiter.isOver = true;
+    yield* inSteps(waiter.missing, (key) => this.#table.unpark(key, waiter));
     this.#waiter = undefined;
     this.#parkedBytes = 0;
   }
@@ -370,17 +379,24 @@ export class ServerSession implements Worker {
 
   #end(): void {
     this.#host.turns.leave(this);
-    this.#unpark();
     this.#endOutput();
     this.#steps = undefined;
     for (const sent of [...this.#sending]) sent();
-    this.#accountFor(0);
+    this.#accountFor(this.#parkedBytes);
+    const leaving = this.#unpark();
+    this.#host.turns.offer({
+      work: (until) => {
+        const more = goOn(leaving, until);
+        if (!more) this.#accountFor(0);
+        return more;
+      },
+    });
   }
 }
 
 // biome-ignore lint/correctness/useYield: a request of nothing but its opcode needs no more bytes
-function* nothingMore(act: () => void): Reading<Request> {
-  return atOnce(act);
+function* nothingMore(request: Request): Reading<Request> {
+  return request;
 }
 
 function atOnce(act: () => void): Request {
@@ -390,11 +406,19 @@ function atOnce(act: () => void): Request {
   };
 }
 
-function* inSteps<T>(entries: readonly T[], act: (entry: T) => void): Generator<void, void> {
-  for (const [index, entry] of entries.entries()) {
-    if (index % stepEntries === stepEntries - 1) yield;
+function* inSteps<T>(entries: Iterable<T>, act: (entry: T) => void): Generator<void, void> {
+  let index = 0;
+  for (const entry of entries) {
+    if (index++ % stepEntries === stepEntries - 1) yield;
     act(entry);
   }
+}
+
+/** True if time is over before the steps are. */
+function goOn(steps: Steps, until: number): boolean {
+  do if (steps.next().done) return false;
+  while (performance.now() < until);
+  return true;
 }
 
 function* strings(keys: readonly string[]): Generator<Uint8Array> {

@@ -174,8 +174,8 @@ export class StoreTable {
     else waiting.add(waiter);
   }
 
-  unpark(waiter: Waiter): void {
-    for (const key of waiter.missing) this.#forget(key, waiter);
+  unpark(key: string, waiter: Waiter): void {
+    this.#forget(key, waiter);
   }
 
   /** Keys that someone waits for. */

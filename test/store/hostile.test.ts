@@ -5,6 +5,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { type AddressInfo, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { buildSync } from "esbuild";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { type IgnoredRecord, signedStore } from "../../src/store/signed.ts";
@@ -163,6 +164,34 @@ describe("a stranger", () => {
     const { rssBytes, stallMs } = await report();
     expect(stallMs).toBeLessThan(stall);
     expect(rssBytes).toBeLessThan(512 * MiB + slack);
+  });
+
+  it.each([
+    ["taken back", (socket: Socket) => socket.write(request("cancelWait"))],
+    ["left", (socket: Socket) => socket.destroy()],
+  ])("has its many keys left in turns when its wait is %s", async (_, end) => {
+    const server = await serveTcpStore();
+    cleanUps.push(() => server.close());
+    const count = 100_000;
+    const keys = Array.from({ length: count }, (_, index) => `/never/${index}`);
+    const socket = await stranger(server.port, request("wait", list(keys)));
+    while (server.stats.awaitedKeys < count && !socket.destroyed) await nextTurn();
+    expect(server.stats.awaitedKeys).toBe(count);
+    end(socket);
+    const seen = new Set<number>();
+    while (server.stats.awaitedKeys > 0) {
+      seen.add(server.stats.awaitedKeys);
+      await nextTurn();
+    }
+    seen.delete(count);
+    expect(seen.size).toBeGreaterThan(1);
+    if (socket.destroyed) return;
+    // Nothing of the wait is left, and the connection goes on.
+    const [answer] = (await once(socket, "data")) as [Buffer];
+    expect(answer).toHaveLength(1);
+    const asked = once(socket, "data");
+    socket.write(request("wait", list([])));
+    expect((await asked)[0]).toHaveLength(1);
   });
 
   it("keeps nobody out by connections that say nothing", async () => {

@@ -161,13 +161,16 @@ static bool meet(tb_handover *handover, uint32_t index, uint64_t now) {
     return false;
 }
 
-/* Accepts who has come. Who has come has been sending before: guests are told at once. */
+/*
+ * Accepts who has come. Who has come has been sending before: guests are told at once. No more than can have waited when it began,
+ * or who connects without end would keep the caller.
+ */
 static void welcome(tb_handover *handover) {
     uint64_t now = tb_now();
     for (uint32_t i = 0; i < handover->stranger_count;) {
         i += !meet(handover, i, now);
     }
-    for (;;) {
+    for (int accepted = 0; accepted <= SOMAXCONN; accepted++) {
         int fd = accept4(handover->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0) {
             if (errno == EINTR || errno == ECONNABORTED) {
