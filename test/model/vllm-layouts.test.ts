@@ -133,6 +133,7 @@ describe("what vLLM refuses is refused with a reason, and what only its loader c
     [
       {
         model_type: "deepseek_v3",
+        topk_method: "noaux_tc",
         ...latent,
         moe_intermediate_size: 32,
         n_routed_experts: 8,
