@@ -119,7 +119,8 @@ function replaceDist(made) {
   const kept = new Set([...made.keys(), ...filesOfBuildBefore(made)]);
   for (const file of readdirSync(dist, { recursive: true, withFileTypes: true })) {
     const path = join(file.parentPath, file.name);
-    if (file.isFile() && !kept.has(relative(dist, path))) rmSync(path);
+    // A command that ends may have removed a file of its own.
+    if (file.isFile() && !kept.has(relative(dist, path))) rmSync(path, { force: true });
   }
 }
 

@@ -1,6 +1,7 @@
 import { execFileSync, spawn } from "node:child_process";
 import {
   chmodSync,
+  chownSync,
   copyFileSync,
   cpSync,
   existsSync,
@@ -141,6 +142,34 @@ describe("what V8 has compiled", () => {
     expect(plan()).toEqual(first);
     expect(inode()).toBe(before);
     expect(kept()).toHaveLength(1);
+  });
+
+  test("is made anew if bytes of it have changed, of which V8 would die", () => {
+    const first = plan();
+    const file = join(folderOf(), kept()[0]!);
+    const bytes = readFileSync(file);
+    for (let at = 1000; at < bytes.length; at += 50_000) bytes[at]! ^= 4;
+    writeFileSync(file, bytes);
+    const before = inode();
+    expect(plan()).toEqual(first);
+    expect(inode()).not.toBe(before);
+  });
+
+  test("is neither read nor written where others than the installation's owner may write", () => {
+    expect(plan().code).toBe(0);
+    expect(statSync(folderOf()).mode & 0o777).toBe(0o755);
+    chmodSync(folderOf(), 0o777);
+    const file = join(folderOf(), kept()[0]!);
+    writeFileSync(file, "not looked at");
+    expect(plan().code).toBe(0);
+    expect(readFileSync(file, "utf8")).toBe("not looked at");
+  });
+
+  test.skipIf(process.getuid?.() !== 0)("is not written by root into another's installation", () => {
+    chownSync(join(folder, "dist"), 65_534, 65_534);
+    expect(plan().code).toBe(0);
+    expect(existsSync(folderOf())).toBe(false);
+    chownSync(join(folder, "dist"), 0, 0);
   });
 
   test("is made anew if V8 does not take it", () => {

@@ -140,6 +140,24 @@ test("a cell that is wider than its column goes on below, within a word if it mu
   ]);
 });
 
+test("a word in which no line may break, and characters of two units, are broken and kept whole", () => {
+  const { output } = captured({ columns: 40, isTTY: true, environment: { NO_COLOR: "1" } });
+  for (const cell of [
+    `${"a\u00a0".repeat(60)}b`,
+    "😀".repeat(60),
+    "a😀".repeat(45),
+    `${"全\u3000".repeat(60)}x`,
+  ]) {
+    const table = formatTable(output, [{ head: "name", wraps: true }], [[cell]]);
+    const lines = table.split("\n").slice(1);
+    expect(lines.length).toBeGreaterThan(1);
+    // Half of a character has no UTF-8.
+    for (const line of lines) expect(Buffer.from(line).toString()).toBe(line);
+    const shown = lines.map((line) => line.slice(2)).join("");
+    expect(shown.replaceAll(/\s/g, "")).toBe(cell.replaceAll(/\s/g, ""));
+  }
+});
+
 describe("narrow tables", () => {
   const columns: Column[] = [
     { head: "name" },

@@ -93,7 +93,18 @@ function formatColumns(
 /** Also within words that are wider than the column, where there is no other way. */
 function wrapCell(cell: string, width: number): string[] {
   if (cell.length <= width) return [cell];
-  return wrapWords(cell.replaceAll(new RegExp(`\\S{${width}}(?=\\S)`, "g"), "$& "), width);
+  const parts = cell.split(" ").flatMap((word) => cut(word, width));
+  return wrapWords(parts.join(" "), width);
+}
+
+/** A word in parts that fit, none of which ends within a character. */
+function cut(word: string, width: number): string[] {
+  const parts = [""];
+  for (const character of word) {
+    if (parts.at(-1)!.length + character.length > width) parts.push("");
+    parts[parts.length - 1] += character;
+  }
+  return parts;
 }
 
 /** The widths of all columns: if they are too wide together, those that wrap give way, the widest first. */
