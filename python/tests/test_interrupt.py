@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pathlib
 import select
@@ -19,6 +20,8 @@ from test_client import both, register
 
 import tensorbus
 from conftest import client_of
+from tensorbus import _semaphore
+from tensorbus._semaphore import Semaphore
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = str(ROOT / "python" / "src" / "tensorbus")
@@ -176,7 +179,8 @@ def test_the_caller_has_its_tensors_back_once_the_agent_has_let_go_of_them(agent
         agent = client_of(0).agent["pid"]
         for number in (1, 3, 5):
             child.begin(number)
-            while weights.pending() != number:
+            deadline = time.monotonic() + 30
+            while weights.pending() != number and time.monotonic() < deadline:
                 time.sleep(0.002)
             # As long as it is stopped it cannot have taken the round back: the target may still find it.
             os.kill(agent, signal.SIGSTOP)
@@ -188,6 +192,125 @@ def test_the_caller_has_its_tensors_back_once_the_agent_has_let_go_of_them(agent
             take_part(weights, "source", tensor, number + 1)
             assert child.says() == f"done {number + 1}"
         child.close()
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which would end the test run where nobody expects it."""
+
+
+@pytest.mark.parametrize("way", ["block", "await"])
+def test_a_caller_is_warned_as_long_as_the_agent_has_its_tensors(
+    agents: tensorbus.Agents, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    left, right = client_of(0), client_of(2)
+    name = f"warned {way}"
+    both(lambda: left.init_pair(name, "a", "b", 1), lambda: right.init_pair(name, "b", "a", 1))
+    sender, _ = register((left, right, name), [np.zeros(4, np.float32)], [np.zeros(4, np.float32)])
+    link, agent = left._link(), left.agent["pid"]
+
+    def cancel(semaphore: Semaphore, error: BaseException) -> None:
+        if way == "await":
+            asyncio.run(semaphore._cancel_async(error))
+        else:
+            semaphore._cancel(error)
+
+    async def cancel_twice(semaphore: Semaphore) -> None:
+        task = asyncio.create_task(semaphore._cancel_async(asyncio.CancelledError()))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    def interrupt_again(semaphore: Semaphore) -> None:
+        if way == "await":
+            asyncio.run(cancel_twice(semaphore))
+            return
+
+        def end_wait(*_: object) -> None:
+            raise Interrupted
+
+        with monkeypatch.context() as patch:
+            patch.setattr(link, "_read", end_wait)
+            with pytest.raises(Interrupted):
+                semaphore._cancel(KeyboardInterrupt())
+
+    round_ = sender.transfer("send", timeout=60)
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        # The command is given up, which ends it for its caller alone.
+        link.take_back(round_._call)
+        link._give_up(round_._call, link._unresponsive())
+        monkeypatch.setattr(_semaphore, "_QUIET", 0.2)
+        cancel(round_, KeyboardInterrupt())
+        assert "has not let go of the tensors" in caplog.text
+        caplog.clear()
+
+        # A second interrupt ends the wait, and nothing has become quiet by that.
+        monkeypatch.setattr(_semaphore, "_QUIET", 30.0)
+        interrupt_again(round_)
+        assert "has not let go of the tensors" in caplog.text
+        caplog.clear()
+        goes_on = threading.Timer(0.3, os.kill, [agent, signal.SIGCONT])
+        goes_on.start()
+        cancel(round_, KeyboardInterrupt())
+        assert round_._call.is_released
+        assert caplog.text == ""
+        goes_on.join()
+    finally:
+        os.kill(agent, signal.SIGCONT)
+        left.close()
+        right.close()
+
+
+def test_a_task_that_awaits_what_is_done_leaves_the_reader_of_others(agents: tensorbus.Agents) -> None:
+    left, right = client_of(0), client_of(2)
+    name = "reader of others"
+    both(lambda: left.init_pair(name, "a", "b", 1), lambda: right.init_pair(name, "b", "a", 1))
+    sender, _ = register((left, right, name), [np.zeros(4, np.float32)], [np.zeros(4, np.float32)])
+    link = left._link()
+    done = link.submit("QueryStatus", {"batch": sender.batch_id, "instance": sender._registration.instance}, 10)
+    link.wait(done)
+
+    async def run() -> None:
+        waits = asyncio.create_task(sender.transfer("send", timeout=60).wait())
+        await asyncio.sleep(0.05)
+        readers = _semaphore._readers(asyncio.get_running_loop())
+        assert readers == {link.fileno(): 1}
+        await _semaphore.await_call(link, done)
+        assert readers == {link.fileno(): 1}
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+        assert readers == {}
+
+    asyncio.run(run())
+    left.close()
+    right.close()
+
+
+def test_a_coroutine_that_is_closed_takes_its_round_back(agents: tensorbus.Agents) -> None:
+    name = "closed coroutine"
+    given, taken = tensorbus.empty(4), tensorbus.empty(4)
+
+    def make_source() -> tensorbus.Weights:
+        return tensorbus.Weights(
+            name, {"w": given}, role="source", me="here", peer="there", client=client_of(0), rank=0, world_size=1
+        )
+
+    source, target = both(make_source, lambda: opposite(name, "source", taken))
+
+    async def begin_and_close() -> None:
+        coroutine = source.asend(1, timeout=60)
+        coroutine.send(None)
+        coroutine.close()
+
+    asyncio.run(begin_and_close())
+    (_, call), *_ = source._open._registration._rounds
+    assert call.is_taken_back
+    given[:] = 2
+    both(lambda: source.send(2, timeout=60), lambda: take_part(target, "source", taken, 2))
+    source.close()
+    target.close()
 
 
 @pytest.mark.parametrize("role", ["source", "target"])

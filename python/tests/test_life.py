@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pathlib
 import signal
@@ -18,6 +19,8 @@ from test_client import both, register
 
 import tensorbus
 from conftest import client_of
+from tensorbus._link import Call
+from tensorbus._semaphore import await_call
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -93,6 +96,36 @@ for seconds in (0.0005, 0.002, 0.01, 0.1, 0.3):
     assert client._link().wait(client._link().submit("Cancel", {"command": 1}, 5.0)) == {"found": False}
 client.close()
 """
+
+
+def test_what_could_not_be_sent_ends_in_its_time_and_with_its_agent(alone: tensorbus.Agents) -> None:
+    left, right, name = paired("full")
+    sender, _ = register((left, right, name), [np.ones(4)], [np.zeros(4)])
+    link = left._link()
+    os.kill(left.agent["pid"], signal.SIGSTOP)
+    # Nobody reads: this fills the socket, and what comes behind it is not sent.
+    with pytest.raises(TimeoutError):
+        link.submit("QueryStatus", {"batch": "b" * (8 << 20)}, 0.1)
+    with pytest.raises(TimeoutError):
+        within(1.5, lambda: sender.transfer("send", timeout=0.1))
+    unsent = link.prepare("QueryStatus", {"batch": "b"}, 0.1)
+    with pytest.raises(TimeoutError):
+        link.send(unsent)
+    assert not unsent.done
+    os.kill(left.agent["pid"], signal.SIGKILL)
+    with pytest.raises(ConnectionError) as lost:
+        within(5, lambda: link.wait(link._pending[min(link._pending)]))
+    assert lost.value.code == "TB_AGENT_LOST"  # type: ignore[attr-defined]
+    assert unsent.is_released
+    with pytest.raises(ConnectionError) as ended:
+        link.wait(unsent)
+    assert ended.value.code == "TB_AGENT_LOST"  # type: ignore[attr-defined]
+    # As one that nobody knew of when the link ended.
+    late = Call(1 << 20, {}, "late", 1.0, 0, None, None)
+    with pytest.raises(ConnectionError):
+        link.wait(late)
+    with pytest.raises(ConnectionError):
+        asyncio.run(await_call(link, Call(1 << 21, {}, "late", 1.0, 0, None, None)))
 
 
 def test_an_interrupt_leaves_a_usable_client(alone: tensorbus.Agents) -> None:

@@ -32,6 +32,8 @@ UNRESPONSIVE = 2.0
 # memory is quiet, and a clock does not.
 GRACE = 2.5
 _LOOK = 0.25
+# As often is a command looked at that is over, and that the agent has not let go of.
+RELEASE_LOOK = 0.05
 _READ_BYTES = 1 << 18
 _CANCEL_TIMEOUT = 5.0
 
@@ -206,9 +208,10 @@ class Link:
             return
         self._error = error
         self._close_descriptors()
-        for call in list(self._pending.values()):
-            call.settle(None, error)
-            call.release(error.code == "TB_AGENT_LOST")
+        # What was not sent yet ends too. It stays where it is: whoever sends may be looking at it.
+        for call in [*self._pending.values(), *(sending for _, _, sending in list(self._outbox))]:
+            if call is not None:
+                self._settle_ended(call)
         self._pending.clear()
         self._notify()
         if error.code != "TB_CLOSED":
@@ -241,6 +244,12 @@ class Link:
             else f"the agent at {self.path} ended"
         )
         self._end(make_error("TB_AGENT_LOST", message, {"rank": rank, "pid": pid, "path": self.path}))
+
+    def _settle_ended(self, call: Call) -> None:
+        """Ends a call with its link: also one that came to the link at its end, and was not known to it."""
+        if self._error is not None:
+            call.settle(None, self._error)
+            call.release(self._error.code == "TB_AGENT_LOST")
 
     def _require_open(self) -> None:
         if self._error is not None:
@@ -323,6 +332,7 @@ class Link:
         is_out = any(sending is call for _, _, sending in list(self._outbox)) or call.id in self._pending
         if is_out:
             self.post("Cancel", {"command": call.id})
+            self._settle_ended(call)
         elif not call.done:
             call.settle(None, make_error("TB_CANCELLED", f"{call.name}: it was not sent", {"command": call.name}))
             call.release(True)
@@ -383,9 +393,7 @@ class Link:
                 self._require_open()
 
     def _await(self, on: socket.socket, events: int, deadline: float | None, call: Call | None) -> None:
-        poll = select.poll()
-        poll.register(on, events)
-        while not poll.poll(_LOOK * 1000):
+        while not _poll(on, events, _LOOK):
             self._require_open()
             if deadline is not None and time.monotonic() >= deadline:
                 if self._is_silent():
@@ -399,6 +407,9 @@ class Link:
         until = None if timeout is None else time.monotonic() + timeout
         me = threading.get_ident()
         while not call.done:
+            if self._error is not None:
+                self._settle_ended(call)
+                break
             try:
                 with self._lock:
                     if self._reader is None or self._reader == me:
@@ -415,6 +426,19 @@ class Link:
             if not call.done:
                 self._check_time(call, until)
         return call.result()
+
+    def await_release(self, call: Call, timeout: float) -> None:
+        """Waits until the agent has let go of a command, however that ended, or the seconds are over."""
+        until = time.monotonic() + timeout
+        with contextlib.suppress(TensorBusError):
+            self.wait(call, timeout)
+        # One that was given up is done, and the agent may touch its memory until its answer comes.
+        while not call.is_released and self._error is None:
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            self._await_readable(min(RELEASE_LOOK, left))
+            self._read()
 
     def _slice(self, call: Call, until: float | None) -> float:
         now = time.monotonic()
@@ -446,14 +470,13 @@ class Link:
         return self._socket.fileno()
 
     def expire(self, call: Call) -> None:
-        """Ends a call whose time is over: for event loops, which wait by themselves."""
+        """Ends a call whose time is over, or its link: for event loops, which wait by themselves."""
+        self._settle_ended(call)
         if not call.done:
             self._check_time(call, None)
 
     def _await_readable(self, seconds: float) -> None:
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        poll.poll(max(0.0, seconds) * 1000)
+        _poll(self._socket, select.POLLIN, max(0.0, seconds))
 
     def _read(self) -> None:
         acquired: list[bool] = []
@@ -533,6 +556,16 @@ class Link:
     def _timed_out(self, call: Call | None) -> TensorBusError:
         name = "sending a command" if call is None else call.name
         return make_error("TB_TIMEOUT", f"{name}: its deadline passed", {"command": name})
+
+
+def _poll(on: socket.socket, events: int, seconds: float) -> bool:
+    """True if something can be done with the socket; one that another thread has closed is to fail by that."""
+    descriptor = on.fileno()
+    if descriptor < 0:
+        return True
+    poll = select.poll()
+    poll.register(descriptor, events)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _error_of(message: dict[str, Any]) -> TensorBusError:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ._link import Call, Link
+from ._link import RELEASE_LOOK, Call, Link
 from .errors import DeadlineError, TensorBusError
 
 # How long a round that was taken back may hold its caller; an agent that lives answers within milliseconds.
@@ -101,35 +101,49 @@ class Semaphore:
             raise
         self._settle(value)
 
-    def _cancel(self) -> None:
-        """Takes the round back on all ranks if it has not ended, and waits until the agent touches none of its tensors.
+    def _cancel(self, error: BaseException) -> None:
+        """Takes the round back on all ranks if it has not ended, as ``error`` has ended its call.
 
-        Its caller writes the next step into them. A second interrupt ends the wait.
+        After an interrupt it waits until the agent touches none of its tensors: its caller goes on, and writes the
+        next step into them. A second interrupt ends the wait. A failure is told within the caller's own time.
         """
-        if self._call.done:
+        if not _is_interrupt(error):
+            self._link.take_back(self._call)
             return
-        self._link.take_back(self._call)
-        # How it ended is not what its caller is told: it was interrupted.
-        with contextlib.suppress(TensorBusError):
-            self._link.wait(self._call, _QUIET)
-        self._warn_unquiet()
+        try:
+            self._link.take_back(self._call)
+            self._link.await_release(self._call, _QUIET)
+        finally:
+            self._warn_unquiet()
 
-    async def _cancel_async(self) -> None:
+    async def _cancel_async(self, error: BaseException) -> None:
         """As ``_cancel``, for asyncio: a task that is cancelled a second time waits no longer."""
-        if self._call.done:
+        if not _is_interrupt(error):
+            # A coroutine that is closed may await nothing any more.
+            self._link.take_back(self._call)
             return
-        self._link.take_back(self._call)
-        with contextlib.suppress(TensorBusError, asyncio.TimeoutError):
-            await asyncio.wait_for(await_call(self._link, self._call), _QUIET)
-        self._warn_unquiet()
+        try:
+            self._link.take_back(self._call)
+            # How it ended is not what its caller is told: it was interrupted.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._await_release(), _QUIET)
+        finally:
+            self._warn_unquiet()
+
+    async def _await_release(self) -> None:
+        with contextlib.suppress(TensorBusError):
+            await await_call(self._link, self._call)
+        # One that was given up is done, and the agent may touch its memory until its answer comes.
+        while not self._call.is_released and self._link.is_open:
+            await asyncio.sleep(RELEASE_LOOK)
+            self._link.look()
 
     def _warn_unquiet(self) -> None:
-        if not self._call.done:
+        if not self._call.is_released:
             _logger.warning(
-                "%s was taken back, and its agent has not let go of the tensors within %g s: write to none of them "
-                "before the next call of the batch has ended",
+                "%s was taken back, and its agent has not let go of the tensors yet: write to none of them before the "
+                "next call of the batch has ended",
                 self.name,
-                _QUIET,
             )
 
     def _settle(self, value: dict[str, Any]) -> None:
@@ -164,6 +178,11 @@ class Semaphore:
         self.release()
 
 
+def _is_interrupt(error: BaseException) -> bool:
+    """True if a call ended by what came from outside: Ctrl-C, the end of the process, the cancelling of its task."""
+    return not isinstance(error, (Exception, GeneratorExit))
+
+
 def _as_busy(error: TensorBusError) -> TensorBusError:
     busy = _busy_error()
     if busy is None:
@@ -184,21 +203,28 @@ async def await_call(link: Link, call: Call) -> Any:
     call.on_done(tell)
     readers = _readers(loop)
     descriptor = link.fileno()
-    if not call.done:
+    # One that is done on entry counts for nothing, and must not take away the reader of others.
+    is_counted = not call.done and descriptor >= 0
+    if is_counted:
         readers[descriptor] = readers.get(descriptor, 0) + 1
         loop.add_reader(descriptor, link.look)
     try:
         # What came before the loop watched has to be looked for.
         link.look()
         while not call.done:
+            if not link.is_open:
+                link.expire(call)
+                continue
             try:
                 await asyncio.wait_for(ended.wait(), 0.25)
             except asyncio.TimeoutError:
+                # An answer that has come in time is not to be overtaken by the clock.
+                link.look()
                 link.expire(call)
     finally:
         # The loop may be closed before the command ends: a task that was cancelled leaves it so.
         call.forget(tell)
-        if descriptor in readers:
+        if is_counted:
             readers[descriptor] -= 1
             if readers[descriptor] <= 0:
                 del readers[descriptor]

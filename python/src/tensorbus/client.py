@@ -466,8 +466,8 @@ class TensorBusClient:
             if blocking:
                 with around or contextlib.nullcontext():
                     semaphore.result()
-        except BaseException:
-            semaphore._cancel()
+        except BaseException as error:
+            semaphore._cancel(error)
             raise
         return semaphore
 

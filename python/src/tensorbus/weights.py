@@ -273,8 +273,8 @@ class Weights:
         semaphore = self._round(role, version, False, left)
         try:
             self.statistics = await semaphore.wait()
-        except BaseException:
-            await semaphore._cancel_async()
+        except BaseException as error:
+            await semaphore._cancel_async(error)
             raise
 
     def pending(self, *, timeout: float = 30.0) -> int | None:
