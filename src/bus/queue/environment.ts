@@ -384,8 +384,9 @@ export class Environment implements AsyncDisposable {
     }
     const shared = known ?? this.#openShared(this.#use.others);
     shared.users++;
-    this.#use.begin();
+    // From here on `close` closes it, if something fails.
     this.#root = shared.root;
+    this.#use.begin();
     this.#counted = new CountedDatabase(shared.root);
     nativeBus.tb_gate_attach(this.#gate, ...this.#files);
     this.#views = new LmdbViews(nativeBus.tb_gate_guard(this.#gate, ...this.#files));
