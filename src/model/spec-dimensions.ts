@@ -23,15 +23,17 @@ export function findUnfit(
     );
     if (odd.length === 0) continue;
     const names = odd.map(({ name }) => name);
-    if (odd.length === input.tensors.length) {
+    const takesAll = taken.length === input.tensors.length;
+    if (odd.length === taken.length) {
       const most = odd.reduce((dimensions, { shape }) => Math.max(dimensions, shape.length), 0);
-      const what = `cuts a dimension that no tensor has: they have ${most} at the most, numbered from 0`;
+      const none = takesAll ? "no tensor" : "no tensor that it takes";
+      const what = `cuts a dimension that ${none} has: they have ${most} at the most, numbered from 0`;
       return { side, names, what };
     }
     const pair = input.pairs[odd[0]!.pair]!;
     const suits = (each: "source" | "target") => pair[each].placements.map(() => "R").join(",");
     const what =
-      `cuts a dimension that ${odd.length} of ${input.tensors.length} tensors do not have: ` +
+      `cuts a dimension that ${odd.length} of ${takesAll ? `${taken.length} tensors` : `the ${taken.length} tensors that it takes`} do not have: ` +
       `${collapseNames(names)}. Add a rule for them, such as ${example(expressionFor(names), suits("source"), suits("target"))}`;
     return { side, names, what };
   }

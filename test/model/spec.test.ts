@@ -194,8 +194,13 @@ describe("a bad spec names file, line, path and values", () => {
     ],
     [
       "tensors of too few dimensions for their rule",
-      edit(/'\.\*'.*/, "'.*', source: [S(1), R], target: [S(1)] }"),
-      /:15: placements\[2\]\.source: cuts a dimension that 1 of 4 tensors do not have: layers\.\*\.norm \(1\)\. Add a rule for them, such as \{match: "norm", source: \[R,R\], target: \[R\]\} before this one$/,
+      edit(/'\\\.q\$'.*\n.*/, "'.*', source: [S(1), R], target: [S(1)] }"),
+      /:14: placements\[1\]\.source: cuts a dimension that 1 of the 2 tensors that it takes do not have: layers\.\*\.norm \(1\)\. Add a rule for them, such as \{match: "norm", source: \[R,R\], target: \[R\]\} before this one$/,
+    ],
+    [
+      "a dimension that none of a rule's tensors has",
+      edit("[S(0), S(0)]", "[S(2), S(0)]"),
+      /:14: placements\[1\]\.source: cuts a dimension that no tensor that it takes has: they have 2 at the most, numbered from 0$/,
     ],
     [
       "tensors without a rule",
