@@ -38,7 +38,12 @@ export async function runSeeds(bundle, { first, runs, jobs, trace = false, onRep
         else if (awaited === 0) worker.postMessage(undefined);
       });
       worker.on("error", reject);
-      worker.on("exit", resolve);
+      // Seeds that nobody runs would pass as if they had been.
+      worker.on("exit", (code) => {
+        if (goesOn && awaited > 0)
+          reject(new Error(`a thread ended (${code}), and owed ${awaited} schedules`));
+        else resolve();
+      });
       give();
     });
   const work = async () => {

@@ -69,4 +69,7 @@ if (failed.length > 0 && !values.trace && !values["keep-going"]) {
     },
   });
 }
-process.exitCode = failed.length === 0 ? 0 : 1;
+// It ends early at a schedule that failed, and at nothing else.
+const isShort = done < runs && (failed.length === 0 || values["keep-going"]);
+if (isShort) console.log(`only ${done} of ${runs} schedules ran`);
+process.exitCode = failed.length === 0 && !isShort ? 0 : 1;
