@@ -49,10 +49,11 @@ void tb_lmdb_files_close(tb_lmdb_files *files);
  */
 int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, bool inside, tb_error *err);
 /*
- * Before a transaction, since LMDB ends the process for a page of which only a part is there, and at its end, before what
- * came of it is believed: TB_EBUS_FORMAT if the files were cut, be it for a moment. The data is marked as damaged then, so
- * that no other process goes on with it. The same if they are gone, or the gate's file, which is looked for every few
- * milliseconds. As long as the words at the ends of both files stand, and no page was missing, the kernel is not asked.
+ * Before a transaction, since LMDB ends the process for a page of which only a part is there, and at its end, before
+ * what came of it is believed: TB_EBUS_FORMAT if the files were cut. One that was cut and has grown again since
+ * passes, unless a page of it was touched while it was missing. The data is marked as damaged then, so that no other
+ * process goes on with it. The same if they are gone, or the gate's file, which is looked for every few milliseconds.
+ * As long as the words at the ends of both files stand, and no page was missing, the kernel is not asked.
  */
 int32_t tb_lmdb_files_check_whole(tb_lmdb_files *files, tb_error *err);
 /* The same, and asks the kernel. */

@@ -16,7 +16,10 @@
 #include "host/lmdb.h"
 #include "host/own_maps.h"
 
-/* An environment has four maps, LMDB's two and the first pages of each that we look at, and an agent has two environments. */
+/*
+ * An environment has up to six maps: LMDB's two, the first pages and the end of its data, and of its lock file the gate's and
+ * the end. An agent has two environments.
+ */
 enum { ROWS = 4096, EARLIER = 8 };
 
 typedef struct row {
