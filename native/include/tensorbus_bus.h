@@ -79,13 +79,19 @@ TB_API int32_t tb_gate_attach(uint64_t gate, const char *data_path, const char *
 /*
  * Inside of the gate, before LMDB opens its files in this process: checks all that LMDB would trust, and takes the space
  * of what it touches first. Makes both files if they are missing. map_bytes: of the map that LMDB will make. Whoever has the
- * files open shares the byte TB_GATE_USERS of the gate's file, and the caller does so from then on. TB_EBUS_FORMAT, also if
- * the gate's file is not the one of those who have LMDB's open; TB_ENO_SPACE, TB_EFOREIGN; TB_ESYSTEM or TB_ENO_MEMORY if this
- * process has too few descriptors or too little address space left.
+ * files open shares the byte TB_GATE_USERS of the gate's file, and the caller does so from then on. If *users is not
+ * TB_GATE_USERS_KNOWN, nothing was checked and LMDB must not open the files: a process that ends lets go of both one after the
+ * other, so that it is worth another try for a moment. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN; TB_ESYSTEM or TB_ENO_MEMORY
+ * if this process has too few descriptors or too little address space left.
  */
 #define TB_GATE_USERS 3 /* src/bus/process/liveness.ts: lockOffsets */
+enum tb_gate_users {
+    TB_GATE_USERS_KNOWN = 0,     /* or there are none */
+    TB_GATE_USERS_UNKNOWN = 1,   /* others have LMDB's lock file open, and nobody shares the byte */
+    TB_GATE_USERS_ELSEWHERE = 2, /* others share the byte, and nobody has LMDB's lock file open */
+};
 TB_API int32_t tb_gate_prepare(uint64_t gate, const char *data_path, const char *lock_path, uint64_t map_bytes,
-                               tb_error *err);
+                               uint32_t *users, tb_error *err);
 /*
  * Inside of the gate, once LMDB has opened its files and tb_gate_attach has seen them: from here on it looks at them, and no page of theirs that is missing
  * since somebody has cut them ends this process. That lasts until tb_gate_close, which is for when LMDB has closed them.

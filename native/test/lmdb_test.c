@@ -72,7 +72,8 @@ static int32_t prepare(const uint8_t *file, size_t bytes) {
     CHECK(fd >= 0 && write(fd, file, bytes) == (ssize_t)bytes, "a data file");
     close(fd);
     unlink(lock_path);
-    return tb_lmdb_prepare(data_path, lock_path, MAP_BYTES, -1, &err);
+    enum tb_gate_users users;
+    return tb_lmdb_prepare(data_path, lock_path, MAP_BYTES, -1, &users, &err);
 }
 
 static uint32_t state = 20261;

@@ -29,7 +29,7 @@ export const nativeBus = declareNative({
 
   tb_gate_open: ["u64", "string", "u64", "out u64"],
   tb_gate_attach: ["u64", "string", "string", "out u32"],
-  tb_gate_prepare: ["u64", "string", "string", "u64"],
+  tb_gate_prepare: ["u64", "string", "string", "u64", "out u32"],
   tb_gate_guard: ["u64", "string", "string", "out u64", "out u64", "out u32"],
   tb_gate_check: ["u64"],
   tb_gate_reserve: ["u64", "u32", "u32", "u32", "u32"],

@@ -4,6 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { type EventPort, openEventPort } from "../../src/bus/process/event-port.ts";
 import { type Environment, openEnvironment } from "../../src/bus/queue/environment.ts";
+import type { DeadlineOptions } from "../../src/deadline.ts";
 import { TensorBusError } from "../../src/errors.ts";
 import { forkFixture, kill, messageOf, stopped, temporaryFolder } from "./kit/processes.ts";
 
@@ -118,6 +119,12 @@ describe("a folder whose file of locks somebody removes while it is in use", () 
       /removed.*end the agent and the clients that use this folder and remove it/,
     ),
   });
+  const unknown = expect.objectContaining({
+    code: "TB_BUS_FORMAT",
+    message: expect.stringMatching(
+      /^another process has .*lock\.mdb open, and .*locks does not know it: .*\. End that process, and try again; if it was an agent, start it again$/,
+    ),
+  });
 
   it.each(["another process", "this process"])("takes in nobody else, if %s uses it", async (who) => {
     if (who === "this process") await openHere();
@@ -126,8 +133,37 @@ describe("a folder whose file of locks somebody removes while it is in use", () 
     if (child) await messageOf(child);
     rmSync(join(path, "locks"));
     // Two gates would let in two writers.
-    await expect(openHere()).rejects.toEqual(removed);
+    await expect(openHere()).rejects.toEqual(child ? unknown : removed);
     if (child) await kill(child);
+  });
+
+  it("is not to be blamed if a program reads LMDB's files past the bus: the newcomer is told to end that", async () => {
+    await (await openHere()).close();
+    const child = forkFixture("holder", { path, past: true, signal: "SIGSTOP" });
+    await messageOf(child);
+    const opening = openHere();
+    const rounds = roundsOfTheLoop(opening);
+    await expect(opening).rejects.toEqual(unknown);
+    expect(await rounds).toBeGreaterThan(10);
+    const again = openHere();
+    await kill(child);
+    const environment = await again;
+    expect(environment.read(() => environment.root.get(key))).toBeUndefined();
+  });
+
+  it("is opened no longer than the caller waits, if a program reads it past the bus", async () => {
+    await (await openHere()).close();
+    const child = forkFixture("holder", { path, past: true, signal: "SIGSTOP" });
+    await messageOf(child);
+    const openIn = (deadline: DeadlineOptions) =>
+      openEnvironment({ path, kind: "queue", port }, deadline).then((environment) =>
+        environments.push(environment),
+      );
+    const began = performance.now();
+    await expect(openIn({ timeoutMs: 50 })).rejects.toEqual(unknown);
+    await expect(openIn({ signal: AbortSignal.timeout(50) })).rejects.toEqual(code("TB_CANCELLED"));
+    expect(performance.now() - began).toBeLessThan(900);
+    await kill(child);
   });
 
   it("lets those who have it open learn of it by their next calls", async () => {

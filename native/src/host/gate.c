@@ -236,7 +236,7 @@ int32_t tb_gate_attach(uint64_t handle, const char *data_path, const char *lock_
 }
 
 int32_t tb_gate_prepare(uint64_t handle, const char *data_path, const char *lock_path, uint64_t map_bytes,
-                        tb_error *err) {
+                        uint32_t *users, tb_error *err) {
     tb_gate *gate = tb_handle_get(TB_HANDLE_GATE, handle, err);
     if (gate == NULL) {
         return TB_ECLOSED;
@@ -244,14 +244,18 @@ int32_t tb_gate_prepare(uint64_t handle, const char *data_path, const char *lock
     struct stat file;
     void *mapping = stat(lock_path, &file) == 0 ? find_mapping(&file) : NULL;
     int32_t rc = TB_OK;
+    enum tb_gate_users found = TB_GATE_USERS_KNOWN;
     if (mapping == NULL) {
-        rc = tb_lmdb_prepare(data_path, lock_path, map_bytes, gate->fd, err);
+        rc = tb_lmdb_prepare(data_path, lock_path, map_bytes, gate->fd, &found, err);
     } else {
         /* Another thread of this process has LMDB open. */
         munmap(mapping, MAPPED_BYTES);
         bool passes = tb_bus_byte_lock(gate->fd, F_OFD_GETLK, F_WRLCK, TB_GATE_USERS) != 0;
-        rc = passes ? TB_OK : tb_lmdb_fail_gateless(lock_path, err);
+        rc = passes ? TB_OK
+                    : tb_fail(err, TB_EBUS_FORMAT, -1, 0,
+                              "%s is open in this process, and the file `locks` beside it was removed", lock_path);
     }
+    *users = found;
     tb_handle_put(handle);
     return rc;
 }

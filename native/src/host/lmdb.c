@@ -10,12 +10,10 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/error.h"
 #include "host/lock_file.h"
-#include "tensorbus_bus.h"
 
 #define DEEPEST 32         /* levels of a tree: LMDB's own limit */
 #define SPARE_BYTES 65536u /* reserved beyond what is needed, so that few transactions reserve */
@@ -327,27 +325,12 @@ static bool is_in_use(int lock_fd) {
 
 /*
  * Looks whether others have LMDB open, as its lock file says and, if users_fd is one, the gate's file. One that has just
- * ended lets go of both one after the other. TB_EBUS_FORMAT if they do not come to say the same: one of the files
- * is not the one that the others have.
+ * ended lets go of both one after the other: until then they say different things.
  */
-static int32_t find_others(int lock_fd, int users_fd, const char *path, bool *others, tb_error *err) {
-    enum { LOOKS = 500 };
-    const struct timespec pause = {.tv_nsec = 1000000};
-    bool users = false;
-    for (int i = 0; i < LOOKS; i++) {
-        *others = is_in_use(lock_fd);
-        users = users_fd >= 0 && tb_bus_byte_lock(users_fd, F_OFD_GETLK, F_WRLCK, TB_GATE_USERS) != 0;
-        if (users == *others) {
-            return TB_OK;
-        }
-        nanosleep(&pause, NULL);
-    }
-    return users ? damaged(err, path, "it is not the one that other processes use") : tb_lmdb_fail_gateless(path, err);
-}
-
-int32_t tb_lmdb_fail_gateless(const char *path, tb_error *err) {
-    return tb_fail(err, TB_EBUS_FORMAT, -1, 0,
-                   "%s is open in processes that hold no lock in the file `locks` beside it, which was removed", path);
+static enum tb_gate_users find_others(int lock_fd, int users_fd, bool *others) {
+    *others = is_in_use(lock_fd);
+    bool users = users_fd < 0 ? *others : tb_bus_byte_lock(users_fd, F_OFD_GETLK, F_WRLCK, TB_GATE_USERS) != 0;
+    return users == *others ? TB_GATE_USERS_KNOWN : users ? TB_GATE_USERS_ELSEWHERE : TB_GATE_USERS_UNKNOWN;
 }
 
 static int32_t prepare_locks(int fd, const char *path, uint64_t transaction, bool others, tb_error *err) {
@@ -419,8 +402,10 @@ static int32_t prepare_data(int fd, const char *path, uint64_t map_bytes, bool o
     return rc == TB_OK ? check_limits(fd, path, map_bytes, err) : rc;
 }
 
-int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t map_bytes, int users_fd, tb_error *err) {
+int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t map_bytes, int users_fd,
+                        enum tb_gate_users *users, tb_error *err) {
     int data, locks;
+    *users = TB_GATE_USERS_KNOWN;
     int32_t rc = open_file(data_path, &data, err);
     if (rc != TB_OK) {
         return rc;
@@ -429,9 +414,11 @@ int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t m
     if (rc == TB_OK) {
         bool others;
         uint64_t transaction;
-        rc = find_others(locks, users_fd, lock_path, &others, err);
-        rc = rc == TB_OK ? prepare_data(data, data_path, map_bytes, others, &transaction, err) : rc;
-        rc = rc == TB_OK ? prepare_locks(locks, lock_path, transaction, others, err) : rc;
+        *users = find_others(locks, users_fd, &others);
+        if (*users == TB_GATE_USERS_KNOWN) {
+            rc = prepare_data(data, data_path, map_bytes, others, &transaction, err);
+            rc = rc == TB_OK ? prepare_locks(locks, lock_path, transaction, others, err) : rc;
+        }
         close(locks);
     }
     close(data);

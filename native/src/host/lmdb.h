@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "tensorbus.h"
+#include "tensorbus_bus.h"
 
 #define TB_LMDB_MAGIC 0xbeefc0deu
 #define TB_LMDB_VERSION 2
@@ -154,13 +155,11 @@ int32_t tb_lmdb_grow(int fd, uint64_t *reserved, uint64_t to, const char *path, 
 /*
  * To be called before LMDB opens the files in this process, while nobody writes: checks all that LMDB would trust, and
  * takes the space of what it touches first. Makes both files if they are missing. map_bytes: of the map that LMDB will
- * make; users_fd: the gate's file, in which whoever passes the gate and has the environment open holds TB_GATE_USERS, or
- * -1. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN, and TB_ESYSTEM or TB_ENO_MEMORY if descriptors or address space do not
- * suffice.
+ * make; users_fd: the gate's file, in which whoever passes the gate and has the environment open holds TB_GATE_USERS,
+ * or -1. If *users is not TB_GATE_USERS_KNOWN, nothing was checked. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN, and
+ * TB_ESYSTEM or TB_ENO_MEMORY if descriptors or address space do not suffice.
  */
-int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t map_bytes, int users_fd, tb_error *err);
-
-/* TB_EBUS_FORMAT: LMDB has its lock file open in processes that know of another gate, or of none. */
-int32_t tb_lmdb_fail_gateless(const char *path, tb_error *err);
+int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t map_bytes, int users_fd,
+                        enum tb_gate_users *users, tb_error *err);
 
 #endif

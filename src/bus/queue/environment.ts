@@ -21,6 +21,7 @@ import {
 import { FolderUse } from "../process/liveness.ts";
 import { sweepNames } from "../process/names.ts";
 import { CountedDatabase } from "./counted-database.ts";
+import { openOnceKnown, usersError, usersKnown } from "./file-users.ts";
 import { LmdbViews } from "./lmdb-views.ts";
 
 export interface EnvironmentOptions {
@@ -140,8 +141,12 @@ export class Environment implements AsyncDisposable {
   async enterToOpen(deadline: DeadlineOptions): Promise<void> {
     // A process that holds LMDB's lock past the gate would hold up the opening too; a lock file that is about to go tells nothing.
     if (isOfThisBoot(this.path)) nativeBus.tb_gate_attach(this.#gate, ...this.#files);
+    const within = new Deadline({ timeoutMs: this.#stuckMs, ...deadline });
+    const tryOnce = () => this.#inside(`opening ${this.path}`, () => this.#open(), within.rest);
     try {
-      await this.#inside(`opening ${this.path}`, () => this.#open(), deadline);
+      const users = await openOnceKnown(tryOnce, within);
+      if (users !== usersKnown)
+        throw usersError(users, { path: this.path, locksPath: this.locksPath, lockPath: this.#files[1] });
     } catch (error) {
       throw this.#typed(error);
     }
@@ -373,7 +378,8 @@ export class Environment implements AsyncDisposable {
     nativeBus.tb_gate_reserve(this.#gate, puts, removes, smallBytes, bigPages);
   }
 
-  #open(): void {
+  /** Anything but `usersKnown`: it is not open, and may be tried again. */
+  #open(): number {
     const known = opened.get(this.path);
     this.#use = new FolderUse(this.locksPath);
     if (known !== undefined && !this.#use.others) {
@@ -382,7 +388,13 @@ export class Environment implements AsyncDisposable {
         `${this.locksPath} was removed, and another made, while this process uses it`,
       );
     }
-    const shared = known ?? this.#openShared(this.#use.others);
+    const users = known === undefined ? this.#prepare(this.#use.others) : usersKnown;
+    if (users !== usersKnown) {
+      this.#use.close();
+      this.#use = undefined;
+      return users;
+    }
+    const shared = known ?? this.#openShared();
     shared.users++;
     // From here on `close` closes it, if something fails.
     this.#root = shared.root;
@@ -395,12 +407,16 @@ export class Environment implements AsyncDisposable {
     nativeBus.tb_gate_check(this.#gate);
     this.read(() => shared.root.get(Buffer.from([0])));
     this.#verifyLock();
+    return usersKnown;
   }
 
-  /** The first opening in this thread: looks at all that LMDB would trust. */
-  #openShared(others: boolean): { root: RootDatabase<Buffer, Buffer>; users: number } {
+  /** Before the first opening in this thread: looks at all that LMDB would trust. */
+  #prepare(others: boolean): number {
     prepareFormat(this.path, this.#options.kind, others);
-    nativeBus.tb_gate_prepare(this.#gate, ...this.#files, BigInt(this.#mapBytes));
+    return nativeBus.tb_gate_prepare(this.#gate, ...this.#files, BigInt(this.#mapBytes));
+  }
+
+  #openShared(): { root: RootDatabase<Buffer, Buffer>; users: number } {
     const shared = { root: this.#openRoot(), users: 0 };
     opened.set(this.path, shared);
     return shared;
