@@ -23,8 +23,7 @@ const sumBytes = 4;
 const argv = process.argv.slice(2);
 const filename = `${import.meta.dirname}/${commandsFile}`;
 const kept = keptFile();
-const isTrusted = kept !== undefined && isOwners();
-const cachedData = kept !== undefined && isTrusted ? readKept(kept) : undefined;
+const cachedData = kept !== undefined && isOwners() ? readKept(kept) : undefined;
 const script = new Script(fs.readFileSync(filename, "latin1"), { filename, cachedData });
 const commands: { runCommandLine: typeof runCommandLine } = script.runInThisContext()(
   createRequire(filename),

@@ -53,6 +53,7 @@ type Steps = Generator<void, void>;
 interface Parked extends Waiter {
   isOver: boolean;
 }
+
 /** A request, read whole: doing it answers at once, or not at all, or in steps. */
 type Request = () => Steps | undefined;
 

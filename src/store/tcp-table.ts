@@ -174,10 +174,6 @@ export class StoreTable {
     else waiting.add(waiter);
   }
 
-  unpark(key: string, waiter: Waiter): void {
-    this.#forget(key, waiter);
-  }
-
   /** Keys that someone waits for. */
   get awaitedKeys(): number {
     return this.#waiters.size;
@@ -222,11 +218,11 @@ export class StoreTable {
 
   #arrived(key: string, waiter: Waiter): void {
     waiter.missing.delete(key);
-    this.#forget(key, waiter);
+    this.unpark(key, waiter);
     if (waiter.missing.size === 0) waiter.wake();
   }
 
-  #forget(key: string, waiter: Waiter): void {
+  unpark(key: string, waiter: Waiter): void {
     const waiting = this.#waiters.get(key);
     waiting?.delete(waiter);
     if (waiting?.size === 0) this.#waiters.delete(key);
