@@ -4,9 +4,14 @@ export class EventQueue {
   #events = new Float64Array(1024);
   size = 0;
 
-  /** The time of the next event. */
+  /** The time of the next event; infinity if there is none. */
   get time(): number {
-    return this.#times[0]!;
+    return this.size === 0 ? Number.POSITIVE_INFINITY : this.#times[0]!;
+  }
+
+  /** The number of the next event. */
+  get first(): number {
+    return this.#events[0]!;
   }
 
   push(time: number, event: number): void {
@@ -52,6 +57,46 @@ export class EventQueue {
   #move(from: number, to: number): void {
     this.#times[to] = this.#times[from]!;
     this.#events[to] = this.#events[from]!;
+  }
+}
+
+/** Events that come with times in order: they go as they came. */
+export class EventLine {
+  #times = new Float64Array(1024);
+  #events = new Float64Array(1024);
+  #next = 0;
+  #end = 0;
+
+  /** The time of the next event; infinity if there is none. */
+  get time(): number {
+    return this.#next === this.#end ? Number.POSITIVE_INFINITY : this.#times[this.#next]!;
+  }
+
+  /** The number of the next event. */
+  get first(): number {
+    return this.#events[this.#next]!;
+  }
+
+  push(time: number, event: number): void {
+    if (this.#end === this.#times.length) this.#makeRoom();
+    this.#times[this.#end] = time;
+    this.#events[this.#end++] = event;
+  }
+
+  pop(): number {
+    return this.#events[this.#next++]!;
+  }
+
+  /** Room at the end: that of events that have gone, if it is half of all, or else as much again. */
+  #makeRoom(): void {
+    if (this.#next < this.#end / 2) {
+      this.#times = doubled(this.#times);
+      this.#events = doubled(this.#events);
+    }
+    this.#times.copyWithin(0, this.#next, this.#end);
+    this.#events.copyWithin(0, this.#next, this.#end);
+    this.#end -= this.#next;
+    this.#next = 0;
   }
 }
 

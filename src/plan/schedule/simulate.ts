@@ -1,6 +1,7 @@
 import type { Channels } from "../planner/channels.ts";
-import { EventQueue } from "./event-queue.ts";
+import { EventLine, EventQueue } from "./event-queue.ts";
 import type { Jobs, Wiring } from "./jobs.ts";
+import { Lines } from "./lines.ts";
 import { Turns } from "./turns.ts";
 
 /** When the first job of each channel begins and its last one has arrived, in nanoseconds. */
@@ -35,16 +36,17 @@ class Simulation {
   /** When the first of a channel's jobs that have not left was granted, as a number that grows. */
   readonly #since: Uint32Array;
   #grants = 0;
-  /** For each end the channels whose next job was granted and waits for nothing, in any order: most wait for others. */
-  readonly #open: number[][];
-  /** Says where each channel stands in the lists of its two ends: `nobody` if it is in none. */
-  readonly #outAt: Int32Array;
-  readonly #inAt: Int32Array;
+  /** The channels whose next job was granted and waits for nothing: most wait for others. */
+  readonly #lines: Lines;
+  /** 1 for a channel that stands in lines, or whose job is leaving. */
+  readonly #isIn: Uint8Array;
   readonly #turns: Turns;
-  readonly #events = new EventQueue();
+  /** Jobs whose last bytes leave, and that arrive, at a time: those that are on their way arrive in the order in which they left. */
+  readonly #leaving = new EventQueue();
+  readonly #coming = new EventLine();
   #now = 0;
   /** Ends that may have something to do. */
-  #touched: number[] = [];
+  readonly #touched: number[] = [];
 
   constructor(channels: Channels, jobs: Jobs, wiring: Wiring) {
     const { count } = channels;
@@ -61,9 +63,8 @@ class Simulation {
     this.#served = new Uint32Array(count);
     this.#granted = jobs.first.slice(0, count);
     this.#since = new Uint32Array(count);
-    this.#open = Array.from({ length: wiring.ends }, () => []);
-    this.#outAt = new Int32Array(count).fill(nobody);
-    this.#inAt = new Int32Array(count).fill(nobody);
+    this.#lines = new Lines(wiring, (row, other) => this.#isBefore(row, other));
+    this.#isIn = new Uint8Array(count);
     this.#turns = new Turns(channels, jobs, wiring, (row, jobs) => this.#grant(row, jobs));
   }
 
@@ -72,16 +73,26 @@ class Simulation {
     for (let job = 0; job < count; job++) if (waits[job] === 0) this.#becomeReady(job);
     this.#turns.begin();
     this.#startAll();
-    while (this.#events.size > 0) {
-      this.#now = this.#events.time;
-      while (this.#events.size > 0 && this.#events.time === this.#now) {
-        const event = this.#events.pop();
-        if (event % 2 === 0) this.#leave(event / 2);
-        else this.#arrive((event - 1) / 2);
-      }
+    for (;;) {
+      const now = Math.min(this.#leaving.time, this.#coming.time);
+      if (now === Number.POSITIVE_INFINITY) break;
+      this.#now = now;
+      this.#settle();
       this.#startAll();
     }
     return { start: this.#start, end: this.#end };
+  }
+
+  /** Whatever leaves or arrives now, by the numbers of jobs. */
+  #settle(): void {
+    const [leaving, coming] = [this.#leaving, this.#coming];
+    for (;;) {
+      const leaves = leaving.time === this.#now;
+      const arrives = coming.time === this.#now;
+      if (!leaves && !arrives) return;
+      if (leaves && (!arrives || leaving.first <= coming.first)) this.#leave(leaving.pop());
+      else this.#arrive(coming.pop());
+    }
   }
 
   #grant(row: number, jobs: number): void {
@@ -98,66 +109,38 @@ class Simulation {
   }
 
   #admit(row: number): void {
-    if (this.#outAt[row] !== nobody || !this.#isAdmissible(row)) return;
-    this.#outAt[row] = this.#open[this.#wiring.outEnd[row]!]!.push(row) - 1;
-    this.#inAt[row] = this.#open[this.#wiring.inEnd[row]!]!.push(row) - 1;
-  }
-
-  #withdraw(row: number): void {
-    this.#remove(this.#wiring.outEnd[row]!, this.#outAt[row]!);
-    this.#remove(this.#wiring.inEnd[row]!, this.#inAt[row]!);
-    this.#outAt[row] = nobody;
-    this.#inAt[row] = nobody;
-  }
-
-  /** The last one takes the place of the one that goes. */
-  #remove(end: number, at: number): void {
-    const rows = this.#open[end]!;
-    const last = rows.pop()!;
-    if (at === rows.length) return;
-    rows[at] = last;
-    if (this.#wiring.outEnd[last] === end) this.#outAt[last] = at;
-    else this.#inAt[last] = at;
+    if (this.#isIn[row] === 1 || !this.#isAdmissible(row)) return;
+    this.#isIn[row] = 1;
+    this.#lines.enter(row, this.#turns.position[this.#next[row]!]!);
   }
 
   #startAll(): void {
-    const touched = this.#touched;
-    this.#touched = [];
-    for (const end of touched) this.#startAt(end);
+    for (const end of this.#touched) this.#startAt(end);
+    this.#touched.length = 0;
   }
 
+  /** What comes first of all that its receiver asks for goes first, so that all receivers come equally far. */
   #startAt(end: number): void {
     if (this.#isBusy[end] === 1) return;
-    let chosen = nobody;
-    for (const row of this.#open[end]!) {
-      if (this.#isFree(row) && (chosen === nobody || this.#isFirst(row, chosen))) chosen = row;
-    }
-    if (chosen === nobody) return;
-    const job = this.#next[chosen]!;
-    if (job === this.#jobs.first[chosen]) this.#start[chosen] = this.#now;
-    this.#served[chosen] = ++this.#turn;
-    this.#isBusy[this.#wiring.outEnd[chosen]!] = 1;
-    this.#isBusy[this.#wiring.inEnd[chosen]!] = 1;
-    this.#events.push(this.#now + this.#wiring.duration[job]!, job * 2);
+    const row = this.#lines.takeFirst(end, this.#isBusy);
+    if (row === nobody) return;
+    const job = this.#next[row]!;
+    if (job === this.#jobs.first[row]) this.#start[row] = this.#now;
+    this.#served[row] = ++this.#turn;
+    this.#isBusy[this.#wiring.outEnd[row]!] = 1;
+    this.#isBusy[this.#wiring.inEnd[row]!] = 1;
+    this.#leaving.push(this.#now + this.#wiring.duration[job]!, job);
   }
 
   /**
-   * What comes first of all that its receiver asks for goes first, so that all receivers come equally far; of equals the earlier
-   * stage, so that later ones have what they wait for as early as can be; then the channel that was served longest ago, and of
-   * those that never were the one that was granted first.
+   * If two come equally early, the earlier stage goes first, so that later ones have what they wait for as early as can be; then
+   * the channel that was served longest ago, and of those that never were the one that was granted first.
    */
-  #isFirst(row: number, other: number): boolean {
-    const { position } = this.#turns;
-    const ahead = position[this.#next[row]!]! - position[this.#next[other]!]!;
-    if (ahead !== 0) return ahead < 0;
+  #isBefore(row: number, other: number): boolean {
     const stage = this.#channels.stage[row]! - this.#channels.stage[other]!;
     if (stage !== 0) return stage < 0;
     const served = this.#served[row]! - this.#served[other]!;
     return served === 0 ? this.#since[row]! < this.#since[other]! : served < 0;
-  }
-
-  #isFree(row: number): boolean {
-    return this.#isBusy[this.#wiring.outEnd[row]!] === 0 && this.#isBusy[this.#wiring.inEnd[row]!] === 0;
   }
 
   /** All of a job is on its way: its ends are free. */
@@ -168,10 +151,11 @@ class Simulation {
     this.#isBusy[into] = 0;
     this.#touched.push(out, into);
     this.#next[row]!++;
-    if (!this.#isAdmissible(row)) this.#withdraw(row);
+    this.#isIn[row] = 0;
+    this.#admit(row);
     this.#turns.took(row, job);
     if (this.#wiring.latency === 0) this.#arrive(job);
-    else this.#events.push(this.#now + this.#wiring.latency, job * 2 + 1);
+    else this.#coming.push(this.#now + this.#wiring.latency, job);
   }
 
   #arrive(job: number): void {

@@ -101,18 +101,15 @@ export class Turns {
 
   /** Sets the positions of jobs, given by the channel of each in their order. */
   #place(rows: Uint32Array): void {
-    const { first, bytes } = this.#jobs;
+    const { bytes } = this.#jobs;
+    const next = this.#asked;
     let total = 0;
-    const next = new Map<number, number>();
     for (const row of rows) {
-      const job = next.get(row) ?? first[row]!;
-      next.set(row, job + 1);
+      const job = next[row]!++;
       this.position[job] = total;
       total += bytes[job]!;
     }
-    for (const row of next.keys()) {
-      for (let job = first[row]!; job < first[row + 1]!; job++) this.position[job]! /= total;
-    }
+    for (const row of rows) this.position[--next[row]!]! /= total;
   }
 }
 
