@@ -216,6 +216,25 @@ describe("a write", () => {
     expect(two.read(() => two.root.get(key))).toEqual(bytes("2"));
   });
 
+  it("is seen by each read that is begun after it, and a read leaves neither a timer nor a snapshot behind", async () => {
+    const [writer, reader] = [await openHere(), await openHere()];
+    const timers = () => process.getActiveResourcesInfo().filter((name) => name === "Timeout").length;
+    const before = timers();
+    for (const value of ["1", "2", "3"]) {
+      await writer.write("a write", () => writer.root.put(key, bytes(value)));
+      expect(reader.read(() => reader.root.get(key))).toEqual(bytes(value));
+      const entries = reader.read(() => [...reader.root.getRange({ start: bytes("a"), end: bytes("z") })]);
+      expect(entries.map((entry) => entry.value)).toContainEqual(bytes(value));
+    }
+    expect(timers()).toBe(before);
+    // A snapshot that stayed would keep every page that is replaced from being used again.
+    const { size } = statSync(join(path, "data.mdb"));
+    for (let i = 0; i < 300; i++) {
+      await writer.write("a write", () => writer.root.put(key, Buffer.alloc(8192, i)));
+    }
+    expect(statSync(join(path, "data.mdb")).size).toBeLessThan(size + 300 * 4096);
+  });
+
   it("of a process that is killed in its middle leaves nothing, and the next one is not held up", async () => {
     const environment = await openHere();
     const child = forkFixture("holder", { path, past: false, signal: "SIGKILL" });

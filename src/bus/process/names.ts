@@ -32,10 +32,19 @@ function isOwnUid(uid: number): boolean {
   return uid === ownUid;
 }
 
-/** True for a name that `privateName` of a process of this user could have made. */
+/** The last name that was one. */
+let knownName = "";
+
+/**
+ * True for a name that `privateName` of a process of this user could have made. Every command of a client has the same one,
+ * which is looked at when it is sent and when it comes.
+ */
 export function isPrivateName(name: string): boolean {
+  if (name === knownName) return true;
   const uid = pattern.exec(name)?.[1];
-  return uid !== undefined && isOwnUid(Number(uid));
+  const isOne = uid !== undefined && isOwnUid(Number(uid));
+  if (isOne) knownName = name;
+  return isOne;
 }
 
 /**

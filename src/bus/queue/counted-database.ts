@@ -1,4 +1,5 @@
 /** LMDB's database with a count of what a transaction changes, from which the space that its commit takes is known. */
+import { type NativeTransaction, ReadTransaction } from "./read-transaction.ts";
 
 /** Larger values have pages of their own: LMDB wants two nodes on a page. */
 const largestInlineBytes = 1900;
@@ -12,15 +13,18 @@ interface Range {
   readonly limit?: number;
 }
 
+/** Whose transaction is read in; LMDB's own one to write comes first. */
+interface ReadOptions {
+  readonly transaction: NativeTransaction;
+}
+
 /** What of LMDB's database is called here. The package's own declarations do not pass a strict check of callers' types. */
 interface Root {
-  get(key: Buffer): Buffer | undefined;
+  get(key: Buffer, options?: ReadOptions): Buffer | undefined;
   put(key: Buffer, value: Buffer): unknown;
   remove(key: Buffer): unknown;
-  getRange(range: Range): Iterable<{ readonly key: Buffer; readonly value: Buffer }>;
-  getKeys(range: Range): Iterable<Buffer>;
-  useReadTransaction(): { done(): void };
-  resetReadTxn(): void;
+  getRange(range: Range & Partial<ReadOptions>): Iterable<{ readonly key: Buffer; readonly value: Buffer }>;
+  getKeys(range: Range & Partial<ReadOptions>): Iterable<Buffer>;
   readerCheck(): unknown;
   transactionSync(work: () => unknown): unknown;
 }
@@ -34,10 +38,13 @@ export class CountedDatabase {
   /** Pages that large values take. */
   bigPages = 0;
   readonly #root: Root;
+  readonly #reading: ReadTransaction;
+  #options: ReadOptions | undefined;
   #depth = 0;
 
   constructor(root: Root) {
     this.#root = root;
+    this.#reading = new ReadTransaction(root);
   }
 
   resetCounts(): void {
@@ -48,7 +55,7 @@ export class CountedDatabase {
   }
 
   get(key: Buffer): Buffer | undefined {
-    return this.#root.get(key);
+    return this.#root.get(key, this.#options);
   }
 
   /** Inside of a write transaction. */
@@ -67,11 +74,11 @@ export class CountedDatabase {
   }
 
   getRange(range: Range): Iterable<{ readonly key: Buffer; readonly value: Buffer }> {
-    return this.#root.getRange(range);
+    return this.#root.getRange({ ...range, ...this.#options });
   }
 
   getKeys(range: Range): Iterable<Buffer> {
-    return this.#root.getKeys(range);
+    return this.#root.getKeys({ ...range, ...this.#options });
   }
 
   /** True inside of a transaction: what is read there is of that one. */
@@ -81,17 +88,15 @@ export class CountedDatabase {
 
   /** Sees what was committed last; `begun` is called before anything is read. */
   readSync<T>(begun: () => void, work: () => T): T {
-    this.#root.resetReadTxn();
-    // LMDB would begin it by the first look at a record, and end it by a timer.
-    const transaction = this.#root.useReadTransaction();
+    this.#options = this.#reading.begin();
     this.#depth += 1;
     try {
       begun();
       return work();
     } finally {
       this.#depth -= 1;
-      transaction.done();
-      this.#root.resetReadTxn();
+      this.#options = undefined;
+      this.#reading.end();
     }
   }
 
@@ -106,5 +111,10 @@ export class CountedDatabase {
     } finally {
       this.#depth -= 1;
     }
+  }
+
+  /** Before LMDB's own is closed. */
+  close(): void {
+    this.#reading.close();
   }
 }

@@ -244,6 +244,7 @@ export class Environment implements AsyncDisposable {
   async #closeRoot(): Promise<void> {
     if (this.#root === undefined) return;
     this.#root = undefined;
+    this.#counted?.close();
     this.#counted = undefined;
     const shared = opened.get(this.path);
     if (shared !== undefined && --shared.users === 0) {
