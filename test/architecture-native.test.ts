@@ -160,32 +160,28 @@ describe("carriers", () => {
     const rows = [
       .../#define TB_CARRIERS\(row\)([\s\S]*?)\n\n/
         .exec(text.get("carriers/registry.h")!)![1]!
-        .matchAll(/\brow\((\w+), (\w+)\)/g),
-    ].map(([, bit, name]) => ({ bit: bit!, name: name! }));
+        .matchAll(/\brow\((\w+), (\w+), (\d+)\)/g),
+    ].map(([, upper, name, bit]) => ({ upper: upper!, name: name!, bit: Number(bit) }));
     expect(rows.map(({ name }) => `carriers/${name}`).sort(), "rows of carriers/registry.h").toEqual(
       [...folders].sort(),
     );
-    expect(rows.filter(({ bit, name }) => bit.toLowerCase() !== name)).toEqual([]);
+    expect(rows.filter(({ upper, name }) => upper.toLowerCase() !== name)).toEqual([]);
 
-    const typescript = /const carrierBits = \{([\s\S]*?)\n\}/.exec(page("src/ffi/carriers.ts"))![1]!;
-    const known = new Map(
-      [...typescript.matchAll(/^ {2}"?([\w-]+)"?: (\d+),/gm)].map(([, name, bit]) => [name!, Number(bit)]),
-    );
-    const declared = new Map(
-      [...page("native/include/tensorbus.h").matchAll(/\bTB_CARRY_(\w+) = (\d+),/g)].map(([, name, bit]) => [
-        name!.toLowerCase().replaceAll("_", "-"),
-        Number(bit),
-      ]),
-    );
+    const bitsOf = (table: string) => {
+      const lines = new RegExp(`const ${table} = \\{([^}]*)\\}`).exec(page("src/ffi/carriers.ts"))![1]!;
+      return [...lines.matchAll(/"?([\w-]+)"?: (\d+)/g)].map(
+        ([, name, bit]) => [name!, Number(bit)] as const,
+      );
+    };
     const names = rows.map(({ name }) => name.replaceAll("_", "-"));
-    expect([...declared.keys()].sort(), "tb_carrier_bits of tensorbus.h").toEqual([...names].sort());
+    const declared = rows.map(({ bit }, index) => [names[index]!, bit] as const);
+    expect(bitsOf("carrierBits").sort(), "carrierBits of src/ffi/carriers.ts").toEqual([...declared].sort());
+    const [[, ofTests]] = bitsOf("testBits") as [readonly [string, number]];
+    expect(Number(/TB_CARRY_FILE_BIT = (\d+)/.exec(text.get("carriers/registry.h")!)![1])).toBe(ofTests);
+    const given = [...declared.map(([, bit]) => bit), ofTests];
     expect(
-      [...known].filter(([name]) => name !== "file").sort(),
-      "carrierBits of src/ffi/carriers.ts",
-    ).toEqual([...declared].sort());
-    expect(known.get("file")).toBe(
-      Number(/TB_CARRY_FILE = (\d+)/.exec(text.get("carriers/registry.h")!)![1]),
-    );
+      given.filter((bit, index) => bit > 1 << 15 || bit & (bit - 1) || given.indexOf(bit) !== index),
+    ).toEqual([]);
 
     const protocol = page("docs/wire-protocol.md");
     expect(/the first that can: ([^.]*)\./.exec(protocol)![1], "the order in docs/wire-protocol.md").toBe(

@@ -1,8 +1,9 @@
 import { execFileSync } from "node:child_process";
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { builtinModules } from "node:module";
 import { dirname, join, normalize, relative, sep } from "node:path";
 import { describe, expect, it } from "vitest";
+import { transportFolders } from "../src/cli/ui/transport-option.ts";
 
 /** The folders and import directions of the design. Paths are from the root, with slashes. */
 const root = join(import.meta.dirname, "..");
@@ -110,7 +111,7 @@ const directions: Readonly<Record<string, readonly string[]>> = {
   checkpoint: ["errors", "deadline", "layout", "ffi", "memory", "plan", "model"],
   bus: anything,
   index: [...anything, "bus"],
-  cli: [...anything, "checkpoint", "bus", "index", "transports"],
+  cli: [...anything, "checkpoint", "bus", "index"],
 };
 
 /**
@@ -143,7 +144,7 @@ const rooms: Readonly<Record<string, Readonly<Record<string, readonly string[]>>
     agent: ["transports", "ui"],
     demo: ["reshard", "ui"],
     diff: ["plan", "budget", "ui"],
-    doctor: ["ui"],
+    doctor: ["transports", "ui"],
     explain: ["plan", "ui"],
     layout: ["model", "ui"],
     plan: ["report", "budget", "model", "ui"],
@@ -293,12 +294,9 @@ describe("import directions", () => {
     ]);
   });
 
-  it("src imports transports in cli/ only", () => {
+  it("src imports no transport: the command line loads those that are registered", () => {
     expect(
-      breaches(
-        ({ path }, { target }) =>
-          path.startsWith("src/") && !path.startsWith("src/cli/") && target.startsWith("transports/"),
-      ),
+      breaches(({ path }, { target }) => path.startsWith("src/") && target.startsWith("transports/")),
     ).toEqual([]);
   });
 
@@ -327,24 +325,13 @@ describe("import directions", () => {
     expect(wrong).toEqual([]);
   });
 
-  it("each transport is an entry, is on the front page, has a test, and can be chosen", () => {
+  it("each transport is registered, is on the front page, and has a test", () => {
     const read = (path: string) => readFileSync(join(root, path), "utf8");
     const transports = readdirSync(join(root, "transports")).sort();
-    const entries: Record<string, { types: string; default: string }> = JSON.parse(
-      read("package.json"),
-    ).exports;
-    const expected = transports.map((name) => [
-      `./transports/${name}`,
-      {
-        types: `./dist/types/transports/${name}/index.d.ts`,
-        default: `./dist/transports/${name}.js`,
-      },
-    ]);
-    const entered = Object.entries(entries).filter(([path]) => path.startsWith("./transports/"));
-    expect(entered.sort(), "the exports of package.json").toEqual(expected);
     const tested = readdirSync(join(root, "test/transport"));
     // Ranks of one process have nothing to choose, and no command line.
     const chosen = transports.filter((name) => name !== "memory");
+    expect([...transportFolders].sort(), "the carriers of src/ffi/carriers.ts").toEqual(chosen);
     const missing = [
       ...transports
         .filter((name) => !read("README.md").includes(`](transports/${name}/README.md)`))
@@ -356,10 +343,36 @@ describe("import directions", () => {
         .filter((name) => !read("docs/selection.md").includes(`\n| \`${name}\` |`))
         .map((name) => `docs/selection.md: ${name}`),
       ...chosen
-        .filter((name) => !read("src/cli/ui/transport-option.ts").includes(`"${name}"`))
-        .map((name) => `src/cli/ui/transport-option.ts: ${name}`),
+        .filter((name) => !existsSync(join(root, `transports/${name}/offer.ts`)))
+        .map((name) => `transports/${name}/offer.ts`),
     ];
     expect(missing, "places that docs/adding-a-transport.md names").toEqual([]);
+  });
+
+  it("no list of transports is kept beside their registration", () => {
+    const names = transportFolders.filter((name) => name !== "tcp" && name !== "shm");
+    expect(names.length).toBeGreaterThanOrEqual(3);
+    // A name that stands alone in quotes, or a folder that is imported.
+    const written = new RegExp(`(["'\`])(?:(?:\\.+/)*transports/)?(?:${names.join("|")})(?:/[^"'\`]*)?\\1`);
+    // The registration, each transport's own folder, and the declarations of its library.
+    const own = new RegExp(`^(src/ffi/(carriers|${names.join("|")})\\.ts$|transports/)`);
+    const files = [
+      ...["src", "transports", "scripts", "python/src", "python/agent", "schema", ".ci"].flatMap((folder) =>
+        filesOf(folder, [".ts", ".tsx", ".mjs", ".py", ".json", "run"]),
+      ),
+      "package.json",
+      "vitest.config.ts",
+    ].filter((path) => !generated.includes(path) && !own.test(path));
+    expect(files.length).toBeGreaterThan(300);
+    const found = (text: string) => text.split("\n").filter((line) => written.test(line));
+    const lists = ['const all = ["tcp", "ucx"];', 'import { nccl } from "../../transports/nccl/index.ts";'];
+    const words = ['import { queryUcx } from "../../ffi/ucx.ts";', 'fields.push(["over NCCL", took]);'];
+    expect(found([...lists, ...words].join("\n"))).toEqual(lists);
+    const wrong = files.flatMap((path) =>
+      found(readFileSync(join(root, path), "utf8")).map((line) => `${path}: ${line.trim()}`),
+    );
+    // A keyword by which the registry of npm finds the package.
+    expect(wrong.filter((line) => line !== 'package.json: "nccl",')).toEqual([]);
   });
 
   it("assembly/ is formatted as Biome formats the rest", { timeout: 60_000 }, () => {

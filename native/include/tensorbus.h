@@ -115,16 +115,10 @@ TB_API int32_t tb_shared_unmap(uint64_t address, uint64_t bytes, tb_error *err);
 enum tb_backend_kind { TB_BACKEND_MEMORY = 0, TB_BACKEND_TCP = 1 };
 
 /*
- * What carries the buckets between two peers: stream, over their connections; shm, the target reads them in
- * the memory of the source, which is a process of the same user on the same host; cuda-ipc, the same with
- * memory of a GPU, which the target's GPU reads.
+ * What carries the buckets between two peers is named by a bit, those that a session may use by a mask of them: see
+ * src/carriers/registry.h. These two say how carriers are used.
  */
-enum tb_carrier_bits {
-    TB_CARRY_STREAM = 1,
-    TB_CARRY_SHM = 2,
-    TB_CARRY_CUDA_IPC = 4,
-    TB_CARRY_NCCL = 8, /* kernels of both GPUs, which meet: tb_session_use_nccl */
-    TB_CARRY_UCX = 32, /* the target's UCX reads what the source's has registered: tb_session_use_ucx */
+enum tb_carrier_flags {
     /* NCCL may be asked to stand on one GPU with another rank that says so, too. */
     TB_CARRY_SHARED_GPU = 0x40000000,
     /* For tests: memory of this process is reached as if it were another's. */
@@ -291,7 +285,7 @@ TB_API int32_t tb_transfer_cancel(uint64_t session, uint64_t transfer, int32_t c
 /* Bytes of the round under way or the last one; staging is what the transfer can take at most. */
 TB_API int32_t tb_transfer_progress(uint64_t session, uint64_t transfer, uint64_t *round, uint64_t *done,
                                     uint64_t *total, uint64_t *staging, tb_error *err);
-/* What carries the buckets between this rank and a peer of the transfer: the number of its bit in tb_carrier_bits. */
+/* What carries the buckets between this rank and a peer of the transfer: the number of its bit. */
 TB_API int32_t tb_transfer_carrier(uint64_t session, uint64_t transfer, int32_t rank, uint32_t *carrier, tb_error *err);
 /*
  * Whom the round under way, or the last one if it failed, waits or waited for: at most `capacity` ranks of the transfer's

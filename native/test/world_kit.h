@@ -6,6 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "carriers/registry.h"
 #include "program_build.h"
 
 enum { WORLD_RANKS = 8 };

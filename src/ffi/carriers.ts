@@ -9,21 +9,28 @@ const native = declareNative({
 });
 
 /**
- * The bits of `tb_carrier_bits`. `apart` is for tests: memory of this process is then reached as if it were another's.
- * `shared-gpu`: NCCL may be asked to stand on one GPU with another rank that says so, too.
+ * A line registers a carrier, by its bit in `native/src/carriers/registry.h`, and with it the transport of its folder in `transports/`,
+ * which the command line offers and doctor looks at from then on.
  */
 const carrierBits = {
   stream: 1,
   shm: 2,
   "cuda-ipc": 4,
   nccl: 8,
-  /** The carrier of the tests' own library: `native/test/carriers/file`. */
-  file: 16,
   ucx: 32,
-  "shared-gpu": 0x4000_0000,
-  apart: 0x8000_0000,
 } as const;
-export type Carrier = keyof typeof carrierBits;
+/** In the tests' own library alone: `native/test/carriers/file`. */
+const testBits = { file: 16 } as const;
+/**
+ * `tb_carrier_flags`: how carriers are used. `shared-gpu`: NCCL may be asked to stand on one GPU with another rank that says so,
+ * too. `apart` is for tests: memory of this process is then reached as if it were another's.
+ */
+const flagBits = { "shared-gpu": 0x4000_0000, apart: 0x8000_0000 } as const;
+const bits = { ...carrierBits, ...testBits, ...flagBits };
+export type Carrier = keyof typeof bits;
+/** Those that ship. */
+export type ShippedCarrier = keyof typeof carrierBits;
+export const shippedCarriers = Object.keys(carrierBits) as readonly ShippedCarrier[];
 const memoryBits = { host: 1, shared: 2, cuda: 4 } as const;
 const memberRoles = { joins: 1, peer: 2, linked: 4, apart: 8 } as const;
 export const transferFlags = { checksum: 1 } as const;
@@ -59,7 +66,7 @@ export function readIdentity(identity: Uint8Array): {
   const gpu = new Uint8Array(gpuBytes);
   const carriers = native.tb_identity_read(identity, gpu);
   return {
-    uses: (carrier) => Math.floor(carriers / carrierBits[carrier]) % 2 === 1,
+    uses: (carrier) => Math.floor(carriers / bits[carrier]) % 2 === 1,
     gpu: Buffer.from(gpu).toString("hex"),
   };
 }
@@ -83,7 +90,7 @@ export function transferCarrier(session: bigint, transfer: bigint, rank: number)
 }
 
 export function carrierMask(carriers: readonly Carrier[]): number {
-  return carriers.reduce((bits, carrier) => bits + carrierBits[carrier], 0);
+  return carriers.reduce((mask, carrier) => mask + bits[carrier], 0);
 }
 
 export function encodeMembers(members: readonly Member[]): Int32Array {
@@ -99,7 +106,7 @@ export function encodeMembers(members: readonly Member[]): Int32Array {
 }
 
 function carrierOf(number: number): Carrier {
-  const found = Object.entries(carrierBits).find(([, bit]) => bit === 2 ** number);
+  const found = Object.entries(bits).find(([, bit]) => bit === 2 ** number);
   if (found === undefined)
     throw new TypeError(`the native library named a carrier of the unknown number ${number}`);
   return found[0] as Carrier;

@@ -33,7 +33,7 @@ function library(name: string, source: string, ...more: readonly string[]): stri
 function build(name: string, ...more: readonly string[]): string {
   const program = join(folder, name);
   const source = join(import.meta.dirname, "ucx", `${name}.c`);
-  const flags = ["-std=c11", "-D_GNU_SOURCE", `-I${native}/include`, `-I${native}/src`];
+  const flags = ["-std=c11", "-fms-extensions", "-D_GNU_SOURCE", `-I${native}/include`, `-I${native}/src`];
   execFileSync("cc", [...flags, source, "-o", program, ...more]);
   return program;
 }

@@ -33,10 +33,12 @@ const { version, exports } = JSON.parse(readFileSync(join(root, "package.json"),
   version: string;
   exports: Record<string, { types?: string }>;
 };
+const transports = readdirSync(join(root, "transports"));
 /** The names of modules, as callers write them. */
 const modules = Object.entries(exports)
   .filter(([, { types }]) => types !== undefined)
-  .map(([path]) => `tensorbus${path.slice(1)}`);
+  .flatMap(([path]) => (path.includes("*") ? transports.map((name) => path.replace("*", name)) : path))
+  .map((path) => `tensorbus${path.slice(1)}`);
 /** The first one whose Uint8Array has a type of buffer. */
 const oldestTypeScript = "typescript@5.7.3";
 const archive = join(packages, `tensorbus-${version}.tgz`);
@@ -168,6 +170,8 @@ describe("types", () => {
       "--profile",
       "esm-only",
       "--no-emoji",
+      "--include-entrypoints",
+      ...transports.map((name) => `transports/${name}`),
     );
     expect(types.status, types.output).toBe(0);
   });

@@ -7,7 +7,7 @@
 #include "round/carrier.h"
 #include "round/select.h"
 
-#define TB_CARRIER_ROW(BIT, name) &tb_carrier_##name,
+#define TB_CARRIER_ROW(NAME, name, bit) &tb_carrier_##name,
 const tb_carrier *const tb_carriers[] = {TB_CARRIERS(TB_CARRIER_ROW) NULL};
 
 int32_t tb_session_open(const tb_session_options *options, uint64_t *session, int32_t *event_fd, tb_error *err) {

@@ -35,7 +35,7 @@ export async function runAgent(context: CommandContext, flags: AgentFlags): Prom
   process.once("SIGTERM", stopStarting);
   process.once("SIGINT", stopStarting);
   const agents = await startAll(
-    ranks.map((rank) => optionsOf(flags, environment, { rank, world, url, planning })),
+    await Promise.all(ranks.map((rank) => optionsOf(flags, environment, { rank, world, url, planning }))),
     starting,
   );
   process.off("SIGTERM", stopStarting);
@@ -87,7 +87,11 @@ interface Place {
   readonly planning: PlanOptions;
 }
 
-function optionsOf(flags: AgentFlags, environment: NodeJS.ProcessEnv, place: Place): AgentOptions {
+async function optionsOf(
+  flags: AgentFlags,
+  environment: NodeJS.ProcessEnv,
+  place: Place,
+): Promise<AgentOptions> {
   const { rank, world, url, planning } = place;
   const namespace = flags.namespace === undefined ? {} : { namespace: flags.namespace };
   const paths = defaultPaths(rank, {
@@ -118,7 +122,7 @@ function optionsOf(flags: AgentFlags, environment: NodeJS.ProcessEnv, place: Pla
         ...(serve ? { serve: true } : {}),
         onIgnored: ({ key, reason }) => ignored.set(key, reason),
       }),
-    transport: chooseTransport(
+    transport: await chooseTransport(
       flags.transport,
       {
         ...(flags.host === undefined ? {} : { host: flags.host }),

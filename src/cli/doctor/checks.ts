@@ -5,10 +5,10 @@ import { TensorBusError } from "../../errors.ts";
 import { kernelsPath, kernelsVariable } from "../../ffi/cuda.ts";
 import { nativeKernels } from "../../ffi/kernels.ts";
 import { abiVersion, type NativeLibrary, nativeLibraryFile, openLibrary } from "../../ffi/library.ts";
-import { ncclSoname, ncclVariable, ncclVersion } from "../../ffi/nccl.ts";
-import { queryUcx, ucxVariable } from "../../ffi/ucx.ts";
 import { DeviceMesh, Replicate, Shard } from "../../layout/index.ts";
 import { planTransfer } from "../../plan/index.ts";
+import type { LibrarySearch, OptionalLibrary } from "../../transport/offer.ts";
+import { optionalLibraries } from "../transports.ts";
 import { formatBytes } from "../ui/format.ts";
 import { findLibrary, limitOf, outputOf, probePython } from "./probes.ts";
 
@@ -35,6 +35,10 @@ const comfortableFiles = 4096;
 export async function checkMachine(environment: Environment): Promise<Check[]> {
   const python = await probePython(environment);
   const sitePackages = python?.sitePackages ?? [];
+  const search: LibrarySearch = {
+    environment,
+    pathOf: (soname) => findLibrary(soname, sitePackages, environment),
+  };
   return Promise.all([
     checkNode(),
     checkPlanner(),
@@ -47,10 +51,9 @@ export async function checkMachine(environment: Environment): Promise<Check[]> {
     checkFiles(),
     checkLockedMemory(),
     checkGpus(environment),
-    checkLibrary("CUDA driver", "libcuda.so.1", "comes with the NVIDIA driver", sitePackages, environment),
+    checkLibrary("CUDA driver", "libcuda.so.1", "comes with the NVIDIA driver", search),
     checkKernels(environment),
-    checkNccl(sitePackages, environment),
-    checkUcx(environment),
+    ...(await optionalLibraries()).map((library) => checkOptional(library, search)),
     checkProgram("etcd", "option", "https://etcd.io; a TCP store needs nothing", environment),
     checkPython(python),
   ]);
@@ -222,39 +225,18 @@ async function checkLibrary(
   name: string,
   soname: string,
   advice: string,
-  sitePackages: readonly string[],
-  environment: Environment,
+  { pathOf }: LibrarySearch,
 ): Promise<Check> {
-  const path = await findLibrary(soname, sitePackages, environment);
+  const path = await pathOf(soname);
   if (path !== undefined) return { name, needed: "option", status: "ok", found: path };
   return { name, needed: "option", status: "missing", found: `${soname} not found`, advice };
 }
 
-/** Loads it, since a version that is too old is as good as none. */
-async function checkNccl(sitePackages: readonly string[], environment: Environment): Promise<Check> {
-  const check = { name: "NCCL", needed: "option" } as const;
-  const named = environment[ncclVariable];
-  const path = named ? named : await findLibrary(ncclSoname, sitePackages, environment);
-  const advice = `pip install nvidia-nccl-cu13, or NVIDIA's package libnccl2; ${ncclVariable} names another`;
-  if (path === undefined) return { ...check, status: "missing", found: `${ncclSoname} not found`, advice };
+/** What a transport loads when it is used. */
+async function checkOptional({ name, advice, find }: OptionalLibrary, search: LibrarySearch): Promise<Check> {
+  const check = { name, needed: "option" } as const;
   try {
-    return { ...check, status: "ok", found: `${ncclVersion(path).text}, ${path}` };
-  } catch (error) {
-    if (!(error instanceof TensorBusError)) throw error;
-    const unknown = error.code === "TB_NATIVE_MISSING";
-    if (unknown) return { ...check, status: "ok", found: `${path}; its version is unknown` };
-    return { ...check, status: "missing", found: error.message, advice };
-  }
-}
-
-/** Loads it, and asks it for its devices: without one for RDMA it is of use only to those who ask for it. */
-function checkUcx(environment: Environment): Check {
-  const check = { name: "UCX", needed: "option" } as const;
-  const advice = `install libucx0 (Debian) or ucx (RPM), 1.13 or newer; ${ucxVariable} names another libucp`;
-  try {
-    const { version, rdma, cuda } = queryUcx({ library: environment[ucxVariable] });
-    const devices = `${rdma ? "an" : "no"} RDMA device, ${cuda ? "moves" : "does not move"} CUDA memory`;
-    return { ...check, status: "ok", found: `${version}, ${devices}` };
+    return { ...check, status: "ok", found: await find(search) };
   } catch (error) {
     if (!(error instanceof TensorBusError)) throw error;
     return { ...check, status: "missing", found: error.message, advice };

@@ -211,7 +211,7 @@ async function transfer(
     signal,
     timeoutMs,
   });
-  const transport = chooseTransport(job.transport);
+  const transport = await chooseTransport(job.transport);
   await using session = await transport.open({
     rank: job.rank,
     world: job.world,

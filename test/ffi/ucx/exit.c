@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "carriers/registry.h"
 #include "tensorbus.h"
 
 static uint64_t session;

@@ -24,6 +24,7 @@ unsigned ucp_worker_progress(void *worker) {
 #else
 #include <dlfcn.h>
 
+#include "carriers/registry.h"
 #include "tensorbus.h"
 
 int main(int count, char **arguments) {
