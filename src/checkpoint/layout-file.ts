@@ -11,7 +11,9 @@ import { type DType, isDType } from "../layout/index.ts";
 import { readBytes } from "../model/files.ts";
 import { isOfResult } from "./names.ts";
 import {
+  HeldParameter,
   ParameterTexts,
+  type Pattern,
   SharedLists,
   type TargetBox,
   type TargetFile,
@@ -67,8 +69,14 @@ export async function* readLayoutFile(
   const bytes = await readBytes(path, maxFileBytes);
   if (createHash("sha256").update(bytes).digest("hex") !== digest) throw refuse("is not of this result");
   const lists = new SharedLists();
+  const kinds = new LineKinds();
   let file: { readonly name: string; readonly parameters: TargetParameter[] } | undefined;
   for await (const line of linesOf(bytes, refuse)) {
+    const alike = file && kinds.parameterOf(line);
+    if (alike !== undefined) {
+      file!.parameters.push(alike);
+      continue;
+    }
     const value = parse(line);
     if (!Array.isArray(value)) throw refuse("is no layout of a result");
     const [name] = value;
@@ -83,10 +91,51 @@ export async function* readLayoutFile(
     const { name: key, shape, boxes } = parameter;
     if (!boxes.every((box) => isWithin(shape, box)))
       throw refuse(`has a box that is not within ${key} of ${file.name}`);
-    file.parameters.push(parameter);
+    file.parameters.push(kinds.add(line, parameter));
   }
   if (file !== undefined) yield file;
 }
+
+/**
+ * The lines of parameters that differ in nothing but the name of the tensor that they are of: a line is read once for all of them. A
+ * name is looked for in quotes, so it must be one that the text between two strings cannot be.
+ */
+class LineKinds {
+  readonly #kinds = new Map<string, { readonly dtype: DType; readonly pattern: Pattern }>();
+
+  /** A parameter like one that was added; `undefined` if there was none. */
+  parameterOf(line: string): TargetParameter | undefined {
+    const [name, rest] = withoutName(line) ?? [];
+    const kind = rest === undefined ? undefined : this.#kinds.get(rest);
+    return kind === undefined ? undefined : new HeldParameter(name!, kind.dtype, kind.pattern);
+  }
+
+  /** Keeps what a line says of a parameter, all of whose boxes are within it, and gives it back: with places that others share, if they can. */
+  add(line: string, parameter: TargetParameter): TargetParameter {
+    const { name, shape, dtype, boxes } = parameter;
+    if (this.#kinds.size >= mostLineKinds || !boxes.every(({ tensor }) => tensor === name)) return parameter;
+    const [, rest] = withoutName(line) ?? [];
+    if (rest === undefined) return parameter;
+    const places = boxes.map(({ start, length, at, axes }) => ({ start, length, at, axes }));
+    const pattern = { shape, places };
+    this.#kinds.set(rest, { dtype, pattern });
+    return new HeldParameter(name, dtype, pattern);
+  }
+}
+
+const mostLineKinds = 2 ** 12;
+
+/** The name that a line begins with, and the line without it, wherever it stands in quotes. */
+function withoutName(line: string): [name: string, rest: string] | undefined {
+  const end = line.indexOf('"', 2);
+  if (!line.startsWith('["') || end < 0 || line.includes("\\") || line.includes(noName)) return undefined;
+  const name = line.slice(2, end);
+  return plainName.test(name) ? [name, line.replaceAll(line.slice(1, end + 1), noName)] : undefined;
+}
+
+/** No string of JSON has it, other than escaped. */
+const noName = "\0";
+const plainName = /^[\w.:/-]+$/;
 
 async function* linesOf(
   bytes: Buffer,

@@ -7,7 +7,7 @@ import { openSafetensors, type SafetensorsCheckpoint } from "../model/safetensor
 import { Heap } from "./heap.ts";
 import { readLayout, readManifest } from "./result.ts";
 import { type CheckpointSource, distinctBoxes, type SourceTensor, type StoredBox } from "./source.ts";
-import { SharedLists, type TargetBox, type TargetParameter } from "./target.ts";
+import { type BoxPlace, eachBox, SharedLists, type TargetParameter } from "./target.ts";
 
 interface Found {
   readonly dtype: DType;
@@ -44,7 +44,7 @@ export async function layoutSource(
   const heap = new Heap();
   const files: string[] = [];
   const found = new Map<string, Found>();
-  const lists = new SharedLists();
+  const strides = new BoxStrides();
   for await (const { paths, parameters } of ranks) {
     const opened: { readonly number: number; readonly entries: SafetensorsCheckpoint["tensors"] }[] = [];
     for (const path of paths) {
@@ -52,11 +52,13 @@ export async function layoutSource(
       opened.push({ number: files.length, entries: checkpoint.tensors });
       files.push(path);
     }
-    for (const { name: key, shape, dtype, boxes } of parameters) {
-      if (boxes.length === 0) continue;
-      const { number, entries } = opened.findLast((part) => part.entries.has(key)) ?? opened[0]!;
+    for (const parameter of parameters) {
+      const { name: key, shape, dtype } = parameter;
+      if ((parameter.places ?? parameter.boxes).length === 0) continue;
+      const { number, entries } =
+        opened.length === 1 ? opened[0]! : (opened.findLast((part) => part.entries.has(key)) ?? opened[0]!);
       const entry = entries.get(key);
-      if (entry === undefined || entry.dtype !== dtype || String(entry.shape) !== String(shape)) {
+      if (entry === undefined || entry.dtype !== dtype || !isSame(entry.shape, shape)) {
         const is = entry === undefined ? "missing" : `${entry.dtype} of [${entry.shape}]`;
         throw new TensorBusError(
           "TB_SAFETENSORS",
@@ -64,8 +66,8 @@ export async function layoutSource(
           { details: { files: paths, tensor: key } },
         );
       }
-      const place = { file: number, position: entry.position, shape, dtype };
-      for (const box of boxes) addBox(found, folder, place, box, lists);
+      const whole = { file: number, position: entry.position, shape, dtype };
+      eachBox(parameter, (tensor, place) => addBox(found, folder, whole, tensor, place, strides));
     }
     heap.tidy();
   }
@@ -103,32 +105,64 @@ function addBox(
   found: Map<string, Found>,
   folder: string,
   { file, position, shape, dtype }: ParameterPlace,
-  { tensor, start, length, at, axes }: TargetBox,
-  lists: SharedLists,
+  tensor: string,
+  place: BoxPlace,
+  known: BoxStrides,
 ): void {
-  const known = found.get(tensor) ?? { dtype, boxes: [], shape: start.map(() => 0) };
-  found.set(tensor, known);
-  if (known.dtype !== dtype) {
+  const { start, length } = place;
+  let whole = found.get(tensor);
+  if (whole === undefined) {
+    whole = { dtype, boxes: [], shape: start.map(() => 0) };
+    found.set(tensor, whole);
+  }
+  if (whole.dtype !== dtype) {
     throw new TensorBusError(
       "TB_UNSUPPORTED",
-      `${folder}: parts of tensor ${tensor} are ${known.dtype} and ${dtype}`,
+      `${folder}: parts of tensor ${tensor} are ${whole.dtype} and ${dtype}`,
       {
         details: { tensor, folder },
       },
     );
   }
-  if (known.shape.length !== start.length) {
+  if (whole.shape.length !== start.length) {
     throw new TensorBusError(
       "TB_SAFETENSORS",
-      `${folder}: parts of tensor ${tensor} have ${known.shape.length} and ${start.length} dimensions`,
+      `${folder}: parts of tensor ${tensor} have ${whole.shape.length} and ${start.length} dimensions`,
       { details: { tensor, folder } },
     );
   }
-  start.forEach((first, dim) => {
-    known.shape[dim] = Math.max(known.shape[dim]!, first + length[dim]!);
-  });
-  const steps = contiguousStrides(shape);
-  const strides = lists.share(start.map((_, dim) => steps[axes.indexOf(dim)] ?? 0));
-  const first = at.reduce((sum, index, axis) => sum + index * steps[axis]!, 0);
-  known.boxes.push({ file, position: position + first * itemSize(dtype), start, length, strides });
+  for (let dim = 0; dim < start.length; dim++)
+    whole.shape[dim] = Math.max(whole.shape[dim]!, start[dim]! + length[dim]!);
+  const { first, strides } = known.of(shape, place);
+  whole.boxes.push({ file, position: position + first * itemSize(dtype), start, length, strides });
+}
+
+/** How a box lies in its parameter: found out once for those that share place and shape. */
+class BoxStrides {
+  readonly #lists = new SharedLists();
+  readonly #known = new WeakMap<BoxPlace, InParameter>();
+
+  of(shape: readonly number[], place: BoxPlace): InParameter {
+    const known = this.#known.get(place);
+    if (known?.shape === shape) return known;
+    const { start, at, axes } = place;
+    const steps = contiguousStrides(shape);
+    const strides = this.#lists.share(start.map((_, dim) => steps[axes.indexOf(dim)] ?? 0));
+    const first = at.reduce((sum, index, axis) => sum + index * steps[axis]!, 0);
+    const found = { shape, first, strides };
+    this.#known.set(place, found);
+    return found;
+  }
+}
+
+interface InParameter {
+  /** The parameter's. */
+  readonly shape: readonly number[];
+  /** The element that the box begins with. */
+  readonly first: number;
+  readonly strides: readonly number[];
+}
+
+function isSame(one: readonly number[], other: readonly number[]): boolean {
+  return one.length === other.length && one.every((entry, index) => entry === other[index]);
 }

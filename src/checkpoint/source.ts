@@ -84,6 +84,8 @@ export function distinctBoxes(
 ): StoredBox[] {
   const [first] = boxes;
   if (first === undefined || boxes.length === 1) return [...boxes];
+  // Mostly the parts of ranks, one behind the other.
+  if (first.start.some((_, dim) => follow(boxes, dim))) return [...boxes];
   const cuts = first.start.map((_, dim) => new Set(boxes.map(({ start }) => start[dim])).size);
   const dim = cuts.indexOf(Math.max(...cuts));
   const ascending = [...boxes].sort((a, b) => a.start[dim]! - b.start[dim]! || compare(a, b));
@@ -99,6 +101,16 @@ export function distinctBoxes(
     distinct.push(box);
   }
   return distinct;
+}
+
+/** True if each of the boxes begins, in that dimension, no earlier than the one before it ends, and after that one begins. */
+function follow(boxes: readonly StoredBox[], dim: number): boolean {
+  for (let index = 1; index < boxes.length; index++) {
+    const before = boxes[index - 1]!;
+    const begin = before.start[dim]!;
+    if (boxes[index]!.start[dim]! < begin + Math.max(1, before.length[dim]!)) return false;
+  }
+  return true;
 }
 
 function compare(one: StoredBox, other: StoredBox): number {

@@ -1,6 +1,7 @@
 import { TensorBusError } from "../errors.ts";
 import { type DType, itemSize } from "../layout/index.ts";
 import { duplicateKey, fractionalNumber, parseJson } from "./json-keys.ts";
+import { readPlainHeader } from "./safetensors-plain.ts";
 import { elementCount, type ModelTensor } from "./tensor.ts";
 
 /** A tensor in a safetensors file: its elements are row-major and contiguous. */
@@ -84,21 +85,40 @@ export function headerLength(prefix: Uint8Array, fileBytes: number, file: string
  */
 export function parseHeader(header: Uint8Array, fileBytes: number, file: string): SafetensorsHeader {
   const dataBegin = prefixBytes + header.length;
-  const fields = parseObject(header, file);
-  const entries: SafetensorsEntry[] = [];
-  for (const [name, value] of Object.entries(fields))
-    if (name !== metadataKey) entries.push(parseEntry(name, value, dataBegin, file));
+  const text = textOf(header, file);
+  const { entries, metadata } = parsePlain(text, dataBegin, file) ?? parseAny(text, dataBegin, file);
   checkCoverage(entries, dataBegin, fileBytes, file);
-  return { entries, metadata: parseMetadata(fields[metadataKey], file) };
+  return { entries, metadata };
 }
 
-function parseObject(header: Uint8Array, file: string): Record<string, unknown> {
-  let text: string;
+function textOf(header: Uint8Array, file: string): string {
   try {
-    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(header);
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(header);
   } catch (cause) {
     throw damaged(file, "its header is not UTF-8", {}, cause);
   }
+}
+
+function parsePlain(text: string, dataBegin: number, file: string): SafetensorsHeader | undefined {
+  const plain = readPlainHeader(text);
+  if (plain === undefined) return undefined;
+  const entries = plain.entries.map(({ name, dtype, shape, offsets }) =>
+    parseEntry(name, { dtype, shape, data_offsets: offsets }, dataBegin, file),
+  );
+  const { [metadataKey]: metadata } =
+    plain.metadata === undefined ? {} : parseObject(`{"${metadataKey}":${plain.metadata}}`, file);
+  return { entries, metadata: parseMetadata(metadata, file) };
+}
+
+function parseAny(text: string, dataBegin: number, file: string): SafetensorsHeader {
+  const fields = parseObject(text, file);
+  const entries: SafetensorsEntry[] = [];
+  for (const [name, value] of Object.entries(fields))
+    if (name !== metadataKey) entries.push(parseEntry(name, value, dataBegin, file));
+  return { entries, metadata: parseMetadata(fields[metadataKey], file) };
+}
+
+function parseObject(text: string, file: string): Record<string, unknown> {
   let value: unknown;
   try {
     value = parseJson(text);

@@ -4,6 +4,7 @@ import { TensorBusError } from "../../src/errors.ts";
 import { dtypes, isPacked, itemSize } from "../../src/layout/index.ts";
 import { duplicateKey } from "../../src/model/json-keys.ts";
 import { headerLength, layOutHeader, parseHeader, prefixBytes } from "../../src/model/safetensors-header.ts";
+import { readPlainHeader } from "../../src/model/safetensors-plain.ts";
 
 fc.configureGlobal({ seed: 20_261 });
 
@@ -78,5 +79,79 @@ describe("duplicateKey", () => {
       }),
       { seed: 9, numRuns: 500 },
     );
+  });
+});
+
+describe("plain headers", () => {
+  const text = (head: Uint8Array) => new TextDecoder().decode(head.subarray(prefixBytes));
+  /** What JSON says of a header that is plain, or undefined. */
+  const check = (json: string): boolean => {
+    const plain = readPlainHeader(json);
+    if (plain === undefined) return false;
+    const { __metadata__: metadata, ...fields } = JSON.parse(
+      plain.metadata === undefined ? json : json.replace(plain.metadata, "{}"),
+    ) as Record<string, unknown>;
+    expect(metadata !== undefined).toBe(plain.metadata !== undefined);
+    const entries = plain.entries.map(({ name, dtype, shape, offsets }) => [
+      name,
+      { dtype, shape, data_offsets: offsets },
+    ]);
+    expect(Object.fromEntries(entries)).toEqual(fields);
+    expect(entries.length).toBe(Object.keys(fields).length);
+    expect(duplicateKey(json)).toBeUndefined();
+    return true;
+  };
+
+  test("say what JSON says of them, also after changes: else they are left to the general reader", () => {
+    // Half of the changes are to what matters in JSON.
+    const edit = fc.tuple(fc.nat(), fc.oneof(fc.nat(127), fc.constantFrom(...Buffer.from('",:{}[]\\0 e.-'))));
+    let [plain, changed] = [0, 0];
+    const named = fc.string({
+      unit: fc.constantFrom("a", "b", ".", ",", "]", "{", "é", "\\", "\n"),
+      maxLength: 3,
+    });
+    const list = fc.uniqueArray(
+      fc.record({
+        name: named,
+        shape: fc.array(fc.nat(12), { maxLength: 3 }),
+        dtype: fc.constantFrom("float32", "bool"),
+      }),
+      { selector: ({ name }) => name, maxLength: 4 },
+    );
+    fc.assert(
+      fc.property(list, fc.array(edit, { maxLength: 2 }), fc.boolean(), (tensors, edits, isNoted) => {
+        const { head } = layOutHeader(tensors as never, isNoted ? { format: "pt", note: "a{b" } : {}, "file");
+        for (const [at, byte] of edits) head[prefixBytes + (at % (head.length - prefixBytes))] = byte;
+        if (check(text(head))) [plain, changed] = [plain + 1, changed + Math.min(1, edits.length)];
+      }),
+      { seed: 9, numRuns: 5000 },
+    );
+    expect(plain).toBeGreaterThan(500);
+    expect(changed).toBeGreaterThan(100);
+  });
+
+  test("have no second name, no escape, no other number, and nothing behind their end", () => {
+    const entry = (name: string, shape = "2", end = "8") =>
+      `"${name}":{"dtype":"F32","shape":[${shape}],"data_offsets":[0,${end}]}`;
+    expect(check(`{${entry("a")},${entry("b")}}  `)).toBe(true);
+    expect(check(`{"__metadata__":{"format":"pt"},${entry("a", "")}}`)).toBe(true);
+    const others = [
+      "{}",
+      "",
+      `{${entry("a")},${entry("a")}}`,
+      `{${entry("a")},}`,
+      `{${entry("a")}}x`,
+      `{${entry("a")}}\u00a0`,
+      `{${entry("\\u0061")}}`,
+      `{${entry("a", "02")}}`,
+      `{${entry("a", "2.0")}}`,
+      `{${entry("a", "-2")}}`,
+      `{${entry("a", "2,")}}`,
+      `{${entry("a", "2", "9007199254740993")}}`,
+      `{${entry("a", `${"1,".repeat(600)}1`)}}`,
+      `{"__metadata__":{"a":{}},${entry("a")}}`,
+      `{"__metadata__":{},"__metadata__":{},${entry("a")}}`,
+    ];
+    for (const json of others) expect(readPlainHeader(json), json.slice(0, 60)).toBeUndefined();
   });
 });
