@@ -6,6 +6,7 @@ export const defaultNamespace = "tensorbus";
 const maxNamespaceBytes = 1024;
 /** Half a character, which has no UTF-8: two different keys would become one. */
 const loneSurrogate = /\p{Surrogate}/u;
+const plainKey = /^[\x20-\x7e]+$/;
 
 /**
  * What stands before a key in a shared store: `/namespace/`, which is how a `PrefixStore` of torch over a `TCPStore`
@@ -25,6 +26,8 @@ export function keyPrefix(namespace: string): string {
 /** `TB_STORE_VALUE` for a key that is empty, too long, or has no UTF-8 form of its own. */
 export function checkKey(key: string, { maxKeyBytes }: StoreCapabilities): void {
   if (typeof key !== "string") throw new TypeError("a key of a store must be a string");
+  // Nearly all keys are so plain that nothing of them has to be counted.
+  if (3 * key.length <= maxKeyBytes && plainKey.test(key)) return;
   const bytes = Buffer.byteLength(key);
   if (bytes > 0 && bytes <= maxKeyBytes && !loneSurrogate.test(key)) return;
   throw new TensorBusError(

@@ -11,6 +11,7 @@ const platform = join(here, "platform");
 
 /** Modules of the product that reach beyond JavaScript, and what stands in their place. */
 const replaced = {
+  "src/bus/queue/decode.ts": "decode.ts",
   "src/memory/host-memory.ts": "host-memory.ts",
   "src/memory/kernels.ts": "kernels.ts",
   "src/plan/index.ts": "plan.ts",

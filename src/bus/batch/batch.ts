@@ -370,9 +370,12 @@ async function prepareDirection(
   if (sender !== undefined) roles.push("source");
   if (receiver !== undefined) roles.push("target");
   const pairs = subject.pairs.map(({ pair }) => pair);
-  const identity = { batch: id, pairs, number: met.number, from, to };
   return new Direction({
-    ...identity,
+    batch: id,
+    pairs,
+    number: met.number,
+    from,
+    to,
     rank,
     roles,
     tidies: ranks[source][0] === rank,
@@ -390,7 +393,8 @@ async function prepareDirection(
       prefix,
       sources: ranks[source].length,
       onFault: options.onFault,
-      onReady: (round) => tell({ kind: "signal", round, epoch: 0, ...identity }),
+      onReady: (round) =>
+        tell({ kind: "signal", round, epoch: 0, batch: id, pairs, number: met.number, from, to }),
     }),
     tell,
   });

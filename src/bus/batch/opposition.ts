@@ -7,7 +7,8 @@ import * as z from "zod";
 import type { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";
-import { pack, unpack } from "../queue/commands.ts";
+import { pack } from "../queue/commands.ts";
+import { decode } from "../queue/decode.ts";
 import { opposedError, type RoundLog } from "./round-log.ts";
 
 const waitingSchema = z.strictObject({
@@ -84,7 +85,7 @@ export class Opposition {
   #parse(bytes: Uint8Array | undefined): readonly Waiting[] {
     if (bytes === undefined) return [];
     const { key } = this.#options;
-    const parsed = recordSchema.safeParse(unpack(bytes));
+    const parsed = decode(recordSchema, bytes);
     if (parsed.success) return parsed.data;
     throw new TensorBusError("TB_VERSION", `the record ${key} is none of this version`, { details: { key } });
   }

@@ -9,7 +9,8 @@ import * as z from "zod";
 import { Deadline, waitUntil } from "../../deadline.ts";
 import { type ErrorCode, isErrorCode, TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";
-import { pack, unpack } from "../queue/commands.ts";
+import { pack } from "../queue/commands.ts";
+import { decode } from "../queue/decode.ts";
 
 const nonce = z.instanceof(Uint8Array);
 const entrySchema = z.discriminatedUnion("kind", [
@@ -225,7 +226,7 @@ export class RoundLog {
   }
 
   #parse(index: number, bytes: Uint8Array): Entry {
-    const parsed = entrySchema.safeParse(unpack(bytes));
+    const parsed = decode(entrySchema, bytes);
     if (parsed.success) return parsed.data;
     throw new TensorBusError("TB_VERSION", `the record ${this.#key(index)} is none of this version`, {
       details: { key: this.#key(index) },

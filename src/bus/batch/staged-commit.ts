@@ -16,7 +16,8 @@ import type { Memory } from "../../memory/memory.ts";
 import type { AgentEvent, RoundIdentity } from "../pair/events.ts";
 import { inGroups, type Rendezvous } from "../pair/rendezvous.ts";
 import type { Connection } from "../pair/uplink.ts";
-import { pack, unpack } from "../queue/commands.ts";
+import { pack } from "../queue/commands.ts";
+import { decode } from "../queue/decode.ts";
 import { testimonyKey, withdrawalKey } from "./records.ts";
 import { elsewhere, knownCode, originOf } from "./round-log.ts";
 import { roundKey } from "./round-records.ts";
@@ -310,7 +311,7 @@ function isLate(error: unknown): boolean {
 }
 
 function readDecision(round: number, bytes: Uint8Array): Decision {
-  const parsed = decisionSchema.safeParse(unpack(bytes));
+  const parsed = decode(decisionSchema, bytes);
   if (!parsed.success) {
     throw new TensorBusError("TB_VERSION", `the decision of round ${round} is none of this version`);
   }

@@ -6,7 +6,8 @@
 import { randomBytes } from "node:crypto";
 import { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
-import { pack, unpack } from "../queue/commands.ts";
+import { pack } from "../queue/commands.ts";
+import { decode } from "../queue/decode.ts";
 import { type Incumbent, isPresent } from "./presence.ts";
 import {
   findOdd,
@@ -96,7 +97,7 @@ export class PairMeeting {
   }
 
   #memberOf(bytes: Uint8Array): MemberRecord | undefined {
-    const parsed = memberSchema.safeParse(unpack(bytes));
+    const parsed = decode(memberSchema, bytes);
     return parsed.success ? parsed.data : undefined;
   }
 

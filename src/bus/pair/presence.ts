@@ -7,7 +7,8 @@ import { randomBytes } from "node:crypto";
 import * as z from "zod";
 import { Deadline, type DeadlineOptions } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
-import { pack, unpack } from "../queue/commands.ts";
+import { pack } from "../queue/commands.ts";
+import { decode } from "../queue/decode.ts";
 import { agentKey, agentSchema } from "./records.ts";
 import { type Rendezvous, recordVersion } from "./rendezvous.ts";
 
@@ -138,7 +139,7 @@ async function declareDead(
 }
 
 function readAsk(bytes: Uint8Array): z.infer<typeof askSchema> | undefined {
-  const parsed = askSchema.safeParse(unpack(bytes));
+  const parsed = decode(askSchema, bytes);
   return parsed.success ? parsed.data : undefined;
 }
 

@@ -8,7 +8,8 @@ import * as z from "zod";
 import { Deadline, type DeadlineOptions } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";
-import { pack, unpack } from "../queue/commands.ts";
+import { pack } from "../queue/commands.ts";
+import { checked, decode } from "../queue/decode.ts";
 
 /** The version of what stands in the store: ranks of another one do not understand each other. */
 export const recordVersion = 2;
@@ -22,8 +23,9 @@ const longestPollMs = 250;
 /** Records that are asked for at once. */
 const readsAtOnce = 32;
 
+const wholeSchema = z.strictObject({ value: z.unknown() });
 const headSchema = z.union([
-  z.strictObject({ value: z.unknown() }),
+  wholeSchema,
   z.strictObject({
     parts: z
       .int()
@@ -35,10 +37,19 @@ const headSchema = z.union([
   }),
 ]);
 
+/** The few names of a job stand in every key: their parts are worked out once. */
+const keyParts = new Map<string, string>();
+const mostKeyParts = 1000;
+
 /** A name as part of a key: readable at its beginning, of bounded length, distinct for distinct names. */
 export function keyPart(name: string): string {
+  const known = keyParts.get(name);
+  if (known !== undefined) return known;
   const readable = name.replace(/[^\w.-]/g, "_").slice(0, 24);
-  return `${readable}-${createHash("sha256").update(name).digest("hex").slice(0, 24)}`;
+  const part = `${readable}-${createHash("sha256").update(name).digest("hex").slice(0, 24)}`;
+  if (keyParts.size >= mostKeyParts) keyParts.clear();
+  keyParts.set(name, part);
+  return part;
 }
 
 /** Keys of records that were found and not believed: what a wrong secret looks like from here. */
@@ -86,8 +97,8 @@ export class Rendezvous {
     const deadline = new Deadline(options);
     const value = await this.store.get(key, deadline.rest);
     if (value === undefined) return undefined;
-    const head = check(headSchema, key, unpack(value));
-    if (!("parts" in head)) return check(schema, key, head.value);
+    const head = accepted(key, decode(headSchema, value));
+    if (!("parts" in head)) return accepted(key, checked(schema, head.value));
     const parts = await inGroups(head.parts, (index) =>
       this.store.get(`${key}/${head.nonce}/${index}`, deadline.rest),
     );
@@ -95,7 +106,8 @@ export class Rendezvous {
     const bytes = Buffer.concat(parts as Uint8Array[]);
     const sha256 = createHash("sha256").update(bytes).digest();
     if (bytes.length !== head.bytes || !sha256.equals(head.sha256)) return undefined;
-    return check(schema, key, (unpack(bytes) as { value: unknown }).value);
+    const { value: whole } = accepted(key, decode(wholeSchema, bytes));
+    return accepted(key, checked(schema, whole));
   }
 
   /** Reads many records, some at a time. */
@@ -113,7 +125,7 @@ export class Rendezvous {
     const deadline = new Deadline(options);
     const value = await this.store.get(key, deadline.rest);
     if (value === undefined) return;
-    const head = headSchema.safeParse(unpack(value));
+    const head = decode(headSchema, value);
     if (head.success && "parts" in head.data) {
       const { parts, nonce } = head.data;
       await inGroups(parts, (index) => this.store.delete(`${key}/${nonce}/${index}`, deadline.rest));
@@ -176,8 +188,7 @@ export async function inGroups<T>(count: number, call: (index: number) => Promis
   return results;
 }
 
-function check<T>(schema: z.ZodType<T>, key: string, value: unknown): T {
-  const parsed = schema.safeParse(value);
+function accepted<T>(key: string, parsed: z.ZodSafeParseResult<T>): T {
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0];
   throw new TensorBusError(

@@ -134,8 +134,17 @@ export class Job {
     this.ledger.checkSettled(registration);
     if (side === from) registration.fill(stamp);
     registration.settled = undefined;
-    const transfer: Omit<TransferCall, "call"> = {
+    const direction = side === from ? ("send" as const) : ("recv" as const);
+    const named = asks ? { tellVersion: true } : version === undefined ? {} : { version: BigInt(version) };
+    const call: Call = client.call(
+      "Transfer",
+      { batch: plan.id, direction, instance, ...named },
+      timeoutMs,
+      () => this.ledger.transferEnded(transfer),
+    );
+    const transfer: TransferCall = {
       stamp,
+      call,
       registration,
       name: registration.name,
       from,
@@ -143,16 +152,8 @@ export class Job {
       hadDoubt: registration.inDoubt,
       before: registration.values.slice(),
     };
-    const direction = side === from ? ("send" as const) : ("recv" as const);
-    const named = asks ? { tellVersion: true } : version === undefined ? {} : { version: BigInt(version) };
-    const call: Call = client.call(
-      "Transfer",
-      { batch: plan.id, direction, instance, ...named },
-      timeoutMs,
-      () => this.ledger.transferEnded({ ...transfer, call }),
-    );
     this.#calls.add(call);
-    this.ledger.add({ ...transfer, call });
+    this.ledger.add(transfer);
     return call;
   }
 

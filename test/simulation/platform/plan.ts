@@ -1,5 +1,4 @@
 /** In place of `src/plan/index.ts`: plans are made once for each input, since all that differs between schedules is time. */
-import { serialize } from "node:v8";
 import type { PlanInput, Program } from "../../../src/plan/index.ts";
 import { type ProgramOptions, Plan as RealPlan } from "../../../src/plan/plan.ts";
 
@@ -20,9 +19,12 @@ class CachedPlan {
   }
 
   static of(input: PlanInput): CachedPlan {
-    const key = serialize(input).toString("latin1");
-    const known = plans.get(key) ?? new CachedPlan(input);
-    plans.set(key, known);
+    const key = JSON.stringify(input, asText);
+    let known = plans.get(key);
+    if (known === undefined) {
+      known = new CachedPlan(input);
+      plans.set(key, known);
+    }
     return known;
   }
 
@@ -44,6 +46,10 @@ class CachedPlan {
   schedule() {
     return this.#plan.schedule();
   }
+}
+
+function asText(_key: string, value: unknown): unknown {
+  return typeof value === "bigint" ? `${value}n` : value;
 }
 
 export { CachedPlan as Plan };

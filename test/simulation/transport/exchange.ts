@@ -29,7 +29,8 @@ export interface Exchange {
 }
 
 export function newChannel(moves: ChannelMoves): Channel {
-  return { ...moves, granted: 0, done: 0, isFinished: false };
+  const { name, direction, peer, buckets, bytes } = moves;
+  return { name, direction, peer, buckets, bytes, granted: 0, done: 0, isFinished: false };
 }
 
 export function channelOf({ channels }: Exchange, name: string): Channel {

@@ -110,8 +110,11 @@ export class Cluster {
   }
 
   told(agent: SimulatedAgent, event: AgentEvent): void {
-    const { kind, ...rest } = event;
-    this.trace.say(agent.name, kind, rest);
+    const { trace } = this;
+    if (trace.keeps) {
+      const { kind, ...rest } = event;
+      trace.say(agent.name, kind, rest);
+    } else trace.say(agent.name, event.kind);
     this.#watch(agent, event);
   }
 

@@ -119,8 +119,9 @@ export class StoreServer {
     else act();
   }
 
+  /** What stands there, for all who read it. */
   read(key: string): Uint8Array | undefined {
-    return this.entries.get(key)?.value.slice();
+    return this.entries.get(key)?.value;
   }
 
   /** Something happens right after the next record of that kind has been written. */

@@ -4,20 +4,20 @@ import type { Scheduler } from "./scheduler.ts";
 export class Trace {
   readonly lines: string[] = [];
   readonly #scheduler: Scheduler;
-  readonly #keeps: boolean;
+  /** Lines can be read afterwards. */
+  readonly keeps: boolean;
   #hash = 0x811c9dc5;
 
-  /** `keeps`: lines can be read afterwards. */
   constructor(scheduler: Scheduler, keeps: boolean) {
     this.#scheduler = scheduler;
-    this.#keeps = keeps;
+    this.keeps = keeps;
   }
 
   /** `detail` is only looked at where lines are kept. */
   say(who: string, what: string, detail?: unknown): void {
     const { now } = this.#scheduler;
     this.#mix(`${now} ${who} ${what}`);
-    if (!this.#keeps) return;
+    if (!this.keeps) return;
     const more = detail === undefined ? "" : ` ${brief(detail)}`;
     this.lines.push(`${now.toFixed(3).padStart(11)}  ${who.padEnd(10)} ${what}${more}`);
   }
