@@ -262,6 +262,77 @@ def test_a_caller_is_warned_as_long_as_the_agent_has_its_tensors(
         right.close()
 
 
+def test_the_next_round_waits_for_one_that_was_given_up(agents: tensorbus.Agents) -> None:
+    left, right = client_of(0), client_of(2)
+    name = "given up"
+    both(lambda: left.init_pair(name, "a", "b", 1), lambda: right.init_pair(name, "b", "a", 1))
+    sender, receiver = register((left, right, name), [np.ones(4, np.float32)], [np.zeros(4, np.float32)])
+    link = left._link()
+    given_up = sender.transfer("send", timeout=60)._call
+    # It is over for its caller alone: the agent has it under way, and would refuse another as TB_BUSY.
+    link._give_up(given_up, link._unresponsive())
+    with pytest.raises(tensorbus.DeadlineError, match="still under way") as raised:
+        sender.transfer("send", timeout=0.3)
+    assert raised.value.code == "TB_TIMEOUT"
+    link.post("Cancel", {"command": given_up.id})
+    sent = sender.transfer("send", timeout=60)
+    assert given_up.is_released
+    receiver.transfer("recv", blocking=True, timeout=60)
+    sent.acquire(60)
+    left.close()
+    right.close()
+
+
+@pytest.mark.parametrize("scope", ["anyio", "asyncio"])
+def test_a_scope_that_cancels_at_each_await_does_not_end_the_wait_for_the_agent(
+    agents: tensorbus.Agents, caplog: pytest.LogCaptureFixture, scope: str
+) -> None:
+    anyio = pytest.importorskip("anyio") if scope == "anyio" else None
+    name = f"scope of {scope}"
+    given, taken = tensorbus.empty(4), tensorbus.empty(4)
+
+    def make_source() -> tensorbus.Weights:
+        return tensorbus.Weights(
+            name, {"w": given}, role="source", me="here", peer="there", client=client_of(0), rank=0, world_size=1
+        )
+
+    source, target = both(make_source, lambda: opposite(name, "source", taken))
+    agent = source.client.agent["pid"]
+
+    def stop() -> None:
+        # As long as it is stopped it cannot let go of the tensors.
+        os.kill(agent, signal.SIGSTOP)
+        threading.Timer(0.3, os.kill, [agent, signal.SIGCONT]).start()
+
+    async def cancel_by_anyio() -> None:
+        assert anyio is not None
+        with anyio.CancelScope() as cancels:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: source.asend(1, timeout=60))
+                await anyio.sleep(0.1)
+                stop()
+                cancels.cancel()
+
+    async def cancel_again_and_again() -> None:
+        task = asyncio.create_task(source.asend(1, timeout=60))
+        await asyncio.sleep(0.1)
+        stop()
+        while not task.done():
+            task.cancel("Cancelled via cancel scope 7f01 by <Task>")
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel_by_anyio() if scope == "anyio" else cancel_again_and_again())
+    (_, call), *_ = source._open._registration._rounds
+    assert call.is_released
+    assert caplog.text == ""
+    given[:] = 2
+    both(lambda: source.send(2, timeout=60), lambda: take_part(target, "source", taken, 2))
+    source.close()
+    target.close()
+
+
 def test_a_task_that_awaits_what_is_done_leaves_the_reader_of_others(agents: tensorbus.Agents) -> None:
     left, right = client_of(0), client_of(2)
     name = "reader of others"

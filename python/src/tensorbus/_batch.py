@@ -75,34 +75,28 @@ class Registration:
         self._rounds.append((direction, call))
 
     def interrupted_round(self, direction: str) -> Call | None:
-        """A round that was taken back and that the agent has not let go of: until then it takes no other."""
+        """A round that its caller has left and that the agent has not let go of: until then it takes no other."""
         for each, call in self._rounds:
-            if each == direction and call.is_taken_back and not call.done:
+            if each == direction and (call.is_taken_back or call.done) and not call.is_released:
                 return call
         return None
 
     def await_interrupted(self, direction: str, deadline: float | None) -> None:
-        """Waits until the agent has let go of a round that was taken back. ``TB_TIMEOUT`` beyond the deadline."""
+        """Waits until the agent has let go of a round that its caller has left. ``TB_TIMEOUT`` beyond the deadline."""
         call = self.interrupted_round(direction)
         if call is None:
             return
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            self.link.wait(call, left)
-        except TensorBusError:
-            # How it ended was for whoever was interrupted.
-            if not call.done:
-                raise
+        self.link.await_release(call, None if deadline is None else max(0.0, deadline - time.monotonic()))
+        self.link.require_release(call)
 
     def quiesce(self, timeout: float) -> None:
         """Takes back the rounds under way, and waits until the agent touches no memory of GPUs: others get it then."""
         deadline = time.monotonic() + timeout
-        calls = [call for _, call in self._rounds if call.memory is not None and not call.done]
+        calls = [call for _, call in self._rounds if call.memory is not None]
         for call in calls:
             self.link.take_back(call)
         for call in calls:
-            with contextlib.suppress(TensorBusError):
-                self.link.wait(call, max(0.0, deadline - time.monotonic()))
+            self.link.await_release(call, max(0.0, deadline - time.monotonic()))
 
     def end(self, error: TensorBusError, anew: bool = False) -> None:
         """The agent has let go of it, or is gone."""

@@ -427,18 +427,24 @@ class Link:
                 self._check_time(call, until)
         return call.result()
 
-    def await_release(self, call: Call, timeout: float) -> None:
+    def await_release(self, call: Call, timeout: float | None) -> None:
         """Waits until the agent has let go of a command, however that ended, or the seconds are over."""
-        until = time.monotonic() + timeout
+        until = None if timeout is None else time.monotonic() + timeout
         with contextlib.suppress(TensorBusError):
             self.wait(call, timeout)
         # One that was given up is done, and the agent may touch its memory until its answer comes.
         while not call.is_released and self._error is None:
-            left = until - time.monotonic()
+            left = RELEASE_LOOK if until is None else min(RELEASE_LOOK, until - time.monotonic())
             if left <= 0:
                 return
-            self._await_readable(min(RELEASE_LOOK, left))
+            self._is_silent()
+            self._await_readable(left)
             self._read()
+
+    def require_release(self, call: Call) -> None:
+        """``TB_TIMEOUT`` or ``TB_AGENT_UNRESPONSIVE`` if the agent has not let go of a command."""
+        if not call.is_released and self._error is None:
+            raise self._unresponsive() if self._is_silent() else _still_under_way(call)
 
     def _slice(self, call: Call, until: float | None) -> float:
         now = time.monotonic()
@@ -448,7 +454,7 @@ class Link:
     def _check_time(self, call: Call, until: float | None) -> None:
         now = time.monotonic()
         if until is not None and now >= until:
-            raise make_error("TB_TIMEOUT", f"{call.name}: it is still under way", {"command": call.name})
+            raise _still_under_way(call)
         silent = self._is_silent()
         if call.deadline is None or now < call.deadline:
             return
@@ -566,6 +572,10 @@ def _poll(on: socket.socket, events: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, events)
     return bool(poll.poll(seconds * 1000))
+
+
+def _still_under_way(call: Call) -> TensorBusError:
+    return make_error("TB_TIMEOUT", f"{call.name}: it is still under way", {"command": call.name})
 
 
 def _error_of(message: dict[str, Any]) -> TensorBusError:

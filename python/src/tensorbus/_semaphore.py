@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from ._link import RELEASE_LOOK, Call, Link
@@ -107,44 +107,30 @@ class Semaphore:
         After an interrupt it waits until the agent touches none of its tensors: its caller goes on, and writes the
         next step into them. A second interrupt ends the wait. A failure is told within the caller's own time.
         """
-        if not _is_interrupt(error):
-            self._link.take_back(self._call)
-            return
-        try:
-            self._link.take_back(self._call)
-            self._link.await_release(self._call, _QUIET)
-        finally:
-            self._warn_unquiet()
+        with self._taken_back(error) as waits:
+            if waits:
+                self._link.await_release(self._call, _QUIET)
 
     async def _cancel_async(self, error: BaseException) -> None:
         """As ``_cancel``, for asyncio: a task that is cancelled a second time waits no longer."""
-        if not _is_interrupt(error):
-            # A coroutine that is closed may await nothing any more.
-            self._link.take_back(self._call)
-            return
+        with self._taken_back(error) as waits:
+            if waits:
+                await _hold(await_release(self._link, self._call), _QUIET)
+
+    @contextlib.contextmanager
+    def _taken_back(self, error: BaseException) -> Iterator[bool]:
+        """Gives whether the agent is waited for: not after a failure; a closed coroutine may await nothing."""
+        is_interrupt = _is_interrupt(error)
         try:
             self._link.take_back(self._call)
-            # How it ended is not what its caller is told: it was interrupted.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._await_release(), _QUIET)
+            yield is_interrupt
         finally:
-            self._warn_unquiet()
-
-    async def _await_release(self) -> None:
-        with contextlib.suppress(TensorBusError):
-            await await_call(self._link, self._call)
-        # One that was given up is done, and the agent may touch its memory until its answer comes.
-        while not self._call.is_released and self._link.is_open:
-            await asyncio.sleep(RELEASE_LOOK)
-            self._link.look()
-
-    def _warn_unquiet(self) -> None:
-        if not self._call.is_released:
-            _logger.warning(
-                "%s was taken back, and its agent has not let go of the tensors yet: write to none of them before the "
-                "next call of the batch has ended",
-                self.name,
-            )
+            if is_interrupt and not self._call.is_released:
+                _logger.warning(
+                    "%s was taken back, and its agent has not let go of the tensors yet: write to none of them before "
+                    "the next call of the batch has ended",
+                    self.name,
+                )
 
     def _settle(self, value: dict[str, Any]) -> None:
         with self._lock:
@@ -190,6 +176,40 @@ def _as_busy(error: TensorBusError) -> TensorBusError:
     kind = type("DeadlineError", (DeadlineError, busy), {})
     made: TensorBusError = kind(error.code, error.message, error.details)
     return made
+
+
+async def await_release(link: Link, call: Call) -> None:
+    """As ``Link.await_release``, for asyncio: without a bound of its own."""
+    with contextlib.suppress(TensorBusError):
+        await await_call(link, call)
+    # One that was given up is done, and the agent may touch its memory until its answer comes.
+    while not call.is_released and link.is_open:
+        await asyncio.sleep(RELEASE_LOOK)
+        link.look()
+
+
+# How anyio (3 and 4) begins the messages of its cancellations.
+_SCOPE_MESSAGES = ("Cancelled by cancel scope ", "Cancelled via cancel scope ")
+
+
+async def _hold(work: Coroutine[Any, Any, None], seconds: float) -> None:
+    """Awaits work for at most so many seconds in a task that is cancelled.
+
+    Scopes of anyio cancel their tasks again at every await, which is no second interrupt: it ends no wait.
+    """
+    task = asyncio.ensure_future(work)
+    until = time.monotonic() + seconds
+    try:
+        while not task.done() and time.monotonic() < until:
+            try:
+                await asyncio.wait([task], timeout=max(0.0, until - time.monotonic()))
+            except asyncio.CancelledError as error:
+                if not str(error).startswith(_SCOPE_MESSAGES):
+                    raise
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
 
 
 async def await_call(link: Link, call: Call) -> Any:

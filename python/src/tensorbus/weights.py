@@ -20,7 +20,7 @@ from ._layouts import Mesh, own_rank, own_world_size
 from ._link import Link
 from ._models import Census, LayoutList, LayoutOf, model_tensors, named_slots
 from ._progress import ProgressLine, is_shown
-from ._semaphore import Semaphore, await_call
+from ._semaphore import Semaphore, await_release
 from .client import TensorBusClient, how_found
 from .errors import TensorBusError, add_note, make_error
 from .messages import RegisterTensors
@@ -267,8 +267,8 @@ class Weights:
         interrupted = registration.interrupted_round(_DIRECTIONS[role])
         if interrupted is not None:
             # The round says it itself if that takes too long.
-            with contextlib.suppress(TensorBusError, asyncio.TimeoutError):
-                await asyncio.wait_for(await_call(registration.link, interrupted), timeout)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(await_release(registration.link, interrupted), timeout)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         semaphore = self._round(role, version, False, left)
         try:
