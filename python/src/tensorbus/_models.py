@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ._cuda import CudaAllocation
-from ._layouts import layout_message
+from ._layouts import layout_message, placement_text
 from ._places import rank_list
 from ._tensors import Slot, is_dtensor
 from .errors import add_note, make_error
@@ -124,6 +124,8 @@ class LayoutList:
     ) -> None:
         self.messages: list[dict[str, Any]] = []
         self._numbers: dict[str, int] = {}
+        # Most tensors of a model have one of few meshes, which stay as long as this knows them, and of few placements.
+        self._known: dict[tuple[int, tuple[str, ...]], tuple[int, Any]] = {}
         self._offset = offset
         self._default = default
         self._layout = layout
@@ -142,6 +144,13 @@ class LayoutList:
             whole = tuple(int(size) for size in shape[0]) if shape else None
         else:
             mesh, placements = self._default
+        # By their texts: torch finds a strided shard equal to one that is not.
+        known = (id(mesh), tuple([placement_text(each) for each in placements]))
+        if known not in self._known:
+            self._known[known] = (self._number_of(name, mesh, placements), mesh)
+        return self._known[known][0], whole
+
+    def _number_of(self, name: str, mesh: Any, placements: Sequence[Any]) -> int:
         message = layout_message(mesh, placements, self._offset)
         self._require_in_side(name, [rank - self._offset for rank in message["mesh"]["ranks"]])
         if any(text.startswith("SS(") for text in message["placements"]):
@@ -151,7 +160,7 @@ class LayoutList:
         if key not in self._numbers:
             self._numbers[key] = len(self.messages)
             self.messages.append(message)
-        return self._numbers[key], whole
+        return self._numbers[key]
 
     def _require_in_side(self, name: str, ranks: Sequence[int]) -> None:
         side, size = self._side

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -72,27 +71,25 @@ def _from_dlpack(value: Any) -> Any:
     return numpy.from_dlpack(value)
 
 
-@dataclass(frozen=True)
 class Place:
     """The place and the strides of a tensor, in elements."""
 
-    dtype: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    address: int
-    device: str
+    # A model has ten thousands of them: dictionaries of their own are what the collector of garbage walks through.
+    __slots__ = ("address", "device", "dtype", "shape", "span", "strides")
 
-    @property
-    def span(self) -> int:
-        """Bytes from the first element to behind the last."""
-        if 0 in self.shape:
-            return 0
-        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-        return (last + 1) * ITEM_SIZES[self.dtype]
-
-    @property
-    def bytes(self) -> int:
-        return prod(self.shape) * ITEM_SIZES[self.dtype]
+    def __init__(self, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], address: int, device: str) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.strides = strides
+        self.address = address
+        self.device = device
+        # Bytes from the first element to behind the last.
+        self.span = 0
+        if 0 not in shape:
+            last = 0
+            for size, stride in zip(shape, strides, strict=True):
+                last += (size - 1) * stride
+            self.span = (last + 1) * ITEM_SIZES[dtype]
 
 
 def place_of(tensor: Any) -> Place:
@@ -161,6 +158,21 @@ def _sight_of(value: Any) -> tuple[Any, ...] | None:
 
 class Slot:
     """A tensor of a batch: who gives it, and the memory that the agent knows."""
+
+    __slots__ = (
+        "_get",
+        "_seen",
+        "_source_dtype",
+        "_view",
+        "_warned",
+        "dtype",
+        "is_copied",
+        "label",
+        "memory",
+        "offset",
+        "shape",
+        "strides",
+    )
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import secrets
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ class InitPair(Message):
         return body
 
 
-@dataclass
+@dataclass(slots=True)
 class NamedSlot:
     """A tensor of a command: its slot, its pair, and what it is called there."""
 
@@ -166,20 +167,19 @@ class RegisterTensors(Message):
         pairs = dict.fromkeys(named.pair for named in self.tensors)
         pair_numbers = {pair: number for number, pair in enumerate(pairs)}
         slots = [named.slot for named in self.tensors]
-        memories = [id(slot.memory) for slot in slots]
         table: dict[str, Any] = {
             "count": len(slots),
             "pairs": list(pairs),
             "names": [named.name for named in self.tensors],
-            "pair": _column((pair_numbers[named.pair] for named in self.tensors), 2),
-            "dtype": bytes(NUMBERS[slot.dtype] for slot in slots),
-            "dims": bytes(len(slot.shape) for slot in slots),
-            "region": _column((regions[memory] for memory in memories), 4),
-            "offset": _column((slot.offset for slot in slots), 8),
-            "shape": _column((size for slot in slots for size in slot.shape), 8),
-            "strides": _column((stride for slot in slots for stride in slot.strides), 8),
+            "pair": _column("H", [pair_numbers[named.pair] for named in self.tensors]),
+            "dtype": bytes([NUMBERS[slot.dtype] for slot in slots]),
+            "dims": bytes([len(slot.shape) for slot in slots]),
+            "region": _column("I", [regions[id(slot.memory)] for slot in slots]),
+            "offset": _column("Q", [slot.offset for slot in slots]),
+            "shape": _column("Q", [size for slot in slots for size in slot.shape]),
+            "strides": _column("Q", [stride for slot in slots for stride in slot.strides]),
             # Empty: all have the layout of their pair.
-            "layout": _column((0xFFFF if n.layout is None else n.layout for n in self.tensors), 2)
+            "layout": _column("H", [0xFFFF if n.layout is None else n.layout for n in self.tensors])
             if self.layouts
             else b"",
             "globalShapes": [
@@ -191,8 +191,8 @@ class RegisterTensors(Message):
         return table
 
 
-def _column(values: Any, width: int) -> bytes:
-    return b"".join(value.to_bytes(width, "little") for value in values)
+def _column(code: str, values: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(values)}{code}", *values)
 
 
 @dataclass
