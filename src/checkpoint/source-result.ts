@@ -1,15 +1,18 @@
 /** A result of an earlier reshard as a checkpoint again: its manifest and layout say what each file holds. */
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { TensorBusError } from "../errors.ts";
 import { type DType, itemSize } from "../layout/index.ts";
 import { contiguousStrides } from "../layout/strides.ts";
-import { openSafetensors, type SafetensorsCheckpoint } from "../model/safetensors.ts";
+import { readFileHeader } from "../model/safetensors.ts";
+import type { SafetensorsEntry } from "../model/safetensors-header.ts";
 import { Heap } from "./heap.ts";
 import { readLayout, readManifest } from "./result.ts";
 import { type CheckpointSource, distinctBoxes, type SourceTensor, type StoredBox } from "./source.ts";
-import { type BoxPlace, eachBox, SharedLists, type TargetParameter } from "./target.ts";
+import { type BoxPlace, eachBox, NumberedTensors, SharedLists, type TargetParameter } from "./target.ts";
 
 interface Found {
+  readonly name: string;
+  readonly number: number;
   readonly dtype: DType;
   /** As they come: replicas bring the same more than once. */
   readonly boxes: StoredBox[];
@@ -36,6 +39,20 @@ export interface RankParts {
   readonly parameters: readonly TargetParameter[];
 }
 
+/**
+ * Files of ranks have the same tensors, and mostly the same shapes: one that stands under the name of another would be taken for it.
+ * Ours say whose they are.
+ */
+function refuseOtherRank(path: string, { "tensorbus.rank": rank }: Readonly<Record<string, string>>): void {
+  const named = /^(?:model-)?rank-(\d+)\b/.exec(basename(path))?.[1];
+  if (rank === undefined || named === undefined || rank === named) return;
+  throw new TensorBusError(
+    "TB_SAFETENSORS",
+    `${path}: it says that it is the file of rank ${rank}: put back the one of rank ${named}`,
+    { details: { file: path, rank } },
+  );
+}
+
 /** The tensors that the parameters of ranks are made of; one rank after the other is looked at. Errors as those of `resultSource`. */
 export async function layoutSource(
   folder: string,
@@ -43,21 +60,24 @@ export async function layoutSource(
 ): Promise<CheckpointSource> {
   const heap = new Heap();
   const files: string[] = [];
-  const found = new Map<string, Found>();
+  const found = new FoundTensors();
   const strides = new BoxStrides();
   for await (const { paths, parameters } of ranks) {
-    const opened: { readonly number: number; readonly entries: SafetensorsCheckpoint["tensors"] }[] = [];
+    const opened: { readonly number: number; readonly entries: NumberedTensors<SafetensorsEntry> }[] = [];
     for (const path of paths) {
-      await using checkpoint = await openSafetensors(path);
-      opened.push({ number: files.length, entries: checkpoint.tensors });
+      const { entries, metadata } = await readFileHeader(path);
+      refuseOtherRank(path, metadata);
+      opened.push({ number: files.length, entries: new NumberedTensors(entries) });
       files.push(path);
     }
     for (const parameter of parameters) {
       const { name: key, shape, dtype } = parameter;
       if ((parameter.places ?? parameter.boxes).length === 0) continue;
       const { number, entries } =
-        opened.length === 1 ? opened[0]! : (opened.findLast((part) => part.entries.has(key)) ?? opened[0]!);
-      const entry = entries.get(key);
+        opened.length === 1
+          ? opened[0]!
+          : (opened.findLast((part) => part.entries.of(key) !== undefined) ?? opened[0]!);
+      const entry = entries.of(key);
       if (entry === undefined || entry.dtype !== dtype || !isSame(entry.shape, shape)) {
         const is = entry === undefined ? "missing" : `${entry.dtype} of [${entry.shape}]`;
         throw new TensorBusError(
@@ -71,8 +91,8 @@ export async function layoutSource(
     }
     heap.tidy();
   }
-  const tensors = [...found].map(
-    ([name, { dtype, shape, boxes }]): SourceTensor => ({
+  const tensors = found.all.map(
+    ({ name, dtype, shape, boxes }): SourceTensor => ({
       name,
       shape,
       dtype,
@@ -102,7 +122,7 @@ interface ParameterPlace {
 
 /** Adds a box of a parameter to its tensor. */
 function addBox(
-  found: Map<string, Found>,
+  found: FoundTensors,
   folder: string,
   { file, position, shape, dtype }: ParameterPlace,
   tensor: string,
@@ -110,11 +130,7 @@ function addBox(
   known: BoxStrides,
 ): void {
   const { start, length } = place;
-  let whole = found.get(tensor);
-  if (whole === undefined) {
-    whole = { dtype, boxes: [], shape: start.map(() => 0) };
-    found.set(tensor, whole);
-  }
+  const whole = found.of(tensor, dtype, start.length);
   if (whole.dtype !== dtype) {
     throw new TensorBusError(
       "TB_UNSUPPORTED",
@@ -135,6 +151,32 @@ function addBox(
     whole.shape[dim] = Math.max(whole.shape[dim]!, start[dim]! + length[dim]!);
   const { first, strides } = known.of(shape, place);
   whole.boxes.push({ file, position: position + first * itemSize(dtype), start, length, strides });
+}
+
+/** Tensors as they are found. Ranks mostly name them in the same order, and then nothing is searched. */
+class FoundTensors {
+  readonly all: Found[] = [];
+  readonly #byName = new Map<string, Found>();
+  #next = 0;
+
+  of(name: string, dtype: DType, dimensions: number): Found {
+    const expected = this.all[this.#next];
+    if (expected?.name === name) {
+      this.#next++;
+      return expected;
+    }
+    const known = this.#byName.get(name);
+    if (known !== undefined) {
+      this.#next = known.number + 1;
+      return known;
+    }
+    const shape = new Array<number>(dimensions).fill(0);
+    const found = { name, number: this.all.length, dtype, boxes: [], shape };
+    this.all.push(found);
+    this.#byName.set(name, found);
+    this.#next = this.all.length;
+    return found;
+  }
 }
 
 /** How a box lies in its parameter: found out once for those that share place and shape. */

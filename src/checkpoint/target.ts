@@ -225,12 +225,11 @@ function placesOf(shape: readonly number[], runs: readonly (readonly Run[])[]): 
 /** Tensors by their names, and their numbers. Files mostly ask for them in their order, and then nothing is searched. */
 export class NumberedTensors<T extends { readonly name: string }> {
   readonly #tensors: readonly T[];
-  readonly #numbers = new Map<string, number>();
+  #numbers: ReadonlyMap<string, number> | undefined;
   #next = 0;
 
   constructor(tensors: readonly T[]) {
     this.#tensors = tensors;
-    for (const [number, { name }] of tensors.entries()) this.#numbers.set(name, number);
   }
 
   of(name: string): T | undefined {
@@ -238,9 +237,14 @@ export class NumberedTensors<T extends { readonly name: string }> {
   }
 
   numberOf(name: string): number | undefined {
-    const number = this.#tensors[this.#next]?.name === name ? this.#next : this.#numbers.get(name);
+    const number = this.#tensors[this.#next]?.name === name ? this.#next : this.#search(name);
     if (number !== undefined) this.#next = (number + 1) % this.#tensors.length;
     return number;
+  }
+
+  #search(name: string): number | undefined {
+    this.#numbers ??= new Map(this.#tensors.map((tensor, number) => [tensor.name, number]));
+    return this.#numbers.get(name);
   }
 }
 

@@ -32,6 +32,13 @@ export async function openSafetensors(path: string): Promise<SafetensorsCheckpoi
   return file.endsWith(indexSuffix) ? openIndex(file) : openSingle(file);
 }
 
+/** What one file says of itself; nothing is kept open. Errors are those of `openSafetensors`. */
+export async function readFileHeader(path: string): Promise<SafetensorsHeader> {
+  const { handle, entries, metadata } = await openFile(path);
+  await handle.close();
+  return { entries, metadata };
+}
+
 /** The file that stands for a checkpoint: the path itself, or the index or the single file of a folder. `TB_FILE`. */
 export async function resolveCheckpoint(path: string): Promise<string> {
   if (!(await isKind(path, "isDirectory"))) return path;

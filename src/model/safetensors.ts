@@ -1,5 +1,5 @@
 export type { Box } from "./box.ts";
-export { openSafetensors, resolveCheckpoint } from "./safetensors-open.ts";
+export { openSafetensors, readFileHeader, resolveCheckpoint } from "./safetensors-open.ts";
 export { SafetensorsCheckpoint, type SafetensorsTensor } from "./safetensors-read.ts";
 export {
   createSafetensors,

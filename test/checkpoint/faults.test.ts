@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import { once } from "node:events";
 import {
   appendFileSync,
+  copyFileSync,
   existsSync,
   mkdirSync,
   readdirSync,
@@ -280,6 +281,19 @@ describe("a layout that lies", () => {
     const digest = createHash("sha256").update(bytes).digest("hex");
     writeFileSync(join(into, manifestName), JSON.stringify({ ...manifest, layout: digest }));
     await expect(resultSource(into)).rejects.toMatchObject({ code: "TB_FILE" });
+  });
+});
+
+describe("a result that is read again", () => {
+  it("is refused if the file of one rank stands in place of another's, which has the same tensors", async () => {
+    const into = join(folder(), "out");
+    await run(into, filesOf(tensors, 2));
+    expect((await resultSource(into)).tensors).toHaveLength(tensors.length);
+    copyFileSync(join(into, "rank-0.safetensors"), join(into, "rank-1.safetensors"));
+    await expect(resultSource(into)).rejects.toMatchObject({
+      code: "TB_SAFETENSORS",
+      message: expect.stringContaining("it is the file of rank 0"),
+    });
   });
 });
 
