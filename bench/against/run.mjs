@@ -1,9 +1,9 @@
-// npm run bench:against -- FOLDER [--parts N] [--queues N] [--json FILE]
+// npm run bench:against -- FOLDER [--parts N] [--queues N] [--only question,round,registering,queue] [--json FILE]
 //
 // Compares this build with that of another commit, which stands built (`npm ci && npm run build`) in FOLDER: what a question
 // costs, queueing a command, a round without a version, registering 10,000 tensors. Both clusters live at once and are
 // measured in turn, in parts shorter than what else happens on a machine, and each part is compared with the one beside it.
-// Ends with 1 if a figure is beyond its limit.
+// Ends with 1 if a figure is beyond its limit. With --only, what is not named is not measured.
 import { execFileSync, fork } from "node:child_process";
 import { once } from "node:events";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -15,16 +15,21 @@ import { build } from "esbuild";
 import { nodeBundle } from "../../scripts/node-bundle.mjs";
 
 const here = import.meta.dirname;
+const figures = ["question", "round", "registering", "queue"];
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     parts: { type: "string", default: "40" },
     queues: { type: "string", default: "4" },
+    only: { type: "string", default: figures.join(",") },
     json: { type: "string" },
   },
 });
-if (positionals.length !== 1) {
-  console.error("usage: npm run bench:against -- FOLDER [--parts N] [--queues N] [--json FILE]");
+const only = values.only.split(",");
+if (positionals.length !== 1 || !only.every((name) => figures.includes(name))) {
+  console.error(
+    `usage: npm run bench:against -- FOLDER [--parts N] [--queues N] [--only ${figures.join(",")}] [--json FILE]`,
+  );
   process.exit(2);
 }
 const folders = { before: resolve(positionals[0]), now: dirname(dirname(here)) };
@@ -138,24 +143,35 @@ function conclude(name, unit, times, { share, absolute = 0 }) {
   );
 }
 
+const batches = {
+  question: { tensors: 1, rows: 4, columns: 4 },
+  large: { tensors: 75, rows: 874, columns: 1024 },
+};
+
 async function compareClusters(clusters) {
   const each = (command) =>
     Promise.all([clusters.before.all(command), clusters.now.all(command)]).then(() => {});
-  const shapes = {
-    question: { tensors: 1, rows: 4, columns: 4 },
-    large: { tensors: 75, rows: 874, columns: 1024 },
-  };
-  for (const [batch, shape] of Object.entries(shapes)) {
+  for (const [batch, shape] of Object.entries(batches)) {
     await each({ act: "allocate", batch, ...shape });
     await each({ act: "register", batch });
   }
+  if (only.includes("question")) {
+    await each({ act: "questions", batch: "question", milliseconds: 1000 });
+    await compareQuestions(clusters);
+  }
+  if (only.includes("round")) await compareRounds(clusters);
+  if (only.includes("registering")) await compareRegistering(clusters);
+}
+
+async function compareQuestions(clusters) {
   const question = { act: "questions", batch: "question", milliseconds: 200 };
-  await each({ ...question, milliseconds: 1000 });
   const questions = await inTurn(parts, async (which) =>
     median(await ask(clusters[which].clients[0], question)),
   );
   conclude("a question, there and back", "us", questions, { share: 0.05 });
+}
 
+async function compareRounds(clusters) {
   let value = 0;
   const rounds = (batch, count) => async (which) => {
     const times = [];
@@ -172,7 +188,9 @@ async function compareClusters(clusters) {
   ];
   conclude("an unversioned round of 64 bytes", "ms", small, { share: 0.02, absolute: 0.2 });
   conclude("an unversioned round of 256 MiB in 75 tensors", "ms", large, { share: 0.02 });
+}
 
+async function compareRegistering(clusters) {
   const registering = await inTurn(Math.ceil(parts / 4), async (which, i) => {
     const batch = `many ${i}`;
     await clusters[which].all({ act: "allocate", batch, tensors: 10_000, rows: 4, columns: 4 });
@@ -218,13 +236,15 @@ async function compareQueues(count) {
 
 const scratch = mkdtempSync(join(tmpdir(), "tensorbus-against-"));
 try {
-  const clusters = {};
-  for (const [which, folder] of Object.entries(folders)) {
-    clusters[which] = await Cluster.start(folder, join(scratch, which));
+  if (only.some((name) => name !== "queue")) {
+    const clusters = {};
+    for (const [which, folder] of Object.entries(folders)) {
+      clusters[which] = await Cluster.start(folder, join(scratch, which));
+    }
+    await compareClusters(clusters);
+    for (const cluster of Object.values(clusters)) await cluster.end();
   }
-  await compareClusters(clusters);
-  for (const cluster of Object.values(clusters)) await cluster.end();
-  await compareQueues(Number(values.queues));
+  if (only.includes("queue")) await compareQueues(Number(values.queues));
 } finally {
   rmSync(scratch, { recursive: true, force: true });
 }
