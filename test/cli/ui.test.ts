@@ -178,12 +178,14 @@ describe("narrow tables", () => {
     expect(linesAt(50)).toEqual([
       "  name  layouts                       bytes",
       "  a     [S(0), R, R] -> [R, S(1), R]  1,000",
-      "  not shown, the terminal is too narrow: kind of thing",
+      "  not shown, the terminal is too narrow: kind of",
+      "  thing",
     ]);
     expect(linesAt(40)).toEqual([
       "  name  bytes",
       "  a     1,000",
-      "  not shown, the terminal is too narrow: kind of thing, layouts",
+      "  not shown, the terminal is too narrow:",
+      "  kind of thing, layouts",
     ]);
   });
 });

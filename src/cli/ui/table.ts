@@ -41,7 +41,8 @@ export function formatTable(
     rows.map((row) => places.map((place) => row[place]!)),
   );
   const left = columns.filter((column) => !kept.includes(column)).map(({ head }) => head);
-  return `${shown}\n${output.colors.dim(`  not shown, the terminal is too narrow: ${left.join(", ")}`)}`;
+  const note = wrapWords(`not shown, the terminal is too narrow: ${left.join(", ")}`, output.width - gap);
+  return [shown, ...note.map((line) => output.colors.dim(`${" ".repeat(gap)}${line}`))].join("\n");
 }
 
 /** Those that fit side by side without broken cells, as far as columns may leave. */

@@ -248,7 +248,8 @@ describe.skipIf(chromiumMissing !== undefined)(
     test("names the target's parameters and what they are made of", async () => {
       const file = join(folder, "parameters.html");
       const config = join(import.meta.dirname, "../../model/configs/qwen3-30b-a3b.json");
-      const sides = ["--source", "fsdp2:dp=4", "--target", "vllm:tp=2,ep"];
+      const topology = ["--topology", "ranksPerHost=8,hostMBps=450000,networkMBps=50000,latencyUs=5"];
+      const sides = ["--source", "fsdp2:dp=8", "--target", "vllm:tp=4,dp=2,ep", ...topology];
       expect((await runCli("plan", "--model", config, ...sides, "--html", file)).code).toBe(0);
       const { page, problems } = await openPage(browser, file);
       await page.getByRole("link", { name: "Parameters" }).click();
@@ -277,6 +278,11 @@ describe.skipIf(chromiumMissing !== undefined)(
       // What nobody sees is shown by its number, and the page itself uses none.
       expect(await page.locator("main").innerText()).not.toMatch(/\\u[0-9a-f]{4}/);
       expect(await page.locator("#change").innerText()).toContain("presets or rules of parameters");
+      // All columns of both tables are seen at once on half a screen too.
+      await page.setViewportSize({ width: 760, height: 900 });
+      const hidden =
+        "[...document.querySelectorAll('.scroll')].map((one) => one.scrollWidth - one.clientWidth)";
+      expect(await page.evaluate(hidden)).toEqual([0, 0]);
       expect(problems).toEqual([]);
     });
 
