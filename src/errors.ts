@@ -79,7 +79,7 @@ export const errorCodes = {
   TB_AUTH: { number: 303, exit: 4, meaning: "A peer does not know the shared secret." },
   TB_VERSION: { number: 304, exit: 4, meaning: "A peer speaks another protocol version." },
   TB_PROTOCOL: { number: 305, exit: 4, meaning: "A peer broke the wire protocol." },
-  TB_CHECKSUM: { number: 306, exit: 4, meaning: "The checksum of a bucket is wrong." },
+  TB_CHECKSUM: { number: 306, exit: 4, meaning: "A checksum is wrong." },
   TB_ADDRESS_IN_USE: { number: 307, exit: 3, meaning: "A port is in use." },
   TB_CONNECT: { number: 308, exit: 4, meaning: "A peer could not be reached." },
   TB_CLOSED: { number: 309, exit: 2, meaning: "The object was closed." },

@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 #define TB_ABI_VERSION 1
-#define TB_PROTOCOL_VERSION 2
+#define TB_PROTOCOL_VERSION 3
 #define TB_API __attribute__((visibility("default")))
 
 enum tb_code {

@@ -72,6 +72,18 @@ static void say(evil *e, const void *bytes, size_t count) {
     }
 }
 
+/* They know checksums, too: what they say is what they meant to say. */
+static void say_header(evil *e, tb_wire_header header) {
+    tb_wire_seal(&header);
+    say(e, &header, sizeof header);
+}
+
+static void say_body(evil *e, const void *bytes, size_t count) {
+    uint32_t check = tb_crc32c(0, bytes, count);
+    say(e, bytes, count);
+    say(e, &check, sizeof check);
+}
+
 /* What came: only PREPARE is of interest, and that the connection is there. */
 static void hear(evil *e) {
     while (e->fd >= 0) {
@@ -92,7 +104,8 @@ static void hear(evil *e) {
                 break;
             }
             memcpy(&header, e->in + at, sizeof header);
-            size_t bytes = sizeof header + header.body_bytes + (header.kind == TB_FRAME_DATA ? TB_TRAILER_BYTES : 0);
+            size_t bytes = sizeof header
+                           + (header.kind == TB_FRAME_DATA ? header.body_bytes + TB_TRAILER_BYTES : tb_wire_control_bytes(&header));
             CHECK(bytes <= sizeof e->in); /* rank 2 says nothing larger */
             if (e->got - at < bytes) {
                 break;
@@ -153,11 +166,11 @@ static void pair(evil *e) {
         damage(body, e->prepare_bytes);
     }
     tb_wire_header header = {.kind = TB_FRAME_PREPARE, .body_bytes = e->prepare_bytes};
-    say(e, &header, sizeof header);
-    say(e, body, e->prepare_bytes);
+    say_header(e, header);
+    say_body(e, body, e->prepare_bytes);
     header = (tb_wire_header){.kind = TB_FRAME_MATCH, .transfer = e->transfer, .round = EVIL_GRAPH};
     if (mostly()) {
-        say(e, &header, sizeof header);
+        say_header(e, header);
     }
 }
 
@@ -203,12 +216,14 @@ static void say_frame(evil *e, uint64_t round) {
         .sequence = (uint32_t)some_number(below(3)),
     };
     header.body_bytes = body_of(header.kind, body);
-    say(e, &header, sizeof header);
+    say_header(e, header);
     uint64_t bytes = header.body_bytes < sizeof body ? header.body_bytes : below(sizeof body);
-    say(e, body, bytes);
     if (header.kind == TB_FRAME_DATA) {
         tb_wire_trailer trailer = {mostly() ? TB_TRAILER_GOOD : TB_TRAILER_VOID, 0};
+        say(e, body, bytes);
         say(e, &trailer, sizeof trailer);
+    } else if (bytes > 0) {
+        say_body(e, body, bytes);
     }
     if (bytes < header.body_bytes && e->fd >= 0) {
         close(e->fd); /* the rest never comes */

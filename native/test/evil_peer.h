@@ -28,6 +28,17 @@ static inline void evil_send(int fd, const void *bytes, size_t count) {
     CHECK(send(fd, bytes, count, MSG_NOSIGNAL) == (ssize_t)count);
 }
 
+/* A frame; of DATA only the header. */
+static inline void evil_say(int fd, tb_wire_header header, const void *body) {
+    tb_wire_seal(&header);
+    evil_send(fd, &header, sizeof header);
+    if (header.kind != TB_FRAME_DATA && header.body_bytes > 0) {
+        uint32_t check = tb_crc32c(0, body, header.body_bytes);
+        evil_send(fd, body, header.body_bytes);
+        evil_send(fd, &check, sizeof check);
+    }
+}
+
 /* At most `count` bytes, while the world answers its events; 0 if the connection has ended. */
 static inline size_t evil_take_some(world *w, int fd, void *into, size_t count) {
     for (uint64_t until = test_now() + 20 * SECOND; test_now() < until;) {
@@ -49,6 +60,19 @@ static inline void evil_take(world *w, int fd, void *into, size_t count) {
     }
 }
 
+/* A frame, with at most `room` bytes of body; of DATA only the header. */
+static inline void evil_hear(world *w, int fd, tb_wire_header *header, void *body, size_t room) {
+    uint32_t check;
+    evil_take(w, fd, header, sizeof *header);
+    CHECK(tb_wire_header_intact(header));
+    if (header->kind != TB_FRAME_DATA && header->body_bytes > 0) {
+        CHECK(header->body_bytes <= room);
+        evil_take(w, fd, body, header->body_bytes);
+        evil_take(w, fd, &check, sizeof check);
+        CHECK(check == tb_crc32c(0, body, header->body_bytes));
+    }
+}
+
 /* Whatever still comes is dropped; returns once the other side has ended the connection. */
 static inline uint64_t evil_take_to_end(world *w, int fd) {
     static uint8_t sink[1 << 16];
@@ -62,25 +86,25 @@ static inline uint64_t evil_take_to_end(world *w, int fd) {
 /* Proof and verdict of the role (0 connected, 1 accepted); those of the other side must welcome it. */
 static inline void evil_prove(world *w, int fd, uint8_t role, const tb_hello hellos[2]) {
     tb_event event;
-    uint8_t out[2 * TB_HEADER_BYTES + TB_PROOF_BYTES];
-    uint8_t in[sizeof out];
-    tb_wire_header proof = {.kind = TB_FRAME_PROOF, .body_bytes = TB_PROOF_BYTES};
-    tb_wire_header verdict = {.kind = TB_FRAME_VERDICT};
+    uint8_t ours[TB_PROOF_BYTES], theirs[TB_PROOF_BYTES];
+    const tb_wire_header proof = {.kind = TB_FRAME_PROOF, .body_bytes = TB_PROOF_BYTES};
+    const tb_wire_header verdict = {.kind = TB_FRAME_VERDICT};
+    tb_wire_header heard;
     memcpy(event.handshake_hello, hellos, 2 * TB_HELLO_BYTES);
-    memcpy(out, &proof, TB_HEADER_BYTES);
-    world_proof(0, role, &event, out + TB_HEADER_BYTES);
-    memcpy(out + TB_HEADER_BYTES + TB_PROOF_BYTES, &verdict, TB_HEADER_BYTES);
+    world_proof(0, role, &event, ours);
     /* The side that connected proves first. */
-    if (role == 0) {
-        evil_send(fd, out, sizeof out);
-        evil_take(w, fd, in, sizeof in);
-    } else {
-        evil_take(w, fd, in, TB_HEADER_BYTES + TB_PROOF_BYTES);
-        evil_send(fd, out, sizeof out);
-        evil_take(w, fd, in + TB_HEADER_BYTES + TB_PROOF_BYTES, TB_HEADER_BYTES);
+    if (role == 1) {
+        evil_hear(w, fd, &heard, theirs, sizeof theirs);
+        CHECK(heard.kind == TB_FRAME_PROOF);
     }
-    memcpy(&verdict, in + TB_HEADER_BYTES + TB_PROOF_BYTES, TB_HEADER_BYTES);
-    CHECK(verdict.kind == TB_FRAME_VERDICT && verdict.count == TB_OK);
+    evil_say(fd, proof, ours);
+    evil_say(fd, verdict, NULL);
+    if (role == 0) {
+        evil_hear(w, fd, &heard, theirs, sizeof theirs);
+        CHECK(heard.kind == TB_FRAME_PROOF);
+    }
+    evil_hear(w, fd, &heard, NULL, 0);
+    CHECK(heard.kind == TB_FRAME_VERDICT && heard.count == TB_OK);
 }
 
 /* A connection to rank 1, through the handshake: number `index` of `connections`. */
@@ -117,9 +141,8 @@ static inline uint64_t evil_pair(world *w, int fd) {
     uint8_t body[4096];
     tb_wire_header header;
     tb_wire_prepare prepare;
-    evil_take(w, fd, &header, sizeof header);
-    CHECK(header.kind == TB_FRAME_PREPARE && header.body_bytes <= sizeof body);
-    evil_take(w, fd, body, header.body_bytes);
+    evil_hear(w, fd, &header, body, sizeof body);
+    CHECK(header.kind == TB_FRAME_PREPARE);
     memcpy(&prepare, body, sizeof prepare);
     uint64_t transfer = prepare.transfer;
     prepare.transfer = EVIL_GRAPH;
@@ -131,12 +154,10 @@ static inline uint64_t evil_pair(world *w, int fd) {
         row.sends = !row.sends;
         memcpy(at, &row, sizeof row);
     }
-    evil_send(fd, &header, sizeof header);
-    evil_send(fd, body, header.body_bytes);
-    evil_take(w, fd, &header, sizeof header);
+    evil_say(fd, header, body);
+    evil_hear(w, fd, &header, NULL, 0);
     CHECK(header.kind == TB_FRAME_MATCH && header.transfer == EVIL_GRAPH && header.round == transfer);
-    header = (tb_wire_header){.kind = TB_FRAME_MATCH, .transfer = transfer, .round = EVIL_GRAPH};
-    evil_send(fd, &header, sizeof header);
+    evil_say(fd, (tb_wire_header){.kind = TB_FRAME_MATCH, .transfer = transfer, .round = EVIL_GRAPH}, NULL);
     world_expect(w, 1, TB_EVENT_PREPARED, TB_OK, -1, NULL);
     return transfer;
 }

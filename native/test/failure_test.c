@@ -1,5 +1,7 @@
 /* Cancels, deadlines, deaths and disagreements: every rank learns of them, and memory is quiet afterwards. */
+#include "base/handle.h"
 #include "kernels/dtype.h"
+#include "round/transfer.h"
 #include "world_kit.h"
 
 static const world_options *transport;
@@ -95,15 +97,29 @@ static void test_cancel(void) {
     kit_free(&k);
 }
 
+/* Returns once the rank has heard that its peer has begun the round. */
+static void wait_for_begin(world *w, int rank, int peer, uint64_t round) {
+    bool heard = false;
+    for (uint64_t until = test_now() + 20 * SECOND; !heard; world_pump(w, 1)) {
+        tb_net *net = tb_handle_get(TB_HANDLE_SESSION, w->session[rank], NULL);
+        CHECK(net != NULL && test_now() < until);
+        pthread_mutex_lock(&net->lock);
+        heard = net->peers[peer]->exchanges->here >= round;
+        pthread_mutex_unlock(&net->lock);
+        tb_handle_put(w->session[rank]);
+    }
+}
+
 static void test_deadline(void) {
     world w;
     kit k;
     chain(&k, 4);
     world_open(&w, transport, 4);
     world_prepare(&w, &k, 0);
-    for (int rank = 0; rank < 3; rank++) {
-        world_post(&w, rank, 1, rank == 2 ? SECOND / 20 : 20 * SECOND);
-    }
+    world_post(&w, 0, 1, 20 * SECOND);
+    world_post(&w, 1, 1, 20 * SECOND);
+    wait_for_begin(&w, 2, 1, 1); /* else it is that rank which is late */
+    world_post(&w, 2, 1, SECOND / 20);
     /* Whom it waited for is named there and elsewhere; that rank itself hears that the round is over. */
     world_expect(&w, 2, TB_EVENT_ROUND, TB_ETIMEOUT, 3, NULL);
     int32_t ranks[1];

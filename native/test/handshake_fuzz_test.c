@@ -32,9 +32,12 @@ static size_t write_frame(uint8_t *at) {
     uint8_t kind = kinds[next_random() % sizeof kinds];
     size_t body = kind == TB_FRAME_PROOF ? TB_PROOF_BYTES : next_random() % 40;
     tb_wire_header header = {.kind = kind, .body_bytes = kind == TB_FRAME_VERDICT ? 0 : body};
+    tb_wire_seal(&header);
     memcpy(at, &header, sizeof header);
     memset(at + sizeof header, (int)next_random(), body);
-    return sizeof header + header.body_bytes;
+    uint32_t check = tb_crc32c(0, at + sizeof header, header.body_bytes);
+    memcpy(at + sizeof header + header.body_bytes, &check, sizeof check);
+    return sizeof header + tb_wire_control_bytes(&header);
 }
 
 static void stranger(world *w) {

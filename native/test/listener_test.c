@@ -78,10 +78,7 @@ static void test_hellos(void) {
 /* Whoever connects proves first: a stranger is told nothing that it could guess the secret by. */
 static void test_first_proof(void) {
     world w;
-    struct {
-        tb_wire_header header;
-        uint8_t proof[TB_PROOF_BYTES];
-    } frame = {.header = {.kind = TB_FRAME_PROOF, .body_bytes = TB_PROOF_BYTES}};
+    const uint8_t proof[TB_PROOF_BYTES] = {0};
     tb_hello hello;
     tb_wire_header said;
     world_open(&w, &options, 2);
@@ -89,9 +86,8 @@ static void test_first_proof(void) {
     start_hello(&hello, 2);
     evil_send(fd, &hello, sizeof hello);
     evil_take(&w, fd, &hello, sizeof hello);
-    evil_send(fd, &frame.header, sizeof frame.header);
-    evil_send(fd, frame.proof, sizeof frame.proof);
-    evil_take(&w, fd, &said, sizeof said);
+    evil_say(fd, (tb_wire_header){.kind = TB_FRAME_PROOF, .body_bytes = TB_PROOF_BYTES}, proof);
+    evil_hear(&w, fd, &said, NULL, 0);
     CHECK(said.kind == TB_FRAME_VERDICT && said.count == (uint32_t)TB_EAUTH);
     CHECK(evil_take_to_end(&w, fd) == 0);
     close(fd);
@@ -114,8 +110,7 @@ static void test_questions(void) {
         start_hello(&hello, 2);
         evil_send(fds[i], &hello, sizeof hello);
         CHECK(recv(fds[i], &hello, sizeof hello, MSG_WAITALL) == sizeof hello); /* nobody takes events meanwhile */
-        evil_send(fds[i], &header, sizeof header);
-        evil_send(fds[i], proof, sizeof proof);
+        evil_say(fds[i], header, proof);
     }
     /* Asked for a few at a time: never more than the bound are there at once, and all are in the end. */
     int asked = 0;

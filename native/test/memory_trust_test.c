@@ -40,9 +40,8 @@ static void start(liar *l, uint32_t carriers) {
     world_open(&l->w, &options, 2);
     l->fd = evil_join(&l->w, 1, 0);
     world_prepare_rank(&l->w, &l->k, 1, 0, 20 * SECOND);
-    evil_take(&l->w, l->fd, &header, sizeof header);
-    CHECK(header.kind == TB_FRAME_PREPARE && header.body_bytes <= sizeof body);
-    evil_take(&l->w, l->fd, body, header.body_bytes);
+    evil_hear(&l->w, l->fd, &header, body, sizeof body);
+    CHECK(header.kind == TB_FRAME_PREPARE);
     memcpy(&l->prepare, body, sizeof l->prepare);
     memcpy(&l->channel, body + sizeof l->prepare, sizeof l->channel);
     memcpy(l->key, body + sizeof l->prepare + sizeof l->channel, l->prepare.key_bytes);
@@ -75,8 +74,7 @@ static void say_file(liar *l, const tb_wire_identity *identity, const tb_wire_re
     at += sizeof channel;
     memcpy(body + at, l->key, prepare.key_bytes);
     at += prepare.key_bytes;
-    evil_send(l->fd, &(tb_wire_header){.kind = TB_FRAME_PREPARE, .body_bytes = at}, TB_HEADER_BYTES);
-    evil_send(l->fd, body, at);
+    evil_say(l->fd, (tb_wire_header){.kind = TB_FRAME_PREPARE, .body_bytes = at}, body);
     if (region == NULL) {
         return;
     }
@@ -90,14 +88,15 @@ static void say_file(liar *l, const tb_wire_identity *identity, const tb_wire_re
                             .transfer = l->transfer,
                             .round = EVIL_GRAPH,
                             .body_bytes = header.bytes};
-    evil_send(l->fd, &frame, sizeof frame);
-    evil_send(l->fd, &header, sizeof header);
-    evil_send(l->fd, &row, sizeof row);
-    evil_send(l->fd, &end, sizeof end);
-    evil_send(l->fd, words, sizeof words);
+    uint8_t *into = body;
+    into = mempcpy(into, &header, sizeof header);
+    into = mempcpy(into, &row, sizeof row);
+    into = mempcpy(into, &end, sizeof end);
+    into = mempcpy(into, words, sizeof words);
     if (file != NULL) {
-        evil_send(l->fd, file, sizeof *file);
+        memcpy(into, file, sizeof *file);
     }
+    evil_say(l->fd, frame, body);
 }
 
 static void say(liar *l, const tb_wire_identity *identity, const tb_wire_region *region) {
@@ -174,7 +173,7 @@ static void test_forced_stream(void) {
     say(&l, &identity, NULL);
     tb_wire_header match = {
         .kind = TB_FRAME_MATCH, .count = TB_CARRIER_STREAM, .transfer = l.transfer, .round = EVIL_GRAPH};
-    evil_send(l.fd, &match, sizeof match);
+    evil_say(l.fd, match, NULL);
     world_expect(&l.w, 1, TB_EVENT_PREPARED, TB_EPROTOCOL, 0, NULL);
     end(&l);
     start(&l, TB_CARRY_SHM);

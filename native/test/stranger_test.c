@@ -39,6 +39,8 @@ static void test_receipt_before_data(void) {
         {.kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .transfer = e.transfer, .round = 1},
         {.kind = TB_FRAME_TAKEN, .stage = 1, .transfer = e.transfer, .round = 1},
     };
+    tb_wire_seal(&frames[0]);
+    tb_wire_seal(&frames[1]);
     evil_send(e.fd, frames, sizeof frames);
     world_expect(&e.w, 1, TB_EVENT_ROUND, TB_EPROTOCOL, 0, NULL);
     evil_take_to_end(&e.w, e.fd);
@@ -49,12 +51,10 @@ static void test_receipt_before_data(void) {
 static int take_frame(evil_world *e, tb_wire_header *frame, uint64_t ahead) {
     static uint8_t body[4096];
     for (int aborts = 0;; aborts += frame->kind == TB_FRAME_ABORT) {
-        evil_take(&e->w, e->fd, frame, sizeof *frame);
+        evil_hear(&e->w, e->fd, frame, body, sizeof body);
         if (frame->kind != TB_FRAME_HERE && (frame->kind != TB_FRAME_ABORT || frame->round != ahead)) {
             return aborts;
         }
-        CHECK(frame->body_bytes <= sizeof body);
-        evil_take(&e->w, e->fd, body, frame->body_bytes);
     }
 }
 
@@ -64,7 +64,7 @@ static int take_round(evil_world *e, uint64_t round, uint64_t ahead) {
     static uint8_t body[EVIL_BYTES];
     tb_wire_header frame = {
         .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .transfer = e->transfer, .round = round};
-    evil_send(e->fd, &frame, sizeof frame);
+    evil_say(e->fd, frame, NULL);
     for (int i = 0; i < EVIL_PARTS; i++) {
         tb_wire_trailer trailer;
         aborts += take_frame(e, &frame, ahead);
@@ -73,17 +73,15 @@ static int take_round(evil_world *e, uint64_t round, uint64_t ahead) {
         evil_take(&e->w, e->fd, &trailer, sizeof trailer);
     }
     frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .transfer = e->transfer, .round = round};
-    evil_send(e->fd, &frame, sizeof frame);
+    evil_say(e->fd, frame, NULL);
     return aborts;
 }
 
 static void give_up(evil_world *e, uint64_t round) {
-    struct {
-        tb_wire_header header;
-        tb_wire_failure failure;
-    } abort = {{.kind = TB_FRAME_ABORT, .transfer = e->transfer, .round = round, .body_bytes = sizeof abort.failure},
-               {TB_ECANCELLED, 0}};
-    evil_send(e->fd, &abort, sizeof abort);
+    const tb_wire_failure failure = {TB_ECANCELLED, 0};
+    const tb_wire_header abort = {
+        .kind = TB_FRAME_ABORT, .transfer = e->transfer, .round = round, .body_bytes = sizeof failure};
+    evil_say(e->fd, abort, &failure);
 }
 
 /* A peer spoils the rounds that it names, and none before them, however far ahead they are. */
@@ -117,12 +115,11 @@ static void test_peer_ahead(void) {
     world_post(&e.w, 1, 1, 20 * SECOND);
     tb_wire_header frame = {
         .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .transfer = e.transfer, .round = 2};
-    evil_send(e.fd, &frame, sizeof frame);
+    evil_say(e.fd, frame, NULL);
     world_expect(&e.w, 1, TB_EVENT_ROUND, TB_ECANCELLED, 0, NULL);
     take_frame(&e, &frame, 0);
     CHECK(frame.kind == TB_FRAME_ABORT && frame.round == 1);
     static uint8_t body[EVIL_BYTES];
-    evil_take(&e.w, e.fd, body, frame.body_bytes);
     world_post(&e.w, 1, 2, 20 * SECOND);
     for (int i = 0; i < EVIL_PARTS; i++) {
         tb_wire_trailer trailer;
@@ -134,7 +131,7 @@ static void test_peer_ahead(void) {
         CHECK(memcmp(body, e.w.memory[1][0][0] + (uint64_t)frame.sequence * EVIL_BYTES, sizeof body) == 0);
     }
     frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .transfer = e.transfer, .round = 2};
-    evil_send(e.fd, &frame, sizeof frame);
+    evil_say(e.fd, frame, NULL);
     world_expect(&e.w, 1, TB_EVENT_ROUND, TB_OK, -1, &event);
     CHECK(event.bytes_sent == (uint64_t)EVIL_BYTES * EVIL_PARTS);
     close_pair(&e);
@@ -146,9 +143,8 @@ static uint64_t pongs_before_abort(evil_world *e) {
     tb_wire_header header = {0};
     uint64_t pongs = 0;
     while (header.kind != TB_FRAME_ABORT) {
-        evil_take(&e->w, e->fd, &header, sizeof header);
-        CHECK(header.kind != TB_FRAME_DATA && header.body_bytes <= sizeof body);
-        evil_take(&e->w, e->fd, body, header.body_bytes);
+        evil_hear(&e->w, e->fd, &header, body, sizeof body);
+        CHECK(header.kind != TB_FRAME_DATA);
         pongs += header.kind == TB_FRAME_PONG;
     }
     return pongs;
@@ -163,6 +159,7 @@ static void test_questions_without_end(void) {
     world_post(&e.w, 1, 1, 60 * SECOND);
     for (int i = 0; i < COUNT; i++) {
         pings[i] = (tb_wire_header){.kind = TB_FRAME_PING};
+        tb_wire_seal(&pings[i]);
     }
     for (int i = 0; i < TIMES; i++) {
         evil_send(e.fd, pings, sizeof pings);
@@ -218,7 +215,7 @@ static void test_end_before_receipt(void) {
     world_post(&e.w, 1, 1, 20 * SECOND);
     tb_wire_header frame = {
         .kind = TB_FRAME_GRANT, .stage = 1, .count = EVIL_PARTS, .transfer = e.transfer, .round = 1};
-    evil_send(e.fd, &frame, sizeof frame);
+    evil_say(e.fd, frame, NULL);
     take_of_both(&e.w, fd,
                  TB_HEADER_BYTES /* HERE */
                      + (uint64_t)EVIL_PARTS * (TB_HEADER_BYTES + EVIL_BYTES + TB_TRAILER_BYTES));
@@ -227,8 +224,8 @@ static void test_end_before_receipt(void) {
         world_pump(&e.w, 5); /* the end of it is seen */
     }
     frame = (tb_wire_header){.kind = TB_FRAME_TAKEN, .stage = 1, .transfer = e.transfer, .round = 1};
-    evil_send(e.fd, &frame, sizeof frame);
-    evil_send(e.fd, &(tb_wire_header){.kind = TB_FRAME_BYE}, sizeof frame);
+    evil_say(e.fd, frame, NULL);
+    evil_say(e.fd, (tb_wire_header){.kind = TB_FRAME_BYE}, NULL);
     world_expect(&e.w, 1, TB_EVENT_ROUND, TB_OK, -1, NULL);
     world_expect(&e.w, 1, TB_EVENT_PEER_LEFT, TB_EPEER_LOST, 0, NULL);
     close_pair(&e);
@@ -350,6 +347,7 @@ static void test_fork(void) {
         _exit(0);
     }
     tb_wire_header unknown = {.kind = 99};
+    tb_wire_seal(&unknown);
     evil_send(e.fd, &unknown, sizeof unknown);
     world_expect(&e.w, 1, TB_EVENT_PEER_LOST, TB_EPROTOCOL, 0, NULL);
     evil_take_to_end(&e.w, e.fd);

@@ -174,6 +174,7 @@ static void test_early_frames(void) {
     world_open(&w, &plain, 2);
     make_hello(&hello, 0, 1, 2);
     tb_wire_header frame = {.kind = TB_FRAME_PREPARE, .body_bytes = 64};
+    tb_wire_seal(&frame);
     int fd = dial(w.port[1]);
     CHECK(send(fd, &hello, sizeof hello, MSG_NOSIGNAL) == sizeof hello);
     CHECK(send(fd, &frame, sizeof frame, MSG_NOSIGNAL) == sizeof frame);
@@ -182,9 +183,12 @@ static void test_early_frames(void) {
     close(fd);
     /* A proof that is wrong, from one who does not check ours. */
     fd = dial(w.port[1]);
-    uint8_t proof[sizeof frame + TB_PROOF_BYTES] = {0};
+    uint8_t proof[sizeof frame + TB_PROOF_BYTES + TB_BODY_CHECK_BYTES] = {0};
     frame = (tb_wire_header){.kind = TB_FRAME_PROOF, .body_bytes = TB_PROOF_BYTES};
+    tb_wire_seal(&frame);
+    uint32_t check = tb_crc32c(0, proof + sizeof frame, TB_PROOF_BYTES);
     memcpy(proof, &frame, sizeof frame);
+    memcpy(proof + sizeof frame + TB_PROOF_BYTES, &check, sizeof check);
     CHECK(send(fd, &hello, sizeof hello, MSG_NOSIGNAL) == sizeof hello);
     CHECK(send(fd, proof, sizeof proof, MSG_NOSIGNAL) == sizeof proof);
     world_expect(&w, 1, TB_EVENT_FAULT, TB_EAUTH, 0, NULL);

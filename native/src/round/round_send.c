@@ -77,6 +77,7 @@ bool tb_round_claim(tb_peer *peer, tb_frame *frame) {
         .body_bytes = frame->payload,
         .sequence = tb_bucket_sequence(&transfer->program, bucket),
     };
+    tb_wire_seal(&frame->header);
     frame->crc = frame->checksum ? tb_wire_header_crc(&frame->header) : 0;
     tb_flow_start(&frame->flow, &transfer->places, bucket, false);
     return true;

@@ -96,9 +96,13 @@ void tb_conn_say_bytes(tb_conn *conn, const void *bytes, uint64_t count) {
 }
 
 void tb_conn_say(tb_conn *conn, const tb_wire_header *header, const void *body) {
-    tb_conn_say_bytes(conn, header, sizeof *header);
-    if (header->body_bytes > 0) {
-        tb_conn_say_bytes(conn, body, header->body_bytes);
+    tb_wire_header sealed = *header;
+    tb_wire_seal(&sealed);
+    tb_conn_say_bytes(conn, &sealed, sizeof sealed);
+    if (sealed.body_bytes > 0) {
+        uint32_t check = tb_crc32c(0, body, sealed.body_bytes);
+        tb_conn_say_bytes(conn, body, sealed.body_bytes);
+        tb_conn_say_bytes(conn, &check, sizeof check);
     }
 }
 

@@ -90,11 +90,15 @@ static void finish_bucket(tb_conn *conn, const tb_wire_trailer *trailer) {
 
 /* ---- frames out of the buffer -------------------------------------------------------------------------- */
 
-static bool check_header(tb_conn *conn, const tb_wire_header *header) {
+/* Bytes changed on their way: what comes behind them cannot be told apart any more. */
+static bool changed(tb_conn *conn, const char *what) {
     tb_error error;
-    if (header->kind == TB_FRAME_DATA) {
-        return true; /* its size is checked against the bucket's, or its bytes are dropped */
-    }
+    tb_fail(&error, TB_ECHECKSUM, -1, 0, "the %s of a frame of kind %u changed on its way", what, conn->arrival.header.kind);
+    return broken(conn, &error);
+}
+
+static bool check_control(tb_conn *conn, const tb_wire_header *header) {
+    tb_error error;
     if (header->kind <= TB_FRAME_VERDICT || header->body_bytes > tb_frame_limit(header->kind)
         || tb_frame_limit(header->kind) == UINT64_MAX || conn->index != 0) {
         tb_fail(&error, TB_EPROTOCOL, -1, 0, "a frame of kind %u with %llu bytes is not expected",
@@ -109,10 +113,13 @@ static bool take_control(tb_conn *conn) {
     tb_error error;
     const tb_wire_header *header = &conn->arrival.header;
     const uint8_t *body = conn->read_buffer + conn->read_begin;
+    if (!tb_wire_body_intact(header, body)) {
+        return changed(conn, "body");
+    }
     pthread_mutex_lock(&net->lock);
     int32_t code = tb_peer_on_frame(conn, header, body, &error);
     pthread_mutex_unlock(&net->lock);
-    conn->read_begin += (uint32_t)header->body_bytes;
+    conn->read_begin += (uint32_t)tb_wire_control_bytes(header);
     conn->arrival.state = TB_READ_HEADER;
     return code == TB_OK ? !conn->doomed : broken(conn, &error);
 }
@@ -132,13 +139,16 @@ static bool take(tb_conn *conn, bool *more) {
         }
         memcpy(&arrival->header, at, TB_HEADER_BYTES);
         conn->read_begin += TB_HEADER_BYTES;
+        if (!tb_wire_header_intact(&arrival->header)) {
+            return changed(conn, "header");
+        }
         if (arrival->header.kind == TB_FRAME_DATA) {
             return start_bucket(conn);
         }
         arrival->state = TB_READ_CONTROL;
-        return check_header(conn, &arrival->header);
+        return check_control(conn, &arrival->header);
     case TB_READ_CONTROL:
-        if (have < arrival->header.body_bytes) {
+        if (have < tb_wire_control_bytes(&arrival->header)) {
             break;
         }
         return take_control(conn);
@@ -157,6 +167,9 @@ static bool take(tb_conn *conn, bool *more) {
         tb_wire_trailer trailer;
         memcpy(&trailer, at, sizeof trailer);
         conn->read_begin += TB_TRAILER_BYTES;
+        if (trailer.verdict != TB_TRAILER_GOOD && trailer.verdict != TB_TRAILER_VOID) {
+            return changed(conn, "trailer");
+        }
         finish_bucket(conn, &trailer);
         return true;
     }

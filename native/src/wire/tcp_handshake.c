@@ -192,6 +192,13 @@ static void hear_verdict(tb_conn *conn, int32_t code) {
     refuse(conn, &error, false);
 }
 
+static bool changed(tb_conn *conn) {
+    tb_error error;
+    tb_fail(&error, TB_ECHECKSUM, conn->rank, 0, "what rank %d said in the handshake changed on its way", conn->rank);
+    refuse(conn, &error, false);
+    return false;
+}
+
 /*
  * A frame of the handshake. False if it was refused, or is not whole: *needed bytes have to be there.
  */
@@ -203,15 +210,21 @@ static bool hear_frame(tb_conn *conn, uint32_t *needed) {
                  && (shake->accepted || shake->proof_sent);
     bool verdict = header.kind == TB_FRAME_VERDICT && header.body_bytes == 0
                    && (shake->got_proof || header.count != TB_OK);
+    tb_error error;
+    if (!tb_wire_header_intact(&header)) {
+        return changed(conn);
+    }
     if (!proof && !verdict) {
-        tb_error error;
         tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d did not keep to the handshake", conn->rank);
         refuse(conn, &error, false);
         return false;
     }
-    *needed = TB_HEADER_BYTES + (uint32_t)header.body_bytes;
+    *needed = TB_HEADER_BYTES + (uint32_t)tb_wire_control_bytes(&header);
     if (conn->read_end < *needed) {
         return false;
+    }
+    if (!tb_wire_body_intact(&header, conn->read_buffer + TB_HEADER_BYTES)) {
+        return changed(conn);
     }
     if (proof) {
         hear_proof(conn, conn->read_buffer + TB_HEADER_BYTES);

@@ -3,7 +3,9 @@
 #define TB_WIRE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "kernels/crc32c.h"
 #include "tensorbus.h"
@@ -11,6 +13,7 @@
 #define TB_HELLO_BYTES 128
 #define TB_HEADER_BYTES 40
 #define TB_TRAILER_BYTES 8
+#define TB_BODY_CHECK_BYTES 4 /* behind the body of a control frame: its CRC-32C */
 #define TB_PROOF_BYTES 32
 #define TB_KEY_BYTES 1024 /* the longest key of a transfer */
 #define TB_REASON_BYTES 240 /* the longest message that travels with a failure */
@@ -45,7 +48,10 @@ enum tb_frame_kind {
 /* A RELEASE in a prepare says whether the receiver's may go on, or be tried again once the store was asked anew. */
 enum tb_release { TB_RELEASE_ONCE = 0, TB_RELEASE_FOR_GOOD = 1, TB_RELEASE_MOVED = 2 };
 
-/* Before every frame. Unused fields are 0. transfer is the receiver's number of it. */
+/*
+ * Before every frame. Unused fields are 0. transfer is the receiver's number of it. check is the CRC-32C of what stands
+ * before it: a header that changed on its way could name another round, or a length for whose end nobody waits.
+ */
 typedef struct tb_wire_header {
     uint8_t kind;
     uint8_t stage;
@@ -55,8 +61,31 @@ typedef struct tb_wire_header {
     uint64_t round;
     uint64_t body_bytes;
     uint32_t sequence;
-    uint32_t reserved2;
+    uint32_t check;
 } tb_wire_header;
+
+static inline void tb_wire_seal(tb_wire_header *header) {
+    header->check = tb_crc32c(0, header, offsetof(tb_wire_header, check));
+}
+
+static inline bool tb_wire_header_intact(const tb_wire_header *header) {
+    return header->check == tb_crc32c(0, header, offsetof(tb_wire_header, check));
+}
+
+/* What stands behind the header of a control frame. */
+static inline uint64_t tb_wire_control_bytes(const tb_wire_header *header) {
+    return header->body_bytes > 0 ? header->body_bytes + TB_BODY_CHECK_BYTES : 0;
+}
+
+/* Whether the body of a control frame, of which all bytes are there, is what was sent. */
+static inline bool tb_wire_body_intact(const tb_wire_header *header, const uint8_t *body) {
+    uint32_t check;
+    if (header->body_bytes == 0) {
+        return true;
+    }
+    memcpy(&check, body + header->body_bytes, sizeof check);
+    return check == tb_crc32c(0, body, header->body_bytes);
+}
 
 /* After the payload of a bucket. */
 enum { TB_TRAILER_GOOD = 0x444f4f47, TB_TRAILER_VOID = 0x44494f56 };
