@@ -157,7 +157,7 @@ export function sendTo(port: number, bytes: Uint8Array): Promise<Buffer> {
 }
 
 /** The first bytes of a connection, as far as a stranger can make them up: `docs/wire-protocol.md`. */
-export function hello({ version = 2, from = 1, to = 0, world = 2 }: Record<string, number> = {}): Buffer {
+export function hello({ version = 3, from = 1, to = 0, world = 2 }: Record<string, number> = {}): Buffer {
   const bytes = Buffer.alloc(128);
   bytes.write("TENSORBS", 0, "latin1");
   bytes.writeUInt32LE(version, 8);
