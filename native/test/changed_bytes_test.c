@@ -22,7 +22,7 @@ typedef struct relay {
     uint32_t target;
     int stop[2];
     atomic_int connections;
-    /* Of the first connection: what each direction carried, and what is to be changed. */
+    /* What each direction of the first connection carried, and what is to be changed. */
     uint8_t record[2][RECORD];
     size_t count[2];
     atomic_int direction; /* -1: nothing is changed */
@@ -145,7 +145,7 @@ static void check_memory(const world *w) {
     }
 }
 
-/* Of two errors the one that says why: others follow from it. */
+/* Takes the one of two errors that says why: others follow from it. */
 static int32_t first_cause(int32_t one, int32_t other) {
     return one == TB_OK || other == TB_ECHECKSUM ? other : one;
 }

@@ -77,7 +77,7 @@ static inline uint64_t tb_wire_control_bytes(const tb_wire_header *header) {
     return header->body_bytes > 0 ? header->body_bytes + TB_BODY_CHECK_BYTES : 0;
 }
 
-/* Whether the body of a control frame, of which all bytes are there, is what was sent. */
+/* Says if the body of a control frame, of which all bytes are there, is what was sent. */
 static inline bool tb_wire_body_intact(const tb_wire_header *header, const uint8_t *body) {
     uint32_t check;
     if (header->body_bytes == 0) {
