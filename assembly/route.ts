@@ -189,10 +189,17 @@ function sink(from: u32, end: u32): void {
   }
 }
 
+/** How many may own the pieces of the box at hand, and the entry of each. */
+export function ownersOfBox(): u32 {
+  return ownerCount;
+}
+export function ownerEntry(index: u32): u32 {
+  return allOwn ? index : u32At(owners, index);
+}
+
 /** The entry (see `listOwners`) that owns a piece of the box at hand; `start` is `ownerRotation()`. */
 export function ownerOf(start: i64, piece: i64): u32 {
-  const at = <u32>((start + piece) % ownerCount);
-  return allOwn ? at : u32At(owners, at);
+  return ownerEntry(<u32>((start + piece) % ownerCount));
 }
 
 export function ownerRotation(pieces: i64): i64 {

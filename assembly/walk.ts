@@ -3,12 +3,13 @@
  * same order on both ends of every channel. Each chunk goes to the sink (`sink.ts`).
  */
 import { boxLengths, boxSource, boxTarget } from "./box";
+import { found, foundBox } from "./boxes";
 import { sendBox, takeBox } from "./direct";
 import { DIRECT, tensorAt, tensorCount, tensorSourceBase, tensorTargetBase } from "./model";
 import { findTensors, foundTensor, subMeshRank, subMeshSize } from "./homes";
 import { reduceBox, takeReduced } from "./reduced";
 import { enterBox } from "./route";
-import { findOwn, found, foundBox, isShared } from "./shares";
+import { findOwn, isShared } from "./shares";
 import { admitBoxes } from "./sink";
 import { fanCells, sendStripes, takeStripes } from "./striped";
 import {

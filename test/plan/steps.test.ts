@@ -102,15 +102,34 @@ describe("the planner's steps follow its answers", () => {
     "far from each other": (n) => [layout([4, n / 4], [P, R]), layout([n], [Shard(0)])],
     "to replicas of a host": (n) => [layout([n / 4, 4], [R, P]), layout([n / 8, 8], [Shard(0), R], n / 2)],
     "of shards": (n) => [layout([n / 8, 4, 2], [R, P, Shard(1)]), layout([n], [Shard(0)], n / 2)],
+    "to replicas near some holders and far from others": (n) => [
+      layout([2, n / 4, 2], [R, R, P]),
+      layout([2, n / 2], [R, Shard(0)]),
+    ],
   };
-  it.each(Object.entries(reduced))("hosts that grow with the world: partial, %s", (_, layouts) => {
-    const grown = (n: number, strategy: "direct" | "striped") =>
-      inputOf(layouts, n, {
-        topology: { ranksPerHost: n / 4, hostMBps: 900, networkMBps: 100, latencyUs: 1 },
-        strategy,
-      });
+  const copied: Record<string, Layouts> = {
+    apart: (n) => [layout([n], [R]), layout([n / 4, 4], [Shard(0), Shard(0)], n)],
+    "half apart": (n) => [layout([2, n / 2], [R, R]), layout([n / 4, 4], [Shard(1), R], n / 2)],
+    "of shards": (n) => [
+      layout([2, n / 4, 2], [R, Shard(0), StridedShard(0, 2)]),
+      layout([n / 4, 4], [Shard(0), R]),
+    ],
+    "to replicas near some holders and far from others": (n) => [
+      layout([n], [R]),
+      layout([2, n / 2], [R, StridedShard(0, 2)], n / 2),
+    ],
+  };
+  const grown = [...Object.entries(reduced), ...Object.entries(copied)];
+  it.each(grown)("hosts that grow with the world: %s", (_, layouts) => {
     for (const strategy of ["direct", "striped"] as const) {
-      expectFlat(grown(128, strategy), grown(512, strategy));
+      for (const hosts of [4, 16]) {
+        const at = (n: number) =>
+          inputOf(layouts, n, {
+            topology: { ranksPerHost: n / hosts, hostMBps: 900, networkMBps: 100, latencyUs: 1 },
+            strategy,
+          });
+        expectFlat(at(128), at(512));
+      }
     }
   });
 
@@ -142,6 +161,51 @@ describe("the planner's steps follow its answers", () => {
       compared++;
     }
     expect(compared).toBeGreaterThan(40);
+  });
+
+  it("of layouts by chance, in worlds of 65,536 ranks", { timeout: 300_000 }, () => {
+    const random = new Random(6);
+    const small = 2 ** 12;
+    let compared = 0;
+    while (compared < 3) {
+      const [from, to] = [random.below(3), random.below(3)];
+      const shapes = [(n: number) => [n], (n: number) => [2, n / 2], (n: number) => [n / 4, 4]];
+      // What all ranks want of all, or sum up, is an answer of its square.
+      const ways: readonly (readonly Placement[][])[] = [
+        [[R], [Shard(0)], [P]],
+        [
+          [R, Shard(0)],
+          [Shard(1), R],
+          [Shard(1), Shard(0)],
+          [P, Shard(0)],
+        ],
+        [
+          [Shard(0), R],
+          [R, Shard(1)],
+          [R, P],
+          [Shard(0), Shard(0)],
+        ],
+      ];
+      const ofSource = ways[from]![random.below(ways[from]!.length)]!;
+      const ofTarget = ways[to]![random.below(ways[to]!.length)]!;
+      const isHost = random.below(3);
+      const strategy = random.below(2) === 0 ? "direct" : "striped";
+      const first = random.below(3);
+      if (ofTarget.includes(P)) continue;
+      const at = (n: number): PlanInput => {
+        const hosts = [n / 16, 8, n / 64][isHost]!;
+        const input = inputOf(
+          () => [layout(shapes[from]!(n), ofSource), layout(shapes[to]!(n), ofTarget, [0, n / 2, n][first]!)],
+          n,
+          { strategy, topology: { ranksPerHost: hosts, hostMBps: 900, networkMBps: 100, latencyUs: 1 } },
+        );
+        return { ...input, tensors: input.tensors.slice(0, 1) };
+      };
+      const chunksOf = (n: number) => new CountedPlan(at(n)).stats().chunks / n;
+      if (chunksOf(1024) > chunksOf(256) * 1.3) continue;
+      expectFlat(at(small), at(2 ** 16));
+      compared++;
+    }
   });
 
   it("of as many things as ranks, each on a rank of its own", () => {
