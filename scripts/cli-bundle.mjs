@@ -50,7 +50,7 @@ export async function bundleCommandLine(folder) {
       // The modules of ECMAScript; under its name, Node.js gets those of CommonJS.
       rxjs: join(root, "node_modules/rxjs/dist/esm/index.js"),
     },
-    plugins: [standsAt(/\/page-assets\.ts$/, `./${nameOf(page)}`), withoutProcesses],
+    plugins: [standsAt(/\/page-assets\.ts$/, `./${nameOf(page)}`), withoutProcesses, withoutCases],
     // A function that src/cli/start.ts calls.
     banner: { js: "(function(require,urlOfCommands){var module={exports:{}};" },
     footer: { js: "return module.exports})" },
@@ -91,5 +91,23 @@ const withoutProcesses = {
     build.onLoad({ filter: /.*/, namespace: "late" }, ({ path }) => ({
       contents: `exports.spawn = (...call) => require(${JSON.stringify(path)}).spawn(...call);`,
     }));
+  },
+};
+
+/**
+ * re2js makes a table of the cases of all letters for the first letter that it compiles, to say whether it needs one: only an
+ * expression that ignores case does.
+ */
+const withoutCases = {
+  name: "without cases",
+  setup(build) {
+    build.onLoad({ filter: /\/re2js\/build\/index\.js$/ }, ({ path }) => {
+      const asked =
+        "if (runes.length !== 1 || Unicode.simpleFold(runes[0]) === runes[0]) flags &= ~RE2Flags.FOLD_CASE;";
+      const text = readFileSync(path, "utf8");
+      if (!text.includes(asked))
+        throw new Error(`${path} does not say "${asked}" any more: see ${import.meta.url}`);
+      return { contents: text.replace(asked, `if ((flags & RE2Flags.FOLD_CASE) !== 0) ${asked}`) };
+    });
   },
 };

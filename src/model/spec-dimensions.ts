@@ -1,6 +1,9 @@
 import type { Placement } from "../layout/index.ts";
 import { collapseNames } from "./names.ts";
-import type { ResolvedSpec } from "./spec-resolve.ts";
+import type { SpecPlaces } from "./spec-places.ts";
+import { type ResolvedSpec, resolveSpec } from "./spec-resolve.ts";
+import type { SpecInput } from "./spec-schema.ts";
+import type { ModelTensor } from "./tensor.ts";
 
 /** Tensors of a rule that have too few dimensions for what it says of a side. */
 export interface UnfitTensors {
@@ -8,6 +11,26 @@ export interface UnfitTensors {
   readonly names: readonly string[];
   /** What the rule does, and the rule that would be missing. */
   readonly what: string;
+}
+
+/** `resolveSpec` of a spec with rules of placements. A rule that does not fit all of its tensors is `TB_SPEC`, and names the one to add. */
+export function resolveFitting(
+  places: SpecPlaces,
+  spec: SpecInput,
+  tensors: readonly ModelTensor[],
+): ResolvedSpec {
+  const resolved = resolveSpec(places, spec, tensors);
+  for (const rule of (spec.placements ?? []).keys()) {
+    const unfit = findUnfit(resolved, rule, exampleRule);
+    if (unfit === undefined) continue;
+    throw places.error(["placements", rule, unfit.side], unfit.what, { tensors: unfit.names });
+  }
+  return resolved;
+}
+
+/** It stands before the rule that does not fit: the first that matches takes a tensor. */
+function exampleRule(match: string, source: string, target: string): string {
+  return `{match: "${match}", source: [${source}], target: [${target}]} before this one`;
 }
 
 /** The first side of a rule that does not fit all of its tensors; `example` writes a rule that fits the others. */

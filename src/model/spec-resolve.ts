@@ -3,7 +3,7 @@ import type { PlanInput, TopologyInput } from "../plan/input/types.ts";
 import { describeIssue } from "./issues.ts";
 import type { SpecPlaces } from "./spec-places.ts";
 import { applyRules } from "./spec-rules.ts";
-import { type Budget, type SpecInput, type SpecSideInput, specSchema } from "./spec-schema.ts";
+import { type Budget, onceParsed, type SpecInput, type SpecSideInput, specSchema } from "./spec-schema.ts";
 import type { ModelTensor } from "./tensor.ts";
 
 /** One side of a spec. */
@@ -25,7 +25,7 @@ export interface ResolvedSpec {
 
 /** The values of a spec, checked one by one. */
 export function checkSpec(places: SpecPlaces, value: unknown): SpecInput {
-  const result = specSchema.safeParse(value, { reportInput: true });
+  const result = specSchema.safeParse(value, onceParsed);
   if (result.success) return result.data;
   const { message, path } = describeIssue(result.error.issues[0]!);
   throw places.error(path, message);

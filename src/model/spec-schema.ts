@@ -14,13 +14,16 @@ function withForm<T>(schema: z.ZodType<T>, form: JsonForm | readonly z.ZodType[]
   return schema;
 }
 
+/** Issues say what they found; and code made for a schema would be run a few times only, which takes less time without. */
+export const onceParsed = { reportInput: true, jitless: true } as const;
+
 /** A value whose form decides by which schema it is read, so that messages speak of that form alone. */
 function chosen<T>(
   choose: (value: unknown) => z.ZodType<T>,
   alternatives: readonly z.ZodType[],
 ): z.ZodType<T> {
   const schema = z.unknown().transform((value, context): T => {
-    const result = choose(value).safeParse(value, { reportInput: true });
+    const result = choose(value).safeParse(value, onceParsed);
     if (result.success) return result.data;
     for (const { message, path } of result.error.issues.map(describeIssue)) {
       context.issues.push({ code: "custom", message, path: [...path], input: value });
@@ -188,55 +191,58 @@ const model = z
 
 const template = z.string().min(1).max(1000);
 
-const partRule = z
-  .strictObject({
-    match: template.describe(
-      "A template of tensors' names: {L} a layer's prefix, {e} an expert, {s} weight, bias or a scale.",
-    ),
-    also: z.boolean().describe("Later rules may take the tensors too.").optional(),
-    layers: z.tuple([count, count]).describe("Only layers from the first to before the second.").optional(),
-    drop: z.string().min(1).describe("The side does without these tensors; why.").optional(),
-    into: template.describe("The parameter, a template.").optional(),
-    aliases: z.array(template).describe("Further names of the parameter.").optional(),
-    mesh: z.string().describe("One of the side's meshes.").optional(),
-    placements: placementTexts.describe("One placement for each dimension of that mesh.").optional(),
-    stridedShard: reading.describe("How strided shards read.").optional(),
-    order: count
-      .describe("The place among the parts of a slot, from 0 on, along the first dimension.")
-      .optional(),
-    slice: z
-      .strictObject({ dim: count, start: count, length: count.min(1) })
-      .describe("Only this range of a dimension of the tensor.")
-      .optional(),
-    slot: z
-      .strictObject({
-        index: z.literal("{e}").describe("Each tensor is one thing, by its number.").optional(),
-        axis: count.describe("The dimension of the tensor that runs over the things.").optional(),
-        of: count.min(1).describe("How many things there are."),
-        copies: count.describe("Further slots, which hold the first things again.").optional(),
-        dim: count.describe("The mesh dimension that slots are dealt over.").optional(),
-        deal: z.enum(["linear", "round_robin"]).describe("In runs, or one by one.").optional(),
-      })
-      .describe("Things that are stacked in a parameter: experts.")
-      .optional(),
-    axes: z.array(count).describe("For each axis of the parameter the tensor's.").optional(),
-    extent: count
-      .min(1)
-      .describe("The parameter's first extent; what its parts leave of it is zero.")
-      .optional(),
-    on: z
-      .strictObject({ dim: count, coordinate: count })
-      .describe("Only this coordinate holds it; its place is zero on others.")
-      .optional(),
-    select: z
-      .strictObject({ dim: count, index: z.literal("{e}"), of: count.min(1) })
-      .describe("Only the coordinate that owns {e} of `of` things has the parameter.")
-      .optional(),
-    unit: count.min(1).describe("Rows that must not be parted: a head.").optional(),
-    dtype: dtype.describe("The parameter's type, if it is not the tensor's.").optional(),
-    constant: z.number().describe("A parameter of one number beside each tensor that matches.").optional(),
-  })
-  .describe("Where tensors lie in a side's parameters; the first that matches takes a tensor.");
+/** Made when a side has one: most specs have none. */
+const partRule = z.lazy(() =>
+  z
+    .strictObject({
+      match: template.describe(
+        "A template of tensors' names: {L} a layer's prefix, {e} an expert, {s} weight, bias or a scale.",
+      ),
+      also: z.boolean().describe("Later rules may take the tensors too.").optional(),
+      layers: z.tuple([count, count]).describe("Only layers from the first to before the second.").optional(),
+      drop: z.string().min(1).describe("The side does without these tensors; why.").optional(),
+      into: template.describe("The parameter, a template.").optional(),
+      aliases: z.array(template).describe("Further names of the parameter.").optional(),
+      mesh: z.string().describe("One of the side's meshes.").optional(),
+      placements: placementTexts.describe("One placement for each dimension of that mesh.").optional(),
+      stridedShard: reading.describe("How strided shards read.").optional(),
+      order: count
+        .describe("The place among the parts of a slot, from 0 on, along the first dimension.")
+        .optional(),
+      slice: z
+        .strictObject({ dim: count, start: count, length: count.min(1) })
+        .describe("Only this range of a dimension of the tensor.")
+        .optional(),
+      slot: z
+        .strictObject({
+          index: z.literal("{e}").describe("Each tensor is one thing, by its number.").optional(),
+          axis: count.describe("The dimension of the tensor that runs over the things.").optional(),
+          of: count.min(1).describe("How many things there are."),
+          copies: count.describe("Further slots, which hold the first things again.").optional(),
+          dim: count.describe("The mesh dimension that slots are dealt over.").optional(),
+          deal: z.enum(["linear", "round_robin"]).describe("In runs, or one by one.").optional(),
+        })
+        .describe("Things that are stacked in a parameter: experts.")
+        .optional(),
+      axes: z.array(count).describe("For each axis of the parameter the tensor's.").optional(),
+      extent: count
+        .min(1)
+        .describe("The parameter's first extent; what its parts leave of it is zero.")
+        .optional(),
+      on: z
+        .strictObject({ dim: count, coordinate: count })
+        .describe("Only this coordinate holds it; its place is zero on others.")
+        .optional(),
+      select: z
+        .strictObject({ dim: count, index: z.literal("{e}"), of: count.min(1) })
+        .describe("Only the coordinate that owns {e} of `of` things has the parameter.")
+        .optional(),
+      unit: count.min(1).describe("Rows that must not be parted: a head.").optional(),
+      dtype: dtype.describe("The parameter's type, if it is not the tensor's.").optional(),
+      constant: z.number().describe("A parameter of one number beside each tensor that matches.").optional(),
+    })
+    .describe("Where tensors lie in a side's parameters; the first that matches takes a tensor."),
+);
 
 const side = z
   .strictObject({

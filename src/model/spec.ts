@@ -2,10 +2,10 @@ import { dirname, resolve } from "node:path";
 import type { DType } from "../layout/index.ts";
 import type { Model } from "./config.ts";
 import { readTextFile } from "./files.ts";
-import { findUnfit } from "./spec-dimensions.ts";
+import { resolveFitting } from "./spec-dimensions.ts";
 import { SpecDocument } from "./spec-document.ts";
 import type { PartedSpec } from "./spec-parts.ts";
-import { checkSpec, type ResolvedSpec, resolveSpec } from "./spec-resolve.ts";
+import { checkSpec, type ResolvedSpec } from "./spec-resolve.ts";
 import type { SpecInput } from "./spec-schema.ts";
 import type { ModelTensor } from "./tensor.ts";
 
@@ -42,18 +42,8 @@ export async function parseSpec(text: string, file: string): Promise<Spec> {
     const { resolvePartedSpec } = await import("./spec-parts.ts");
     return { file, ...resolvePartedSpec(document, spec, tensors, model) };
   }
-  const { ruleOf, ...resolved } = resolveSpec(document, spec, tensors);
-  for (const rule of spec.placements.keys()) {
-    const unfit = findUnfit({ ...resolved, ruleOf }, rule, exampleRule);
-    if (unfit === undefined) continue;
-    throw document.error(["placements", rule, unfit.side], unfit.what, { tensors: unfit.names });
-  }
+  const { ruleOf, ...resolved } = resolveFitting(document, spec, tensors);
   return { file, values: document.value, ...resolved };
-}
-
-/** It stands before the rule that does not fit: the first that matches takes a tensor. */
-function exampleRule(match: string, source: string, target: string): string {
-  return `{match: "${match}", source: [${source}], target: [${target}]} before this one`;
 }
 
 /** What a form of the model needs is loaded for that form: families, presets and checkpoints are most of this folder. */

@@ -208,10 +208,12 @@ function bytesAt({ recordWords: words, recordLongs }: Gathered, at: number): big
 }
 
 /** The smaller numbers, which most offsets and lengths are: making a bigint takes longer than finding it. */
-const smallBigints: readonly bigint[] = Array.from({ length: 2 ** 14 }, (_, value) => BigInt(value));
+const smallBigints = new Array<bigint | undefined>(2 ** 14);
 
 function asBigint(value: number): bigint {
-  return smallBigints[value] ?? BigInt(value);
+  if (value >= smallBigints.length) return BigInt(value);
+  smallBigints[value] ??= BigInt(value);
+  return smallBigints[value];
 }
 
 function vector(gathered: Gathered, offsets: number, first: number, ndim: number): bigint[] {

@@ -1,7 +1,8 @@
 import { TensorBusError } from "../../../errors.ts";
 import { NameExpression } from "../../../model/expression.ts";
+import { resolveFitting } from "../../../model/spec-dimensions.ts";
 import { formatPath, type SpecPath, type SpecPlaces } from "../../../model/spec-places.ts";
-import { checkSpec, resolveSpec } from "../../../model/spec-resolve.ts";
+import { checkSpec } from "../../../model/spec-resolve.ts";
 import { pairName } from "../../../model/spec-rules.ts";
 import type { SpecInput } from "../../../model/spec-schema.ts";
 import type { ModelTensor } from "../../../model/tensor.ts";
@@ -20,7 +21,7 @@ export async function replan({ file, spec, plan: bytes, verify }: PlanRequest): 
     const values = withTensors(spec, tensors);
     const checked = checkSpec(places, values);
     rules = checked.placements ?? [];
-    const resolved = resolveSpec(places, checked, tensors);
+    const resolved = resolveFitting(places, checked, tensors);
     const plan = await planTransfer(resolved.input);
     if (verify) plan.verify();
     const report = collectReport({ file, ...resolved, plan, verified: verify });
