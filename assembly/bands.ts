@@ -204,7 +204,7 @@ function addItems(band: Band, items: Items, box: i64, first: i64, count: i64, st
   }
 }
 
-/** Where a holder's entry stands among those of a band of several hosts; -1 if it is none of them. */
+/** Says where a holder's entry stands among those of a band of several hosts; -1 if it is none of them. */
 export function placeIn(band: Band, entry: u32): i64 {
   let low: u32 = 0;
   let high: u32 = band.entries == 0 ? 0 : <u32>band.senders;

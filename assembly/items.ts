@@ -69,7 +69,7 @@ export function itemsOf(boxes: i64): Items {
   return changetype<Items>(items);
 }
 
-/** Of a box, by its number, the place among `values`. */
+/** Says which of `values` a box has, by its number. */
 export function valueOf(items: Items, box: i64): u32 {
   return items.distinct == 1 ? 0 : u32At(items.valueOf, <u32>box);
 }
