@@ -15,9 +15,25 @@ const unit = [
   "test/cli/{budgets,diff,markdown,ui}.test.ts",
 ];
 
+/** Tests that take longer, and leave nothing behind in their process either: no library of another kind, no variable, no mock. */
+const several = [
+  "test/bus/{agent-failures,agent-planning,agent-presence,agent-process,agent-registration,agent-rounds}.test.ts",
+  "test/bus/{agent-trust,agent-watch,batch-records,client-bootstrap,client-hostile,client-restart}.test.ts",
+  "test/bus/{command-queue,cut-files,damage,environment,folder-trust,full-disk,namespaces}.test.ts",
+  "test/bus/{plain-values,removal,uplink}.test.ts",
+  "test/checkpoint/{cut,dcp,faults,foreign-folders,mover,notes}.test.ts",
+  "test/cli/{command-line,doctor,explain,plan,plan-presets,reshard-request,saved-plan}.test.ts",
+  "test/cli/report/report-parts.test.ts",
+  "test/model/parts-round-trip.test.ts",
+  "test/plan/{opaque-types,schedule,steps,verify-steps}.test.ts",
+  "test/store/{open-store,tcp}.test.ts",
+  "test/transport/{communicators,leaving,tcp}.test.ts",
+];
+
 /** What this configuration and that of the package's tests have in common. */
 export const shared = {
   pool: "forks",
+  setupFiles: "test/kit/hooks.ts",
   // What never comes is to fail, not what comes late: a machine that others use may take ten times as long.
   testTimeout: 120_000,
   hookTimeout: 120_000,
@@ -32,13 +48,14 @@ export default defineConfig({
     projects: [
       // They leave nothing behind in their process, so one process may run many files: it loads the sources once.
       { test: { ...shared, name: "unit", include: unit, isolate: false } },
+      { test: { ...shared, name: "several", include: several, isolate: false } },
       {
         test: {
           ...shared,
           name: "system",
           include: ["test/**/*.test.ts"],
           // test/package installs what is published: `npm run test:package`.
-          exclude: [...unit, "test/package/**"],
+          exclude: [...unit, ...several, "test/package/**"],
         },
       },
     ],

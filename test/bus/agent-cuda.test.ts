@@ -27,13 +27,11 @@ const onFault = (error: unknown) => {
 };
 const client = { id: 1n, wake: "", ...ownIdentity() };
 const bytes = 8192;
-let bundle: Awaited<ReturnType<typeof bundleChild>>;
 let owner: ChildProcess;
 let region: Extract<RegionMessage, { kind: "cuda" }>;
 
 beforeAll(async () => {
-  bundle = await bundleChild("owner");
-  owner = spawn(process.execPath, [bundle.file, doubleDevice, String(bytes)]);
+  owner = spawn(process.execPath, [bundleChild("owner"), doubleDevice, String(bytes)]);
   const [line] = (await once(owner.stdout!, "data")) as [Buffer];
   const { handle } = JSON.parse(String(line)) as { handle: string };
   region = {
@@ -45,7 +43,6 @@ beforeAll(async () => {
 });
 afterAll(async () => {
   owner.kill("SIGKILL");
-  bundle.remove();
   await port.close();
 });
 

@@ -8,9 +8,6 @@ export async function ownPrograms(): Promise<{ readonly programs: Programs; remo
   const built = await buildPrograms(["rank", "store"]);
   return {
     programs: { cli: cli.script, rank: built.at("rank"), store: built.at("store") },
-    remove: () => {
-      cli.remove();
-      built.remove();
-    },
+    remove: () => built.remove(),
   };
 }

@@ -1,6 +1,6 @@
 /** The agents of a host under one process: what is refused, how they begin together and end together. */
 import { readFileSync } from "node:fs";
-import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { afterEach, beforeAll, describe, expect, it } from "vitest";
 import { formatRanks, formatSides, parseRanks, parseSides } from "../../src/cli/agent/supervisor.ts";
 import { temporaryFolder } from "../bus/kit/processes.ts";
 import { BundledCli, type RunningCommand } from "./kit/bundled-cli.ts";
@@ -29,7 +29,6 @@ describe("tensorbus agents", () => {
   beforeAll(async () => {
     cli = await BundledCli.build();
   });
-  afterAll(() => cli.remove());
 
   const running: RunningCommand[] = [];
   afterEach(() => {

@@ -20,7 +20,6 @@ beforeAll(async () => {
   checkpoint = await demoCheckpoint(folder, () => {}, { ...demoConfig, ...little });
 });
 afterAll(() => {
-  cli.remove();
   rmSync(folder, { recursive: true });
 });
 

@@ -12,7 +12,6 @@ beforeAll(async () => {
   cli = await BundledCli.build();
 });
 afterAll(() => {
-  cli.remove();
   rmSync(folder, { recursive: true, force: true });
 });
 

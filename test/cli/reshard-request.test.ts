@@ -164,7 +164,6 @@ describe("a result", () => {
   beforeAll(async () => {
     cli = await BundledCli.build();
   });
-  afterAll(() => cli.remove());
   const run = async (target: string, ...more: string[]) => {
     const { code, stdout, stderr } = await cli.run(
       ...["reshard", checkpoint, "--source", "2:S(0)", "--target", target, "--out", out, ...more],

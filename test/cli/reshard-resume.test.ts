@@ -38,7 +38,6 @@ beforeAll(async () => {
   );
 });
 afterAll(() => {
-  cli.remove();
   rmSync(folder, { recursive: true });
 });
 

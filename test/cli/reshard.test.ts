@@ -30,7 +30,6 @@ beforeAll(async () => {
   await writeCheckpoint(checkpoint, tensors);
 });
 afterAll(() => {
-  cli.remove();
   rmSync(folder, { recursive: true });
 });
 beforeEach(() => {

@@ -27,7 +27,6 @@ beforeAll(async () => {
   expect(await runCli("plan", spec, "--save", saved)).toMatchObject({ code: 0, stderr: "" });
 });
 afterAll(() => {
-  cli.remove();
   rmSync(folder, { recursive: true });
 });
 

@@ -1,7 +1,7 @@
 /** Ranks of the nccl transport in processes of their own, on the doubles of libcuda and libnccl (native/test/doubles). */
 import { type ChildProcess, fork } from "node:child_process";
 import { once } from "node:events";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { expect, test } from "vitest";
 import { serveTcpStore } from "../../src/store/index.ts";
 import type { Answer, Task } from "./children/nccl-rank.ts";
 import { bundleChild } from "./kit/children.ts";
@@ -9,17 +9,11 @@ import { useDoubles } from "./kit/nccl-doubles.ts";
 
 useDoubles(3);
 
-let bundle: Awaited<ReturnType<typeof bundleChild>>;
-beforeAll(async () => {
-  bundle = await bundleChild("nccl-rank");
-});
-afterAll(() => bundle.remove());
-
 const world = 3;
 const lost = { code: "TB_PEER_LOST", rank: 2 };
 
 class Rank {
-  readonly process: ChildProcess = fork(bundle.file, { stdio: "inherit" });
+  readonly process: ChildProcess = fork(bundleChild("nccl-rank"), { stdio: "inherit" });
 
   async ask(task: Task): Promise<Answer> {
     this.process.send(task);

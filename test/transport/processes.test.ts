@@ -1,6 +1,6 @@
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { serveTcpStore } from "../../src/store/index.ts";
 import { useCudaDouble } from "../doubles/cuda/index.ts";
 import type { SeededCase } from "./children/rank.ts";
@@ -10,11 +10,7 @@ import { ucxVersion } from "./kit/ucx.ts";
 
 useCudaDouble(); // cuda-ipc runs on a test double of libcuda
 
-let bundle: Awaited<ReturnType<typeof bundleChild>>;
-beforeAll(async () => {
-  bundle = await bundleChild("rank");
-});
-afterAll(() => bundle.remove());
+const program = bundleChild("rank");
 
 const ofUcx =
   ucxVersion === undefined
@@ -34,7 +30,7 @@ describe.each([
   const within = async (peerTimeoutMs: number, body: (ranks: readonly ChildRank[]) => Promise<void>) => {
     await using store = await serveTcpStore();
     const setup = { world: 3, peerTimeoutMs, storePort: store.port, transport, memory };
-    const ranks = await startRanks(bundle.file, setup);
+    const ranks = await startRanks(program, setup);
     try {
       await body(ranks);
     } finally {
@@ -78,7 +74,7 @@ test.each([
     },
     { seed: 905, options: { options: { strategy: "striped" } } },
   ];
-  const ranks = Array.from({ length: 6 }, () => new ChildRank(bundle.file));
+  const ranks = Array.from({ length: 6 }, () => new ChildRank(program));
   try {
     const setup = {
       world: 6,
@@ -95,11 +91,6 @@ test.each([
 });
 
 test("an idle session lets its program end, an awaited operation does not", async () => {
-  const bundle = await bundleChild("idle");
-  try {
-    const { stdout } = await promisify(execFile)(process.execPath, [bundle.file]);
-    expect(stdout).toBe("TB_TIMEOUT\n");
-  } finally {
-    bundle.remove();
-  }
+  const { stdout } = await promisify(execFile)(process.execPath, [bundleChild("idle")]);
+  expect(stdout).toBe("TB_TIMEOUT\n");
 });

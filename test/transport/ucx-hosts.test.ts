@@ -22,21 +22,18 @@ afterAll(() => {
 });
 
 describe.skipIf(!allowed || ucxVersion === undefined)("UCX between network namespaces", () => {
-  let bundle: Awaited<ReturnType<typeof bundleChild>>;
   beforeAll(async () => {
     ip("link", "add", links[0], "type", "veth", "peer", "name", links[1], "netns", other);
     ip("addr", "add", `${hosts[0]}/24`, "dev", links[0]);
     ip("link", "set", links[0], "up");
     ip("-n", other, "addr", "add", `${hosts[1]}/24`, "dev", links[1]);
     ip("-n", other, "link", "set", links[1], "up");
-    bundle = await bundleChild("one-to-one");
   });
-  afterAll(() => bundle.remove());
 
   const start = (rank: 0 | 1): ChildProcess => {
     const env = { ...process.env, UCX_NET_DEVICES: links[rank] };
     const within = { execPath: "ip", execArgv: ["netns", "exec", other, process.execPath] };
-    return fork(bundle.file, { stdio: "inherit", env, ...(rank === 0 ? {} : within) });
+    return fork(bundleChild("one-to-one"), { stdio: "inherit", env, ...(rank === 0 ? {} : within) });
   };
   const ask = async (child: ChildProcess, message: OneToOneSetup | { kind: "post" }) => {
     child.send(message);

@@ -21,9 +21,8 @@ const tries = 5;
 describe.skipIf(ucxVersion === undefined)("a source that stops while it is read", () => {
   test("its target's memory is quiet in time, and stays so; the next round works", async () => {
     const options = { transports: "tcp,self", peerTimeoutMs: 600_000, quiesceMs: 4000 };
-    const bundle = await bundleChild("one-to-one");
     await using store = await serveTcpStore();
-    const child = fork(bundle.file, { stdio: "inherit" });
+    const child = fork(bundleChild("one-to-one"), { stdio: "inherit" });
     const ask = async (message: OneToOneSetup | { kind: "post" }): Promise<unknown> => {
       child.send(message);
       return (await once(child, "message"))[0];
@@ -59,7 +58,6 @@ describe.skipIf(ucxVersion === undefined)("a source that stops while it is read"
       await session.close();
     } finally {
       child.kill("SIGKILL");
-      bundle.remove();
     }
   });
 });

@@ -1,18 +1,14 @@
 /** Agents as processes of their own, by the bundled command line; they end with their test. */
 import { join } from "node:path";
-import { afterAll, afterEach, beforeAll } from "vitest";
 import { TensorBusClient } from "../../../src/bus/client/client.ts";
 import { BundledCli, type RunningCommand } from "../../cli/kit/bundled-cli.ts";
+import { afterEachTest } from "../../kit/endings.ts";
 import { temporaryFolder } from "./processes.ts";
 
-let cli: BundledCli;
-beforeAll(async () => {
-  cli = await BundledCli.build();
-});
-afterAll(() => cli.remove());
+const cli = await BundledCli.build();
 
 const cleanUps: (() => Promise<unknown> | unknown)[] = [];
-afterEach(async () => {
+afterEachTest(async () => {
   for (const cleanUp of cleanUps.splice(0).reverse()) await cleanUp();
 });
 

@@ -1,14 +1,14 @@
 /** A client of an agent's socket that is nothing but a socket: it sends what a test wants, and reads frames. */
 import { createConnection, type Socket } from "node:net";
 import { join } from "node:path";
-import { afterEach } from "vitest";
 import { pack, unpack } from "../../../src/bus/queue/commands.ts";
+import { afterEachTest } from "../../kit/endings.ts";
 
 // biome-ignore lint/suspicious/noExplicitAny: what comes is looked at by the test.
 export type Message = Record<string, any>;
 
 const open: RawClient[] = [];
-afterEach(() => {
+afterEachTest(() => {
   for (const client of open.splice(0)) client.socket.destroy();
 });
 

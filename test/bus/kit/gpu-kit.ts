@@ -2,7 +2,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import koffi from "koffi";
-import { afterAll, afterEach, beforeAll, expect } from "vitest";
+import { expect } from "vitest";
 import type { BatchHandler } from "../../../src/bus/client/batch-handler.ts";
 import type { TensorBusClient } from "../../../src/bus/client/client.ts";
 import { select } from "../../../src/transport/selection.ts";
@@ -10,6 +10,7 @@ import { cudaIpc } from "../../../transports/cuda-ipc/index.ts";
 import { nccl } from "../../../transports/nccl/index.ts";
 import { tcp } from "../../../transports/tcp/index.ts";
 import { doubleLibrary } from "../../doubles/cuda/index.ts";
+import { afterEachTest } from "../../kit/endings.ts";
 import { bundleChild } from "../../transport/kit/children.ts";
 import { AgentWorld, type Side } from "./agent-kit.ts";
 import { kill } from "./processes.ts";
@@ -18,11 +19,7 @@ export const bytes = 3 * 4096;
 export const trainer: Side = { name: "trainer", ranks: [0], placements: ["R"] };
 export const engine: Side = { name: "engine", ranks: [1, 2], placements: ["R"] };
 
-let bundle: Awaited<ReturnType<typeof bundleChild>>;
-beforeAll(async () => {
-  bundle = await bundleChild("owner");
-});
-afterAll(() => bundle.remove());
+const program = bundleChild("owner");
 
 /** A process that owns memory of a GPU. */
 export class Owner {
@@ -30,7 +27,7 @@ export class Owner {
   readonly #lines: AsyncIterator<string>;
 
   constructor(device: string, delayUs: number) {
-    this.process = spawn(process.execPath, [bundle.file, device, String(bytes)], {
+    this.process = spawn(process.execPath, [program, device, String(bytes)], {
       stdio: ["pipe", "pipe", "inherit"],
       env: { ...process.env, CUDA_DOUBLE_DELAY_US: String(delayUs) },
     });
@@ -48,7 +45,7 @@ export class Owner {
 }
 
 const owners: Owner[] = [];
-afterEach(async () => {
+afterEachTest(async () => {
   await Promise.all(owners.splice(0).map(({ process }) => kill(process)));
 });
 

@@ -1,43 +1,26 @@
-/** Real processes for the tests: fixtures are bundled once a run, forked, and ended with the test that forked them. */
+/** Real processes for the tests: fixtures are bundled, forked, and ended with the test that forked them. */
 import { type ChildProcess, fork } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { buildSync } from "esbuild";
-import { afterAll, afterEach } from "vitest";
-import { nodeBundle } from "../../../scripts/node-bundle.mjs";
 import { openEventPort } from "../../../src/bus/process/event-port.ts";
 import { unlinkHeartbeat } from "../../../src/bus/process/liveness.ts";
 import { unlinkSemaphore } from "../../../src/bus/process/semaphore.ts";
 import { openCommandQueue } from "../../../src/bus/queue/command-queue.ts";
 import type { Environment } from "../../../src/bus/queue/environment.ts";
 import { openState } from "../../../src/bus/queue/state.ts";
+import { builtChild } from "../../kit/builds.ts";
+import { afterEachFile, afterEachTest } from "../../kit/endings.ts";
 import type { BusPaths } from "../children/echo-client.ts";
 
-const root = join(import.meta.dirname, "../../..");
-// Inside of the repository, so that the packages that stay outside of the bundle are found.
-const folder = join(root, "node_modules/.cache/tensorbus-test", String(process.pid));
-const built = new Set<string>();
 const children = new Set<ChildProcess>();
 const temporary: string[] = [];
 const used: BusPaths[] = [];
 
 /** The bundle of a fixture of this folder. */
 export function bundle(name: string): string {
-  const outfile = join(folder, `${name}.mjs`);
-  if (!built.has(name)) {
-    mkdirSync(folder, { recursive: true });
-    buildSync({
-      entryPoints: [join(import.meta.dirname, "../children", `${name}.ts`)],
-      ...nodeBundle,
-      packages: "external",
-      outfile,
-      logLevel: "warning",
-    });
-    built.add(name);
-  }
-  return outfile;
+  return builtChild("bus", name);
 }
 
 export function forkFixture(name: string, options: unknown, execArgv: string[] = []): ChildProcess {
@@ -125,12 +108,11 @@ async function sweep(paths: BusPaths): Promise<void> {
   unlinkHeartbeat(agent.heartbeat);
 }
 
-afterEach(async () => {
+afterEachTest(async () => {
   await Promise.all([...children].map((child) => kill(child)));
   for (const paths of used.splice(0)) await sweep(paths);
 });
 
-afterAll(() => {
+afterEachFile(() => {
   for (const path of temporary.splice(0)) rmSync(path, { recursive: true, force: true });
-  rmSync(folder, { recursive: true, force: true });
 });

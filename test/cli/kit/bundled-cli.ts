@@ -1,9 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { writeCommandLine } from "../../../scripts/cli-bundle.mjs";
-
-const root = join(import.meta.dirname, "../../..");
+import { built } from "../../kit/builds.ts";
 
 export interface FinishedCommand {
   readonly code: number | null;
@@ -13,19 +11,15 @@ export interface FinishedCommand {
 
 /** The command line as users run it: a script of its own, in processes of its own. */
 export class BundledCli {
-  readonly folder: string;
   readonly script: string;
 
-  private constructor(folder: string) {
-    this.folder = folder;
-    this.script = join(folder, "cli.js");
+  private constructor(script: string) {
+    this.script = script;
   }
 
+  /** The one that all files of a run share. */
   static async build(): Promise<BundledCli> {
-    mkdirSync(join(root, "build"), { recursive: true });
-    const cli = new BundledCli(mkdtempSync(join(root, "build", "cli-")));
-    await writeCommandLine(cli.folder);
-    return cli;
+    return new BundledCli(join(await built("cli", writeCommandLine), "cli.js"));
   }
 
   start(argv: readonly string[], environment: NodeJS.ProcessEnv = {}): RunningCommand {
@@ -39,10 +33,6 @@ export class BundledCli {
 
   run(...argv: string[]): Promise<FinishedCommand> {
     return this.start(argv).finished;
-  }
-
-  remove(): void {
-    rmSync(this.folder, { recursive: true, force: true });
   }
 }
 

@@ -1,27 +1,10 @@
 import { type ChildProcess, fork } from "node:child_process";
-import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
-import { join } from "node:path";
-import { build } from "esbuild";
-import { nodeBundle } from "../../../scripts/node-bundle.mjs";
+import { builtChild } from "../../kit/builds.ts";
 import type { ChildMessage, ParentMessage, RankSetup } from "../children/rank.ts";
 
-const root = join(import.meta.dirname, "../../..");
-
-/** A script of `children/`, bundled for this Node.js, within the repository so that it finds the native library. */
-export async function bundleChild(
-  name: string,
-): Promise<{ readonly file: string; readonly remove: () => void }> {
-  mkdirSync(join(root, "build"), { recursive: true });
-  const folder = mkdtempSync(join(root, "build", `child-${name}-`));
-  const file = join(folder, "main.mjs");
-  await build({
-    entryPoints: [join(import.meta.dirname, "../children", `${name}.ts`)],
-    outfile: file,
-    ...nodeBundle,
-    external: ["koffi"],
-    logLevel: "warning",
-  });
-  return { file, remove: () => rmSync(folder, { recursive: true }) };
+/** A script of `children/`, one file but for koffi. */
+export function bundleChild(name: string): string {
+  return builtChild("transport", name, { external: ["koffi"] });
 }
 
 /** A rank in a process of its own. */
@@ -31,7 +14,7 @@ export class ChildRank {
   readonly #received: ChildMessage[] = [];
 
   constructor(file: string) {
-    this.process = fork(file, { stdio: "inherit" });
+    this.process = fork(file, { execArgv: [], stdio: "inherit" });
     this.process.on("message", (message: ChildMessage) => {
       const next = this.#waiting.shift();
       if (next === undefined) this.#received.push(message);
