@@ -151,7 +151,7 @@ export class RoundLog {
     });
   }
 
-  /** What is being appended still is, as far as the store lets it. */
+  /** What is being appended still is, until the store has it or is lost. */
   close(): void {
     this.#closed.abort();
     this.#listeners.clear();
@@ -184,6 +184,11 @@ export class RoundLog {
     }
   }
 
+  /** Resolves once all that this rank had to say stands in the log, or nobody reads it any more. */
+  get appended(): Promise<void> {
+    return this.#appending;
+  }
+
   #append(entry: Entry, isMoot: () => boolean): Promise<void> {
     const appended = this.#appending.then(() => this.#write(entry, isMoot));
     // A store that is lost ends the batch; nobody is told by it any more.
@@ -206,7 +211,8 @@ export class RoundLog {
         if (bytes.equals(standing)) return;
       } catch (error) {
         if (!(error instanceof TensorBusError) || error.code !== "TB_TIMEOUT") throw error;
-        if (this.#closed.signal.aborted) return;
+        // It goes on once the log is closed, too: a store that stalled may have taken another rank's entry first, and the try
+        // that timed out is lost then. One that never answers again is lost by itself, which ends this.
         await sleep(pauseMs);
       }
     }
