@@ -248,7 +248,10 @@ export class PairMeeting {
         side.ranks.includes(this.#self.rank) &&
         side.remote === remote &&
         layoutDigest(side.layout) === layoutDigest(layout);
-      return same;
+      // A rank that comes again finds the record of the side that it left, which does not count it. That of a dead leader may
+      // be of a job that was launched before, with other ranks: the next leader writes another.
+      const leader = { rank: side.leader, generation: side.generation };
+      return same && (counted || !(await this.#isStale(leader, deadline)));
     };
     return this.#awaitSide(key, accept, `pair ${pair}: waiting for the ranks of side ${local}`, deadline);
   }
