@@ -453,10 +453,8 @@ export class Batches {
     const { rendezvous } = connection;
     const options = { rendezvous, keys: new BatchKeys(batch.id), rank, onFault };
     const deadline = new Deadline({ timeoutMs: leaveMs });
-    // The last one to leave removes the log: nobody writes into it after that.
-    const leaving = settled("what this rank has to say of its end", batch.log.appended, deadline)
-      .then(() => leaveAttempt(options, batch.left, deadline))
-      .catch(() => {});
+    const left = batch.log.said(deadline).then(() => leaveAttempt(options, batch.left, deadline));
+    const leaving = left.catch(() => {});
     this.#leaving.add(leaving);
     leaving.finally(() => this.#leaving.delete(leaving));
   }

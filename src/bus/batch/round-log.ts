@@ -116,9 +116,17 @@ export class RoundLog {
     return () => this.#listeners.delete(listener);
   }
 
+  /**
+   * Resolves once all that this rank has to say stands in the log, or the store is lost. Whoever leaves a batch waits for it: the last
+   * one to leave removes the log, and nobody may write into it after that.
+   */
+  said(deadline: Deadline): Promise<void> {
+    return settled("what this rank has to say of earlier rounds", this.#appending, deadline);
+  }
+
   /** Knows afterwards whatever stood there when it was called. What this rank appends comes first. */
   async sync(deadline: Deadline): Promise<void> {
-    await settled("what this rank has to say of earlier rounds", this.#appending, deadline);
+    await this.said(deadline);
     await this.#readOn(deadline);
   }
 
@@ -182,11 +190,6 @@ export class RoundLog {
       if (bytes === undefined) return;
       this.#apply(index, this.#parse(index, bytes));
     }
-  }
-
-  /** Resolves once all that this rank had to say stands in the log, or nobody reads it any more. */
-  get appended(): Promise<void> {
-    return this.#appending;
   }
 
   #append(entry: Entry, isMoot: () => boolean): Promise<void> {
