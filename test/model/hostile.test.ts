@@ -120,7 +120,11 @@ describe("a spec", () => {
     }
     const path = name.startsWith("/") ? name : join(folder, name);
     const error = await failure(parseSpec(spec(`{ config: ${path} }`, ".*"), join(folder, "spec.yaml")));
-    expect(["TB_FILE", "TB_MODEL_CONFIG"]).toContain(error.code);
+    // What is no regular file is not even read: that of the kernel calls itself one.
+    const refused = ["/dev/zero", "pipe", "folder"].includes(name)
+      ? ["TB_FILE"]
+      : ["TB_FILE", "TB_MODEL_CONFIG"];
+    expect(refused).toContain(error.code);
     // Nothing of what stands there is told.
     expect(error.message).not.toContain(process.env.PATH!.slice(0, 8));
   });
