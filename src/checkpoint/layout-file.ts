@@ -130,7 +130,10 @@ function withoutName(line: string): [name: string, rest: string] | undefined {
   const end = line.indexOf('"', 2);
   if (!line.startsWith('["') || end < 0 || line.includes("\\") || line.includes(noName)) return undefined;
   const name = line.slice(2, end);
-  return plainName.test(name) ? [name, line.replaceAll(line.slice(1, end + 1), noName)] : undefined;
+  // One that is called like an element type would take the type for its name.
+  return plainName.test(name) && !isDType(name)
+    ? [name, line.replaceAll(line.slice(1, end + 1), noName)]
+    : undefined;
 }
 
 /** No string of JSON has it, other than escaped. */

@@ -41,15 +41,14 @@ export interface RankParts {
 
 /**
  * Files of ranks have the same tensors, and mostly the same shapes: one that stands under the name of another would be taken for it.
- * Ours say whose they are.
+ * Ours say how they are called.
  */
-function refuseOtherRank(path: string, { "tensorbus.rank": rank }: Readonly<Record<string, string>>): void {
-  const named = /^(?:model-)?rank-(\d+)\b/.exec(basename(path))?.[1];
-  if (rank === undefined || named === undefined || rank === named) return;
+function refuseOtherFile(path: string, { "tensorbus.file": own }: Readonly<Record<string, string>>): void {
+  if (own === undefined || own === basename(path)) return;
   throw new TensorBusError(
     "TB_SAFETENSORS",
-    `${path}: it says that it is the file of rank ${rank}: put back the one of rank ${named}`,
-    { details: { file: path, rank } },
+    `${path}: it says that it is ${own}: put back the file that was written under this name`,
+    { details: { file: path, value: own } },
   );
 }
 
@@ -66,7 +65,7 @@ export async function layoutSource(
     const opened: { readonly number: number; readonly entries: NumberedTensors<SafetensorsEntry> }[] = [];
     for (const path of paths) {
       const { entries, metadata } = await readFileHeader(path);
-      refuseOtherRank(path, metadata);
+      refuseOtherFile(path, metadata);
       opened.push({ number: files.length, entries: new NumberedTensors(entries) });
       files.push(path);
     }

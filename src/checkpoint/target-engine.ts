@@ -66,11 +66,13 @@ export function engineTarget(preset: string, model: Model): EngineTarget {
         }),
       ),
     );
+    const name = `model-rank-${rank}-part-0.safetensors`;
     return {
-      name: `model-rank-${rank}-part-0.safetensors`,
+      name,
       parameters: [...written, ...scalars],
       metadata: {
         format: "pt",
+        "tensorbus.file": name,
         "tensorbus.engine": preset,
         "tensorbus.rank": String(rank),
         "tensorbus.tp": String(tp),

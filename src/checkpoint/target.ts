@@ -167,10 +167,17 @@ export function rankFiles(
         const pattern = patterns[kinds.of[index]!];
         if (pattern !== undefined) parameters.push(new HeldParameter(name, targetDtype, pattern));
       }
+      const name = `rank-${number}.safetensors`;
       return {
-        name: `rank-${number}.safetensors`,
+        name,
         parameters,
-        metadata: { format: "pt", ...metadata, "tensorbus.rank": String(number), "tensorbus.plan": digest },
+        metadata: {
+          format: "pt",
+          ...metadata,
+          "tensorbus.file": name,
+          "tensorbus.rank": String(number),
+          "tensorbus.plan": digest,
+        },
       };
     });
 }

@@ -37,6 +37,8 @@ const names = fc.constantFrom(
   "0",
   "[0,2],",
   "layers.0/w-1",
+  "float32",
+  "bfloat16",
   "\0",
   "é",
 );

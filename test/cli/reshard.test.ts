@@ -110,6 +110,10 @@ describe("tensorbus reshard", () => {
       expect(Buffer.compare(bytes, encode("bfloat16", expected))).toBe(0);
       expect(file.tensor("layer.0.steps").dtype).toBe("int64");
     }
+    // Ranks of the target are numbered behind those of the source, their files from 0.
+    const again = await cli.run("reshard", out, "--target", "hf", "--out", `${out}-again`);
+    expect(again.stderr).not.toContain("error");
+    expect(again.code).toBe(0);
   });
 
   it("reads a layout whose strided shards follow the shard order", async () => {

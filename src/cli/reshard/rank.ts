@@ -1,5 +1,6 @@
 /** One rank of `tensorbus reshard`, in a process of its own: reads its shards, takes part in the transfer, writes its file. */
 import { readFile } from "node:fs/promises";
+import { basename } from "node:path";
 import { EMPTY } from "rxjs";
 import { cancelledError } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
@@ -157,6 +158,7 @@ function beginFile(
     metadata: {
       format: "pt",
       ...metadata,
+      "tensorbus.file": basename(job.outPath!),
       "tensorbus.rank": String(job.rank),
       "tensorbus.plan": plan.digest,
     },
