@@ -194,7 +194,8 @@ static void hear_verdict(tb_conn *conn, int32_t code) {
 
 static bool changed(tb_conn *conn) {
     tb_error error;
-    tb_fail(&error, TB_ECHECKSUM, conn->rank, 0, "what rank %d said in the handshake changed on its way", conn->rank);
+    tb_fail(&error, TB_ECHECKSUM, conn->rank, 0, "what came from rank %d, or from somebody in its name, is no frame of the handshake, or changed on its way",
+            conn->rank);
     refuse(conn, &error, false);
     return false;
 }

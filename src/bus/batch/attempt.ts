@@ -47,6 +47,7 @@ const retried = new Set<ErrorCode>([
   "TB_INVALIDATED",
   "TB_BATCH_UNKNOWN",
   "TB_QUARANTINED",
+  "TB_CHECKSUM",
 ]);
 
 export function isRetried({ code }: TensorBusError): boolean {

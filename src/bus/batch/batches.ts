@@ -452,9 +452,9 @@ export class Batches {
     const { rank, onFault } = this.#options;
     const { rendezvous } = connection;
     const options = { rendezvous, keys: new BatchKeys(batch.id), rank, onFault };
-    const deadline = new Deadline({ timeoutMs: leaveMs });
-    const left = batch.log.said(deadline).then(() => leaveAttempt(options, batch.left, deadline));
-    const leaving = left.catch(() => {});
+    const leave = () => leaveAttempt(options, batch.left, new Deadline({ timeoutMs: leaveMs }));
+    const said = batch.log.said(new Deadline({ timeoutMs: leaveMs })).catch(() => {});
+    const leaving = said.then(leave).catch(() => {});
     this.#leaving.add(leaving);
     leaving.finally(() => this.#leaving.delete(leaving));
   }
