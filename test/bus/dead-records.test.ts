@@ -8,6 +8,7 @@ import { Rendezvous, recordVersion } from "../../src/bus/pair/rendezvous.ts";
 import { Deadline } from "../../src/deadline.ts";
 import { TensorBusError } from "../../src/errors.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
+import type { Store } from "../../src/store/store.ts";
 
 test("a side of a dead leader is not taken for the one that is being formed, though this rank was in it", async () => {
   const stores = memoryStores();
@@ -28,7 +29,8 @@ test("a side of a dead leader is not taken for the one that is being formed, tho
     { rank: 2, local: "B", remote: "A", worldSize: 2 },
   ];
   const meet = async ({ rank, ...spec }: (typeof ranks)[number]) => {
-    const [asking, answering] = [new Rendezvous(stores()), new Rendezvous(stores())];
+    const [store, answering] = [stores(), new Rendezvous(stores())];
+    const asking = new Rendezvous(rank === 2 ? watched(store) : store);
     const presence = new Presence(answering, { rank, generation: 2n });
     await presence.claim(undefined, {});
     void presence.answer(stop.signal).catch(() => {});
@@ -36,8 +38,21 @@ test("a side of a dead leader is not taken for the one that is being formed, tho
     return (await meeting.meet(new Deadline({ timeoutMs: 20_000 }))).local.ranks;
   };
   // Rank 2 comes first: the record of the dead is all that it finds.
+  let find = () => {};
+  const found = new Promise<void>((resolve) => {
+    find = resolve;
+  });
+  const watched = (store: Store) => {
+    const { get } = store;
+    store.get = async (key, options) => {
+      const bytes = await get.call(store, key, options);
+      if (key === sideRecordKey("pair", "B")) find();
+      return bytes;
+    };
+    return store;
+  };
   const last = meet(ranks[2]!);
-  await new Promise((done) => setTimeout(done, 50));
+  await found;
   expect(await Promise.all([meet(ranks[0]!), meet(ranks[1]!), last])).toEqual([[0], [1, 2], [1, 2]]);
   stop.abort();
 });
@@ -72,7 +87,7 @@ test("an end that a rank says while the store stalls stands in the log, whoever 
   expect(reader.end).toMatchObject({ rank: 1, code: "TB_CLIENT_LOST" });
 });
 
-function logOf(store: ReturnType<ReturnType<typeof memoryStores>>): RoundLog {
+function logOf(store: Store): RoundLog {
   return new RoundLog({
     store,
     prefix: "log",

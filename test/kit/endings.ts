@@ -18,10 +18,19 @@ export function afterEachFile(cleanUp: CleanUp): void {
 }
 
 /** The last first: a kit is loaded after what it builds on. */
-export async function endTest(): Promise<void> {
-  for (const cleanUp of afterTests) await cleanUp();
-}
+export const endTest = () => callAll(afterTests);
+export const endFile = () => callAll(afterFiles);
 
-export async function endFile(): Promise<void> {
-  for (const cleanUp of afterFiles) await cleanUp();
+/** One that fails keeps none of the others: what they leave would stand in the way of the next file. */
+async function callAll(cleanUps: readonly CleanUp[]): Promise<void> {
+  const errors: unknown[] = [];
+  for (const cleanUp of cleanUps) {
+    try {
+      await cleanUp();
+    } catch (error) {
+      errors.push(error);
+    }
+  }
+  if (errors.length > 0)
+    throw errors.length === 1 ? errors[0] : new AggregateError(errors, "not all was cleared away");
 }

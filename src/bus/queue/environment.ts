@@ -406,7 +406,7 @@ export class Environment implements AsyncDisposable {
     // Takes this thread's slot in the reader table, which needs a lock of its own, while nobody else can hold that. The lock
     // is looked at before: what is begun to be read later needs none.
     nativeBus.tb_gate_check(this.#gate);
-    this.read(() => shared.root.get(Buffer.from([0])));
+    this.read(() => this.#counted!.get(Buffer.from([0])));
     this.#verifyLock();
     return usersKnown;
   }

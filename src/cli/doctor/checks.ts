@@ -39,6 +39,7 @@ export async function checkMachine(environment: Environment): Promise<Check[]> {
     environment,
     pathOf: (soname) => findLibrary(soname, sitePackages, environment),
   };
+  const libraries = await optionalLibraries();
   return Promise.all([
     checkNode(),
     checkPlanner(),
@@ -53,7 +54,7 @@ export async function checkMachine(environment: Environment): Promise<Check[]> {
     checkGpus(environment),
     checkLibrary("CUDA driver", "libcuda.so.1", "comes with the NVIDIA driver", search),
     checkKernels(environment),
-    ...(await optionalLibraries()).map((library) => checkOptional(library, search)),
+    ...libraries.map((library) => checkOptional(library, search)),
     checkProgram("etcd", "option", "https://etcd.io; a TCP store needs nothing", environment),
     checkPython(python),
   ]);

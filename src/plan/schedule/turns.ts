@@ -109,7 +109,7 @@ export class Turns {
       this.position[job] = total;
       total += bytes[job]!;
     }
-    for (const row of rows) this.position[--next[row]!]! /= total;
+    for (const row of rows) this.position[--next[row]!]! /= total || 1;
   }
 }
 
