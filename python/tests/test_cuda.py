@@ -152,6 +152,11 @@ role = "source" if rank == 0 else "target"
 weights = tensorbus.Weights(
     "gpu", {"w": Array(base, (1024,))}, role=role, client=client, rank=0, world_size=1, timeout=30
 )
+# The batch of another client, which gives its round up.
+other = tensorbus.TensorBusClient(rank, paths.command_queue_path, paths.agent_state_path, 20)
+given_up = tensorbus.Weights(
+    "given up", {"w": Array(base, (1024,))}, role=role, client=other, rank=0, world_size=1, timeout=30
+)
 if role == "target":
     input()
     try:
@@ -183,6 +188,17 @@ while semaphore._call.memory is not None and time.monotonic() < end:
     semaphore._link.look()
     time.sleep(0.01)
 assert semaphore._call.memory is None
+# A call that was given up, of a round that its agent has for a minute yet: a client that closes ends it.
+semaphore = given_up.send(timeout=60, wait=False)
+link = semaphore._link
+link._give_up(semaphore._call, link._unresponsive())
+assert not semaphore._call.is_released
+other.close()
+assert _link._never_quiet == []
+assert semaphore._call.is_released
+del given_up, other, semaphore, link
+gc.collect()
+calls.clear()
 # A round that moves, when its client closes: the events go when the agent has let go of them.
 print("moving", flush=True)
 semaphore = weights.send(timeout=60, wait=False)

@@ -20,7 +20,7 @@ from test_client import both, register
 
 import tensorbus
 from conftest import client_of
-from tensorbus import _semaphore
+from tensorbus import _link, _semaphore, client
 from tensorbus._semaphore import Semaphore
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -268,18 +268,57 @@ def test_the_next_round_waits_for_one_that_was_given_up(agents: tensorbus.Agents
     both(lambda: left.init_pair(name, "a", "b", 1), lambda: right.init_pair(name, "b", "a", 1))
     sender, receiver = register((left, right, name), [np.ones(4, np.float32)], [np.zeros(4, np.float32)])
     link = left._link()
-    given_up = sender.transfer("send", timeout=60)._call
+    given_up = sender.transfer("send", timeout=600)._call
     # It is over for its caller alone: the agent has it under way, and would refuse another as TB_BUSY.
     link._give_up(given_up, link._unresponsive())
     with pytest.raises(tensorbus.DeadlineError, match="still under way") as raised:
         sender.transfer("send", timeout=0.3)
     assert raised.value.code == "TB_TIMEOUT"
-    link.post("Cancel", {"command": given_up.id})
+    link.take_back(given_up)
     sent = sender.transfer("send", timeout=60)
     assert given_up.is_released
     receiver.transfer("recv", blocking=True, timeout=60)
     sent.acquire(60)
     left.close()
+    right.close()
+
+
+def test_a_client_that_closes_waits_once_for_all_its_batches(
+    agents: tensorbus.Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right = client_of(0), client_of(2)
+    calls: list[Any] = []
+    handlers: list[tensorbus.BatchHandler] = []
+    for name in ("waits once", "waits once too"):
+        pair = left, right, name
+        both(lambda name=name: left.init_pair(name, "a", "b", 1), lambda name=name: right.init_pair(name, "b", "a", 1))
+        sender, receiver = register(pair, [np.ones(4, np.float32)], [np.zeros(4, np.float32)])
+        handlers += sender, receiver
+        calls.append(sender.transfer("send", timeout=60)._call)
+        # As if it lay on a GPU.
+        calls[-1].memory = name
+    link, agent = left._link(), left.agent["pid"]
+    link._give_up(calls[0], link._unresponsive())
+    waits: list[tuple[bool, float]] = []
+    await_release = link.await_release
+
+    def note(call: Any, timeout: float) -> None:
+        waits.append((all(each.is_taken_back for each in calls), timeout))
+        await_release(call, timeout)
+
+    monkeypatch.setattr(link, "await_release", note)
+    monkeypatch.setattr(client, "_ROUND_GRACE", 0.3)
+    # The memory is kept from others, since an agent that is stopped may go on.
+    monkeypatch.setattr(_link, "_never_quiet", [])
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        left.close()
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    assert [taken_back for taken_back, _ in waits] == [True, True]
+    # The first wait has used up what there was.
+    assert waits[1][1] == 0
+    assert _link._never_quiet == ["waits once", "waits once too"]
     right.close()
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._cuda import EventPair, current_stream
@@ -89,15 +89,6 @@ class Registration:
         self.link.await_release(call, None if deadline is None else max(0.0, deadline - time.monotonic()))
         self.link.require_release(call)
 
-    def quiesce(self, timeout: float) -> None:
-        """Takes back the rounds under way, and waits until the agent touches no memory of GPUs: others get it then."""
-        deadline = time.monotonic() + timeout
-        calls = [call for _, call in self._rounds if call.memory is not None]
-        for call in calls:
-            self.link.take_back(call)
-        for call in calls:
-            self.link.await_release(call, max(0.0, deadline - time.monotonic()))
-
     def end(self, error: TensorBusError, anew: bool = False) -> None:
         """The agent has let go of it, or is gone."""
         if self.error is None or anew:
@@ -110,6 +101,16 @@ class Registration:
         if self.error is None:
             self.link.post("CleanupBatch", {"batch": self.batch_id, "instance": self.instance})
             self.end(closed_error(self.batch_id))
+
+
+def quiesce(registrations: Iterable[Registration], timeout: float) -> None:
+    """Takes back all rounds under way, and waits until no agent touches memory of GPUs: others get it then."""
+    deadline = time.monotonic() + timeout
+    rounds = [(each.link, call) for each in registrations for _, call in each._rounds if call.memory is not None]
+    for link, call in rounds:
+        link.take_back(call)
+    for link, call in rounds:
+        link.await_release(call, max(0.0, deadline - time.monotonic()))
 
 
 def closed_error(batch_id: str | int) -> TensorBusError:

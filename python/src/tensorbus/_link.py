@@ -326,7 +326,8 @@ class Link:
 
     def take_back(self, call: Call) -> None:
         """Ends a command, wherever that is by now: the agent does, unless it was not sent."""
-        if call.done or call.is_taken_back:
+        # One that was given up is done, and the agent has it under way. Of one that it has answered it finds none.
+        if call.is_released or call.is_taken_back:
             return
         call.is_taken_back = True
         is_out = any(sending is call for _, _, sending in list(self._outbox)) or call.id in self._pending

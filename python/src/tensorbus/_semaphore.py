@@ -188,7 +188,7 @@ async def await_release(link: Link, call: Call) -> None:
         link.look()
 
 
-# How anyio (3 and 4) begins the messages of its cancellations.
+# How anyio 4 begins the messages of its cancellations.
 _SCOPE_MESSAGES = ("Cancelled by cancel scope ", "Cancelled via cancel scope ")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _places, _wire
-from ._batch import BatchHandler, Registration
+from ._batch import BatchHandler, Registration, quiesce
 from ._cuda import CudaAllocation, EventPair, wait_free
 from ._layouts import layout_message, own_rank
 from ._link import Call, Link
@@ -205,8 +205,7 @@ class TensorBusClient:
         registrations = list(self._registrations)
         try:
             if os.getpid() == self._pid:
-                for registration in registrations:
-                    registration.quiesce(_ROUND_GRACE)
+                quiesce(registrations, _ROUND_GRACE)
         finally:
             link = self._link_now
             if link is not None:
