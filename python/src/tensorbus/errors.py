@@ -132,7 +132,7 @@ _advice: dict[str, str] = {
     "TB_CANCELLED": 'Another rank failed first: details["rank"] is where it began, and its log says why.',
     "TB_PEER_LOST": 'Read the log of the agent that ended: details["rank"]. Then register again.',
     "TB_VERSION": "Install the same release of tensorbus on both sides: `python -m tensorbus doctor` shows both.",
-    "TB_CHECKSUM": "Bytes changed on their way: suspect the network or the memory of the two ranks. Transfer or register again.",
+    "TB_CHECKSUM": "Bytes changed on their way: suspect the network or the ranks' memory. Transfer or register again.",
     "TB_CONNECT": "Check the address that the agents advertise, and the firewall between the hosts.",
     "TB_CLOSED": "It was closed, or belongs to another process: make a new one.",
     "TB_PLAN_MISMATCH": "Run the same release of tensorbus everywhere, and register the same layouts.",
