@@ -82,9 +82,28 @@ test("the last rank that leaves a registration removes it", async () => {
       ["A", { first: 1, last: 61 }],
       ["B", { first: 20, last: 40 }],
     ]);
-    await leaveAttempt({ ...optionsOf(store), rank }, { ...roster, number: 1, rounds }, new Deadline());
+    const left = { ...roster, number: 1, rounds, written: Promise.resolve() };
+    await leaveAttempt({ ...optionsOf(store), rank }, left, new Deadline());
   }
   expect([...standing]).toEqual([keys.latest]);
+});
+
+test("a rank says that it has left once all that it said of rounds has come to the store", async () => {
+  const store = memoryStores()();
+  const order: string[] = [];
+  const { add } = store;
+  store.add = (key, ...rest) => {
+    order.push(key);
+    return add.call(store, key, ...rest);
+  };
+  let resolve = () => {};
+  const written = new Promise<void>((resolveWritten) => (resolve = resolveWritten));
+  const left = { ...roster, number: 1, rounds: new Map(), written };
+  const leaving = leaveAttempt(optionsOf(store), left, new Deadline());
+  order.push("written");
+  resolve();
+  await leaving;
+  expect(order).toEqual(["written", keys.left(1)]);
 });
 
 test("a removal may be cut short at any moment: the next one finds what is left, of all registrations", async () => {

@@ -145,7 +145,8 @@ export class Batch {
   /** What others need to know of it once all have left it. */
   get left(): Left {
     const ranges = this.live.map((direction) => [direction.from, direction.rounds] as const);
-    return { ...rosterOf(this.#subject), number: this.number, rounds: new Map(ranges) };
+    const written = Promise.all(this.live.map((direction) => direction.written));
+    return { ...rosterOf(this.#subject), number: this.number, rounds: new Map(ranges), written };
   }
 
   /** True after `close` if a round is in doubt: `resolve` frees the memory. */
@@ -392,6 +393,8 @@ async function prepareDirection(
       store: rendezvous.store,
       prefix,
       sources: ranks[source].length,
+      // Those who vote have begun the round that the first one has completed; others are at most as many rounds apart as they are.
+      margin: commit === "staged" ? 1 : 2,
       onFault: options.onFault,
       onReady: (round) =>
         tell({ kind: "signal", round, epoch: 0, batch: id, pairs, number: met.number, from, to }),

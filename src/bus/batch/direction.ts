@@ -31,6 +31,8 @@ export class Direction {
   #call: Call | undefined;
   #idle: Promise<void> = Promise.resolve();
   readonly #rate: RoundRate;
+  /** What is under way to the store beside the rounds. */
+  readonly #writing = new Set<Promise<unknown>>();
   /** Records of rounds up to this one are removed. */
   #tidied = 0;
   #completed = 0;
@@ -204,6 +206,11 @@ export class Direction {
     return { first: Math.max(1, this.#completed - 2 * lag), last: this.#join.next + lag - 1 };
   }
 
+  /** Resolves when nothing of what this rank says of its rounds is under way to the store any more. */
+  get written(): Promise<unknown> {
+    return Promise.allSettled(this.#writing);
+  }
+
   /** What has to be settled before the memory of this direction can go. */
   get doubt(): StagedCommit | undefined {
     const { staged } = this.#options;
@@ -255,7 +262,7 @@ export class Direction {
         return;
       }
       call.shown = round;
-      opposition.find(from, round, new Deadline({ timeoutMs: tidyMs })).then(
+      this.#write(opposition.find(from, round, new Deadline({ timeoutMs: tidyMs }))).then(
         (error) => {
           if (error !== undefined && stands()) void this.cancel(error);
         },
@@ -307,7 +314,7 @@ export class Direction {
     const announced = poster.ready.then(() => {
       if (this.#call !== call) return undefined;
       call.shown = call.round;
-      return signal.announce(call.round, poster.version, poster.deadline);
+      return this.#write(signal.announce(call.round, poster.version, poster.deadline));
     }, nothing);
     // The signal and the round go on side by side: a store that hangs fails the first one alone.
     announced.catch((error: unknown) => {
@@ -452,14 +459,25 @@ export class Direction {
     const { signal, staged, names, tidies, lag, markTidied } = this.#options;
     const upTo = completed - lag;
     const deadline = () => new Deadline({ timeoutMs: tidyMs });
-    names.forget(upTo, deadline()).catch(nothing);
+    const forget = (removal: Promise<unknown> | undefined) => {
+      if (removal !== undefined) this.#write(removal).catch(nothing);
+    };
+    forget(names.forget(upTo, deadline()));
+    forget(signal.forgetLate(upTo, deadline));
     if (!tidies) return;
     for (; this.#tidied < upTo; this.#tidied++) {
-      signal.forget(this.#tidied + 1, deadline()).catch(nothing);
-      if (names.isUsed) names.remove(this.#tidied + 1, deadline()).catch(nothing);
-      staged?.forget(this.#tidied + 1, deadline()).catch(nothing);
-      markTidied(this.#tidied + 1, deadline()).catch(nothing);
+      forget(signal.forget(this.#tidied + 1, deadline()));
+      if (names.isUsed) forget(names.remove(this.#tidied + 1, deadline()));
+      forget(staged?.forget(this.#tidied + 1, deadline()));
+      forget(markTidied(this.#tidied + 1, deadline()));
     }
+  }
+
+  #write<T>(writing: Promise<T>): Promise<T> {
+    this.#writing.add(writing);
+    const done = () => this.#writing.delete(writing);
+    writing.then(done, done);
+    return writing;
   }
 
   #identity(round: number): RoundIdentity {

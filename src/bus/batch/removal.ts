@@ -2,11 +2,12 @@
  * How what a registration has written goes again: the last rank that leaves it removes it, and whoever registers the next one
  * removes what ranks that have died, or a store that was lost, have left of those before.
  */
-import type { Deadline } from "../../deadline.ts";
+import { Deadline } from "../../deadline.ts";
 import type { Store } from "../../store/store.ts";
 import { type AttemptOptions, raiseLatest } from "./attempt.ts";
 import { type BatchKeys, batchSideSchema } from "./records.ts";
-import { RoundLog } from "./round-log.ts";
+import { graceMs } from "./round-join.ts";
+import { RoundLog, settled } from "./round-log.ts";
 import { findAndForgetRounds, forgetRounds, type RoundRange } from "./round-records.ts";
 
 /** The members of a registration: the names of its sides, and the ranks of both. */
@@ -19,12 +20,17 @@ export interface Roster {
 export interface Left extends Roster {
   readonly number: number;
   readonly rounds: ReadonlyMap<string, RoundRange>;
+  /** Resolves when nothing that it has said of rounds is under way to the store. */
+  readonly written: Promise<unknown>;
 }
 
 /** Says that this rank has left a registration. The last one to leave removes it. */
 export async function leaveAttempt(options: AttemptOptions, left: Left, deadline: Deadline): Promise<void> {
   const { rendezvous, keys } = options;
-  const { number, ranks, rounds } = left;
+  const { number, ranks, rounds, written } = left;
+  // What came after the last rank has removed all would stay.
+  const within = new Deadline({ timeoutMs: graceMs });
+  await settled("what was said of rounds", written, within).catch(() => {});
   const count = await rendezvous.store.add(keys.left(number), 1n, deadline.rest);
   if (count === BigInt(ranks.length)) await forgetEnded(options, number, left, deadline, rounds);
 }

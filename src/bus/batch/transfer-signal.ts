@@ -19,6 +19,8 @@ export interface TransferSignalOptions {
   readonly prefix: string;
   /** Ranks that post each round as its sources. */
   readonly sources: number;
+  /** By how many rounds, at least, a rank has gone on from one whose records others remove: it has to look after later ones itself. */
+  readonly margin: number;
   /** What could not be watched: a store that was lost. */
   readonly onFault: (error: unknown) => void;
   readonly onReady: (round: number) => void;
@@ -29,6 +31,8 @@ export class TransferSignal {
   #round = 0;
   #ready = false;
   #announced = 0;
+  /** Announcements that may come to the store after others have removed the records of their round. */
+  readonly #late = new Map<number, Promise<void>>();
   #watch: AbortController | undefined;
   #closed = false;
 
@@ -67,9 +71,24 @@ export class TransferSignal {
   }
 
   /** This rank, a source, is in that round, with that version: said once of each. */
-  async announce(round: number, version: bigint | undefined, deadline: Deadline): Promise<void> {
-    if (round <= this.#announced) return;
+  announce(round: number, version: bigint | undefined, deadline: Deadline): Promise<void> {
+    if (round <= this.#announced) return Promise.resolve();
     this.#announced = round;
+    const saying = this.#say(round, version, deadline);
+    const said = saying.then(
+      () => {
+        // Had others removed anything of it by now, this rank would be further on.
+        const { margin } = this.#options;
+        if (Math.max(this.#round, this.#announced) < round + margin) this.#late.delete(round);
+      },
+      // It may still take effect.
+      () => {},
+    );
+    this.#late.set(round, said);
+    return saying;
+  }
+
+  async #say(round: number, version: bigint | undefined, deadline: Deadline): Promise<void> {
     const { store, sources } = this.#options;
     const posted = sources === 1 ? 1n : await store.add(this.#key(round, "posted"), 1n, deadline.rest);
     if (posted < BigInt(sources)) return;
@@ -85,6 +104,21 @@ export class TransferSignal {
       ...(sources > 1 ? [store.delete(this.#key(round, "posted"), deadline.rest)] : []),
       store.delete(this.#key(round, "state"), deadline.rest),
     ]);
+  }
+
+  /**
+   * Removes what this rank may have written of rounds up to that one after others had removed the rest: its part goes over a
+   * connection of its own, or in two steps, and rounds do not wait for it.
+   */
+  async forgetLate(upTo: number, within: () => Deadline): Promise<void> {
+    const late = [...this.#late].filter(([round]) => round <= upTo);
+    await Promise.all(
+      late.map(async ([round, said]) => {
+        this.#late.delete(round);
+        await said;
+        await this.forget(round, within());
+      }),
+    );
   }
 
   close(): void {

@@ -10,31 +10,20 @@ import type { Cluster } from "../world/cluster.ts";
 import { brief } from "../world/trace.ts";
 import type { Registration } from "./registration.ts";
 import { ranksOf } from "./scenario.ts";
-import { areSame, isUnknown, overlaps, roundOf, type TransferCall, type Violation } from "./transfer-call.ts";
+import {
+  areSame,
+  endsAnyCall,
+  isOpposed,
+  isUnknown,
+  type Outcomes,
+  overlaps,
+  roundOf,
+  type Standing,
+  surelyPostedMs,
+  type TransferCall,
+  type Violation,
+} from "./transfer-call.ts";
 
-/** A registration on one agent. */
-interface Standing {
-  readonly generation: bigint;
-  ended: number;
-}
-
-/** By rank, the error that its call ended with, or what else it was. */
-interface Outcomes {
-  readonly committed: Map<number, unknown>;
-  readonly aborted: Map<number, unknown>;
-}
-
-/** A call has been posted by then, and everyone has heard of it. */
-const surelyPostedMs = 100;
-/** What ends a call whatever became of its round: its deadline, or the end of its batch. */
-const endsAnyCall: ReadonlySet<string> = new Set([
-  "TB_TIMEOUT",
-  "TB_PEER_LOST",
-  "TB_CLIENT_LOST",
-  "TB_BATCH_UNKNOWN",
-  "TB_AGENT_LOST",
-  "TB_CLOSED",
-]);
 /** Deadlines that pass at the same time. */
 const sameTimeMs = 20;
 /** What a call may take beyond its deadline. */
@@ -299,6 +288,16 @@ export class Ledger {
       const round = call.error === undefined ? undefined : roundOf(call);
       if (round === undefined) continue;
       const { rank } = call.error!.details;
+      if (call.error!.code === "TB_BUSY") {
+        // It may have completed this round before: it is one that has called the other way.
+        const hasTurned = all.some(
+          (other) => other.call.client.rank === rank && isOpposed(other, { call, name, from }, all),
+        );
+        this.require(hasTurned, "blame is right", () => {
+          return `${call.client.name} call ${call.number}: rank ${rank} is said to have called the other way in round ${round}`;
+        });
+        continue;
+      }
       const isSame = (other: TransferCall) => other.name === name && other.from === from;
       const completed = all.some(
         (other) =>
