@@ -62,11 +62,11 @@ describe("the sharded state of vLLM", () => {
     // vLLM writes several parts of a rank where one would be large.
     const parts = files.flatMap((file) => {
       const half = Math.ceil(file.parameters.length / 2);
-      return [0, 1].map((part) => ({
-        ...file,
-        name: file.name.replace("part-0", `part-${part}`),
-        parameters: part === 0 ? file.parameters.slice(0, half) : file.parameters.slice(half),
-      }));
+      return [0, 1].map((part) => {
+        const name = file.name.replace("part-0", `part-${part}`);
+        const parameters = part === 0 ? file.parameters.slice(0, half) : file.parameters.slice(half);
+        return { name, parameters, metadata: { ...file.metadata, "tensorbus.file": name } };
+      });
     });
     const state = join(folder(), "state");
     mkdirSync(state);

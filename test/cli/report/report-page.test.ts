@@ -158,7 +158,7 @@ describe.skipIf(chromiumMissing !== undefined)(
       expect(await wrong("0.match", "(")).toContain("regular expression");
       expect(await wrong("1.match", "nothing")).toContain("match no rule");
       expect(await wrong("0.target.placements", "S(0)")).toContain("1 placements");
-      expect(await wrong("0.target.placements", "R, S(7)")).toContain("S(7)");
+      expect(await wrong("0.target.placements", "R, S(7)")).toContain("cuts a dimension that no tensor");
       expect(await wrong("0.target.placements", "R, P(sum)")).toContain("cannot be Partial");
       expect(await wrong("bucketBytes", "8 potatoes")).toContain("size");
       expect(await wrong("topology.latencyUs", "")).toContain("missing");
