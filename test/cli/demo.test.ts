@@ -62,7 +62,7 @@ describe("demo", () => {
     expect(stdout).toMatch(/memcpy +.*\/s; the fastest round ran at .* of it/);
     expect(stderr).toMatch(/round 5: verifying 100%/);
     expect(code).toBe(0);
-  }, 120_000);
+  }, 600_000);
 
   it("sees values that are not those of the round", async () => {
     await using world = await startWorld();
@@ -71,7 +71,7 @@ describe("demo", () => {
     await world.step("move", 1);
     await world.step("verify", 1);
     await expect(world.step("verify", 2)).rejects.toMatchObject({ code: "TB_VERIFY", details: { rank: 2 } });
-  }, 120_000);
+  }, 600_000);
 
   it("ends everywhere when an agent is killed, and leaves no process", async () => {
     const world = await startWorld();
@@ -88,5 +88,5 @@ describe("demo", () => {
       await world[Symbol.asyncDispose]();
     }
     expect([...pids.agents.values(), ...pids.clients.values()].filter(isAlive)).toEqual([]);
-  }, 120_000);
+  }, 600_000);
 });
