@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_client import both, register
+from test_life import paired
 
 import tensorbus
 from conftest import client_of
@@ -202,9 +203,7 @@ class Interrupted(BaseException):
 def test_a_caller_is_warned_as_long_as_the_agent_has_its_tensors(
     agents: tensorbus.Agents, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
-    left, right = client_of(0), client_of(2)
-    name = f"warned {way}"
-    both(lambda: left.init_pair(name, "a", "b", 1), lambda: right.init_pair(name, "b", "a", 1))
+    left, right, name = paired(f"warned {way}", 2)
     sender, _ = register((left, right, name), [np.zeros(4, np.float32)], [np.zeros(4, np.float32)])
     link, agent = left._link(), left.agent["pid"]
 
@@ -263,9 +262,7 @@ def test_a_caller_is_warned_as_long_as_the_agent_has_its_tensors(
 
 
 def test_the_next_round_waits_for_one_that_was_given_up(agents: tensorbus.Agents) -> None:
-    left, right = client_of(0), client_of(2)
-    name = "given up"
-    both(lambda: left.init_pair(name, "a", "b", 1), lambda: right.init_pair(name, "b", "a", 1))
+    left, right, name = paired("given up", 2)
     sender, receiver = register((left, right, name), [np.ones(4, np.float32)], [np.zeros(4, np.float32)])
     link = left._link()
     given_up = sender.transfer("send", timeout=600)._call
@@ -373,9 +370,7 @@ def test_a_scope_that_cancels_at_each_await_does_not_end_the_wait_for_the_agent(
 
 
 def test_a_task_that_awaits_what_is_done_leaves_the_reader_of_others(agents: tensorbus.Agents) -> None:
-    left, right = client_of(0), client_of(2)
-    name = "reader of others"
-    both(lambda: left.init_pair(name, "a", "b", 1), lambda: right.init_pair(name, "b", "a", 1))
+    left, right, name = paired("reader of others", 2)
     sender, _ = register((left, right, name), [np.zeros(4, np.float32)], [np.zeros(4, np.float32)])
     link = left._link()
     done = link.submit("QueryStatus", {"batch": sender.batch_id, "instance": sender._registration.instance}, 10)
@@ -529,9 +524,7 @@ def interrupted_at(point: int, call: Callable[[], object]) -> bool:
 
 
 def test_an_interrupt_at_every_point_of_a_send(agents: tensorbus.Agents) -> None:
-    left, right = client_of(0), client_of(2)
-    name = "every point"
-    both(lambda: left.init_pair(name, "a", "b", 1), lambda: right.init_pair(name, "b", "a", 1))
+    left, right, name = paired("every point", 2)
     given: Any = np.zeros(4, np.float32)
     taken: Any = np.zeros(4, np.float32)
     sender, receiver = register((left, right, name), [given], [taken])

@@ -33,8 +33,8 @@ def alone(_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[tenso
         yield started
 
 
-def paired(name: str) -> Any:
-    left, right = client_of(0), client_of(1)
+def paired(name: str, right_rank: int = 1) -> Any:
+    left, right = client_of(0), client_of(right_rank)
     both(lambda: left.init_pair(name, "a", "b", 1), lambda: right.init_pair(name, "b", "a", 1))
     return left, right, name
 
