@@ -38,6 +38,7 @@ const checkBytes = 16;
 const sizedShard = 4;
 
 const strategies: readonly Strategy[] = ["auto", "direct", "striped"];
+const hexDigits = "0123456789abcdef";
 const readings: readonly (StridedShardReading | undefined)[] = [undefined, "split", "order"];
 
 export interface Encoded {
@@ -86,16 +87,18 @@ export function encodePlan(input: NormalInput, { planner, routing }: Decisions):
 /** The lowest format version that can say an input. */
 function formatOf({ topology, pairs, kinds }: NormalInput): number {
   const isSized = (placement: Placement) => placement.kind === "shard" && placement.sizes !== undefined;
-  const layouts = pairs.flatMap(({ source, target }) => [source, target]);
-  const sides = kinds.flatMap(({ source, target }) => [source, target]);
-  if (layouts.some(({ placements }) => placements.some(isSized))) return sizesVersion;
-  if (sides.some(({ selectSizes }) => selectSizes !== undefined)) return sizesVersion;
-  if (kinds.some(({ dtype }) => isOpaque(dtype))) return sizesVersion;
+  const isCutBySize = ({ placements }: SideLayout) => placements.some(isSized);
+  if (pairs.some(({ source, target }) => isCutBySize(source) || isCutBySize(target))) return sizesVersion;
+  const selectsBySize = ({ source, target }: NormalInput["kinds"][number]) =>
+    source.selectSizes !== undefined || target.selectSizes !== undefined;
+  if (kinds.some((kind) => selectsBySize(kind) || isOpaque(kind.dtype))) return sizesVersion;
   return topology !== undefined && topology.links.length > 0 ? linksVersion : 1;
 }
 
 function toHex(bytes: Uint8Array): string {
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  let text = "";
+  for (const byte of bytes) text += hexDigits[byte >> 4]! + hexDigits[byte & 15]!;
+  return text;
 }
 
 function writeOptions(writer: Writer, input: NormalInput): void {

@@ -22,7 +22,10 @@ export interface Decisions {
 export function decide(input: NormalInput, planner = plannerVersion): Decisions {
   const routing = input.patterns.map((pattern) => route(input, pattern, "overlapping"));
   const order = handedOnFirst(input, routing);
-  const before = input.patterns.map((pattern) => route(input, pattern, "in turn"));
+  // Only what costs decided can have been decided otherwise.
+  const before = input.patterns.map((pattern, index) =>
+    routing[index]!.costs === undefined ? routing[index]! : route(input, pattern, "in turn"),
+  );
   const isAsBefore = order === undefined && routing.every((one, index) => isSame(one, before[index]!));
   if (isAsBefore) return { planner: oldestPlanner, routing, order };
   return planner === oldestPlanner
@@ -42,6 +45,7 @@ function handedOnFirst(
   { kinds, tensorKinds }: NormalInput,
   routing: readonly Routing[],
 ): Uint32Array | undefined {
+  if (routing.every(({ groups }) => groups === "none")) return undefined;
   const isHandedOn = Uint8Array.from(tensorKinds, (kind) =>
     routing[kinds[kind]!.pattern]!.groups === "none" ? 0 : 1,
   );

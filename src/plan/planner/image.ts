@@ -39,7 +39,6 @@ export function makeImage(input: NormalInput, { routing, order }: Decisions): Im
   const tensors = new Uint32Array(tensorCount * tensorWords);
   const { classes, classTensors } = fillTensors(input, tensors);
   numberRuns(input, order, tensors);
-  const meshes = input.meshes.map(meshWords);
   const at = {
     mesh: headerWords * 4,
     hosts: 0,
@@ -50,7 +49,7 @@ export function makeImage(input: NormalInput, { routing, order }: Decisions): Im
     classTensors: 0,
     order: 0,
   };
-  let end = at.mesh + meshes.reduce((sum, words) => sum + words.byteLength, 0);
+  let end = input.meshes.reduce((sum, mesh) => sum + meshWords(mesh) * 4, at.mesh);
   const section = (bytes: number) => {
     const start = end;
     end += Math.ceil(bytes / 8) * 8;
@@ -65,67 +64,69 @@ export function makeImage(input: NormalInput, { routing, order }: Decisions): Im
   at.classTensors = section(classTensors.byteLength);
   at.order = order === undefined ? 0 : section(order.byteLength);
 
-  const bytes = new Uint8Array(end);
-  const put = (words: Uint32Array | BigInt64Array, offset: number) =>
-    bytes.set(new Uint8Array(words.buffer, words.byteOffset, words.byteLength), offset);
-  put(
-    Uint32Array.of(
-      input.world,
-      meshes.length,
-      input.patterns.length,
-      tensorCount,
-      input.bucketBytes,
-      input.bucketsInFlight,
-      input.peersInFlight,
-      classes.length - 1,
-      at.mesh,
-      at.hosts,
-      at.pattern,
-      at.tensor,
-      at.classes,
-      at.classTensors,
-      at.order,
-    ),
-    0,
-  );
-  let meshAt = at.mesh;
-  for (const words of meshes) {
-    put(words, meshAt);
-    meshAt += words.byteLength;
+  // All sections begin at multiples of 8 bytes; one buffer, since small plans are made by the thousand.
+  const words = new Uint32Array(end / 4);
+  words[0] = input.world;
+  words[1] = input.meshes.length;
+  words[2] = input.patterns.length;
+  words[3] = tensorCount;
+  words[4] = input.bucketBytes;
+  words[5] = input.bucketsInFlight;
+  words[6] = input.peersInFlight;
+  words[7] = classes.length - 1;
+  words[8] = at.mesh;
+  words[9] = at.hosts;
+  words[10] = at.pattern;
+  words[11] = at.tensor;
+  words[12] = at.classes;
+  words[13] = at.classTensors;
+  words[14] = at.order;
+  let meshAt = at.mesh / 4;
+  for (const mesh of input.meshes) {
+    putMesh(words, meshAt, mesh);
+    meshAt += meshWords(mesh);
   }
   const { topology } = input;
   if (topology !== undefined) {
     const numbers = new Numbering();
-    put(
-      Uint32Array.from({ length: input.world }, (_, rank) => numbers.of(hostOf(topology, rank))),
-      at.hosts,
-    );
+    for (let rank = 0; rank < input.world; rank++)
+      words[at.hosts / 4 + rank] = numbers.of(hostOf(topology, rank));
   }
-  put(sizes.words, at.sizes);
+  const longs = new BigInt64Array(words.buffer);
+  longs.set(sizes.words, at.sizes / 8);
   const sizesAt = (list: readonly number[]) => at.sizes + sizes.placeOf(list) * 8;
   input.patterns.forEach((pattern, index) => {
-    put(patternRecord(pattern, routing[index]!, sizesAt), at.pattern + index * patternWords * 8);
+    putPattern(longs, at.pattern / 8 + index * patternWords, pattern, routing[index]!, sizesAt);
   });
-  put(tensors, at.tensor);
-  put(classes, at.classes);
-  put(classTensors, at.classTensors);
-  if (order !== undefined) put(order, at.order);
+  words.set(tensors, at.tensor / 4);
+  words.set(classes, at.classes / 4);
+  words.set(classTensors, at.classTensors / 4);
+  if (order !== undefined) words.set(order, at.order / 4);
+  const bytes = new Uint8Array(words.buffer);
   return { bytes, contributions: input.patterns.map(({ source }) => contributionsOf(source)) };
 }
 
-function meshWords(mesh: DeviceMesh): Uint32Array {
-  const words = new Uint32Array(10 + Math.ceil(mesh.size / 2) * 2);
-  words[0] = mesh.ndim;
-  words[1] = mesh.size;
-  words.set(mesh.shape, 2);
-  words.set(mesh.ranks, 10);
-  return words;
+/** How many words a mesh has in the image: an even number, since records of 8 bytes follow. */
+function meshWords(mesh: DeviceMesh): number {
+  return 10 + Math.ceil(mesh.size / 2) * 2;
+}
+
+function putMesh(words: Uint32Array, at: number, mesh: DeviceMesh): void {
+  words[at] = mesh.ndim;
+  words[at + 1] = mesh.size;
+  words.set(mesh.shape, at + 2);
+  words.set(mesh.ranks, at + 10);
 }
 
 type SizesAt = (sizes: readonly number[]) => number;
 
-function patternRecord(pattern: Pattern, routing: Routing, sizesAt: SizesAt): BigInt64Array {
-  const words = new BigInt64Array(patternWords);
+function putPattern(
+  words: BigInt64Array,
+  at: number,
+  pattern: Pattern,
+  routing: Routing,
+  sizesAt: SizesAt,
+): void {
   const { source, target } = pattern;
   // Packed types are planned in units of whole bytes, along the last dimension.
   const unit = unitOf(pattern.dtype);
@@ -144,14 +145,13 @@ function patternRecord(pattern: Pattern, routing: Routing, sizesAt: SizesAt): Bi
     unit.bytes / itemSize(moved[0]),
   ];
   numbers.forEach((number, index) => {
-    words[index] = BigInt(number);
+    words[at + index] = BigInt(number);
   });
   pattern.shape.forEach((size, dim) => {
-    words[12 + dim] = BigInt(size);
+    words[at + 12 + dim] = BigInt(size);
   });
-  putSide(words, sideAt, source, sizesAt);
-  putSide(words, sideAt + sideWords, target, sizesAt);
-  return words;
+  putSide(words, at + sideAt, source, sizesAt);
+  putSide(words, at + sideAt + sideWords, target, sizesAt);
 }
 
 function putSide(words: BigInt64Array, at: number, side: NormalSide, sizesAt: SizesAt): void {

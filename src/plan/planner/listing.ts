@@ -75,6 +75,8 @@ function gather(
 
 export function readAnswers(question: Question, subject: Subject, forBuckets: boolean): Gathered {
   const { buffer } = question.planner;
+  // Made by the first list, since few commands make one.
+  if (smallBigints.length === 0) smallBigints = Array.from({ length: 2 ** 14 }, (_, value) => BigInt(value));
   const at = question.ask((planner) => Object.values(answers).map((which) => planner.answer(which)));
   const words = (which: number, length: number) => new Uint32Array(buffer, at[which]!, length);
   const recordBytes = at[answers.recordBytes]!;
@@ -147,15 +149,19 @@ function chunkReader(gathered: Gathered, tensor?: number): (place: number) => Ch
   const { recordWords, order, wordsPerRecord, wave, bucketChannel, units } = gathered;
   let last = -1;
   let id = "";
-  return (place) => {
+  const read = (place: number): Chunk => {
     const at = order[place]! * wordsPerRecord;
     const bucket = recordWords[at + 6]!;
     if (bucket !== last) {
       last = bucket;
       id = bucketId(gathered, bucket);
     }
-    const chunk = chunkAt(gathered, at, tensor ?? recordWords[at + 2]!, id, wave[bucketChannel[bucket]!]!);
-    const unit = units?.get(recordWords[at + 2]!);
+    return chunkAt(gathered, at, tensor ?? recordWords[at + 2]!, id, wave[bucketChannel[bucket]!]!);
+  };
+  if (units === undefined) return read;
+  return (place) => {
+    const chunk = read(place);
+    const unit = units.get(recordWords[order[place]! * wordsPerRecord + 2]!);
     return unit === undefined ? chunk : inElements(chunk, unit);
   };
 }
@@ -208,12 +214,10 @@ function bytesAt({ recordWords: words, recordLongs }: Gathered, at: number): big
 }
 
 /** The smaller numbers, which most offsets and lengths are: making a bigint takes longer than finding it. */
-const smallBigints = new Array<bigint | undefined>(2 ** 14);
+let smallBigints: readonly bigint[] = [];
 
 function asBigint(value: number): bigint {
-  if (value >= smallBigints.length) return BigInt(value);
-  smallBigints[value] ??= BigInt(value);
-  return smallBigints[value];
+  return smallBigints[value] ?? BigInt(value);
 }
 
 function vector(gathered: Gathered, offsets: number, first: number, ndim: number): bigint[] {
