@@ -1,9 +1,14 @@
+import { join } from "node:path";
 import { PassThrough, Writable } from "node:stream";
 import { describe, expect, test } from "vitest";
+import { linkChangeTable, rankChangeTable, totalTable } from "../../src/cli/diff/report.ts";
+import { loadPlanned } from "../../src/cli/plan/load.ts";
+import { sideTable } from "../../src/cli/plan/tables.ts";
 import { formatBytes, formatCount, formatDuration, formatRanks } from "../../src/cli/ui/format.ts";
 import { Output, OutputClosed, type OutputStream } from "../../src/cli/ui/output.ts";
 import { startProgress } from "../../src/cli/ui/progress.ts";
 import { type Column, formatFields, formatTable } from "../../src/cli/ui/table.ts";
+import { diffPlans } from "../../src/plan/index.ts";
 
 /** A stream that keeps what is written, as a terminal or not. */
 function captured(options: { isTTY?: boolean; columns?: number; environment?: NodeJS.ProcessEnv } = {}) {
@@ -187,6 +192,25 @@ describe("narrow tables", () => {
       "  not shown, the terminal is too narrow:",
       "  kind of thing, layouts",
     ]);
+  });
+
+  test("of sides and of what changed fit into 40 columns, totals into 56", async () => {
+    const spec = (name: string) => loadPlanned(join(import.meta.dirname, "../../examples/specs", name));
+    const [before, after] = await Promise.all([spec("fsdp2-tp.json"), spec("llama-3-8b.yaml")]);
+    const diff = diffPlans(before.plan, after.plan);
+    const { ranks } = after.plan.stats();
+    const tables = [
+      [sideTable([after.spec.source, after.spec.target], ranks), 40],
+      [totalTable({ before, after, diff }), 56],
+      [rankChangeTable(diff.ranks), 40],
+      [linkChangeTable(diff.links), 40],
+    ] as const;
+    for (const [table, width] of tables) {
+      expect(table.rows.length).toBeGreaterThan(0);
+      const lines = formatTable(narrow(width), table.columns, table.rows).split("\n");
+      expect(lines.filter((line) => line.length > width)).toEqual([]);
+      expect(lines.join("\n")).toContain("not shown");
+    }
   });
 });
 

@@ -12,8 +12,8 @@ export function formatExcesses(output: Output, excesses: readonly BudgetCheck[])
     { head: "budget" },
     { head: "limit", align: "right" },
     { head: "found", align: "right" },
-    { head: "over by", align: "right" },
-    { head: "where" },
+    { head: "over by", align: "right", leaves: 0 },
+    { head: "where", leaves: 1 },
   ] as const;
   return formatTable(output, columns, rows);
 }

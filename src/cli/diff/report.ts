@@ -49,7 +49,7 @@ const totalColumns: readonly Column[] = [
   { head: "" },
   { head: "before", align: "right" },
   { head: "after", align: "right" },
-  { head: "change", align: "right" },
+  { head: "change", align: "right", leaves: 0 },
 ];
 
 /** What the plans are as wholes, changed or not. */
@@ -230,9 +230,10 @@ export function rankChangeTable(ranks: readonly RankChange[]): TableOf {
   return {
     columns: [
       { head: "rank", align: "right" },
-      ...shown.flatMap(({ head }): Column[] => [
-        { head, align: "right" },
-        { head: "by", align: "right" },
+      // The last of them leave first, each with its change.
+      ...shown.flatMap(({ head }, place): Column[] => [
+        { head, align: "right", ...(place === 0 ? {} : { leaves: shown.length - place }) },
+        { head: "by", align: "right", leaves: shown.length - place },
       ]),
     ],
     rows: sorted.map((one) => [
@@ -244,7 +245,11 @@ export function rankChangeTable(ranks: readonly RankChange[]): TableOf {
 
 export function linkChangeTable(links: readonly LinkChange[]): TableOf {
   return {
-    columns: ["from", "to", "before", "after", "by"].map((head) => ({ head, align: "right" })),
+    columns: ["from", "to", "before", "after", "by"].map((head) => ({
+      head,
+      align: "right",
+      ...(head === "by" ? { leaves: 0 } : {}),
+    })),
     rows: links.map(({ from, to, bytes }) => [
       String(from),
       String(to),

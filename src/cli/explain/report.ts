@@ -112,10 +112,10 @@ function formatGroup(output: Output, { shape }: TensorInput, group: PartGroup): 
   const there = here === "from" ? "to" : "from";
   const shown: { readonly column: Column; readonly text: (part: ShownPart) => string }[] = [
     { column: { head: "part" }, text: ({ global }) => formatBox(global, shape) },
-    { column: { head: "here" }, text: (part) => formatPlace(part[here]) },
-    { column: { head: "bytes", align: "right" }, text: ({ bytes }) => formatBytes(bytes) },
+    { column: { head: "here", leaves: 2 }, text: (part) => formatPlace(part[here]) },
+    { column: { head: "bytes", align: "right", leaves: 1 }, text: ({ bytes }) => formatBytes(bytes) },
     ...columns.map((column) => ({
-      column: { head: headOf(column, there) },
+      column: { head: headOf(column, there), ...(column.kind === "peer" ? {} : { leaves: 0 }) },
       text: (part: ShownPart) => textOf(column, part, there),
     })),
   ];

@@ -81,9 +81,11 @@ export function sideTable(sides: readonly SpecSide[], ranks: readonly RankStats[
   });
   const columns: Column[] = [
     { head: "side" },
-    ...numbers("ranks"),
+    { head: "ranks", align: "right", leaves: 0 },
     { head: "" },
-    ...numbers("least", "mean", "most"),
+    { head: "least", align: "right", leaves: 1 },
+    { head: "mean", align: "right", leaves: 2 },
+    { head: "most", align: "right" },
   ];
   return { columns, rows };
 }
