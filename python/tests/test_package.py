@@ -241,18 +241,6 @@ def test_the_extra_brings_the_command_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert find_cli() == [sys.executable]
 
 
-def test_doctor_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tensorbus.__main__ import main
-
-    monkeypatch.setenv("TENSORBUS_CLI", "/nowhere/tensorbus")
-    monkeypatch.setenv("TENSOR_BUS_NAMESPACE", "nobody-is-here")
-    assert main(["doctor"]) == 0
-    told = capsys.readouterr().out
-    assert "absent  command line" in told
-    assert "/nowhere/tensorbus" in told
-    assert "tensorbus agents --side" in told
-
-
 def test_what_rank_0_meets_when_it_asks_reaches_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
 

@@ -7,13 +7,14 @@ import importlib.util
 import os
 import queue
 import re
+import shlex
 import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from .errors import add_note, make_error
+from .errors import TensorBusError, add_note, make_error
 
 
 def find_cli() -> list[str]:
@@ -33,9 +34,14 @@ def find_cli() -> list[str]:
         node = shutil.which("node")
         if node is not None:
             return [node, path]
-        raise make_error("TB_LIBRARY", f"{path} needs Node.js, and there is no node on PATH")
-    message = f"TENSORBUS_CLI names {named}, which is not there" if named else "there is no tensorbus on PATH"
-    error = make_error("TB_LIBRARY", message)
+        error = make_error("TB_LIBRARY", f"{path} needs Node.js, and there is no node on PATH")
+        add_note(error, "Install Node.js 20.19, or 22.3 or newer (https://nodejs.org), and put it on PATH.")
+        raise error
+    if named:
+        error = make_error("TB_LIBRARY", f"TENSORBUS_CLI names {named}, which is not there")
+        add_note(error, "Run `npm ci` in the clone whose dist/cli.js that is, or name another, or unset it.")
+        raise error
+    error = make_error("TB_LIBRARY", "there is no tensorbus on PATH")
     add_note(
         error,
         "Install the agents with `pip install tensorbus[agent]` or `npm install -g tensorbus`, or set TENSORBUS_CLI to "
@@ -51,6 +57,17 @@ def _cli_of_extra() -> list[str]:
         return list(command())
     except FileNotFoundError as missing:
         raise make_error("TB_LIBRARY", str(missing)) from missing
+
+
+def start_command() -> str:
+    """How agents are started here, wherever a message says so."""
+    try:
+        words = find_cli()
+    except TensorBusError:
+        words = ["tensorbus"]
+    if words == [shutil.which("tensorbus")]:
+        words = ["tensorbus"]
+    return f"{shlex.join(words)} agents --side trainer=0..3 --side engine=4..5"
 
 
 class Agents:

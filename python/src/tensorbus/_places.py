@@ -6,12 +6,13 @@ import os
 import re
 import socket
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from . import _wire
 
-# How agents are started, wherever a message says so.
-START_AGENTS = "tensorbus agents --side trainer=0..3 --side engine=4..5"
+_SOCKET = "client.sock"
+# At most as many other folders are told of.
+_MAX_ELSEWHERE = 4
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,12 @@ class BusPaths:
     agent_state_path: str
 
 
+_BASES = ("XDG_RUNTIME_DIR", "TMPDIR", "TMP", "TEMP")
+
+
 def user_folder() -> str:
     """The place of a user's folders by default."""
-    names = ("XDG_RUNTIME_DIR", "TMPDIR", "TMP", "TEMP")
-    base = next((os.environ[name] for name in names if os.environ.get(name)), "/tmp")
+    base = next((os.environ[name] for name in _BASES if os.environ.get(name)), "/tmp")
     return os.path.join(base, f"tensorbus-{os.geteuid()}")
 
 
@@ -44,21 +47,77 @@ def default_paths(agent_rank: int) -> BusPaths:
 
 def socket_path(command_queue_path: str) -> str:
     """The agent's socket beside a command queue."""
-    return os.environ.get("TENSOR_BUS_CLIENT_SOCKET") or os.path.join(command_queue_path, "client.sock")
+    return os.environ.get("TENSOR_BUS_CLIENT_SOCKET") or os.path.join(command_queue_path, _SOCKET)
+
+
+def named_socket() -> str | None:
+    """The socket that the environment names, if it names one."""
+    queue = os.environ.get("TENSOR_BUS_COMMAND_QUEUE_PATH")
+    return socket_path(queue or "") if queue or os.environ.get("TENSOR_BUS_CLIENT_SOCKET") else None
 
 
 def ranks_here() -> list[int]:
     """The ranks whose agents answer in this namespace, on this host."""
-    found = []
+    folder = namespace_folder()
+    return [rank for rank in ranks_in(folder) if answers(socket_in(folder, rank))]
+
+
+def ranks_in(folder: str) -> list[int]:
+    """The ranks that have a socket in the folder of a namespace: agents that run, or that have ended."""
+    matches = [re.fullmatch(r"rank-(\d+)", name) for name in _names_in(folder)]
+    ranks = sorted(int(match[1]) for match in matches if match)
+    return [rank for rank in ranks if os.path.exists(socket_in(folder, rank))]
+
+
+def socket_in(folder: str, rank: int) -> str:
+    """The socket of a rank's agent in the folder of a namespace."""
+    return os.path.join(folder, f"rank-{rank}", "queue", _SOCKET)
+
+
+def _names_in(folder: str) -> list[str]:
     try:
-        names = os.listdir(namespace_folder())
+        return sorted(os.listdir(folder))
     except OSError:
         return []
-    for name in names:
-        match = re.fullmatch(r"rank-(\d+)", name)
-        if match and answers(os.path.join(namespace_folder(), name, "queue", "client.sock")):
-            found.append(int(match[1]))
-    return sorted(found)
+
+
+def agents_elsewhere() -> list[tuple[str, str]]:
+    """For those who find no agent: which others this host has, each with what to do so that it is found."""
+    own, found = user_folder(), []
+    bases = [os.path.dirname(own), *(os.environ[name] for name in _BASES if os.environ.get(name))]
+    for base in dict.fromkeys([*bases, f"/run/user/{os.geteuid()}", "/tmp"]):
+        users = [name for name in _names_in(base) if re.fullmatch(r"tensorbus-\d+", name)]
+        for folder in [os.path.join(base, name) for name in users]:
+            found += _of_user(folder) if folder.endswith(f"-{os.geteuid()}") else _of_other_user(folder)
+    return found[:_MAX_ELSEWHERE]
+
+
+def _of_user(user: str) -> list[tuple[str, str]]:
+    told = []
+    for folder in [os.path.join(user, name) for name in _names_in(user)]:
+        if folder == namespace_folder():
+            continue
+        ranks = [rank for rank in ranks_in(folder) if answers(socket_in(folder, rank))]
+        if ranks:
+            set_names = [f"TENSOR_BUS_NAMESPACE={unquote(os.path.basename(folder))}"]
+            if user != user_folder():
+                set_names.insert(0, f"XDG_RUNTIME_DIR={os.path.dirname(user)}")
+            told.append((f"those of ranks {rank_list(ranks)} answer in {folder}", f"set {' and '.join(set_names)}"))
+    return told
+
+
+def _of_other_user(folder: str) -> list[tuple[str, str]]:
+    try:
+        uid = os.stat(folder).st_uid
+    except OSError:
+        return []
+    if uid == os.geteuid():
+        return []
+    advice = (
+        f"run as that user, or have its agents started with --client-uid {os.geteuid()} and --client-socket PATH, "
+        "and set TENSOR_BUS_CLIENT_SOCKET=PATH"
+    )
+    return [(f"{folder} is that of user {uid}", advice)]
 
 
 def answers(path: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _places, _wire
+from ._agents import start_command
 from ._batch import BatchHandler, Registration, quiesce
 from ._cuda import CudaAllocation, EventPair, wait_free
 from ._layouts import layout_message, own_rank
@@ -178,7 +179,9 @@ class TensorBusClient:
         error = make_error("TB_AGENT_LOST", message, details)
         if ranks and os.environ.get("AGENT_RANK_OFFSET"):
             add_note(error, f"AGENT_RANK_OFFSET is {os.environ['AGENT_RANK_OFFSET']}: do the agents begin there?")
-        add_note(error, f"Start agents: {_places.START_AGENTS}")
+        for found, advice in [] if ranks else _places.agents_elsewhere():
+            add_note(error, f"There are other agents, {found}: {advice}.")
+        add_note(error, f"Start agents: {start_command()}")
         return error
 
     def _require_here(self) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from . import _places, _wire
+from ._agents import start_command
 from ._batch import BatchHandler
 from ._bootstrap import resolve
 from ._dtypes import dtype_name
@@ -377,7 +378,7 @@ def require_side(client: TensorBusClient, side: str, rank: int) -> None:
 def _agent_of(side: str, rank: int, deadline: float) -> int | None:
     """The agent of a rank of a side, as any agent of this host knows it. Waits until there is an agent."""
     folder = _places.namespace_folder()
-    with _say_if_slow(f"no agent answers in {folder} yet; to start some: {_places.START_AGENTS}"):
+    with _say_if_slow(f"no agent answers in {folder} yet; to start some: {start_command()}"):
         return _await_agent_of(side, rank, deadline)
 
 
