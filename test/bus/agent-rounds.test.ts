@@ -170,7 +170,7 @@ describe.each(["direct", "staged"] as const)("%s rounds", (commit) => {
     const old = failureOf(model.call(0, { version: 9 }));
     await expect.poll(() => world.events[0]!.filter(({ kind }) => kind === "roundStarted").length).toBe(3);
     const rest = [1, 2, 3].map((rank) => model.call(rank, { version: 10 }));
-    expect(await old).toMatchObject({ code: "TB_STALE_VERSION" });
+    expect(await old).toMatchObject({ code: "TB_STALE_VERSION", details: { expected: 10n } });
     await Promise.all([model.call(0, { version: 10 }), ...rest]);
   });
 });
@@ -212,6 +212,7 @@ it("a call that a newer version has ended is told so, though a peer says first t
   for (const { code, details } of await Promise.all(older)) {
     expect(code).toBe("TB_STALE_VERSION");
     expect([2, 3]).toContain(details["rank"]);
+    expect(details["expected"]).toBe(3n);
   }
   await Promise.all([...newer, model.call(0, { version: 3 }), model.call(1, { version: 3 })]);
 });

@@ -223,7 +223,7 @@ export class RoundJoin {
     this.#next = round + 1;
     await settled(
       `telling others that version ${standing} is outdated`,
-      log.appendFailed({ from, round, rank, code: "TB_STALE_VERSION" }),
+      log.appendFailed({ from, round, rank, code: "TB_STALE_VERSION", expected: version }),
       deadline,
     );
     return false;

@@ -9,7 +9,7 @@ import * as z from "zod";
 import { Deadline, waitUntil } from "../../deadline.ts";
 import { type ErrorCode, isErrorCode, TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";
-import { pack } from "../queue/commands.ts";
+import { pack, u64 } from "../queue/commands.ts";
 import { decode } from "../queue/decode.ts";
 
 const nonce = z.instanceof(Uint8Array);
@@ -23,6 +23,8 @@ const entrySchema = z.discriminatedUnion("kind", [
     /** The rank that it began at, and what it was. */
     rank: z.int(),
     code: z.string(),
+    /** The version that took the place of an older one. */
+    expected: u64.optional(),
   }),
   z.strictObject({
     kind: z.literal("ended"),
@@ -297,11 +299,11 @@ export function opposedError(rank: number): TensorBusError {
   return new TensorBusError("TB_BUSY", message, { details: { rank } });
 }
 
-export function errorOfFailed({ round, rank, code }: FailedRound): TensorBusError {
+export function errorOfFailed({ round, rank, code, expected }: FailedRound): TensorBusError {
   if (code === "TB_BUSY") return opposedError(rank);
   if (code === "TB_STALE_VERSION") {
-    const message = `rank ${rank} has named a newer version than that of round ${round}, and gone on`;
-    return new TensorBusError(code, message, { details: { rank } });
+    const message = `rank ${rank} has named version ${expected}, newer than that of round ${round}, and gone on`;
+    return new TensorBusError(code, message, { details: { rank, expected } });
   }
   const message = `round ${round} failed on rank ${rank}`;
   return new TensorBusError(knownCode(code), message, { details: { rank } });

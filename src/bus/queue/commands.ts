@@ -15,7 +15,7 @@ export const maxCommandBytes = 64 * 2 ** 20;
 /** What names a batch, the same on both sides. A whole number and the bigint of the same value are the same id. */
 export type BatchId = string | number | bigint;
 
-const u64 = z
+export const u64 = z
   .bigint()
   .min(0n)
   .max(2n ** 64n - 1n);
