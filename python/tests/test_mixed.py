@@ -162,7 +162,7 @@ def python_rank(name: str, role: str, rank: int, commit: str, rounds: list[Round
 
 
 def take(weights: tensorbus.Weights, version: int | None) -> tuple[int | None, list[int | None]]:
-    """A round, and the version that it told; who names an older one than others is told theirs, and calls with it."""
+    """A round, and the version that it told; a rank that names an older one than others is told theirs, and calls with it."""
     stale: list[int | None] = []
     while True:
         try:
@@ -201,7 +201,7 @@ def test_a_model_moves_between_python_and_node(
                 own = versions_of(of_round, role)[rank]
                 if role == "target":
                     assert met["version"] == version or (version == 0 and met["version"] > number)
-                # Who names none takes what comes; a newer version may have ended the round that it was in.
+                # A rank that names none takes what comes; a newer version may have ended the round that it was in.
                 assert met["stale"] in ([[own]] if own is not None and own < version else [[], [None]])
                 expected = expected_after(role, rank, number)
                 assert met["held"] == {f"model.{tensor}": values for tensor, values in expected.items()}
