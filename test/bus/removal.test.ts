@@ -1,5 +1,6 @@
 /** What registrations have left in the store goes, in whatever moment a removal before was cut short. */
 import { expect, test } from "vitest";
+import { MemoryTurn } from "../../src/bus/batch/memory-turn.ts";
 import { BatchKeys, testimonyKey, withdrawalKey } from "../../src/bus/batch/records.ts";
 import { forgetEnded, leaveAttempt } from "../../src/bus/batch/removal.ts";
 import { RoundLog } from "../../src/bus/batch/round-log.ts";
@@ -173,7 +174,7 @@ test("what voters have testified is taken back by as many removals as there are 
           rank,
           voters,
         },
-        ...{ shadow: undefined, tensors: [], letGo: () => {}, tell: () => {} },
+        ...{ shadow: undefined, tensors: [], turn: new MemoryTurn(), letGo: () => {}, tell: () => {} },
       }),
   );
   await Promise.all(commits.map((commit) => commit.testify({ rendezvous, life: "two" }, new Deadline())));

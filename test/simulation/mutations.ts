@@ -211,7 +211,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "memory of a batch that is closed in doubt goes at once",
-    changes: { [batch]: [["if (!this.inDoubt) this.#release();", "this.#release();"]] },
+    changes: { [batch]: [["if (this.#doubts.length === 0) this.#release();", "this.#release();"]] },
     breaks: ["errors are typed", "nothing is thrown away"],
     within: 1500,
   },

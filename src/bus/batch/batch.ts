@@ -14,10 +14,11 @@ import type { ClientIdentity } from "../queue/command-header.ts";
 import type { BatchId } from "../queue/commands.ts";
 import { type Attempt, endAttempt } from "./attempt.ts";
 import { Direction } from "./direction.ts";
-import type { Role } from "./direction-options.ts";
+import type { DirectionOptions, Role } from "./direction-options.ts";
 import type { LocalTensor } from "./local-tensors.ts";
 import type { MetBatch } from "./meeting.ts";
 import type { HeldRegions } from "./memory.ts";
+import { MemoryTurn } from "./memory-turn.ts";
 import { alignNames } from "./names.ts";
 import { Opposition } from "./opposition.ts";
 import { type PlannedDirection, planDirection } from "./plan.ts";
@@ -149,9 +150,9 @@ export class Batch {
     return { ...rosterOf(this.#subject), number: this.number, rounds: new Map(ranges), written };
   }
 
-  /** True after `close` if a round is in doubt: `resolve` frees the memory. */
+  /** True after `close` if a round was in doubt, until `resolve` has freed the memory. */
   get inDoubt(): boolean {
-    return this.#doubts.length > 0;
+    return !this.#released;
   }
 
   /** True once it has ended, and this rank is in no round that goes on, and can join none. */
@@ -189,16 +190,13 @@ export class Batch {
 
   /** Settles what was in doubt when it was closed, and frees the memory. */
   async resolve(connection: Connection, deadline: Deadline): Promise<void> {
-    for (const staged of this.#doubts) {
-      await staged.resolve(deadline, connection);
-      staged.close();
-    }
+    for (const staged of this.#doubts) await staged.resolve(deadline, connection);
     this.#release();
   }
 
   /** Gives up what is in doubt: its memory is freed as it is. */
-  giveUp(): void {
-    for (const staged of this.#doubts) staged.giveUp();
+  async giveUp(deadline: Deadline): Promise<void> {
+    for (const staged of this.#doubts) await staged.giveUp(deadline);
     this.#release();
   }
 
@@ -222,7 +220,7 @@ export class Batch {
     // Memory that something may still touch stays mapped.
     const failed = ends.find((end) => end.status === "rejected");
     if (failed !== undefined) throw failed.reason;
-    if (!this.inDoubt) this.#release();
+    if (this.#doubts.length === 0) this.#release();
     await said;
     this.log.close();
   }
@@ -255,6 +253,7 @@ export async function prepareBatch(
     rank,
     log: attempt.log,
   });
+  const turn = new MemoryTurn();
   const stop = new AbortController();
   const results = await Promise.allSettled(
     planned.map(async (direction, source) => {
@@ -262,7 +261,7 @@ export async function prepareBatch(
       try {
         return await prepareDirection(
           options,
-          opposition,
+          { opposition, turn },
           subject,
           source as 0 | 1,
           direction,
@@ -307,7 +306,7 @@ function isOurs(error: unknown, stop: AbortSignal): boolean {
 
 async function prepareDirection(
   options: BatchOptions,
-  opposition: Opposition,
+  { opposition, turn }: Pick<DirectionOptions, "opposition" | "turn">,
   subject: BatchSubject,
   source: 0 | 1,
   planned: Extract<PlannedDirection, { plan: unknown }>,
@@ -364,6 +363,7 @@ async function prepareDirection(
           voters: allRanks(subject),
           shadow: shadow?.memory,
           tensors: shadow?.tensors ?? [],
+          turn,
           letGo,
           tell,
         });
@@ -386,6 +386,7 @@ async function prepareDirection(
     execution,
     log: attempt.log,
     opposition,
+    turn,
     names: new RoundNames({ store: rendezvous.store, prefix }),
     staged,
     predictedSeconds: predictSeconds(planned.plan, subject.planning),

@@ -62,7 +62,7 @@ export class Batches {
       planning,
       tell,
       onFault,
-      onPreparing: (entry) => this.#giveUpDoubts(entry),
+      onPreparing: (entry, deadline) => this.#giveUpDoubts(entry, deadline),
       onPrepared: async (entry, batch) => {
         await this.#remember(entry, batch.number);
         this.#requireClaims(entry, batch.sides);
@@ -460,13 +460,13 @@ export class Batches {
   }
 
   /** Whoever registers a batch anew does not wait for what became of a round before. */
-  #giveUpDoubts({ key }: Entry): void {
+  async #giveUpDoubts({ key }: Entry, deadline: Deadline): Promise<void> {
     for (const batch of this.#doubtful) {
       if (batchKey(batch.id) !== key) continue;
-      this.#doubtful.delete(batch);
       // What it would say of having left comes too late: others remove what is left of it.
       this.#hasLeft.add(batch);
-      batch.giveUp();
+      await batch.giveUp(deadline);
+      this.#doubtful.delete(batch);
     }
   }
 

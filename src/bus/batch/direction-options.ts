@@ -3,6 +3,7 @@ import type { Deadline } from "../../deadline.ts";
 import type { Execution } from "../../exec/executor.ts";
 import type { AgentEvent } from "../pair/events.ts";
 import type { BatchId } from "../queue/commands.ts";
+import type { MemoryTurn } from "./memory-turn.ts";
 import type { Opposition } from "./opposition.ts";
 import type { RoundLog } from "./round-log.ts";
 import type { RoundNames } from "./round-names.ts";
@@ -29,6 +30,7 @@ export interface DirectionOptions {
   readonly signal: TransferSignal;
   readonly log: RoundLog;
   readonly opposition: Opposition;
+  readonly turn: MemoryTurn;
   readonly names: RoundNames;
   /** Absent if targets change as bytes arrive. */
   readonly staged?: StagedCommit | undefined;

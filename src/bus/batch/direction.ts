@@ -39,14 +39,16 @@ export class Direction {
   /** The last failure of which a caller here knows. */
   #told = 0;
   #closed = false;
+  /** In doubt, and asked about. */
+  #asked: RoundIdentity | undefined;
   readonly #unlisten: () => void;
 
   constructor(options: DirectionOptions) {
-    const { rank, from, execution, log, names, staged, signal, opposition } = options;
+    const { rank, from, execution, log, names, staged, signal, opposition, turn } = options;
     this.#options = options;
     this.#rate = new RoundRate(execution, options.predictedSeconds);
     const identity = (round: number) => this.#identity(round);
-    this.#join = new RoundJoin({ rank, from, execution, log, names, staged, identity });
+    this.#join = new RoundJoin({ rank, from, execution, log, names, staged, turn, identity });
     signal.follow(this.#join.next);
     opposition.add(from, () => this.#join.next);
     this.#unlisten = log.listen((entry) => {
@@ -193,7 +195,7 @@ export class Direction {
     await this.cancel(reason);
     await said;
     await this.#options.execution[Symbol.asyncDispose]();
-    if (this.doubt === undefined) this.#options.staged?.close();
+    this.#options.staged?.close();
   }
 
   get staged(): StagedCommit | undefined {
@@ -245,6 +247,7 @@ export class Direction {
       look: undefined,
     };
     this.#call = call;
+    this.#options.turn.begin(this.from);
     this.#lookLater(call);
     return call;
   }
@@ -425,12 +428,16 @@ export class Direction {
     this.#settle(call, ({ reject }, role) => reject(this.#explain(call, error, role, isIn)));
   }
 
-  /** Asks for the decision until the store gives it: the next call would wait for it. */
+  /** Asks for the decision until the store gives it. What a later round votes for meanwhile is not in doubt. */
   async #settleDoubt(): Promise<void> {
     const { staged } = this.#options;
-    while (staged?.inDoubt !== undefined && !this.#closed) {
+    const round = staged?.inDoubt;
+    if (staged === undefined || round === undefined || round === this.#asked) return;
+    this.#asked = round;
+    const stands = () => staged.inDoubt === round && !this.#closed;
+    while (stands()) {
       await sleep(doubtMs);
-      if (!this.#closed) await staged.resolve(new Deadline({ timeoutMs: tidyMs })).catch(nothing);
+      if (stands()) await staged.resolve(new Deadline({ timeoutMs: tidyMs })).catch(nothing);
     }
   }
 
@@ -448,6 +455,7 @@ export class Direction {
 
   #settle(call: Call, each: (poster: Poster, role: Role) => void): void {
     this.#call = undefined;
+    this.#options.turn.end(this.from);
     // Timers of a role that waited for the other are of no use any more.
     call.abort.abort(nothing);
     clearTimeout(call.look);

@@ -67,7 +67,7 @@ export interface RegistrarOptions {
   readonly tell: (event: AgentEvent) => void;
   readonly onFault: (error: unknown) => void;
   /** Called when this rank has prepared the batch, before it tells others: from here on it asks about no earlier round. */
-  readonly onPreparing: (entry: Entry) => void;
+  readonly onPreparing: (entry: Entry, deadline: Deadline) => Promise<void>;
   /** Called when all ranks have prepared the batch: what is thrown ends it. */
   readonly onPrepared: (entry: Entry, batch: Batch) => Promise<void>;
   /** The batch is registered. */
@@ -228,7 +228,7 @@ export class Registrar {
       const { batch, seconds } = await prepareBatch(options, subject, sides, deadline);
       prepared = batch;
       const attempts = this.#attemptOptions(entry, connection);
-      this.#options.onPreparing(entry);
+      await this.#options.onPreparing(entry, deadline);
       await awaitPrepared(attempts, attempt, roster.ranks.length, deadline);
       await this.#options.onPrepared(entry, batch);
       const { end } = attempt.log;

@@ -8,6 +8,7 @@ import { TensorBusError } from "../../errors.ts";
 import type { Execution } from "../../exec/executor.ts";
 import type { RoundReport } from "../../transport/transport.ts";
 import type { RoundIdentity } from "../pair/events.ts";
+import type { MemoryTurn } from "./memory-turn.ts";
 import {
   type BatchEnd,
   elsewhere,
@@ -64,6 +65,7 @@ export interface RoundJoinOptions {
   readonly log: RoundLog;
   readonly names: RoundNames;
   readonly staged: StagedCommit | undefined;
+  readonly turn: MemoryTurn;
   readonly identity: (round: number) => RoundIdentity;
 }
 
@@ -180,13 +182,15 @@ export class RoundJoin {
 
   /** What comes before others see this rank in the round. False if another round is to be joined. */
   async #prepare(round: number, call: RoundCall): Promise<boolean> {
-    const { staged, rank } = this.#options;
+    const { staged, turn, rank } = this.#options;
     const { deadline, abort, version } = call;
     // One that was taken back is posted as cancelled: others wait for it.
     if (abort.signal.aborted) return true;
     try {
       // What an earlier round left open is settled first: its outcome may change what targets hold.
       await staged?.resolve(deadline);
+      // And one of the other direction, what this one sends.
+      await turn.quiet(deadline);
       if (version !== undefined && !(await this.#name(round, version, call))) return false;
     } catch (thrown) {
       const error = asBusError(thrown);

@@ -18,6 +18,7 @@ import { inGroups, type Rendezvous } from "../pair/rendezvous.ts";
 import type { Connection } from "../pair/uplink.ts";
 import { pack } from "../queue/commands.ts";
 import { decode } from "../queue/decode.ts";
+import type { MemoryTurn } from "./memory-turn.ts";
 import { testimonyKey, withdrawalKey } from "./records.ts";
 import { elsewhere, knownCode, originOf } from "./round-log.ts";
 import { roundKey } from "./round-records.ts";
@@ -46,6 +47,8 @@ export interface StagedCommitOptions {
   /** Absent if this rank receives nothing. */
   readonly shadow: HostMemory | undefined;
   readonly tensors: readonly ShadowedTensor[];
+  /** Of the batch: rounds of the other direction send what a commit writes to. */
+  readonly turn: MemoryTurn;
   /** Frees the shadow memory. */
   readonly letGo: () => void;
   readonly tell: (event: AgentEvent) => void;
@@ -79,6 +82,9 @@ const sliceBytes = 32 * 2 ** 20;
 export class StagedCommit {
   readonly #options: StagedCommitOptions;
   #doubt: RoundIdentity | undefined;
+  /** What was in doubt is being settled: the decision is known. */
+  #settling: Promise<void> | undefined;
+  #isClosed = false;
   /** The last round that was committed, as far as this rank knows. */
   #committed = 0;
 
@@ -97,38 +103,25 @@ export class StagedCommit {
    */
   async vote(round: RoundIdentity, until: VoteLimits): Promise<void> {
     this.#doubt = round;
-    const deciding = this.#decide(round.round, until);
     const { remainingMs: timeoutMs } = until.end;
-    const outcome = await waitUntil<{ decision: Decision } | { cause: unknown }>(
-      "the decision",
-      new Deadline({ timeoutMs }),
-      (resolve) => {
-        deciding.then(
-          (decision) => resolve({ decision }),
-          (cause: unknown) => resolve({ cause }),
-        );
-        return () => {};
-      },
-    ).catch((cause: unknown) => ({ cause }));
-    if ("cause" in outcome) {
-      const { cause } = outcome;
-      const message = `whether round ${round.round} was committed is not known: ${(cause as Error).message}`;
-      throw new TensorBusError("TB_IN_DOUBT", message, { details: { rank: this.#options.rank }, cause });
+    let decision: Decision;
+    try {
+      decision = await within("the decision", this.#decide(round.round, until), new Deadline({ timeoutMs }));
+    } catch (cause) {
+      throw this.#doubtError(`whether round ${round.round} was committed is not known`, cause);
     }
-    const { decision } = outcome;
-    if (decision.committed) await this.#commit(round.round);
+    if (decision.committed) await this.#commit(round);
     this.#doubt = undefined;
     if (!decision.committed) throw decision.error;
   }
 
   /**
-   * Settles a round that was in doubt. `TB_IN_DOUBT`, and it stays so, if the store still does not tell: one that has
-   * forgotten the round tells it by what all voters testify.
+   * Settles a round that was in doubt, once no round of the other direction is under way. `TB_IN_DOUBT`, and it stays so, if the store
+   * still does not tell: one that has forgotten the round tells it by what all voters testify.
    */
   async resolve(deadline: Deadline, connection = this.#options.connection): Promise<void> {
     const round = this.#doubt;
     if (round === undefined) return;
-    const { rank, tell } = this.#options;
     let decision: Decision;
     try {
       const { rendezvous, life } = connection;
@@ -138,14 +131,29 @@ export class StagedCommit {
           ? await this.#propose(rendezvous, round.round, late, deadline)
           : await this.#askVoters(rendezvous, round.round, deadline);
     } catch (cause) {
-      const message = `whether round ${round.round} was committed is still not known: ${(cause as Error).message}`;
-      throw new TensorBusError("TB_IN_DOUBT", message, { details: { rank }, cause });
+      throw this.#doubtError(`whether round ${round.round} was committed is still not known`, cause);
     }
     // Two may have asked at once.
     if (this.#doubt !== round) return;
-    if (decision.committed) await this.#commit(round.round);
+    this.#settling ??= this.#settle(round, decision.committed).finally(() => {
+      this.#settling = undefined;
+    });
+    await within("copying it", this.#settling, deadline).catch((cause: unknown) => {
+      throw this.#doubtError(`round ${round.round} was committed, and is not in its tensors yet`, cause);
+    });
+  }
+
+  async #settle(round: RoundIdentity, committed: boolean): Promise<void> {
+    if (committed) await this.#commit(round);
+    // It may have been given up before its turn came.
+    if (this.#doubt !== round) return;
+    this.#leaveDoubt(round, committed);
+  }
+
+  #leaveDoubt(round: RoundIdentity, committed: boolean | undefined): void {
     this.#doubt = undefined;
-    tell({ kind: "resolved", committed: decision.committed, ...round });
+    this.#options.tell({ kind: "resolved", committed, ...round });
+    if (this.#isClosed) this.#options.letGo();
   }
 
   /** Says in a store that has forgotten the rounds which one was committed last. */
@@ -177,13 +185,13 @@ export class StagedCommit {
     await store.delete(claim, deadline.rest);
   }
 
-  /** Nobody will ever know the decision here: targets stay as they are, and the memory goes. */
-  giveUp(): void {
-    const round = this.#doubt;
-    if (round === undefined) return;
-    this.#doubt = undefined;
-    this.#options.tell({ kind: "resolved", committed: undefined, ...round });
-    this.close();
+  /**
+   * Nobody will ever know the decision here: targets stay as they are, and the memory goes. What is being copied is decided, and
+   * comes before.
+   */
+  async giveUp(deadline: Deadline): Promise<void> {
+    await this.#options.turn.quiet(deadline);
+    if (this.#doubt !== undefined) this.#leaveDoubt(this.#doubt, undefined);
   }
 
   /** Removes what was written of a round that all have left. */
@@ -193,8 +201,10 @@ export class StagedCommit {
     await Promise.all(keys.map((key) => store.delete(key, deadline.rest)));
   }
 
+  /** There will be no round any more: the memory goes, when nothing is in doubt. */
   close(): void {
-    this.#options.letGo();
+    this.#isClosed = true;
+    if (this.#doubt === undefined) this.#options.letGo();
   }
 
   async #decide(round: number, { deadline, signal, end }: VoteLimits): Promise<Decision> {
@@ -223,6 +233,11 @@ export class StagedCommit {
     const stored = await store.get(this.#key(round, "decision"), end.rest);
     if (stored !== undefined) return readDecision(round, stored);
     throw new TensorBusError("TB_STORE_LOST", `the store has forgotten what was decided of round ${round}`);
+  }
+
+  #doubtError(what: string, cause: unknown): TensorBusError {
+    const message = `${what}: ${(cause as Error).message}`;
+    return new TensorBusError("TB_IN_DOUBT", message, { details: { rank: this.#options.rank }, cause });
   }
 
   #lateError(round: number, cause?: unknown): TensorBusError {
@@ -277,9 +292,13 @@ export class StagedCommit {
     }
   }
 
-  async #commit(round: number): Promise<void> {
-    await this.#apply();
-    this.#committed = round;
+  async #commit(round: RoundIdentity): Promise<void> {
+    const { turn, from } = this.#options;
+    // Others may ask in the next store before it is copied.
+    this.#committed = round.round;
+    await turn.copy(from, async () => {
+      if (this.#doubt === round) await this.#apply();
+    });
   }
 
   async #apply(): Promise<void> {
@@ -304,6 +323,13 @@ export class StagedCommit {
   #key(round: number, what: "votes" | "decision"): string {
     return roundKey(this.#options.prefix, round, what);
   }
+}
+
+function within<T>(what: string, promise: Promise<T>, deadline: Deadline): Promise<T> {
+  return waitUntil(what, deadline, (resolve, reject) => {
+    promise.then(resolve, reject);
+    return () => {};
+  });
 }
 
 function isLate(error: unknown): boolean {

@@ -10,6 +10,7 @@ import type { Cluster } from "../world/cluster.ts";
 import { brief } from "../world/trace.ts";
 import type { Registration } from "./registration.ts";
 import { ranksOf } from "./scenario.ts";
+import { checkSent } from "./sent-memory.ts";
 import {
   areSame,
   endsAnyCall,
@@ -111,9 +112,10 @@ export class Ledger {
     const round = roundOf(call);
     const isTarget = transfer.from !== registration.side;
     if (error === undefined) {
-      registration.inDoubt = false;
+      if (isTarget) registration.inDoubt = false;
       if (isTarget) this.#checkDelivered(transfer, round!);
-      else this.#checkSame(transfer, registration.values);
+      // What was in doubt may have been copied as soon as the round was over.
+      else if (!transfer.hadDoubt) this.#checkSame(transfer, registration.values);
       this.#record(transfer, round!, true);
       return;
     }
@@ -121,7 +123,7 @@ export class Ledger {
     const { torn } = error.details;
     const isInDoubt = error.code === "TB_IN_DOUBT" || isUnknown(error.code);
     const mayDiffer = registration.plan.commit === "direct" ? torn !== false : isInDoubt || transfer.hadDoubt;
-    if (isInDoubt) registration.inDoubt = true;
+    if (isInDoubt && isTarget) registration.inDoubt = true;
     if (mayDiffer || isInDoubt) registration.settled = undefined;
     else this.#checkSame(transfer, registration.values);
   }
@@ -140,13 +142,14 @@ export class Ledger {
         Math.min(this.#failed.get(key) ?? Number.POSITIVE_INFINITY, this.#cluster.scheduler.now),
       );
     }
+    checkSent(this, this.#cluster.scheduler.now, agent, event, this.#transfers.values());
     if (event.kind === "batchRegistered") this.#registered(agent, event);
     if (event.kind === "batchEnded") this.#batchEnded(agent, event);
     // One that can be settled by nobody any more has been given up.
     if (event.kind !== "resolved" || event.committed === undefined) return;
     const name = this.nameOf(agent, event.batch, event.number);
     const key = `${name} from ${event.from}, round ${event.round}`;
-    if (event.committed !== undefined) this.#note(key, agent.rank, event.committed, "resolved");
+    this.#note(key, agent.rank, event.committed, "resolved");
   }
 
   /**
