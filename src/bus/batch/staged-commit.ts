@@ -47,7 +47,7 @@ export interface StagedCommitOptions {
   /** Absent if this rank receives nothing. */
   readonly shadow: HostMemory | undefined;
   readonly tensors: readonly ShadowedTensor[];
-  /** Of the batch: rounds of the other direction send what a commit writes to. */
+  /** Rounds of the other direction send what a commit writes to. */
   readonly turn: MemoryTurn;
   /** Frees the shadow memory. */
   readonly letGo: () => void;
