@@ -14,7 +14,10 @@ const inside = [
   "cli-progress",
   "commander",
   "fastest-levenshtein",
+  "lmdb",
+  "msgpackr",
   "picocolors",
+  "pino",
   "re2js",
   "rxjs",
   "yaml",
@@ -47,10 +50,17 @@ export async function bundleCommandLine(folder) {
     alias: {
       // The build for browsers is made of modules, of which only what is used is bundled.
       yaml: join(root, "node_modules/yaml/browser/index.js"),
+      // Without a library that reads long strings, which ours are not.
+      msgpackr: join(root, "node_modules/msgpackr/index.js"),
       // The modules of ECMAScript; under its name, Node.js gets those of CommonJS.
       rxjs: join(root, "node_modules/rxjs/dist/esm/index.js"),
     },
-    plugins: [standsAt(/\/page-assets\.ts$/, `./${nameOf(page)}`), withoutProcesses, withoutCases],
+    plugins: [
+      standsAt(/\/page-assets\.ts$/, `./${nameOf(page)}`),
+      withoutProcesses,
+      lmdbAtHome,
+      withoutCases,
+    ],
     // A function that src/cli/start.ts calls.
     banner: { js: "(function(require,urlOfCommands){var module={exports:{}};" },
     footer: { js: "return module.exports})" },
@@ -81,15 +91,34 @@ function standsAt(filter, path) {
   };
 }
 
-/** commander loads what starts processes, for subcommands that are programs of their own. Ours are none. */
+/**
+ * commander loads what starts processes, for subcommands that are programs of their own; ours are none. What finds lmdb's library
+ * does, for systems that do not say which C library they have otherwise.
+ */
 const withoutProcesses = {
   name: "without processes",
   setup(build) {
-    build.onResolve({ filter: /^node:child_process$/ }, ({ importer, path }) =>
-      /\/commander\//.test(importer) ? { path, namespace: "late" } : undefined,
+    build.onResolve({ filter: /^(node:)?child_process$/ }, ({ importer, path }) =>
+      /\/(commander|detect-libc)\//.test(importer) ? { path, namespace: "late" } : undefined,
     );
     build.onLoad({ filter: /.*/, namespace: "late" }, ({ path }) => ({
-      contents: `exports.spawn = (...call) => require(${JSON.stringify(path)}).spawn(...call);`,
+      contents: ["spawn", "exec", "execSync"]
+        .map((name) => `exports.${name} = (...call) => require(${JSON.stringify(path)}).${name}(...call);`)
+        .join(""),
+    }));
+  },
+};
+
+/** lmdb looks for its library from its own folder on. */
+const lmdbAtHome = {
+  name: "lmdb at home",
+  setup(build) {
+    build.onLoad({ filter: /\/lmdb\/native\.js$/ }, ({ path }) => ({
+      contents: replaceOnce(
+        path,
+        "fileURLToPath(import.meta.url)",
+        'createRequire(import.meta.url).resolve("lmdb")',
+      ).concat('import { createRequire } from "node:module";'),
     }));
   },
 };
@@ -104,10 +133,15 @@ const withoutCases = {
     build.onLoad({ filter: /\/re2js\/build\/index\.js$/ }, ({ path }) => {
       const asked =
         "if (runes.length !== 1 || Unicode.simpleFold(runes[0]) === runes[0]) flags &= ~RE2Flags.FOLD_CASE;";
-      const text = readFileSync(path, "utf8");
-      if (!text.includes(asked))
-        throw new Error(`${path} does not say "${asked}" any more: see ${import.meta.url}`);
-      return { contents: text.replace(asked, `if ((flags & RE2Flags.FOLD_CASE) !== 0) ${asked}`) };
+      return { contents: replaceOnce(path, asked, `if ((flags & RE2Flags.FOLD_CASE) !== 0) ${asked}`) };
     });
   },
 };
+
+/** The text of a package's file with one place changed. */
+function replaceOnce(path, from, to) {
+  const text = readFileSync(path, "utf8");
+  if (text.split(from).length !== 2)
+    throw new Error(`${path} does not say "${from}" once any more: see ${import.meta.url}`);
+  return text.replace(from, () => to);
+}

@@ -1,16 +1,17 @@
 #!/usr/bin/env node
 /**
  * The program that is shipped. All commands are one script beside it, in which V8 compiles each function when it is first called:
- * most of the time in which a command starts. So what a process of the installation's owner has compiled is kept beside that script,
- * and the next one takes it from there: code, which nobody may write who could not change the script as well.
+ * most of the time in which a command starts. So what a process has compiled is kept, and the next one takes it from there: beside that
+ * script what the installation's owner has compiled, in the folder of their caches what anybody else has. It is code, which nobody
+ * may write who could not change the script, or who is not the one that runs it.
  */
 import type { runCommandLine } from "./command-line.ts";
 
 /** The script's name has the digest of its text, so that what was compiled of another one is not found. */
 declare const commandsFile: string;
 
-/** Commands that end soon. Agents and threads live on, and would keep in memory what others compiled. */
-const shortCommands = ["plan", "diff", "explain", "layout", "reshard", "doctor"];
+/** Those that users wait for. */
+const keptCommands = ["plan", "diff", "explain", "layout", "reshard", "agent", "doctor"];
 
 // An import of a module of Node.js makes an interface of it for modules, which takes longer than the module.
 const fs = process.getBuiltinModule("node:fs");
@@ -20,66 +21,112 @@ const { crc32 } = process.getBuiltinModule("node:zlib");
 
 /** What stands behind code that is kept. */
 const sumBytes = 4;
+/** Code that was written longer ago may be of a release that is gone. */
+const keptDays = 30;
+
+interface Place {
+  readonly folder: string;
+  /** Only this user may have written what is read from there. */
+  readonly owner: number;
+}
+
 const argv = process.argv.slice(2);
 const filename = `${import.meta.dirname}/${commandsFile}`;
-const kept = keptFile();
-const cachedData = kept !== undefined && isOwners() ? readKept(kept) : undefined;
+const user = process.geteuid?.();
+const kept = keptName();
+const places = kept === undefined ? [] : keptPlaces();
+const cachedData = readKept();
 const script = new Script(fs.readFileSync(filename, "latin1"), { filename, cachedData });
 const commands: { runCommandLine: typeof runCommandLine } = script.runInThisContext()(
   createRequire(filename),
   import.meta.url,
 );
+let isKept = cachedData !== undefined;
 process.exitCode = await commands.runCommandLine(argv, {
   stdout: process.stdout,
   stderr: process.stderr,
   environment: process.env,
+  started: keepCompiled,
 });
-// One that other flags of V8 refuse stays: processes with either may come in turns.
-if (kept !== undefined && cachedData === undefined && process.exitCode === 0)
-  keep(kept, script.createCachedData());
+if (process.exitCode === 0) keepCompiled();
 
-/** The file of a command, or of all helps: each calls functions of its own. V8 refuses what other flags have compiled. */
-function keptFile(): string | undefined {
-  const called = argv.find((word) => !word.startsWith("-"));
-  const isHelp = called === undefined || called === "help" || argv.includes("--help") || argv.includes("-h");
-  if (!isHelp && !shortCommands.includes(called)) return undefined;
-  return `${import.meta.dirname}/compiled/${commandsFile}-${isHelp ? "help" : called}-${process.version}-${process.arch}`;
+/** One that other flags of V8 refuse stays: processes with either may come in turns. */
+function keepCompiled(): void {
+  const place = places.find(({ owner }) => owner === user);
+  if (!isKept && place !== undefined) keep(place, script.createCachedData());
+  isKept = true;
 }
 
-/** False if others than the owner of the installation may have written what lies in the folder. */
-function isOwners(): boolean {
-  try {
-    const { uid } = fs.statSync(import.meta.dirname);
-    const folder = fs.statSync(`${import.meta.dirname}/compiled`);
-    return folder.uid === uid && (folder.mode & 0o022) === 0;
-  } catch {
-    return false;
+/** The file of a command, or of all helps: each calls functions of its own. V8 refuses what other flags have compiled. */
+function keptName(): string | undefined {
+  const called = argv.find((word) => !word.startsWith("-"));
+  const isHelp = called === undefined || called === "help" || argv.includes("--help") || argv.includes("-h");
+  if (!isHelp && !keptCommands.includes(called)) return undefined;
+  if (process.env["NODE_DISABLE_COMPILE_CACHE"]) return undefined;
+  return `${commandsFile}-${isHelp ? "help" : called}-${process.version}-${process.arch}`;
+}
+
+function keptPlaces(): Place[] {
+  const { uid } = fs.statSync(import.meta.dirname);
+  const beside = { folder: `${import.meta.dirname}/compiled`, owner: uid };
+  if (user === undefined || user === uid) return [beside];
+  const { XDG_CACHE_HOME, HOME } = process.env;
+  const caches = XDG_CACHE_HOME || (HOME && `${HOME}/.cache`);
+  return caches ? [beside, { folder: `${caches}/tensorbus`, owner: user }] : [beside];
+}
+
+/** False if others than the owner may have written what lies there. */
+function isOnlyOwners({ owner }: Place, { uid, mode }: { uid: number; mode: number }): boolean {
+  return uid === owner && (mode & 0o022) === 0;
+}
+
+function readKept(): Buffer | undefined {
+  for (const place of places) {
+    const data = readFrom(place);
+    if (data !== undefined) return data;
   }
+  return undefined;
 }
 
 /** V8 looks at the length alone, and dies of bytes that have changed: a checksum is behind them. */
-function readKept(file: string): Buffer | undefined {
+function readFrom(place: Place): Buffer | undefined {
+  let file: number | undefined;
   try {
+    if (!isOnlyOwners(place, fs.statSync(place.folder))) return undefined;
+    file = fs.openSync(`${place.folder}/${kept}`, "r");
+    // The folder's name may lead to another one by now.
+    if (!isOnlyOwners(place, fs.fstatSync(file))) return undefined;
     const bytes = fs.readFileSync(file);
     const data = bytes.subarray(0, -sumBytes);
     return crc32(data) === bytes.readUInt32LE(data.length) ? data : undefined;
   } catch {
     return undefined;
+  } finally {
+    if (file !== undefined) fs.closeSync(file);
   }
 }
 
-/** Nothing is lost if it cannot be written, or by another than the owner, who could not remove it: the next process compiles again. */
-function keep(file: string, data: Buffer): void {
-  const made = `${file}-${process.pid}-${Math.random().toString(36).slice(2)}`;
+/** Nothing is lost if it cannot be written: the next process compiles again. */
+function keep(place: Place, data: Buffer): void {
+  const { folder } = place;
+  const made = `${folder}/${kept}-${process.pid}-${Math.random().toString(36).slice(2)}`;
   try {
-    if (fs.statSync(import.meta.dirname).uid !== process.geteuid?.()) return;
-    fs.mkdirSync(`${import.meta.dirname}/compiled`, { recursive: true, mode: 0o755 });
-    if (!isOwners()) return;
+    fs.mkdirSync(folder, { recursive: true, mode: 0o755 });
+    if (!isOnlyOwners(place, fs.statSync(folder))) return;
     const sum = Buffer.alloc(sumBytes);
     sum.writeUInt32LE(crc32(data));
     fs.writeFileSync(made, Buffer.concat([data, sum]), { mode: 0o644, flag: "wx", flush: true });
-    fs.renameSync(made, file);
+    fs.renameSync(made, `${folder}/${kept}`);
+    removeOld(folder);
   } catch {
     fs.rm(made, { force: true }, () => undefined);
+  }
+}
+
+/** One that is in use is written anew once in so many days. */
+function removeOld(folder: string): void {
+  const oldest = Date.now() - keptDays * 86_400_000;
+  for (const name of fs.readdirSync(folder)) {
+    if (fs.statSync(`${folder}/${name}`).mtimeMs < oldest) fs.rmSync(`${folder}/${name}`);
   }
 }

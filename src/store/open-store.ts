@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { isIPv4 } from "node:net";
 import { TensorBusError } from "../errors.ts";
 import { defaultNamespace } from "./checks.ts";
-import { type EtcdStoreOptions, etcdStore } from "./etcd-store.ts";
+import type { EtcdStoreOptions } from "./etcd-store.ts";
 import { type SignedStoreOptions, signedStore } from "./signed.ts";
 import type { Store, StoreCallOptions } from "./store.ts";
 import { serveTcpStore, type TcpStoreServer, type TcpStoreServerOptions } from "./tcp-server.ts";
@@ -127,7 +127,7 @@ function serveAt(
   return serveTcpStore({ ...hosts[0]!, ...(serve === true ? {} : serve) });
 }
 
-function connect(
+async function connect(
   { kind, hosts }: StoreAddress,
   namespace: string,
   options: OpenStoreOptions,
@@ -146,6 +146,7 @@ function connect(
   const endpoints = hosts.map(
     ({ host, port }) => `${scheme}://${host.includes(":") ? `[${host}]` : host}:${port}`,
   );
+  const { etcdStore } = await import("./etcd-store.ts");
   return etcdStore({ ...options.etcd, ...call, namespace, endpoints });
 }
 

@@ -1,8 +1,10 @@
 /** The agents of a host under one process: what is refused, how they begin together and end together. */
-import { readFileSync } from "node:fs";
+import { cpSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
-import { formatRanks, formatSides, parseRanks, parseSides } from "../../src/cli/agent/supervisor.ts";
+import { formatRanks, formatSides, parseRanks, parseSides } from "../../src/cli/agent/ranks.ts";
 import { temporaryFolder } from "../bus/kit/processes.ts";
+import { freePort } from "../kit/free-ports.ts";
 import { BundledCli, type RunningCommand } from "./kit/bundled-cli.ts";
 
 describe("ranks and sides", () => {
@@ -21,6 +23,32 @@ describe("ranks and sides", () => {
 
   it.each([["trainer"], ["=0"], ["a=0", "a=1"], ["a=0=1"]])("sides %j are refused", (...sides) => {
     expect(() => parseSides(sides)).toThrow(expect.objectContaining({ code: "TB_SPEC" }));
+  });
+});
+
+describe("an agent", () => {
+  it("compiles nothing that was compiled for the one before, or that Node.js brings compiled", async () => {
+    // A folder of its own: other files' agents keep what they have compiled in the one that they share.
+    const shared = dirname((await BundledCli.build()).script);
+    const folder = mkdtempSync(join(dirname(shared), "agents-"));
+    cpSync(shared, folder, { recursive: true });
+    rmSync(join(folder, "compiled"), { recursive: true, force: true });
+    const argv = ["agent", "--rank", "0", "--store", `tcp://127.0.0.1:${await freePort()}`, "--log", "error"];
+    const own = temporaryFolder();
+    const start = async () => {
+      const running = new BundledCli(join(folder, "cli.js"), ["--profile-deserialization"]).start([
+        ...argv,
+        ...["--queue", join(own, "queue"), "--state", join(own, "state"), "--drain", "0"],
+      ]);
+      await running.printed("ready: rank 0");
+      running.process.kill("SIGTERM");
+      return (await running.finished).stdout;
+    };
+    expect(await start()).toMatch(/^\[Serializing to \d{7} bytes/m);
+    const next = await start();
+    expect(next).toMatch(/^\[Deserializing from \d{7} bytes/m);
+    // V8 says so if flags have changed since: a flag that is set while a process starts has it compile all of Node.js's modules.
+    expect(next).not.toContain("failed check");
   });
 });
 

@@ -17,7 +17,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build } from "esbuild";
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { writeCommandLine } from "../../scripts/cli-bundle.mjs";
 
 const root = join(import.meta.dirname, "../..");
@@ -43,7 +43,11 @@ function run(...args: string[]): { code: number; stdout: string; stderr: string 
   try {
     return {
       code: 0,
-      stdout: execFileSync(process.execPath, [cli, ...args], { encoding: "utf8", stdio: "pipe" }),
+      stdout: execFileSync(process.execPath, [cli, ...args], {
+        encoding: "utf8",
+        stdio: "pipe",
+        env: { ...process.env, XDG_CACHE_HOME: join(folder, "caches") },
+      }),
       stderr: "",
     };
   } catch (error) {
@@ -131,7 +135,9 @@ describe("what V8 has compiled", () => {
   const folderOf = () => join(folder, "dist/compiled");
   const kept = () => readdirSync(folderOf()).filter((name) => name.includes("-plan-"));
   const inode = () => statSync(join(folderOf(), kept()[0]!)).ino;
-  beforeEach(() => rmSync(folderOf(), { recursive: true, force: true }));
+  beforeEach(() => {
+    for (const path of [folderOf(), join(folder, "caches")]) rmSync(path, { recursive: true, force: true });
+  });
 
   test("is kept for the next process, which takes it", () => {
     const first = plan();
@@ -165,11 +171,40 @@ describe("what V8 has compiled", () => {
     expect(readFileSync(file, "utf8")).toBe("not looked at");
   });
 
-  test.skipIf(process.getuid?.() !== 0)("is not written by root into another's installation", () => {
-    chownSync(join(folder, "dist"), 65_534, 65_534);
-    expect(plan().code).toBe(0);
-    expect(existsSync(folderOf())).toBe(false);
-    chownSync(join(folder, "dist"), 0, 0);
+  describe.skipIf(process.getuid?.() !== 0)("by another than the installation's owner", () => {
+    const caches = () => join(folder, "caches/tensorbus");
+    const inCaches = () => join(caches(), readdirSync(caches())[0]!);
+    beforeAll(() => chownSync(join(folder, "dist"), 65_534, 65_534));
+    afterAll(() => chownSync(join(folder, "dist"), 0, 0));
+
+    test("is kept in the folder of their caches, and taken from there", () => {
+      const first = plan();
+      expect(first.code).toBe(0);
+      expect(existsSync(folderOf())).toBe(false);
+      expect(statSync(caches()).mode & 0o777).toBe(0o755);
+      const before = statSync(inCaches()).ino;
+      expect(plan()).toEqual(first);
+      expect(statSync(inCaches()).ino).toBe(before);
+    });
+
+    test("is not read if others have written it, or might have", () => {
+      plan();
+      const before = statSync(inCaches()).ino;
+      chownSync(inCaches(), 65_534, 65_534);
+      expect(plan().code).toBe(0);
+      expect(statSync(inCaches()).ino).not.toBe(before);
+      chmodSync(caches(), 0o777);
+      writeFileSync(inCaches(), "not looked at");
+      expect(plan().code).toBe(0);
+      expect(readFileSync(inCaches(), "utf8")).toBe("not looked at");
+    });
+
+    test("is not kept if NODE_DISABLE_COMPILE_CACHE says so", () => {
+      vi.stubEnv("NODE_DISABLE_COMPILE_CACHE", "1");
+      expect(plan().code).toBe(0);
+      expect(existsSync(caches())).toBe(false);
+      vi.unstubAllEnvs();
+    });
   });
 
   test("is made anew if V8 does not take it", () => {

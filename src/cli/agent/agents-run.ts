@@ -4,7 +4,8 @@ import { type ExitCode, TensorBusError } from "../../errors.ts";
 import { serveTcpStore, type TcpStoreServer } from "../../store/tcp-server.ts";
 import type { CommandContext } from "../ui/context.ts";
 import type { AgentsFlags } from "./agents-command.ts";
-import { AgentSupervisor, formatSides, parseRanks, parseSides } from "./supervisor.ts";
+import { formatSides, parseRanks, parseSides } from "./ranks.ts";
+import { AgentSupervisor } from "./supervisor.ts";
 
 /** Starts the agents of this host, and watches over them until they end. */
 export async function runAgents(

@@ -1,7 +1,6 @@
 import { Command, Option } from "commander";
 import type { CommandContext } from "../ui/context.ts";
 import { type TransportName, transportOption } from "../ui/transport-option.ts";
-import { letNewSpaceGrow } from "./memory.ts";
 
 export interface AgentFlags {
   readonly rank?: string;
@@ -74,7 +73,6 @@ Examples:
   $ torchrun --nproc-per-node 4 --no-python tensorbus agent --store etcd://10.0.0.5:2379`,
     )
     .action(async (flags: AgentFlags) => {
-      letNewSpaceGrow(false);
       const { runAgent } = await import("./run.ts");
       await runAgent(context, flags);
     });

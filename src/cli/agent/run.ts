@@ -9,12 +9,13 @@ import { defaultPaths } from "../../bus/process/paths.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { Spec } from "../../model/spec.ts";
 import type { PlanOptions } from "../../plan/index.ts";
-import { type IgnoredRecord, openStore } from "../../store/index.ts";
+import { openStore } from "../../store/open-store.ts";
+import type { IgnoredRecord } from "../../store/signed.ts";
 import { chooseTransport } from "../transports.ts";
 import type { CommandContext } from "../ui/context.ts";
 import type { AgentFlags } from "./command.ts";
-import { giveBackWhatStartTook, letNewSpaceGrow } from "./memory.ts";
-import { parseRanks, parseSides } from "./supervisor.ts";
+import { giveBackWhatStartTook } from "./memory.ts";
+import { parseRanks, parseSides } from "./ranks.ts";
 
 /** Starts the agent of one rank, or of several in this process, and serves until it is told to end. */
 export async function runAgent(context: CommandContext, flags: AgentFlags): Promise<void> {
@@ -40,8 +41,8 @@ export async function runAgent(context: CommandContext, flags: AgentFlags): Prom
   );
   process.off("SIGTERM", stopStarting);
   process.off("SIGINT", stopStarting);
+  context.started();
   giveBackWhatStartTook();
-  letNewSpaceGrow(true);
   for (const agent of agents) logAgent(agent, logger);
   let metrics: MetricsServer | undefined;
   try {

@@ -8,16 +8,19 @@ export interface CommandContext {
   readonly environment: NodeJS.ProcessEnv;
   /** Sets the exit code of a command that ended well but found something, or watched others end. */
   exit(code: 0 | ExitCode): void;
+  /** A command that lives on says that it has done what it does to start. */
+  started(): void;
 }
 
 export interface CommandStreams {
   readonly stdout: OutputStream;
   readonly stderr: OutputStream;
   readonly environment: NodeJS.ProcessEnv;
+  readonly started?: () => void;
 }
 
 export function createContext(
-  { stdout, stderr, environment }: CommandStreams,
+  { stdout, stderr, environment, started = () => {} }: CommandStreams,
   exit: CommandContext["exit"],
 ): CommandContext {
   return {
@@ -25,5 +28,6 @@ export function createContext(
     stderr: new Output(stderr, environment),
     environment,
     exit,
+    started,
   };
 }

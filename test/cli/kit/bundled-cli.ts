@@ -12,9 +12,12 @@ export interface FinishedCommand {
 /** The command line as users run it: a script of its own, in processes of its own. */
 export class BundledCli {
   readonly script: string;
+  readonly #flags: readonly string[];
 
-  private constructor(script: string) {
+  /** `flags` are those of Node.js. */
+  constructor(script: string, flags: readonly string[] = []) {
     this.script = script;
+    this.#flags = flags;
   }
 
   /** The one that all files of a run share. */
@@ -24,7 +27,7 @@ export class BundledCli {
 
   start(argv: readonly string[], environment: NodeJS.ProcessEnv = {}): RunningCommand {
     return new RunningCommand(
-      spawn(process.execPath, [this.script, ...argv], {
+      spawn(process.execPath, [...this.#flags, this.script, ...argv], {
         stdio: ["ignore", "pipe", "pipe"],
         env: { ...process.env, ...environment },
       }),
