@@ -15,7 +15,11 @@ export function noticesOf(packages) {
 
 function noticeOf(name) {
   const path = join(modules, name);
-  const { version } = JSON.parse(readFileSync(join(path, "package.json"), "utf8"));
+  const { version, license, author, repository } = JSON.parse(
+    readFileSync(join(path, "package.json"), "utf8"),
+  );
   const file = readdirSync(path).find((entry) => /^licen[cs]e/i.test(entry));
-  return `${name} ${version}\n\n${readFileSync(join(path, file), "utf8").trim()}`;
+  // Its author has published none but this word.
+  const short = `Licence: ${license}\nCopyright: ${author?.name ?? author}\n${repository?.url ?? repository}`;
+  return `${name} ${version}\n\n${file === undefined ? short : readFileSync(join(path, file), "utf8").trim()}`;
 }

@@ -464,6 +464,7 @@ describe("files", () => {
       "src/bus/batch/round-log.ts",
       "src/bus/client/agent-link.ts",
       "src/bus/queue/state.ts",
+      "src/cli/start.ts",
     ]);
   });
 
