@@ -15,7 +15,7 @@ import type { RegionEvents } from "./region-events.ts";
 import { asBusError, graceMs, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
 import { type FailedRound, originOf, settled } from "./round-log.ts";
 import { RoundRate } from "./round-rate.ts";
-import type { RoundRange } from "./round-records.ts";
+import type { LeftRounds } from "./round-records.ts";
 import type { StagedCommit } from "./staged-commit.ts";
 
 /** How long what is tidied waits for a store that says nothing, and the pause before a doubt is asked about again. */
@@ -203,9 +203,9 @@ export class Direction {
   }
 
   /** The rounds of which anything may stand in the store: this rank may be some behind all others, or before them. */
-  get rounds(): RoundRange {
-    const { lag } = this.#options;
-    return { first: Math.max(1, this.#completed - 2 * lag), last: this.#join.next + lag - 1 };
+  get rounds(): LeftRounds {
+    const ahead = this.#options.lag - 1;
+    return { first: Math.max(1, this.#completed - 2 * ahead - 2), last: this.#join.next + ahead, ahead };
   }
 
   /** Resolves when nothing of what this rank says of its rounds is under way to the store any more. */

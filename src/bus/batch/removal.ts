@@ -8,7 +8,7 @@ import { type AttemptOptions, raiseLatest } from "./attempt.ts";
 import { type BatchKeys, batchSideSchema } from "./records.ts";
 import { graceMs } from "./round-join.ts";
 import { RoundLog, settled } from "./round-log.ts";
-import { findAndForgetRounds, forgetRounds, type RoundRange } from "./round-records.ts";
+import { findAndForgetRounds, forgetRounds, type LeftRounds } from "./round-records.ts";
 
 /** The members of a registration: the names of its sides, and the ranks of both. */
 export interface Roster {
@@ -19,7 +19,7 @@ export interface Roster {
 /** A registration that this rank has been in, with the rounds of each side that sends. */
 export interface Left extends Roster {
   readonly number: number;
-  readonly rounds: ReadonlyMap<string, RoundRange>;
+  readonly rounds: ReadonlyMap<string, LeftRounds>;
   /** Resolves when nothing that it has said of rounds is under way to the store. */
   readonly written: Promise<unknown>;
 }
@@ -58,7 +58,7 @@ export async function forgetEnded(
   last: number,
   roster: Roster,
   deadline: Deadline,
-  rounds?: ReadonlyMap<string, RoundRange>,
+  rounds?: ReadonlyMap<string, LeftRounds>,
 ): Promise<void> {
   const { rendezvous, keys } = options;
   const { store } = rendezvous;
@@ -80,7 +80,7 @@ async function forgetOne(
   number: number,
   roster: Roster,
   deadline: Deadline,
-  rounds: ReadonlyMap<string, RoundRange> | undefined,
+  rounds: ReadonlyMap<string, LeftRounds> | undefined,
 ): Promise<void> {
   const { store } = rendezvous;
   const log = new RoundLog({ store, prefix: keys.log(number), onFault });
@@ -97,8 +97,16 @@ async function forgetOne(
     await Promise.all(records.map((key) => rendezvous.remove(key, deadline.rest)));
     const prefix = keys.rounds(number, side);
     const range = rounds?.get(side);
-    if (range !== undefined) await forgetRounds(store, prefix, range, deadline);
-    else await findAndForgetRounds(store, prefix, log.next(side), deadline);
+    const next = log.next(side);
+    // A rank that had no store at the end has not read which rounds failed without it.
+    if (range !== undefined)
+      await forgetRounds(
+        store,
+        prefix,
+        { ...range, last: Math.max(range.last, next + range.ahead) },
+        deadline,
+      );
+    else await findAndForgetRounds(store, prefix, next, deadline);
   }
   await Promise.all(countersOf(keys, number).map((key) => store.delete(key, deadline.rest)));
   await forgetLog(store, keys.log(number), log.length, deadline);

@@ -41,6 +41,11 @@ export interface RoundRange {
   readonly last: number;
 }
 
+/** The same as a rank last knew them that has left: others may have been so many rounds beyond the next that could be joined. */
+export interface LeftRounds extends RoundRange {
+  readonly ahead: number;
+}
+
 /** Removes what is left of all rounds, for whoever has been in none of them: `next` is the one after the last that failed. */
 export async function findAndForgetRounds(
   store: Store,
