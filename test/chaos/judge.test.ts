@@ -69,6 +69,15 @@ describe("a round", () => {
     expect(wrong.join("; ")).toMatch(message);
   });
 
+  it("that was taken back is blamed on whoever took it back, but the next one is not", () => {
+    const taken = { code: "TB_CANCELLED", rank: 2, round: 2 };
+    const next = { ...failed, round: 3 };
+    const options = { ...expected, culprit: 2 };
+    expect(judgeRound(outcomes(next, taken, taken, { code: "TB_TIMEOUT", rank: 1 }), options)).toEqual([]);
+    const same = judgeRound(outcomes({ ...next, round: 2 }, taken, taken, taken), options);
+    expect(same.join()).toMatch(/rank 0: .* names rank 1, and not 2/);
+  });
+
   it("over connections that lie may leave anything in tensors, where it was direct and failed there", () => {
     const broken = { ...failed, steps: [-1] };
     const lied = { ...expected, isCorrupted: true };

@@ -60,10 +60,13 @@ const passedOn = ["TB_TIMEOUT", "TB_CANCELLED", "TB_PEER_LOST"];
 
 function judgeBlame(outcomes: Ends, culprit: number): string[] {
   // Who comes after it was taken back is in the next round, where others may be absent.
-  const isTakenBack = outcomes[culprit]?.code === "TB_CANCELLED";
+  const taken = outcomes[culprit];
+  const isTakenBack = taken?.code === "TB_CANCELLED";
+  const isLater = ({ round }: Outcome) =>
+    round !== undefined && taken?.round !== undefined && round > taken.round;
   return outcomes.flatMap((outcome, rank) => {
     if (rank === culprit || outcome === undefined || !passedOn.includes(outcome.code)) return [];
-    const isOther = isTakenBack && outcome.code === "TB_TIMEOUT";
+    const isOther = isTakenBack && (outcome.code === "TB_TIMEOUT" || isLater(outcome));
     if (outcome.rank === culprit || isOther) return [];
     return [
       `rank ${rank}: its ${outcome.code} names rank ${outcome.rank}, and not ${culprit}: ${outcome.message}`,

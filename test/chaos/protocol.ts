@@ -39,8 +39,9 @@ export interface Outcome {
   /** `none`, the code of a `TensorBusError`, `untyped …`, or `ended` where the process did. */
   readonly code: string;
   readonly message?: string;
-  /** `details.rank`. */
+  /** `details.rank` and `details.round`. */
   readonly rank?: number;
+  readonly round?: number;
   readonly ms: number;
   /** The steps that the rank's elements are of; -1 stands for an element of none. */
   readonly steps: readonly number[];

@@ -141,14 +141,19 @@ async function act(request: Request): Promise<void> {
 
 async function answer(request: Request): Promise<void> {
   const began = performance.now();
-  let outcome: Pick<Outcome, "code" | "message" | "rank"> = { code: "none" };
+  let outcome: Pick<Outcome, "code" | "message" | "rank" | "round"> = { code: "none" };
   try {
     await act(request);
   } catch (error) {
     const { message } = error as Error;
     if (error instanceof TensorBusError) {
-      const { rank } = error.details;
-      outcome = { code: error.code, message, ...(typeof rank === "number" ? { rank } : {}) };
+      const { rank, round } = error.details;
+      outcome = {
+        code: error.code,
+        message,
+        ...(typeof rank === "number" ? { rank } : {}),
+        ...(typeof round === "number" ? { round } : {}),
+      };
     } else {
       outcome = { code: `untyped ${(error as { code?: string }).code}`, message };
     }
