@@ -162,7 +162,7 @@ def python_rank(name: str, role: str, rank: int, commit: str, rounds: list[Round
 
 
 def take(weights: tensorbus.Weights, version: int | None) -> tuple[int | None, list[int | None]]:
-    """A round, and the version that it told; a rank that names an older one than others is told theirs, and calls with it."""
+    """A round, and the version that it told; a rank that names an older one calls again with the one it is told."""
     stale: list[int | None] = []
     while True:
         try:

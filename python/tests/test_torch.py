@@ -371,6 +371,10 @@ def test_versions_are_told_and_grow() -> None:
     assert round_of(*weights) == 1
     assert round_of(weights[0], weights[1], 700) == 700
     assert round_of(weights[0], weights[1], 2**40) == 2**40
+    with pytest.raises(TypeError, match=r"a version is a whole number, such as the training step, not 3\.5"):
+        weights[0].send(3.5)
+    with pytest.raises(ValueError, match=r"from 0 to 2\^64 - 1, not -1"):
+        weights[0].send(-1)
     for each in weights:
         each.close()
 
@@ -422,6 +426,32 @@ def test_for_asyncio() -> None:
         each.close()
 
 
+def _lies(*layout: Any) -> dict[str, Any]:
+    return {"role": "source", "layout": lambda name, tensor: layout}
+
+
+REFUSED: list[tuple[str, dict[str, Any], list[str]]] = [
+    (r"not a placement: 'X\(0\)'; there are R, S\(dim\)", _lies(tensorbus.Mesh((1,)), ["X(0)"]), ["The tensor is w"]),
+    (r"w has 2 dimensions, and its placement S\(5\) cuts dimension 5", _lies(tensorbus.Mesh((1,)), ["S(5)"]), []),
+    (r"not the text 'S\(0\)'", _lies(tensorbus.Mesh((1,)), "S(0)"), ["The tensor is w"]),
+    ("a placement is one of torch's, or text, not 0", _lies(tensorbus.Mesh((1,)), [0]), ["The tensor is w"]),
+    ("2 placements for a mesh of 1 dimensions", _lies(tensorbus.Mesh((1,)), ["R", "R"]), ["The tensor is w"]),
+    (r"layout gives \(mesh, placements\) or .* gave \(Mesh", _lies(tensorbus.Mesh((1,))), []),
+    (
+        "has ranks 1, and not this one, 0, which has the tensor",
+        {**_lies(tensorbus.Mesh((1,), ranks=(1,)), ["R"]), "world_size": 2},
+        ["rename gives None"],
+    ),
+    (
+        "a Partial can only be sent",
+        {**_lies(tensorbus.Mesh((1,)), ["P(sum)"]), "role": "target"},
+        ["Receive into Replicate or Shard"],
+    ),
+    ('commit is "direct" or "staged"', {"role": "source", "commit": "later"}, []),
+    ("bucket_size is a number of bytes, not -1", {"role": "source", "bucket_size": -1}, []),
+]
+
+
 def test_what_is_refused_says_why() -> None:
     lora = torch.nn.ModuleDict({"lora_A": torch.nn.Linear(2, 2)})
     with pytest.raises(ValueError, match="belongs to an adapter of PEFT"):
@@ -450,6 +480,12 @@ def test_what_is_refused_says_why() -> None:
         )
     with pytest.raises(ValueError, match="role is"):
         tensorbus.Weights("role", {}, role="sender")
+    # What is wrong on this side alone is said at once: nobody is waited for, whose absence would be the error then.
+    for wrong, more, says in REFUSED:
+        with pytest.raises((ValueError, TypeError), match=wrong) as refused, client_of(1) as client:
+            tensorbus.Weights("wrong", {"w": torch.zeros(2, 2)}, client=client, rank=0, **{"world_size": 1, **more})
+        notes = vars(refused.value).get("__notes__", [])
+        assert all(any(part in note for note in notes) for part in says)
     module = torch.nn.Linear(2, 2)
     module(torch.zeros(2)).sum().backward()
     with pytest.raises(RuntimeError, match="has a gradient"):

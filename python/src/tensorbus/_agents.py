@@ -60,14 +60,13 @@ def _cli_of_extra() -> list[str]:
 
 
 def start_command() -> str:
-    """How agents are started here, wherever a message says so."""
+    """How agents are started, wherever a message says so; and what the command is here, if it is not on PATH."""
+    said = "tensorbus agents --side trainer=0..3 --side engine=4..5"
     try:
         words = find_cli()
     except TensorBusError:
-        words = ["tensorbus"]
-    if words == [shutil.which("tensorbus")]:
-        words = ["tensorbus"]
-    return f"{shlex.join(words)} agents --side trainer=0..3 --side engine=4..5"
+        return said
+    return said if words == [shutil.which("tensorbus")] else f"{said} (here, tensorbus is {shlex.join(words)})"
 
 
 class Agents:

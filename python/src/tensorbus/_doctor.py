@@ -153,7 +153,7 @@ def _no_agents(folder: str) -> list[Check]:
         note = ", which is not yours to read"
     elif ended := _places.ranks_in(folder):
         note = f", in which agents of ranks {_places.rank_list(ended)} have ended"
-    none = _absent("agents", f"none in {folder}{note}", f"{start_command()} (TENSOR_BUS_NAMESPACE keeps jobs apart)")
+    none = _absent("agents", f"none in {folder}{note}", f"{start_command()}; TENSOR_BUS_NAMESPACE keeps jobs apart")
     return [none, *(_absent("others", found, advice) for found, advice in _places.agents_elsewhere())]
 
 

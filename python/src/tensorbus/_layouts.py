@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,13 @@ from math import prod
 from typing import Any
 
 from .errors import make_error
+
+_NUMBER = r"\s*(?:\w+\s*=)?\s*(-?\d+)\s*"
+# The texts that agents read: theirs, and those that torch's placements print.
+_PLACEMENT = re.compile(
+    rf"\s*(?:(?:R|Replicate)\s*(?:\(\s*\))?|(?:S|Shard)\s*\({_NUMBER}(?:;[\d\s,]*)?\)|"
+    rf"(?:SS|_?StridedShard)\s*\({_NUMBER},{_NUMBER}\)|(P|Partial)\s*(?:\([^();]*\))?)\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,26 @@ def placement_text(placement: Any) -> str:
     raise TypeError(f"a placement is one of torch's, or text, not {placement!r}")
 
 
+def _read_placement(text: str) -> re.Match[str]:
+    match = _PLACEMENT.fullmatch(text)
+    if match is None:
+        message = f"not a placement: {text!r}; there are R, S(dim), S(dim;sizes), SS(dim,splitFactor) and P(op)"
+        raise make_error("TB_PLACEMENT", message, {"placement": text})
+    return match
+
+
+def cut_dimension(text: str) -> int | None:
+    """The dimension that a placement cuts, if it cuts one."""
+    match = _read_placement(text)
+    found = match[1] or match[2]
+    return None if found is None else int(found)
+
+
+def is_partial(text: str) -> bool:
+    """True for a placement whose ranks hold contributions to a sum."""
+    return _read_placement(text)[4] is not None
+
+
 def own_rank() -> int | None:
     """This process's rank in its job: that of ``torch.distributed`` if it runs, else ``RANK``."""
     distributed = sys.modules.get("torch.distributed")
@@ -92,7 +120,11 @@ def layout_message(
 ) -> dict[str, Any]:
     """A layout as a command has it. ``offset``: what is added to a rank of the job to get the rank of its agent."""
     plain = to_mesh(mesh)
+    if isinstance(placements, str):
+        raise TypeError(f"placements are a list, one for each dimension of the mesh, not the text {placements!r}")
     texts = [placement_text(placement) for placement in placements]
+    for text in texts:
+        _read_placement(text)
     if len(texts) != len(plain.shape):
         message = f"{len(texts)} placements for a mesh of {len(plain.shape)} dimensions"
         raise make_error("TB_PLACEMENT", message, {"placements": texts, "mesh": plain.shape})

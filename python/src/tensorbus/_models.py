@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ._cuda import CudaAllocation
-from ._layouts import layout_message, placement_text
+from ._layouts import cut_dimension, is_partial, layout_message, placement_text
 from ._places import rank_list
 from ._tensors import Slot, is_dtensor
-from .errors import add_note, make_error
+from .errors import TensorBusError, add_note, make_error
 from .messages import NamedSlot
 
 # What wrappers put before the names of a module's parameters.
@@ -120,12 +120,21 @@ class LayoutList:
     """The layouts of a batch, each once."""
 
     def __init__(
-        self, offset: int, default: tuple[Any, Sequence[Any]], layout: LayoutOf | None, side: tuple[str, int]
+        self,
+        offset: int,
+        default: tuple[Any, Sequence[Any]],
+        layout: LayoutOf | None,
+        side: tuple[str, int],
+        *,
+        rank: int | None = None,
+        is_target: bool = False,
     ) -> None:
         self.messages: list[dict[str, Any]] = []
+        self._rank = rank
+        self._is_target = is_target
         self._numbers: dict[str, int] = {}
         # Most tensors of a model have one of few meshes, which stay as long as this knows them, and of few placements.
-        self._known: dict[tuple[int, tuple[str, ...]], tuple[int, Any]] = {}
+        self._known: dict[tuple[int, tuple[str, ...]], tuple[int, list[tuple[str, int]], Any]] = {}
         self._offset = offset
         self._default = default
         self._layout = layout
@@ -140,19 +149,30 @@ class LayoutList:
         if is_dtensor(tensor):
             mesh, placements, whole = tensor.device_mesh, tensor.placements, tuple(tensor.shape)
         elif self._layout is not None:
-            mesh, placements, *shape = self._layout(name, tensor)
+            mesh, placements, *shape = _require_layout(name, self._layout(name, tensor))
             whole = tuple(int(size) for size in shape[0]) if shape else None
         else:
             mesh, placements = self._default
         # By their texts: torch finds a strided shard equal to one that is not.
         known = (id(mesh), tuple([placement_text(each) for each in placements]))
         if known not in self._known:
-            self._known[known] = (self._number_of(name, mesh, placements), mesh)
-        return self._known[known][0], whole
+            number = self._number_of(name, mesh, placements)
+            cuts = [(text, dim) for text in known[1] if (dim := cut_dimension(text)) is not None]
+            self._known[known] = (number, cuts, mesh)
+        number, cuts, _ = self._known[known]
+        count = len(tensor.shape if whole is None else whole)
+        for text, dim in cuts:
+            if not -count <= dim < count:
+                message = f"{name} has {count} dimensions, and its placement {text} cuts dimension {dim}"
+                raise make_error("TB_PLACEMENT", message, {"tensor": name, "placement": text})
+        return number, whole
 
     def _number_of(self, name: str, mesh: Any, placements: Sequence[Any]) -> int:
         message = layout_message(mesh, placements, self._offset)
         self._require_in_side(name, [rank - self._offset for rank in message["mesh"]["ranks"]])
+        if self._is_target and any(is_partial(text) for text in message["placements"]):
+            where = f"{name} is received into {', '.join(message['placements'])}"
+            raise make_error("TB_PARTIAL_TARGET", f"{where}: a Partial can only be sent", {"tensor": name})
         if any(text.startswith("SS(") for text in message["placements"]):
             # What fully_shard makes of a tensor-parallel module: dimensions are cut in the order of the shards.
             message["stridedShard"] = "order"
@@ -164,11 +184,24 @@ class LayoutList:
 
     def _require_in_side(self, name: str, ranks: Sequence[int]) -> None:
         side, size = self._side
-        if min(ranks) >= 0 and max(ranks) < size:
-            return
         own = rank_list(sorted(ranks))
+        if min(ranks) >= 0 and max(ranks) < size:
+            if self._rank is None or self._rank in ranks:
+                return
+            message = f"the mesh of {name} has ranks {own}, and not this one, {self._rank}, which has the tensor"
+            error = make_error("TB_MESH", message, {"tensor": name, "ranks": list(ranks), "rank": self._rank})
+            add_note(error, "A rank that is not in a tensor's mesh leaves it out: rename gives None for it there.")
+            raise error
         message = f"the mesh of {name} has ranks {own}, and side {side} has {size} in all: 0-{size - 1}"
         raise make_error("TB_MESH", message, {"tensor": name, "ranks": list(ranks), "worldSize": size})
+
+
+def _require_layout(name: str, found: Any) -> Any:
+    if isinstance(found, tuple | list) and len(found) in (2, 3):
+        return found
+    raise TypeError(
+        f"layout gives (mesh, placements) or (mesh, placements, whole shape), and gave {found!r} for {name}"
+    )
 
 
 def named_slots(
@@ -192,7 +225,12 @@ def named_slots(
         tensor = get()
         casts = dtype is not None and getattr(getattr(tensor, "dtype", None), "is_floating_point", True)
         slot = Slot(own_name, get, dtype if casts else None, allocations)
-        slots.append(NamedSlot(slot, pair, name, *layouts.number_of(own_name, tensor)))
+        try:
+            layout = layouts.number_of(own_name, tensor)
+        except (TensorBusError, TypeError) as error:
+            add_note(error, f"The tensor is {own_name}.")
+            raise
+        slots.append(NamedSlot(slot, pair, name, *layout))
     if not slots:
         raise ValueError("a model without tensors: nothing to send or receive")
     return slots

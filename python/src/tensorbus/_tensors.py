@@ -204,7 +204,7 @@ class Slot:
         try:
             local = local_tensor(self.get())
             return local, place_of(local)
-        except TensorBusError as error:
+        except (TensorBusError, TypeError) as error:
             add_note(error, f"The tensor is {self.label}.")
             raise
 

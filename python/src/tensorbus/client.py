@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import time
 import weakref
@@ -425,6 +426,7 @@ class TensorBusClient:
     ) -> Semaphore:
         """A round; ``around`` is entered while a blocking call waits for its end."""
         _require_direction(transfer_type)
+        version = _require_version(version)
         self._require_here()
         registration.require_open()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -502,6 +504,18 @@ def how_found(agent_rank: int) -> str:
 def _require_direction(transfer_type: str) -> None:
     if transfer_type not in ("send", "recv"):
         raise ValueError(f'a transfer is "send" or "recv", not {transfer_type!r}')
+
+
+def _require_version(version: Any) -> int | None:
+    if version is None:
+        return None
+    try:
+        number = operator.index(version)
+    except TypeError:
+        raise TypeError(f"a version is a whole number, such as the training step, not {version!r}") from None
+    if not 0 <= number < 2**64:
+        raise ValueError(f"a version is a whole number from 0 to 2^64 - 1, not {number}")
+    return number
 
 
 def _end_batch(registrations: weakref.WeakSet[Registration], batch: Any, error: TensorBusError) -> None:

@@ -92,6 +92,12 @@ class Weights:
             raise ValueError(f'role is "source" or "target", not {role!r}')
         if match not in (None, "exact", "target", "common"):
             raise ValueError(f'match is "exact", "target" or "common", not {match!r}')
+        if commit not in (None, "direct", "staged"):
+            raise ValueError(f'commit is "direct" or "staged", not {commit!r}')
+        if bucket_size is not None and (not isinstance(bucket_size, int) or bucket_size < 1):
+            raise ValueError(f"bucket_size is a number of bytes, not {bucket_size!r}")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a name must be text, not {name!r}")
         self.name = name
         self.role = role
         self.me = me or _SIDES[role][0]
@@ -148,7 +154,14 @@ class Weights:
         tensors = model_tensors(self._model, self._buffers, tied_once=self.role == "target")
         self._census = Census(self._model)
         whole = (Mesh((self._world_size,)), ["R"])
-        layouts = LayoutList(self.client.agent_rank - self._rank, whole, self._layout, (self.me, self._world_size))
+        layouts = LayoutList(
+            self.client.agent_rank - self._rank,
+            whole,
+            self._layout,
+            (self.me, self._world_size),
+            rank=self._rank,
+            is_target=self.role == "target",
+        )
         slots = named_slots(tensors, self.name, layouts, self._rename, self._dtype)
         return RegisterTensors(self.name, slots, self._bucket_size, self._commit, self._match, tuple(layouts.messages))
 
