@@ -1,4 +1,5 @@
 // npm run simulate: runs schedules, says what was violated, and prints the trace of the first that failed.
+import { execFileSync } from "node:child_process";
 import { mkdirSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { dirname, join } from "node:path";
@@ -7,21 +8,58 @@ import { parseArgs } from "node:util";
 import { buildSimulation } from "./build.mjs";
 import { runSeeds } from "./run-seeds.mjs";
 
-const { values } = parseArgs({
-  options: {
-    seed: { type: "string", default: "1" },
-    runs: { type: "string", default: "1000" },
-    jobs: { type: "string", default: String(Math.min(8, availableParallelism())) },
-    trace: { type: "boolean", default: false },
-    "keep-going": { type: "boolean", default: false },
-  },
-});
+const usage = `npm run simulate -- [--seed N|tree] [--runs N] [--jobs N] [--keep-going] [--trace]
 
-const folder = join(dirname(fileURLToPath(import.meta.url)), "..", "..", "build", "simulation");
+--seed tree begins with a seed that follows from the files of the commit. docs/simulation.md says more.`;
+
+function options() {
+  try {
+    return parseArgs({
+      options: {
+        seed: { type: "string", default: "1" },
+        runs: { type: "string", default: "1000" },
+        jobs: { type: "string", default: String(Math.min(8, availableParallelism())) },
+        trace: { type: "boolean", default: false },
+        "keep-going": { type: "boolean", default: false },
+        help: { type: "boolean", default: false },
+      },
+    }).values;
+  } catch (error) {
+    console.error(`${error.message}\n\n${usage}`);
+    process.exit(2);
+  }
+}
+
+const root = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
+
+/** Of one commit always the same, and of each change another one: the seeds that all runs share find what they find once. */
+function seedOfTree() {
+  try {
+    const git = (...argv) => execFileSync("git", argv, { cwd: root, encoding: "utf8", stdio: "pipe" }).trim();
+    const tree = git("rev-parse", "HEAD^{tree}");
+    const seed = 1_000_000 + Number.parseInt(tree.slice(0, 7), 16);
+    console.log(`the tree ${tree.slice(0, 12)} begins with seed ${seed}; the same elsewhere: --seed ${seed}`);
+    return seed;
+  } catch {
+    console.log("there is no commit whose tree would give a seed (git rev-parse failed): it is 1000001");
+    return 1_000_001;
+  }
+}
+
+const values = options();
+if (values.help) {
+  console.log(usage);
+  process.exit(0);
+}
+const first = values.seed === "tree" ? seedOfTree() : Number(values.seed);
+const runs = Number(values.runs);
+if (![first, runs, Number(values.jobs)].every((value) => Number.isSafeInteger(value) && value > 0)) {
+  console.error(`--seed, --runs and --jobs are whole numbers from 1 on\n\n${usage}`);
+  process.exit(2);
+}
+const folder = join(root, "build", "simulation");
 mkdirSync(folder, { recursive: true });
 const bundle = await buildSimulation({ outfile: join(folder, "simulation.mjs") });
-const first = Number(values.seed);
-const runs = Number(values.runs);
 const began = performance.now();
 let done = 0;
 let events = 0;
