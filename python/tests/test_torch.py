@@ -480,6 +480,11 @@ def test_what_is_refused_says_why() -> None:
         )
     with pytest.raises(ValueError, match="role is"):
         tensorbus.Weights("role", {}, role="sender")
+    frozen = torch.zeros(3).numpy()
+    frozen.flags.writeable = False
+    for unfit, why in ((torch.zeros(1, 3).expand(2, 3), "share memory, as expand makes"), (frozen, "is read-only")):
+        with pytest.raises(ValueError, match=f"w .*{why}.*: nothing can be received into it"), client_of(4) as client:
+            tensorbus.Weights("unfit", {"w": unfit}, role="target", client=client, rank=0, world_size=1)
     # What is wrong on this side alone is said at once: nobody is waited for, whose absence would be the error then.
     for wrong, more, says in REFUSED:
         with pytest.raises((ValueError, TypeError), match=wrong) as refused, client_of(1) as client:

@@ -156,6 +156,14 @@ def _sight_of(value: Any) -> tuple[Any, ...] | None:
     return value.data_ptr(), value.dtype, value.shape, value.stride(), value.untyped_storage().nbytes()
 
 
+def _why_unfit(local: Any, place: Place) -> str:
+    if 0 in place.strides and any(
+        stride == 0 < size - 1 for size, stride in zip(place.shape, place.strides, strict=True)
+    ):
+        return "has elements that share memory, as expand makes them"
+    return "is read-only" if is_numpy(local) and not local.flags.writeable else ""
+
+
 class Slot:
     """A tensor of a batch: who gives it, and the memory that the agent knows."""
 
@@ -172,6 +180,7 @@ class Slot:
         "offset",
         "shape",
         "strides",
+        "unfit",
     )
 
     def __init__(
@@ -188,6 +197,8 @@ class Slot:
         self.dtype = dtype or place.dtype
         self.shape = place.shape
         self._source_dtype = place.dtype
+        # Why nothing can be received into it.
+        self.unfit = _why_unfit(local, place)
         self.memory: SharedMemory | CudaAllocation | None = None
         if self.dtype == place.dtype and place.span:
             self.memory = self._memory_at(place, {} if allocations is None else allocations)

@@ -163,6 +163,9 @@ class Weights:
             is_target=self.role == "target",
         )
         slots = named_slots(tensors, self.name, layouts, self._rename, self._dtype)
+        for slot in (named.slot for named in slots if self.role == "target" and named.slot.unfit):
+            message = f"{slot.label} {slot.unfit}: nothing can be received into it"
+            raise make_error("TB_ALIAS", message, {"tensor": slot.label})
         return RegisterTensors(self.name, slots, self._bucket_size, self._commit, self._match, tuple(layouts.messages))
 
     def _register(self, message: RegisterTensors, deadline: float) -> BatchHandler:
