@@ -222,10 +222,18 @@ describe("the examples", () => {
     ]);
   });
 
-  test.each(specs)("%s is planned, and keeps its budgets", async (name) => {
+  // An example without a topology predicts nothing.
+  const withTopology = ["kimi-k2.yaml", "llama-3-8b.yaml", "qwen3-30b-a3b.yaml"];
+
+  test.each(
+    specs,
+  )("%s is planned, keeps its budgets, and takes 1.1 times what no schedule can beat at most", async (name) => {
     const { code, stdout, stderr } = await runCli("plan", join(examples, name));
     expect([code, stderr]).toEqual([0, ""]);
     expect(row(stdout, "digest")[1]).toMatch(/^[0-9a-f]{64}$/);
+    const predicted = /^ {2}predicted +[\d.]+ \S+, (?:which|([\d.]+) % over) /m.exec(stdout);
+    expect(predicted !== null).toBe(withTopology.includes(name));
+    expect(Number(predicted?.[1] ?? 0)).toBeLessThan(10);
   });
 
   test("llama-3-8b.yaml moves each element once, in the target's type, and balanced", async () => {

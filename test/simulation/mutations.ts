@@ -11,6 +11,8 @@ export interface Mutation {
   readonly breaks: readonly string[];
   /** From seed 1 on. */
   readonly within: number;
+  /** The first that found it, once: it is tried before the others, as those before it take long. Another change may have it find nothing. */
+  readonly seed?: number;
 }
 
 const second = "the second lockstep call succeeds";
@@ -70,6 +72,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [late, never],
     within: 300,
+    seed: 48,
   },
   {
     name: "ranks that no channel connects are not linked",
@@ -83,6 +86,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [second, "a lockstep call is one round"],
     within: 600,
+    seed: 101,
   },
   {
     name: "a version is not compared with the one that the round carries",
@@ -107,6 +111,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [staged],
     within: 300,
+    seed: 35,
   },
   {
     name: "a lone call of a colocated rank waits for the other side without an end",
@@ -167,6 +172,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: ["registering at the first try works", never],
     within: 500,
+    seed: 23,
   },
   {
     name: "records of the dead count while nobody has replaced them",
@@ -181,6 +187,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: ["registering at the first try works"],
     within: 500,
+    seed: 54,
   },
   {
     name: "what ends a call after its vote is reported in place of the doubt",
@@ -194,6 +201,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [staged],
     within: 500,
+    seed: 54,
   },
   {
     name: "a vote whose answer did not come is said again",
@@ -235,6 +243,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [anew, "registering at the first try works"],
     within: 800,
+    seed: 187,
   },
   {
     name: "a rank has a batch that others have not prepared",
@@ -322,6 +331,7 @@ export const mutations: readonly Mutation[] = [
     changes: { [commit]: [["timeoutMs = Math.min(blameMs, end.remainingMs);", "timeoutMs = 1;"]] },
     breaks: [blame],
     within: 1500,
+    seed: 204,
   },
   {
     name: "the signal does not move on with the log",
@@ -339,6 +349,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: ["a round that had failed ends no call"],
     within: 800,
+    seed: 202,
   },
   {
     name: "a close ends the rounds that its rank has completed",
@@ -361,6 +372,7 @@ export const mutations: readonly Mutation[] = [
     changes: { [join]: [["if (ended !== undefined) local.abort(ended);", ""]] },
     breaks: [held, broken],
     within: 1500,
+    seed: 444,
   },
   {
     name: "a rank that left in order is lost as well",
@@ -375,5 +387,6 @@ export const mutations: readonly Mutation[] = [
     changes: { [commit]: [["life === this.#options.connection.life\n", "life.length > 0\n"]] },
     breaks: [staged, second],
     within: 1500,
+    seed: 252,
   },
 ];
