@@ -8,6 +8,25 @@ export interface Programs {
   readonly cli: string;
   readonly rank: string;
   readonly store: string;
+  /** Milliseconds in which an agent is ready; default 60,000. */
+  readonly agentStartMs?: number;
+}
+
+const usualStartMs = 60_000;
+/** All that run. */
+const running = new Set<Child>();
+process.once("exit", () => {
+  for (const child of running) child.signal("SIGKILL");
+});
+
+/** A process was not ready in time, or ended before. */
+export class StartError extends Error {
+  readonly isLate: boolean;
+
+  constructor(message: string, isLate: boolean) {
+    super(message);
+    this.isLate = isLate;
+  }
 }
 
 /** A process that is killed with the runner, whatever becomes of it meanwhile. */
@@ -22,6 +41,8 @@ export class Child {
     child.stdout?.on("data", (data) => this.#keep(data));
     child.stderr?.on("data", (data) => this.#keep(data));
     child.on("error", () => {});
+    running.add(this);
+    child.once("exit", () => running.delete(this));
   }
 
   get isRunning(): boolean {
@@ -59,31 +80,57 @@ export class Child {
 
 /** Runs until it says that it is ready. */
 export async function startAgent(
-  { cli }: Programs,
+  { cli, agentStartMs }: Programs,
   argv: readonly string[],
   environment: NodeJS.ProcessEnv,
+  onSpawned: (child: Child) => void,
 ): Promise<Child> {
   const child = new Child(
     spawn(process.execPath, [cli, "agent", ...argv], { stdio: ["ignore", "pipe", "pipe"], env: environment }),
   );
-  const end = Date.now() + 60_000;
-  while (!child.output.includes("ready: rank")) {
-    if (!child.isRunning || Date.now() > end) {
-      await child.kill();
-      throw new Error(`an agent did not start: ${child.ended} ${child.output}`);
-    }
-    await new Promise((done) => setTimeout(done, 20));
-  }
+  onSpawned(child);
+  await ready("an agent", child, () => child.output.includes("ready: rank"), agentStartMs);
   return child;
 }
 
-export async function startForked(program: string, parameters: readonly string[]): Promise<Child> {
+export async function startForked(
+  program: string,
+  parameters: readonly string[],
+  onSpawned: (child: Child) => void,
+): Promise<Child> {
   const child = new Child(
     fork(program, parameters, { serialization: "advanced", stdio: ["ignore", "pipe", "pipe", "ipc"] }),
   );
-  await Promise.race([once(child.process, "message"), once(child.process, "exit")]);
-  if (!child.isRunning) throw new Error(`${program} did not start: ${child.output}`);
+  onSpawned(child);
+  let hasSpoken = false;
+  child.process.once("message", () => (hasSpoken = true));
+  await ready(program, child, () => hasSpoken);
   return child;
+}
+
+async function ready(
+  what: string,
+  child: Child,
+  isReady: () => boolean,
+  startMs = usualStartMs,
+): Promise<void> {
+  const end = performance.now() + startMs;
+  while (!isReady()) {
+    const isLate = child.isRunning && performance.now() > end;
+    if (!child.isRunning || isLate) {
+      await child.kill();
+      const how = isLate ? `was not ready after ${startMs} ms` : `ended with ${child.ended}`;
+      throw new StartError(`${what} did not start: it ${how}: ${child.output}`, isLate);
+    }
+    await new Promise((done) => setTimeout(done, 20));
+  }
+}
+
+/** What the machine takes now for a process that does nothing: some 50 ms, if it has nothing else to do. */
+export async function emptyStartMs(): Promise<number> {
+  const began = performance.now();
+  await once(spawn(process.execPath, ["-e", ""], { stdio: "ignore" }), "exit");
+  return performance.now() - began;
 }
 
 let lastId = 0;

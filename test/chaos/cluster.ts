@@ -43,6 +43,9 @@ export class ChaosCluster {
   #store: Child | undefined;
   #storePort = 0;
   readonly #agentPorts: number[] = [];
+  /** All processes that it has started, also those that were never ready. */
+  readonly #children: Child[] = [];
+  #hasEnded = false;
 
   private constructor(programs: Programs, options: ClusterOptions) {
     this.#programs = programs;
@@ -55,7 +58,7 @@ export class ChaosCluster {
     try {
       await cluster.#start();
     } catch (error) {
-      await cluster.end();
+      await cluster.kill();
       throw error;
     }
     return cluster;
@@ -103,16 +106,14 @@ export class ChaosCluster {
         TENSOR_BUS_SECRET: "a secret of enough bytes for chaos",
         TENSOR_BUS_STORE: `${this.options.store}://127.0.0.1:${this.storeProxies[rank]!.port}`,
       },
+      this.#spawned,
     );
     this.agents[rank] = agent;
-    this.pids.push(agent.pid);
   }
 
   async startHost(rank: number): Promise<void> {
     const options: HostOptions = { rank, sides: this.#sides, ...this.paths(rank) };
-    const host = await startForked(this.#programs.rank, [JSON.stringify(options)]);
-    this.hosts[rank] = host;
-    this.pids.push(host.pid);
+    this.hosts[rank] = await startForked(this.#programs.rank, [JSON.stringify(options)], this.#spawned);
   }
 
   /** Kills the store; what it held is gone for a TCPStore, and for etcd where it is wiped. */
@@ -128,10 +129,9 @@ export class ChaosCluster {
   async startStore(): Promise<void> {
     this.#store =
       this.options.store === "tcp"
-        ? await startForked(this.#programs.store, [String(this.#storePort)])
+        ? await startForked(this.#programs.store, [String(this.#storePort)], this.#spawned)
         : this.#spawnEtcd();
     await this.#reachable(this.#storePort);
-    this.pids.push(this.#store.pid);
   }
 
   /** Agent and host of a rank end without a word. */
@@ -179,11 +179,17 @@ export class ChaosCluster {
         else if (agent.ended !== "0") left.push(`agent ${rank} ended with ${agent.ended}: ${agent.output}`);
       }),
     );
-    await this.#store?.kill();
-    await Promise.all([...this.peerProxies, ...this.storeProxies].map((proxy) => proxy?.close()));
-    for (const path of this.#mounted) execFileSync("umount", ["--lazy", path]);
-    rmSync(this.#folder, { recursive: true, force: true });
+    await this.kill();
     return [...left, ...this.namesLeft().map((name) => `/dev/shm/${name} is left`)];
+  }
+
+  /** Ends whatever it has started, and what is still being started. */
+  async kill(): Promise<void> {
+    this.#hasEnded = true;
+    await Promise.all(this.#children.map((child) => child.kill()));
+    await Promise.all([...this.peerProxies, ...this.storeProxies].map((proxy) => proxy?.close()));
+    for (const path of this.#mounted.splice(0)) execFileSync("umount", ["--lazy", path]);
+    rmSync(this.#folder, { recursive: true, force: true });
   }
 
   /** Names in /dev/shm of processes of this cluster. */
@@ -194,6 +200,12 @@ export class ChaosCluster {
       return pid !== undefined && pids.has(pid);
     });
   }
+
+  readonly #spawned = (child: Child): void => {
+    this.#children.push(child);
+    if (this.#hasEnded) child.signal("SIGKILL");
+    else this.pids.push(child.pid);
+  };
 
   async #start(): Promise<void> {
     this.#storePort = await freePort();
@@ -224,7 +236,7 @@ export class ChaosCluster {
 
   #spawnEtcd(): Child {
     const client = `http://127.0.0.1:${this.#storePort}`;
-    return new Child(
+    const etcd = new Child(
       spawn(
         "etcd",
         [
@@ -235,6 +247,8 @@ export class ChaosCluster {
         { stdio: ["ignore", "ignore", "pipe"] },
       ),
     );
+    this.#spawned(etcd);
+    return etcd;
   }
 
   async #reachable(port: number): Promise<void> {

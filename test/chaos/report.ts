@@ -17,6 +17,8 @@ export interface ChaosRun {
   readonly machine: string;
   seconds: number;
   clusters: number;
+  /** Clusters that were given up since the machine was too slow to start them. */
+  unstarted?: number;
   injected: number;
 }
 
@@ -77,6 +79,11 @@ export class ReportWriter {
 
   clusterStarted(): void {
     this.#run.clusters += 1;
+  }
+
+  clusterDiscarded(): void {
+    this.#run.unstarted = (this.#run.unstarted ?? 0) + 1;
+    this.write();
   }
 
   count(fault: string, outcome: Exclude<keyof Tally, "injected">): void {

@@ -5,24 +5,14 @@
  * happened while the machine itself stood still is not judged, and counted. The report is written after each fault; SIGTERM
  * and SIGINT end the run after the one that is under way.
  */
-import { parseArgs } from "node:util";
 import type { Programs } from "./children.ts";
 import { clusterTransports } from "./cluster.ts";
 import { faults } from "./faults.ts";
+import { optionsOf } from "./options.mjs";
 import { ReportWriter } from "./report.ts";
 import { ChaosRunner } from "./runner.ts";
 
-const { values } = parseArgs({
-  options: {
-    faults: { type: "string", default: "100" },
-    seed: { type: "string", default: "1" },
-    seconds: { type: "string", default: "86400" },
-    only: { type: "string", default: "" },
-    transports: { type: "string", default: "tcp,shm" },
-    json: { type: "string" },
-    add: { type: "boolean", default: false },
-  },
-});
+const values = optionsOf(process.argv.slice(2));
 const programs = JSON.parse(process.env["CHAOS_PROGRAMS"]!) as Programs;
 const writer = new ReportWriter(Number(values.seed), values.json, values.add);
 for (const { name, needs } of faults) {
@@ -46,9 +36,11 @@ await new ChaosRunner(programs, Number(values.seed), writer, transports).run({
   signal: stop.signal,
 });
 writer.write();
-const { total, violations, skipped } = writer.report;
+const { total, violations, skipped, runs } = writer.report;
 console.log(
   `${total.injected} faults: ${total.survived} survived, ${total.discarded} discarded, ${total.violated} violated`,
 );
+const { unstarted = 0 } = runs.at(-1)!;
+if (unstarted > 0) console.log(`${unstarted} clusters did not start: the machine was too slow`);
 for (const name of skipped) console.log(`skipped, not allowed on this machine: ${name}`);
 process.exitCode = violations.length === 0 ? 0 : 1;

@@ -1,6 +1,6 @@
 /** Throws faults into clusters, and looks at what each leaves. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { ask, type Programs } from "./children.ts";
+import { ask, emptyStartMs, type Programs, StartError } from "./children.ts";
 import { ChaosCluster, type ClusterOptions, type ClusterTransport } from "./cluster.ts";
 import { type Fault, faults } from "./faults.ts";
 import { described, type Ends, judgeEnds, judgeRound, succeeded } from "./judge.ts";
@@ -23,6 +23,10 @@ const registerMs = 20_000;
 const hinderedMs = 5000;
 /** The runner's own loop came round this much late: so did everything else. */
 const stallMs = 400;
+/** A machine that takes this long for an empty script is too slow for an agent to be late. */
+const slowMs = 1000;
+/** Clusters in a row that such a machine does not start, after which nothing is gained by more. */
+const mostUnstarted = 3;
 /** One fault of so many happens while ranks register, if it may. */
 const roundsPerRegistration = 4;
 
@@ -68,6 +72,7 @@ export class ChaosRunner {
   #faults: readonly Fault[] = [];
   #options: readonly ClusterOptions[] = [];
   readonly #transports: readonly ClusterTransport[];
+  readonly #emptyStartMs: () => Promise<number>;
   #step = 0;
 
   constructor(
@@ -75,7 +80,9 @@ export class ChaosRunner {
     seed: number,
     writer: ReportWriter,
     transports: readonly ClusterTransport[] = ["tcp", "shm"],
+    howSlow = emptyStartMs,
   ) {
+    this.#emptyStartMs = howSlow;
     this.#transports = transports;
     this.#programs = programs;
     this.#seed = seed;
@@ -95,14 +102,38 @@ export class ChaosRunner {
       .filter((options) => this.#faults.some(({ needs }) => needs?.(options) ?? true));
     if (this.#options.length === 0)
       throw new Error(`no fault whose name holds "${only}" can happen over ${this.#transports.join(" or ")}`);
-    while (goesOn()) await this.#cluster(goesOn);
-    this.#stalls.stop();
+    let unstarted = 0;
+    try {
+      while (goesOn() && unstarted < mostUnstarted) {
+        const options = this.#random.of(this.#options);
+        const cluster = await this.#start(options);
+        unstarted = cluster === undefined ? unstarted + 1 : 0;
+        if (cluster !== undefined) await this.#use(cluster, options, goesOn).finally(() => cluster.kill());
+      }
+    } finally {
+      this.#stalls.stop();
+    }
+    if (unstarted === mostUnstarted) console.error("this machine starts no clusters now: the run ends early");
   }
 
-  async #cluster(goesOn: () => boolean): Promise<void> {
-    const options = this.#random.of(this.#options);
+  /** `undefined` where it did not start: nothing has been done to it, so that is the machine's slowness, or a violation. */
+  async #start(options: ClusterOptions): Promise<ChaosCluster | undefined> {
     this.#writer.clusterStarted();
-    const cluster = await ChaosCluster.start(this.#programs, options);
+    try {
+      return await ChaosCluster.start(this.#programs, options);
+    } catch (error) {
+      if (await this.#isSlow(error)) this.#writer.clusterDiscarded();
+      else this.#violate(`at the start, ${Object.values(options)}: ${(error as Error).message}`);
+      return undefined;
+    }
+  }
+
+  /** True for a process that was late on a machine that is slow with all others. */
+  async #isSlow(error: unknown): Promise<boolean> {
+    return error instanceof StartError && error.isLate && (await this.#emptyStartMs()) > slowMs;
+  }
+
+  async #use(cluster: ChaosCluster, options: ClusterOptions, goesOn: () => boolean): Promise<void> {
     const unready = await this.#recover(cluster);
     for (const what of unready) this.#violate(`at the start, ${Object.values(options)}: ${what}`);
     let usable = unready.length === 0;
@@ -124,11 +155,14 @@ export class ChaosRunner {
     const registering = this.#random.below(roundsPerRegistration) === 0 && fault.whileRegistering === true;
     const name = registering ? `${fault.name}, while all register` : fault.name;
     this.#stalls.take();
-    const problems = await this.#inject(cluster, fault, rank, registering);
-    const unrecovered = await this.#recover(cluster);
+    const { problems, failure } = await this.#inject(cluster, fault, rank, registering);
+    // A cluster that was not put right again has nothing to get over.
+    const unrecovered =
+      failure === undefined ? await this.#recover(cluster) : [`it does not heal: ${failure.message}`];
     problems.push(...unrecovered);
     if (problems.length === 0) this.#writer.count(name, "survived");
-    else if (this.#stalls.take() > stallMs) this.#writer.count(name, "discarded");
+    else if (this.#stalls.take() > stallMs || (await this.#isSlow(failure)))
+      this.#writer.count(name, "discarded");
     else {
       this.#writer.count(name, "violated");
       const where = `seed ${this.#seed}, fault ${this.#writer.injected}, ${Object.values(options)}, ${name}, rank ${rank}`;
@@ -138,7 +172,12 @@ export class ChaosRunner {
   }
 
   /** A round, or a registration, with the fault in its middle. */
-  async #inject(cluster: ChaosCluster, fault: Fault, rank: number, registering: boolean): Promise<string[]> {
+  async #inject(
+    cluster: ChaosCluster,
+    fault: Fault,
+    rank: number,
+    registering: boolean,
+  ): Promise<{ readonly problems: string[]; readonly failure?: Error }> {
     this.#step += 1;
     const step = this.#step;
     const lateMs = slackMs + (fault.lateMs ?? 0);
@@ -162,9 +201,9 @@ export class ChaosRunner {
     try {
       await heal();
     } catch (error) {
-      problems.push((error as Error).message);
+      return { problems, failure: error as Error };
     }
-    return problems;
+    return { problems };
   }
 
   #callAll(cluster: ChaosCluster, timeoutMs: number, absent?: number): Promise<(Outcome | undefined)[]> {
