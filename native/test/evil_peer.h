@@ -124,6 +124,40 @@ static inline int evil_join(world *w, uint32_t connections, uint32_t index) {
     return fd;
 }
 
+/* Where rank 0 finds rank 1 from now on: it is played here. */
+static inline int evil_listen(world *w) {
+    struct sockaddr_in at = {.sin_family = AF_INET};
+    socklen_t length = sizeof at;
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&at, length) == 0 && listen(fd, 16) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)&at, &length) == 0);
+    CHECK(tb_session_set_peer(w->session[0], 1, "127.0.0.1", ntohs(at.sin_port), NULL) == TB_OK);
+    return fd;
+}
+
+static inline int evil_accept(world *w, int listener) {
+    struct pollfd waits = {.fd = listener, .events = POLLIN};
+    for (uint64_t until = test_now() + 20 * SECOND; test_now() < until; world_pump(w, 1)) {
+        if (poll(&waits, 1, 0) > 0) {
+            return accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        }
+    }
+    return -1;
+}
+
+/* Rank 0 says which connection it is; the answer names that one `ahead` later. */
+static inline void evil_answer(world *w, int fd, uint32_t ahead, tb_hello hellos[2]) {
+    evil_take(w, fd, &hellos[0], sizeof hellos[0]);
+    hellos[1] = hellos[0];
+    hellos[1].rank = 1;
+    hellos[1].peer = 0;
+    hellos[1].connection += ahead;
+    hellos[1].incarnation = EVIL_INCARNATION;
+    memset(hellos[1].nonce, 9, sizeof hellos[1].nonce);
+    evil_send(fd, &hellos[1], sizeof hellos[1]);
+}
+
 /* Rank 1 sends all its parts to rank 0. */
 static inline void evil_plan(kit *k) {
     uint64_t bytes = (uint64_t)EVIL_BYTES * EVIL_PARTS;

@@ -1,4 +1,6 @@
 /* Strangers at the listener: what they can cost it, and that they keep nobody out. */
+#include <netinet/tcp.h>
+
 #include "evil_peer.h"
 
 static const world_options options = {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 1};
@@ -94,6 +96,85 @@ static void test_first_proof(void) {
     world_close(&w);
 }
 
+/* Connects from an address of this machine, says hello and hears one. */
+static int greet(const world *w, const char *from) {
+    struct sockaddr_in at = {.sin_family = AF_INET};
+    tb_hello hello;
+    int yes = 1; /* what is said is there when the call returns */
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(fd >= 0 && inet_pton(AF_INET, from, &at.sin_addr) == 1);
+    CHECK(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes) == 0);
+    CHECK(bind(fd, (struct sockaddr *)&at, sizeof at) == 0);
+    at.sin_port = htons((uint16_t)w->port[1]);
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK(connect(fd, (struct sockaddr *)&at, sizeof at) == 0);
+    start_hello(&hello, 2);
+    evil_send(fd, &hello, sizeof hello);
+    CHECK(recv(fd, &hello, sizeof hello, MSG_WAITALL) == sizeof hello);
+    return fd;
+}
+
+static bool is_open(int fd) {
+    char byte;
+    return recv(fd, &byte, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN;
+}
+
+/* As many as may be in their handshake. */
+enum { ROOM = 64 };
+
+/* The one too many is taken out of those of the busiest address, the oldest first: the oldest of all stays. */
+static void test_sources(void) {
+    world w;
+    int fds[ROOM];
+    char byte;
+    world_open(&w, &options, 2);
+    int alone = greet(&w, "127.0.0.2");
+    for (int i = 0; i < ROOM; i++) {
+        fds[i] = greet(&w, "127.0.0.1");
+    }
+    CHECK(evil_take_some(&w, fds[0], &byte, 1) == 0);
+    CHECK(is_open(alone));
+    CHECK(is_open(fds[1]) && is_open(fds[ROOM - 1]));
+    for (int i = 0; i < ROOM; i++) {
+        close(fds[i]);
+    }
+    close(alone);
+    world_close(&w);
+}
+
+/* Of one address, whoever has said nothing goes before whoever has, though that one is older. */
+static void test_silent_first(void) {
+    world w;
+    int fds[ROOM];
+    char byte;
+    world_open(&w, &options, 2);
+    int begun = greet(&w, "127.0.0.1");
+    for (int i = 0; i < ROOM; i++) {
+        fds[i] = evil_dial(w.port[1]);
+    }
+    CHECK(evil_take_some(&w, fds[0], &byte, 1) == 0);
+    CHECK(is_open(begun));
+    for (int i = 0; i < ROOM; i++) {
+        close(fds[i]);
+    }
+    close(begun);
+    world_close(&w);
+}
+
+static int take_questions(const world *w, uint64_t *numbers) {
+    tb_event event;
+    int count = 0;
+    for (;;) {
+        CHECK(tb_session_next_event(w->session[1], &event, NULL) == TB_OK);
+        if (event.kind == TB_EVENT_NONE) {
+            return count;
+        }
+        if (event.kind == TB_EVENT_HANDSHAKE) {
+            numbers[count++] = event.connection;
+        }
+    }
+}
+
 /* Proofs that nobody checks wait in a bounded number, and are asked for once others were answered. */
 static void test_questions(void) {
     enum { STRANGERS = 60, BOUND = 32 };
@@ -101,44 +182,31 @@ static void test_questions(void) {
     world_options silent = options;
     silent.no_answers = true;
     int fds[STRANGERS];
+    uint64_t numbers[2 * STRANGERS];
+    const uint8_t none[TB_PROOF_BYTES] = {0};
     world_open(&w, &silent, 2);
     for (int i = 0; i < STRANGERS; i++) {
-        tb_hello hello;
-        tb_wire_header header = {.kind = TB_FRAME_PROOF, .body_bytes = TB_PROOF_BYTES};
-        uint8_t proof[TB_PROOF_BYTES] = {0};
-        fds[i] = evil_dial(w.port[1]);
-        start_hello(&hello, 2);
-        evil_send(fds[i], &hello, sizeof hello);
-        CHECK(recv(fds[i], &hello, sizeof hello, MSG_WAITALL) == sizeof hello); /* nobody takes events meanwhile */
-        evil_say(fds[i], header, proof);
+        fds[i] = greet(&w, "127.0.0.1");
+        evil_say(fds[i], (tb_wire_header){.kind = TB_FRAME_PROOF, .body_bytes = TB_PROOF_BYTES}, none);
     }
-    /* Asked for a few at a time: never more than the bound are there at once, and all are in the end. */
-    int asked = 0;
-    for (uint64_t until = test_now() + 20 * SECOND; asked < STRANGERS && test_now() < until;) {
-        uint8_t none[32] = {0};
-        int at_once = 0;
-        tb_event events[STRANGERS];
-        for (;;) {
-            CHECK(tb_session_next_event(w.session[1], &events[at_once], NULL) == TB_OK);
-            if (events[at_once].kind != TB_EVENT_HANDSHAKE) {
-                if (events[at_once].kind == TB_EVENT_NONE) {
-                    break;
-                }
-                continue;
-            }
-            at_once++;
-            CHECK(at_once <= BOUND);
-        }
-        for (int i = 0; i < at_once; i++) {
-            CHECK(tb_session_handshake(w.session[1], events[i].connection, none, 0, NULL) == TB_OK);
-        }
-        asked += at_once;
-        usleep(1000);
+    /* What came before the first of these is heard in the same turn of the loop, and so before the second is. */
+    int last[2] = {greet(&w, "127.0.0.1")};
+    last[1] = greet(&w, "127.0.0.1");
+    int asked = take_questions(&w, numbers);
+    CHECK(asked == BOUND);
+    for (int answered = 0; asked < STRANGERS; answered++) {
+        CHECK(answered < asked);
+        CHECK(tb_session_handshake(w.session[1], numbers[answered], none, 0, NULL) == TB_OK);
+        int more = take_questions(&w, numbers + asked);
+        CHECK(more <= BOUND);
+        asked += more;
     }
     CHECK(asked == STRANGERS);
     for (int i = 0; i < STRANGERS; i++) {
         close(fds[i]);
     }
+    close(last[0]);
+    close(last[1]);
     world_close(&w);
 }
 
@@ -180,6 +248,8 @@ int main(void) {
     test_no_hello();
     test_hellos();
     test_first_proof();
+    test_sources();
+    test_silent_first();
     test_questions();
     test_faults();
     return 0;

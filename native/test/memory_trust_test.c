@@ -26,6 +26,7 @@ typedef struct liar {
     kit k;
     int fd;
     uint64_t transfer;         /* rank 1's number of it */
+    uint64_t named;            /* the number that rank 0 says is its own */
     tb_wire_prepare prepare;   /* what rank 1 said */
     tb_wire_channel channel;
     char key[TB_KEY_BYTES];
@@ -47,6 +48,7 @@ static void start(liar *l, uint32_t carriers) {
     memcpy(l->key, body + sizeof l->prepare + sizeof l->channel, l->prepare.key_bytes);
     CHECK(l->prepare.channels == 1 && !l->channel.sends);
     l->transfer = l->prepare.transfer;
+    l->named = EVIL_GRAPH;
 }
 
 /* Nothing of this process is found in what it says to a peer. */
@@ -66,7 +68,7 @@ static void say_file(liar *l, const tb_wire_identity *identity, const tb_wire_re
     tb_wire_channel channel = l->channel;
     uint8_t body[4096];
     uint64_t at = sizeof prepare;
-    prepare.transfer = EVIL_GRAPH;
+    prepare.transfer = l->named;
     prepare.identity = *identity;
     channel.sends = 1;
     memcpy(body, &prepare, sizeof prepare);
@@ -86,7 +88,7 @@ static void say_file(liar *l, const tb_wire_identity *identity, const tb_wire_re
     header.bytes = sizeof header + sizeof row + sizeof end + sizeof words + header.blob_bytes;
     tb_wire_header frame = {.kind = TB_FRAME_EXPORT,
                             .transfer = l->transfer,
-                            .round = EVIL_GRAPH,
+                            .round = l->named,
                             .body_bytes = header.bytes};
     uint8_t *into = body;
     into = mempcpy(into, &header, sizeof header);
@@ -140,6 +142,54 @@ static void test_other_answers(void) {
     say(&l, &identity, &(tb_wire_region){.memory = TB_MEMORY_HOST, .bytes = BYTES});
     world_expect(&l.w, 1, TB_EVENT_PREPARED, TB_EAUTH, 0, NULL);
     tb_book_free(book);
+    end(&l);
+}
+
+/* It says that it is this process, and answers another challenge: an earlier one, say. */
+static void test_other_nonce(void) {
+    liar l;
+    tb_book *book;
+    start(&l, TB_CARRY_SHM);
+    CHECK(tb_book_create(2, &book, NULL) == TB_OK);
+    tb_wire_identity identity = l.prepare.identity;
+    uint8_t nonce[sizeof identity.nonce];
+    memcpy(nonce, identity.nonce, sizeof nonce);
+    nonce[sizeof nonce - 1] ^= 1;
+    identity.memory = TB_MEMORY_HOST;
+    identity.book = tb_book_file(book);
+    tb_book_answer(book, 0, 1, nonce);
+    CHECK(tb_book_note(book, 0, (uint64_t)(uintptr_t)&l));
+    say(&l, &identity, &(tb_wire_region){.memory = TB_MEMORY_HOST, .bytes = BYTES});
+    world_expect(&l.w, 1, TB_EVENT_PREPARED, TB_EAUTH, 0, NULL);
+    tb_book_free(book);
+    end(&l);
+}
+
+/*
+ * It names a transfer and a region of rank 0 as it really is in this process, which is connected to somebody else as rank
+ * 1: whose memory is ours is told by the connection that a session has, not by numbers.
+ */
+static void test_other_session(void) {
+    liar l;
+    tb_hello hellos[2];
+    uint8_t body[4096];
+    tb_wire_header header;
+    start(&l, TB_CARRY_SHM);
+    int listener = evil_listen(&l.w);
+    world_prepare_rank(&l.w, &l.k, 0, 0, 60 * SECOND);
+    int fd = evil_accept(&l.w, listener);
+    CHECK(fd >= 0);
+    evil_answer(&l.w, fd, 0, hellos);
+    evil_prove(&l.w, fd, 1, hellos);
+    evil_hear(&l.w, fd, &header, body, sizeof body);
+    CHECK(header.kind == TB_FRAME_PREPARE);
+    memcpy(&l.named, body + offsetof(tb_wire_prepare, transfer), sizeof l.named);
+    tb_wire_identity identity = l.prepare.identity;
+    identity.memory = TB_MEMORY_HOST;
+    say(&l, &identity, &(tb_wire_region){.memory = TB_MEMORY_HOST, .bytes = BYTES});
+    world_expect(&l.w, 1, TB_EVENT_PREPARED, TB_EAUTH, 0, NULL);
+    close(fd);
+    close(listener);
     end(&l);
 }
 
@@ -223,6 +273,8 @@ int main(void) {
     test_echo(AS_SAID, &region, &file);
     test_echo(shared, &region, &file);
     test_other_answers();
+    test_other_nonce();
+    test_other_session();
     test_no_such_memory(0);
     test_no_such_memory(8);
     test_no_such_memory(UINT64_MAX - BYTES / 2);

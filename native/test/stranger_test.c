@@ -233,39 +233,6 @@ static void test_end_before_receipt(void) {
 
 /* ---- the other way round: rank 0 connects to rank 1, which is played here ------------------------------ */
 
-static int listen_here(world *w) {
-    struct sockaddr_in at = {.sin_family = AF_INET};
-    socklen_t length = sizeof at;
-    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&at, length) == 0 && listen(fd, 16) == 0);
-    CHECK(getsockname(fd, (struct sockaddr *)&at, &length) == 0);
-    CHECK(tb_session_set_peer(w->session[0], 1, "127.0.0.1", ntohs(at.sin_port), NULL) == TB_OK);
-    return fd;
-}
-
-static int accept_here(world *w, int listener) {
-    struct pollfd waits = {.fd = listener, .events = POLLIN};
-    for (uint64_t until = test_now() + 20 * SECOND; test_now() < until; world_pump(w, 1)) {
-        if (poll(&waits, 1, 0) > 0) {
-            return accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-        }
-    }
-    return -1;
-}
-
-/* Rank 0 says which connection it is; the answer names that one `ahead` later. */
-static void answer_hello(world *w, int fd, uint32_t ahead, tb_hello hellos[2]) {
-    evil_take(w, fd, &hellos[0], sizeof hellos[0]);
-    hellos[1] = hellos[0];
-    hellos[1].rank = 1;
-    hellos[1].peer = 0;
-    hellos[1].connection += ahead;
-    hellos[1].incarnation = EVIL_INCARNATION;
-    memset(hellos[1].nonce, 9, sizeof hellos[1].nonce);
-    evil_send(fd, &hellos[1], sizeof hellos[1]);
-}
-
 static void test_half_a_set(void) {
     static const world_options two = {.kind = TB_BACKEND_TCP, .threads = 1, .connections = 2};
     world w;
@@ -274,20 +241,20 @@ static void test_half_a_set(void) {
     evil_plan(&k);
     world_open(&w, &two, 2);
     world_close_rank(&w, 1);
-    int listener = listen_here(&w);
+    int listener = evil_listen(&w);
     world_prepare_rank(&w, &k, 0, 0, 60 * SECOND);
-    int first = accept_here(&w, listener), second = accept_here(&w, listener);
+    int first = evil_accept(&w, listener), second = evil_accept(&w, listener);
     CHECK(first >= 0 && second >= 0);
-    answer_hello(&w, first, 0, hellos);
+    evil_answer(&w, first, 0, hellos);
     evil_prove(&w, first, 1, hellos);
     for (int i = 0; i < 10; i++) {
         world_pump(&w, 5); /* the first one is open now */
     }
     close(first); /* then the process dies */
     close(second);
-    first = accept_here(&w, listener);
+    first = evil_accept(&w, listener);
     CHECK(first >= 0);
-    answer_hello(&w, first, 1, hellos);
+    evil_answer(&w, first, 1, hellos);
     world_expect(&w, 0, TB_EVENT_PREPARED, TB_EPROTOCOL, 1, NULL);
     close(first);
     close(listener);
