@@ -124,7 +124,7 @@ static inline int evil_join(world *w, uint32_t connections, uint32_t index) {
     return fd;
 }
 
-/* Where rank 0 finds rank 1 from now on: it is played here. */
+/* Rank 1, as rank 0 finds it from now on: it is played here. */
 static inline int evil_listen(world *w) {
     struct sockaddr_in at = {.sin_family = AF_INET};
     socklen_t length = sizeof at;

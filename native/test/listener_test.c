@@ -142,7 +142,7 @@ static void test_sources(void) {
     world_close(&w);
 }
 
-/* Of one address, whoever has said nothing goes before whoever has, though that one is older. */
+/* Whoever has said nothing goes before whoever has, of the same address, though that one is older. */
 static void test_silent_first(void) {
     world w;
     int fds[ROOM];
