@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { safetensorsSource } from "../../src/checkpoint/source.ts";
 import { type ReshardFlags, requestOfFlags } from "../../src/cli/reshard/request.ts";
+import { describeTypes } from "../../src/cli/reshard/ways.ts";
 import { type DType, itemSize } from "../../src/layout/index.ts";
 import { createSafetensors, openSafetensors } from "../../src/model/safetensors.ts";
 import { BundledCli } from "./kit/bundled-cli.ts";
@@ -96,6 +97,23 @@ describe("types", () => {
       "a.weight_scale_inv float32",
       "b.weight bfloat16",
     ]);
+  });
+
+  it("that were asked for, and that nothing has in the end, are said to be none", async () => {
+    const path = join(folder, "scaled.safetensors");
+    await writeCheckpoint(path, [
+      { name: "a.weight", shape: [64, 64], dtype: "float8_e4m3fn" },
+      { name: "a.weight_scale_inv", shape: [1, 1], dtype: "float32" },
+    ]);
+    const kept = "1 float32 kept, 1 float8_e4m3fn kept";
+    const said = async (targetDtype?: string, rules: string[] = []) => {
+      const flags = { ...layouts, rules, ...(targetDtype && { targetDtype }) };
+      return describeTypes((await request(path, flags)).input, targetDtype);
+    };
+    expect(await said()).toBe(kept);
+    expect(await said("bfloat16")).toMatch(`${kept}; nothing is bfloat16: `);
+    expect(await said("bfloat16", ["weight$=S(0)->R:bfloat16"])).toMatch(/bfloat16 cast(, 1 float32 kept)?$/);
+    expect(await said("float8_e4m3fn")).toBe(kept);
   });
 });
 

@@ -164,7 +164,7 @@ async function planRanks(checkpoint: string, options: ReshardOptions): Promise<P
     files: rankFiles(request.input, source.metadata, plan.digest),
     digest: plan.digest,
     fields: [
-      ["types", describeTypes(request.input)],
+      ["types", describeTypes(request.input, options.targetDtype)],
       ["plan", plan.digest.slice(0, 16)],
     ],
     beside: new Map(),

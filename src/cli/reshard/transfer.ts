@@ -46,7 +46,7 @@ export async function transferFiles(
       ["checkpoint", `${path}, ${formatCount(input.tensors.length)} tensors`],
       ["source", `ranks ${formatRanks(sources)}, one process each`],
       ["target", `ranks ${formatRanks(targets)}, one process and one file each`],
-      ["types", describeTypes(input)],
+      ["types", describeTypes(input, options.targetDtype)],
       ["plan", plan.digest.slice(0, 16)],
     ]),
   );

@@ -91,14 +91,19 @@ export function onSignals(call: (reason: Error) => void): Disposable {
   };
 }
 
-/** How many tensors are cast from what to what, and how many keep their type. */
-export function describeTypes(input: PlanInput): string {
+/** How many tensors are cast from what to what, and how many keep their type; says it if the type that was `asked` for is none of them. */
+export function describeTypes(input: PlanInput, asked?: string): string {
   const counts = new Map<string, number>();
   for (const { dtype, targetDtype = dtype } of input.tensors) {
     const what = targetDtype === dtype ? `${dtype} kept` : `${dtype} -> ${targetDtype} cast`;
     counts.set(what, (counts.get(what) ?? 0) + 1);
   }
-  return [...counts].map(([what, count]) => `${formatCount(count)} ${what}`).join(", ");
+  const types = [...counts].map(([what, count]) => `${formatCount(count)} ${what}`).join(", ");
+  const missing =
+    asked !== undefined && input.tensors.every(({ dtype, targetDtype = dtype }) => targetDtype !== asked);
+  return missing
+    ? `${types}; nothing is ${asked}: --target-dtype leaves floats that have a scale beside them, and all but the main type, as they are; --rule casts what it names`
+    : types;
 }
 
 /** All ranks of some meshes, each once, ascending. */
