@@ -78,16 +78,16 @@ export async function* readLayoutFile(
       continue;
     }
     const value = parse(line);
-    if (!Array.isArray(value)) throw refuse("is no layout of a result");
+    if (!Array.isArray(value)) throw refuse("is not the layout of a result");
     const [name] = value;
     if (value.length === 1 && typeof name === "string") {
-      if (!isOfResult(name)) throw refuse(`names ${JSON.stringify(name)}, which is no file of a result`);
+      if (!isOfResult(name)) throw refuse(`names ${JSON.stringify(name)}, which is not a file of a result`);
       if (file !== undefined) yield file;
       file = { name, parameters: [] };
       continue;
     }
     const parameter = parameterOf(value, lists);
-    if (parameter === undefined || file === undefined) throw refuse("is no layout of a result");
+    if (parameter === undefined || file === undefined) throw refuse("is not the layout of a result");
     const { name: key, shape, boxes } = parameter;
     if (!boxes.every((box) => isWithin(shape, box)))
       throw refuse(`has a box that is not within ${key} of ${file.name}`);

@@ -207,7 +207,7 @@ function requireUnchanged(
   if (changed === undefined) return;
   throw new TensorBusError(
     "TB_FILE",
-    `${changed.path} changed while it was read: what was made of it is no result`,
+    `${changed.path} changed while it was read: what was written from it cannot be used`,
     {
       details: { path: changed.path },
     },

@@ -189,32 +189,33 @@ class Reader {
 
   #append(values: readonly PickledValue[]): void {
     const list = this.#top();
-    if (!Array.isArray(list)) throw this.#refuse("it appends to what is no list");
+    if (!Array.isArray(list)) throw this.#refuse("it appends to something that is not a list");
     for (const value of values) list.push(value);
   }
 
   #setItems(values: readonly PickledValue[]): void {
     const map = this.#top();
-    if (!(map instanceof Map)) throw this.#refuse("it sets an item of what is no dictionary");
+    if (!(map instanceof Map)) throw this.#refuse("it sets an item of something that is not a dictionary");
     if (values.length % 2 !== 0) throw this.#refuse("a key of it has no value");
     for (let index = 0; index < values.length; index += 2) map.set(values[index]!, values[index + 1]!);
   }
 
   #setState(state: PickledValue): void {
     const object = this.#top();
-    if (!(object instanceof PickledObject)) throw this.#refuse("it sets the state of what is no object");
+    if (!(object instanceof PickledObject))
+      throw this.#refuse("it sets the state of something that is not an object");
     object.state = state;
   }
 
   #object(global: PickledValue, args: PickledValue): PickledObject {
     if (global instanceof PickledGlobal && Array.isArray(args)) return new PickledObject(global.name, args);
-    throw this.#refuse("it calls what is no global");
+    throw this.#refuse("it calls something that is not a global");
   }
 
   #global(module: PickledValue, name: PickledValue): PickledGlobal {
     // No text is made of anything else: of a list that holds itself many times it would not end.
     if (typeof module !== "string" || typeof name !== "string")
-      throw this.#refuse("it names a global by what is no text");
+      throw this.#refuse("it names a global by something that is not a text");
     const path = `${module}.${name}`;
     if (this.#globals.has(path)) return new PickledGlobal(path);
     throw this.#refuse(
@@ -286,7 +287,7 @@ class Reader {
 
   #line(): string {
     const end = this.#bytes.indexOf(0x0a, this.#at);
-    if (end < 0) throw this.#refuse("it ends amid a name");
+    if (end < 0) throw this.#refuse("it ends inside of a name");
     const text = this.#text(end - this.#at);
     this.#at = end + 1;
     return text;
@@ -300,7 +301,7 @@ class Reader {
   /** Says where these bytes begin. */
   #skip(length: number): number {
     const at = this.#at;
-    if (at + length > this.#bytes.length) throw this.#refuse("it ends amid a value");
+    if (at + length > this.#bytes.length) throw this.#refuse("it ends inside of a value");
     this.#at = at + length;
     return at;
   }
@@ -308,7 +309,7 @@ class Reader {
   #refuse(what: string): TensorBusError {
     return new TensorBusError(
       "TB_CHECKPOINT",
-      `${this.#file}: a pickle that is refused: ${what} (byte ${this.#at})`,
+      `${this.#file}: refused a pickle: ${what} (byte ${this.#at})`,
       {
         details: { file: this.#file, at: this.#at },
       },

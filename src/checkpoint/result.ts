@@ -181,7 +181,7 @@ export async function readManifest(folder: string): Promise<ResultManifest> {
   const path = join(folder, manifestName);
   const parsed = manifestSchema.safeParse(parseJson(await readTextFile(path, maxManifestBytes)));
   if (parsed.success) return parsed.data;
-  throw new TensorBusError("TB_FILE", `${path} is no manifest of a result`, { details: { path } });
+  throw new TensorBusError("TB_FILE", `${path} is not the manifest of a result`, { details: { path } });
 }
 
 /** What the files of a result hold, one after the other. `TB_FILE` if its layout is missing, damaged, or of another result. */

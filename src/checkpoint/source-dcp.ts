@@ -120,7 +120,7 @@ function storageInfos(map: Map<PickledValue, PickledValue>, path: string): Map<s
     if (file.split("/").some((part) => part === "" || part === "." || part === "..") || file.includes("\0")) {
       throw refuse(
         path,
-        `a chunk of ${name} is said to be in ${JSON.stringify(file)}, which is no file of its folder`,
+        `a chunk of ${name} is said to be in ${JSON.stringify(file)}, which is not a file of its folder`,
       );
     }
     const transforms = optional(info, "transform_descriptors");
@@ -278,7 +278,7 @@ interface StoredTensor {
 function storedTensor(value: PickledValue, path: string): StoredTensor {
   const isTyped = value instanceof PickledObject && value.global === rebuild.typed;
   if (!(value instanceof PickledObject) || (!isTyped && value.global !== rebuild.untyped)) {
-    throw refuse(path, "an item is no tensor");
+    throw refuse(path, "an item is not a tensor");
   }
   const [reference, offset, shape, strides, , , dtype] = value.args;
   const id = reference instanceof PickledReference ? listOf(reference.id, path) : [];
@@ -307,7 +307,7 @@ function storedTensor(value: PickledValue, path: string): StoredTensor {
 
 function objectOf(value: PickledValue, global: string, path: string): PickledObject {
   if (value instanceof PickledObject && value.global === global) return value;
-  throw refuse(path, `where ${global} belongs stands something else`);
+  throw refuse(path, `something else was found instead of ${global}`);
 }
 
 function optional({ state }: PickledObject, name: string): PickledValue | undefined {
@@ -322,22 +322,22 @@ function field(object: PickledObject, name: string, path: string): PickledValue 
 
 function mapOf(value: PickledValue, path: string): Map<PickledValue, PickledValue> {
   if (value instanceof Map) return value;
-  throw refuse(path, "where a dictionary belongs stands something else");
+  throw refuse(path, "something else was found instead of a dictionary");
 }
 
 function listOf(value: PickledValue, path: string): readonly PickledValue[] {
   if (Array.isArray(value)) return value;
-  throw refuse(path, "where a list belongs stands something else");
+  throw refuse(path, "something else was found instead of a list");
 }
 
 function textOf(value: PickledValue, path: string): string {
   if (typeof value === "string") return value;
-  throw refuse(path, "where a text belongs stands something else");
+  throw refuse(path, "something else was found instead of a text");
 }
 
 function countOf(value: PickledValue, path: string): number {
   if (typeof value === "number" && Number.isSafeInteger(value) && value >= 0) return value;
-  throw refuse(path, `where a count belongs stands ${typeof value === "number" ? value : "something else"}`);
+  throw refuse(path, `${typeof value === "number" ? value : "something else"} was found instead of a count`);
 }
 
 /** `torch.Size([…])`. */

@@ -85,7 +85,7 @@ async function shardedStateSource(
   const why = failure instanceof Error ? failure.message : String(failure);
   throw refuse(
     folder,
-    `it is no sharded state of the model that ${config} describes: ${why}`,
+    `it is not a sharded state of the model that ${config} describes: ${why}`,
     { config },
     failure,
   );

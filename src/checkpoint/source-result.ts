@@ -81,7 +81,7 @@ export async function layoutSource(
         const is = entry === undefined ? "missing" : `${entry.dtype} of [${entry.shape}]`;
         throw new TensorBusError(
           "TB_SAFETENSORS",
-          `${paths.join(", ")}: ${key} is ${is}, and the layout says ${dtype} of [${shape}]`,
+          `${paths.join(", ")}: ${key} is ${is}, but the layout says ${dtype} of [${shape}]`,
           { details: { files: paths, tensor: key } },
         );
       }

@@ -107,7 +107,11 @@ export function threadHand(work: WorkFiles, script: string, command: string): Ha
 /** A thread's own part; settles once its mover has ended it. */
 export function runHand(): Promise<void> {
   const port = parentPort;
-  if (port === null) throw new TensorBusError("TB_SPEC", "this command is a thread of `tensorbus reshard`");
+  if (port === null)
+    throw new TensorBusError(
+      "TB_SPEC",
+      "this script is started by `tensorbus reshard`; do not run it directly",
+    );
   let bench: Bench | undefined;
   port.on("message", (order: Order) => {
     try {

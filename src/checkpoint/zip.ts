@@ -17,7 +17,7 @@ export class Archive {
     this.#length = length;
     const tail = this.#pread(Math.max(0, length - maxTail), Math.min(length, maxTail));
     const at = tail.lastIndexOf(Buffer.from([0x50, 0x4b, 0x05, 0x06]));
-    if (at < 0 || at + 22 > tail.length) throw damagedCheckpoint(path, "an item is no ZIP archive");
+    if (at < 0 || at + 22 > tail.length) throw damagedCheckpoint(path, "an item is not a ZIP archive");
     let [count, bytes, first] = [
       tail.readUInt16LE(at + 10),
       tail.readUInt32LE(at + 12),
@@ -89,7 +89,7 @@ export class Archive {
     const bytes = Buffer.alloc(length);
     for (let done = 0; done < length; ) {
       const count = readSync(this.#fd, bytes, done, length - done, this.#offset + at + done);
-      if (count === 0) throw damagedCheckpoint(this.#path, "it ends amid an item");
+      if (count === 0) throw damagedCheckpoint(this.#path, "it ends inside of an item");
       done += count;
     }
     return bytes;

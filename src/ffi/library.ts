@@ -91,7 +91,7 @@ function missing(folder: string, platform: string, packageName: string | undefin
   const why =
     packageName === undefined
       ? `there is no prebuilt native library for ${platform}`
-      : `${packageName} is not installed, which has the native library for ${platform} with glibc (on musl there is none)`;
+      : `${packageName}, which has the native library for ${platform} with glibc, is not installed (there is none for musl)`;
   return new TensorBusError(
     "TB_NATIVE_MISSING",
     `${why}: ${packageName === undefined ? "" : "install with optional dependencies, or, "}with make and a C compiler ` +
@@ -130,7 +130,7 @@ export function openLibrary(path: string = libraryPath()): LibraryHandle {
     library.unload();
     throw new TensorBusError(
       "TB_LIBRARY",
-      `${path} has the interface version ${version}, not ${abiVersion}: run \`npm rebuild tensorbus\``,
+      `${path} has interface version ${version}, but version ${abiVersion} is needed: run \`npm rebuild tensorbus\``,
       { details: { path, found: version, expected: abiVersion } },
     );
   }

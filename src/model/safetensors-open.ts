@@ -93,10 +93,14 @@ function joinFiles(
   for (const [name, fileName] of weightMap) {
     const tensor = found.get(fileName)?.get(name);
     if (tensor === undefined) {
-      throw damaged(path, `it says that tensor ${JSON.stringify(name)} is in ${fileName}, which lacks it`, {
-        tensor: name,
-        holder: fileName,
-      });
+      throw damaged(
+        path,
+        `it says that tensor ${JSON.stringify(name)} is in ${fileName}, which does not have it`,
+        {
+          tensor: name,
+          holder: fileName,
+        },
+      );
     }
     tensors.set(name, tensor);
   }
@@ -132,7 +136,7 @@ function parseIndex(text: string, path: string): Map<string, string> {
     if (!isFileName(file)) {
       throw damaged(
         path,
-        `tensor ${JSON.stringify(name)} is said to be in ${JSON.stringify(file)}, which is no file in its folder`,
+        `tensor ${JSON.stringify(name)} is said to be in ${JSON.stringify(file)}, which is not a file in its folder`,
         {
           tensor: name,
           holder: file,

@@ -100,7 +100,7 @@ export class SafetensorsCheckpoint implements AsyncDisposable {
     if (into.length !== bytes) {
       throw new TensorBusError(
         "TB_REGION",
-        `a box of tensor ${JSON.stringify(name)} goes to ${bytes} bytes of shape [${shape}], the memory has ${into.length}`,
+        `a box of tensor ${JSON.stringify(name)} needs ${bytes} bytes for shape [${shape}], but the memory has ${into.length}`,
         { details: { tensor: name, shape, bytes, length: into.length } },
       );
     }

@@ -32,7 +32,7 @@ export function checkKey(key: string, { maxKeyBytes }: StoreCapabilities): void 
   if (bytes > 0 && bytes <= maxKeyBytes && !loneSurrogate.test(key)) return;
   throw new TensorBusError(
     "TB_STORE_VALUE",
-    `a key of ${bytes} bytes: not empty, at most ${maxKeyBytes}, no lone surrogates`,
+    `a key has ${bytes} bytes or a lone surrogate: it needs 1 to ${maxKeyBytes} bytes of valid text`,
     {
       details: { bytes, maxKeyBytes },
     },
@@ -45,7 +45,7 @@ export function checkValue(key: string, value: Uint8Array, { maxValueBytes }: St
   if (value.length > 0 && value.length <= maxValueBytes) return;
   throw new TensorBusError(
     "TB_STORE_VALUE",
-    `the value of ${key} has ${value.length} bytes, not 1 to ${maxValueBytes}`,
+    `the value of ${key} has ${value.length} bytes; it may have 1 to ${maxValueBytes}`,
     {
       details: { key, bytes: value.length, maxValueBytes },
     },

@@ -45,12 +45,13 @@ export function checkAnswer<Schema extends z.ZodType>(
   const { success, data, error } = schema.safeParse(answer);
   if (success) return data;
   const issue = error.issues[0];
-  const place = issue?.path.join(".") || "it";
+  const place = issue?.path.join(".") ?? "";
+  const at = place === "" ? "" : ` at ${place}`;
   throw new TensorBusError(
     "TB_STORE_PROTOCOL",
-    `etcd's answer to ${path}: ${place}: ${issue?.message ?? "is wrong"}`,
+    `etcd's answer to ${path} is malformed${at}: ${issue?.message ?? "it is not what was asked for"}`,
     {
-      details: { path, place },
+      details: { path, place: place || "it" },
     },
   );
 }

@@ -55,7 +55,7 @@ export function signedStore(store: Store, options: SignedStoreOptions): Store {
     if (secret.length >= leastSecretBytes) continue;
     throw new TensorBusError(
       "TB_STORE_OPTIONS",
-      `a secret of ${secret.length} bytes, not ${leastSecretBytes} or more`,
+      `the secret has ${secret.length} bytes; it needs at least ${leastSecretBytes}`,
     );
   }
   if (options.secrets.length === 0)

@@ -275,7 +275,7 @@ export class ServerSession implements Worker {
   }
 
   *#park(keys: readonly string[], isHere: (key: string) => boolean): Steps {
-    if (this.#waiter !== undefined) throw new WireError("a second wait on one connection");
+    if (this.#waiter !== undefined) throw new WireError("a connection may have only one wait at a time");
     let parking = true;
     const wake = () => {
       // More keys are to be parked, or it was taken back and the rest of its keys are to be left.

@@ -17,7 +17,7 @@ export function bindProgram(
   if (program.rank !== rank) {
     throw new TensorBusError(
       "TB_PLAN_MISMATCH",
-      `the program is for rank ${program.rank}, and this is rank ${rank}`,
+      `the program is for rank ${program.rank}, but this is rank ${rank}`,
       {
         details: { rank, program: program.rank },
       },

@@ -236,7 +236,7 @@ async function resolve(host: string, rank: number, deadline: Deadline): Promise<
     if (error instanceof TensorBusError) throw error;
     throw new TensorBusError(
       "TB_CONNECT",
-      `rank ${rank} is at ${host}, a name that is not known here: have it advertise an address`,
+      `rank ${rank} is at ${host}, a name that cannot be resolved here: let it advertise an IP address`,
       {
         details: { rank, host },
         cause: error,

@@ -41,7 +41,8 @@ export function select(transports: readonly Transport[], { force }: SelectOption
     for (const each of equips) each(session);
   };
   const devices = new Set(used.flatMap(({ device }) => device ?? []));
-  if (devices.size > 1) throw new TypeError(`a rank has one GPU, not ${[...devices].join(" and ")}`);
+  if (devices.size > 1)
+    throw new TypeError(`a rank may have only one GPU, not ${[...devices].join(" and ")}`);
   const [device] = devices;
   return {
     name: used.length === 1 ? used[0]!.name : "select",

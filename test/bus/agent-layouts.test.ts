@@ -257,8 +257,8 @@ describe("sides with different tensors", () => {
     const failures = await Promise.all(cluster.register().map(failureOf));
     for (const { code, message, details } of failures) {
       expect(code).toBe("TB_BATCH_MISMATCH");
-      expect(message).toContain("engine lacks layers.*.{k,q}_proj.weight (4)");
-      expect(message).toContain("trainer lacks heads.rope (1)");
+      expect(message).toContain("engine does not have layers.*.{k,q}_proj.weight (4)");
+      expect(message).toContain("trainer does not have heads.rope (1)");
       expect(details["lacking"]).toEqual({ engine: 4, trainer: 1 });
     }
   });
@@ -292,7 +292,7 @@ describe("sides with different tensors", () => {
     expect(handlers[0]!.plans.recv).toMatchObject({ refused: { code: "TB_BATCH_MISMATCH" } });
     expect((await cluster.round(handlers, 2)).map((names) => names.length)).toEqual([7, 7]);
     const back = await failureOf(handlers[0]!.transfer("recv", { blocking: true }));
-    expect(back.message).toContain("lacks layers.*.{k,q}_proj.weight (4)");
+    expect(back.message).toContain("does not have layers.*.{k,q}_proj.weight (4)");
     const cluster2 = new Cluster(cluster.clients, {
       w: { shape: [2], source: [fsdp1()] },
       v: { shape: [2], target: [copied] },

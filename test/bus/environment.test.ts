@@ -122,7 +122,7 @@ describe("a folder whose file of locks somebody removes while it is in use", () 
   const unknown = expect.objectContaining({
     code: "TB_BUS_FORMAT",
     message: expect.stringMatching(
-      /^another process has .*lock\.mdb open, and .*locks does not know it: .*\. End that process, and try again; if it was an agent, start it again$/,
+      /^another process has .*lock\.mdb open, but .*locks does not list it: .*\. End that process, and try again; if it was an agent, start it again$/,
     ),
   });
 

@@ -66,7 +66,7 @@ test("what was in doubt is copied when no round of the other direction sends it,
   const settled = [commit.resolve(new Deadline()), commit.resolve(new Deadline())];
   await expect(commit.resolve(new Deadline({ timeoutMs: 20 }))).rejects.toMatchObject({
     code: "TB_IN_DOUBT",
-    message: expect.stringContaining("round 1 was committed, and is not in its tensors yet"),
+    message: expect.stringContaining("round 1 was committed, but its bytes are not in the tensors yet"),
   });
   expect(target[0]).toBe(0);
   turn.end("B");

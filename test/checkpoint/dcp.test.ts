@@ -72,18 +72,18 @@ describe("a pickle", () => {
     const hostile: [string, Uint8Array][] = [
       ["os.system", pickleOf(...system)],
       ["builtins.eval", pickleOf(...text("builtins"), ...text("eval"), 0x93)],
-      ["no global", pickleOf(...text("torch"), 0x29, 0x52)],
+      ["not a global", pickleOf(...text("torch"), 0x29, 0x52)],
       ["0x69", pickleOf(0x69)],
-      ["ends amid a value", pickleOf(0x58, 0xff, 0xff, 0xff, 0x7f)],
+      ["ends inside of a value", pickleOf(0x58, 0xff, 0xff, 0xff, 0x7f)],
       ["recalls value", pickleOf(0x68, 7)],
       ["remembers", pickleOf(0x4e, 0x72, 0xff, 0xff, 0xff, 0xff)],
       ["not there", pickleOf(0x85)],
       ["has not begun", pickleOf(0x74)],
-      ["no dictionary", pickleOf(0x29, 0x4e, 0x4e, 0x73)],
+      ["not a dictionary", pickleOf(0x29, 0x4e, 0x4e, 0x73)],
       ["protocol 0", Uint8Array.from([0x80, 0, 0x4e, 0x2e])],
       // Lists of two that are the same list, forty deep: their text has 2^40 words.
       [
-        "no text",
+        "not a text",
         pickleOf(
           ...[0x29, 0x94],
           ...Array.from({ length: 40 }, (_, at) => [0x68, at, 0x68, at, 0x86, 0x94]).flat(),

@@ -111,7 +111,7 @@ describe("one checkpoint again", () => {
     };
     writeFileSync(config, JSON.stringify(llama));
     const lacking = await cli.run("reshard", model, "--target", "hf", "--out", plain, "--force");
-    expect(lacking.stderr).toMatch(/lacks model\.layers.*TB_TENSOR_MISSING/);
+    expect(lacking.stderr).toMatch(/does not have model\.layers.*TB_TENSOR_MISSING/);
     expect(readdirSync(plain)).toEqual(files);
     // What was taken along goes with the result, and nothing else.
     writeFileSync(join(plain, "notes.md"), "somebody's");

@@ -69,7 +69,7 @@ describe("loading NCCL", () => {
     const foreign = library("foreign.so", "int other(void) { return 0; }");
     expect(codeOf(() => ncclVersion(foreign))).toEqual([
       "TB_LIBRARY",
-      expect.stringMatching(/is no NCCL: it lacks ncclGetVersion/),
+      expect.stringMatching(/is not NCCL: it does not have ncclGetVersion/),
     ]);
     const old = library("old.so", "int ncclGetVersion(int *version) { *version = 21602; return 0; }");
     expect(codeOf(() => ncclVersion(old))).toEqual([
@@ -79,7 +79,7 @@ describe("loading NCCL", () => {
     const ancient = library("ancient.so", "int ncclGetVersion(int *version) { *version = 2708; return 0; }");
     expect(codeOf(() => ncclVersion(ancient))[1]).toMatch(/is NCCL 2\.7\.8; 2\.18/);
     const half = library("half.so", "int ncclGetVersion(int *version) { *version = 22809; return 0; }");
-    expect(codeOf(() => ncclVersion(half))[1]).toMatch(/which lacks ncclGetUniqueId/);
+    expect(codeOf(() => ncclVersion(half))[1]).toMatch(/which does not have ncclGetUniqueId/);
   });
 });
 

@@ -46,7 +46,7 @@ describe("loading UCX", () => {
     const load = (path: string) => failure(() => queryUcx({ library: path }));
     expect(load("libnone-of-these.so.0")).toEqual(["TB_LIBRARY", expect.stringMatching(/libnone-of-these/)]);
     const foreign = library("foreign.so", "int other(void) { return 0; }");
-    expect(load(foreign)[1]).toMatch(/is no UCX of 1\.13 or newer: it lacks ucp_get_version/);
+    expect(load(foreign)[1]).toMatch(/is not UCX 1\.13 or newer: it does not have ucp_get_version/);
     const old = library("old.so", version("*a = 1; *b = 12; *c = 1;"));
     expect(load(old)).toEqual([
       "TB_LIBRARY",
@@ -55,7 +55,7 @@ describe("loading UCX", () => {
     const next = library("next.so", version("*a = 2; *b = 0; *c = 0;"));
     expect(load(next)[1]).toMatch(/is UCX 2\.0\.0/);
     const half = library("half.so", version("*a = 1; *b = 22; *c = 0;"));
-    expect(load(half)[1]).toMatch(/it lacks ucp_config_read/);
+    expect(load(half)[1]).toMatch(/it does not have ucp_config_read/);
   });
 });
 

@@ -230,7 +230,7 @@ describe("rules", () => {
   test.each<[string, readonly PartRule[], RegExp]>([
     ["a tensor that no rule takes", [a], /1 of 2 tensors match no rule: model\.layers\.0\.b\.weight/],
     ["two parts of one place", [a, { ...b, order: 0 }], /on rank 0 has two parts of order 0/],
-    ["a gap", [a, { ...b, order: 2 }], /lacks the part of order 1/],
+    ["a gap", [a, { ...b, order: 2 }], /has no part of order 1/],
     ["parts of other widths", [a, { ...b, placements: [Shard(1)] }], /do not stand one behind the other/],
     [
       "a parameter that is too short",
@@ -256,7 +256,7 @@ describe("rules", () => {
       [{ ...a, slice: { dim: 0, start: 6, length: 4 } }, b],
       /does not fit shape/,
     ],
-    ["an unknown mesh", [{ ...a, mesh: "pp" }, b], /its mesh "pp" is none of tp/],
+    ["an unknown mesh", [{ ...a, mesh: "pp" }, b], /its mesh "pp" is not one of tp/],
     [
       "placements for another mesh",
       [{ ...a, placements: [Replicate(), Shard(0)] }, b],

@@ -261,7 +261,7 @@ describe("a checkpoint of several files", () => {
       "a tensor that its file lacks",
       { a: "two.safetensors" },
       "TB_SAFETENSORS",
-      /"a" is in two\.safetensors, which lacks it/,
+      /"a" is in two\.safetensors, which does not have it/,
     ],
     ["a file that is missing", { a: "three.safetensors" }, "TB_FILE", /three\.safetensors: no such file/],
     ["a path out of the folder", { a: "../one.safetensors" }, "TB_SAFETENSORS", /no file in its folder/],

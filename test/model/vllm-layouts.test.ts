@@ -168,7 +168,7 @@ describe("what vLLM refuses is refused with a reason, and what only its loader c
   });
 
   test.each([
-    ["an unknown preset", "sglang:tp=2", /"sglang" is no preset; there are fsdp2/],
+    ["an unknown preset", "sglang:tp=2", /"sglang" is not a preset; there are fsdp2/],
     ["an unknown option", "vllm:tp=2,pq=3", /has no option "pq"; it has tp, dp/],
     ["a number that is none", "vllm:tp=two", /needs a number of 1 or more for tp, not "two"/],
     ["an option twice", "vllm:tp=2,tp=4", /option tp appears twice/],

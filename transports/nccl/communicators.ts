@@ -178,7 +178,10 @@ export class Communicators {
       if (set.joined !== undefined) calls.leave(set.joined.communicator);
       const bytes = Buffer.from(id, "base64");
       if (bytes.length !== 128)
-        throw new TensorBusError("TB_PROTOCOL", "the record of an epoch in the store has no id");
+        throw new TensorBusError(
+          "TB_PROTOCOL",
+          `the store's record of communicator epoch ${epoch} has no id`,
+        );
       set.joined = { epoch, communicator: calls.join({ ranks: set.ranks, id: bytes, epoch }) };
     }
     try {
@@ -318,7 +321,7 @@ function parse<T>(record: Uint8Array | undefined): T | undefined {
 function sharedError(ranks: readonly [number, number]): TensorBusError {
   return new TensorBusError(
     "TB_DEVICE_SHARED",
-    `ranks ${ranks[0]} and ${ranks[1]} stand on one GPU, and need NCCL to reach others`,
+    `ranks ${ranks[0]} and ${ranks[1]} are on one GPU, but need NCCL to reach others`,
     { details: { ranks } },
   );
 }

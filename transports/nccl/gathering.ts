@@ -169,7 +169,7 @@ function sharedError(ranks: readonly [number, number], gpu: string): TensorBusEr
   const uuid = gpu.slice(32).replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "GPU-$1-$2-$3-$4-$5");
   return new TensorBusError(
     "TB_DEVICE_SHARED",
-    `ranks ${ranks[0]} and ${ranks[1]} stand on one GPU, ${uuid}, and need NCCL, which wants one for each`,
+    `ranks ${ranks[0]} and ${ranks[1]} are on one GPU, ${uuid}, but need NCCL, which wants one GPU for each rank`,
     { details: { ranks, device: uuid } },
   );
 }

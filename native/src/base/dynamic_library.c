@@ -52,7 +52,7 @@ static int32_t load_once(tb_library *library, const char *path, const void **tab
     if (one == NULL || copy == NULL) {
         free(copy);
         free(one);
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the functions of %.200s", path);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for the functions of %.200s", path);
     }
     one->path = copy;
     int32_t code = fill(library, one, err);

@@ -64,14 +64,14 @@ void tb_cuda_uuid_text(const uint8_t uuid[16], char text[TB_UUID_TEXT]) {
 static int32_t too_old(const tb_cuda_api *api, tb_error *err, const char *lacks) {
     return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is a driver for CUDA %d.%d%s%s; %d.%d or newer is needed",
                    api->path, api->version / 1000, api->version % 1000 / 10,
-                   lacks == NULL ? "" : ", which lacks ", lacks == NULL ? "" : lacks, LEAST_VERSION / 1000,
+                   lacks == NULL ? "" : ", which does not have ", lacks == NULL ? "" : lacks, LEAST_VERSION / 1000,
                    LEAST_VERSION % 1000 / 10);
 }
 
 static int32_t find_first(tb_cuda_api *api, void *library, tb_error *err) {
 #define FIND(name, arguments)                                                                                \
     if (!tb_library_find(library, #name, &api->name)) {                                                                 \
-        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is no CUDA driver: it lacks %s", api->path, #name);      \
+        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is not a CUDA driver: it does not have %s", api->path, #name);      \
     }
     TB_CUDA_FIRST_FUNCTIONS(FIND)
 #undef FIND

@@ -135,7 +135,7 @@ int32_t tb_cuda_event_watch(uint64_t port, uint64_t token, const uint8_t uuid[16
                             tb_error *err) {
     event_watch *watch = calloc(1, sizeof *watch);
     if (watch == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a watch");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a watch");
     }
     watch->task.step = step;
     watch->event = event_of(event);

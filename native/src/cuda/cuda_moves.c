@@ -112,12 +112,12 @@ static int32_t make_room(void **at, uint32_t *room, uint32_t count, size_t row, 
         return TB_OK;
     }
     if (count >= MOST_MOVES) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "more than %d moves in a list", MOST_MOVES);
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a list has more than %d moves", MOST_MOVES);
     }
     uint32_t more = *room == 0 ? 64 : 2 * *room;
     void *larger = realloc(*at, more * row);
     if (larger == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a list of %u moves", more);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a list of %u moves", more);
     }
     *at = larger;
     *room = more;

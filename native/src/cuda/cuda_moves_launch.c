@@ -50,7 +50,7 @@ static int32_t index_kernels(tb_cuda_moves *moves, tb_error *err) {
         uint32_t kernel = moves->asked[at].kernel;
         moves->first_of[kernel] = calloc((size_t)moves->group_count + 1, sizeof(uint32_t));
         if (moves->first_of[kernel] == NULL) {
-            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "an index of %u groups", moves->group_count);
+            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for an index of %u groups", moves->group_count);
         }
         at = index_kernel(moves, kernel, at);
     }
@@ -75,7 +75,7 @@ static int32_t number_tiles(tb_cuda_moves *moves, tb_error *err) {
         move->first_tile = (uint32_t)tile;
         tile += ((uint64_t)move->lanes + TB_CUDA_TILE - 1) / TB_CUDA_TILE;
         if (tile > INT32_MAX) {
-            return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "moves of more than %d tiles", INT32_MAX);
+            return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "the moves have more than %d tiles", INT32_MAX);
         }
     }
     moves->moves[moves->move_count] = (tb_cuda_move){.first_tile = (uint32_t)tile};
@@ -87,7 +87,7 @@ int32_t tb_cuda_moves_sort(tb_cuda_moves *moves, uint32_t group_count, tb_error 
     moves->moves = calloc((size_t)moves->move_count + 1, sizeof *moves->moves);
     moves->first_row = calloc((size_t)group_count + 1, sizeof *moves->first_row);
     if (moves->moves == NULL || moves->first_row == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a table of %u moves", moves->move_count);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a table of %u moves", moves->move_count);
     }
     if (moves->move_count > 0) {
         qsort(moves->asked, moves->move_count, sizeof *moves->asked, compare_moves);

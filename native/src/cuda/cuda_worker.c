@@ -31,7 +31,7 @@ static char *kernels_path;
 int32_t tb_cuda_worker_kernels(const char *path, tb_error *err) {
     char *copy = strdup(path);
     if (copy == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a path");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a path");
     }
     pthread_mutex_lock(&all_lock);
     free(kernels_path);
@@ -59,7 +59,7 @@ static int32_t read_kernels(const char *path, char **text, tb_error *err) {
     }
     if (*text == NULL) {
         return tb_fail(err, TB_ELIBRARY, -1, path == NULL ? 0 : error,
-                       "the kernels for CUDA are not there (%.200s): this package was built without nvcc",
+                       "the kernels for CUDA are missing (%.200s): this package was built without nvcc",
                        path == NULL ? "no file named" : path);
     }
     return TB_OK;
@@ -84,7 +84,7 @@ static int32_t load_module(tb_cuda_worker *worker, const char *text, tb_error *e
         result = worker->api->cuModuleGetFunction(&worker->functions[i], worker->module, names[i]);
         if (result != TB_CU_SUCCESS) {
             return tb_fail(err, TB_ELIBRARY, -1, 0,
-                           "the kernels for CUDA lack %s: they are of another version", names[i]);
+                           "the kernels for CUDA do not have %s: they come from another version", names[i]);
         }
     }
     return TB_OK;
@@ -225,7 +225,7 @@ static int32_t start(tb_cuda_worker *worker, tb_error *err) {
     char *path = kernels_path == NULL ? NULL : strdup(kernels_path);
     if (given == NULL || (path == NULL && kernels_path != NULL)) {
         free(given);
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a worker");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a worker");
     }
     *given = (beginning){worker, path};
     int error = tb_spawn(&worker->thread, STACK_BYTES, 0, run, given);
@@ -284,7 +284,7 @@ static int32_t make_worker(const tb_cuda_api *api, const uint8_t uuid[16], tb_cu
                            tb_error *err) {
     tb_cuda_worker *worker = calloc(1, sizeof *worker);
     if (worker == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a worker");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a worker");
     }
     tb_cond_init(&worker->wake);
     pthread_mutex_init(&worker->lock, NULL);

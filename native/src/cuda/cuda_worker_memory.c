@@ -19,7 +19,7 @@ int32_t tb_cuda_worker_open_memory(tb_cuda_worker *worker, const tb_cu_ipc_memor
     }
     tb_cuda_opened *one = malloc(sizeof *one);
     if (one == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "an opened handle");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for an opened handle");
     }
     *one = (tb_cuda_opened){.next = worker->opened, .handle = *handle, .uses = 1};
     tb_cu_result result =
@@ -49,7 +49,7 @@ int32_t tb_cuda_worker_close_memory(tb_cuda_worker *worker, tb_cu_pointer addres
     }
     tb_cuda_opened *one = *at;
     if (one == NULL) {
-        return tb_fail(err, TB_EREGION, -1, 0, "memory that is not open");
+        return tb_fail(err, TB_EREGION, -1, 0, "the memory is not open");
     }
     if (--one->uses > 0) {
         return TB_OK;
@@ -90,7 +90,7 @@ int32_t tb_cuda_worker_export(tb_cuda_worker *worker, tb_cu_pointer address, uin
     size_t size = 0;
     if (api->cuPointerGetAttribute(&type, TB_CU_POINTER_MEMORY_TYPE, address) != TB_CU_SUCCESS
         || type != TB_CU_MEMORY_DEVICE) {
-        return tb_fail(err, TB_EREGION, -1, 0, "0x%llx is no CUDA memory of this process",
+        return tb_fail(err, TB_EREGION, -1, 0, "0x%llx is not CUDA memory of this process",
                        (unsigned long long)address);
     }
     TB_CUDA_TRY(api, cuPointerGetAttribute(&ordinal, TB_CU_POINTER_ORDINAL, address), err);
@@ -105,7 +105,7 @@ int32_t tb_cuda_worker_export(tb_cuda_worker *worker, tb_cu_pointer address, uin
     TB_CUDA_TRY(api, cuMemGetAddressRange_v2(&base, &size, address), err);
     *offset = address - base;
     if (bytes > size - *offset) {
-        return tb_fail(err, TB_EREGION, -1, 0, "%llu bytes from 0x%llx leave their allocation",
+        return tb_fail(err, TB_EREGION, -1, 0, "%llu bytes from 0x%llx reach beyond their allocation",
                        (unsigned long long)bytes, (unsigned long long)address);
     }
     tb_cu_result result = api->cuIpcGetMemHandle(handle, base);

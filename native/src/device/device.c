@@ -103,7 +103,7 @@ static void take_off(tb_device *device, order *orders) {
     if (one == NULL) {
         while (orders != NULL) {
             order *next = orders->next;
-            end_order(orders, TB_ENO_MEMORY, 0, "a bucket on a GPU");
+            end_order(orders, TB_ENO_MEMORY, 0, "no memory for a bucket on a GPU");
             orders = next;
         }
         return;
@@ -169,7 +169,7 @@ void tb_device_submit_then(tb_device *device, tb_pull *pull, const tb_cuda_moves
         if (then != NULL) {
             then(argument);
         }
-        tb_pull_end(pull, TB_ENO_MEMORY, pull->transfer->session->options.rank, 0, "a bucket on a GPU");
+        tb_pull_end(pull, TB_ENO_MEMORY, pull->transfer->session->options.rank, 0, "no memory for a bucket on a GPU");
         return;
     }
     *one = (order){NULL, pull, moves, group, then, argument};
@@ -189,7 +189,7 @@ void tb_device_submit_then(tb_device *device, tb_pull *pull, const tb_cuda_moves
 static int32_t open_device(const uint8_t uuid[16], tb_device **made, tb_error *err) {
     tb_device *device = calloc(1, sizeof *device);
     if (device == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a device");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a device");
     }
     int32_t code = tb_cuda_worker_open(uuid, &device->worker, err);
     if (code != TB_OK) {

@@ -94,7 +94,7 @@ static int32_t allocate_pool(tb_transfer *transfer, tb_error *err) {
     pool->bytes = pool->ring;
     pool->fixed_at = calloc((size_t)transfer->program.header->piece_count + 1, sizeof *pool->fixed_at);
     if (pool->fixed_at == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the places of %u pieces",
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for the places of %u pieces",
                        transfer->program.header->piece_count);
     }
     if (pool->bytes == 0) {
@@ -114,7 +114,7 @@ int32_t tb_device_transfer_allocate(tb_transfer *transfer, tb_error *err) {
     transfer->mover = submit;
     transfer->local_moves = calloc(1, sizeof *transfer->local_moves);
     if (code == TB_OK && transfer->local_moves == NULL) {
-        code = tb_fail(err, TB_ENO_MEMORY, -1, 0, "a table of moves");
+        code = tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a table of moves");
     }
     if (code == TB_OK) {
         code = add_local_buckets(transfer, err);

@@ -300,7 +300,7 @@ static int receive_numbered(int fd, uint64_t number, tb_received *received) {
 static int32_t deliver(const tb_received *received, uint32_t capacity, int32_t *fds, uint32_t *count, tb_error *err) {
     if (received->count > capacity) {
         close_all(received);
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "%u descriptors in one hand-over", received->count);
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "%u descriptors are too many for one hand-over", received->count);
     }
     memcpy(fds, received->fds, received->count * sizeof(int));
     *count = received->count;
@@ -329,10 +329,10 @@ int32_t tb_handover_take(uint64_t handle, const uint8_t secret[16], uint64_t num
                        (unsigned long long)number);
     }
     if (failed == EPROTO) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "what came is not hand-over %llu of descriptors",
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "expected hand-over %llu of descriptors, but another one came",
                        (unsigned long long)number);
     }
-    return tb_fail(err, TB_ESYSTEM, -1, failed, "hand-over %llu of descriptors", (unsigned long long)number);
+    return tb_fail(err, TB_ESYSTEM, -1, failed, "hand-over %llu of descriptors cannot be received", (unsigned long long)number);
 }
 
 static int send_descriptor(int fd, int descriptor) {

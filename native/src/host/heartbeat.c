@@ -85,7 +85,7 @@ unlink_name:
 
 int32_t tb_heartbeat_start(const char *name, uint32_t interval_ms, uint64_t *handle, tb_error *err) {
     if (interval_ms == 0) {
-        return tb_fail(err, TB_ESYSTEM, -1, EINVAL, "a heart that beats without a pause");
+        return tb_fail(err, TB_ESYSTEM, -1, EINVAL, "a heart needs a pause between beats");
     }
     tb_heartbeat *heart = calloc(1, sizeof *heart);
     char *copy = heart == NULL ? NULL : strdup(name);

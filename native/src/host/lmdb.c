@@ -28,7 +28,7 @@ static bool is_page_size(uint32_t bytes) {
 
 const char *tb_lmdb_check_meta(const tb_lmdb_meta *meta) {
     if ((meta->page.flags & TB_LMDB_META) == 0 || meta->magic != TB_LMDB_MAGIC) {
-        return "a meta page is none";
+        return "a meta page is invalid";
     }
     if ((meta->version & 0xffff) != TB_LMDB_VERSION) {
         return "a meta page has another version";
@@ -101,7 +101,7 @@ static bool read_page(walk *walk, uint64_t number, void *page, size_t bytes) {
         return fail_walk(walk, "a page cannot be read");
     }
     if (((tb_lmdb_page *)page)->number != number) {
-        return fail_walk(walk, "a page is another than is referred to");
+        return fail_walk(walk, "a page is not the one that is referred to");
     }
     return true;
 }
@@ -178,7 +178,7 @@ static bool check_page(walk *walk, uint64_t number, unsigned levels) {
     }
     bool fine = read_page(walk, number, page, walk->page_bytes);
     if (fine && page->flags != (levels > 1 ? TB_LMDB_BRANCH : TB_LMDB_LEAF)) {
-        fine = fail_walk(walk, "a page is of another kind than is referred to");
+        fine = fail_walk(walk, "a page has another kind than the one that is referred to");
     }
     *(levels > 1 ? &walk->branches : &walk->leaves) += 1;
     fine = fine && check_nodes(walk, page, levels);

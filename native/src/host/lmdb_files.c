@@ -212,7 +212,8 @@ int32_t tb_lmdb_files_ask_whole(tb_lmdb_files *files, tb_error *err) {
     }
     if (gate.st_nlink == 0) {
         return tb_fail(err, TB_EBUS_FORMAT, -1, 0,
-                       "%s was removed while it was in use, and who comes now does not wait for those who have it open",
+                       "%s was removed while it was in use: a process that opens the folder now would not wait for "
+                       "those that have it open",
                        files->gate_path);
     }
     if ((uint64_t)data.st_size != files->data_end.bytes) {
@@ -256,7 +257,7 @@ static const char *check_marks(const tb_lmdb_files *files) {
         /* LMDB goes to where its trees begin without a look. */
         bool has_trees = meta->trees[TB_LMDB_FREE].root != 0 && meta->trees[TB_LMDB_MAIN].root != 0;
         if (meta->magic != TB_LMDB_MAGIC || (meta->page.flags & TB_LMDB_META) == 0 || !has_trees) {
-            return "a meta page is none";
+            return "a meta page is invalid";
         }
     }
     return NULL;

@@ -102,11 +102,11 @@ void tb_lmdb_free_lock(tb_lmdb_locks *locks, uint64_t transaction) {
 
 const char *tb_lmdb_check_lock_head(const tb_lmdb_locks *locks) {
     if (locks->head.body.magic != TB_LMDB_MAGIC) {
-        return "it is no lock file of LMDB";
+        return "it is not a lock file of LMDB";
     }
     bool has_writer = is_lmdbs(&locks->writer) || is_plain(&locks->writer);
     if (!is_lmdbs(&locks->head.body.reader_table) || !has_writer || !is_lmdbs(&locks->sync)) {
-        return "its locks are none";
+        return "its locks are invalid";
     }
     if (locks->head.body.readers > TB_LMDB_READERS) {
         return "it counts more readers than it has room for";

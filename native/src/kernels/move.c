@@ -22,7 +22,7 @@ static int32_t check_end(const tb_end *end, const char *name, uint64_t *elements
         return code;
     }
     if (used != end->descriptor_words) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "%s: %u words behind the descriptor", name,
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "%s: %u words follow the descriptor", name,
                        end->descriptor_words - used);
     }
     *elements = total / size;
@@ -41,7 +41,7 @@ int32_t tb_move(const tb_end *dst, const tb_end *src, tb_error *err) {
         return code;
     }
     if (dst_elements != src_elements) {
-        return tb_fail(err, TB_EREGION, -1, 0, "a move of %llu elements to %llu",
+        return tb_fail(err, TB_EREGION, -1, 0, "a move has %llu elements at one end and %llu at the other",
                        (unsigned long long)src_elements, (unsigned long long)dst_elements);
     }
     uint8_t *first = (uint8_t *)(uintptr_t)dst->base + dst->descriptor[0];

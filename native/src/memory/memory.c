@@ -53,7 +53,7 @@ int32_t tb_host_free(uint64_t address, uint64_t bytes, tb_error *err) {
 static int32_t reserve(int fd, uint64_t bytes, tb_error *err) {
     uint64_t available = tb_memory_available();
     if (bytes > available) {
-        return tb_fail(err, TB_ENO_SPACE, -1, ENOSPC, "%llu bytes of shared memory are asked for, and %llu are available",
+        return tb_fail(err, TB_ENO_SPACE, -1, ENOSPC, "%llu bytes of shared memory were asked for, but only %llu are available",
                        (unsigned long long)bytes, (unsigned long long)available);
     }
     int result;
@@ -125,7 +125,7 @@ int32_t tb_shared_map(int32_t fd, uint64_t bytes, uint64_t *address, tb_error *e
         return tb_fail(err, TB_ESYSTEM, -1, errno, "fstat of shared memory");
     }
     if (!S_ISREG(status.st_mode) || status.st_size < 0 || (uint64_t)status.st_size < bytes) {
-        return tb_fail(err, TB_ESEAL, -1, 0, "the shared memory has %lld bytes, and %llu are asked for",
+        return tb_fail(err, TB_ESEAL, -1, 0, "the shared memory has %lld bytes, but %llu were asked for",
                        (long long)status.st_size, (unsigned long long)bytes);
     }
     int seals = fcntl(fd, F_GET_SEALS);

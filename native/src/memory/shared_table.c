@@ -49,7 +49,7 @@ int32_t tb_shared_note(int fd, uint64_t address, uint64_t bytes, tb_error *err) 
     pthread_mutex_unlock(&lock);
     if (!kept) {
         close(own);
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a table of shared memory");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a table of shared memory");
     }
     return TB_OK;
 }

@@ -54,35 +54,35 @@ static int32_t find_tables(tb_program *program, tb_error *err) {
     program->words = table_of(header, header->words_at, header->word_count, sizeof(int64_t));
     if (!program->buffers || !program->channels || !program->buckets || !program->chunks || !program->pieces
         || !program->dependencies || !program->words) {
-        return malformed(err, "a table beyond its end");
+        return malformed(err, "a table lies beyond its end");
     }
     if (header->piece_count >= TB_PIECE_BIT || header->buffer_count >= TB_PIECE_BIT
         || header->bucket_count == TB_NONE || header->chunk_count == TB_NONE) {
-        return malformed(err, "a count out of range");
+        return malformed(err, "a count is out of range");
     }
     return TB_OK;
 }
 
 static int32_t check_header(const tb_program_header *header, uint64_t bytes, int32_t rank, tb_error *err) {
     if (header->magic != MAGIC) {
-        return malformed(err, "these bytes are none");
+        return malformed(err, "these bytes are not a program");
     }
     if (header->version != FORMAT) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program of format %u, not %u", header->version, FORMAT);
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "the program has format %u, but this version reads format %u", header->version, FORMAT);
     }
     if (header->total_bytes != bytes) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program of %llu bytes says that it has %llu",
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "the program has %llu bytes, but says that it has %llu",
                        (unsigned long long)bytes, (unsigned long long)header->total_bytes);
     }
     if (header->rank != (uint32_t)rank) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program of rank %u given to rank %d", header->rank,
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "the program is for rank %u, but was given to rank %d", header->rank,
                        rank);
     }
     if (header->flags != 0) {
         return malformed(err, "unknown flags");
     }
     if (header->buckets_in_flight == 0 || header->peers_in_flight == 0) {
-        return malformed(err, "bucketsInFlight and peersInFlight are at least 1");
+        return malformed(err, "bucketsInFlight and peersInFlight must be at least 1");
     }
     return TB_OK;
 }
@@ -90,17 +90,17 @@ static int32_t check_header(const tb_program_header *header, uint64_t bytes, int
 static int32_t check_buffers(const tb_program *program, const tb_binding *bindings, uint32_t binding_count,
                              tb_error *err) {
     if (binding_count != program->header->buffer_count) {
-        return tb_fail(err, TB_ETENSOR_MISSING, -1, 0, "program of %u buffers got %u bindings",
+        return tb_fail(err, TB_ETENSOR_MISSING, -1, 0, "the program has %u buffers, but was given %u bindings",
                        program->header->buffer_count, binding_count);
     }
     for (uint32_t i = 0; i < binding_count; i++) {
         const tb_buffer *buffer = &program->buffers[i];
         if (buffer->kind > 1 || tb_dtype_size(buffer->dtype) == 0) {
-            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: buffer %u of kind %u and type %u", i,
+            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: buffer %u has the unknown kind %u or type %u", i,
                            buffer->kind, buffer->dtype);
         }
         if (buffer->span > bindings[i].bytes) {
-            return tb_fail(err, TB_EREGION, -1, 0, "tensor %u needs %llu bytes of memory, and has %llu",
+            return tb_fail(err, TB_EREGION, -1, 0, "tensor %u needs %llu bytes of memory, but has %llu",
                            buffer->tensor, (unsigned long long)buffer->span,
                            (unsigned long long)bindings[i].bytes);
         }
@@ -135,15 +135,15 @@ static int32_t check_channel(const tb_program *program, uint32_t index, uint32_t
     bool local = channel->direction == TB_LOCAL;
     if (channel->stage >= TB_STAGES || channel->direction > TB_RECEIVE || channel->peer >= (uint32_t)world
         || local != (channel->peer == program->header->rank)) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: channel %u of stage %u, direction %u, peer %u",
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: channel %u is impossible: stage %u, direction %u, peer %u",
                        index, channel->stage, channel->direction, channel->peer);
     }
     if (index > 0 && !channel_before(&program->channels[index - 1], channel)) {
-        return malformed(err, "channels out of order");
+        return malformed(err, "its channels are out of order");
     }
     if (channel->first_bucket != bucket || channel->bucket_count == 0
         || channel->bucket_count > program->header->bucket_count - bucket) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: buckets of channel %u out of range", index);
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: buckets of channel %u are out of range", index);
     }
     uint64_t hash = TB_FINGERPRINT_START;
     uint64_t bytes = 0;
@@ -151,7 +151,7 @@ static int32_t check_channel(const tb_program *program, uint32_t index, uint32_t
         const tb_bucket *row = &program->buckets[bucket + i];
         hash = fingerprint_u64(fingerprint_u64(hash, row->bytes), row->chunk_count);
         if (row->channel != index || __builtin_add_overflow(bytes, row->bytes, &bytes)) {
-            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: bucket %u is not of channel %u", bucket + i,
+            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: bucket %u does not belong to channel %u", bucket + i,
                            index);
         }
     }
@@ -173,7 +173,7 @@ static int32_t check_channels_unique(const tb_program *program, tb_error *err) {
     uint32_t count = program->header->channel_count;
     uint64_t *keys = malloc(((size_t)count + 1) * sizeof *keys);
     if (keys == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a table of %u channels", count);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a table of %u channels", count);
     }
     for (uint32_t i = 0; i < count; i++) {
         const tb_channel *channel = &program->channels[i];
@@ -185,7 +185,7 @@ static int32_t check_channels_unique(const tb_program *program, tb_error *err) {
         twice |= keys[i] == keys[i - 1];
     }
     free(keys);
-    return twice ? malformed(err, "two channels of one stage, direction and peer") : TB_OK;
+    return twice ? malformed(err, "two channels have one stage, direction and peer") : TB_OK;
 }
 
 static int32_t check_channels(tb_program *program, int32_t world, tb_error *err) {
@@ -208,7 +208,7 @@ static int32_t check_channels(tb_program *program, int32_t world, tb_error *err)
         sent += channel->direction == TB_SEND ? channel->bytes : 0;
     }
     if (bucket != header->bucket_count || sent != header->payload_bytes) {
-        return malformed(err, "buckets without a channel, or the wrong sum of bytes");
+        return malformed(err, "a bucket has no channel, or the sum of bytes is wrong");
     }
     return check_channels_unique(program, err);
 }
@@ -293,11 +293,11 @@ int32_t tb_program_load(tb_program *program, const void *bytes, uint64_t byte_co
                         tb_error *err) {
     memset(program, 0, sizeof *program);
     if (bytes == NULL || byte_count < sizeof(tb_program_header)) {
-        return malformed(err, "these bytes are none");
+        return malformed(err, "these bytes are not a program");
     }
     program->bytes = malloc(byte_count);
     if (program->bytes == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a program of %llu bytes", (unsigned long long)byte_count);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a program of %llu bytes", (unsigned long long)byte_count);
     }
     memcpy(program->bytes, bytes, byte_count);
     program->header = (const tb_program_header *)program->bytes;

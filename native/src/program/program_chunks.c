@@ -30,7 +30,7 @@ static int32_t check_piece_end(const tb_program *program, uint32_t index, const 
     }
     const tb_piece *piece = &program->pieces[number];
     if (piece->elements != chunk->elements || piece->dtype != end->dtype) {
-        return malformed(err, index, "is not like its piece");
+        return malformed(err, index, "does not fit its piece");
     }
     return TB_OK;
 }
@@ -44,7 +44,7 @@ static int32_t check_buffer_end(const tb_program *program, const tb_binding *bin
     const tb_buffer *buffer = &program->buffers[end->where];
     uint8_t kind = end->destination || stage == 2 ? 1 : 0;
     if (buffer->kind != kind || buffer->dtype != end->dtype || buffer->tensor != chunk->tensor) {
-        return malformed(err, index, "is not like its buffer");
+        return malformed(err, index, "does not fit its buffer");
     }
     if (end->descriptor > program->header->word_count) {
         return malformed(err, index, "has a descriptor out of range");
@@ -60,7 +60,7 @@ static int32_t check_buffer_end(const tb_program *program, const tb_binding *bin
         return code;
     }
     if (__builtin_mul_overflow(chunk->elements, item, &expected) || expected != bytes) {
-        return malformed(err, index, "has a descriptor of another number of elements");
+        return malformed(err, index, "has a descriptor with another number of elements");
     }
     return TB_OK;
 }
@@ -69,7 +69,7 @@ static int32_t check_end(const tb_program *program, const tb_binding *bindings, 
                          const chunk_end *end, const tb_channel *channel, tb_error *err) {
     bool ours = channel->direction == TB_LOCAL || (channel->direction == TB_RECEIVE) == end->destination;
     if (!ours) {
-        return end->where == TB_NONE ? TB_OK : malformed(err, index, "has an end of its peer's");
+        return end->where == TB_NONE ? TB_OK : malformed(err, index, "has an end that is its peer's");
     }
     if (end->where == TB_NONE) {
         return malformed(err, index, "has an end missing");
@@ -130,7 +130,7 @@ static int32_t check_bucket(const tb_program *program, const tb_binding *binding
         }
     }
     if (at != bucket->bytes) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: bucket %u of %llu bytes holds %llu", index,
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: bucket %u says that it has %llu bytes, but its chunks have %llu", index,
                        (unsigned long long)bucket->bytes, (unsigned long long)at);
     }
     return TB_OK;
@@ -161,13 +161,13 @@ int32_t tb_program_check_chunks(const tb_program *program, const tb_binding *bin
         const tb_bucket *bucket = &program->buckets[i];
         if (bucket->first_chunk != chunk || bucket->chunk_count == 0
             || bucket->chunk_count > program->header->chunk_count - chunk) {
-            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: chunks of bucket %u out of range", i);
+            return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: chunks of bucket %u are out of range", i);
         }
         chunk += bucket->chunk_count;
         code = check_bucket(program, bindings, i, err);
     }
     if (code == TB_OK && chunk != program->header->chunk_count) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: chunks without a bucket");
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: a chunk has no bucket");
     }
     return code;
 }

@@ -14,7 +14,7 @@ static int32_t malformed(tb_error *err, uint32_t bucket, const char *what) {
 }
 
 static int32_t no_memory(tb_error *err) {
-    return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a program");
+    return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for tables of a program");
 }
 
 /* A bucket of the fold follows one with the same pieces, one position further; a first one has position 0. */
@@ -27,7 +27,7 @@ static int32_t check_fold_link(const tb_program *program, uint32_t index, tb_err
         }
         before = &program->buckets[bucket->fold_after];
         if (before->chunk_count != bucket->chunk_count) {
-            return malformed(err, index, "is folded after one of other pieces");
+            return malformed(err, index, "is folded after one that has other pieces");
         }
     }
     for (uint32_t i = 0; i < bucket->chunk_count; i++) {
@@ -37,7 +37,7 @@ static int32_t check_fold_link(const tb_program *program, uint32_t index, tb_err
         if (before != NULL) {
             const tb_chunk *other = &program->chunks[before->first_chunk + i];
             if (other->destination != chunk->destination || other->fold_position == TB_NONE) {
-                return malformed(err, index, "is folded after one of other pieces");
+                return malformed(err, index, "is folded after one that has other pieces");
             }
             position = other->fold_position + 1;
         }
@@ -113,7 +113,7 @@ static int32_t walk_folds(tb_program *program, const uint32_t *heads, uint32_t f
         }
     }
     if (program->fold_count != folded) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: folds that wait in a circle");
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: folds wait in a circle");
     }
     return TB_OK;
 }
@@ -166,14 +166,14 @@ static int32_t find_dependents(tb_program *program, tb_error *err) {
         for (uint32_t i = 0; i < bucket->dependency_count; i++) {
             uint32_t on = program->dependencies[bucket->first_dependency + i];
             if (on >= header->bucket_count || on == b) {
-                return malformed(err, b, "waits for one that is not there");
+                return malformed(err, b, "waits for one that does not exist");
             }
             program->first_dependent[on + 1]++;
         }
         total += bucket->dependency_count;
     }
     if (total > header->dependency_count) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: buckets that share dependencies");
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: buckets share dependencies");
     }
     for (uint32_t b = 0; b < header->bucket_count; b++) {
         program->first_dependent[b + 1] += program->first_dependent[b];
@@ -231,7 +231,7 @@ static int32_t check_circles(const tb_program *program, tb_error *err) {
         }
     }
     if (listed != buckets) {
-        code = tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: buckets that wait in a circle");
+        code = tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: buckets wait in a circle");
     }
 out:
     free(list);

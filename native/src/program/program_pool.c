@@ -9,7 +9,7 @@
 #include "program/program.h"
 
 static int32_t no_memory(tb_error *err) {
-    return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a program");
+    return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for tables of a program");
 }
 
 static bool reads_piece(const tb_chunk *chunk) {
@@ -86,7 +86,7 @@ static int32_t check_need(const tb_program *program, fold *folds, uint32_t count
     bool wraps = program->header->pool_bytes < folds[count - 1].end;
     if (wraps && (program->header->pool_bytes < most || program->header->pool_bytes - most < largest)) {
         return tb_fail(err, TB_EPLAN_FORMAT, -1, 0,
-                       "program: a pool of %llu bytes is too small for pieces of %llu + %llu",
+                       "program: a pool of %llu bytes is too small for a piece of %llu and one of %llu",
                        (unsigned long long)program->header->pool_bytes, (unsigned long long)most,
                        (unsigned long long)largest);
     }
@@ -170,7 +170,7 @@ int32_t tb_program_check_reads(const tb_program *program, tb_error *err) {
     }
     for (uint32_t i = 0; i < pieces && code == TB_OK; i++) {
         if (readers[i] != program->pieces[i].readers) {
-            code = tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: piece %u has %u readers, not %u", i,
+            code = tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: piece %u has %u readers, but says that it has %u", i,
                            readers[i], program->pieces[i].readers);
         }
     }

@@ -73,7 +73,7 @@ static int32_t order_stage(tb_program *program, uint8_t stage, tb_error *err) {
     if (turns == NULL || order == NULL) {
         free(turns);
         free(order);
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a program");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for tables of a program");
     }
     list_turns(program, stage, turns);
     qsort(turns, total, sizeof *turns, by_progress);

@@ -180,7 +180,7 @@ int32_t tb_export_say(tb_exchange *exchange, tb_error *err) {
     out.blobs = calloc(session->region_count + 1, TB_BLOB_BYTES);
     int32_t code;
     if (out.region_of == NULL || out.regions == NULL || out.ends == NULL || out.words == NULL || out.blobs == NULL) {
-        code = tb_fail(err, TB_ENO_MEMORY, session->options.rank, 0, "an export of %llu bytes",
+        code = tb_fail(err, TB_ENO_MEMORY, session->options.rank, 0, "no memory for an export of %llu bytes",
                        (unsigned long long)bytes);
     } else {
         memset(out.region_of, 0xff, (session->region_count + 1) * sizeof *out.region_of);

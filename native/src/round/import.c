@@ -91,7 +91,7 @@ int32_t tb_import_take(tb_import *import, const uint8_t *part, uint64_t bytes, t
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a malformed EXPORT");
     }
     if (import->bytes == NULL && (import->bytes = malloc(import->byte_count)) == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "an export of %llu bytes",
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for an export of %llu bytes",
                        (unsigned long long)import->byte_count);
     }
     memcpy(import->bytes + import->got, part, bytes);
@@ -131,7 +131,7 @@ static int32_t check_piece(const tb_import *import, uint32_t index, const tb_chu
     const tb_wire_region *region = &import->regions[end->region];
     uint64_t bytes = chunk->elements * tb_dtype_size(end->dtype);
     if (end->at >= region->pieces || bytes > region->pieces_at) {
-        return unfit(err, import, index, "in a pool that does not hold it");
+        return unfit(err, import, index, "in a pool that it does not fit");
     }
     return TB_OK;
 }
@@ -142,7 +142,7 @@ static int32_t check_end(const tb_import *import, uint32_t index, const tb_chunk
         return unfit(err, import, index, "in no region");
     }
     if (end->dtype != chunk->source_dtype) {
-        return unfit(err, import, index, "of another element type");
+        return unfit(err, import, index, "with another element type");
     }
     if (end->descriptor == TB_NONE) {
         return check_piece(import, index, chunk, err);
@@ -160,7 +160,7 @@ static int32_t check_end(const tb_import *import, uint32_t index, const tb_chunk
         return unfit(err, import, index, "beyond its region");
     }
     return bytes == chunk->elements * item ? TB_OK
-                                           : unfit(err, import, index, "of another number of elements");
+                                           : unfit(err, import, index, "with another number of elements");
 }
 
 static int32_t check_regions(const tb_import *import, tb_error *err) {

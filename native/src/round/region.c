@@ -37,7 +37,7 @@ int32_t tb_region_show(tb_session *session, tb_region *region, tb_error *err) {
             region->carrier_state = calloc(TB_CARRIER_NUMBERS, sizeof *region->carrier_state);
         }
         int32_t code = region->carrier_state == NULL
-                         ? tb_fail(err, TB_ENO_MEMORY, -1, 0, "what carriers know of a region")
+                         ? tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for what carriers know of a region")
                          : (*at)->region_add(session, region, &region->carrier_state[(*at)->number], err);
         if (code != TB_OK) {
             withdraw(session, region, at);
@@ -67,7 +67,7 @@ static int32_t add_region(tb_session *session, const tb_region *region, tb_error
     if (entry == NULL) {
         tb_region *larger = realloc(session->regions, (session->region_count + 1) * sizeof *larger);
         if (larger == NULL) {
-            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a table of regions");
+            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a table of regions");
         }
         session->regions = larger;
         entry = &larger[session->region_count++];
@@ -88,7 +88,7 @@ static int32_t remove_region(tb_session *session, uint64_t address, uint64_t byt
             return tb_fail(err, TB_EQUARANTINED, -1, 0, "a peer may still read this memory");
         }
         if (region->uses > 0) {
-            return tb_fail(err, TB_EBUSY, -1, 0, "this memory is used by what is prepared");
+            return tb_fail(err, TB_EBUSY, -1, 0, "a prepared transfer uses this memory");
         }
         *removed = *region;
         *region = (tb_region){.open = false};

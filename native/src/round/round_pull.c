@@ -78,7 +78,7 @@ int32_t tb_pulls_on_read(tb_exchange *exchange, const tb_wire_header *header, tb
     tb_transfer *transfer = exchange->transfer;
     uint32_t channel = header->stage < TB_STAGES ? exchange->send[header->stage] : TB_NONE;
     if (channel == TB_NONE || header->sequence >= transfer->program.channels[channel].bucket_count) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt came for a bucket that there is not");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt came for a bucket that does not exist");
     }
     if (header->round != transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
         return TB_OK;

@@ -29,21 +29,21 @@ enum { MOST_RANKS = 1 << 20 };
 
 static int32_t check_options(const tb_session_options *options, tb_error *err) {
     if (options->struct_bytes != sizeof *options) {
-        return tb_fail(err, TB_EVERSION, -1, 0, "options of %u bytes, not %zu", options->struct_bytes,
+        return tb_fail(err, TB_EVERSION, -1, 0, "the options have %u bytes, not the %zu of this version", options->struct_bytes,
                        sizeof *options);
     }
     if (options->world < 1 || options->world > MOST_RANKS || options->rank < 0
         || options->rank >= options->world) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "rank %d of %d", options->rank, options->world);
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "rank %d is not in a world of %d", options->rank, options->world);
     }
     if (options->io_threads < 1 || options->io_threads > TB_LOOPS) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u threads, not 1 to %d", options->io_threads, TB_LOOPS);
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u threads were asked for; there may be 1 to %d", options->io_threads, TB_LOOPS);
     }
     if (options->kind > TB_BACKEND_TCP) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "no transport %u", options->kind);
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "there is no transport %u", options->kind);
     }
     if (options->peer_timeout_ms < 10 || options->quiesce_ms > 3600000) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "timeouts of %u and %u ms are out of range",
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "the timeouts, %u and %u ms, are out of range",
                        options->peer_timeout_ms, options->quiesce_ms);
     }
     return TB_OK;
@@ -89,7 +89,7 @@ static int32_t make_session(const tb_session_options *options, const tb_backend 
                             int32_t *event_fd, tb_error *err) {
     tb_session *session = calloc(1, sizeof *session);
     if (session == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a session");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a session");
     }
     session->carriers = carriers;
     session->devices = devices;
@@ -118,7 +118,7 @@ static int32_t identify(tb_session *session, tb_error *err) {
     }
     if ((asked & ~built) != 0) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
-                       "carriers 0x%x were asked for, and the native library has 0x%x: it is of another version; run `npm rebuild "
+                       "carriers 0x%x were asked for, but the native library has 0x%x: it comes from another version; run `npm rebuild "
                        "tensorbus`, in a clone `npm run build:native`",
                        asked, built);
     }

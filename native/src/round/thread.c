@@ -157,7 +157,7 @@ int32_t tb_threads_make(tb_session *session, tb_error *err) {
     uint32_t count = session->options.io_threads;
     session->threads = calloc(count, sizeof *session->threads);
     if (session->threads == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u threads", count);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u threads", count);
     }
     session->next_timer = 0;
     for (uint32_t i = 0; i < count; i++) {

@@ -54,7 +54,7 @@ static int32_t find_device(tb_transfer *transfer, tb_error *err) {
     pthread_mutex_unlock(&session->lock);
     if ((kinds & TB_MEMORY_CUDA) != 0 && kinds != TB_MEMORY_CUDA) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
-                       "some tensors lie in CUDA memory and some in memory of the host: not in one batch");
+                       "some tensors lie in CUDA memory and some in memory of the host: a batch cannot have both");
     }
     transfer->device = kinds == TB_MEMORY_CUDA ? session->device : NULL;
     return TB_OK;
@@ -110,7 +110,7 @@ static int32_t make_member_exchanges(tb_transfer *transfer, tb_error *err) {
         }
         tb_peer *peer = tb_net_peer(&transfer->session->net, member->rank);
         if (peer == NULL) {
-            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "peer %d", member->rank);
+            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for peer %d", member->rank);
         }
         tb_exchange *exchange = exchange_of(transfer, peer);
         exchange->linked = linked;
@@ -131,7 +131,7 @@ static int32_t make_exchanges(tb_transfer *transfer, tb_error *err) {
         }
         tb_peer *peer = tb_net_peer(&transfer->session->net, (int32_t)channel->peer);
         if (peer == NULL) {
-            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "peer %u", channel->peer);
+            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for peer %u", channel->peer);
         }
         tb_exchange *exchange = exchange_of(transfer, peer);
         (channel->direction == TB_SEND ? exchange->send : exchange->receive)[channel->stage] = i;
@@ -147,7 +147,7 @@ static int32_t make_exchanges(tb_transfer *transfer, tb_error *err) {
         ready->items = calloc((size_t)ready->count + 1, sizeof *ready->items);
         ready->count = 0;
         if (ready->items == NULL) {
-            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a transfer");
+            return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for tables of a transfer");
         }
     }
     return TB_OK;
@@ -216,7 +216,7 @@ static int32_t copy_arguments(tb_transfer *transfer, const char *key, const tb_b
     transfer->key = strdup(key);
     transfer->bindings = calloc((size_t)count + 1, sizeof *bindings);
     if (transfer->key == NULL || transfer->bindings == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u bindings", count);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u bindings", count);
     }
     if (count > 0) {
         memcpy(transfer->bindings, bindings, count * sizeof *bindings);
@@ -230,7 +230,7 @@ static int32_t copy_members(tb_transfer *transfer, const tb_member *members, uin
     bool among = count == 0;
     transfer->members = malloc(((size_t)count + 1) * sizeof *members);
     if (transfer->members == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u members", count);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u members", count);
     }
     uint64_t print = TB_FINGERPRINT_START;
     bool joins = false;
@@ -251,14 +251,14 @@ static int32_t copy_members(tb_transfer *transfer, const tb_member *members, uin
     }
     transfer->member_count = count;
     transfer->joined = joins ? print : 0;
-    return among ? TB_OK : tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this rank is missing among the members");
+    return among ? TB_OK : tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this rank is not among the members");
 }
 
 /* The carrier that the members of a transfer move by together. */
 static int32_t plan_joint(tb_transfer *transfer, tb_error *err) {
     transfer->joint.carrier = tb_carrier_by_way(transfer->session, TB_WAY_JOINT);
     if (transfer->joint.carrier == NULL) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "no carrier of this build moves jointly");
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "no carrier of this build moves the buckets of several ranks jointly");
     }
     return transfer->joined != 0 ? transfer->joint.carrier->plan(transfer, err) : TB_OK;
 }
@@ -268,12 +268,12 @@ static int32_t prepare(tb_session *session, const char *key, const void *program
                        uint64_t timeout_ns, const tb_member *members, uint32_t member_count, uint64_t *handle,
                        tb_error *err) {
     if ((flags & ~(uint32_t)TB_TRANSFER_CHECKSUM) != 0) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "unknown flags %x", flags);
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "flags 0x%x are unknown", flags);
     }
     tb_transfer *transfer = calloc(1, sizeof *transfer);
     if (transfer == NULL || tb_staging_init(&transfer->staging) != 0) {
         free(transfer);
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a transfer");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a transfer");
     }
     transfer->session = session;
     transfer->flags = flags;

@@ -32,11 +32,11 @@ static int32_t post(tb_transfer *transfer, uint64_t round, uint64_t timeout_ns, 
                        transfer->key);
     }
     if (round <= transfer->round) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "round %llu after round %llu: they begin at 1 and grow",
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "round %llu cannot follow round %llu: rounds begin at 1 and grow",
                        (unsigned long long)round, (unsigned long long)transfer->round);
     }
     if (transfer->reserved == NULL && (transfer->reserved = malloc(sizeof *transfer->reserved)) == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the end of a round");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for the end of a round");
     }
     tb_round_start(transfer, round, tb_deadline(timeout_ns));
     return TB_OK;
@@ -108,7 +108,7 @@ int32_t tb_transfer_post_cancelled(uint64_t session, uint64_t transfer, uint64_t
 int32_t tb_transfer_cancel(uint64_t session, uint64_t transfer, int32_t code, tb_error *err) {
     transfer_use use;
     if (code < 100 || code > 999) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%d is no code of a failure", code);
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%d is not an error code", code);
     }
     if (!begin_use(&use, session, transfer, err)) {
         return TB_ECLOSED;

@@ -190,7 +190,7 @@ static bool exchanges(const tb_exchange *exchange) {
 /* What was known of the peer before is not so any more, at one of the two: to be asked for and prepared again. */
 static void say_moved(tb_exchange *exchange) {
     char message[128];
-    snprintf(message, sizeof message, "rank %d is not where it was said to be, or takes others to be elsewhere",
+    snprintf(message, sizeof message, "rank %d is not where this rank was told, or was told of other places itself",
              exchange->peer->rank);
     tb_transfer_fail_prepare(exchange->transfer, TB_EINVALIDATED, exchange->peer->rank, ESTALE, message);
 }
@@ -221,7 +221,7 @@ static void choose_carrier(tb_exchange *exchange) {
             code = tb_export_say(exchange, &error);
         }
         if (code == TB_OK && pulled && receives(exchange) && (exchange->import = tb_import_create(exchange)) == NULL) {
-            code = tb_fail(&error, TB_ENO_MEMORY, -1, 0, "an import");
+            code = tb_fail(&error, TB_ENO_MEMORY, -1, 0, "no memory for an import");
         }
     }
     if (code != TB_OK) {
@@ -241,7 +241,7 @@ static void meet(tb_exchange *exchange, const tb_wire_prepare *prepare, const tb
     if (memcmp(prepare->digest, transfer->program.header->digest, sizeof prepare->digest) != 0) {
         differs = "another plan";
     } else if (prepare->flags != transfer->flags) {
-        differs = "another choice of checksums";
+        differs = "it with another choice of checksums";
     } else if (!same_channels(exchange, prepare, rows)) {
         differs = "other buckets of the same plan";
     }
@@ -272,9 +272,13 @@ void tb_transfer_meet_early(tb_exchange *exchange) {
 }
 
 static int32_t keep_early(tb_peer *peer, const tb_early *what, tb_error *err) {
-    tb_early *early = peer->early_count < TB_EARLY ? malloc(sizeof *early) : NULL;
+    if (peer->early_count >= TB_EARLY) {
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "it prepared more than %d transfers that this rank has not prepared yet",
+                       TB_EARLY);
+    }
+    tb_early *early = malloc(sizeof *early);
     if (early == NULL) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "more than %d transfers prepared ahead", TB_EARLY);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a prepare that came early");
     }
     *early = *what;
     tb_early **end = &peer->early;

@@ -26,7 +26,7 @@ static int32_t map(uint64_t bytes, uint8_t **memory, tb_error *err) {
     }
     void *mapped = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, errno, "%llu bytes of staging", (unsigned long long)bytes);
+        return tb_fail(err, TB_ENO_MEMORY, -1, errno, "no memory for %llu bytes of staging", (unsigned long long)bytes);
     }
     *memory = mapped;
     return TB_OK;
@@ -69,7 +69,7 @@ static int32_t allocate_tables(tb_transfer *transfer, tb_error *err) {
     if (!transfer->channels || !transfer->buckets || !transfer->waits || !transfer->slot_of || !transfer->free_slots
         || !transfer->jobs.items || !transfer->exchanges || !transfer->regions || !pool->piece_at || !pool->piece_end
         || !pool->order || !pool->readers || !transfer->reserved) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of a transfer of %u buckets", header->bucket_count);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for tables of a transfer of %u buckets", header->bucket_count);
     }
     return TB_OK;
 }

@@ -57,7 +57,7 @@ static int32_t take_failure(const tb_wire_header *header, const uint8_t *body, t
     }
     memcpy(&failure, body, sizeof failure);
     if (failure.code < 100 || failure.code > 999) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a failure of code %d", failure.code);
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "it reported the unknown failure code %d", failure.code);
     }
     tb_fail(error, failure.code, failure.rank, 0, "%.*s", (int)(header->body_bytes - sizeof failure),
             (const char *)body + sizeof failure);
@@ -114,7 +114,7 @@ static int32_t on_grant(tb_exchange *exchange, const tb_wire_header *header, tb_
     }
     uint32_t from = header->round == state->granted_round ? state->granted : 0;
     if (header->count < from) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant takes an earlier one back");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a grant takes back an earlier one");
     }
     if (!current && transfer->state == TB_TRANSFER_RUNNING) {
         /* A peer that is ahead never began this round, unless it has no more to do with it. */
@@ -137,7 +137,7 @@ static int32_t on_taken(tb_exchange *exchange, const tb_wire_header *header, tb_
     tb_transfer *transfer = exchange->transfer;
     uint32_t channel = header->stage < TB_STAGES ? exchange->send[header->stage] : TB_NONE;
     if (channel == TB_NONE) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt came for a bucket that there is not");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt came for a bucket that does not exist");
     }
     if (header->round != transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
         return TB_OK;
@@ -148,7 +148,7 @@ static int32_t on_taken(tb_exchange *exchange, const tb_wire_header *header, tb_
     }
     /* Claimed, not retired: a receipt may overtake this rank's own look at what its last write took. */
     if (state->finished || state->done != transfer->program.channels[channel].bucket_count) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt came for what was not sent");
+        return tb_fail(err, TB_EPROTOCOL, -1, 0, "a receipt came for something that was not sent");
     }
     state->finished = true;
     exchange->unfinished--;

@@ -19,7 +19,7 @@ int32_t tb_loop_open(tb_loop *loop, tb_net *net, uint32_t index, tb_error *err) 
     loop->bounce = malloc(TB_BOUNCE_BYTES);
     loop->iov = malloc(TB_IOVECS * sizeof *loop->iov);
     if (loop->bounce == NULL || loop->iov == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a thread");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a thread");
     }
     struct epoll_event wake = {.events = EPOLLIN, .data.ptr = loop};
     if ((loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC)) < 0

@@ -37,7 +37,7 @@ struct tb_hub {
 int32_t tb_hub_create(uint64_t *handle, tb_error *err) {
     struct tb_hub *hub = calloc(1, sizeof *hub);
     if (hub == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a hub");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a hub");
     }
     pthread_mutex_init(&hub->lock, NULL);
     hub->users = 1;
@@ -86,7 +86,7 @@ static member *find_rank(struct tb_hub *hub, int32_t rank) {
 static int32_t join_hub(struct tb_hub *hub, tb_net *net, tb_error *err) {
     member *new = malloc(sizeof *new);
     if (new == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a member of a hub");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a member of a hub");
     }
     pthread_mutex_lock(&hub->lock);
     if (find_rank(hub, net->options.rank) != NULL) {
@@ -218,7 +218,7 @@ static void connect_wanted(struct tb_hub *hub, tb_net *net) {
             net->peers[rank]->connecting = true;
         } else {
             char message[96];
-            snprintf(message, sizeof message, "rank %d is of another namespace, generation or world", rank);
+            snprintf(message, sizeof message, "rank %d has another namespace, generation or world", rank);
             net->handler->unreachable(net->peers[rank], TB_EAUTH, 0, message);
         }
         pthread_mutex_unlock(&net->lock);

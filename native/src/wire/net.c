@@ -33,7 +33,7 @@ int32_t tb_net_init(tb_net *net, const tb_session_options *options, const tb_bac
     net->next_timer = UINT64_MAX;
     net->peers = calloc((size_t)options->world, sizeof(tb_peer *));
     if (net->peers == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a session of %d ranks", options->world);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a session of %d ranks", options->world);
     }
     if (getrandom(&net->incarnation, sizeof net->incarnation, 0) != sizeof net->incarnation
         || pipe2(ends, O_NONBLOCK | O_CLOEXEC) != 0) {

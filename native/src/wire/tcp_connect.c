@@ -140,7 +140,7 @@ static int32_t set_peer(tb_net *net, int32_t rank, const struct tb_address *addr
         peer->address = malloc(sizeof *address);
     }
     if (peer == NULL || peer->address == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the address of rank %d", rank);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for the address of rank %d", rank);
     }
     *peer->address = *address;
     peer->has_address = true;
@@ -160,7 +160,7 @@ int32_t tb_session_set_peer(uint64_t handle, int32_t rank, const char *host, uin
     if (net->options.kind != TB_BACKEND_TCP) {
         code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "this transport has no addresses");
     } else if (rank < 0 || rank >= net->options.world || rank == net->options.rank) {
-        code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "rank %d is no peer", rank);
+        code = tb_fail(err, TB_EUNSUPPORTED, -1, 0, "rank %d is not a peer", rank);
     } else {
         code = tb_tcp_parse(host, port, &address, err);
     }

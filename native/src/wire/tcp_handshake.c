@@ -157,7 +157,7 @@ static void hear_hello(tb_conn *conn, const uint8_t *bytes) {
         bool counted = shake->theirs.connections >= 1 && shake->theirs.connections <= TB_CONNECTIONS
                        && shake->theirs.connection < shake->theirs.connections;
         if (code == TB_OK && (!lower || !counted)) {
-            code = tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d may not connect as it does",
+            code = tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d may not open this connection",
                            conn->rank);
         }
     } else if (code == TB_OK
@@ -194,7 +194,7 @@ static void hear_verdict(tb_conn *conn, int32_t code) {
 
 static bool changed(tb_conn *conn) {
     tb_error error;
-    tb_fail(&error, TB_ECHECKSUM, conn->rank, 0, "what came from rank %d, or from somebody in its name, is no frame of the handshake, or changed on its way",
+    tb_fail(&error, TB_ECHECKSUM, conn->rank, 0, "what came from rank %d, or from somebody in its name, is not a frame of the handshake, or changed on its way",
             conn->rank);
     refuse(conn, &error, false);
     return false;
@@ -296,7 +296,7 @@ static void establish(tb_conn *conn) {
     if (peer->open > 0 && peer->connections != shake->ours.connections) {
         /* Those of a set are counted: it is whole once each of its numbers is open. */
         tb_error error;
-        tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d wants %u connections, and %u before",
+        tb_fail(&error, TB_EPROTOCOL, conn->rank, 0, "rank %d wants %u connections, but wanted %u before",
                 conn->rank, shake->ours.connections, peer->connections);
         refuse(conn, &error, false);
         return;

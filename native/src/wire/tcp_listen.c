@@ -66,7 +66,7 @@ static int32_t tcp_open(tb_net *net, tb_error *err) {
     struct tb_address address;
     options->listen_host[sizeof options->listen_host - 1] = '\0';
     if (options->connections < 1 || options->connections > TB_CONNECTIONS) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u connections a peer, not 1 to %d",
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u connections for each peer were asked for; there may be 1 to %d",
                        options->connections, TB_CONNECTIONS);
     }
     const char *host = options->listen_host[0] == '\0' ? "127.0.0.1" : options->listen_host;
@@ -209,7 +209,7 @@ static void watch_listener(tb_net *net, uint32_t events) {
  */
 static void turn_away(tb_net *net, int os_errno) {
     tb_error error;
-    tb_fail(&error, TB_ESYSTEM, -1, os_errno, "a connection could not be taken");
+    tb_fail(&error, TB_ESYSTEM, -1, os_errno, "a connection could not be accepted");
     tb_net_fault(net, &error);
     if (net->spare_fd >= 0) {
         close(net->spare_fd);

@@ -15,7 +15,7 @@ int32_t tb_tcp_parse(const char *host, uint32_t port, struct tb_address *address
     struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&address->at;
     memset(address, 0, sizeof *address);
     if (port > 65535) {
-        return tb_fail(err, TB_ECONNECT, -1, 0, "%u is no port", port);
+        return tb_fail(err, TB_ECONNECT, -1, 0, "%u is not a port", port);
     }
     if (inet_pton(AF_INET, host, &v4->sin_addr) == 1) {
         v4->sin_family = AF_INET;
@@ -29,7 +29,7 @@ int32_t tb_tcp_parse(const char *host, uint32_t port, struct tb_address *address
         address->length = sizeof *v6;
         return TB_OK;
     }
-    return tb_fail(err, TB_ECONNECT, -1, 0, "\"%.64s\" is no numeric IPv4 or IPv6 address", host);
+    return tb_fail(err, TB_ECONNECT, -1, 0, "\"%.64s\" is not a numeric IPv4 or IPv6 address", host);
 }
 
 static int set(int fd, int level, int name, int value) {

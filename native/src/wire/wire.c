@@ -28,20 +28,20 @@ int32_t tb_hello_check(const tb_hello *theirs, const tb_hello *ours, int32_t pee
         return tb_fail(err, TB_EPROTOCOL, peer, 0, "what connected does not speak the protocol of tensorbus");
     }
     if (theirs->version != TB_PROTOCOL_VERSION || theirs->header_bytes != TB_HEADER_BYTES) {
-        return tb_fail(err, TB_EVERSION, peer, 0, "the peer speaks protocol version %u, not %u",
+        return tb_fail(err, TB_EVERSION, peer, 0, "the peer speaks protocol version %u, this rank version %u",
                        theirs->version, TB_PROTOCOL_VERSION);
     }
     if (memcmp(theirs->name_space, ours->name_space, sizeof ours->name_space) != 0) {
-        return tb_fail(err, TB_EAUTH, peer, 0, "the peer is of another namespace");
+        return tb_fail(err, TB_EAUTH, peer, 0, "the peer belongs to another namespace");
     }
     if (theirs->generation != ours->generation || theirs->world != ours->world) {
-        return tb_fail(err, TB_EAUTH, peer, 0, "the peer is of generation %llu and world %d, not %llu and %d",
+        return tb_fail(err, TB_EAUTH, peer, 0, "the peer has generation %llu and a world of %d, this rank generation %llu and a world of %d",
                        (unsigned long long)theirs->generation, theirs->world,
                        (unsigned long long)ours->generation, ours->world);
     }
     if (theirs->peer != ours->rank || theirs->rank < 0 || theirs->rank >= ours->world
         || theirs->rank == ours->rank || (peer >= 0 && theirs->rank != peer)) {
-        return tb_fail(err, TB_EPROTOCOL, peer, 0, "rank %d that looks for rank %d connected to rank %d",
+        return tb_fail(err, TB_EPROTOCOL, peer, 0, "rank %d looked for rank %d, but connected to rank %d",
                        theirs->rank, theirs->peer, ours->rank);
     }
     return TB_OK;

@@ -153,7 +153,7 @@ async function latestNumber(rendezvous: Rendezvous, keys: BatchKeys, deadline: D
   const bytes = await rendezvous.store.get(keys.latest, deadline.rest);
   const number = bytes === undefined ? 0 : Number(Buffer.from(bytes).toString("latin1"));
   if (Number.isSafeInteger(number) && number >= 0) return number;
-  throw new TensorBusError("TB_VERSION", `the record ${keys.latest} is no number`, {
+  throw new TensorBusError("TB_VERSION", `the record ${keys.latest} does not hold a number`, {
     details: { key: keys.latest },
   });
 }

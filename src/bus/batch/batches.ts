@@ -344,7 +344,7 @@ export class Batches {
   #requireClaims({ id, claims }: Entry, sides: readonly BatchSide[]): void {
     const lost = sides.find(({ name }) => claims.get(name)?.abort.signal.aborted !== false);
     if (lost === undefined) return;
-    const message = `batch ${String(id)}: the registration of side ${lost.name} has ended meanwhile`;
+    const message = `batch ${String(id)}: the registration of side ${lost.name} ended in the meantime`;
     throw new TensorBusError("TB_CANCELLED", message, {
       details: { batch: id, side: lost.name, rank: this.#options.rank },
     });
@@ -381,7 +381,7 @@ export class Batches {
     const reason = this.#reasons.get(batchKey(id));
     if (reason?.code === "TB_STORE_LOST") throw reason;
     const known = this.#table.get(rowOf(id)) !== undefined;
-    const why = known ? "has ended, and waits to be registered anew" : "is not registered";
+    const why = known ? "has ended and must be registered again" : "is not registered";
     throw new TensorBusError("TB_BATCH_UNKNOWN", `batch ${String(id)} ${why}`, {
       details: { batch: id, rank: this.#options.rank },
     });

@@ -226,7 +226,7 @@ export class Direction {
     if (version === poster.version) return undefined;
     const [older, newer] = version < poster.version ? [version, poster.version] : [poster.version, version];
     const { rank } = this.#options;
-    const message = `version ${older} was named, but the other side of rank ${rank} named ${newer}`;
+    const message = `this call named version ${older}, but rank ${rank}'s call for the other side named ${newer}`;
     const error = new TensorBusError("TB_STALE_VERSION", message, {
       details: { rank, version: older, expected: newer },
     });

@@ -126,7 +126,7 @@ function solveKind(
     });
   for (const each of held) {
     if (each.kind.dtype === first.kind.dtype) continue;
-    const message = `its dtype is ${each.kind.dtype}, that of rank ${first.rank} is ${first.kind.dtype}`;
+    const message = `its dtype is ${each.kind.dtype}, but rank ${first.rank} has ${first.kind.dtype}`;
     throw refuse("TB_BATCH_MISMATCH", each, message, {
       field: "dtype",
       value: each.kind.dtype,
@@ -140,7 +140,7 @@ function solveKind(
   if (whole) {
     const own = held.find(({ kind }) => kind.layout !== undefined);
     if (own !== undefined) {
-      const message = `it names a layout, and the other side of pair ${pair} has none: rank i's tensor goes whole to rank i`;
+      const message = `it names a layout, but the other side of pair ${pair} has none: there rank i's tensor goes whole to rank i`;
       throw refuse("TB_PAIR_MISMATCH", own, message, {});
     }
     requireHeldBy(ranks);
@@ -174,7 +174,7 @@ function layoutIdOf(
     const { layout } = each.kind;
     const message = layout === undefined ? shared : context.layouts[each.member]![layout]!;
     if (message === undefined)
-      throw refuse("TB_PAIR_MISMATCH", each, "it names no layout, and its pair has none", {});
+      throw refuse("TB_PAIR_MISMATCH", each, "it names no layout, and its pair does not have one", {});
     const id = layouts.add(message);
     if (layouts.at(id).mesh.ranks.includes(each.rank)) return id;
     throw refuse("TB_MESH", each, "its rank is not in the mesh of its layout", { ranks: message.mesh.ranks });
@@ -184,7 +184,7 @@ function layoutIdOf(
   if (together !== undefined) return together;
   const odd = held.find((each) => idOf(each) !== ids[0])!;
   const [says, expected] = [idOf(odd), ids[0]!].map((id) => formatLayout(layouts.messages[id]!));
-  throw refuse("TB_PAIR_MISMATCH", odd, `its layout is ${says}, that of another rank is ${expected}`, {
+  throw refuse("TB_PAIR_MISMATCH", odd, `its layout is ${says}, but another rank has ${expected}`, {
     field: "layout",
     value: says,
     expected,

@@ -114,7 +114,7 @@ export function placeTensors(
     if (offset % BigInt(size) !== 0n) {
       throw new TensorBusError(
         "TB_STRIDES",
-        `tensor ${name} begins at byte ${offset}, amid an element of ${size}`,
+        `tensor ${name} begins at byte ${offset}, inside of an element of ${size} bytes`,
         {
           details: { tensor: name, offset, dtype },
         },

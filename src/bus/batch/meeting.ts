@@ -391,9 +391,13 @@ async function readNames(
     requireNames(names, record);
     return names;
   }
-  throw new TensorBusError("TB_CANCELLED", `the names of tensors in ${key} are gone: their rank has left`, {
-    details: { key },
-  });
+  throw new TensorBusError(
+    "TB_CANCELLED",
+    `the names of tensors in ${key} are gone, since their rank has left`,
+    {
+      details: { key },
+    },
+  );
 }
 
 async function publishNames(

@@ -144,7 +144,7 @@ export class AgentMemory implements ClientMemory {
       if (entry.users === 0) this.#discard(entry);
       throw new TensorBusError(
         "TB_SEAL",
-        `shared memory of ${entry.memory.bytes} bytes is said to have ${region.bytes}`,
+        `the shared memory has ${entry.memory.bytes} bytes, but the client says ${region.bytes}`,
         {
           details: { bytes: region.bytes, found: entry.memory.bytes, fd: region.fd },
         },
@@ -244,7 +244,7 @@ export class AgentMemory implements ClientMemory {
 function requireFree({ isQuarantined }: Entry): void {
   if (!isQuarantined) return;
   const message =
-    "a rank that did not stop in time may still read this memory: register other memory, or begin with a new agent";
+    "a rank that did not stop in time may still read this memory: register other memory, or start a new agent";
   throw new TensorBusError("TB_QUARANTINED", message);
 }
 
@@ -255,7 +255,7 @@ function clientLost(client: ClientIdentity): TensorBusError {
 }
 
 function missing(fd: number, cause?: unknown): TensorBusError {
-  return new TensorBusError("TB_TENSOR_MISSING", `descriptor ${fd} of the client is no shared memory`, {
+  return new TensorBusError("TB_TENSOR_MISSING", `descriptor ${fd} of the client is not shared memory`, {
     details: { fd },
     cause,
   });
@@ -299,7 +299,7 @@ function requireSame(stats: Stats, region: SharedRegion): void {
   if (isSame(stats, region)) return;
   throw new TensorBusError(
     "TB_REGION",
-    `descriptor ${region.fd} of the client is other memory than it says`,
+    `descriptor ${region.fd} of the client is not the memory that it describes`,
     {
       details: { fd: region.fd, inode: region.inode, found: stats.ino },
     },

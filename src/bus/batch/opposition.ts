@@ -87,7 +87,9 @@ export class Opposition {
     const { key } = this.#options;
     const parsed = decode(recordSchema, bytes);
     if (parsed.success) return parsed.data;
-    throw new TensorBusError("TB_VERSION", `the record ${key} is none of this version`, { details: { key } });
+    throw new TensorBusError("TB_VERSION", `the record ${key} was written by another version`, {
+      details: { key },
+    });
   }
 }
 

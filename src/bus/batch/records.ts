@@ -189,13 +189,15 @@ export function decodeTable(
   }
   if (bytes.length !== count * 4) throw malformed(`${bytes.length / 4} of ${count} tensors`);
   const words = new Uint32Array(Uint8Array.from(bytes).buffer);
-  if (words.some((kind) => kind >= kinds.length)) throw malformed("a kind that there is not");
+  if (words.some((kind) => kind >= kinds.length)) throw malformed("a tensor has a kind that does not exist");
   return {
     kindOf: words,
     kinds: kinds.map(([pair, number, shape, globalShape, layout]) => {
       const dtype = dtypes[number];
       if (dtype === undefined || pair >= pairs.length || (layout ?? -1) >= layouts.length)
-        throw malformed(`a type ${number}, pair ${pair} or layout ${layout} that there is not`);
+        throw malformed(
+          `a tensor has type ${number}, pair ${pair} and layout ${layout}, one of which does not exist`,
+        );
       return {
         pair,
         dtype,

@@ -219,7 +219,7 @@ export class RoundJoin {
       // Another rank may have seen the round fail, and moved on with a later version.
       await log.sync(deadline);
       if (log.next(from) > round) return false;
-      const message = `version ${version} was named, but round ${round} carries version ${standing}`;
+      const message = `this call named version ${version}, but round ${round} carries version ${standing}`;
       throw new TensorBusError("TB_STALE_VERSION", message, {
         details: { rank, version, expected: standing },
       });

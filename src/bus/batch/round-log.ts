@@ -239,7 +239,7 @@ export class RoundLog {
   #parse(index: number, bytes: Uint8Array): Entry {
     const parsed = decode(entrySchema, bytes);
     if (parsed.success) return parsed.data;
-    throw new TensorBusError("TB_VERSION", `the record ${this.#key(index)} is none of this version`, {
+    throw new TensorBusError("TB_VERSION", `the record ${this.#key(index)} was written by another version`, {
       details: { key: this.#key(index) },
     });
   }
@@ -302,7 +302,7 @@ export function opposedError(rank: number): TensorBusError {
 export function errorOfFailed({ round, rank, code, expected }: FailedRound): TensorBusError {
   if (code === "TB_BUSY") return opposedError(rank);
   if (code === "TB_STALE_VERSION") {
-    const message = `rank ${rank} has named version ${expected}, newer than that of round ${round}, and gone on`;
+    const message = `rank ${rank} left round ${round} for the newer version ${expected}`;
     return new TensorBusError(code, message, { details: { rank, expected } });
   }
   const message = `round ${round} failed on rank ${rank}`;
@@ -319,7 +319,7 @@ export function isRecent({ at }: BatchEnd): boolean {
 
 /** What those are told who call after the end. */
 export function endedError(what: string, rank: number, cause: TensorBusError): TensorBusError {
-  const message = `${what} has ended on rank ${rank}, and waits to be registered anew: ${cause.message}`;
+  const message = `${what} has ended on rank ${rank} and must be registered again: ${cause.message}`;
   return new TensorBusError("TB_PEER_LOST", message, { details: { rank }, cause });
 }
 

@@ -49,7 +49,9 @@ export class RoundNames {
   #read(key: string, stored: Uint8Array): bigint {
     const text = Buffer.from(stored).toString("latin1");
     if (/^-?\d{1,20}$/.test(text)) return BigInt(text);
-    throw new TensorBusError("TB_VERSION", `the record ${key} is no version`, { details: { key } });
+    throw new TensorBusError("TB_VERSION", `the record ${key} does not hold a version number`, {
+      details: { key },
+    });
   }
 
   /** Removes names up to a round that no rank can join any more. */

@@ -108,7 +108,7 @@ export class StagedCommit {
     try {
       decision = await within("the decision", this.#decide(round.round, until), new Deadline({ timeoutMs }));
     } catch (cause) {
-      throw this.#doubtError(`whether round ${round.round} was committed is not known`, cause);
+      throw this.#doubtError(`it is not known whether round ${round.round} was committed`, cause);
     }
     if (decision.committed) await this.#commit(round);
     this.#doubt = undefined;
@@ -131,7 +131,7 @@ export class StagedCommit {
           ? await this.#propose(rendezvous, round.round, late, deadline)
           : await this.#askVoters(rendezvous, round.round, deadline);
     } catch (cause) {
-      throw this.#doubtError(`whether round ${round.round} was committed is still not known`, cause);
+      throw this.#doubtError(`it is still not known whether round ${round.round} was committed`, cause);
     }
     // Two may have asked at once.
     if (this.#doubt !== round) return;
@@ -139,7 +139,10 @@ export class StagedCommit {
       this.#settling = undefined;
     });
     await within("copying it", this.#settling, deadline).catch((cause: unknown) => {
-      throw this.#doubtError(`round ${round.round} was committed, and is not in its tensors yet`, cause);
+      throw this.#doubtError(
+        `round ${round.round} was committed, but its bytes are not in the tensors yet`,
+        cause,
+      );
     });
   }
 
@@ -232,7 +235,7 @@ export class StagedCommit {
     }
     const stored = await store.get(this.#key(round, "decision"), end.rest);
     if (stored !== undefined) return readDecision(round, stored);
-    throw new TensorBusError("TB_STORE_LOST", `the store has forgotten what was decided of round ${round}`);
+    throw new TensorBusError("TB_STORE_LOST", `the store no longer has the decision for round ${round}`);
   }
 
   #doubtError(what: string, cause: unknown): TensorBusError {
@@ -339,7 +342,7 @@ function isLate(error: unknown): boolean {
 function readDecision(round: number, bytes: Uint8Array): Decision {
   const parsed = decode(decisionSchema, bytes);
   if (!parsed.success) {
-    throw new TensorBusError("TB_VERSION", `the decision of round ${round} is none of this version`);
+    throw new TensorBusError("TB_VERSION", `the decision for round ${round} was written by another version`);
   }
   if (parsed.data.committed) return { committed: true };
   const { rank, code } = parsed.data;

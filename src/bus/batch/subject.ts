@@ -96,7 +96,7 @@ export function missingNames(
   if (lacking.length === 0) return undefined;
   const parts = lacking.map((side) => {
     const other = sides[side === 0 ? 1 : 0].name;
-    return `${other} lacks ${collapseNames(unmatched[side]!.map(({ name }) => name))}`;
+    return `${other} does not have ${collapseNames(unmatched[side]!.map(({ name }) => name))}`;
   });
   const first = unmatched[lacking[0]!]![0]!;
   const both = lacking.length === 2 ? ": are they fused or named otherwise on one side?" : "";
@@ -159,7 +159,7 @@ function requireMirrored(batch: string, local: BatchSideRecord, remote: BatchSid
   ) =>
     new TensorBusError(
       code,
-      `batch ${batch}, pair ${pair}: ${what} of side ${local.pairs[0]!.local} is ${is}, that of side ${local.pairs[0]!.remote} (rank ${remote.leader}) is ${expected}`,
+      `batch ${batch}, pair ${pair}: ${what} of side ${local.pairs[0]!.local} is ${is}, but side ${local.pairs[0]!.remote} (rank ${remote.leader}) has ${expected}`,
       { details: { batch, pair, field: what, value: is, expected, rank: remote.leader } },
     );
   const [ours, theirs] = [local, remote].map(({ pairs }) => pairs.map((each) => each.pair).join(", "));

@@ -50,7 +50,7 @@ export function requireHolders(
     if (holds(rank)) continue;
     throw new TensorBusError(
       "TB_BATCH_MISMATCH",
-      `${where}, tensor ${name}: rank ${rank} is in the mesh of its layout and has not registered it`,
+      `${where}, tensor ${name}: rank ${rank} is in the mesh of its layout, but has not registered it`,
       { details: { ...details, tensor: name, rank } },
     );
   }

@@ -236,7 +236,7 @@ function unresponsive(call: PendingCall, silenceMs: number, rank: number): Tenso
   const seconds = (silenceMs / 1000).toFixed(1);
   return new TensorBusError(
     "TB_AGENT_UNRESPONSIVE",
-    `${call.name}: the agent's heart has not beaten for ${seconds} s`,
+    `${call.name}: the agent has not responded for ${seconds} s`,
     { details: { rank, silenceMs } },
   );
 }

@@ -296,7 +296,7 @@ function placeRegions({ regions }: RegisterBody, descriptors: readonly number[])
     if (region.kind !== "shared") continue;
     const descriptor = descriptors[region.fd!];
     if (descriptor === undefined) {
-      const message = `region ${index} names descriptor ${region.fd}, and ${descriptors.length} came with the command`;
+      const message = `region ${index} names descriptor ${region.fd}, but only ${descriptors.length} came with the command`;
       throw new TensorBusError("TB_TENSOR_MISSING", message, { details: { region: index, fd: region.fd } });
     }
     region.fd = descriptor;

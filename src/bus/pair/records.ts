@@ -124,7 +124,7 @@ export function findOdd(
   const field = Object.keys(says).find((key) => says[key] !== others[key])!;
   return new TensorBusError(
     "TB_PAIR_MISMATCH",
-    `pair ${pair}, side ${side}: ${field} of rank ${odd.rank} is ${says[field]}, that of rank ${most[0]!.rank} is ${others[field]}`,
+    `pair ${pair}, side ${side}: ${field} of rank ${odd.rank} is ${says[field]}, but rank ${most[0]!.rank} has ${others[field]}`,
     { details: { pair, side, rank: odd.rank, field, value: says[field], expected: others[field] } },
   );
 }

@@ -193,7 +193,7 @@ function accepted<T>(key: string, parsed: z.ZodSafeParseResult<T>): T {
   const issue = parsed.error.issues[0];
   throw new TensorBusError(
     "TB_VERSION",
-    `the record ${key} is none of this version: ${issue?.path.join(".")}: ${issue?.message}`,
+    `the record ${key} was written by another version: ${issue?.path.join(".")}: ${issue?.message}`,
     { details: { key } },
   );
 }

@@ -172,7 +172,7 @@ function readFormat(path: string): Format | undefined {
     const { kind, version, boot, pidNamespace, timeNamespace } = JSON.parse(text);
     return { kind, version, boot, pidNamespace, timeNamespace };
   } catch {
-    throw formatError(path, `${file} is no JSON`);
+    throw formatError(path, `${file} is not JSON`);
   }
 }
 
@@ -281,10 +281,12 @@ function checkDataFile(path: string): void {
     const stock = head.readUInt32LE(stockMagicOffset) === magic;
     throw formatError(
       path,
-      stock ? `${file} was written by another implementation of LMDB` : `${file} is no LMDB file`,
+      stock ? `${file} was written by another implementation of LMDB` : `${file} is not an LMDB file`,
     );
   }
   const version = head.readUInt32LE(magicOffset + 4) & 0xffff;
   if (version !== dataVersion)
-    throw formatError(path, `${file} has the data version ${version}, not ${dataVersion}`, { version });
+    throw formatError(path, `${file} has data version ${version}, but this version reads ${dataVersion}`, {
+      version,
+    });
 }

@@ -117,7 +117,7 @@ export class Environment implements AsyncDisposable {
   readonly #begun = (): void => {
     if (this.#views!.haveTrees) return;
     nativeBus.tb_gate_check(this.#gate);
-    throw formatError(this.path, `${this.#files[0]} is damaged: a meta page is none`);
+    throw formatError(this.path, `${this.#files[0]} is damaged: a meta page is invalid`);
   };
 
   constructor(path: string, options: EnvironmentOptions) {

@@ -30,7 +30,7 @@ export function usersError(
   }
   // Removing the folder helps nobody here: as long as that process has it open, it goes on in the one that was removed.
   const message =
-    `another process has ${lockPath} open, and ${locksPath} does not know it: it does not use the bus, or ${locksPath} ` +
+    `another process has ${lockPath} open, but ${locksPath} does not list it: it does not use the bus, or ${locksPath} ` +
     "was removed while it ran. End that process, and try again; if it was an agent, start it again";
   return new TensorBusError("TB_BUS_FORMAT", message, { details: { path } });
 }

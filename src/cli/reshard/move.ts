@@ -221,7 +221,7 @@ async function planModel(checkpoint: string, options: ReshardOptions): Promise<P
   if (missing.length > 0) {
     throw new TensorBusError(
       "TB_TENSOR_MISSING",
-      `${checkpoint} lacks ${collapseNames(missing)}: the engine that it was made for does without; name the original by --with`,
+      `${checkpoint} does not have ${collapseNames(missing)}, which the engine that it was made for did not need; name the original by --with`,
       { details: { tensors: missing } },
     );
   }
@@ -285,7 +285,7 @@ function requireSameForm(source: CheckpointSource, original: CheckpointSource): 
     if (other === undefined || (String(other.shape) === String(shape) && other.dtype === dtype)) continue;
     throw new TensorBusError(
       String(other.shape) === String(shape) ? "TB_DTYPE" : "TB_SHAPE",
-      `--with ${original.path} has ${name} as ${other.dtype} of [${other.shape}], and ${source.path} has ${dtype} of [${shape}]: it is not its original`,
+      `--with ${original.path} has ${name} as ${other.dtype} of [${other.shape}], but ${source.path} has ${dtype} of [${shape}]: the first is not the original of the second`,
       { details: { flag: "--with", tensor: name, dtype, shape, original: [other.dtype, other.shape] } },
     );
   }

@@ -98,7 +98,7 @@ function requireReshardable({ input }: ResolvedSpec): void {
     if (partial === undefined) continue;
     throw new TensorBusError(
       "TB_SPEC",
-      `${pair}: a checkpoint holds values, and ${formatPlacement(partial)} is a contribution to one`,
+      `${pair}: a checkpoint holds values, but ${formatPlacement(partial)} is a contribution to one`,
       { details: { pair } },
     );
   }

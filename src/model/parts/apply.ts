@@ -444,7 +444,7 @@ function checkRule(rule: PartRule, number: number, side: SideRules): void {
   }
   const mesh = rule.mesh === undefined ? undefined : side.meshes[rule.mesh];
   if (mesh === undefined) {
-    throw no(`its mesh ${JSON.stringify(rule.mesh)} is none of ${Object.keys(side.meshes).join(", ")}`);
+    throw no(`its mesh ${JSON.stringify(rule.mesh)} is not one of ${Object.keys(side.meshes).join(", ")}`);
   }
   if (rule.constant !== undefined) return;
   if (rule.placements?.length !== mesh.ndim) {
@@ -466,7 +466,7 @@ function checkRule(rule: PartRule, number: number, side: SideRules): void {
     if (slot.dim !== undefined && slot.dim >= mesh.ndim)
       throw no(`mesh ${rule.mesh} has no dimension ${slot.dim}`);
     if (slot.dim !== undefined && rule.placements[slot.dim]!.kind !== "replicate") {
-      throw no(`slots are dealt over mesh dimension ${slot.dim}: its placement has to be R`);
+      throw no(`slots are dealt over mesh dimension ${slot.dim}: its placement must be R`);
     }
   }
   if (on !== undefined && (on.dim >= mesh.ndim || on.coordinate >= mesh.shape[on.dim]!)) {

@@ -293,7 +293,7 @@ function checkRoles(parameter: Parameter, rank: number, slot: number, parts: Pla
     throw fault(
       parameter,
       rank,
-      twice ? `has two parts of order ${kind.order}${where}` : `lacks the part of order ${index}${where}`,
+      twice ? `has two parts of order ${kind.order}${where}` : `has no part of order ${index}${where}`,
       {
         rule: kind.ruleNumber,
         slot,

@@ -20,7 +20,7 @@ export function presetSide(text: string, model: Model, firstRank = 0): SideRules
       return vllmSide(preset, model, firstRank);
     default:
       throw presetError(
-        `${JSON.stringify(preset.name)} is no preset; there are ${Object.values(presetForms).join(", ")}`,
+        `${JSON.stringify(preset.name)} is not a preset; there are ${Object.values(presetForms).join(", ")}`,
         { preset: text, known: Object.keys(presetForms) },
       );
   }

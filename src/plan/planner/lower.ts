@@ -85,6 +85,6 @@ function checkStrides(tensor: string, side: string, strides: readonly number[], 
     throw bad(`a tensor of ${ndim} dimensions needs as many strides, not ${strides.length}`);
   for (const stride of strides) {
     if (!Number.isSafeInteger(stride) || stride < 0)
-      throw bad(`stride ${String(stride)} is no integer of 0 and more`);
+      throw bad(`stride ${String(stride)} is not a whole number of at least 0`);
   }
 }

@@ -39,7 +39,7 @@ export class Program {
     if (view.getUint32(4, true) !== version) {
       throw new TensorBusError(
         "TB_PLAN_FORMAT",
-        `the program has format ${view.getUint32(4, true)}, and this version reads format ${version}`,
+        `the program has format ${view.getUint32(4, true)}, but this version reads format ${version}`,
         {
           details: { found: view.getUint32(4, true), supported: version },
         },

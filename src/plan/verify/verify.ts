@@ -106,9 +106,13 @@ function tensorViews(input: PlanInput): TensorView[] {
   return input.tensors.map((tensor, index) => {
     const pair = Object.hasOwn(input.pairs, tensor.pair) ? input.pairs[tensor.pair] : undefined;
     if (pair === undefined) {
-      throw new TensorBusError("TB_PLAN_INPUT", `tensor ${tensor.name} is of an unknown pair`, {
-        details: { tensor: index, name: tensor.name, pair: tensor.pair },
-      });
+      throw new TensorBusError(
+        "TB_PLAN_INPUT",
+        `tensor ${tensor.name} names pair ${tensor.pair}, which the plan does not have`,
+        {
+          details: { tensor: index, name: tensor.name, pair: tensor.pair },
+        },
+      );
     }
     return new TensorView(index, tensor, pair, sides);
   });
@@ -118,7 +122,7 @@ function viewOf(tensors: readonly TensorView[], chunk: ChunkRow, table: BucketTa
   const view = tensors[chunk.tensor];
   if (view === undefined) {
     const { bucket, index, tensor, dstRank: rank } = chunk;
-    throw invalid("a chunk is of a tensor that the input does not have", {
+    throw invalid("a chunk belongs to a tensor that the input does not have", {
       chunk: table.chunkId(bucket, index),
       tensor,
       rank,

@@ -64,7 +64,7 @@ static int32_t open_region(tb_cuda_worker *worker, const tb_import *import, uint
     tb_cu_pointer base = 0;
     size_t bytes = 0;
     if (region->blob_bytes != sizeof said) {
-        return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d says nothing of its CUDA memory", import->rank);
+        return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d did not describe its CUDA memory", import->rank);
     }
     memcpy(&said, tb_import_blob(import, index), sizeof said);
     if (!said.has_handle) {
@@ -142,13 +142,13 @@ static int32_t ipc_open(tb_import *import, const tb_exchange *exchange, tb_error
     tb_device *device = import->session->device;
     ipc_import *opened = calloc(1, sizeof *opened + import->region_count * sizeof *opened->regions);
     if (opened == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u regions of rank %d", import->region_count,
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u regions of rank %d", import->region_count,
                        import->rank);
     }
     import->opened = opened;
     uint64_t *addresses = calloc((size_t)import->region_count + 1, sizeof *addresses);
     if (addresses == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u regions of rank %d", import->region_count, import->rank);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u regions of rank %d", import->region_count, import->rank);
     }
     open_call ask = {import, opened, tb_own_find(import, exchange, addresses) ? addresses : NULL};
     int32_t code = tb_cuda_worker_call(tb_device_worker(device), do_open, &ask, err);

@@ -54,14 +54,14 @@ static int32_t too_old(const tb_nccl_api *api, tb_error *err, const char *lacks)
     int major = early ? api->version / 1000 : api->version / 10000;
     int minor = early ? api->version % 1000 / 100 : api->version % 10000 / 100;
     return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is NCCL %d.%d.%d%s%s; %d.%d or newer is needed", api->path, major,
-                   minor, api->version % 100, lacks == NULL ? "" : ", which lacks ", lacks == NULL ? "" : lacks,
+                   minor, api->version % 100, lacks == NULL ? "" : ", which does not have ", lacks == NULL ? "" : lacks,
                    LEAST_VERSION / 10000, LEAST_VERSION % 10000 / 100);
 }
 
 static int32_t find_first(tb_nccl_api *api, void *library, tb_error *err) {
 #define FIND(result, name, arguments)                                                                                  \
     if (!tb_library_find(library, #name, &api->name)) {                                                                           \
-        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is no NCCL: it lacks %s", api->path, #name);                       \
+        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is not NCCL: it does not have %s", api->path, #name);                       \
     }
     TB_NCCL_FIRST_FUNCTIONS(FIND)
 #undef FIND

@@ -46,7 +46,7 @@ int32_t tb_nccl_plan(tb_transfer *transfer, tb_error *err) {
     }
     if (run == NULL || run->plan == NULL || run->said == NULL || elsewhere == NULL) {
         free(elsewhere);
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the rounds of a transfer");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for the rounds of a transfer");
     }
     bool mixed = find_elsewhere(transfer, elsewhere);
     int32_t code = tb_nccl_steps_plan(program, mixed ? elsewhere : NULL, run->plan, err);
@@ -103,7 +103,7 @@ static bool is_set_of(const tb_nccl_set *set, const tb_transfer *transfer) {
 static int32_t attach(tb_transfer *transfer, tb_nccl_set *set, tb_error *err) {
     tb_nccl_run *run = tb_nccl_run_of(transfer);
     if (run == NULL || run->built != TB_RUN_UNBUILT || !is_set_of(set, transfer)) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "the communicator is one of other ranks than the transfer's");
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "the communicator has other ranks than the transfer");
     }
     run->set = set;
     run->built = TB_RUN_BUILDING;

@@ -29,7 +29,7 @@ int32_t tb_session_use_nccl(uint64_t handle, const char *library, tb_error *err)
         return TB_ECLOSED;
     }
     tb_nccl *nccl = calloc(1, sizeof *nccl);
-    int32_t code = nccl == NULL ? tb_fail(err, TB_ENO_MEMORY, -1, 0, "NCCL") : tb_nccl_version(library, &version, err);
+    int32_t code = nccl == NULL ? tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for NCCL") : tb_nccl_version(library, &version, err);
     if (code == TB_OK) {
         code = load(session, library, nccl, err);
     }
@@ -58,8 +58,13 @@ static int32_t check_ranks(const tb_session *session, const int32_t *ranks, uint
         }
         *own = ranks[i] == session->options.rank ? i : *own;
     }
-    if (*own == TB_NONE || count > MOST_IN_SET) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a set of %u ranks is too large, or does not name this one", count);
+    if (count > MOST_IN_SET) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a set of %u ranks is too large: it may have %u", count,
+                       (uint32_t)MOST_IN_SET);
+    }
+    if (*own == TB_NONE) {
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a set of %u ranks does not name rank %d, which joins it", count,
+                       session->options.rank);
     }
     return TB_OK;
 }
@@ -79,7 +84,7 @@ static int32_t join(tb_session *session, const int32_t *ranks, uint32_t count, c
     if (set == NULL || copy == NULL) {
         free(set);
         free(copy);
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a set of %u ranks", count);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a set of %u ranks", count);
     }
     memcpy(copy, ranks, count * sizeof *copy);
     memcpy(set->id.internal, id, sizeof set->id.internal);

@@ -278,7 +278,7 @@ tb_nccl_set *tb_nccl_find(tb_session *session, uint64_t number, tb_error *err) {
         set = set->next;
     }
     if (set == NULL) {
-        tb_fail(err, TB_ECLOSED, -1, 0, "no such communicator");
+        tb_fail(err, TB_ECLOSED, -1, 0, "there is no such communicator");
     }
     return set;
 }

@@ -17,7 +17,7 @@ static inline uint64_t tb_aligned(uint64_t bytes, uint64_t to) {
 }
 
 static inline int32_t tb_nccl_steps_no_memory(tb_error *err) {
-    return tb_fail(err, TB_ENO_MEMORY, -1, 0, "the steps of a program");
+    return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for the steps of a program");
 }
 
 static inline const tb_chunk *tb_only_chunk(const tb_program *program, uint32_t bucket) {

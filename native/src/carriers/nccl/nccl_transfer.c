@@ -69,7 +69,7 @@ static void check_turn(tb_transfer *transfer) {
         const tb_exchange *exchange = &transfer->exchanges[i];
         if (exchange->joins && run->said[i].begun_epoch != run->set->epoch) {
             tb_round_fail(transfer, TB_EINVALIDATED, exchange->peer->rank, 0,
-                          "a rank is on another communicator: it is to be prepared again");
+                          "a rank is on another communicator: the transfer has to be prepared again");
             return;
         }
     }
@@ -107,7 +107,7 @@ static void start_round(tb_transfer *transfer) {
     tb_staging_add(&transfer->staging, tb_nccl_run_of(transfer)->plan->device_bytes);
     if (run->set == NULL || run->set->doomed || run->built != TB_RUN_BUILT) {
         tb_round_fail(transfer, TB_EINVALIDATED, session->options.rank, 0,
-                      "its communicator was aborted, or it has none: it is to be prepared again");
+                      "the communicator was aborted, or there is none: the transfer has to be prepared again");
         return;
     }
     tb_touch_begin(transfer);

@@ -44,7 +44,7 @@ static uint64_t bytes_of(int32_t world) {
 int32_t tb_book_create(int32_t world, tb_book **made, tb_error *err) {
     tb_book *book = calloc(1, sizeof *book);
     if (book == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a book");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a book");
     }
     book->world = world;
     book->bytes = bytes_of(world);
@@ -138,7 +138,7 @@ int32_t tb_book_open(const tb_wire_identity *source, int32_t rank, int32_t world
         close(*fd);
     }
     *fd = -1;
-    return tb_fail(err, TB_EAUTH, rank, error, "rank %d is not the process %d that it says", rank, source->pid);
+    return tb_fail(err, TB_EAUTH, rank, error, "rank %d is not process %d, as it says it is", rank, source->pid);
 }
 
 uint64_t tb_book_look(int fd, int32_t world, uint32_t region) {

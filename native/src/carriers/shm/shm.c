@@ -63,7 +63,7 @@ static int32_t shm_describe(tb_session *session, const tb_region *region, uint32
     if (region->memory != TB_MEMORY_SHARED) {
         return tb_book_note(book_of(session), number, region->address)
                    ? TB_OK
-                   : tb_fail(err, TB_EUNSUPPORTED, session->options.rank, 0, "more regions than a book has room for");
+                   : tb_fail(err, TB_EUNSUPPORTED, session->options.rank, 0, "a book has no room for more regions");
     }
     if (!tb_shared_find(region->address, region->bytes, &shared)) {
         return tb_fail(err, TB_EREGION, session->options.rank, 0,
@@ -142,7 +142,7 @@ static int32_t open_region(tb_import *import, uint32_t index, int book, tb_error
     }
     tb_shm_file file;
     if (region->blob_bytes != sizeof file) {
-        return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d says nothing of its shared memory", import->rank);
+        return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d did not describe its shared memory", import->rank);
     }
     memcpy(&file, tb_import_blob(import, index), sizeof file);
     if (file.region_bytes != region->bytes) {
@@ -203,7 +203,7 @@ static int32_t shm_open(tb_import *import, const tb_exchange *exchange, tb_error
     import->opened = opened;
     if (opened == NULL || addresses == NULL) {
         free(addresses);
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u regions of rank %d", import->region_count, import->rank);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u regions of rank %d", import->region_count, import->rank);
     }
     opened->pid_fd = -1;
     int32_t code = tb_own_find(import, exchange, addresses) ? take_own(import, addresses, err) : open_other(import, err);

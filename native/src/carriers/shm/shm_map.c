@@ -63,7 +63,7 @@ static int32_t check_file(int fd, const tb_shm_file *file, int32_t rank, tb_erro
     }
     if (!S_ISREG(status.st_mode) || status.st_dev != file->device || status.st_ino != file->inode
         || status.st_uid != geteuid()) {
-        return tb_fail(err, TB_EREGION, rank, 0, "shared memory of rank %d is another file than was exported",
+        return tb_fail(err, TB_EREGION, rank, 0, "shared memory of rank %d is not the file that was exported",
                        rank);
     }
     uint64_t end;
@@ -80,7 +80,7 @@ static int32_t map_file(int fd, const tb_shm_file *file, int32_t rank, tb_shm_ma
                         tb_error *err) {
     tb_shm_map *map = calloc(1, sizeof *map);
     if (map == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, rank, 0, "a mapping");
+        return tb_fail(err, TB_ENO_MEMORY, rank, 0, "no memory for a mapping");
     }
     void *at = mmap(NULL, file->bytes, PROT_READ, MAP_SHARED, fd, 0);
     if (at == MAP_FAILED) {

@@ -39,7 +39,7 @@ static int32_t find(void *table, const char *path, void *library, tb_error *err)
     api->path = path;
 #define FIND(result, name, arguments)                                                                                  \
     if (!tb_library_find(library, #name, &api->name)) {                                                                \
-        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is no UCX of 1.13 or newer: it lacks %s", path, #name);            \
+        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is not UCX 1.13 or newer: it does not have %s", path, #name);            \
     }
     TB_UCX_FIRST_FUNCTIONS(FIND)
     api->ucp_get_version(&major, &minor, &patch);

@@ -154,7 +154,7 @@ static uint64_t unit_of(const tb_ucx_move *move) {
 static tb_ucx_step *add_step(tb_ucx_move *move) {
     tb_ucx_step *step = calloc(1, sizeof *step);
     if (step == NULL) {
-        move->code = tb_fail(&move->error, TB_ENO_MEMORY, -1, 0, "a step of a bucket");
+        move->code = tb_fail(&move->error, TB_ENO_MEMORY, -1, 0, "no memory for a step of a bucket");
         return NULL;
     }
     step->wait.move = move;
@@ -273,7 +273,7 @@ static bool ask_places(tb_ucx_move *move) {
     uint8_t stage = tb_bucket_channel(&move->pull->transfer->program, move->pull->bucket)->stage;
     move->places = calloc((size_t)bucket->chunk_count + 1, sizeof *move->places);
     if (move->places == NULL) {
-        move->code = tb_fail(&move->error, TB_ENO_MEMORY, -1, 0, "the places of %u pieces", bucket->chunk_count);
+        move->code = tb_fail(&move->error, TB_ENO_MEMORY, -1, 0, "no memory for the places of %u pieces", bucket->chunk_count);
         return false;
     }
     move->places_wait.move = move;
@@ -471,7 +471,7 @@ static void begin(tb_ucx *ucx, tb_ucx_task *task) {
 void tb_ucx_submit(tb_pull *pull) {
     tb_ucx_move *move = calloc(1, sizeof *move);
     if (move == NULL) {
-        tb_pull_end(pull, TB_ENO_MEMORY, pull->transfer->session->options.rank, 0, "a bucket to be read");
+        tb_pull_end(pull, TB_ENO_MEMORY, pull->transfer->session->options.rank, 0, "no memory for a bucket to be read");
         return;
     }
     move->task.run = begin;

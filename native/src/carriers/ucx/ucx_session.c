@@ -50,7 +50,7 @@ static int32_t do_map(tb_ucx *ucx, void *argument, tb_error *err) {
     }
     if (status != TB_UCS_OK) {
         bool host = memory->type == TB_UCS_MEMORY_HOST;
-        return tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, ucx->rank, err, "UCX does not register %llu bytes%s",
+        return tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, ucx->rank, err, "UCX cannot register %llu bytes%s",
                            (unsigned long long)memory->bytes,
                            host ? " (is the limit of locked memory, ulimit -l, high enough?)"
                                 : " of CUDA memory (does the driver let adapters reach it: nvidia_peermem, dma-buf?)");
@@ -86,7 +86,7 @@ static int32_t region_add(tb_session *session, const tb_region *region, void **s
     }
     tb_ucx_memory *memory = calloc(1, sizeof *memory);
     if (memory == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, session->options.rank, 0, "a region of UCX");
+        return tb_fail(err, TB_ENO_MEMORY, session->options.rank, 0, "no memory for a region of UCX");
     }
     memory->address = region->address;
     memory->bytes = region->bytes;
@@ -164,7 +164,7 @@ static int32_t make_slots(tb_ucx *ucx, tb_error *err) {
     const size_t bytes = (size_t)TB_UCX_SLOTS * TB_UCX_SLOT_BYTES + TB_UCX_PROBE_BYTES;
     void *mapped = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%zu bytes to read through", bytes);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %zu bytes to read through", bytes);
     }
     ucx->slots = mapped;
     for (int i = 0; i < TB_UCX_SLOTS; i++) {
@@ -174,7 +174,7 @@ static int32_t make_slots(tb_ucx *ucx, tb_error *err) {
         tb_ucx_map(ucx, (uint64_t)(uintptr_t)mapped, bytes, TB_UCS_MEMORY_HOST, &ucx->slots_memory);
     return status == TB_UCS_OK
                ? TB_OK
-               : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, -1, err, "UCX does not register memory");
+               : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, -1, err, "UCX cannot register memory");
 }
 
 /* Nothing of it is used by a thread any more. */
@@ -235,7 +235,7 @@ static int32_t do_begin(tb_ucx *ucx, void *argument, tb_error *err) {
                                       &ucx->device_probe_memory);
     return status == TB_UCS_OK ? TB_OK
                                : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, ucx->rank, err,
-                                             "UCX was built for CUDA, and registers no memory of this GPU");
+                                             "UCX was built for CUDA, but cannot register memory of this GPU");
 }
 
 static int32_t begin_on_device(tb_ucx *ucx, tb_error *err) {
@@ -260,7 +260,7 @@ static int32_t do_make(tb_cuda_worker *worker, void *argument, tb_error *err) {
     }
     tb_ucs_status status = make_workers(ucx);
     return status == TB_UCS_OK ? make_slots(ucx, err)
-                               : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, -1, err, "UCX makes no worker");
+                               : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, -1, err, "UCX cannot make a worker");
 }
 
 /* *runs: its thread does, which has to be stopped before it is given back. */
@@ -292,7 +292,7 @@ static int32_t make(tb_session *session, const char *library, const char *transp
 static int32_t may_use(const tb_session *session, tb_error *err) {
     if ((session->identity.carriers & TB_CARRY_UCX) == 0 || tb_ucx_of(session) != NULL || session->region_count > 0) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
-                       "a session whose carriers have no ucx, that has its library, or that has registered memory");
+                       "the session does not use ucx, has its library already, or has registered memory already");
     }
     return TB_OK;
 }
@@ -311,7 +311,7 @@ int32_t tb_session_use_ucx(uint64_t handle, const char *library, const char *tra
         return code;
     }
     if ((ucx = calloc(1, sizeof *ucx)) == NULL) {
-        code = tb_fail(err, TB_ENO_MEMORY, -1, 0, "UCX");
+        code = tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for UCX");
     } else {
         bool runs = false;
         code = make(session, library, transports, ucx, &runs, err);
@@ -340,7 +340,7 @@ static int32_t session_free(tb_session *session, tb_error *err) {
     }
     if (!tb_ucx_stop(ucx)) {
         return tb_fail(err, TB_EQUARANTINED, session->options.rank, 0,
-                       "the thread of UCX was left behind: it did not come back, or rests since the process ends. UCX may still "
+                       "the thread of UCX was left behind: a call did not return, or the process is ending. UCX may still "
                        "touch what was registered with it");
     }
     give_back(session, ucx);

@@ -158,7 +158,7 @@ static void probe_came(tb_ucx_source *source, tb_ucs_status status) {
     tb_error error;
     int32_t code = status == TB_UCS_OK ? TB_OK
                                        : tb_ucx_fail(source->ucx->api, status, TB_EUNSUPPORTED, source->rank, &error,
-                                                     "UCX reads nothing of rank %d", source->rank);
+                                                     "UCX cannot read memory of rank %d", source->rank);
     probe_ends(source, code, code == TB_OK ? NULL : &error);
 }
 
@@ -203,14 +203,14 @@ static int32_t copy_said(tb_ucx_source *source, const tb_import *import, tb_erro
     for (uint32_t i = 0; i < import->region_count; i++) {
         const tb_wire_region *region = &import->regions[i];
         if (import->session_bytes == 0 || !says_well(region)) {
-            return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d does not say how UCX reads its memory",
+            return tb_fail(err, TB_EPROTOCOL, import->rank, 0, "rank %d does not say how UCX can read its memory",
                            import->rank);
         }
         bytes += (region->blob_bytes + 7) & ~(size_t)7;
     }
     source->said = calloc(1, bytes + TAIL_ZEROS + TAIL_ENDS);
     if (source->said == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "keys of %u regions of rank %d", import->region_count, import->rank);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for keys of %u regions of rank %d", import->region_count, import->rank);
     }
     memset(source->said + bytes + TAIL_ZEROS, 0xff, TAIL_ENDS);
     memcpy(source->said, import->session_blob, import->session_bytes);
@@ -239,7 +239,7 @@ static int32_t find_buffers(tb_ucx_source *source, const tb_exchange *exchange, 
     uint32_t count = transfer->program.header->buffer_count;
     source->buffers = calloc((size_t)count + 1, sizeof *source->buffers);
     if (source->buffers == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a table of %u tensors", count);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a table of %u tensors", count);
     }
     pthread_mutex_lock(&session->lock);
     for (uint32_t i = 0; i < count; i++) {
@@ -277,7 +277,7 @@ static int32_t await_probe(tb_import *import, tb_ucx_source *source, tb_error *e
     tb_error error = source->probe.error;
     pthread_mutex_unlock(&ucx->lock);
     if (!over) {
-        return tb_fail(err, TB_EUNSUPPORTED, import->rank, 0, "UCX got no answer of rank %d", import->rank);
+        return tb_fail(err, TB_EUNSUPPORTED, import->rank, 0, "UCX got no answer from rank %d", import->rank);
     }
     return code == TB_OK ? TB_OK : tb_fail(err, code, import->rank, 0, "%s", error.message);
 }
@@ -285,7 +285,7 @@ static int32_t await_probe(tb_import *import, tb_ucx_source *source, tb_error *e
 int32_t tb_ucx_open(tb_import *import, const tb_exchange *exchange, tb_error *err) {
     tb_ucx_source *source = calloc(1, sizeof *source + import->region_count * sizeof *source->regions);
     if (source == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "%u regions of rank %d", import->region_count, import->rank);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u regions of rank %d", import->region_count, import->rank);
     }
     import->opened = source;
     source->ucx = tb_ucx_of(import->session);

@@ -148,7 +148,7 @@ int32_t tb_ucx_call(tb_ucx *ucx, int32_t (*function)(tb_ucx *ucx, void *argument
                     tb_error *err) {
     call *what = malloc(sizeof *what);
     if (what == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "a call of the thread of UCX");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a call of the thread of UCX");
     }
     *what = (call){.task.run = run_call, .function = function, .argument = argument};
     tb_ucx_post(ucx, &what->task);
@@ -159,7 +159,7 @@ int32_t tb_ucx_call(tb_ucx *ucx, int32_t (*function)(tb_ucx *ucx, void *argument
     ucx->abandoned += !over;
     pthread_mutex_unlock(&ucx->lock);
     if (!over) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "UCX does not come back, or the process ends");
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a call of UCX did not return, or the process is ending");
     }
     int32_t code = what->code;
     if (code != TB_OK && err != NULL) {

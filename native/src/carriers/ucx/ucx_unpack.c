@@ -103,7 +103,7 @@ static int32_t do_map(tb_ucx *ucx, void *argument, tb_error *err) {
     tb_ucs_status status = tb_ucx_map(ucx, bounce->address, bytes, TB_UCS_MEMORY_CUDA, &bounce->handle);
     return status == TB_UCS_OK ? TB_OK
                                : tb_ucx_fail(ucx->api, status, TB_EUNSUPPORTED, ucx->rank, err,
-                                             "UCX does not register %llu bytes of CUDA memory to read through",
+                                             "UCX cannot register %llu bytes of CUDA memory to read through",
                                              (unsigned long long)bytes);
 }
 
@@ -124,7 +124,7 @@ static int32_t do_destroy(tb_ucx *ucx, void *argument, tb_error *err) {
 static int32_t make_bounce(tb_ucx *ucx, const tb_transfer *transfer, tb_ucx_bounce **made, tb_error *err) {
     tb_ucx_bounce *bounce = calloc(1, sizeof *bounce);
     if (bounce == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "memory to read through");
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for memory to read through");
     }
     bounce->transfer = transfer->handle;
     bounce->slot_bytes = slot_bytes_of(&transfer->program);
@@ -286,7 +286,7 @@ int32_t tb_ucx_unpack_make(tb_ucx_source *source, const tb_import *import, const
         unpack->chunks = calloc((size_t)import->end_count + 1, sizeof *unpack->chunks);
     }
     if (unpack == NULL || unpack->slot_of == NULL || unpack->chunks == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "tables of %u chunks of rank %d", import->end_count, import->rank);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for tables of %u chunks of rank %d", import->end_count, import->rank);
     }
     making make = {source, import, exchange->transfer, unpack};
     int32_t code = add_buckets(&make, exchange, err);
