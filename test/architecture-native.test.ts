@@ -66,10 +66,10 @@ function up({ from, to, what }: Arrow): string[] {
   return floors.indexOf(roomOf(to)) > floors.indexOf(roomOf(from)) ? [`${from} ${what} (${to})`] : [];
 }
 
-/** Groups of files that reach each other by calls: Tarjan's components with more than one member. */
+/** Groups of files that reach each other by includes and calls: Tarjan's components with more than one member. */
 function circles(): string[][] {
   const next = new Map(files.map((path) => [path, [] as string[]]));
-  for (const { from, to } of calls) next.get(from)!.push(to);
+  for (const { from, to } of [...calls, ...includes]) if (next.has(to)) next.get(from)!.push(to);
   const index = new Map<string, number>();
   const low = new Map<string, number>();
   const open: string[] = [];
@@ -145,10 +145,11 @@ describe("carriers", () => {
     );
     for (const name of names) expect(`tb_carrier_${name}`).toMatch(named);
     const wrong = files
-      .filter((path) => ["flow", "program", "round", "device"].includes(roomOf(path)))
+      .filter((path) => ["flow", "program", "wire", "identity", "round", "device"].includes(roomOf(path)))
       .flatMap(
         (path) =>
-          codeOf(path)
+          text
+            .get(path)!
             .match(named)
             ?.map((name) => `${path}: ${name}`) ?? [],
       );
@@ -201,10 +202,26 @@ describe("carriers", () => {
 
 describe("files of the engine", () => {
   it("say first what they are for and which lock they need", () => {
-    const silent = files.filter(
-      (path) => path.endsWith(".c") && !/^\/\*(?:(?!\*\/)[\s\S])*\block(?:s|ed)?\b/.test(text.get(path)!),
-    );
+    const says =
+      /\b(?:own lock|lock of its own|takes? the session's lock|needs? (?:no|the) lock|takes no lock|lock guards|behind (?:a|the|its own) lock|with(?:out)? (?:a|the|the session's) lock|locks?(?: of this process)? (?:is|are) (?:needed|held|taken))\b/;
+    const headOf = (path: string) =>
+      /^\/\*[\s\S]*?\*\//.exec(text.get(path)!)?.[0].replace(/\s*\n \*?\s*/g, " ") ?? "";
+    expect("/* The door before LMDB's write lock. */").not.toMatch(says);
+    const silent = files.filter((path) => path.endsWith(".c") && !says.test(headOf(path)));
     expect(silent).toEqual([]);
+  });
+
+  it("have no line longer than native/.clang-format allows", () => {
+    const limit = Number(
+      /^ColumnLimit: (\d+)$/m.exec(readFileSync(join(root, "../.clang-format"), "utf8"))![1],
+    );
+    const long = files.flatMap((path) =>
+      text
+        .get(path)!
+        .split("\n")
+        .flatMap((line, at) => (line.length > limit ? [`${path}:${at + 1}`] : [])),
+    );
+    expect(long).toEqual([]);
   });
 
   it("declare in a header what one file defines, or its parts, or what one folder does", () => {

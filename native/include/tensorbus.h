@@ -164,7 +164,8 @@ TB_API int32_t tb_session_stop(uint64_t session, tb_error *err);
 /*
  * Ends everything and joins the threads; blocks until they are gone, which is at most quiesce_ms and half a second, and
  * no time after TB_EVENT_ENDED. Events not yet read are lost. A closed or unknown handle is TB_ECLOSED. TB_EQUARANTINED
- * if a thread did not end, a GPU or a library did not come to rest, or a peer may still read: what is registered may still be touched.
+ * if a thread did not end, a GPU or a library did not come to rest, or a peer may still read: what is registered may
+ * still be touched.
  */
 TB_API int32_t tb_session_close(uint64_t session, tb_error *err);
 
@@ -241,13 +242,12 @@ typedef struct tb_member {
  * with TB_EVENT_PREPARED, at the latest at the deadline; timeout_ns of UINT64_MAX is none, here and in
  * tb_transfer_post.
  *
- * members: NULL and 0 unless some buckets go by NCCL or ranks are linked. By ascending rank, this one among them, all who
- * begin rounds of it together: the lowest that joins leads them, and is connected with all. Which those are is the
+ * members: NULL and 0 unless some buckets go by NCCL or ranks are linked. By ascending rank, this one among them, all
+ * who begin rounds of it together: the lowest that joins leads them, and is connected with all. Which those are is the
  * same for all; a peer that counts others in, or of which another carrier than was said comes out, is TB_EINVALIDATED
- * with ESTALE: one of the two knew what is not so any more.
- * If this rank joins, and once it is prepared, tb_transfer_attach binds it to the communicator of those who do,
- * and takes what memory it needs of the device; *attached is 0 until that is there. A round that begins before is
- * TB_EINVALIDATED.
+ * with ESTALE: one of the two knew what is not so any more. If this rank joins, and once it is prepared,
+ * tb_transfer_attach binds it to the communicator of those who do, and takes what memory it needs of the device;
+ * *attached is 0 until that is there. A round that begins before is TB_EINVALIDATED.
  */
 TB_API int32_t tb_transfer_prepare(uint64_t session, const char *key, const void *program, uint64_t program_bytes,
                                    const tb_binding *bindings, uint32_t binding_count, uint32_t flags,
@@ -274,7 +274,9 @@ TB_API int32_t tb_identity_read(const uint8_t identity[TB_IDENTITY_BYTES], uint3
  */
 TB_API int32_t tb_carrier_between(const uint8_t one[TB_IDENTITY_BYTES], const uint8_t other[TB_IDENTITY_BYTES],
                                   uint32_t memory, uint32_t flags, uint32_t *carrier, tb_error *err);
-/* Starts a round, at least 1 and larger than the last one. Ends with TB_EVENT_ROUND. TB_EBUSY while one is under way. */
+/*
+ * Starts a round, at least 1 and larger than the last one. Ends with TB_EVENT_ROUND. TB_EBUSY while one is under way.
+ */
 /* A round that a peer had given up before it was posted fails at once, with ESTALE in os_errno. */
 TB_API int32_t tb_transfer_post(uint64_t session, uint64_t transfer, uint64_t round, uint64_t timeout_ns,
                                 tb_error *err);
@@ -288,15 +290,15 @@ TB_API int32_t tb_transfer_progress(uint64_t session, uint64_t transfer, uint64_
 /* What carries the buckets between this rank and a peer of the transfer: the number of its bit. */
 TB_API int32_t tb_transfer_carrier(uint64_t session, uint64_t transfer, int32_t rank, uint32_t *carrier, tb_error *err);
 /*
- * Whom the round under way, or the last one if it failed, waits or waited for: at most `capacity` ranks of the transfer's
- * peers, each with one of these states. *count is how many there are.
+ * Whom the round under way, or the last one if it failed, waits or waited for: at most `capacity` ranks of the
+ * transfer's peers, each with one of these states. *count is how many there are.
  */
 enum tb_wait_states {
     TB_WAITS_ABSENT = 1, /* it has not begun the round, as far as is known here */
     TB_WAITS_UNFINISHED = 2,
 };
-TB_API int32_t tb_transfer_waits(uint64_t session, uint64_t transfer, int32_t *ranks, uint32_t *states, uint32_t capacity,
-                              uint32_t *count, tb_error *err);
+TB_API int32_t tb_transfer_waits(uint64_t session, uint64_t transfer, int32_t *ranks, uint32_t *states,
+                                 uint32_t capacity, uint32_t *count, tb_error *err);
 /* TB_EBUSY while a prepare or round is under way. Peers' next rounds of it fail with TB_EINVALIDATED. */
 TB_API int32_t tb_transfer_release(uint64_t session, uint64_t transfer, tb_error *err);
 
@@ -389,16 +391,17 @@ TB_API int32_t tb_nccl_leave(uint64_t session, uint64_t communicator, tb_error *
 /* ---- UCX ------------------------------------------------------------------------------------------------------- */
 
 /*
- * What UCX can do here: that it is there, that it has devices which read other hosts' memory, and that it moves CUDA memory: it was
- * built for it, and is 1.16 or newer.
+ * What UCX can do here: that it is there, that it has devices which read other hosts' memory, and that it moves CUDA
+ * memory: it was built for it, and is 1.16 or newer.
  */
 enum tb_ucx_speaks { TB_UCX_SPOKEN = 1, TB_UCX_RDMA = 2, TB_UCX_CUDA = 4 };
 /*
- * library: libucp's file, NULL or "" for $TENSOR_BUS_LIBUCP, else libucp.so.0. transports: those of UCX that may be used, as in
- * UCX_TLS; NULL or "": what that says, else all but TCP. *version: 10000 * major + 100 * minor + patch. TB_ELIBRARY if the
- * library is missing or too old, TB_EUNSUPPORTED if there is no context with these transports.
+ * library: libucp's file, NULL or "" for $TENSOR_BUS_LIBUCP, else libucp.so.0. transports: those of UCX that may be
+ * used, as in UCX_TLS; NULL or "": what that says, else all but TCP. *version: 10000 * major + 100 * minor + patch.
+ * TB_ELIBRARY if the library is missing or too old, TB_EUNSUPPORTED if there is no context with these transports.
  */
-TB_API int32_t tb_ucx_query(const char *library, const char *transports, uint32_t *version, uint32_t *speaks, tb_error *err);
+TB_API int32_t tb_ucx_query(const char *library, const char *transports, uint32_t *version, uint32_t *speaks,
+                            tb_error *err);
 /* A session whose carriers have ucx is to use it, with a thread of its own. TB_EUNSUPPORTED once it has memory. */
 TB_API int32_t tb_session_use_ucx(uint64_t session, const char *library, const char *transports, tb_error *err);
 

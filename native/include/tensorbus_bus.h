@@ -77,12 +77,12 @@ TB_API int32_t tb_gate_open(uint64_t port, const char *path, uint64_t token, uin
 TB_API int32_t tb_gate_attach(uint64_t gate, const char *data_path, const char *lock_path, uint32_t *attached,
                               tb_error *err);
 /*
- * Inside of the gate, before LMDB opens its files in this process: checks all that LMDB would trust, and takes the space
- * of what it touches first. Makes both files if they are missing. map_bytes: of the map that LMDB will make. Whoever has the
- * files open shares the byte TB_GATE_USERS of the gate's file, and the caller does so from then on. If *users is not
- * TB_GATE_USERS_KNOWN, nothing was checked and LMDB must not open the files: a process that ends lets go of both one after the
- * other, so that it is worth another try for a moment. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN; TB_ESYSTEM or TB_ENO_MEMORY
- * if this process has too few descriptors or too little address space left.
+ * Inside of the gate, before LMDB opens its files in this process: checks all that LMDB would trust, and takes the
+ * space of what it touches first. Makes both files if they are missing. map_bytes: of the map that LMDB will make.
+ * Whoever has the files open shares the byte TB_GATE_USERS of the gate's file, and the caller does so from then on. If
+ * *users is not TB_GATE_USERS_KNOWN, nothing was checked and LMDB must not open the files: a process that ends lets go
+ * of both one after the other, so that it is worth another try for a moment. TB_EBUS_FORMAT, TB_ENO_SPACE, TB_EFOREIGN;
+ * TB_ESYSTEM or TB_ENO_MEMORY if this process has too few descriptors or too little address space left.
  */
 #define TB_GATE_USERS 3 /* src/bus/process/liveness.ts: lockOffsets */
 enum tb_gate_users {
@@ -93,35 +93,38 @@ enum tb_gate_users {
 TB_API int32_t tb_gate_prepare(uint64_t gate, const char *data_path, const char *lock_path, uint64_t map_bytes,
                                uint32_t *users, tb_error *err);
 /*
- * Inside of the gate, once LMDB has opened its files and tb_gate_attach has seen them: from here on it looks at them, and no page of theirs that is missing
- * since somebody has cut them ends this process. That lasts until tb_gate_close, which is for when LMDB has closed them.
- * *lost is the address of a word of 32 bits that counts, for the whole process and for good, such pages. At *metas stand both
- * meta pages, of *page_bytes each.
+ * Inside of the gate, once LMDB has opened its files and tb_gate_attach has seen them: from here on it looks at them,
+ * and no page of theirs that is missing since somebody has cut them ends this process. That lasts until tb_gate_close,
+ * which is for when LMDB has closed them. *lost is the address of a word of 32 bits that counts, for the whole process
+ * and for good, such pages. At *metas stand both meta pages, of *page_bytes each.
  */
-TB_API int32_t tb_gate_guard(uint64_t gate, const char *data_path, const char *lock_path, uint64_t *lost, uint64_t *metas,
-                             uint32_t *page_bytes, tb_error *err);
+TB_API int32_t tb_gate_guard(uint64_t gate, const char *data_path, const char *lock_path, uint64_t *lost,
+                             uint64_t *metas, uint32_t *page_bytes, tb_error *err);
 /*
- * Once LMDB has begun to read, and again before that is believed if a page was missing meanwhile: TB_EBUS_FORMAT if LMDB's files
- * were cut or overwritten, or if they or the gate's were removed, which is looked for every few milliseconds. tb_gate_enter and
- * tb_gate_leave ask too.
+ * Once LMDB has begun to read, and again before that is believed if a page was missing meanwhile: TB_EBUS_FORMAT if
+ * LMDB's files were cut or overwritten, or if they or the gate's were removed, which is looked for every few
+ * milliseconds. tb_gate_enter and tb_gate_leave ask too.
  */
 TB_API int32_t tb_gate_check(uint64_t gate, tb_error *err);
 /*
- * Inside of a write transaction, before it is committed: takes the space that it may need, so that no write fails. It has
- * put values: those of up to half a page have small_bytes in all, the others take big_pages. A transaction that removes
- * something may use the last pages, which others leave to it. TB_ENO_SPACE.
+ * Inside of a write transaction, before it is committed: takes the space that it may need, so that no write fails. It
+ * has put values: those of up to half a page have small_bytes in all, the others take big_pages. A transaction that
+ * removes something may use the last pages, which others leave to it. TB_ENO_SPACE.
  */
 TB_API int32_t tb_gate_reserve(uint64_t gate, uint32_t puts, uint32_t removes, uint32_t small_bytes, uint32_t big_pages,
                                tb_error *err);
 /* Inside of a write transaction: *owned is 1 if LMDB's write lock is where tb_gate_attach looks for it. */
 TB_API int32_t tb_gate_verify(uint64_t gate, uint32_t *owned, tb_error *err);
-/* What most transactions stay within: as many puts and removes, and bytes of values of up to half a page, and no others. */
+/*
+ * What most transactions stay within: as many puts and removes, and bytes of values of up to half a page, and no
+ * others.
+ */
 #define TB_GATE_USUAL_CHANGES 8
 #define TB_GATE_USUAL_BYTES 4096
 /*
- * Enters, trying for at most spin_ns; *entered is 0 if another is inside, and 2 if the space of one usual transaction is
- * taken already, which needs no tb_gate_reserve then. *holder is a thread id if it is known, else 0. TB_EBUS_FORMAT if
- * LMDB's files were overwritten.
+ * Enters, trying for at most spin_ns; *entered is 0 if another is inside, and 2 if the space of one usual transaction
+ * is taken already, which needs no tb_gate_reserve then. *holder is a thread id if it is known, else 0. TB_EBUS_FORMAT
+ * if LMDB's files were overwritten.
  */
 TB_API int32_t tb_gate_enter(uint64_t gate, uint64_t spin_ns, uint32_t *entered, int32_t *holder, tb_error *err);
 /* Leaves, whatever it returns: TB_EBUS_FORMAT as tb_gate_check, and then what was done inside is not to be believed. */
@@ -145,8 +148,8 @@ TB_API int32_t tb_pulse_close(uint64_t pulse, tb_error *err);
 TB_API int32_t tb_heartbeat_unlink(const char *name, uint32_t *removed, tb_error *err);
 
 /*
- * The door of clients that are no processes of Node.js. uid of the process that made a Unix socket's connection, as this
- * process's user namespace names it.
+ * The door of clients that are no processes of Node.js. uid of the process that made a Unix socket's connection, as
+ * this process's user namespace names it.
  */
 TB_API int32_t tb_peer_uid(int32_t fd, uint32_t *uid, tb_error *err);
 
@@ -154,9 +157,9 @@ TB_API int32_t tb_peer_uid(int32_t fd, uint32_t *uid, tb_error *err);
 #define TB_HANDOVER_MAX 253
 
 /*
- * A Unix socket on which clients hand over descriptors: each connection begins with the 16 bytes of its client's secret;
- * each message after that is a number (u64, little-endian) and its descriptors. It is accepted and received only by the
- * calls below, none of which blocks. open: the path must be free. close leaves it.
+ * A Unix socket on which clients hand over descriptors: each connection begins with the 16 bytes of its client's
+ * secret; each message after that is a number (u64, little-endian) and its descriptors. It is accepted and received
+ * only by the calls below, none of which blocks. open: the path must be free. close leaves it.
  */
 TB_API int32_t tb_handover_open(const char *path, uint32_t mode, uint64_t *handover, tb_error *err);
 TB_API int32_t tb_handover_close(uint64_t handover, tb_error *err);
@@ -164,8 +167,8 @@ TB_API int32_t tb_handover_close(uint64_t handover, tb_error *err);
 TB_API int32_t tb_handover_expect(uint64_t handover, const uint8_t secret[16], uint32_t uid, tb_error *err);
 TB_API int32_t tb_handover_forget(uint64_t handover, const uint8_t secret[16], tb_error *err);
 /*
- * The descriptors of a hand-over that the client has sent, close-on-exec; the caller closes them. Hand-overs with smaller
- * numbers are closed. TB_ETENSOR_MISSING if it has not come, TB_EPROTOCOL if something else has.
+ * The descriptors of a hand-over that the client has sent, close-on-exec; the caller closes them. Hand-overs with
+ * smaller numbers are closed. TB_ETENSOR_MISSING if it has not come, TB_EPROTOCOL if something else has.
  */
 TB_API int32_t tb_handover_take(uint64_t handover, const uint8_t secret[16], uint64_t number, int32_t *fds,
                                 uint32_t capacity, uint32_t *count, tb_error *err);

@@ -87,7 +87,7 @@ static void test_select(void) {
 static void test_select_nccl(void) {
     enum { IPC = TB_CARRY_CUDA_IPC, NCCL = TB_CARRY_NCCL, CUDA = TB_MEMORY_CUDA };
     tb_wire_identity near = host(IPC | NCCL, CUDA);
-    near.nccl = 23007;
+    near.facts[TB_FACT_NCCL] = 23007;
     tb_wire_identity far = near;
     far.boot[3] = 9;
     far.device[0] = 7;
@@ -98,9 +98,9 @@ static void test_select_nccl(void) {
     beside.carriers = NCCL;
     selects(near, beside, 0, TB_OK, &tb_carrier_nccl, NULL);
     selects(near, far, TB_TRANSFER_CHECKSUM, TB_EUNSUPPORTED, NULL, "nccl: it makes no checksums");
-    far.nccl = 22809;
+    far.facts[TB_FACT_NCCL] = 22809;
     selects(near, far, 0, TB_EUNSUPPORTED, NULL, "cuda-ipc: the two are on different hosts; nccl: one has version 2.");
-    far.nccl = 0;
+    far.facts[TB_FACT_NCCL] = 0;
     selects(near, far, 0, TB_EUNSUPPORTED, NULL, "nccl: one of the two has not loaded the library");
     /* Two ranks of one GPU: never NCCL, unless both were told that it can. */
     tb_wire_identity twin = near;

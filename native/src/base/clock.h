@@ -1,4 +1,6 @@
-/* The one clock of native code. Everything that waits counts from it; a simulation links another clock.c in its place. */
+/*
+ * The one clock of native code. Everything that waits counts from it; a simulation links another clock.c in its place.
+ */
 #ifndef TB_CLOCK_H
 #define TB_CLOCK_H
 

@@ -56,7 +56,8 @@ static bool grow(void) {
     return true;
 }
 
-int32_t tb_handle_add(enum tb_handle_kind kind, void *object, void (*destroy)(void *), uint64_t *handle, tb_error *err) {
+int32_t tb_handle_add(enum tb_handle_kind kind, void *object, void (*destroy)(void *), uint64_t *handle,
+                      tb_error *err) {
     pthread_mutex_lock(&lock);
     uint32_t index = 0;
     while (index < slot_count && slots[index].object != NULL) {

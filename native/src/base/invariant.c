@@ -6,7 +6,8 @@
 
 void tb_invariant_broken(const char *file, int line, const char *condition) {
     fprintf(stderr,
-            "tensorbus: %s:%d: \"%s\" does not hold. This is a fault in tensorbus, and going on could damage tensors, so this "
+            "tensorbus: %s:%d: \"%s\" does not hold. This is a fault in tensorbus, and going on could damage tensors, "
+            "so this "
             "process ends. Please report it with this line.\n",
             file, line, condition);
     fflush(stderr);

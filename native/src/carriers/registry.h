@@ -13,8 +13,8 @@ enum { TB_CARRY_FILE_BIT = 16 };
 #endif
 
 /*
- * A row registers a carrier: its name, twice, and its bit in the masks of carriers that sessions and identities have. The
- * one that is preferred stands first. Bits go over the wire: one that was given is given to no other.
+ * A row registers a carrier: its name, twice, and its bit in the masks of carriers that sessions and identities have.
+ * The one that is preferred stands first. Bits go over the wire: one that was given is given to no other.
  */
 #define TB_CARRIERS(row)        \
     row(CUDA_IPC, cuda_ipc, 4)  \
@@ -33,6 +33,12 @@ enum tb_carrier_number { TB_CARRIERS(TB_CARRIER_NUMBER) };
 
 #define TB_CARRIER_DECLARED(NAME, name, bit) extern const tb_carrier tb_carrier_##name;
 TB_CARRIERS(TB_CARRIER_DECLARED)
+
+/* Which word of tb_wire_identity's facts is whose; what a word says is that carrier's own. They go over the wire as well. */
+enum tb_carrier_fact {
+    TB_FACT_NCCL = 0, /* the version of its library, or 0 */
+    TB_FACT_UCX = 1,  /* bits of tb_ucx_speaks */
+};
 
 /* All of them, in the order of preference; NULL ends them. */
 extern const tb_carrier *const tb_carriers[];

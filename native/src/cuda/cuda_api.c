@@ -69,9 +69,9 @@ static int32_t too_old(const tb_cuda_api *api, tb_error *err, const char *lacks)
 }
 
 static int32_t find_first(tb_cuda_api *api, void *library, tb_error *err) {
-#define FIND(name, arguments)                                                                                \
-    if (!tb_library_find(library, #name, &api->name)) {                                                                 \
-        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is not a CUDA driver: it does not have %s", api->path, #name);      \
+#define FIND(name, arguments)                                                                                          \
+    if (!tb_library_find(library, #name, &api->name)) {                                                                \
+        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is not a CUDA driver: it does not have %s", api->path, #name);     \
     }
     TB_CUDA_FIRST_FUNCTIONS(FIND)
 #undef FIND
@@ -79,9 +79,9 @@ static int32_t find_first(tb_cuda_api *api, void *library, tb_error *err) {
 }
 
 static int32_t find_others(tb_cuda_api *api, void *library, tb_error *err) {
-#define FIND(name, arguments)                                                                                \
-    if (!tb_library_find(library, #name, &api->name)) {                                                                 \
-        return too_old(api, err, #name);                                                                     \
+#define FIND(name, arguments)                                                                                          \
+    if (!tb_library_find(library, #name, &api->name)) {                                                                \
+        return too_old(api, err, #name);                                                                               \
     }
     TB_CUDA_FUNCTIONS(FIND)
 #undef FIND

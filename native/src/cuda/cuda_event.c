@@ -1,7 +1,7 @@
 /*
- * Events that tell another process when memory may be touched: made in one, opened by their IPC handles in others. What a
- * stream has recorded is waited for by the worker of the device, which tells a port; no thread of the host blocks in the
- * driver. Each watch has its own lock.
+ * Events that tell another process when memory may be touched: made in one, opened by their IPC handles in others. What
+ * a stream has recorded is waited for by the worker of the device, which tells a port; no thread of the host blocks in
+ * the driver. Each watch has its own lock.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 /*
- * The table of a list of moves: sorted by kernel and group, in device memory, and launched from there. No lock is needed:
- * what touches the device runs in its worker's thread.
+ * The table of a list of moves: sorted by kernel and group, in device memory, and launched from there. No lock is
+ * needed: what touches the device runs in its worker's thread.
  */
 #include <stdlib.h>
 #include <string.h>

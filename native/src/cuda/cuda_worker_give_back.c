@@ -1,7 +1,7 @@
 /*
  * Memory that is given back to the driver. To free or to unmap waits for all that the GPU has under way, and so for
- * kernels of NCCL, which wait for other ranks: those may wait in turn for what only this worker does. So it waits until no
- * round is under way, and nobody for it. Who holds is guarded by a lock of its own, the rest belongs to the worker's
+ * kernels of NCCL, which wait for other ranks: those may wait in turn for what only this worker does. So it waits until
+ * no round is under way, and nobody for it. Who holds is guarded by a lock of its own, the rest belongs to the worker's
  * thread.
  */
 #include <stdatomic.h>

@@ -1,6 +1,6 @@
 /*
- * Memory that several processes of one device share by legacy IPC handles. It belongs to the worker's thread; no lock is
- * needed.
+ * Memory that several processes of one device share by legacy IPC handles. It belongs to the worker's thread; no lock
+ * is needed.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* A session's part of a GPU. What waits to be moved has a lock of its own; device.h says what needs the session's. */
+/* A session's part of a GPU. What waits to be moved has a lock of its own; calls are made without the session's. */
 #include "device/device.h"
 
 #include <stdlib.h>

@@ -26,7 +26,10 @@ int32_t tb_device_load(tb_device *device, tb_cuda_moves *moves, uint32_t group_c
 void tb_device_unload(tb_device *device, tb_cuda_moves *moves);
 /* Moves a group for a pull, and ends it. */
 void tb_device_submit(tb_device *device, tb_pull *pull, const tb_cuda_moves *moves, uint32_t group);
-/* The same; `then` is called before the pull is ended, however it went: nothing is moved for it any more. From any thread. */
+/*
+ * The same; `then` is called before the pull is ended, however it went: nothing is moved for it any more. From any
+ * thread.
+ */
 void tb_device_submit_then(tb_device *device, tb_pull *pull, const tb_cuda_moves *moves, uint32_t group,
                            void (*then)(void *argument), void *argument);
 

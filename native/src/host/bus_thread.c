@@ -1,4 +1,4 @@
-/* Threads of the bus, which wait in the kernel until they are interrupted. No lock of the process is needed. */
+/* Threads of the bus, which wait in the kernel until they are interrupted. No lock is needed. */
 #include "host/bus_thread.h"
 
 #include <errno.h>

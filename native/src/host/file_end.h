@@ -1,6 +1,6 @@
 /*
- * A word at the very end of a file, which this process has mapped: as long as it stands there, nobody has cut the file, and
- * no call to the kernel is needed to know that.
+ * A word at the very end of a file, which this process has mapped: as long as it stands there, nobody has cut the file,
+ * and no call to the kernel is needed to know that.
  */
 #ifndef TB_FILE_END_H
 #define TB_FILE_END_H

@@ -2,7 +2,7 @@
  * The door before LMDB's write lock. That lock has no timed form, and a process that is stopped while it
  * holds it would stop every other writer with it. Whoever enters the gate first finds it free; who does not
  * get in waits elsewhere. The gate also looks at LMDB's own lock word, so that a writer which did not pass
- * the gate is waited for outside as well.
+ * the gate is waited for outside as well. Each gate has its own lock.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -55,8 +55,8 @@ typedef struct tb_gate {
 } tb_gate;
 
 /*
- * The thread that holds a lock of LMDB's, or 0; *dead as tb_lmdb_writer. Noise names no thread that ends: who enters finds
- * the damage. From any thread.
+ * The thread that holds a lock of LMDB's, or 0; *dead as tb_lmdb_writer. Noise names no thread that ends: who enters
+ * finds the damage. From any thread.
  */
 static uint32_t holder_of(tb_gate *gate, bool *dead) {
     const tb_lmdb_locks *locks = atomic_load_explicit(&gate->locks, memory_order_acquire);
@@ -172,8 +172,8 @@ free_gate:
 }
 
 /*
- * A second mapping of a file that this process has mapped to write, as LMDB does, or NULL. The file must not be opened a
- * second time then: closing it again would free the locks on it by which LMDB knows that this process lives.
+ * A second mapping of a file that this process has mapped to write, as LMDB does, or NULL. The file must not be opened
+ * a second time then: closing it again would free the locks on it by which LMDB knows that this process lives.
  */
 static void *find_mapping(const struct stat *file) {
     FILE *maps = tb_own_maps_open();

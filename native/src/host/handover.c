@@ -1,8 +1,8 @@
 /*
  * The socket over which clients hand descriptors to their agent, and are lent its heartbeat. Node.js drops descriptors
- * that come with data, and takes whatever comes as soon as it comes; here nothing is accepted or received before somebody
- * asks for it, so that descriptors which belong to no command stay with the kernel and go with their connection. Each
- * handover has its own lock.
+ * that come with data, and takes whatever comes as soon as it comes; here nothing is accepted or received before
+ * somebody asks for it, so that descriptors which belong to no command stay with the kernel and go with their
+ * connection. Each handover has its own lock.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -162,8 +162,8 @@ static bool meet(tb_handover *handover, uint32_t index, uint64_t now) {
 }
 
 /*
- * Accepts who has come. Who has come has been sending before: guests are told at once. No more than can have waited when it began,
- * or who connects without end would keep the caller.
+ * Accepts who has come. Who has come has been sending before: guests are told at once. No more than can have waited
+ * when it began, or who connects without end would keep the caller.
  */
 static void welcome(tb_handover *handover) {
     uint64_t now = tb_now();
@@ -266,7 +266,8 @@ static int receive(int fd, tb_received *received) {
         struct cmsghdr header;
         char bytes[CMSG_SPACE(TB_HANDOVER_MAX * sizeof(int))];
     } control;
-    struct msghdr message = {.msg_iov = &body, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct msghdr message = {
+        .msg_iov = &body, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     ssize_t got;
     do {
         got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
@@ -332,7 +333,8 @@ int32_t tb_handover_take(uint64_t handle, const uint8_t secret[16], uint64_t num
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "expected hand-over %llu of descriptors, but another one came",
                        (unsigned long long)number);
     }
-    return tb_fail(err, TB_ESYSTEM, -1, failed, "hand-over %llu of descriptors cannot be received", (unsigned long long)number);
+    return tb_fail(err, TB_ESYSTEM, -1, failed, "hand-over %llu of descriptors cannot be received",
+                   (unsigned long long)number);
 }
 
 static int send_descriptor(int fd, int descriptor) {
@@ -342,7 +344,8 @@ static int send_descriptor(int fd, int descriptor) {
         struct cmsghdr header;
         char bytes[CMSG_SPACE(sizeof(int))];
     } control = {.bytes = {0}};
-    struct msghdr message = {.msg_iov = &body, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct msghdr message = {
+        .msg_iov = &body, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;

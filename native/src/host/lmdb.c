@@ -213,7 +213,8 @@ uint64_t tb_lmdb_bytes_needed(const tb_lmdb_meta *meta, const tb_lmdb_change *ch
     uint64_t splits = smaller(puts, main->leaves + 2 * change->small_bytes / page_bytes + 1);
     uint64_t split = splits + splits / 2 + main->depth + 1;
     /* The list of free pages is written anew, at 8 bytes a page. */
-    uint64_t listed = free->branches + free->leaves + 2 * ((meta->last_page + 1) * 8 / page_bytes + 1) + free->depth + 2;
+    uint64_t listed =
+        free->branches + free->leaves + 2 * ((meta->last_page + 1) * 8 / page_bytes + 1) + free->depth + 2;
     /* What removes something finds room even if others find none: a queue that is full can be emptied. */
     uint64_t spare = change->removes == 0 ? SPARE_PAGES : 0;
     return (meta->last_page + 1 + copied + split + change->big_pages + listed + spare) * page_bytes;
@@ -324,8 +325,8 @@ static bool is_in_use(int lock_fd) {
 }
 
 /*
- * Looks whether others have LMDB open, as its lock file says and, if users_fd is one, the gate's file. One that has just
- * ended lets go of both one after the other: until then they say different things.
+ * Looks whether others have LMDB open, as its lock file says and, if users_fd is one, the gate's file. One that has
+ * just ended lets go of both one after the other: until then they say different things.
  */
 static enum tb_gate_users find_others(int lock_fd, int users_fd, bool *others) {
     *others = is_in_use(lock_fd);

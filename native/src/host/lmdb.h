@@ -91,7 +91,8 @@ typedef struct tb_lmdb_locks {
     pthread_mutex_t writer;
     pthread_mutex_t sync;
     union {
-        _Atomic uint32_t inside; /* ours, where LMDB has nothing: the thread that is inside of the gate or has died there, or 0 */
+        /* Ours, where LMDB has nothing: the thread that is inside of the gate or has died there, or 0. */
+        _Atomic uint32_t inside;
         char pad[TB_LMDB_CACHE_LINE];
     };
 } tb_lmdb_locks;
@@ -112,22 +113,26 @@ const char *tb_lmdb_check_meta(const tb_lmdb_meta *meta);
 const tb_lmdb_meta *tb_lmdb_newest(const tb_lmdb_meta metas[TB_LMDB_METAS], const char **problem);
 
 /*
- * The thread that holds the lock of writers in a lock file that is in use, or 0. *dead: the lock is held, and by one who is
- * or was inside of the gate, or is no thread any more: whoever is inside now knows that nobody will free it. A thread that
- * was killed may be there for long, until its parent asks how it ended.
+ * The thread that holds the lock of writers in a lock file that is in use, or 0. *dead: the lock is held, and by one
+ * who is or was inside of the gate, or is no thread any more: whoever is inside now knows that nobody will free it. A
+ * thread that was killed may be there for long, until its parent asks how it ended.
  */
 uint32_t tb_lmdb_writer(const tb_lmdb_locks *locks, bool *dead);
 /* The thread that holds the lock of the reader table, or 0. */
 uint32_t tb_lmdb_adder(const tb_lmdb_locks *locks);
 /*
- * Inside of the gate, once LMDB has its lock file open. LMDB's lock of writers is robust: it stands in a list of the thread
- * that holds it, whose links lie in the file, and a thread that frees it after somebody has cut the file writes to
- * wherever they seem to point. The gate is freed by the kernel, and tells of the dead as well: the lock becomes a plain one.
+ * Inside of the gate, once LMDB has its lock file open. LMDB's lock of writers is robust: it stands in a list of the
+ * thread that holds it, whose links lie in the file, and a thread that frees it after somebody has cut the file writes
+ * to wherever they seem to point. The gate is freed by the kernel, and tells of the dead as well: the lock becomes a
+ * plain one.
  */
 void tb_lmdb_make_plain(tb_lmdb_locks *locks);
 /* Frees the lock of writers, and says what was committed last. */
 void tb_lmdb_free_lock(tb_lmdb_locks *locks, uint64_t transaction);
-/* Inside of the gate: frees the lock of a writer that has died, and says what it has committed, as LMDB does. TB_EBUS_FORMAT. */
+/*
+ * Inside of the gate: frees the lock of a writer that has died, and says what it has committed, as LMDB does.
+ * TB_EBUS_FORMAT.
+ */
 int32_t tb_lmdb_free_writer(tb_lmdb_locks *locks, const char *data_path, tb_error *err);
 
 /* What is wrong with what never changes in a lock file that is in use, or NULL. */

@@ -183,8 +183,8 @@ static void mark(const tb_lmdb_files *files) {
 
 static int32_t damaged(const tb_lmdb_files *files, const char *path, off_t bytes, tb_error *err) {
     mark(files);
-    return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s is damaged: it was cut, and had %" PRIu64 " bytes when this was found",
-                   path, (uint64_t)bytes);
+    return tb_fail(err, TB_EBUS_FORMAT, -1, 0,
+                   "%s is damaged: it was cut, and had %" PRIu64 " bytes when this was found", path, (uint64_t)bytes);
 }
 
 int32_t tb_lmdb_files_ask_whole(tb_lmdb_files *files, tb_error *err) {
@@ -224,8 +224,8 @@ int32_t tb_lmdb_files_ask_whole(tb_lmdb_files *files, tb_error *err) {
 }
 
 /*
- * The word at the end of the data is LMDB's to overwrite, once it needs the page: it counts as long as no transaction that
- * was committed does, and says that the file has all that was in use before it.
+ * The word at the end of the data is LMDB's to overwrite, once it needs the page: it counts as long as no transaction
+ * that was committed does, and says that the file has all that was in use before it.
  */
 static bool ends_stand(const tb_lmdb_files *files) {
     uint64_t committed = bytes_committed(files);

@@ -44,8 +44,8 @@ int32_t tb_lmdb_files_open(tb_lmdb_files *files, const char *data_path, const ch
 void tb_lmdb_files_close(tb_lmdb_files *files);
 
 /*
- * TB_EBUS_FORMAT if the files were overwritten. locks: LMDB's lock file, mapped; inside: nobody else writes, so that it can
- * be compared with the data.
+ * TB_EBUS_FORMAT if the files were overwritten. locks: LMDB's lock file, mapped; inside: nobody else writes, so that it
+ * can be compared with the data.
  */
 int32_t tb_lmdb_files_check(const tb_lmdb_files *files, const tb_lmdb_locks *locks, bool inside, tb_error *err);
 /*
@@ -59,7 +59,9 @@ int32_t tb_lmdb_files_check_whole(tb_lmdb_files *files, tb_error *err);
 /* The same, and asks the kernel. */
 int32_t tb_lmdb_files_ask_whole(tb_lmdb_files *files, tb_error *err);
 
-/* True if tb_lmdb_files_reserve has nothing to do for a usual transaction. Inside of the gate, once they were checked. */
+/*
+ * True if tb_lmdb_files_reserve has nothing to do for a usual transaction. Inside of the gate, once they were checked.
+ */
 bool tb_lmdb_files_have_room(const tb_lmdb_files *files);
 
 /* As tb_gate_reserve. */

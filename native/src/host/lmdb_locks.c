@@ -59,7 +59,8 @@ uint32_t tb_lmdb_writer(const tb_lmdb_locks *locks, bool *dead) {
     bool by_the_gate = thread == atomic_load_explicit(&((tb_lmdb_locks *)locks)->inside, memory_order_acquire);
     struct sched_param unused;
     /* One that has died on its way in or out has not named itself, or no more. */
-    *dead = word != 0 && (thread == 0 || by_the_gate || (sched_getparam((pid_t)thread, &unused) != 0 && errno == ESRCH));
+    *dead =
+        word != 0 && (thread == 0 || by_the_gate || (sched_getparam((pid_t)thread, &unused) != 0 && errno == ESRCH));
     return thread;
 }
 

@@ -1,7 +1,7 @@
 /*
  * Locks that the kernel frees at a process's death, and threads that wait for that. Open-file-description
  * locks belong to the open file, not to the process: closing another descriptor of the file does not lose
- * them, and two holders in one process exclude each other.
+ * them, and two holders in one process exclude each other. No lock of this process is needed.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-/* Files that only this user may hold, and locks of single bytes in them. No lock of the process is needed. */
+/* Files that only this user may hold, and locks of single bytes in them. No lock is needed. */
 #include "host/lock_file.h"
 
 #include <errno.h>

@@ -17,8 +17,8 @@
 #include "host/own_maps.h"
 
 /*
- * An environment has up to six maps: LMDB's two, the first pages and the end of its data, and of its lock file the gate's and
- * the end. An agent has two environments.
+ * An environment has up to six maps: LMDB's two, the first pages and the end of its data, and of its lock file the
+ * gate's and the end. An agent has two environments.
  */
 enum { ROWS = 4096, EARLIER = 8 };
 
@@ -63,10 +63,10 @@ static row *row_at(uintptr_t address) {
 /* ---- the page that takes the place of a missing one ------------------------------------------------------ */
 
 /*
- * A page of LMDB's that is neither branch nor leaf, so that whoever looks for its kind calls it corrupt; but whoever has
- * looked already, and goes on with what it knows of the lost one, meets as many nodes as any page of ours has, in order
- * and within bounds: what is done with them stays in the page. LMDB trusts a page's sizes, and ends the process, or
- * overruns its memory, for a page that is all zeros.
+ * A page of LMDB's that is neither branch nor leaf, so that whoever looks for its kind calls it corrupt; but whoever
+ * has looked already, and goes on with what it knows of the lost one, meets as many nodes as any page of ours has, in
+ * order and within bounds: what is done with them stays in the page. LMDB trusts a page's sizes, and ends the process,
+ * or overruns its memory, for a page that is all zeros.
  */
 static void fill_data(uint8_t *page, uint64_t number) {
     enum { NODES = 127 };

@@ -19,8 +19,8 @@
 enum tb_guard_kind { TB_GUARD_DATA, TB_GUARD_LOCKS, TB_GUARD_END };
 
 /*
- * Guards a map of this process's own of that file, from its first byte (of TB_GUARD_END from any); *slot is for tb_guard_remove, before the map
- * goes. TB_ENO_MEMORY if more maps are guarded than there is room for.
+ * Guards a map of this process's own of that file, from its first byte (of TB_GUARD_END from any); *slot is for
+ * tb_guard_remove, before the map goes. TB_ENO_MEMORY if more maps are guarded than there is room for.
  */
 int32_t tb_guard_add(const void *begin, size_t bytes, const struct stat *file, enum tb_guard_kind kind, int *slot,
                      tb_error *err);

@@ -1,8 +1,8 @@
 /*
- * The thread that waits on a process's wake semaphore. While posts come close together it spins a little before it sleeps:
- * a thread that is awake answers a post within a microsecond, one that sleeps has to be scheduled first. Posts further
- * apart than a few spins are not worth it, so that an idle process, or a slow one, never spins. What it says goes through
- * a port, which has its own lock.
+ * The thread that waits on a process's wake semaphore. While posts come close together it spins a little before it
+ * sleeps: a thread that is awake answers a post within a microsecond, one that sleeps has to be scheduled first. Posts
+ * further apart than a few spins are not worth it, so that an idle process, or a slow one, never spins. What it says
+ * goes through a port, which has its own lock.
  */
 #include <errno.h>
 #include <semaphore.h>

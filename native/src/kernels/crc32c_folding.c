@@ -1,6 +1,6 @@
 /*
- * CRC-32C by carry-less multiplication: 128 bits are a polynomial, and that of 128 bits which lie D bits further is added
- * to it times x^D, modulo the CRC's own. 16 such lanes are folded side by side, then into one. No lock is needed.
+ * CRC-32C by carry-less multiplication: 128 bits are a polynomial, and that of 128 bits which lie D bits further is
+ * added to it times x^D, modulo the CRC's own. 16 such lanes are folded side by side, then into one. No lock is needed.
  */
 #include "kernels/crc32c.h"
 

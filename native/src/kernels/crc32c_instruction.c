@@ -1,7 +1,7 @@
 /*
  * CRC-32C by the processor's instruction. Each waits for the last one's result, for three cycles: three blocks next to
- * each other are run at once, and put together by shifting the registers of the first two over what follows them. No lock
- * is needed.
+ * each other are run at once, and put together by shifting the registers of the first two over what follows them. No
+ * lock is needed.
  */
 #include "kernels/crc32c.h"
 

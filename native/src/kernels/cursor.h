@@ -1,4 +1,7 @@
-/* A position in the elements of a strided descriptor. A cursor trusts its descriptor: tb_descriptor_check has been called on it. */
+/*
+ * A position in the elements of a strided descriptor. A cursor trusts its descriptor: tb_descriptor_check has been
+ * called on it.
+ */
 #ifndef TB_CURSOR_H
 #define TB_CURSOR_H
 

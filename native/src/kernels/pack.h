@@ -1,6 +1,6 @@
 /*
- * Elements between strided places and packed bytes. Packed bytes may lie at any alignment; tensors too (a mapped file need
- * not be aligned).
+ * Elements between strided places and packed bytes. Packed bytes may lie at any alignment; tensors too (a mapped file
+ * need not be aligned).
  */
 #ifndef TB_PACK_H
 #define TB_PACK_H

@@ -1,6 +1,7 @@
 /*
- * Elements that are turned on their way. One by one, in the order of the destination, each would fetch a line of the cache for
- * a few of its bytes; here a line is read whole, into a block that stays in the cache, and written in runs. No lock is needed.
+ * Elements that are turned on their way. One by one, in the order of the destination, each would fetch a line of the
+ * cache for a few of its bytes; here a line is read whole, into a block that stays in the cache, and written in runs.
+ * No lock is needed.
  */
 #include "kernels/turn.h"
 
@@ -47,8 +48,8 @@ static void turn_rest(uint8_t *block, const matrix *part, int64_t size, int64_t 
 }
 
 /*
- * As many vectors as one has elements, turned in registers: the halves of two that are half of all apart are interleaved, as
- * often as their number can be halved.
+ * As many vectors as one has elements, turned in registers: the halves of two that are half of all apart are
+ * interleaved, as often as their number can be halved.
  */
 #define TB_TURN_VECTORS(name, type, lanes, low, high)                                                                  \
     typedef type name##_vector __attribute__((vector_size(VECTOR_BYTES)));                                             \

@@ -1,4 +1,7 @@
-/* Packs elements that lie side by side along another dimension than that of which they follow each other: rows become columns. */
+/*
+ * Packs elements that lie side by side along another dimension than that of which they follow each other: rows become
+ * columns.
+ */
 #ifndef TB_TURN_H
 #define TB_TURN_H
 
@@ -6,8 +9,8 @@
 #include <stdint.h>
 
 /*
- * Packs all elements of a descriptor that has been checked, `size` bytes each, if its innermost loop leaps and one outside
- * of it does not. False for any other descriptor, of which nothing was packed.
+ * Packs all elements of a descriptor that has been checked, `size` bytes each, if its innermost loop leaps and one
+ * outside of it does not. False for any other descriptor, of which nothing was packed.
  */
 bool tb_turn(uint8_t *to, const uint8_t *from, const int64_t *descriptor, int64_t size);
 

@@ -53,7 +53,8 @@ int32_t tb_host_free(uint64_t address, uint64_t bytes, tb_error *err) {
 static int32_t reserve(int fd, uint64_t bytes, tb_error *err) {
     uint64_t available = tb_memory_available();
     if (bytes > available) {
-        return tb_fail(err, TB_ENO_SPACE, -1, ENOSPC, "%llu bytes of shared memory were asked for, but only %llu are available",
+        return tb_fail(err, TB_ENO_SPACE, -1, ENOSPC,
+                       "%llu bytes of shared memory were asked for, but only %llu are available",
                        (unsigned long long)bytes, (unsigned long long)available);
     }
     int result;

@@ -1,7 +1,7 @@
 /*
- * The one part of the library that knows Node.js, which loads it as an addon beside what calls it through its C interface:
- * ArrayBuffers on memory that JavaScript does not own, and word of their end. The end is that of the pages' last use, in
- * whatever thread an ArrayBuffer was transferred to; an object of JavaScript alone would not tell.
+ * The one part of the library that knows Node.js, which loads it as an addon beside what calls it through its C
+ * interface: ArrayBuffers on memory that JavaScript does not own, and word of their end. The end is that of the pages'
+ * last use, in whatever thread an ArrayBuffer was transferred to; an object of JavaScript alone would not tell.
  *
  * Node-API is a stable interface of C. What is used of it is declared here, and weak: other processes load the library
  * too. It runs in the thread of JavaScript that calls it; no lock is needed.
@@ -65,7 +65,8 @@ static napi_value make_view(napi_env env, napi_callback_info info) {
         || napi_get_value_bigint_uint64(env, arguments[0], &address, &exact) != 0
         || napi_get_value_double(env, arguments[1], &bytes) != 0
         || napi_create_reference(env, arguments[2], 1, &gone) != 0
-        || napi_create_external_arraybuffer(env, (void *)(uintptr_t)address, (size_t)bytes, tell_end, gone, &view) != 0) {
+        || napi_create_external_arraybuffer(env, (void *)(uintptr_t)address, (size_t)bytes, tell_end, gone, &view)
+               != 0) {
         if (gone != NULL) {
             napi_delete_reference(env, gone);
         }

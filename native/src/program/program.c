@@ -68,15 +68,16 @@ static int32_t check_header(const tb_program_header *header, uint64_t bytes, int
         return malformed(err, "these bytes are not a program");
     }
     if (header->version != FORMAT) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "the program has format %u, but this version reads format %u", header->version, FORMAT);
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "the program has format %u, but this version reads format %u",
+                       header->version, FORMAT);
     }
     if (header->total_bytes != bytes) {
         return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "the program has %llu bytes, but says that it has %llu",
                        (unsigned long long)bytes, (unsigned long long)header->total_bytes);
     }
     if (header->rank != (uint32_t)rank) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "the program is for rank %u, but was given to rank %d", header->rank,
-                       rank);
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "the program is for rank %u, but was given to rank %d",
+                       header->rank, rank);
     }
     if (header->flags != 0) {
         return malformed(err, "unknown flags");
@@ -135,8 +136,9 @@ static int32_t check_channel(const tb_program *program, uint32_t index, uint32_t
     bool local = channel->direction == TB_LOCAL;
     if (channel->stage >= TB_STAGES || channel->direction > TB_RECEIVE || channel->peer >= (uint32_t)world
         || local != (channel->peer == program->header->rank)) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: channel %u is impossible: stage %u, direction %u, peer %u",
-                       index, channel->stage, channel->direction, channel->peer);
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0,
+                       "program: channel %u is impossible: stage %u, direction %u, peer %u", index, channel->stage,
+                       channel->direction, channel->peer);
     }
     if (index > 0 && !channel_before(&program->channels[index - 1], channel)) {
         return malformed(err, "its channels are out of order");
@@ -297,7 +299,8 @@ int32_t tb_program_load(tb_program *program, const void *bytes, uint64_t byte_co
     }
     program->bytes = malloc(byte_count);
     if (program->bytes == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a program of %llu bytes", (unsigned long long)byte_count);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for a program of %llu bytes",
+                       (unsigned long long)byte_count);
     }
     memcpy(program->bytes, bytes, byte_count);
     program->header = (const tb_program_header *)program->bytes;

@@ -130,7 +130,8 @@ static int32_t check_bucket(const tb_program *program, const tb_binding *binding
         }
     }
     if (at != bucket->bytes) {
-        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0, "program: bucket %u says that it has %llu bytes, but its chunks have %llu", index,
+        return tb_fail(err, TB_EPLAN_FORMAT, -1, 0,
+                       "program: bucket %u says that it has %llu bytes, but its chunks have %llu", index,
                        (unsigned long long)bucket->bytes, (unsigned long long)at);
     }
     return TB_OK;

@@ -1,6 +1,6 @@
 /*
- * What waits for what in a program: the order of the folds, the pool's size, and the dependents of each bucket. No lock is
- * needed.
+ * What waits for what in a program: the order of the folds, the pool's size, and the dependents of each bucket. No lock
+ * is needed.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 /*
- * Checks that reduced pieces are read only when they are complete, and that their pool never stops the folds. No lock is
- * needed.
+ * Checks that reduced pieces are read only when they are complete, and that their pool never stops the folds. No lock
+ * is needed.
  */
 #include <stdlib.h>
 

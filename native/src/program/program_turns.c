@@ -1,7 +1,7 @@
 /*
  * In which order a rank asks for what it receives in stages 1 and 2: first what its own buckets wait for, so that it is
- * handed on while the rest comes. Of either, bucket by bucket, the channel that has come least far first; of several the
- * one whose turn it is by the planner, or, of what nothing waits for, the one of the earliest wave
+ * handed on while the rest comes. Of either, bucket by bucket, the channel that has come least far first; of several
+ * the one whose turn it is by the planner, or, of what nothing waits for, the one of the earliest wave
  * (docs/adr/0011-schedule.md, docs/adr/0032-stages-overlap.md). No lock is needed.
  */
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /*
- * The four counters of who may touch memory (transfer.h), and the states of transfers and buckets: each of them changes in
- * one of these functions and nowhere else, which check what must hold in every build. The session's lock is held.
+ * The four counters of who may touch memory (transfer.h), and the states of transfers and buckets: each of them changes
+ * in one of these functions and nowhere else, which check what must hold in every build. The session's lock is held.
  */
 #ifndef TB_INVARIANTS_H
 #define TB_INVARIANTS_H
@@ -32,8 +32,8 @@ static inline void tb_touch_begin_pull(tb_transfer *transfer, tb_exchange *excha
 }
 
 /*
- * It is not any more; the operation itself is ended by tb_touch_end. True if the last pull of a round that has failed is
- * over, of all rounds of the session.
+ * It is not any more; the operation itself is ended by tb_touch_end. True if the last pull of a round that has failed
+ * is over, of all rounds of the session.
  */
 static inline bool tb_touch_end_pull(tb_transfer *transfer, tb_exchange *exchange) {
     tb_session *session = transfer->session;

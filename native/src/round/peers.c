@@ -1,4 +1,6 @@
-/* What connections ask and tell the rounds of a session (tb_peer_handler). The session's lock is held in all of this. */
+/*
+ * What connections ask and tell the rounds of a session (tb_peer_handler). The session's lock is held in all of this.
+ */
 #include <stdlib.h>
 
 #include "round/carrier.h"

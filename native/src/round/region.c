@@ -1,6 +1,6 @@
 /*
- * The memory that a session's peers and transfers may touch. The session's lock guards the table; carriers register memory
- * without it, since that may take long.
+ * The memory that a session's peers and transfers may touch. The session's lock guards the table; carriers register
+ * memory without it, since that may take long.
  */
 #include <stdlib.h>
 

@@ -1,16 +1,16 @@
 /*
  * Stage 0: contributions come in by the order of their folds, into a pool of pieces that is a ring.
  *
- * It cannot stop. Contributions are allowed in one total order, (first piece, fold position). Take the first one that is
- * not yet folded. If it is allowed, all before it in its fold are folded, so it is folded as it comes, or from its slot;
- * what comes waits for nothing, since contributions are read from source tensors. If it is not allowed, then either its
- * channel or the slots are full, of contributions that are later in the order, but those are allowed later: a
- * contradiction; or the pool is full, of pieces whose folds are complete, and whose readers send to peers that granted
- * them without a window and read without waiting, or copy here. So they go, and the pool has room: tb_program_check_pool.
- * A slot is kept for each contribution that is allowed to come, so that none ever waits in a connection. Readers that move
- * jointly send in their steps, which may be later than that of a piece with no room yet: if there are such, the pool
- * has a place for each piece, and what is brought jointly has memory of its own. The session's lock is held, except when
- * the places of pieces are fixed at prepare.
+ * It cannot stop. Contributions are allowed in one total order, (first piece, fold position). Take the first one that
+ * is not yet folded. If it is allowed, all before it in its fold are folded, so it is folded as it comes, or from its
+ * slot; what comes waits for nothing, since contributions are read from source tensors. If it is not allowed, then
+ * either its channel or the slots are full, of contributions that are later in the order, but those are allowed later:
+ * a contradiction; or the pool is full, of pieces whose folds are complete, and whose readers send to peers that
+ * granted them without a window and read without waiting, or copy here. So they go, and the pool has room:
+ * tb_program_check_pool. A slot is kept for each contribution that is allowed to come, so that none ever waits in a
+ * connection. Readers that move jointly send in their steps, which may be later than that of a piece with no room yet:
+ * if there are such, the pool has a place for each piece, and what is brought jointly has memory of its own. The
+ * session's lock is held, except when the places of pieces are fixed at prepare.
  */
 #include <string.h>
 

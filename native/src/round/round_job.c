@@ -1,6 +1,6 @@
 /*
- * What a thread of this rank moves: copies to itself, its own contributions, contributions out of their slots, and buckets
- * that it pulls. The session's lock is held when a job is taken and given back, and not while it moves.
+ * What a thread of this rank moves: copies to itself, its own contributions, contributions out of their slots, and
+ * buckets that it pulls. The session's lock is held when a job is taken and given back, and not while it moves.
  */
 #include <stdlib.h>
 
@@ -95,7 +95,8 @@ bool tb_job_submit(tb_job *job) {
     tb_pull *pull = malloc(sizeof *pull);
     if (pull == NULL) {
         pthread_mutex_lock(&transfer->session->lock);
-        tb_round_fail(transfer, TB_ENO_MEMORY, transfer->session->options.rank, 0, "no memory for a bucket to be pulled");
+        tb_round_fail(transfer, TB_ENO_MEMORY, transfer->session->options.rank, 0,
+                      "no memory for a bucket to be pulled");
         tb_round_job_dropped(job);
         pthread_mutex_unlock(&transfer->session->lock);
         return true;

@@ -242,7 +242,9 @@ void tb_pulls_owe_quiet(tb_exchange *exchange, uint64_t round) {
     if (exchange->carrier->way != TB_WAY_PULL) {
         return;
     }
-    /* Only for the round under way is anything read. Of other rounds that a peer speaks of, this rank is quiet already. */
+    /*
+     * Only for the round under way is anything read. Of other rounds that a peer speaks of, this rank is quiet already.
+     */
     if (round == exchange->transfer->round && exchange->pulling > 0) {
         exchange->owes_quiet = round;
     } else {

@@ -1,5 +1,7 @@
-/* Rounds of channels whose buckets the target reads in the source's memory. The session's lock is held unless a comment says
- * otherwise. */
+/*
+ * Rounds of channels whose buckets the target reads in the source's memory. The session's lock is held unless a comment
+ * says otherwise.
+ */
 #ifndef TB_ROUND_PULL_H
 #define TB_ROUND_PULL_H
 

@@ -190,7 +190,8 @@ void tb_round_arrived(tb_stream *stream, const tb_arrival *arrival, const tb_wir
     bool good = trailer->verdict == TB_TRAILER_GOOD; /* if not, its sender gave up: the reason follows */
     if (arrival->checksum && good && trailer->crc != arrival->crc && !transfer->failing) {
         char message[160];
-        snprintf(message, sizeof message, "bucket %u of stage %u from rank %d: the CRC-32C is %08x, but the sender gave %08x",
+        snprintf(message, sizeof message,
+                 "bucket %u of stage %u from rank %d: the CRC-32C is %08x, but the sender gave %08x",
                  arrival->header.sequence, arrival->header.stage, rank, arrival->crc, trailer->crc);
         tb_round_fail(transfer, TB_ECHECKSUM, transfer->session->options.rank, 0, message);
     }

@@ -1,4 +1,7 @@
-/* Receiving: what is granted in which order, and what becomes of a bucket that comes. The session's lock is held in all of these. */
+/*
+ * Receiving: what is granted in which order, and what becomes of a bucket that comes. The session's lock is held in all
+ * of these.
+ */
 #ifndef TB_ROUND_RECEIVE_H
 #define TB_ROUND_RECEIVE_H
 

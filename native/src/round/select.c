@@ -1,5 +1,6 @@
 /*
- * Which carriers there are, and which of them a pair of ranks gets: a pure function of what both have said. No lock is needed.
+ * Which carriers there are, and which of them a pair of ranks gets: a pure function of what both have said. No lock is
+ * needed.
  */
 #include <stdio.h>
 #include <string.h>
@@ -38,7 +39,8 @@ static const char *unsaid(const tb_carrier *carrier) {
             return needs[i].what;
         }
     }
-    return carrier->way == TB_WAY_STREAM || carrier->way == TB_WAY_PULL || carrier->way == TB_WAY_JOINT ? NULL : "one way";
+    return carrier->way == TB_WAY_STREAM || carrier->way == TB_WAY_PULL || carrier->way == TB_WAY_JOINT ? NULL
+                                                                                                        : "one way";
 }
 
 int32_t tb_carriers_check(const tb_carrier *const *carriers, tb_error *err) {
@@ -55,7 +57,8 @@ int32_t tb_carriers_check(const tb_carrier *const *carriers, tb_error *err) {
         const char *what = carrier->name == NULL ? "name" : unsaid(carrier);
         if (what != NULL) {
             return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
-                           "the carrier %s has to have %s: add it to its table (native/src/round/carrier.h)", name, what);
+                           "the carrier %s has to have %s: add it to its table (native/src/round/carrier.h)", name,
+                           what);
         }
     }
     return TB_OK;

@@ -5,13 +5,13 @@
 #include "round/carrier.h"
 
 /*
- * A table says all that the engine asks of it: numbers that fit and differ, and what each carrier's way needs. Fails and names the
- * carrier and what it has not; a session opens with no other table.
+ * A table says all that the engine asks of it: numbers that fit and differ, and what each carrier's way needs. Fails
+ * and names the carrier and what it has not; a session opens with no other table.
  */
 int32_t tb_carriers_check(const tb_carrier *const *carriers, tb_error *err);
 /*
- * The carrier of a pair: a pure function of what both have said, the same whichever end asks. Fails if there is none; the
- * message names what is missing.
+ * The carrier of a pair: a pure function of what both have said, the same whichever end asks. Fails if there is none;
+ * the message names what is missing.
  */
 int32_t tb_carrier_select(const tb_carrier *const *carriers, const tb_wire_identity *lower,
                           const tb_wire_identity *higher, uint32_t flags, const tb_carrier **carrier, tb_error *err);

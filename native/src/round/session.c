@@ -29,15 +29,16 @@ enum { MOST_RANKS = 1 << 20 };
 
 static int32_t check_options(const tb_session_options *options, tb_error *err) {
     if (options->struct_bytes != sizeof *options) {
-        return tb_fail(err, TB_EVERSION, -1, 0, "the options have %u bytes, not the %zu of this version", options->struct_bytes,
-                       sizeof *options);
+        return tb_fail(err, TB_EVERSION, -1, 0, "the options have %u bytes, not the %zu of this version",
+                       options->struct_bytes, sizeof *options);
     }
     if (options->world < 1 || options->world > MOST_RANKS || options->rank < 0
         || options->rank >= options->world) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "rank %d is not in a world of %d", options->rank, options->world);
     }
     if (options->io_threads < 1 || options->io_threads > TB_LOOPS) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u threads were asked for; there may be 1 to %d", options->io_threads, TB_LOOPS);
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "%u threads were asked for; there may be 1 to %d",
+                       options->io_threads, TB_LOOPS);
     }
     if (options->kind > TB_BACKEND_TCP) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "there is no transport %u", options->kind);
@@ -118,7 +119,8 @@ static int32_t identify(tb_session *session, tb_error *err) {
     }
     if ((asked & ~built) != 0) {
         return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
-                       "carriers 0x%x were asked for, but the native library has 0x%x: it comes from another version; run `npm rebuild "
+                       "carriers 0x%x were asked for, but the native library has 0x%x: it comes from another version; "
+                       "run `npm rebuild "
                        "tensorbus`, in a clone `npm run build:native`",
                        asked, built);
     }
@@ -141,7 +143,8 @@ static int32_t open_device(tb_session *session, tb_error *err) {
         }
     }
     if ((needed && !named) || (named && !of_use)) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "a carrier of CUDA memory needs a device, and a device needs such a carrier");
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
+                       "a carrier of CUDA memory needs a device, and a device needs such a carrier");
     }
     return named ? session->devices->open(session->options.device, &session->device, err) : TB_OK;
 }

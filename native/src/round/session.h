@@ -72,8 +72,8 @@ void tb_session_rests(tb_session *session);
 
 /* A session whose threads do not run yet, and which has no handle. */
 int32_t tb_session_make(const tb_session_options *options, const tb_backend *backend,
-                        const struct tb_carrier *const *carriers, const struct tb_device_kind *devices, tb_session **session,
-                        int32_t *event_fd, tb_error *err);
+                        const struct tb_carrier *const *carriers, const struct tb_device_kind *devices,
+                        tb_session **session, int32_t *event_fd, tb_error *err);
 /* What tb_session_open does, with this table of carriers and this kind of devices. */
 int32_t tb_session_open_with(const tb_session_options *options, const struct tb_carrier *const *carriers,
                              const struct tb_device_kind *devices, uint64_t *session, int32_t *event_fd, tb_error *err);

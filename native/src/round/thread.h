@@ -33,8 +33,10 @@ int32_t tb_threads_make(tb_session *session, tb_error *err);
 int32_t tb_threads_start(tb_session *session, tb_error *err);
 bool tb_threads_join(tb_session *session, uint64_t until);
 void tb_threads_free(tb_session *session);
-/* What a thread does in a turn, beside serving its connections: lets go of rounds that failed, looks at timers, takes a job.
- * The lock is held. */
+/*
+ * What a thread does in a turn, beside serving its connections: lets go of rounds that failed, looks at timers, takes a
+ * job. The lock is held.
+ */
 void tb_thread_decide(tb_thread *thread);
 /* Moves about so many bytes of its job. Without the lock. */
 void tb_thread_move(tb_thread *thread, uint64_t limit);

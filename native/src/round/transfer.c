@@ -96,7 +96,9 @@ static tb_exchange *exchange_of(tb_transfer *transfer, tb_peer *peer) {
     return exchange;
 }
 
-/* The leader knows all members, and they know it, whether they exchange anything or not; so do ranks that are linked. */
+/*
+ * The leader knows all members, and they know it, whether they exchange anything or not; so do ranks that are linked.
+ */
 static int32_t make_member_exchanges(tb_transfer *transfer, tb_error *err) {
     int32_t own = transfer->session->options.rank;
     for (uint32_t i = 0; i < transfer->member_count; i++) {
@@ -258,7 +260,8 @@ static int32_t copy_members(tb_transfer *transfer, const tb_member *members, uin
 static int32_t plan_joint(tb_transfer *transfer, tb_error *err) {
     transfer->joint.carrier = tb_carrier_by_way(transfer->session, TB_WAY_JOINT);
     if (transfer->joint.carrier == NULL) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, 0, "no carrier of this build moves the buckets of several ranks jointly");
+        return tb_fail(err, TB_EUNSUPPORTED, -1, 0,
+                       "no carrier of this build moves the buckets of several ranks jointly");
     }
     return transfer->joined != 0 ? transfer->joint.carrier->plan(transfer, err) : TB_OK;
 }

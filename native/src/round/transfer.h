@@ -1,11 +1,11 @@
 /*
- * A transfer: a program that is bound to memory and agreed with its peers, and its rounds. The session's lock guards all
- * of it but the stream (flow/stream.h).
+ * A transfer: a program that is bound to memory and agreed with its peers, and its rounds. The session's lock guards
+ * all of it but the stream (flow/stream.h).
  *
- * Four counters say who may touch memory: `active` of a transfer counts every operation of a round, and every round ends
- * at 0; `pulling`, of a transfer and of an exchange, counts those of them that read in a peer's memory; `exposed` of an
- * exchange counts the buckets that a peer may read in ours; `stale_pulls` of the session counts the `pulling` of rounds
- * that have failed, and keeps connections open until it is 0.
+ * Four counters say who may touch memory: `active` of a transfer counts every operation of a round, and every round
+ * ends at 0; `pulling`, of a transfer and of an exchange, counts those of them that read in a peer's memory; `exposed`
+ * of an exchange counts the buckets that a peer may read in ours; `stale_pulls` of the session counts the `pulling` of
+ * rounds that have failed, and keeps connections open until it is 0.
  */
 #ifndef TB_TRANSFER_H
 #define TB_TRANSFER_H

@@ -1,4 +1,7 @@
-/* A cancel or a deadline: what it ends, and who was waited for. The session's lock is held in all but tb_transfer_waits. */
+/*
+ * A cancel or a deadline: what it ends, and who was waited for. The session's lock is held in all but
+ * tb_transfer_waits.
+ */
 #include <stdio.h>
 
 #include "round/transfer.h"

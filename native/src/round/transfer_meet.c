@@ -140,7 +140,9 @@ void tb_transfer_refuse(tb_transfer *transfer, int32_t code, int32_t rank, int o
 }
 
 void tb_transfer_check_prepared(tb_transfer *transfer) {
-    /* A thread may still open what an earlier attempt of a peer exported: tb_import_serve looks again when it is done. */
+    /*
+     * A thread may still open what an earlier attempt of a peer exported: tb_import_serve looks again when it is done.
+     */
     if (transfer->state != TB_TRANSFER_PREPARING || transfer->active > 0) {
         return;
     }
@@ -195,7 +197,10 @@ static void say_moved(tb_exchange *exchange) {
     tb_transfer_fail_prepare(exchange->transfer, TB_EINVALIDATED, exchange->peer->rank, ESTALE, message);
 }
 
-/* The two agree on it without a word. The rank that is to be read from exports; the one that reads says MATCH once it can. */
+/*
+ * The two agree on it without a word. The rank that is to be read from exports; the one that reads says MATCH once it
+ * can.
+ */
 static void choose_carrier(tb_exchange *exchange) {
     tb_transfer *transfer = exchange->transfer;
     tb_error error;
@@ -208,8 +213,8 @@ static void choose_carrier(tb_exchange *exchange) {
     }
     tb_wire_identity own = identity_of(transfer);
     bool lower = transfer->session->options.rank < exchange->peer->rank;
-    int32_t code = tb_carrier_select(transfer->session->carriers, lower ? &own : &exchange->identity, lower ? &exchange->identity : &own,
-                                     transfer->flags, &carrier, &error);
+    int32_t code = tb_carrier_select(transfer->session->carriers, lower ? &own : &exchange->identity,
+                                     lower ? &exchange->identity : &own, transfer->flags, &carrier, &error);
     if (code == TB_OK && (moved || (carrier->way == TB_WAY_JOINT) != exchange->jointly)) {
         say_moved(exchange);
         return;
@@ -273,8 +278,8 @@ void tb_transfer_meet_early(tb_exchange *exchange) {
 
 static int32_t keep_early(tb_peer *peer, const tb_early *what, tb_error *err) {
     if (peer->early_count >= TB_EARLY) {
-        return tb_fail(err, TB_EPROTOCOL, -1, 0, "it prepared more than %d transfers that this rank has not prepared yet",
-                       TB_EARLY);
+        return tb_fail(err, TB_EPROTOCOL, -1, 0,
+                       "it prepared more than %d transfers that this rank has not prepared yet", TB_EARLY);
     }
     tb_early *early = malloc(sizeof *early);
     if (early == NULL) {

@@ -1,6 +1,6 @@
 /*
- * What a transfer takes of memory, for as long as it is prepared. No lock is held: nobody else knows the transfer yet, or
- * any more.
+ * What a transfer takes of memory, for as long as it is prepared. No lock is held: nobody else knows the transfer yet,
+ * or any more.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -59,7 +59,8 @@ static int32_t allocate_tables(tb_transfer *transfer, tb_error *err) {
     transfer->slot_of = tb_table(header->bucket_count, sizeof *transfer->slot_of);
     transfer->free_slots = tb_table(transfer->program.slot_count, sizeof *transfer->free_slots);
     transfer->jobs.items = tb_table(header->bucket_count, sizeof(uint32_t));
-    transfer->exchanges = tb_table((uint64_t)header->channel_count + transfer->member_count, sizeof *transfer->exchanges);
+    transfer->exchanges =
+        tb_table((uint64_t)header->channel_count + transfer->member_count, sizeof *transfer->exchanges);
     pool->ring = ring_bytes(transfer);
     transfer->regions = tb_table(header->buffer_count, sizeof *transfer->regions);
     pool->piece_at = tb_table(header->piece_count, sizeof *pool->piece_at);
@@ -69,7 +70,8 @@ static int32_t allocate_tables(tb_transfer *transfer, tb_error *err) {
     if (!transfer->channels || !transfer->buckets || !transfer->waits || !transfer->slot_of || !transfer->free_slots
         || !transfer->jobs.items || !transfer->exchanges || !transfer->regions || !pool->piece_at || !pool->piece_end
         || !pool->order || !pool->readers || !transfer->reserved) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for tables of a transfer of %u buckets", header->bucket_count);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for tables of a transfer of %u buckets",
+                       header->bucket_count);
     }
     return TB_OK;
 }

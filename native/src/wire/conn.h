@@ -129,9 +129,9 @@ void tb_conn_close_orderly(tb_conn *conn, uint64_t deadline);
 
 void tb_conn_end(tb_conn *conn);
 /*
- * True if what a link gave says that its other side has closed it, which a rank does once it has come to rest: there was an
- * end of what it writes (tb_link_kind). A connection that was reset without one says nothing: its process may be gone, but
- * something between the two may have reset it as well, and the peer may still read this rank's memory.
+ * True if what a link gave says that its other side has closed it, which a rank does once it has come to rest: there
+ * was an end of what it writes (tb_link_kind). A connection that was reset without one says nothing: its process may be
+ * gone, but something between the two may have reset it as well, and the peer may still read this rank's memory.
  */
 static inline bool tb_conn_says_end(ssize_t moved) {
     return moved == 0 || moved == -EPIPE;

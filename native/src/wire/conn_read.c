@@ -93,7 +93,8 @@ static void finish_bucket(tb_conn *conn, const tb_wire_trailer *trailer) {
 /* Bytes changed on their way: what comes behind them cannot be told apart any more. */
 static bool changed(tb_conn *conn, const char *what) {
     tb_error error;
-    tb_fail(&error, TB_ECHECKSUM, -1, 0, "the %s of a frame of kind %u changed on its way", what, conn->arrival.header.kind);
+    tb_fail(&error, TB_ECHECKSUM, -1, 0, "the %s of a frame of kind %u changed on its way", what,
+            conn->arrival.header.kind);
     return broken(conn, &error);
 }
 

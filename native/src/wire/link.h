@@ -19,9 +19,9 @@ typedef struct tb_link_name {
 
 typedef struct tb_link_kind {
     /*
-     * Bytes moved, or a negative errno: -EAGAIN if it would block. 0 from readv and -EPIPE from writev: the other end has
-     * finished or closed the link. A link that broke otherwise, or whose other end is a process that was killed, gives
-     * another errno; TCP does that by itself (a reset after an end is EPIPE, one without is ECONNRESET).
+     * Bytes moved, or a negative errno: -EAGAIN if it would block. 0 from readv and -EPIPE from writev: the other end
+     * has finished or closed the link. A link that broke otherwise, or whose other end is a process that was killed,
+     * gives another errno; TCP does that by itself (a reset after an end is EPIPE, one without is ECONNRESET).
      */
     ssize_t (*readv)(tb_link *link, const struct iovec *iov, int count);
     ssize_t (*writev)(tb_link *link, const struct iovec *iov, int count);

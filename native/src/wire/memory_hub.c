@@ -1,6 +1,6 @@
 /*
- * The memory back end: sessions of one hub, in one process, find each other there. A hub's lock is taken before a session's,
- * never after it.
+ * The memory back end: sessions of one hub, in one process, find each other there. A hub's lock is taken before a
+ * session's, never after it.
  */
 #include <stdio.h>
 #include <stdlib.h>

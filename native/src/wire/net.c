@@ -1,4 +1,7 @@
-/* What a session's connections have in common: events for the caller, timers, peers. The session's lock is held but for init and free. */
+/*
+ * What a session's connections have in common: events for the caller, timers, peers. The session's lock is held but for
+ * init and free.
+ */
 #include "wire/net.h"
 
 #include <errno.h>

@@ -129,7 +129,8 @@ struct tb_net {
     uint32_t next_loop;
     bool accept_pending; /* someone asks for a connection, or may be there now */
     bool closing;
-    uint32_t stale_pulls; /* reads of peers' memory for rounds that failed: no connection is closed before they are over */
+    /* Reads of peers' memory for rounds that failed: no connection is closed before they are over. */
+    uint32_t stale_pulls;
     uint64_t next_timer;
     uint64_t next_tick;
     tb_peer **peers; /* by rank; NULL if there was nothing to do with it */

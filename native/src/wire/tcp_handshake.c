@@ -1,7 +1,7 @@
 /*
- * The handshake: a hello both ways, then a proof and a verdict both ways, first of the side that connected. Nothing else
- * is read before both sides have accepted, and never more than the next expected bytes. In the connection's thread, which
- * takes the session's lock to ask the caller.
+ * The handshake: a hello both ways, then a proof and a verdict both ways, first of the side that connected. Nothing
+ * else is read before both sides have accepted, and never more than the next expected bytes. In the connection's
+ * thread, which takes the session's lock to ask the caller.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -127,8 +127,8 @@ static void refuse(tb_conn *conn, const tb_error *error, bool tell) {
 /* ---- hearing ------------------------------------------------------------------------------------------- */
 
 /*
- * Reads what the peer says that it is; our own hello goes out even if the peer is refused, so that it can tell why. The lock
- * is held.
+ * Reads what the peer says that it is; our own hello goes out even if the peer is refused, so that it can tell why. The
+ * lock is held.
  */
 static void hear_hello(tb_conn *conn, const uint8_t *bytes) {
     tb_net *net = conn->net;
@@ -194,8 +194,10 @@ static void hear_verdict(tb_conn *conn, int32_t code) {
 
 static bool changed(tb_conn *conn) {
     tb_error error;
-    tb_fail(&error, TB_ECHECKSUM, conn->rank, 0, "what came from rank %d, or from somebody in its name, is not a frame of the handshake, or changed on its way",
-            conn->rank);
+    tb_fail(
+        &error, TB_ECHECKSUM, conn->rank, 0,
+        "what came from rank %d, or from somebody in its name, is not a frame of the handshake, or changed on its way",
+        conn->rank);
     refuse(conn, &error, false);
     return false;
 }

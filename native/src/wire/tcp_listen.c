@@ -1,6 +1,6 @@
 /*
- * Listening: connections are taken, and wait in a bounded number for their handshake. In the first thread, which takes the
- * session's lock to count them.
+ * Listening: connections are taken, and wait in a bounded number for their handshake. In the first thread, which takes
+ * the session's lock to count them.
  */
 #include <errno.h>
 #include <fcntl.h>

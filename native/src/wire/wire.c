@@ -35,9 +35,10 @@ int32_t tb_hello_check(const tb_hello *theirs, const tb_hello *ours, int32_t pee
         return tb_fail(err, TB_EAUTH, peer, 0, "the peer belongs to another namespace");
     }
     if (theirs->generation != ours->generation || theirs->world != ours->world) {
-        return tb_fail(err, TB_EAUTH, peer, 0, "the peer has generation %llu and a world of %d, this rank generation %llu and a world of %d",
-                       (unsigned long long)theirs->generation, theirs->world,
-                       (unsigned long long)ours->generation, ours->world);
+        return tb_fail(err, TB_EAUTH, peer, 0,
+                       "the peer has generation %llu and a world of %d, this rank generation %llu and a world of %d",
+                       (unsigned long long)theirs->generation, theirs->world, (unsigned long long)ours->generation,
+                       ours->world);
     }
     if (theirs->peer != ours->rank || theirs->rank < 0 || theirs->rank >= ours->world
         || theirs->rank == ours->rank || (peer >= 0 && theirs->rank != peer)) {

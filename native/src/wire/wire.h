@@ -94,7 +94,9 @@ typedef struct tb_wire_trailer {
     uint32_t crc; /* of the header and the payload, or 0 if no checksum was asked for */
 } tb_wire_trailer;
 
-/* A header that changed would put a payload that did not into another's place: the checksum of a bucket begins with it. */
+/*
+ * A header that changed would put a payload that did not into another's place: the checksum of a bucket begins with it.
+ */
 static inline uint32_t tb_wire_header_crc(const tb_wire_header *header) {
     return tb_crc32c(0, header, sizeof *header);
 }
@@ -109,8 +111,7 @@ typedef struct tb_wire_identity {
     uint32_t carriers;  /* bits of tb_carrier_bits */
     uint32_t memory;    /* bits of the kinds that its tensors lie in */
     uint8_t device[16]; /* UUID of the GPU that its tensors lie on, or 0 */
-    uint32_t nccl;      /* version of its library, or 0 */
-    uint32_t ucx;       /* what its library speaks: bits of tb_ucx_speaks */
+    uint32_t facts[2];  /* a word of each carrier that has one, as its library is; carriers/registry.h says whose */
     int32_t book;       /* the sender's descriptor of its book (book.h), or -1 */
     uint32_t reserved2;
     uint8_t nonce[16]; /* in a PREPARE: what the receiver has to place in its own book for the sender */

@@ -1,8 +1,8 @@
 /*
- * The carrier of one GPU, or of GPUs that reach each other: a target opens the allocations that its source's tensors lie
- * in by their IPC handles, and its own kernels move elements from there to where they belong, cast and fold included.
- * Within one process there is nothing to open: its addresses are ours. A source describes its memory with the session's
- * lock; all else runs without it, in a thread of the session or in the worker's.
+ * The carrier of one GPU, or of GPUs that reach each other: a target opens the allocations that its source's tensors
+ * lie in by their IPC handles, and its own kernels move elements from there to where they belong, cast and fold
+ * included. Within one process there is nothing to open: its addresses are ours. A source describes its memory with the
+ * session's lock; all else runs without it, in a thread of the session or in the worker's.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -148,7 +148,8 @@ static int32_t ipc_open(tb_import *import, const tb_exchange *exchange, tb_error
     import->opened = opened;
     uint64_t *addresses = calloc((size_t)import->region_count + 1, sizeof *addresses);
     if (addresses == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u regions of rank %d", import->region_count, import->rank);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u regions of rank %d", import->region_count,
+                       import->rank);
     }
     open_call ask = {import, opened, tb_own_find(import, exchange, addresses) ? addresses : NULL};
     int32_t code = tb_cuda_worker_call(tb_device_worker(device), do_open, &ask, err);

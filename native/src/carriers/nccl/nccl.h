@@ -63,7 +63,9 @@ struct tb_nccl_set {
     tb_nccl_slot slots[2];
 };
 
-/* What a peer has said of rounds: the latest that it has begun, on which communicator, and the latest that it gave up. */
+/*
+ * What a peer has said of rounds: the latest that it has begun, on which communicator, and the latest that it gave up.
+ */
 typedef struct tb_nccl_said {
     uint64_t begun;
     uint32_t begun_epoch;
@@ -74,7 +76,8 @@ typedef struct tb_nccl_said {
 enum {
     TB_NCCL_BEGIN = TB_FRAME_CARRIER, /* the sender has begun the round; sequence: the epoch; to the rank that leads */
     TB_NCCL_TURN,                     /* all have, and it is next on their communicator; from the rank that leads */
-    TB_NCCL_DRAIN, /* all have given the round up: what is still sent is of no use to anybody; from the rank that leads */
+    /* All have given the round up: what is still sent is of no use to anybody; from the rank that leads. */
+    TB_NCCL_DRAIN,
 };
 
 /* A transfer's part of this carrier, and a round of it, from its post to its end. */

@@ -60,8 +60,8 @@ static int32_t too_old(const tb_nccl_api *api, tb_error *err, const char *lacks)
 
 static int32_t find_first(tb_nccl_api *api, void *library, tb_error *err) {
 #define FIND(result, name, arguments)                                                                                  \
-    if (!tb_library_find(library, #name, &api->name)) {                                                                           \
-        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is not NCCL: it does not have %s", api->path, #name);                       \
+    if (!tb_library_find(library, #name, &api->name)) {                                                                \
+        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is not NCCL: it does not have %s", api->path, #name);              \
     }
     TB_NCCL_FIRST_FUNCTIONS(FIND)
 #undef FIND
@@ -70,7 +70,7 @@ static int32_t find_first(tb_nccl_api *api, void *library, tb_error *err) {
 
 static int32_t find_others(tb_nccl_api *api, void *library, tb_error *err) {
 #define FIND(result, name, arguments)                                                                                  \
-    if (!tb_library_find(library, #name, &api->name)) {                                                                           \
+    if (!tb_library_find(library, #name, &api->name)) {                                                                \
         return too_old(api, err, #name);                                                                               \
     }
     TB_NCCL_FUNCTIONS(FIND)

@@ -1,4 +1,7 @@
-/* The memory that steps take of the device, from prepare to release. The session's lock is held unless a comment says otherwise. */
+/*
+ * The memory that steps take of the device, from prepare to release. The session's lock is held unless a comment says
+ * otherwise.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -29,7 +29,8 @@ int32_t tb_session_use_nccl(uint64_t handle, const char *library, tb_error *err)
         return TB_ECLOSED;
     }
     tb_nccl *nccl = calloc(1, sizeof *nccl);
-    int32_t code = nccl == NULL ? tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for NCCL") : tb_nccl_version(library, &version, err);
+    int32_t code = nccl == NULL ? tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for NCCL")
+                                : tb_nccl_version(library, &version, err);
     if (code == TB_OK) {
         code = load(session, library, nccl, err);
     }
@@ -43,7 +44,7 @@ int32_t tb_session_use_nccl(uint64_t handle, const char *library, tb_error *err)
     nccl->task.step = tb_nccl_task_step;
     pthread_mutex_lock(&session->lock);
     session->carrier_state[TB_CARRIER_NCCL] = nccl;
-    session->identity.nccl = version;
+    session->identity.facts[TB_FACT_NCCL] = version;
     pthread_mutex_unlock(&session->lock);
     tb_handle_put(handle);
     return TB_OK;

@@ -54,7 +54,9 @@ typedef struct tb_nccl_steps {
 
 /* The steps, and how much memory of the device they take. elsewhere: by channel, those that others move; NULL: none. */
 int32_t tb_nccl_steps_plan(const tb_program *program, const bool *elsewhere, tb_nccl_steps *plan, tb_error *err);
-/* Fills the addresses in, once, for memory of device_bytes, and makes the moves. pool: where pieces lie if it is mixed. */
+/*
+ * Fills the addresses in, once, for memory of device_bytes, and makes the moves. pool: where pieces lie if it is mixed.
+ */
 int32_t tb_nccl_steps_place(const tb_program *program, const tb_binding *bindings, const tb_pool *pool, uint64_t memory,
                             tb_nccl_steps *plan, tb_error *err);
 void tb_nccl_steps_free(tb_nccl_steps *plan);

@@ -1,6 +1,6 @@
 /*
- * The places of everything that a transfer's steps use, filled in once its memory is there: the addresses of what is sent and
- * received, and the moves that pack, unpack and fold. No lock is needed.
+ * The places of everything that a transfer's steps use, filled in once its memory is there: the addresses of what is
+ * sent and received, and the moves that pack, unpack and fold. No lock is needed.
  */
 #include <stdlib.h>
 

@@ -1,4 +1,7 @@
-/* The operations of this carrier: transfers and rounds over NCCL. The session's lock is held unless a comment says otherwise. */
+/*
+ * The operations of this carrier: transfers and rounds over NCCL. The session's lock is held unless a comment says
+ * otherwise.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -276,12 +279,13 @@ static void submit(tb_pull *pull) {
 
 static const char *lacks(const tb_wire_identity *a, const tb_wire_identity *b, char *words, size_t size,
                          int32_t *code) {
-    if (a->nccl == 0 || b->nccl == 0) {
+    uint32_t mine = a->facts[TB_FACT_NCCL], other = b->facts[TB_FACT_NCCL];
+    if (mine == 0 || other == 0) {
         return "one of the two has not loaded the library";
     }
-    if (a->nccl != b->nccl) {
-        snprintf(words, size, "one has version %u.%u.%u and the other %u.%u.%u", a->nccl / 10000, a->nccl / 100 % 100,
-                 a->nccl % 100, b->nccl / 10000, b->nccl / 100 % 100, b->nccl % 100);
+    if (mine != other) {
+        snprintf(words, size, "one has version %u.%u.%u and the other %u.%u.%u", mine / 10000, mine / 100 % 100,
+                 mine % 100, other / 10000, other / 100 % 100, other % 100);
         return words;
     }
     bool may_share = (a->carriers & b->carriers & TB_CARRY_SHARED_GPU) != 0;

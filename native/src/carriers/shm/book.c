@@ -128,7 +128,8 @@ int32_t tb_book_open(const tb_wire_identity *source, int32_t rank, int32_t world
     int error = tb_file_of(source->pid, source->book, fd);
     if (error == EACCES || error == EPERM) {
         return tb_fail(err, TB_EUNSUPPORTED, rank, error,
-                       "memory of rank %d cannot be opened by way of /proc/%d/fd (another user, or a process that is not dumpable)",
+                       "memory of rank %d cannot be opened by way of /proc/%d/fd (another user, or a process that is "
+                       "not dumpable)",
                        rank, source->pid);
     }
     if (error == 0 && answers(*fd, rank, world, own, nonce)) {

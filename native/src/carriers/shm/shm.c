@@ -1,8 +1,8 @@
 /*
  * The carrier of one host: a target reads shared memory through a mapping of its own, and private memory of another
- * process by process_vm_readv, through a buffer that stays in the second-level cache. A process that is read in is pinned
- * by a pidfd, and known by when it began: a number that was given to another process is noticed before a bucket counts. A
- * source describes its memory with the session's lock; a target opens and moves without it.
+ * process by process_vm_readv, through a buffer that stays in the second-level cache. A process that is read in is
+ * pinned by a pidfd, and known by when it began: a number that was given to another process is noticed before a bucket
+ * counts. A source describes its memory with the session's lock; a target opens and moves without it.
  */
 #include <errno.h>
 #include <poll.h>
@@ -91,10 +91,12 @@ static int32_t pin(tb_import *import, shm_import *opened, tb_error *err) {
     opened->pid_fd = (int)syscall(SYS_pidfd_open, import->identity.pid, 0);
     int os_errno = opened->pid_fd < 0 ? errno : 0;
     if (os_errno == ENOSYS || os_errno == EPERM) {
-        return tb_fail(err, TB_EUNSUPPORTED, import->rank, os_errno, "the process of rank %d cannot be opened (pidfd_open)", import->rank);
+        return tb_fail(err, TB_EUNSUPPORTED, import->rank, os_errno,
+                       "the process of rank %d cannot be opened (pidfd_open)", import->rank);
     }
     if (os_errno != 0 && os_errno != ESRCH) {
-        return tb_fail(err, TB_ESYSTEM, import->rank, os_errno, "the process of rank %d cannot be opened (pidfd_open)", import->rank);
+        return tb_fail(err, TB_ESYSTEM, import->rank, os_errno, "the process of rank %d cannot be opened (pidfd_open)",
+                       import->rank);
     }
     if (os_errno == ESRCH || !tb_identity_lives(&import->identity)) {
         return tb_fail(err, TB_EPEER_LOST, import->rank, 0, "the process of rank %d is gone", import->rank);
@@ -203,10 +205,12 @@ static int32_t shm_open(tb_import *import, const tb_exchange *exchange, tb_error
     import->opened = opened;
     if (opened == NULL || addresses == NULL) {
         free(addresses);
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u regions of rank %d", import->region_count, import->rank);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u regions of rank %d", import->region_count,
+                       import->rank);
     }
     opened->pid_fd = -1;
-    int32_t code = tb_own_find(import, exchange, addresses) ? take_own(import, addresses, err) : open_other(import, err);
+    int32_t code =
+        tb_own_find(import, exchange, addresses) ? take_own(import, addresses, err) : open_other(import, err);
     free(addresses);
     return code;
 }

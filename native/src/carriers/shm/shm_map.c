@@ -49,8 +49,8 @@ static int32_t open_file(const tb_wire_identity *identity, const tb_shm_file *fi
         return TB_OK;
     }
     if (os_errno == EACCES || os_errno == EPERM) {
-        return tb_fail(err, TB_EUNSUPPORTED, rank, os_errno, "shared memory of rank %d cannot be opened by way of /proc/%d/fd",
-                       rank, identity->pid);
+        return tb_fail(err, TB_EUNSUPPORTED, rank, os_errno,
+                       "shared memory of rank %d cannot be opened by way of /proc/%d/fd", rank, identity->pid);
     }
     bool gone = os_errno == ENOENT && !tb_identity_lives(identity);
     return tb_fail(err, gone ? TB_EPEER_LOST : TB_EREGION, rank, os_errno, "shared memory of rank %d", rank);

@@ -6,7 +6,9 @@
 
 typedef struct tb_shm_map tb_shm_map;
 
-/* What a source says of a region in shared memory: the file, its own descriptor of it, and where the region lies in it. */
+/*
+ * What a source says of a region in shared memory: the file, its own descriptor of it, and where the region lies in it.
+ */
 typedef struct tb_shm_file {
     int32_t descriptor;
     uint32_t reserved;

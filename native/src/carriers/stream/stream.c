@@ -1,6 +1,6 @@
 /*
- * The stream: buckets travel as frames over the connections of the two ranks, which wire/ moves. There is nothing more to
- * it than its facts. No lock is needed.
+ * The stream: buckets travel as frames over the connections of the two ranks, which wire/ moves. There is nothing more
+ * to it than its facts. No lock is needed.
  */
 #include "carriers/registry.h"
 #include "round/carrier.h"

@@ -1,8 +1,8 @@
 /*
- * UCX in a session: two workers of one context, whose memory, end points and requests are all used by one thread, which others
- * hand tasks to. One worker reads, the other is read from: UCX takes two end points that two workers make to each other for
- * the two ends of one connection, and what ends the one ends the other. What stands here is that thread's, unless a comment
- * says otherwise.
+ * UCX in a session: two workers of one context, whose memory, end points and requests are all used by one thread, which
+ * others hand tasks to. One worker reads, the other is read from: UCX takes two end points that two workers make to
+ * each other for the two ends of one connection, and what ends the one ends the other. What stands here is that
+ * thread's, unless a comment says otherwise.
  */
 #ifndef TB_UCX_H
 #define TB_UCX_H
@@ -40,7 +40,9 @@ typedef struct tb_ucx_task {
     void (*run)(tb_ucx *ucx, struct tb_ucx_task *task);
 } tb_ucx_task;
 
-/* Memory of this rank that was registered. Does not change until it is unmapped; the session's lock need not be held. */
+/*
+ * Memory of this rank that was registered. Does not change until it is unmapped; the session's lock need not be held.
+ */
 typedef struct tb_ucx_memory {
     uint64_t address, bytes;
     int type;
@@ -58,8 +60,9 @@ typedef struct tb_ucx_place {
 } tb_ucx_place;
 
 /*
- * GPU memory that buckets of one transfer come into whose elements do not come to where they belong: kernels bring them there.
- * Each bucket has its place in it for good, since the kernels' tables name it, and waits for it while another bucket is there.
+ * GPU memory that buckets of one transfer come into whose elements do not come to where they belong: kernels bring them
+ * there. Each bucket has its place in it for good, since the kernels' tables name it, and waits for it while another
+ * bucket is there.
  */
 typedef struct tb_ucx_bounce {
     struct tb_ucx_bounce *next; /* behind the lock, */
@@ -209,16 +212,16 @@ static inline tb_ucx *tb_ucx_of(const tb_session *session) {
 /* Starts the thread of workers that were made. */
 int32_t tb_ucx_start(tb_ucx *ucx, tb_error *err);
 /*
- * Ends it, once all tasks are done and all end points are closed. False if it cannot be known that UCX touches nothing any more,
- * and all has to stay as it is: end points that were not closed in time, whose thread has ended; or a thread that does not come
- * back from UCX, or rests because the process ends, which is left to itself.
+ * Ends it, once all tasks are done and all end points are closed. False if it cannot be known that UCX touches nothing
+ * any more, and all has to stay as it is: end points that were not closed in time, whose thread has ended; or a thread
+ * that does not come back from UCX, or rests because the process ends, which is left to itself.
  */
 bool tb_ucx_stop(tb_ucx *ucx);
 void tb_ucx_post(tb_ucx *ucx, tb_ucx_task *task);
 /*
- * Has the thread do something, and waits for it; a function that returns TB_UCX_AGAIN is called again after what else there is
- * to do. TB_EUNSUPPORTED if UCX does not come back, or the process ends: then it may still be done later, so that the argument
- * is the thread's; if it was not begun, err is NULL then.
+ * Has the thread do something, and waits for it; a function that returns TB_UCX_AGAIN is called again after what else
+ * there is to do. TB_EUNSUPPORTED if UCX does not come back, or the process ends: then it may still be done later, so
+ * that the argument is the thread's; if it was not begun, err is NULL then.
  */
 enum { TB_UCX_AGAIN = 1 };
 int32_t tb_ucx_call(tb_ucx *ucx, int32_t (*function)(tb_ucx *ucx, void *argument, tb_error *err), void *argument,
@@ -228,7 +231,10 @@ int32_t tb_ucx_call(tb_ucx *ucx, int32_t (*function)(tb_ucx *ucx, void *argument
 
 int32_t tb_ucx_open(tb_import *import, const tb_exchange *exchange, tb_error *err);
 void tb_ucx_close(tb_import *import);
-/* In the thread: whether the end point is there, which is made anew after a failure; false: not now, or *err says why not. */
+/*
+ * In the thread: whether the end point is there, which is made anew after a failure; false: not now, or *err says why
+ * not.
+ */
 enum tb_ucx_reached { TB_UCX_REACHED, TB_UCX_NOT_YET, TB_UCX_UNREACHED };
 enum tb_ucx_reached tb_ucx_reach(tb_ucx_source *source, tb_error *err);
 /* In the thread: ends all gets under way with TB_UCS_CANCELED; nothing of them lands once source->gets is 0. */
@@ -258,7 +264,9 @@ static inline const tb_ucx_chunk *tb_ucx_chunk_of(const tb_ucx_unpack *unpack, u
 /* ---- ucx_move.c ----------------------------------------------------------------------------------------- */
 
 void tb_ucx_submit(tb_pull *pull);
-/* In the thread: asks for what can be asked for, puts what has come, and ends what is over. True if something was done. */
+/*
+ * In the thread: asks for what can be asked for, puts what has come, and ends what is over. True if something was done.
+ */
 bool tb_ucx_moves_go_on(tb_ucx *ucx);
 
 #endif

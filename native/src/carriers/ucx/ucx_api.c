@@ -20,8 +20,8 @@ _Static_assert(offsetof(tb_ucp_map_params, memory_type) == 32, "ucp_mem_map_para
 _Static_assert(offsetof(tb_ucp_request_param, call) == 16 && offsetof(tb_ucp_request_param, memory) == 64,
                "ucp_request_param_t");
 
-int32_t tb_ucx_fail(const tb_ucx_api *api, tb_ucs_status status, int32_t code, int32_t rank, tb_error *err, const char *fmt,
-                    ...) {
+int32_t tb_ucx_fail(const tb_ucx_api *api, tb_ucs_status status, int32_t code, int32_t rank, tb_error *err,
+                    const char *fmt, ...) {
     char what[160];
     va_list arguments;
     va_start(arguments, fmt);
@@ -39,13 +39,14 @@ static int32_t find(void *table, const char *path, void *library, tb_error *err)
     api->path = path;
 #define FIND(result, name, arguments)                                                                                  \
     if (!tb_library_find(library, #name, &api->name)) {                                                                \
-        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is not UCX 1.13 or newer: it does not have %s", path, #name);            \
+        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is not UCX 1.13 or newer: it does not have %s", path, #name);      \
     }
     TB_UCX_FIRST_FUNCTIONS(FIND)
     api->ucp_get_version(&major, &minor, &patch);
     api->version = major * 10000 + minor * 100 + patch;
     if (major != API_MAJOR || api->version < LEAST_VERSION) {
-        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is UCX %u.%u.%u; 1.13 or newer is needed", path, major, minor, patch);
+        return tb_fail(err, TB_ELIBRARY, -1, 0, "%s is UCX %u.%u.%u; 1.13 or newer is needed", path, major, minor,
+                       patch);
     }
     TB_UCX_FUNCTIONS(FIND)
 #undef FIND
@@ -53,9 +54,10 @@ static int32_t find(void *table, const char *path, void *library, tb_error *err)
 }
 
 /*
- * As it is loaded, the library takes SIGSEGV and others for itself, gives this thread a stack for them, and patches mmap and
- * its kin in libc, to see memory come and go, while other threads run. Signals belong to the program, whose virtual machine
- * lives by SIGSEGV, and are put back; only the environment keeps it from the rest. The loader's lock guards this.
+ * As it is loaded, the library takes SIGSEGV and others for itself, gives this thread a stack for them, and patches
+ * mmap and its kin in libc, to see memory come and go, while other threads run. Signals belong to the program, whose
+ * virtual machine lives by SIGSEGV, and are put back; only the environment keeps it from the rest. The loader's lock
+ * guards this.
  */
 static struct {
     struct sigaction actions[NSIG];
@@ -115,8 +117,9 @@ int32_t tb_ucx_load(const char *path, const tb_ucx_api **api, tb_error *err) {
 /* ---- contexts ------------------------------------------------------------------------------------------ */
 
 /*
- * What the library would do by default and a host program must not find: it keeps registrations, which we do, and would have
- * to see memory go; it takes no notice of the end of a peer on the same host; and it writes to the standard output.
+ * What the library would do by default and a host program must not find: it keeps registrations, which we do, and would
+ * have to see memory go; it takes no notice of the end of a peer on the same host; and it writes to the standard
+ * output.
  */
 static tb_ucs_status configure(const tb_ucx_api *api, tb_ucp_config config, const char *transports) {
     /* Names of transports' own settings are kept until one knows them; older versions leave out the transport. */
@@ -183,8 +186,8 @@ static bool has_rdma(const tb_ucx_api *api, tb_ucp_context context) {
 }
 
 /*
- * The protocols that are usual from 1.16 on know of what type memory is at either end. Those before, which the environment
- * can ask for, copy small reads and emulated ones by memcpy: of CUDA memory the process would die.
+ * The protocols that are usual from 1.16 on know of what type memory is at either end. Those before, which the
+ * environment can ask for, copy small reads and emulated ones by memcpy: of CUDA memory the process would die.
  */
 static bool reads_by_type(const tb_ucx_api *api) {
     static const char *const yes[] = {"y", "yes", "Y", "YES", "on", "1"};
@@ -199,7 +202,8 @@ static bool reads_by_type(const tb_ucx_api *api) {
 int32_t tb_ucx_context_make(const tb_ucx_api *api, const char *transports, tb_ucp_context *context, uint32_t *speaks,
                             tb_error *err) {
     tb_ucp_config config = NULL;
-    tb_ucp_params params = {.field_mask = TB_UCP_PARAM_FEATURES, .features = TB_UCP_FEATURE_RMA | TB_UCP_FEATURE_WAKEUP};
+    tb_ucp_params params = {.field_mask = TB_UCP_PARAM_FEATURES,
+                            .features = TB_UCP_FEATURE_RMA | TB_UCP_FEATURE_WAKEUP};
     tb_ucp_context_attr attr = {.field_mask = TB_UCP_CONTEXT_MEMORY_TYPES};
     tb_ucs_status status = api->ucp_config_read(NULL, NULL, &config);
     if (status == TB_UCS_OK) {
@@ -212,7 +216,8 @@ int32_t tb_ucx_context_make(const tb_ucx_api *api, const char *transports, tb_uc
         api->ucp_config_release(config);
     }
     if (status != TB_UCS_OK) {
-        return tb_ucx_fail(api, status, TB_EUNSUPPORTED, -1, err, "UCX has no context with these transports and devices");
+        return tb_ucx_fail(api, status, TB_EUNSUPPORTED, -1, err,
+                           "UCX has no context with these transports and devices");
     }
     *speaks = TB_UCX_SPOKEN | (has_rdma(api, *context) ? TB_UCX_RDMA : 0);
     if (reads_by_type(api) && api->ucp_context_query(*context, &attr) == TB_UCS_OK

@@ -1,7 +1,8 @@
 /*
- * UCX, libucp.so.0: never linked, loaded when a session is to use it. Every function that is used stands in one table, under
- * the name that the library exports. Its structs are read by their field masks: what a library knows beyond the fields that
- * we name, it does not look at, so one form serves 1.13 and what came after it. docs/ucx.md says how each fact is known.
+ * UCX, libucp.so.0: never linked, loaded when a session is to use it. Every function that is used stands in one table,
+ * under the name that the library exports. Its structs are read by their field masks: what a library knows beyond the
+ * fields that we name, it does not look at, so one form serves 1.13 and what came after it. docs/ucx.md says how each
+ * fact is known.
  *
  * A worker, and everything that was made with it, is used by one thread alone: that of its session (ucx_thread.c).
  */
@@ -178,14 +179,15 @@ typedef struct tb_ucx_api {
 } tb_ucx_api;
 
 /*
- * Loads the library, once for each path, and for good. NULL is $TENSOR_BUS_LIBUCP, else libucp.so.0. TB_ELIBRARY if it is
- * missing or too old. What it does to the process as it is loaded, handlers of signals, is undone.
+ * Loads the library, once for each path, and for good. NULL is $TENSOR_BUS_LIBUCP, else libucp.so.0. TB_ELIBRARY if it
+ * is missing or too old. What it does to the process as it is loaded, handlers of signals, is undone.
  */
 int32_t tb_ucx_load(const char *path, const tb_ucx_api **api, tb_error *err);
 
 /*
- * A context that takes what `transports` names of UCX's transports (UCX_TLS); NULL or "": what the environment says, and else
- * all but TCP, by which UCX lets everybody who reaches its port read and write this process. *speaks: see tb_ucx_speaks.
+ * A context that takes what `transports` names of UCX's transports (UCX_TLS); NULL or "": what the environment says,
+ * and else all but TCP, by which UCX lets everybody who reaches its port read and write this process. *speaks: see
+ * tb_ucx_speaks.
  */
 int32_t tb_ucx_context_make(const tb_ucx_api *api, const char *transports, tb_ucp_context *context, uint32_t *speaks,
                             tb_error *err);

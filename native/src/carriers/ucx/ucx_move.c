@@ -1,8 +1,8 @@
 /*
- * Buckets that are read. What lies in runs at both ends, of one element type, comes to where it belongs; the rest comes into
- * slots, from where it is gathered, cast and folded: on a GPU by its kernels, all of a bucket at once (ucx_unpack.c). A bucket is
- * put in its order, whatever order its gets come in. All of this
- * but tb_ucx_submit runs in the thread of the workers; no lock is needed.
+ * Buckets that are read. What lies in runs at both ends, of one element type, comes to where it belongs; the rest comes
+ * into slots, from where it is gathered, cast and folded: on a GPU by its kernels, all of a bucket at once
+ * (ucx_unpack.c). A bucket is put in its order, whatever order its gets come in. All of this but tb_ucx_submit runs in
+ * the thread of the workers; no lock is needed.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -184,8 +184,8 @@ static tb_ucx_place in_slot(const tb_ucx *ucx, uint8_t *at) {
 }
 
 /*
- * Short runs that lie close together are read with what lies between: the cursor of the source then goes over the slot as it
- * would over the source. 0 if they do not lie so.
+ * Short runs that lie close together are read with what lies between: the cursor of the source then goes over the slot
+ * as it would over the source. 0 if they do not lie so.
  */
 static uint64_t step_span(tb_ucx *ucx, tb_ucx_move *move, tb_ucx_step *step, int runs) {
     uint64_t first = (uint64_t)(uintptr_t)ucx->runs[0].iov_base, end = first, bytes = 0;
@@ -273,7 +273,8 @@ static bool ask_places(tb_ucx_move *move) {
     uint8_t stage = tb_bucket_channel(&move->pull->transfer->program, move->pull->bucket)->stage;
     move->places = calloc((size_t)bucket->chunk_count + 1, sizeof *move->places);
     if (move->places == NULL) {
-        move->code = tb_fail(&move->error, TB_ENO_MEMORY, -1, 0, "no memory for the places of %u pieces", bucket->chunk_count);
+        move->code =
+            tb_fail(&move->error, TB_ENO_MEMORY, -1, 0, "no memory for the places of %u pieces", bucket->chunk_count);
         return false;
     }
     move->places_wait.move = move;

@@ -1,6 +1,6 @@
 /*
- * UCX in a session: its context and workers, and the memory that it registers. What calls the library runs in the thread of the
- * workers, or before there is one; no lock is needed, unless carrier.h says that the session's is held.
+ * UCX in a session: its context and workers, and the memory that it registers. What calls the library runs in the
+ * thread of the workers, or before there is one; no lock is needed, unless carrier.h says that the session's is held.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -64,8 +64,8 @@ static int32_t do_map(tb_ucx *ucx, void *argument, tb_error *err) {
 }
 
 /*
- * A peer that gave up reads no more, but what it had asked our worker for may wait to be answered: that is done while the
- * memory is there, a turn at a time, between which other rounds go on.
+ * A peer that gave up reads no more, but what it had asked our worker for may wait to be answered: that is done while
+ * the memory is there, a turn at a time, between which other rounds go on.
  */
 static int32_t do_unmap(tb_ucx *ucx, void *argument, tb_error *err) {
     (void)err;
@@ -320,7 +320,7 @@ int32_t tb_session_use_ucx(uint64_t handle, const char *library, const char *tra
             code = may_use(session, err); /* another thread may have been faster */
             if (code == TB_OK) {
                 session->carrier_state[TB_CARRIER_UCX] = ucx;
-                session->identity.ucx = ucx->speaks;
+                session->identity.facts[TB_FACT_UCX] = ucx->speaks;
             }
             pthread_mutex_unlock(&session->lock);
         }
@@ -339,9 +339,10 @@ static int32_t session_free(tb_session *session, tb_error *err) {
         return TB_OK;
     }
     if (!tb_ucx_stop(ucx)) {
-        return tb_fail(err, TB_EQUARANTINED, session->options.rank, 0,
-                       "the thread of UCX was left behind: a call did not return, or the process is ending. UCX may still "
-                       "touch what was registered with it");
+        return tb_fail(
+            err, TB_EQUARANTINED, session->options.rank, 0,
+            "the thread of UCX was left behind: a call did not return, or the process is ending. UCX may still "
+            "touch what was registered with it");
     }
     give_back(session, ucx);
     return TB_OK;
@@ -354,22 +355,23 @@ static bool streams(const tb_wire_identity *identity) {
 }
 
 /*
- * CUDA memory needs a library that was built for it at both ends. Without an RDMA device it is no faster than a stream, and only
- * those take it who have nothing else: for memory of the host.
+ * CUDA memory needs a library that was built for it at both ends. Without an RDMA device it is no faster than a stream,
+ * and only those take it who have nothing else: for memory of the host.
  */
 static const char *lacks(const tb_wire_identity *a, const tb_wire_identity *b, char *words, size_t size,
                          int32_t *code) {
     (void)words;
     (void)size;
     (void)code;
-    if ((a->ucx & b->ucx & TB_UCX_SPOKEN) == 0) {
+    uint32_t both = a->facts[TB_FACT_UCX] & b->facts[TB_FACT_UCX];
+    if ((both & TB_UCX_SPOKEN) == 0) {
         return "one of the two has no UCX";
     }
     bool cuda = ((a->memory | b->memory) & TB_MEMORY_CUDA) != 0;
-    if (cuda && (a->ucx & b->ucx & TB_UCX_CUDA) == 0) {
+    if (cuda && (both & TB_UCX_CUDA) == 0) {
         return "UCX at one of the two does not move CUDA memory";
     }
-    bool rdma = (a->ucx & b->ucx & TB_UCX_RDMA) != 0;
+    bool rdma = (both & TB_UCX_RDMA) != 0;
     return rdma || cuda || !streams(a) || !streams(b) ? NULL : "UCX finds no RDMA device at one of the two";
 }
 

@@ -1,7 +1,7 @@
 /*
- * Another rank's memory: an end point of its own for each transfer, so that what is given up with one of them leaves the
- * others alone. An end point that failed is closed, and made anew when it is wanted again. No lock is held but for what a
- * session's thread waits for, the probe, which is behind that of the session's UCX.
+ * Another rank's memory: an end point of its own for each transfer, so that what is given up with one of them leaves
+ * the others alone. An end point that failed is closed, and made anew when it is wanted again. No lock is held but for
+ * what a session's thread waits for, the probe, which is behind that of the session's UCX.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -12,8 +12,8 @@
 #include "carriers/ucx/ucx.h"
 
 /*
- * UCX reads addresses and keys without being told how long they are. What a peer says is therefore copied in front of a tail
- * that ends whatever is read there: zeros are the shortest entries, and 0xff ends their lists.
+ * UCX reads addresses and keys without being told how long they are. What a peer says is therefore copied in front of a
+ * tail that ends whatever is read there: zeros are the shortest entries, and 0xff ends their lists.
  */
 enum { TAIL_ZEROS = 20 << 10, TAIL_ENDS = 4 << 10, LOOK_MS = 20 };
 
@@ -210,7 +210,8 @@ static int32_t copy_said(tb_ucx_source *source, const tb_import *import, tb_erro
     }
     source->said = calloc(1, bytes + TAIL_ZEROS + TAIL_ENDS);
     if (source->said == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for keys of %u regions of rank %d", import->region_count, import->rank);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for keys of %u regions of rank %d", import->region_count,
+                       import->rank);
     }
     memset(source->said + bytes + TAIL_ZEROS, 0xff, TAIL_ENDS);
     memcpy(source->said, import->session_blob, import->session_bytes);
@@ -232,7 +233,9 @@ static int32_t copy_said(tb_ucx_source *source, const tb_import *import, tb_erro
     return TB_OK;
 }
 
-/* In what of this rank's registered memory its tensors lie: they stay registered for as long as the transfer is there. */
+/*
+ * In what of this rank's registered memory its tensors lie: they stay registered for as long as the transfer is there.
+ */
 static int32_t find_buffers(tb_ucx_source *source, const tb_exchange *exchange, tb_error *err) {
     const tb_transfer *transfer = exchange->transfer;
     tb_session *session = transfer->session;
@@ -285,7 +288,8 @@ static int32_t await_probe(tb_import *import, tb_ucx_source *source, tb_error *e
 int32_t tb_ucx_open(tb_import *import, const tb_exchange *exchange, tb_error *err) {
     tb_ucx_source *source = calloc(1, sizeof *source + import->region_count * sizeof *source->regions);
     if (source == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u regions of rank %d", import->region_count, import->rank);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for %u regions of rank %d", import->region_count,
+                       import->rank);
     }
     import->opened = source;
     source->ucx = tb_ucx_of(import->session);

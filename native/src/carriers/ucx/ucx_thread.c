@@ -1,7 +1,7 @@
 /*
- * The thread of the workers. It does what it is handed, moves what is to be moved, and lets UCX go on: a source must, too,
- * since what its hardware does not do by itself, its worker does. It sleeps while nothing comes and nothing is under way. Its
- * tasks are behind a lock; nothing else of what it does is.
+ * The thread of the workers. It does what it is handed, moves what is to be moved, and lets UCX go on: a source must,
+ * too, since what its hardware does not do by itself, its worker does. It sleeps while nothing comes and nothing is
+ * under way. Its tasks are behind a lock; nothing else of what it does is.
  */
 #include <errno.h>
 #include <poll.h>
@@ -25,8 +25,8 @@ enum { STACK_BYTES = 1 << 20, TICK_MS = 10, SPIN_NS = 5000, LOOK_TURNS = 16 };
 /* ---- the end of the process ----------------------------------------------------------------------------- */
 
 /*
- * UCX takes its tables down when the process exits, whose threads still run then. They are held before: functions of atexit
- * are called before a library's own.
+ * UCX takes its tables down when the process exits, whose threads still run then. They are held before: functions of
+ * atexit are called before a library's own.
  */
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t parked = PTHREAD_COND_INITIALIZER;
@@ -134,7 +134,9 @@ static void run_call(tb_ucx *ucx, tb_ucx_task *task) {
     }
 }
 
-/* With the lock: waits until something is over. False if it takes too long, or if the process ends: threads then rest. */
+/*
+ * With the lock: waits until something is over. False if it takes too long, or if the process ends: threads then rest.
+ */
 static bool await_over(tb_ucx *ucx, const bool *over, uint64_t most) {
     uint64_t until = tb_deadline(most);
     while (!*over && !atomic_load(&exiting) && tb_now() < until) {

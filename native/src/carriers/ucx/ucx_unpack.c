@@ -1,6 +1,7 @@
 /*
- * What comes to a GPU: how each chunk of a source is read, and the tables by which kernels then bring elements to where they
- * belong. Made in a thread of the session, given back in that of the workers; bounces are behind the lock of the session's UCX.
+ * What comes to a GPU: how each chunk of a source is read, and the tables by which kernels then bring elements to where
+ * they belong. Made in a thread of the session, given back in that of the workers; bounces are behind the lock of the
+ * session's UCX.
  */
 #include <stdlib.h>
 
@@ -286,7 +287,8 @@ int32_t tb_ucx_unpack_make(tb_ucx_source *source, const tb_import *import, const
         unpack->chunks = calloc((size_t)import->end_count + 1, sizeof *unpack->chunks);
     }
     if (unpack == NULL || unpack->slot_of == NULL || unpack->chunks == NULL) {
-        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for tables of %u chunks of rank %d", import->end_count, import->rank);
+        return tb_fail(err, TB_ENO_MEMORY, -1, 0, "no memory for tables of %u chunks of rank %d", import->end_count,
+                       import->rank);
     }
     making make = {source, import, exchange->transfer, unpack};
     int32_t code = add_buckets(&make, exchange, err);
