@@ -203,7 +203,7 @@ describe("carriers", () => {
 describe("files of the engine", () => {
   it("say first what they are for and which lock they need", () => {
     const says =
-      /\b(?:own lock|lock of its own|takes? the session's lock|needs? (?:no|the) lock|takes no lock|lock guards|behind (?:a|the|its own) lock|with(?:out)? (?:a|the|the session's) lock|locks?(?: of this process)? (?:is|are) (?:needed|held|taken))\b/;
+      /\b(?:own lock|lock of its own|takes? the session's lock|needs? (?:no|the) lock|takes no lock|lock guards|behind (?:a|the|its own) lock|with(?:out)? (?:a|(?:the|its) session's|the) lock|locks?(?: of this process)? (?:is|are) (?:needed|held|taken))\b/;
     const headOf = (path: string) =>
       /^\/\*[\s\S]*?\*\//.exec(text.get(path)!)?.[0].replace(/\s*\n \*?\s*/g, " ") ?? "";
     expect("/* The door before LMDB's write lock. */").not.toMatch(says);

@@ -34,7 +34,10 @@ enum tb_carrier_number { TB_CARRIERS(TB_CARRIER_NUMBER) };
 #define TB_CARRIER_DECLARED(NAME, name, bit) extern const tb_carrier tb_carrier_##name;
 TB_CARRIERS(TB_CARRIER_DECLARED)
 
-/* Which word of tb_wire_identity's facts is whose; what a word says is that carrier's own. They go over the wire as well. */
+/*
+ * Which word of tb_wire_identity's facts is whose; what a word says is that carrier's own. They go over the wire as
+ * well.
+ */
 enum tb_carrier_fact {
     TB_FACT_NCCL = 0, /* the version of its library, or 0 */
     TB_FACT_UCX = 1,  /* bits of tb_ucx_speaks */

@@ -1,4 +1,4 @@
-/* Reads /proc/self/maps. Needs no lock: each caller has a list of its own. */
+/* Reads /proc/self/maps. No lock is needed: each caller has a list of its own. */
 #include "host/own_maps.h"
 
 #include <inttypes.h>

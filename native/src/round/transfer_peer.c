@@ -157,7 +157,10 @@ static int32_t on_taken(tb_exchange *exchange, const tb_wire_header *header, tb_
     return TB_OK;
 }
 
-/* A peer that is ahead of this rank never began what is unfinished between the two. What moves jointly may be done before. */
+/*
+ * A peer that is ahead of this rank never began what is unfinished between the two. What moves jointly may be done
+ * before.
+ */
 static void on_here(tb_exchange *exchange, const tb_wire_header *header) {
     tb_transfer *transfer = exchange->transfer;
     exchange->here = header->round > exchange->here ? header->round : exchange->here;
