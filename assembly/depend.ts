@@ -27,8 +27,8 @@ export let dependencyCount: u32 = 0;
 let capacity: u32 = 0;
 
 /**
- * The first record of each piece that is owned in what was gathered: its contributions follow one another, in
- * the order of the fold.
+ * For each owned piece, its first record among those that were gathered. The contributions to a piece follow one
+ * another in the order of the fold.
  */
 export function pieceRecords(): usize {
   const first = alloc((<usize>pieceCount) << 2);

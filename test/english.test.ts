@@ -81,6 +81,29 @@ describe("the language", () => {
     expect(found(/^(?:Of|Who|Where|Whether) (?!.*\?$).{0,60}/g, proseOfProduct)).toEqual([]);
   });
 
+  it("begins no comment behind code or in a line with one either", () => {
+    const fragment = /(?:\/\*\*?|\/\/) (?:of|where) .{0,60}/g;
+    const ours = (path: string) =>
+      /^(?:src|assembly|transports|native\/(?:src|include|cuda))\//.test(path) ? [text.get(path)!] : [];
+    expect("int fd; /* of the file */").toMatch(fragment);
+    expect(found(fragment, ours)).toEqual([]);
+  });
+
+  it("says in messages what something is not, and what there is no memory for", () => {
+    const unclear =
+      /["`][^"`\n]*(?<![Tt]here )\b(?:is no (?!longer\b|more\b|such\b|room\b|other\b)[a-z]+|none of this version|(?:is|are) none\b)[^"`\n]*/g;
+    expect("`${key} is no number`").toMatch(unclear);
+    expect("`there is no mesh ${dim}`").not.toMatch(unclear);
+    const code = (path: string) =>
+      /^(?:src|assembly|transports|native\/src)\/.*\.(?:ts|tsx|c|h)$/.test(path)
+        ? [text.get(path)!.replace(/\/\*[\s\S]*?\*\/|\/\/.*$/gm, "")]
+        : [];
+    expect(found(unclear, code)).toEqual([]);
+    const noun = /\bTB_ENO_MEMORY,[^;"]*?"(?!no memory for |[^"]*\bcannot\b)[^"]*"/g;
+    expect('tb_fail(err, TB_ENO_MEMORY, -1, 0, "a list of %u moves", n)').toMatch(noun);
+    expect(found(noun, code)).toEqual([]);
+  });
+
   it("says if where a condition is meant", () => {
     const condition =
       /(?:\b(?:NULL|[Tt]rue|[Ff]alse|[Uu]ndefined|None|[Ee]mpty|[Tt]hrows|[Aa]lso|[Oo]nly)|`undefined`|`{0,2}(?:TB_[A-Z_]+|[A-Z][A-Za-z]*Error)`{0,2}) where .{0,30}/g;

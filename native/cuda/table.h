@@ -11,8 +11,8 @@
 
 #include <stdint.h>
 
-enum { TB_CUDA_LOOPS = 8 };     /* of a move, the run aside */
-enum { TB_CUDA_THREADS = 256 }; /* of a block */
+enum { TB_CUDA_LOOPS = 8 };     /* loops of a move, without its run */
+enum { TB_CUDA_THREADS = 256 }; /* threads of a block */
 enum { TB_CUDA_UNROLL = 4 };    /* lanes that a thread has under way */
 enum { TB_CUDA_TILE = TB_CUDA_THREADS * TB_CUDA_UNROLL };
 /* Lanes of a move: the products of tb_divide stay within 32 bits. */

@@ -199,7 +199,7 @@ typedef struct tb_event {
     uint64_t staging_high_water;
     uint32_t handshake_role;   /* 0 this side connected, 1 this side accepted */
     uint32_t handshake_step;   /* 0 make a proof of our own, 1 check the peer's proof */
-    uint8_t handshake_hello[2][128]; /* of the connecting side, of the accepting side, as sent */
+    uint8_t handshake_hello[2][128]; /* the connecting side's and the accepting side's, as sent */
     uint8_t handshake_proof[32];     /* step 1: what the peer sent */
     tb_error error;
 } tb_event;
@@ -218,7 +218,7 @@ TB_API int32_t tb_session_handshake(uint64_t session, uint64_t connection, const
 
 /* One buffer of the program's buffer table, in its order. */
 typedef struct tb_binding {
-    uint64_t address; /* of the first element */
+    uint64_t address; /* the address of the first element */
     uint64_t bytes;   /* from there to the end of the memory that may be touched */
 } tb_binding;
 

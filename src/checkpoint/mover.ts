@@ -33,11 +33,11 @@ export interface MoveOptions {
   readonly source: CheckpointSource;
   readonly files: readonly TargetFile[];
   readonly folder: string;
-  /** Equal for equal files of the same source, if the caller knows it: to make one from all that they hold takes longer. */
+  /** Identifies the target: equal digests mean equal files. If the caller gives none, it is computed, which takes longer. */
   readonly digest?: string;
   /** Compare what was written with what was read, by checksums of both. */
   readonly verify: boolean;
-  /** Threads, with the script and the command that run one; without, or for little, all is done in the caller's thread. */
+  /** How many threads, and the script and command that run one. Without it, or if there is little to do, the caller's thread does all. */
   readonly threads?: { readonly count: number; readonly script: string; readonly command: string };
   readonly signal?: AbortSignal;
   readonly onProgress?: (phase: MovePhase, done: number, total: number) => void;

@@ -66,7 +66,7 @@ export function targetDigest(files: readonly TargetFile[]): string {
 
 const hashedTogether = 2 ** 16;
 
-/** JSON of parameters. That of places which many share is made once, and that of lists as long as there are not too many. */
+/** JSON of parameters. Text of places that many parameters share is made once; so is that of lists, up to a bound. */
 export class ParameterTexts {
   readonly #texts = new Map<readonly number[], string>();
   readonly #places = new Map<BoxPlace, string>();

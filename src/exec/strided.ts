@@ -39,7 +39,7 @@ export function stridedOfTensor(
   return strided(Number(address), loops, itemBytes);
 }
 
-/** The same of a tensor by its element type; packed types have the strides that the planner takes of them. */
+/** The same for a tensor of a given element type; strides of packed types count as the planner counts them. */
 export function stridedOfType(
   address: bigint,
   shape: readonly number[],

@@ -156,7 +156,7 @@ export function cudaEventClose(uuid: Uint8Array, event: bigint): void {
   native.tb_cuda_event_close(uuid, event);
 }
 
-/** Raises `token` at a port of the bus once `isOver` has an answer; for `cudaEventUnwatch`. */
+/** Raises `token` at a port of the bus once it is known whether the event is over. Returns a handle for `cudaEventUnwatch`. */
 export function cudaEventWatch(port: bigint, token: bigint, uuid: Uint8Array, event: bigint): bigint {
   return native.tb_cuda_event_watch(port, token, uuid, event);
 }

@@ -6,7 +6,7 @@ import { type EtcdGateway, EtcdUnreachable } from "./etcd-gateway.ts";
 
 /** Keys that are looked up in one transaction: etcd takes 128 operations by default. */
 const keysPerTransaction = 100;
-/** Before keys are looked up again because a stream broke. */
+/** How long to wait before keys are looked up again after a stream broke. */
 const pauseMs = 100;
 
 type WatchEnd = "came" | "compacted" | "interrupted";

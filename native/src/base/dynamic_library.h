@@ -11,7 +11,7 @@
 
 typedef struct tb_library {
     const char *what;     /* "the CUDA driver": what does not load, in messages */
-    const char *variable; /* of the environment, which may name the file */
+    const char *variable; /* the variable of the environment that may name the file */
     const char *file;     /* if nothing else names one */
     size_t table_bytes;
     /* Fills the table from what was opened. If it fails, the library is closed again. */

@@ -11,7 +11,7 @@
 typedef struct slot {
     void *object; /* NULL: the slot is free */
     void (*destroy)(void *);
-    uint32_t generation; /* of the object in the slot; never 0 */
+    uint32_t generation; /* the generation of the object in the slot; never 0 */
     uint32_t users;
     enum tb_handle_kind kind;
     bool open;
@@ -65,7 +65,7 @@ int32_t tb_handle_add(enum tb_handle_kind kind, void *object, void (*destroy)(vo
     }
     if (index == slot_count && !grow()) {
         pthread_mutex_unlock(&lock);
-        return tb_fail(err, TB_ENO_MEMORY, -1, ENOMEM, "there is no room for another handle");
+        return tb_fail(err, TB_ENO_MEMORY, -1, ENOMEM, "no memory for another handle");
     }
     slot *made = &slots[index];
     *made = (slot){object, destroy, made->generation, 0, kind, true};

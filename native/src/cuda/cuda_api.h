@@ -123,7 +123,7 @@ typedef struct tb_cuda_api {
     TB_CUDA_FIRST_FUNCTIONS(TB_CUDA_MEMBER)
     TB_CUDA_FUNCTIONS(TB_CUDA_MEMBER)
 #undef TB_CUDA_MEMBER
-    int version; /* of the driver: 1000 * major + 10 * minor */
+    int version; /* the version of the driver: 1000 * major + 10 * minor */
     const char *path;
 } tb_cuda_api;
 

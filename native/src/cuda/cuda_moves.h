@@ -11,7 +11,7 @@
 
 /* Elements in memory of the device. */
 typedef struct tb_cuda_place {
-    uint64_t address;          /* of the tensor's first element */
+    uint64_t address;          /* the address of the tensor's first element */
     const int64_t *descriptor; /* checked: docs/program-format.md */
     uint32_t dtype;
 } tb_cuda_place;
@@ -22,7 +22,7 @@ typedef struct tb_cuda_ask {
     tb_cuda_place destination, source;
     bool fold, first, last;
     uint32_t partial_op;
-    uint64_t divide_by; /* of the last contribution */
+    uint64_t divide_by; /* what the last contribution divides by */
 } tb_cuda_ask;
 
 /* A contiguous piece that is worth a call of its own to the copy engine. */

@@ -31,7 +31,7 @@ struct tb_device {
     pthread_mutex_t lock;
     order *waiting, **waiting_end;
     bool stepped;    /* the worker has the task */
-    flight *flights; /* of the worker's thread */
+    flight *flights; /* owned by the worker's thread */
 };
 
 /* ---- moving: in the worker's thread ----------------------------------------------------------------------

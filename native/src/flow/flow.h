@@ -31,7 +31,7 @@ typedef struct tb_flow {
     uint64_t left;       /* bytes of the payload, padding included */
     uint64_t chunk_left; /* bytes of the chunk */
     tb_cursor cursor;
-    uint8_t *accumulator; /* fold: of the piece, and how many elements are in it */
+    uint8_t *accumulator; /* for a fold: the memory of the piece; `folded` elements are in it */
     uint64_t folded;
     uint8_t carry[8];
 } tb_flow;
@@ -47,7 +47,7 @@ typedef struct tb_gather {
     uint64_t used;
     uint64_t size;
     uint64_t bytes;
-    uint64_t limit;    /* of bytes, at which no further run is added */
+    uint64_t limit;    /* at this many bytes no further run is added */
     uint64_t may_pack; /* payload bytes that may still be packed */
 } tb_gather;
 

@@ -20,7 +20,7 @@ typedef struct tb_file_end {
     size_t at;      /* its place there */
     uint64_t bytes; /* the length of the file that was looked at; 0: none was */
     bool has_word;  /* it was there then */
-    int guard;      /* of page */
+    int guard;      /* the number of the guard of `page` */
 } tb_file_end;
 
 void tb_file_end_init(tb_file_end *end);

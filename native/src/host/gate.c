@@ -38,10 +38,10 @@ _Static_assert(sizeof(tb_lmdb_locks) <= MAPPED_BYTES, "the lock words lie in the
 
 typedef struct tb_gate {
     tb_source source;
-    int fd;      /* of the one who enters */
+    int fd;      /* used by whoever enters */
     char *path;
     uint32_t opener; /* the thread whose gate it is */
-    int wait_fd; /* of the thread, whose lock must be another's */
+    int wait_fd; /* used by the thread, whose lock must be another one */
     bool started;
     bool wanted; /* under mutex: somebody waits for the gate to be seen free */
     tb_bus_thread thread;
@@ -49,9 +49,9 @@ typedef struct tb_gate {
     pthread_cond_t changed;
     const tb_lmdb_locks *_Atomic locks;
     bool writable;   /* locks are */
-    int guard;       /* of locks */
+    int guard;       /* the number of the guard of `locks` */
     char *data_path; /* once there are locks */
-    tb_lmdb_files files; /* of the event loop: LMDB's, once it has them open */
+    tb_lmdb_files files; /* LMDB's files, once it has them open; used by the event loop alone */
 } tb_gate;
 
 /*

@@ -38,12 +38,12 @@ typedef struct tb_lmdb_page {
             uint16_t lower; /* the end of the nodes' offsets, which are 2 bytes each */
             uint16_t upper; /* the beginning of the nodes */
         } room;
-        uint32_t pages; /* of an overflow page: how many follow one another */
+        uint32_t pages; /* in an overflow page: how many follow one another */
     } size;
 } tb_lmdb_page;
 
 typedef struct tb_lmdb_tree {
-    uint32_t page_bytes; /* of the tree of free pages; 0 in the other */
+    uint32_t page_bytes; /* set in the tree of free pages alone; 0 in the other */
     uint16_t flags;
     uint16_t depth;
     uint64_t branches;
@@ -144,7 +144,7 @@ const char *tb_lmdb_check_locks(const tb_lmdb_locks *locks, uint64_t transaction
 typedef struct tb_lmdb_change {
     uint64_t puts;
     uint64_t removes;
-    uint64_t small_bytes; /* of the values put, less those that fill more than half a page */
+    uint64_t small_bytes; /* bytes of the values put, without those that fill more than half a page */
     uint64_t big_pages;   /* that those take */
 } tb_lmdb_change;
 

@@ -22,10 +22,10 @@ typedef struct tb_lmdb_files {
     const char *metas;   /* both meta pages, mapped; NULL before the files are open */
     uint64_t data_bytes; /* the file had as many, and never shrinks */
     uint64_t reserved;   /* so many have their space */
-    int guard;           /* of metas */
+    int guard;           /* the number of the guard of `metas` */
     bool guards_lmdb;
     tb_file_end data_end, lock_end; /* the files end there, as far as is known */
-    uint32_t hits;                  /* of tb_guard_hits when the kernel was asked last */
+    uint32_t hits;                  /* what tb_guard_hits was when the kernel was asked last */
     uint64_t asked;                 /* when: a moment of tb_now */
     int gate_fd;                    /* the file of the gate: its owner's */
     const char *gate_path;          /* its owner's */

@@ -28,13 +28,13 @@ typedef struct row {
     dev_t device;
     ino_t inode;
     enum tb_guard_kind kind;
-    uint32_t users; /* of a map of LMDB's; 0 of one of ours */
+    uint32_t users; /* how many use a map of LMDB's; 0 for one of ours */
     _Atomic uint32_t hit;
 } row;
 
 static row rows[ROWS];
 static _Atomic uint32_t row_count; /* no row beyond was ever used */
-static _Atomic uint32_t hits;      /* of all rows that there were: none is the usual case, and quickly told */
+static _Atomic uint32_t hits;      /* the sum for all rows so far: 0 is usual, and quickly checked */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static size_t page_bytes;
 

@@ -9,9 +9,9 @@ void tb_copy_rows(uint8_t *to, int64_t to_stride, const uint8_t *from, int64_t f
                   int64_t run);
 
 /*
- * The same past the cache, for memory that nobody reads soon: whole lines are written without having been
- * read, which doubles the speed of long rows and gives several times that of short ones. tb_stream_end must
- * follow before another thread is told of them.
+ * The same past the cache, for memory that nobody reads soon. Whole lines are written without being read
+ * first: long rows become twice as fast, short ones several times. Before another thread is told of the rows,
+ * tb_stream_end must be called.
  */
 void tb_stream_rows(uint8_t *to, int64_t to_stride, const uint8_t *from, int64_t from_stride, int64_t rows,
                     int64_t run);

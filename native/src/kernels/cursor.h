@@ -15,7 +15,7 @@
 
 typedef struct tb_cursor {
     uint8_t *base;       /* address of the first element of the tensor plus the descriptor's offset */
-    uint8_t *run_start;  /* of the run that the position is in */
+    uint8_t *run_start;  /* the beginning of the run that the position is in */
     int64_t run_bytes;
     int64_t in_run;      /* bytes of that run already passed */
     int64_t left;        /* bytes from the position to the end of the descriptor */

@@ -9,7 +9,7 @@
 #include "tensorbus.h"
 
 typedef struct tb_shared {
-    uint64_t address, bytes; /* of the mapping, which begins where the file does */
+    uint64_t address, bytes; /* the whole mapping, which begins where the file does */
     int fd;
     uint64_t device, inode, file_bytes;
 } tb_shared;

@@ -41,7 +41,7 @@ typedef struct tb_channel {
     uint8_t stage, direction;
     uint16_t zero;
     uint32_t peer, wave, first_bucket, bucket_count;
-    uint32_t turn; /* of what is received in stage 1 and handed on */
+    uint32_t turn; /* the order of what is received in stage 1 and handed on */
     uint64_t bytes;
     uint64_t fingerprint;
 } tb_channel;

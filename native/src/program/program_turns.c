@@ -12,7 +12,7 @@
 typedef struct turn {
     uint32_t channel, place;
     bool awaited;
-    uint32_t sequence, count; /* of the channel's buckets that are awaited, or of those that are not */
+    uint32_t sequence, count; /* the channel's buckets that are awaited, or those that are not */
 } turn;
 
 static int by_progress(const void *one, const void *other) {

@@ -13,7 +13,7 @@
 enum { TB_ABORT_WINDOW = 64 };
 
 typedef struct tb_abort {
-    int32_t code, rank; /* where it began */
+    int32_t code, rank; /* `rank` is the one on which it began */
 } tb_abort;
 
 typedef struct tb_aborts {

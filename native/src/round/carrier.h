@@ -57,7 +57,7 @@ enum {
 
 typedef struct tb_carrier {
     /* ---- facts: all of them say something ---- */
-    uint32_t number; /* of its bit in tb_carrier_bits */
+    uint32_t number; /* the number of its bit in tb_carrier_bits */
     const char *name;
     enum tb_way way;
     uint32_t memory; /* bits of the kinds of memory that it reaches, at either end */

@@ -26,11 +26,11 @@ struct tb_import {
     const tb_wire_region *regions;
     const tb_wire_end *ends;
     const int64_t *words;
-    const uint8_t *blobs; /* of the regions, one after another */
+    const uint8_t *blobs; /* the blobs of the regions, one after another */
     const uint8_t *session_blob;
     uint32_t region_count, end_count, blob_bytes, session_bytes;
     uint64_t word_count;
-    uint32_t first_chunk[TB_STAGES]; /* of the channel in the target's program */
+    uint32_t first_chunk[TB_STAGES]; /* the first chunk of the channel in the target's program */
     uint32_t first_end[TB_STAGES];   /* and the end of that chunk */
     void *opened;                    /* the carrier's own */
 };

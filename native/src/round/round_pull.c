@@ -212,7 +212,7 @@ int32_t tb_pulls_on_ready(tb_exchange *exchange, const tb_wire_header *header, t
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "buckets came that nobody asked for");
     }
     if (header->round < transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
-        return TB_OK; /* of a round that failed here */
+        return TB_OK; /* it belongs to a round that failed here */
     }
     const tb_channel *row = &transfer->program.channels[channel];
     uint32_t granted = transfer->channels[channel].granted;

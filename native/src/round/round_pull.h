@@ -11,7 +11,7 @@
 
 struct tb_pull {
     tb_transfer *transfer;
-    tb_exchange *exchange; /* of the source; NULL: from this rank to itself */
+    tb_exchange *exchange; /* with the source; NULL: from this rank to itself */
     const tb_import *import;
     uint32_t bucket;
     uint64_t bytes;

@@ -105,7 +105,7 @@ int32_t tb_round_arrive(tb_peer *peer, tb_arrival *arrival, tb_error *err) {
     tb_exchange *exchange = tb_peer_exchange(peer, header->transfer);
     arrival->stream = NULL;
     if (exchange == NULL) {
-        return TB_OK; /* of a transfer that was released here */
+        return TB_OK; /* it belongs to a transfer that was released here */
     }
     tb_transfer *transfer = exchange->transfer;
     if (header->stage >= TB_STAGES || exchange->receive[header->stage] == TB_NONE || header->round > transfer->round
@@ -113,7 +113,7 @@ int32_t tb_round_arrive(tb_peer *peer, tb_arrival *arrival, tb_error *err) {
         return tb_fail(err, TB_EPROTOCOL, -1, 0, "a bucket came that nobody asked for");
     }
     if (header->round < transfer->round || transfer->state != TB_TRANSFER_RUNNING || transfer->failing) {
-        return TB_OK; /* of a round that failed here */
+        return TB_OK; /* it belongs to a round that failed here */
     }
     uint32_t channel = exchange->receive[header->stage];
     int32_t code = check_bucket(transfer, channel, header, err);

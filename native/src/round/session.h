@@ -49,7 +49,7 @@ struct tb_session {
     bool stop;
     uint64_t stop_at;
     tb_wire_identity identity;
-    tb_session *next_own; /* of the sessions of this process */
+    tb_session *next_own; /* the next in the list of this process's sessions */
     tb_device *device;  /* on which registered memory may lie; NULL: there is none */
     tb_import *imports; /* that wait for a thread */
     bool quarantined;

@@ -30,7 +30,7 @@ typedef struct tb_early {
 struct tb_exchange {
     tb_transfer *transfer;
     tb_peer *peer;
-    tb_exchange *next; /* of the peer */
+    tb_exchange *next; /* the peer's next one */
     uint64_t remote; /* the peer's number of the transfer; 0 until its PREPARE came */
     bool told;       /* our PREPARE went out */
     bool matched;    /* the peer has paired its transfer with this one, too */
@@ -44,7 +44,7 @@ struct tb_exchange {
     tb_heap ready; /* buckets, in the order of their numbers: (wave, stage, channel, sequence) */
     /* Carriers (carrier.h). */
     const struct tb_carrier *carrier; /* that moves what goes between the two */
-    tb_wire_identity identity;   /* of the peer */
+    tb_wire_identity identity;   /* the peer's */
     bool said_match;     /* our MATCH went out */
     tb_import *import;   /* what the peer exports */
     uint32_t exposed;    /* send: buckets that the peer may read now */
@@ -118,12 +118,12 @@ struct tb_transfer {
     uint32_t *regions; /* that the bindings lie in */
     bool holds_regions;
     tb_places places;
-    void (*mover)(tb_pull *pull); /* of what goes from this rank to itself; NULL: the session's threads */
+    void (*mover)(tb_pull *pull); /* moves what goes from this rank to itself; NULL: the session's threads do */
     struct {
         const struct tb_carrier *carrier; /* that moves some of its buckets jointly; NULL: none does */
         void *own;                        /* the carrier's; NULL: this rank takes no part in steps */
         bool alone;                       /* it moves all of them, and what goes from this rank to itself */
-        uint64_t bytes;                   /* of staging memory that it takes */
+        uint64_t bytes;                   /* how much staging memory it takes */
     } joint;
     /* The ranks that begin its rounds together, and the one that leads them: NULL and -1 if nobody waits for others. */
     tb_member *members;
@@ -134,7 +134,7 @@ struct tb_transfer {
     uint32_t exchange_count;
     /* For the event that ends the prepare or round under way: it must not fail for want of memory. */
     tb_event_node *reserved;
-    uint64_t deadline; /* of the prepare or round under way */
+    uint64_t deadline; /* when the prepare or round under way ends as late; 0: never */
 
     /* The round under way or the last one. */
     uint64_t round;
@@ -142,8 +142,8 @@ struct tb_transfer {
     bool failing;
     tb_error error;
     uint32_t active;
-    uint32_t pulling;        /* of active: buckets that are pulled */
-    uint64_t quiet_deadline; /* of targets of a failed round; 0: none is waited for */
+    uint32_t pulling;        /* those of `active` that are pulled buckets */
+    uint64_t quiet_deadline; /* until then targets of a failed round are waited for; 0: none is */
     bool quarantined;
     bool refused; /* its prepare failed for a reason that another attempt would meet as well */
     bool moved;   /* a peer has begun it anew, since something was not where it was said to be */

@@ -374,7 +374,7 @@ int32_t tb_transfer_on_match(tb_exchange *exchange, const tb_wire_header *header
 int32_t tb_transfer_on_export(tb_exchange *exchange, const tb_wire_header *header, const uint8_t *body, tb_error *err) {
     if (exchange->transfer->state != TB_TRANSFER_PREPARING || exchange->remote != header->round
         || exchange->import == NULL) {
-        return TB_OK; /* of an attempt that was given up, or of no use any more */
+        return TB_OK; /* it belongs to an attempt that was given up, or is of no use any more */
     }
     return tb_import_take(exchange->import, body, header->body_bytes, err);
 }

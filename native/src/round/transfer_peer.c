@@ -110,7 +110,7 @@ static int32_t on_grant(tb_exchange *exchange, const tb_wire_header *header, tb_
     bool current = transfer->state == TB_TRANSFER_RUNNING && header->round == transfer->round;
     if (header->round < transfer->round || header->round < state->granted_round
         || (header->round == transfer->round && !current)) {
-        return TB_OK; /* of a round that is over */
+        return TB_OK; /* it belongs to a round that is over */
     }
     uint32_t from = header->round == state->granted_round ? state->granted : 0;
     if (header->count < from) {
@@ -255,7 +255,7 @@ int32_t tb_transfer_on_frame(tb_peer *peer, const tb_wire_header *header, const 
     }
     tb_exchange *exchange = tb_peer_exchange(peer, header->transfer);
     if (exchange == NULL) {
-        return TB_OK; /* of a transfer that was released here */
+        return TB_OK; /* it belongs to a transfer that was released here */
     }
     switch (header->kind) {
     case TB_FRAME_MATCH:

@@ -7,7 +7,7 @@
 #include "flow/flow.h"
 #include "wire/net.h"
 
-/* of the buffer for headers and small buckets; takes every control frame */
+/* the size of the buffer for headers and small buckets; every control frame fits */
 enum { TB_READ_BYTES = 64 * 1024 };
 /*
  * The most payload in a system call: what one thread has just written, the next one reads while it is in the cache,
@@ -18,12 +18,12 @@ enum { TB_BATCH = 64 }; /* buckets under way on a connection, of which all but t
 
 /* A bucket on its way out. void: its round failed, and it is filled up with zeros. */
 struct tb_frame {
-    tb_stream *stream; /* of its transfer; NULL if it is void */
+    tb_stream *stream; /* its transfer's; NULL if it is void */
     uint32_t bucket;
     bool checksum;
     uint64_t payload;
-    uint64_t sent; /* of header, payload and trailer */
-    bool good; /* of its trailer something went out, before it was void */
+    uint64_t sent; /* bytes of header, payload and trailer so far */
+    bool good; /* a part of its trailer went out before it was void */
     uint64_t offered; /* bytes in the system call under way */
     uint64_t packed;
     uint32_t crc, next_crc;
@@ -37,7 +37,7 @@ enum tb_read_state { TB_READ_HEADER, TB_READ_CONTROL, TB_READ_PAYLOAD, TB_READ_T
 struct tb_arrival {
     enum tb_read_state state;
     tb_wire_header header;
-    tb_stream *stream; /* of its transfer; NULL if its bytes are dropped */
+    tb_stream *stream; /* its transfer's; NULL if its bytes are dropped */
     uint32_t bucket;
     uint32_t slot; /* TB_NONE if it goes to its place at once */
     bool checksum;
@@ -54,7 +54,7 @@ enum tb_conn_state {
 };
 
 typedef struct tb_handshake {
-    uint64_t number; /* of the connection, for the caller */
+    uint64_t number; /* by which the caller knows the connection */
     bool accepted;   /* this side accepted the connection, the other one connected */
     bool said_hello, got_hello, proof_sent, got_proof, proof_good, welcomed;
     bool refused;
@@ -71,7 +71,7 @@ typedef struct tb_handshake {
 struct tb_conn {
     tb_net *net;
     tb_loop *loop;
-    tb_conn *next, *before; /* of the loop */
+    tb_conn *next, *before; /* its neighbours in the list of the loop */
     tb_conn *next_runnable;
     tb_peer *peer; /* NULL until it is known, and after it was lost */
     uint32_t index; /* among the peer's; control goes over the first */
@@ -80,7 +80,7 @@ struct tb_conn {
     uint8_t signals; /* that a link gave from elsewhere */
     atomic_bool doomed; /* the thread ends it as soon as it can */
     int32_t rank; /* that it is to be connected with, until it is open; or -1 */
-    uint64_t deadline; /* of the handshake, or of an orderly end; 0: none */
+    uint64_t deadline; /* when the handshake or an orderly end must be over; 0: none */
     tb_handshake *handshake;
 
     /* Owned by the loop's thread; no lock is needed. */
@@ -91,7 +91,7 @@ struct tb_conn {
     uint32_t reach; /* iovecs that the last read filled, and some more */
     tb_arrival arrival;
     tb_frame *frames;
-    uint32_t first_frame, frame_count; /* of a ring */
+    uint32_t first_frame, frame_count; /* the frames are a ring */
     bool read_progress;
     bool finished; /* nothing more will be written */
     bool ended;    /* the other side has closed it */
@@ -100,7 +100,7 @@ struct tb_conn {
     /* Control frames to be sent; filled by anyone, taken by the thread. */
     uint8_t *control;
     uint32_t control_bytes, control_room;
-    uint8_t *sending; /* of the thread */
+    uint8_t *sending; /* used by the thread alone */
     uint32_t sending_at, sending_bytes, sending_room;
 };
 

@@ -51,7 +51,7 @@ struct tb_peer {
     uint64_t first_try;
     uint32_t tries;
     /* The handler's own; wire/ does not look at them. */
-    struct tb_exchange *exchanges; /* of the transfers that deal with it */
+    struct tb_exchange *exchanges; /* those of the transfers that deal with it */
     struct tb_early *early;
     uint32_t early_count;
     bool has_nonce;
@@ -118,12 +118,12 @@ struct tb_net {
     const tb_peer_handler *handler;
     int event_write, event_read; /* the caller has a descriptor of its own for the read end */
     tb_event_node *events, **events_end;
-    uint32_t fault_count; /* of the events */
+    uint32_t fault_count; /* how many of the events are faults */
     /* Faults of this second, those beyond what is told, and the last of them. */
     uint64_t fault_second;
     uint32_t faults_told, faults_left_out;
     tb_error fault_left_out;
-    uint32_t question_count; /* of the events: those that strangers cause */
+    uint32_t question_count; /* how many of the events strangers have caused */
     tb_loop *loops[TB_LOOPS];
     uint32_t loop_count;
     uint32_t next_loop;

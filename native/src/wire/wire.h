@@ -91,7 +91,7 @@ static inline bool tb_wire_body_intact(const tb_wire_header *header, const uint8
 enum { TB_TRAILER_GOOD = 0x444f4f47, TB_TRAILER_VOID = 0x44494f56 };
 typedef struct tb_wire_trailer {
     uint32_t verdict;
-    uint32_t crc; /* of the header and the payload, or 0 if no checksum was asked for */
+    uint32_t crc; /* checksum of the header and the payload; 0 if none was asked for */
 } tb_wire_trailer;
 
 /*
@@ -134,7 +134,7 @@ typedef struct tb_wire_prepare {
  * blobs. Parts of it travel in order.
  */
 typedef struct tb_wire_export {
-    uint64_t bytes; /* of all of it */
+    uint64_t bytes; /* how long all of it is */
     uint64_t words;
     uint32_t regions;
     uint32_t ends;
@@ -145,7 +145,7 @@ typedef struct tb_wire_export {
 enum { TB_WIRE_POOL = 0xffffffff };
 typedef struct tb_wire_region {
     uint32_t memory;    /* the bit of its kind */
-    uint32_t number; /* of the region in the sender's session; TB_WIRE_POOL: the pool of its transfer */
+    uint32_t number; /* the region's number in the sender's session; TB_WIRE_POOL: the pool of its transfer */
     uint32_t blob_at, blob_bytes; /* in the blobs */
     uint64_t bytes;
     uint64_t pieces; /* a pool: how many places of pieces stand at pieces_at, as u64 offsets in the region */
@@ -154,7 +154,7 @@ typedef struct tb_wire_region {
 
 typedef struct tb_wire_end {
     uint64_t
-        at; /* of the first element, from the beginning of the region; in a pool: the number of the piece */
+        at; /* the first element's offset in the region; in a pool: the number of the piece */
     uint32_t region;
     uint32_t descriptor; /* word; TB_NONE: the elements of a piece, in a row */
     uint32_t dtype;
@@ -172,7 +172,7 @@ typedef struct tb_wire_channel {
 
 typedef struct tb_wire_failure {
     int32_t code;
-    int32_t rank; /* where it began */
+    int32_t rank; /* the one on which it began */
 } tb_wire_failure;
 
 /* The first bytes of a connection, each way. */
@@ -183,11 +183,11 @@ typedef struct tb_hello {
     int32_t rank;
     int32_t peer; /* whom the sender means */
     int32_t world;
-    uint32_t connections; /* of the pair, as the connecting side wants them */
+    uint32_t connections; /* how many the connecting side wants for the pair */
     uint32_t connection; /* which of them this is */
     uint32_t reserved;
     uint64_t generation;
-    uint64_t incarnation; /* of the session: random */
+    uint64_t incarnation; /* a random number that names the session */
     uint8_t name_space[32];
     uint8_t nonce[32];
     uint64_t reserved2;

@@ -65,7 +65,7 @@ class Registration:
             slot.check()
 
     def record_ready(self) -> None:
-        """What the current streams have to do by now comes before the round."""
+        """Makes the round wait for all work that the current streams have been given so far."""
         for events in self.events:
             events.record_ready(current_stream(events.ordinal))
 

@@ -107,7 +107,7 @@ export class Direction {
   async pending(deadline: Deadline): Promise<{ readonly round: number; readonly version?: bigint }> {
     const { signal, names } = this.#options;
     const { round } = signal;
-    // A name stands once a rank has begun the round; before that, the last source that came is asked.
+    // Once a rank has begun the round, its version stands in the store; before that, the source that came last has said one.
     const version = (await names.look(round, deadline)) ?? (await signal.version(deadline));
     return version === undefined ? { round } : { round, version };
   }

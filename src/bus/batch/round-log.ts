@@ -76,12 +76,12 @@ export class RoundLog {
     this.#options = options;
   }
 
-  /** How and why this registration has ended, as far as is known: the first who has said so. Rounds may go on. */
+  /** How and why this registration has ended, by the first rank that said so; rounds may go on. */
   get end(): BatchEnd | undefined {
     return this.#ends[0];
   }
 
-  /** True once no round of it can be joined, or be under way, by a rank that has been in none. */
+  /** True once a rank that has been in no round can neither join one nor find one under way. */
   get isOver(): boolean {
     const [end] = this.#ends;
     return end !== undefined && Object.keys(end.through).every((from) => this.last(from) === 0);

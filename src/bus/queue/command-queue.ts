@@ -245,7 +245,7 @@ export class CommandQueue implements AsyncDisposable {
     });
   }
 
-  /** Strikes a client out that has ended or takes its leave. */
+  /** Removes a client that has ended or signs off. */
   async unregister(client: bigint, deadline?: DeadlineOptions): Promise<void> {
     await this.#changeClients("striking out a client", deadline, () => {
       this.#commands.remove(keyOf(kinds.client, client));

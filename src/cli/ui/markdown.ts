@@ -39,7 +39,7 @@ function row(cells: readonly string[]): string {
   return `| ${cells.join(" | ")} |`;
 }
 
-/** Amounts and plain words stay as they are; whatever else is code. A bar would end the cell even there. */
+/** Amounts and plain words stay as they are; all else is set as code. A bar would end the cell even in code, so it is escaped. */
 function cell(text: string): string {
   if (/^([+-]?[\d,.]+( ?([KMGTP]iB|B|%|us|ms|s))?|[a-z ]*)$/.test(text)) return text;
   return text.includes("|") ? htmlCode(text) : code(text);

@@ -53,11 +53,11 @@ export interface EngineTable {
   readonly tiedLast?: boolean;
   /** Heads of keys and values may be fewer than ranks. */
   readonly replicatesKeyValues: boolean;
-  /** What EPLB's redundant experts are built into. */
+  /** The class supports EPLB's redundant experts. */
   readonly redundantExperts?: boolean;
   /** The class refuses more ranks of tensor parallelism than experts. */
   readonly ranksWithinExperts?: boolean;
-  /** Its loader deals as many experts to each rank. */
+  /** Its loader gives each rank the same number of experts. */
   readonly evenExperts?: boolean;
   /** The class asks for an intermediate size that all ranks together divide, even where none of them cuts it. */
   readonly dividesByWorld?: boolean;

@@ -141,7 +141,7 @@ function writeLayout(writer: Writer, layout: SideLayout): void {
       case "shard":
         writer.u8(placement.sizes === undefined ? 1 : sizedShard);
         writer.signed(placement.dim);
-        // As many as the mesh dimension has coordinates.
+        // One size for each coordinate of the mesh dimension, so their number is not written.
         for (const size of placement.sizes ?? []) writer.number(size);
         break;
       case "stridedShard":

@@ -63,7 +63,7 @@ function gather(
   const ask = (limit: number, dependencies: boolean): bigint =>
     question.ask((planner) => planner.gather(rank ?? -1, BigInt(limit), dependencies ? 1 : 0));
   if (rank !== undefined && forBuckets) {
-    // What this rank's buckets wait for brings chunks of other ranks along: maxChunks speaks of its own.
+    // The buckets that this rank's buckets wait for bring chunks of other ranks along; maxChunks bounds this rank's own.
     const own = ask(0, false);
     if (own > BigInt(most)) throw tooLarge(own, most);
   }

@@ -214,7 +214,7 @@ export class BucketTable {
     throw invalid("a bucket of a channel is missing", { bucket: `${name}:${gap - starts[channel]!}` });
   }
 
-  /** That waves grow along what is waited for is also what excludes circles. */
+  /** A bucket has a larger wave than those that it waits for, so there can be no circle. */
   #checkWaits(bucket: number): void {
     const { count, wave, srcRank, dstRank, waitFirst, waits } = this.rows;
     for (let at = waitFirst[bucket]!; at < waitFirst[bucket + 1]!; at++) {

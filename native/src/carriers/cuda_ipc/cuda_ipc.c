@@ -14,8 +14,8 @@
 #include "round/carrier.h"
 
 typedef struct ipc_region {
-    uint64_t base;   /* of the region, in this process */
-    uint64_t opened; /* of the allocation, if it was opened */
+    uint64_t base;   /* the address of the region in this process */
+    uint64_t opened; /* the address of the allocation, if it was opened */
 } ipc_region;
 
 typedef struct ipc_import {
@@ -53,7 +53,7 @@ static int32_t ipc_describe(tb_session *session, const tb_region *region, uint32
 typedef struct open_call {
     tb_import *import;
     ipc_import *opened;
-    const uint64_t *own; /* where its regions lie, if it is a session of this process */
+    const uint64_t *own; /* the addresses of its regions, if it is a session of this process */
 } open_call;
 
 static int32_t open_region(tb_cuda_worker *worker, const tb_import *import, uint32_t index, ipc_region *own,

@@ -24,7 +24,7 @@
 #include "round/carrier.h"
 
 typedef struct shm_region {
-    const uint8_t *base; /* where it lies in this process; NULL: only in the other one, */
+    const uint8_t *base; /* its address in this process; NULL: it lies in the other one only, */
     uint64_t there;      /* at this address of it */
     tb_shm_map *map;
 } shm_region;

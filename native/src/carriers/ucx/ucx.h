@@ -49,7 +49,7 @@ typedef struct tb_ucx_memory {
     tb_ucp_memory handle;
     void *key; /* packed, as peers get it */
     size_t key_bytes;
-    int turns; /* of the worker, before it is unmapped */
+    int turns; /* how often the worker progresses before it is unmapped */
 } tb_ucx_memory;
 
 /* The place in this rank's memory that something comes to, what it is registered as (NULL: nothing), and its type. */
@@ -95,9 +95,9 @@ typedef struct tb_ucx_unpack {
 } tb_ucx_unpack;
 
 typedef struct tb_ucx_region {
-    uint64_t base; /* where it lies at the source */
+    uint64_t base; /* its address at the source */
     const uint8_t *packed;
-    tb_ucp_key key; /* of the end point; NULL: it has not been needed */
+    tb_ucp_key key; /* for the end point; NULL: it has not been needed */
 } tb_ucx_region;
 
 /* Another rank's memory for one transfer, and the way there. */
@@ -112,9 +112,9 @@ struct tb_ucx_source {
     tb_ucs_status why;
     int32_t code; /* TB_OK: nothing but what UCX says */
     tb_error error;
-    uint32_t gets;  /* that are under way, */
+    uint32_t gets;  /* how many are under way, */
     uint64_t bytes; /* and what they ask for */
-    struct {        /* of the first byte of it; behind ucx->lock */
+    struct { /* whether a read of its first byte has come back; behind ucx->lock */
         bool over;
         int32_t code;
         tb_error error;
@@ -123,7 +123,7 @@ struct tb_ucx_source {
     uint32_t probed; /* the region whose first byte is asked for; TB_NONE: all are empty */
     const uint8_t *address;
     uint8_t *said;                 /* the source's words, with room behind each (ucx_source.c) */
-    const tb_ucx_memory **buffers; /* of the transfer's program: what of this rank's memory each lies in */
+    const tb_ucx_memory **buffers; /* for each buffer of the program, the memory of this rank that it lies in */
     tb_ucx_unpack *unpack;         /* NULL: the transfer's tensors lie in memory of the host */
     tb_ucx_region regions[];
 };
@@ -153,15 +153,15 @@ struct tb_ucx_move {
     uint32_t chunk, chunk_end;
     bool started, direct;
     tb_cursor from, to;
-    uint64_t elements; /* of the chunk, that are to be asked for; on a GPU: bytes */
+    uint64_t elements; /* elements of the chunk that are still to be asked for; on a GPU: bytes */
     const tb_ucx_region *region;
     tb_ucx_place here; /* the chunk's destination */
     uint32_t group, slot; /* on a GPU; TB_NONE: it has no slot now */
     tb_ucx_step *first, **last;
     uint32_t gets;    /* under way */
-    uint64_t *places; /* of reduced pieces, by chunk; NULL: not asked for */
+    uint64_t *places; /* places of reduced pieces, by chunk; NULL: not asked for */
     tb_ucx_wait places_wait;
-    tb_ucs_status status; /* of the first get that failed */
+    tb_ucs_status status; /* what the first get that failed ended with */
     int32_t code;
     tb_error error;
     uint64_t stopped_at; /* when that was noticed; 0: it was not */
@@ -177,11 +177,11 @@ struct tb_ucx {
     tb_device *device;      /* whose memory UCX reaches; NULL: that of none */
     uint64_t device_probe;  /* its memory that a probe reads into */
     tb_ucp_memory device_probe_memory;
-    void *address; /* of the worker that is read from, as peers get it */
+    void *address; /* the address of the worker that is read from, as peers get it */
     size_t address_bytes;
     int wake_fd, progress_fds[TB_UCX_WORKERS];
     pthread_t thread;
-    tb_ucx *next; /* of all sessions */
+    tb_ucx *next; /* the next in the list of all sessions */
 
     /* Behind the lock. */
     pthread_mutex_t lock;

@@ -13,11 +13,11 @@
 #include "kernels/dtype.h"
 
 enum {
-    DIRECT_BYTES = 2048,  /* runs from here on are worth a get of their own to where they belong, */
-    STEP_BYTES = 4 << 20, /* of which a step has so many bytes */
-    STEP_GETS = 64,       /* or so many */
-    SPAN_BYTES = 4096,    /* runs below are read with what lies between them, */
-    SPAN_GAPS = 3,        /* if that is at most so many times as much */
+    DIRECT_BYTES = 2048,  /* a run of this length or more gets a read of its own, straight to its place */
+    STEP_BYTES = 4 << 20, /* a step ends at this many bytes of such reads, */
+    STEP_GETS = 64,       /* or at this many of them */
+    SPAN_BYTES = 4096,    /* runs shorter than this are read together with the gaps between them, */
+    SPAN_GAPS = 3,        /* if the gaps are at most this many times as long as the runs */
 };
 
 /* ---- what has come --------------------------------------------------------------------------------------- */

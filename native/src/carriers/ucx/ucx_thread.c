@@ -25,8 +25,8 @@ enum { STACK_BYTES = 1 << 20, TICK_MS = 10, SPIN_NS = 5000, LOOK_TURNS = 16 };
 /* ---- the end of the process ----------------------------------------------------------------------------- */
 
 /*
- * UCX takes its tables down when the process exits, whose threads still run then. They are held before: functions of
- * atexit are called before a library's own.
+ * When the process exits, UCX takes its tables down while threads still run. So the threads are stopped before that:
+ * the functions of atexit are called before those of a library.
  */
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t parked = PTHREAD_COND_INITIALIZER;

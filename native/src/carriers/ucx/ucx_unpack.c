@@ -13,7 +13,7 @@ enum {
     DIRECT_BYTES = 2048, /* runs from here on are worth a get of their own, */
     SPAN_BYTES = 4096,   /* and below are read with what lies between them, */
     SPAN_TIMES = 2,      /* if all of it is at most so many times what is wanted */
-    ALIGNMENT = 256,     /* of chunks in a slot: as of memory that the driver gives out */
+    ALIGNMENT = 256,     /* chunks in a slot are aligned as memory from the driver is */
     BOUNCE_BYTES = 64 << 20,
     FEWEST_SLOTS = 2,
 };
