@@ -17,9 +17,8 @@ const SIZED: i64 = 4;
 
 export { Mesh, Side };
 
-/** Every replica gets its own from a source; all replicas are one group of stripes; those of one host are. */
+/** Every replica gets its own from a source (0), all replicas are one group of stripes (1), or those of one host are (2). */
 export const DIRECT: u32 = 0;
-export const ALL: u32 = 1;
 export const HOST: u32 = 2;
 
 // Image header, u32 words.
@@ -69,7 +68,7 @@ export class Pattern {
   overlaps: usize;
   /** True if a rank can be on both sides. */
   meeting: bool;
-  /** How target replicas share what they want: `DIRECT`, `ALL` or `HOST`; and the stripes (`stripe.ts`). */
+  /** How target replicas share what they want: `DIRECT`, `HOST`, or 1 for all; and the stripes (`stripe.ts`). */
   striping: u32;
   stripes: usize;
 

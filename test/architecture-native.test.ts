@@ -198,6 +198,32 @@ describe("carriers", () => {
       "docs/architecture.md",
     ).toEqual([]);
   });
+
+  it("can do what their transports say", () => {
+    const page = (path: string) => readFileSync(join(root, "../..", path), "utf8");
+    const tables = files.flatMap((path) =>
+      [...codeOf(path).matchAll(/^const tb_carrier tb_carrier_(\w+) = \{([^}]*)\};/gm)].map(
+        ([, name, table]) => ({
+          transport: name === "stream" ? "tcp" : name!.replaceAll("_", "-"),
+          memory: [...table!.matchAll(/\bTB_MEMORY_(\w+)/g)].map(([, kind]) => kind!.toLowerCase()).sort(),
+          crossHost: !/\.same_host = true/.test(table!),
+          checksum: /\.checksums = true/.test(table!),
+        }),
+      ),
+    );
+    expect(tables.length).toBe(folders.length);
+    for (const { transport, ...can } of tables) {
+      const source = page(`transports/${transport}/index.ts`);
+      const [, memory, crossHost, checksum] =
+        /\bmemory: \[(.*)\],\s+crossHost: (\w+),\s+checksum: (\w+),/.exec(source)!;
+      const says = {
+        memory: [...memory!.matchAll(/"(\w+)"/g)].map(([, kind]) => kind!).sort(),
+        crossHost: crossHost === "true",
+        checksum: checksum === "true",
+      };
+      expect(says, transport).toEqual(can);
+    }
+  });
 });
 
 describe("files of the engine", () => {

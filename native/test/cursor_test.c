@@ -9,7 +9,7 @@
 #include "kernels/cast.h"
 #include "kernels/descriptor.h"
 #include "kernels/pack.h"
-#include "kernels/turn.h"
+#include "kernels/transpose.h"
 
 enum { MAX_WORDS = 3 + 2 * 5 };
 
@@ -300,7 +300,7 @@ static void turn(void) {
         uint8_t *to_block;
         uint8_t *source = make_memory(from.span, &from_block);
         uint8_t *target = make_memory(from.total, &to_block);
-        turned += tb_turn(target, source, from.words, size);
+        turned += tb_transpose(target, source, from.words, size);
         random_fill(&seed, target, (size_t)from.total);
         int64_t words[] = {0, 0, from.total};
         tb_end dst = {(uintptr_t)target, (uint64_t)from.total, words, 3, dtype};

@@ -14,7 +14,7 @@
 
 enum { COLUMNS = 5, ROWS = 6, CHUNKS = 3, REGION = 512 };
 
-/* A session that was never opened, with one side that receives. */
+/* A session that was never opened, with one exchange that receives. */
 typedef struct fake {
     tb_session session;
     tb_peer peer;

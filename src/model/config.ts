@@ -69,11 +69,6 @@ type HeadConfig = z.infer<typeof headSchema>;
 export const modelTypes: readonly string[] = Object.keys(families);
 
 /** Reads a Hugging Face `config.json`. `TB_FILE` or `TB_MODEL_CONFIG`, naming the file and the field. */
-export async function readModelConfig(path: string, options: ConfigOptions = {}): Promise<ModelTensor[]> {
-  return modelTensors(await readTextFile(path, maxConfigBytes), options, path);
-}
-
-/** `readModelConfig` with what a preset asks of the config besides. */
 export async function readModel(path: string, options: ConfigOptions = {}): Promise<Model> {
   return modelOf(await readTextFile(path, maxConfigBytes), options, path);
 }

@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { TensorBusError } from "../../src/errors.ts";
-import { modelTensors, readModelConfig } from "../../src/model/config.ts";
+import { modelTensors, readModel } from "../../src/model/config.ts";
 import { elementCount, type ModelTensor } from "../../src/model/tensor.ts";
 
 const configs = join(import.meta.dirname, "configs");
@@ -42,14 +42,14 @@ describe("published models", () => {
     ["deepseek-v3", 45_395, { bfloat16: 671_026_419_200 - 58 * 256, float32: 58 * 256 }],
     ["kimi-k2", 69_975, { bfloat16: 1_026_408_232_448 - 60 * 384, float32: 60 * 384 }],
   ] as const)("%s has %i tensors", async (name, count, expected) => {
-    const tensors = await readModelConfig(path(name), { quantized: false });
+    const { tensors } = await readModel(path(name), { quantized: false });
     expect(tensors).toHaveLength(count);
     expect(new Set(tensors.map((tensor) => tensor.name)).size).toBe(count);
     expect(parameters(tensors)).toEqual(expected);
   });
 
   test("the float8 checkpoint of DeepSeek-V3, with its prediction layer, agrees type by type", async () => {
-    const tensors = await readModelConfig(path("deepseek-v3"), { mtp: true });
+    const { tensors } = await readModel(path("deepseek-v3"), { mtp: true });
     expect(tensors).toHaveLength(91_991);
     expect(parameters(tensors)).toEqual({
       bfloat16: 3_918_786_560,
@@ -188,7 +188,7 @@ describe("bad input", () => {
   });
 
   test("a missing file is named", async () => {
-    const error = await readModelConfig(path("none")).catch((reason: unknown) => reason);
+    const error = await readModel(path("none")).catch((reason: unknown) => reason);
     expect(error).toMatchObject({ code: "TB_FILE", details: { path: path("none") } });
   });
 });

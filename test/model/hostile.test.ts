@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { TensorBusError } from "../../src/errors.ts";
-import { readModelConfig } from "../../src/model/config.ts";
+import { readModel } from "../../src/model/config.ts";
 import { NameExpression } from "../../src/model/expression.ts";
 import { readBytes } from "../../src/model/files.ts";
 import { maxSpecBytes, parseSpec } from "../../src/model/spec.ts";
@@ -144,7 +144,7 @@ describe("a config", () => {
     const path = join(folder, "deep.json");
     for (const text of ["[".repeat(1_000_000), `${'{"a":'.repeat(65)}1${"}".repeat(65)}`]) {
       writeFileSync(path, text);
-      await expect(readModelConfig(path)).rejects.toMatchObject({
+      await expect(readModel(path)).rejects.toMatchObject({
         code: "TB_MODEL_CONFIG",
         message: expect.stringMatching(/nested deeper than 64/),
       });

@@ -4,7 +4,7 @@
 #include "base/error.h"
 #include "kernels/descriptor.h"
 #include "kernels/pack.h"
-#include "kernels/turn.h"
+#include "kernels/transpose.h"
 
 static int32_t check_end(const tb_end *end, const char *name, uint64_t *elements, tb_error *err) {
     uint32_t size = tb_dtype_size(end->dtype);
@@ -46,7 +46,7 @@ int32_t tb_move(const tb_end *dst, const tb_end *src, tb_error *err) {
     }
     uint8_t *first = (uint8_t *)(uintptr_t)dst->base + dst->descriptor[0];
     if (dst->dtype == src->dtype && dst->descriptor[1] == 0
-        && tb_turn(first, (const uint8_t *)(uintptr_t)src->base, src->descriptor,
+        && tb_transpose(first, (const uint8_t *)(uintptr_t)src->base, src->descriptor,
                    tb_dtype_size(src->dtype))) {
         return TB_OK;
     }

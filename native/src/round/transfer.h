@@ -147,7 +147,7 @@ struct tb_transfer {
     bool quarantined;
     bool refused; /* its prepare failed for a reason that another attempt would meet as well */
     bool moved;   /* a peer has begun it anew, since something was not where it was said to be */
-    /* Buckets for which READY is to be said: of one side, stage, and in a row. */
+    /* Buckets for which READY is to be said: those of one exchange and one stage, in a row. */
     struct {
         tb_exchange *exchange;
         uint8_t stage;

@@ -13,7 +13,7 @@ import type { ClientMemory } from "../batch/memory.ts";
 import type { AgentEvent } from "../pair/events.ts";
 import { Pairs } from "../pair/pairs.ts";
 import type { Distrust } from "../pair/rendezvous.ts";
-import { type Connection, type StoreFactory, Uplink } from "../pair/uplink.ts";
+import { type StoreConnection, type StoreFactory, Uplink } from "../pair/uplink.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
 import type { Command, CommandOf, CommandResult } from "../queue/commands.ts";
 import type { Records } from "../queue/state.ts";
@@ -206,7 +206,7 @@ export class AgentCore {
     await this.#batches.end(error).catch(onFault);
   }
 
-  #onFound(connection: Connection): void {
+  #onFound(connection: StoreConnection): void {
     const { tell, onFault } = this.#options;
     tell({ kind: "storeFound" });
     this.#batches.resolve(connection).catch(onFault);

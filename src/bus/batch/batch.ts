@@ -9,7 +9,7 @@ import { HostMemory } from "../../memory/host-memory.ts";
 import type { TensorMemory } from "../../memory/memory.ts";
 import type { LocalStrides } from "../../plan/index.ts";
 import type { AgentEvent } from "../pair/events.ts";
-import type { Connection } from "../pair/uplink.ts";
+import type { StoreConnection } from "../pair/uplink.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
 import type { BatchId } from "../queue/commands.ts";
 import { type Attempt, endAttempt } from "./attempt.ts";
@@ -58,7 +58,7 @@ export interface BatchOptions {
   readonly keys: BatchKeys;
   readonly commit: "direct" | "staged";
   readonly checksum: boolean;
-  readonly connection: Connection;
+  readonly connection: StoreConnection;
   readonly tell: (event: AgentEvent) => void;
   readonly onFault: (error: unknown) => void;
 }
@@ -179,17 +179,17 @@ export class Batch {
   }
 
   /** Says in another store than the batch's own how its last rounds ended, for those who do not know it. */
-  async testify(connection: Connection, deadline: Deadline): Promise<void> {
+  async testify(connection: StoreConnection, deadline: Deadline): Promise<void> {
     for (const { staged } of this.live) await staged?.testify(connection, deadline);
   }
 
   /** Takes back what it has testified. */
-  async withdraw({ rendezvous }: Connection, deadline: Deadline): Promise<void> {
+  async withdraw({ rendezvous }: StoreConnection, deadline: Deadline): Promise<void> {
     for (const { staged } of this.live) await staged?.withdraw(rendezvous, deadline);
   }
 
   /** Settles what was in doubt when it was closed, and frees the memory. */
-  async resolve(connection: Connection, deadline: Deadline): Promise<void> {
+  async resolve(connection: StoreConnection, deadline: Deadline): Promise<void> {
     for (const staged of this.#doubts) await staged.resolve(deadline, connection);
     this.#release();
   }

@@ -3,7 +3,7 @@ import { Deadline } from "../../deadline.ts";
 import { type ErrorCode, TensorBusError } from "../../errors.ts";
 import { forGood } from "../../ffi/error.ts";
 import type { PairSide } from "../pair/pairs.ts";
-import type { Connection } from "../pair/uplink.ts";
+import type { StoreConnection } from "../pair/uplink.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
 import {
   type BatchId,
@@ -207,7 +207,7 @@ export class Batches {
   }
 
   /** There is a store: what batches that were closed have left in doubt is settled, and what others may not know is told. */
-  async resolve(connection: Connection): Promise<void> {
+  async resolve(connection: StoreConnection): Promise<void> {
     const { signal } = this.#stop;
     for (const batch of this.#unsaid) {
       this.#unsaid.delete(batch);
@@ -219,7 +219,7 @@ export class Batches {
   }
 
   /** Asks until it is known how a batch's last round ended; then this rank has left it, and others may remove what it asked for. */
-  async #resolve(batch: Batch, connection: Connection): Promise<void> {
+  async #resolve(batch: Batch, connection: StoreConnection): Promise<void> {
     const { signal } = this.#stop;
     const { uplink } = this.#options;
     while (this.#doubtful.has(batch) && !signal.aborted && uplink.isConnected(connection)) {
@@ -446,7 +446,7 @@ export class Batches {
     this.#resolve(batch, current).catch(onFault);
   }
 
-  #sayLeft(batch: Batch, connection: Connection): void {
+  #sayLeft(batch: Batch, connection: StoreConnection): void {
     if (this.#hasLeft.has(batch)) return;
     this.#hasLeft.add(batch);
     const { rank, onFault } = this.#options;

@@ -4,7 +4,7 @@ import type { TensorBusError } from "../../errors.ts";
 import type { PlanOptions } from "../../plan/index.ts";
 import type { AgentEvent } from "../pair/events.ts";
 import type { MetPair } from "../pair/meeting.ts";
-import type { Connection } from "../pair/uplink.ts";
+import type { StoreConnection } from "../pair/uplink.ts";
 import type { BatchId } from "../queue/commands.ts";
 import {
   type Attempt,
@@ -50,7 +50,7 @@ interface Arrival {
   readonly subject: BatchSubject;
   readonly registration: RankRegistration;
   readonly attempt: Attempt;
-  readonly connection: Connection;
+  readonly connection: StoreConnection;
   readonly deadline: Deadline;
   /** How long the meeting took. */
   readonly seconds: number;
@@ -98,7 +98,7 @@ export class Registrar {
     entry: Entry,
     name: string,
     bring: () => Brought,
-    connection: Connection,
+    connection: StoreConnection,
     deadline: Deadline,
   ): Promise<Registered> {
     for (;;) {
@@ -130,7 +130,7 @@ export class Registrar {
     entry: Entry,
     attempt: Attempt,
     { side, mets, registration }: Brought,
-    connection: Connection,
+    connection: StoreConnection,
     deadline: Deadline,
   ): Promise<Registered> {
     const { rendezvous } = connection;
@@ -145,7 +145,12 @@ export class Registrar {
   }
 
   /** The attempt that the sides of this rank are in together. */
-  async #attempt(entry: Entry, name: string, connection: Connection, deadline: Deadline): Promise<Attempt> {
+  async #attempt(
+    entry: Entry,
+    name: string,
+    connection: StoreConnection,
+    deadline: Deadline,
+  ): Promise<Attempt> {
     const joined = entry.joining.then(async () => {
       const { attempt } = entry;
       if (attempt !== undefined && attempt.log.end === undefined) return attempt;
@@ -173,7 +178,7 @@ export class Registrar {
     if (this.#taken.size > mostTaken) this.#taken.delete(this.#taken.keys().next().value!);
   }
 
-  #attemptOptions({ id }: Entry, { rendezvous }: Connection): AttemptOptions {
+  #attemptOptions({ id }: Entry, { rendezvous }: StoreConnection): AttemptOptions {
     const { rank, onFault } = this.#options;
     return { rendezvous, keys: new BatchKeys(id), rank, onFault };
   }
@@ -258,6 +263,6 @@ export class Registrar {
   }
 }
 
-function takenKey({ life }: Connection, { key }: Entry, side: string): string {
+function takenKey({ life }: StoreConnection, { key }: Entry, side: string): string {
   return JSON.stringify([life, key, side]);
 }

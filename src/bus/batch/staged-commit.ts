@@ -15,7 +15,7 @@ import { describeElements, move } from "../../memory/kernels.ts";
 import type { Memory } from "../../memory/memory.ts";
 import type { AgentEvent, RoundIdentity } from "../pair/events.ts";
 import { inGroups, type Rendezvous } from "../pair/rendezvous.ts";
-import type { Connection } from "../pair/uplink.ts";
+import type { StoreConnection } from "../pair/uplink.ts";
 import { pack } from "../queue/commands.ts";
 import { decode } from "../queue/decode.ts";
 import type { MemoryTurn } from "./memory-turn.ts";
@@ -35,7 +35,7 @@ export interface ShadowedTensor {
 }
 
 export interface StagedCommitOptions {
-  readonly connection: Pick<Connection, "rendezvous" | "life">;
+  readonly connection: Pick<StoreConnection, "rendezvous" | "life">;
   readonly prefix: string;
   /** Names the registration among all of all stores. */
   readonly registration: string;
@@ -161,7 +161,7 @@ export class StagedCommit {
 
   /** Says in a store that has forgotten the rounds which one was committed last. */
   async testify(
-    { rendezvous, life }: Pick<Connection, "rendezvous" | "life">,
+    { rendezvous, life }: Pick<StoreConnection, "rendezvous" | "life">,
     deadline: Deadline,
   ): Promise<void> {
     if (life === this.#options.connection.life) return;

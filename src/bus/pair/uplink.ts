@@ -34,10 +34,10 @@ export interface UplinkOptions {
   readonly onTransport: (event: TransportEvent) => void;
   /** The store is gone: all that was agreed over it has ended. Resolves when nothing uses the session any more. */
   readonly onLost: (error: TensorBusError) => Promise<void>;
-  readonly onFound: (connection: Connection) => void;
+  readonly onFound: (connection: StoreConnection) => void;
 }
 
-export interface Connection {
+export interface StoreConnection {
   readonly store: Store;
   /** Closes a store that was opened here. */
   readonly closeStore: () => Promise<void>;
@@ -56,7 +56,7 @@ export class Uplink implements AsyncDisposable {
   readonly #options: UplinkOptions;
   readonly #stop = new AbortController();
   readonly #waiting = new Set<() => void>();
-  #connection: Connection | undefined;
+  #connection: StoreConnection | undefined;
   #lost: TensorBusError | undefined;
   #watching: Promise<void> = Promise.resolve();
 
@@ -71,27 +71,27 @@ export class Uplink implements AsyncDisposable {
   }
 
   /** `TB_STORE_LOST` while there is no store. */
-  get connection(): Connection {
+  get connection(): StoreConnection {
     if (this.#connection !== undefined) return this.#connection;
     throw this.#lost ?? closedError();
   }
 
   /** `undefined` while there is no store. */
-  get current(): Connection | undefined {
+  get current(): StoreConnection | undefined {
     return this.#connection;
   }
 
-  isConnected(connection: Connection): boolean {
+  isConnected(connection: StoreConnection): boolean {
     return this.#connection === connection;
   }
 
   /** The connection, as soon as there is one again. */
-  async connected(options: DeadlineOptions): Promise<Connection> {
+  async connected(options: DeadlineOptions): Promise<StoreConnection> {
     if (this.#connection !== undefined) return this.#connection;
     if (typeof this.#options.store !== "function" || this.#stop.signal.aborted)
       throw this.#lost ?? closedError();
     try {
-      return await waitUntil<Connection>("finding a store", new Deadline(options), (resolve) => {
+      return await waitUntil<StoreConnection>("finding a store", new Deadline(options), (resolve) => {
         const look = () => {
           if (this.#connection !== undefined) resolve(this.#connection);
         };
@@ -119,7 +119,7 @@ export class Uplink implements AsyncDisposable {
     return this.close();
   }
 
-  async #connect(deadline: Deadline): Promise<Connection> {
+  async #connect(deadline: Deadline): Promise<StoreConnection> {
     const { rank, world, generation, predecessor, transport, onTransport, distrust } = this.#options;
     const given = this.#options.store;
     const opened =
@@ -142,14 +142,14 @@ export class Uplink implements AsyncDisposable {
     }
   }
 
-  #use(connection: Connection): void {
+  #use(connection: StoreConnection): void {
     this.#connection = connection;
     this.#lost = undefined;
     this.#watching = this.#watch(connection);
     for (const look of [...this.#waiting]) look();
   }
 
-  async #watch(connection: Connection): Promise<void> {
+  async #watch(connection: StoreConnection): Promise<void> {
     const { signal } = this.#stop;
     try {
       await connection.presence.answer(signal);
@@ -158,7 +158,7 @@ export class Uplink implements AsyncDisposable {
     }
   }
 
-  async #lose(connection: Connection, cause: unknown): Promise<void> {
+  async #lose(connection: StoreConnection, cause: unknown): Promise<void> {
     const why = cause instanceof Error ? cause.message : String(cause);
     const error = new TensorBusError("TB_STORE_LOST", `the store was lost: ${why}`, {
       details: { rank: this.#options.rank },
@@ -191,7 +191,7 @@ export class Uplink implements AsyncDisposable {
     }
   }
 
-  async #leave({ session, closeStore, presence }: Connection): Promise<void> {
+  async #leave({ session, closeStore, presence }: StoreConnection): Promise<void> {
     // A session that does not come to rest keeps its memory. What others read of this rank goes all the same, and the
     // connection to the store, which would keep this process alive.
     await session

@@ -11,15 +11,15 @@
 
 /* ---- order --------------------------------------------------------------------------------------------- */
 
-/* When a bucket has its turn; the same number at both of its ends. */
-typedef struct turn {
+/* A bucket's position in the order of steps; the same at both of its ends. */
+typedef struct position {
     uint32_t wave, part; /* part: of the channel, so many buckets a step */
     uint32_t bucket;
-} turn;
+} position;
 
-static int compare_turns(const void *a, const void *b) {
-    const turn *x = a;
-    const turn *y = b;
+static int compare_positions(const void *a, const void *b) {
+    const position *x = a;
+    const position *y = b;
     if (x->wave != y->wave) {
         return x->wave < y->wave ? -1 : 1;
     }
@@ -36,13 +36,13 @@ static uint32_t buckets_a_step(const tb_program *program) {
 }
 
 /*
- * Buckets in the order of their turns, less own contributions, which are folded and no more, and less all that others
+ * Buckets in the order of their steps, less own contributions, which are folded and no more, and less all that others
  * move.
  */
-static turn *order_turns(const tb_program *program, const bool *elsewhere, uint32_t *count) {
-    turn *turns = calloc((size_t)program->header->bucket_count + 1, sizeof *turns);
+static position *order_buckets(const tb_program *program, const bool *elsewhere, uint32_t *count) {
+    position *positions = calloc((size_t)program->header->bucket_count + 1, sizeof *positions);
     *count = 0;
-    for (uint32_t b = 0; turns != NULL && b < program->header->bucket_count; b++) {
+    for (uint32_t b = 0; positions != NULL && b < program->header->bucket_count; b++) {
         const tb_channel *channel = tb_bucket_channel(program, b);
         bool own = channel->direction == TB_LOCAL;
         if ((own && channel->stage == 0) || (elsewhere != NULL && elsewhere[program->buckets[b].channel])) {
@@ -50,12 +50,12 @@ static turn *order_turns(const tb_program *program, const bool *elsewhere, uint3
         }
         /* What is copied here has no other end to agree with: all of it with the first part of its wave. */
         uint32_t part = own ? 0 : tb_bucket_sequence(program, b) / buckets_a_step(program);
-        turns[(*count)++] = (turn){channel->wave, part, b};
+        positions[(*count)++] = (position){channel->wave, part, b};
     }
-    if (turns != NULL && *count > 0) {
-        qsort(turns, *count, sizeof *turns, compare_turns);
+    if (positions != NULL && *count > 0) {
+        qsort(positions, *count, sizeof *positions, compare_positions);
     }
-    return turns;
+    return positions;
 }
 
 /* ---- steps --------------------------------------------------------------------------------------------- */
@@ -123,10 +123,10 @@ static void end_step(planner *at, tb_nccl_step *step, const uint64_t staged[2]) 
 }
 
 /* Copies that wait for nothing: they begin before anybody else has. */
-static void add_first(planner *at, const turn *turns, uint32_t count) {
+static void add_first(planner *at, const position *positions, uint32_t count) {
     tb_nccl_step *step = new_step(at);
     for (uint32_t i = 0; i < count; i++) {
-        uint32_t bucket = turns[i].bucket;
+        uint32_t bucket = positions[i].bucket;
         bool own = tb_bucket_channel(at->program, bucket)->direction == TB_LOCAL;
         if (own && at->program->buckets[bucket].dependency_count == 0) {
             add_local(at, step, bucket);
@@ -155,11 +155,11 @@ static void add_folds(planner *at) {
     end_step(at, step, (uint64_t[2]){0, 0});
 }
 
-static void add_turns(planner *at, const turn *turns, uint32_t count) {
+static void add_steps(planner *at, const position *positions, uint32_t count) {
     const tb_program *program = at->program;
     bool folded = false;
     for (uint32_t i = 0; i < count;) {
-        bool later = tb_bucket_channel(program, turns[i].bucket)->stage > 0;
+        bool later = tb_bucket_channel(program, positions[i].bucket)->stage > 0;
         if (later && !folded) {
             add_folds(at); /* the waves of stage 0 come before all others */
             folded = true;
@@ -167,8 +167,9 @@ static void add_turns(planner *at, const turn *turns, uint32_t count) {
         uint64_t staged[2] = {0, 0};
         tb_nccl_step *step = new_step(at);
         uint32_t first = i;
-        for (; i < count && turns[i].wave == turns[first].wave && turns[i].part == turns[first].part; i++) {
-            uint32_t bucket = turns[i].bucket;
+        for (; i < count && positions[i].wave == positions[first].wave && positions[i].part == positions[first].part;
+             i++) {
+            uint32_t bucket = positions[i].bucket;
             if (tb_bucket_channel(program, bucket)->direction != TB_LOCAL) {
                 add_op(at, step, bucket, staged);
             } else if (program->buckets[bucket].dependency_count > 0) {
@@ -199,7 +200,7 @@ int32_t tb_nccl_steps_plan(const tb_program *program, const bool *elsewhere, tb_
     planner at = {.program = program, .plan = plan};
     size_t buckets = program->header->bucket_count;
     uint32_t count;
-    turn *turns = order_turns(program, elsewhere, &count);
+    position *positions = order_buckets(program, elsewhere, &count);
     plan->mixed = elsewhere != NULL;
     plan->fold_step = TB_NONE;
     plan->depth = program->header->buckets_in_flight < 2 ? 1 : 2;
@@ -207,14 +208,14 @@ int32_t tb_nccl_steps_plan(const tb_program *program, const bool *elsewhere, tb_
     plan->locals = calloc(buckets + 1, sizeof *plan->locals);
     plan->steps = calloc(buckets + 3, sizeof *plan->steps);
     plan->fold_of = calloc(buckets + 1, sizeof *plan->fold_of);
-    if (turns == NULL || plan->ops == NULL || plan->locals == NULL || plan->steps == NULL
+    if (positions == NULL || plan->ops == NULL || plan->locals == NULL || plan->steps == NULL
         || plan->fold_of == NULL) {
-        free(turns);
+        free(positions);
         return tb_nccl_steps_no_memory(err);
     }
-    add_first(&at, turns, count);
-    add_turns(&at, turns, count);
-    free(turns);
+    add_first(&at, positions, count);
+    add_steps(&at, positions, count);
+    free(positions);
     plan->contributions_at = 0;
     plan->pool_at = at.contributions;
     plan->staging_at = plan->pool_at + pool_bytes(&at);

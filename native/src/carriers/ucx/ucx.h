@@ -49,7 +49,7 @@ typedef struct tb_ucx_memory {
     tb_ucp_memory handle;
     void *key; /* packed, as peers get it */
     size_t key_bytes;
-    int turns; /* how often the worker progresses before it is unmapped */
+    int polls; /* how often the worker progresses before it is unmapped */
 } tb_ucx_memory;
 
 /* The place in this rank's memory that something comes to, what it is registered as (NULL: nothing), and its type. */

@@ -14,7 +14,7 @@
 #include "carriers/ucx/ucx.h"
 
 /* What a target has to know of a region: where it lies, and behind that the packed key. */
-enum { MOST_KEY_BYTES = TB_BLOB_BYTES - sizeof(uint64_t), LAST_TURNS = 64 };
+enum { MOST_KEY_BYTES = TB_BLOB_BYTES - sizeof(uint64_t), LAST_POLLS = 64 };
 
 /* ---- memory: in the thread ------------------------------------------------------------------------------- */
 
@@ -70,8 +70,8 @@ static int32_t do_map(tb_ucx *ucx, void *argument, tb_error *err) {
 static int32_t do_unmap(tb_ucx *ucx, void *argument, tb_error *err) {
     (void)err;
     tb_ucx_memory *memory = argument;
-    memory->turns++;
-    if (ucx->api->ucp_worker_progress(ucx->workers[TB_UCX_SERVES]) != 0 && memory->turns < LAST_TURNS) {
+    memory->polls++;
+    if (ucx->api->ucp_worker_progress(ucx->workers[TB_UCX_SERVES]) != 0 && memory->polls < LAST_POLLS) {
         return TB_UCX_AGAIN;
     }
     unmap(ucx, memory);

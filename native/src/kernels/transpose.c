@@ -3,7 +3,7 @@
  * cache for a few of its bytes; here a line is read whole, into a block that stays in the cache, and written in runs.
  * No lock is needed.
  */
-#include "kernels/turn.h"
+#include "kernels/transpose.h"
 
 #include <string.h>
 
@@ -146,7 +146,7 @@ static void turn_matrix(const matrix *whole, int64_t size) {
     }
 }
 
-bool tb_turn(uint8_t *to, const uint8_t *from, const int64_t *descriptor, int64_t size) {
+bool tb_transpose(uint8_t *to, const uint8_t *from, const int64_t *descriptor, int64_t size) {
     int64_t inner = descriptor[1] - 1;
     const int64_t *loops = descriptor + 2;
     bool leaps = inner >= 1 && loops[2 * (inner + 1)] == size && loops[2 * inner] >= FEWEST
