@@ -12,7 +12,7 @@ import {
 import type { PlanInput, TensorInput } from "../../../src/plan/input/types.ts";
 import { coordinatesOf } from "../kit/holdings.ts";
 import { fold, isFloat, rounded, type TestType } from "../kit/numbers.ts";
-import { mix, Random } from "../kit/random.ts";
+import { mix, mixOn, Random } from "../kit/random.ts";
 
 export interface TransferCase {
   readonly name: string;
@@ -100,46 +100,53 @@ function randomPlacement(random: Random, ndim: number): Placement {
   return random.chance(25) ? StridedShard(dim, random.integer(1, 4)) : Shard(dim);
 }
 
-/** The value that a contributor holds of an element in a round: `position` counts along the Partial dimensions. */
-export function sourceValue(
+/** Values of a tensor's elements in a round, by their indices in the whole tensor. */
+export type Values = (global: readonly number[]) => number;
+
+/** The values that a contributor holds: `position` counts along the Partial dimensions. */
+export function sourceValues(
   { seed, input }: TransferCase,
   round: number,
   tensor: number,
   position: number,
-  global: readonly number[],
-): number {
+): Values {
   const { dtype, pair } = input.tensors[tensor]!;
   const op = partialOpOf(input.pairs[pair]!.source);
-  const bits = mix(seed, round, tensor, position, ...global);
   const type = dtype as TestType;
-  if (op === "product") return isFloat(type) ? rounded(type, 0.5 + bits / 2 ** 32) : (bits % 5) - 2;
-  if (!isFloat(type)) return rounded(type, type === "uint8" ? bits % 256 : (bits % 4001) - 2000);
-  if ((op === "max" || op === "min") && bits % 29 === 0) return Number.NaN;
-  // Exponents that differ, so that another order of adding gives another sum.
-  return rounded(type, (bits / 2 ** 31 - 1) * 2 ** (bits % 7));
+  const before = mix(seed, round, tensor, position);
+  return (global) => {
+    const bits = mixOn(before, global);
+    if (op === "product") return isFloat(type) ? rounded(type, 0.5 + bits / 2 ** 32) : (bits % 5) - 2;
+    if (!isFloat(type)) return rounded(type, type === "uint8" ? bits % 256 : (bits % 4001) - 2000);
+    if ((op === "max" || op === "min") && bits % 29 === 0) return Number.NaN;
+    // Exponents that differ, so that another order of adding gives another sum.
+    return rounded(type, (bits / 2 ** 31 - 1) * 2 ** (bits % 7));
+  };
 }
 
-/** The value that every target rank must hold of an element. */
-export function targetValue(
-  transfer: TransferCase,
-  round: number,
-  tensor: number,
-  global: readonly number[],
-): number {
+/** The values that every target rank must hold. */
+export function targetValues(transfer: TransferCase, round: number, tensor: number): Values {
   const { dtype, targetDtype, pair } = transfer.input.tensors[tensor]!;
   const { source } = transfer.input.pairs[pair]!;
   const [from, to] = [dtype as TestType, (targetDtype ?? dtype) as TestType];
-  const count = positionsOf(source).count;
-  const contributions = Array.from({ length: count }, (_, position) =>
-    sourceValue(transfer, round, tensor, position, global),
+  const { count } = positionsOf(source);
+  const contributors = Array.from({ length: count }, (_, position) =>
+    sourceValues(transfer, round, tensor, position),
   );
   const op = partialOpOf(source);
-  const value =
-    op === undefined || count === 1
-      ? contributions[0]!
-      : fold(from, op, contributions, op === "avg" ? count : 1);
-  const byWayOfFloat32 = to === "float16" || to === "bfloat16";
-  return rounded(to, byWayOfFloat32 && from !== to ? rounded("float32", value) : value);
+  const byWayOfFloat32 = (to === "float16" || to === "bfloat16") && from !== to;
+  return (global) => {
+    const value =
+      op === undefined || count === 1
+        ? contributors[0]!(global)
+        : fold(
+            from,
+            op,
+            contributors.map((valueAt) => valueAt(global)),
+            op === "avg" ? count : 1,
+          );
+    return rounded(to, byWayOfFloat32 ? rounded("float32", value) : value);
+  };
 }
 
 /** Where a coordinate stands among the contributors to its elements: row-major over the Partial dimensions. */

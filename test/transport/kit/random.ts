@@ -40,11 +40,16 @@ export class Random {
 
 /** A number that depends on all of its arguments and on nothing else: values of tensors, without any state. */
 export function mix(...words: readonly number[]): number {
-  let hash = 0x811c9dc5;
-  for (const word of words) {
-    hash = Math.imul(hash ^ (word >>> 0), 0x01000193);
-    hash = Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d);
-    hash ^= hash >>> 13;
+  return mixOn(0x811c9dc5, words);
+}
+
+/** The number of all words that `hash` is of, and of these. */
+export function mixOn(hash: number, words: readonly number[]): number {
+  let mixed = hash;
+  for (let index = 0; index < words.length; index++) {
+    mixed = Math.imul(mixed ^ (words[index]! >>> 0), 0x01000193);
+    mixed = Math.imul(mixed ^ (mixed >>> 15), 0x2c1b3c6d);
+    mixed ^= mixed >>> 13;
   }
-  return hash >>> 0;
+  return mixed >>> 0;
 }

@@ -4,11 +4,11 @@ import type { Memory } from "../../../src/memory/index.ts";
 import {
   coordinateOfRank,
   positionsOf,
-  sourceValue,
+  sourceValues,
   type TransferCase,
-  targetValue,
+  targetValues,
 } from "../compliance/cases.ts";
-import { indicesAt, product } from "./holdings.ts";
+import { indicesAt } from "./holdings.ts";
 import { formats, isFloat, type TestType } from "./numbers.ts";
 import { mix, Random } from "./random.ts";
 import { allocate, type TestMemory, type TestMemoryKind, testDevices } from "./test-memory.ts";
@@ -58,21 +58,15 @@ export class RankMemory {
     const view = new DataView(this.#bytes.buffer);
     for (const local of this.#locals) {
       if (local.kind !== "source") continue;
-      eachElement(local, (global, at) =>
-        formats[local.type].write(
-          view,
-          at,
-          sourceValue(this.#case, round, local.tensor, local.position, global),
-        ),
-      );
+      const valueAt = sourceValues(this.#case, round, local.tensor, local.position);
+      eachElement(local, (global, at) => formats[local.type].write(view, at, valueAt(global)));
     }
     this.#expected = Uint8Array.from(this.#bytes);
     const expected = new DataView(this.#expected.buffer);
     for (const local of this.#locals) {
       if (local.kind !== "target") continue;
-      eachElement(local, (global, at) =>
-        formats[local.type].write(expected, at, targetValue(this.#case, round, local.tensor, global)),
-      );
+      const valueAt = targetValues(this.#case, round, local.tensor);
+      eachElement(local, (global, at) => formats[local.type].write(expected, at, valueAt(global)));
     }
     this.#local.push();
   }
@@ -157,16 +151,23 @@ function contiguous(extents: readonly number[]): number[] {
   return extents.map((_, dim) => extents.slice(dim + 1).reduce((step, extent) => step * extent, 1));
 }
 
+/** In row-major order. `global` is the same array each time, since there are a hundred thousand elements. */
 function eachElement(
   { lists, strides, offset, type }: LocalTensor,
   visit: (global: readonly number[], at: number) => void,
 ): void {
-  const positions = lists.map(({ length }) => Array.from({ length }, (_, index) => index));
-  for (const local of product(positions)) {
-    const element = local.reduce((sum, index, dim) => sum + index * strides[dim]!, 0);
-    visit(
-      local.map((index, dim) => lists[dim]![index]!),
-      offset + element * formats[type].bytes,
-    );
-  }
+  const { bytes } = formats[type];
+  const global = lists.map(() => 0);
+  const visitFrom = (dim: number, element: number): void => {
+    const list = lists[dim];
+    if (list === undefined) {
+      visit(global, offset + element * bytes);
+      return;
+    }
+    for (let index = 0; index < list.length; index++) {
+      global[dim] = list[index]!;
+      visitFrom(dim + 1, element + index * strides[dim]!);
+    }
+  };
+  visitFrom(0, 0);
 }
