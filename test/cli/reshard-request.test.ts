@@ -238,7 +238,7 @@ describe("a result", () => {
     await writeCheckpoint(other, [{ name: "layers.0.norm.weight", shape: [16], dtype: "bfloat16" }]);
     const mixed = await run("hf", "--with", other);
     expect(`${mixed.code} ${mixed.stderr}`).toMatch(
-      /^2 .*layers\.0\.norm\.weight .*is not its original.*TB_SHAPE/,
+      /^2 .*layers\.0\.norm\.weight .*is not the original.*TB_SHAPE/,
     );
   });
 

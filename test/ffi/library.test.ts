@@ -62,7 +62,7 @@ describe("findLibrary", () => {
     const error = failure();
     expect(error.code).toBe("TB_NATIVE_MISSING");
     expect(error.message).toMatch(
-      new RegExp(`^@tensorbus/${platform} .*is not installed .there is none for musl`),
+      new RegExp(`^@tensorbus/${platform}, which .*is not installed .there is none for musl`),
     );
     expect(error.message).toContain("npm rebuild tensorbus");
     expect(error.message).toContain(`node ${join(folder, "scripts/install-native.mjs")} --strict`);

@@ -24,7 +24,7 @@ test("no driver, too old a driver, no GPU, no kernels: each says what lacks, and
   expect(openLibrary().unload).toBeTypeOf("function");
   await expect(open()).rejects.toMatchObject({
     code: "TB_LIBRARY",
-    message: expect.stringContaining("no CUDA driver"),
+    message: expect.stringContaining("not a CUDA driver"),
   });
   useCudaDouble();
   process.env["CUDA_DOUBLE_VERSION"] = "10020";

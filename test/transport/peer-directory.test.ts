@@ -57,7 +57,7 @@ describe("peer directory", () => {
     await new PeerDirectory(stores(), scope).publish(4, { host: "no..name", port: 1 });
     await expect(found(new PeerDirectory(stores(), scope), [4])).rejects.toMatchObject({
       code: "TB_CONNECT",
-      message: expect.stringMatching(/rank 4 is at no\.\.name, .*advertise an address/),
+      message: expect.stringMatching(/rank 4 is at no\.\.name, .*advertise an IP address/),
       details: { rank: 4, host: "no..name" },
     });
   });
