@@ -91,7 +91,7 @@ describe("the language", () => {
 
   it("says in messages what something is not, and what there is no memory for", () => {
     const unclear =
-      /["`][^"`\n]*(?<![Tt]here )\b(?:is no (?!longer\b|more\b|such\b|room\b|other\b)[a-z]+|none of this version|(?:is|are) none\b)[^"`\n]*/g;
+      /["`][^"`\n]*(?<![Tt]here )\b(?:is no (?!longer\b|more\b|such\b|room\b|other\b)[A-Za-z]+|none of this version|(?:is|are) none\b)[^"`\n]*/g;
     expect("`it is no number`").toMatch(unclear);
     expect("`there is no mesh dimension`").not.toMatch(unclear);
     const code = (path: string) =>
