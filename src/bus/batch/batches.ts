@@ -236,6 +236,7 @@ export class Batches {
 
   /** A peer is gone: whatever was prepared with it has to be registered anew. */
   peerEnded(rank: number, error: TensorBusError, isOrderly: boolean): void {
+    this.#registrar.peerEnded(rank, error);
     for (const batch of this.all) {
       if (!batch.concerns(rank)) continue;
       if (isOrderly) void this.#peerLeft(batch, error);
@@ -450,8 +451,7 @@ export class Batches {
     if (this.#hasLeft.has(batch)) return;
     this.#hasLeft.add(batch);
     const { rank, onFault } = this.#options;
-    const { rendezvous } = connection;
-    const options = { rendezvous, keys: new BatchKeys(batch.id), rank, onFault };
+    const options = { rendezvous: connection.rendezvous, keys: new BatchKeys(batch.id), rank, onFault };
     const leave = () => leaveAttempt(options, batch.left, new Deadline({ timeoutMs: leaveMs }));
     const said = batch.log.said(new Deadline({ timeoutMs: leaveMs })).catch(() => {});
     const leaving = said.then(leave).catch(() => {});

@@ -88,6 +88,8 @@ export class Registrar {
   readonly #options: RegistrarOptions;
   /** The last attempt that each side of this rank was in, by store, batch and side. */
   readonly #taken = new Map<string, number>();
+  /** What waits for all to have prepared it, and who was lost meanwhile: nobody else would say that such a batch is over. */
+  readonly #prepared = new Map<Batch, TensorBusError | undefined>();
 
   constructor(options: RegistrarOptions) {
     this.#options = options;
@@ -124,6 +126,11 @@ export class Registrar {
         throw error;
       }
     }
+  }
+
+  /** A peer is gone. */
+  peerEnded(rank: number, error: TensorBusError): void {
+    for (const batch of this.#prepared.keys()) if (batch.concerns(rank)) this.#prepared.set(batch, error);
   }
 
   async #registerIn(
@@ -232,12 +239,15 @@ export class Registrar {
     try {
       const { batch, seconds } = await prepareBatch(options, subject, sides, deadline);
       prepared = batch;
+      this.#prepared.set(batch, undefined);
       const attempts = this.#attemptOptions(entry, connection);
       await this.#options.onPreparing(entry, deadline);
       await awaitPrepared(attempts, attempt, roster.ranks.length, deadline);
       await this.#options.onPrepared(entry, batch);
       const { end } = attempt.log;
       if (end !== undefined && attempt.log.isOver) throw errorOfEnd(end);
+      const lost = this.#prepared.get(batch);
+      if (end === undefined && lost !== undefined) throw lost;
       this.#options.onRegistered(entry, batch);
       const own = sides.map(({ name }) => name);
       forgetRank(attempts, attempt.number, own, new Deadline()).catch(() => {});
@@ -259,6 +269,8 @@ export class Registrar {
       await this.#endAttempt(attempt.log, error);
       await prepared?.close(error).catch(onFault);
       for (const { reject } of arrivals) reject(error);
+    } finally {
+      if (prepared !== undefined) this.#prepared.delete(prepared);
     }
   }
 }
