@@ -192,7 +192,12 @@ it("a round that is complete is no failure if the store does not say which versi
   };
   expect(await versions(7)).toEqual([7n, 7n]);
   isSilent = true;
-  expect(await versions(8)).toEqual(["unknown", "unknown"]);
+  const asking = versions(8);
+  const completed = () => world.events[2]!.filter(({ kind }) => kind === "roundCompleted").length;
+  await expect.poll(completed).toBe(2);
+  // The call goes on until it is answered: another one would change targets before the client knows of this one.
+  expect(await failureOf(model.call(2))).toMatchObject({ code: "TB_BUSY", details: { rank: 2 } });
+  expect(await asking).toEqual(["unknown", "unknown"]);
 });
 
 it("a call that a newer version has ended is told so, though a peer says first that the round is over", async () => {

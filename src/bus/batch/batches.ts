@@ -135,7 +135,7 @@ export class Batches {
     return direction
       .post(role, { deadline, events: side.held.events, version })
       .finally(() => this.#noticeSpent(batch))
-      .then((result) => (tellVersion ? direction.withVersion(result, end) : result))
+      .then((result) => (tellVersion ? direction.withVersion(role, result, end) : result))
       .catch((error) => {
         this.#noticeEnd(batch, error);
         throw error;

@@ -41,6 +41,8 @@ export class Direction {
   #closed = false;
   /** In doubt, and asked about. */
   #asked: RoundIdentity | undefined;
+  /** Rounds that are over, whose calls are answered once the store says what they carried. */
+  readonly #asking = new Map<Role, number>();
   readonly #unlisten: () => void;
 
   constructor(options: DirectionOptions) {
@@ -118,12 +120,13 @@ export class Direction {
    * half written.
    */
   post(role: Role, options: PostOptions): Promise<TransferResult> {
-    const call = this.#call ?? this.#begin();
-    if (call.posters.has(role)) {
+    const asking = this.#asking.get(role);
+    if (asking !== undefined || this.#call?.posters.has(role) === true) {
       const { batch, from, rank } = this.#options;
-      const message = `round ${call.round} of ${this.#name()} is under way on rank ${rank}`;
+      const message = `round ${asking ?? this.round} of ${this.#name()} is under way on rank ${rank}`;
       throw new TensorBusError("TB_BUSY", message, { details: { batch, from, rank } });
     }
+    const call = this.#call ?? this.#begin();
     const stale = this.#staler(call, role, options);
     if (stale !== undefined) throw stale;
     return new Promise((resolve, reject) => {
@@ -141,15 +144,13 @@ export class Direction {
     });
   }
 
-  /** What was moved stands, whether the store says before `end` which version its round carried or not. */
-  async withVersion(result: TransferResult, end: Deadline): Promise<TransferResult> {
+  /** What was moved stands, whether the store says before `end` which version its round carried or not; the call goes on until then. */
+  async withVersion(role: Role, result: TransferResult, end: Deadline): Promise<TransferResult> {
     if (result.version !== undefined) return result;
-    try {
-      const version = await this.#options.names.look(result.round, end);
-      return version === undefined ? result : { ...result, version };
-    } catch {
-      return { ...result, versionUnknown: true };
-    }
+    this.#asking.set(role, result.round);
+    const said = await this.#options.names.carried(result.round, end);
+    this.#asking.delete(role);
+    return { ...result, ...said };
   }
 
   /** Cancels the round under way, here and elsewhere; resolves when its memory is quiet. */

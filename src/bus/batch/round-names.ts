@@ -5,6 +5,7 @@
 import type { Deadline } from "../../deadline.ts";
 import { TensorBusError } from "../../errors.ts";
 import type { Store } from "../../store/store.ts";
+import type { TransferResult } from "./call.ts";
 import { roundKey } from "./round-records.ts";
 
 export interface RoundNamesOptions {
@@ -44,6 +45,16 @@ export class RoundNames {
     const key = this.#key(round);
     const stored = await this.#options.store.get(key, deadline.rest);
     return stored === undefined ? undefined : this.#read(key, stored);
+  }
+
+  /** What a result says of the version that its round carried: that it is unknown, if the store does not tell before `end`. */
+  async carried(round: number, end: Deadline): Promise<Pick<TransferResult, "version" | "versionUnknown">> {
+    try {
+      const version = await this.look(round, end);
+      return version === undefined ? {} : { version };
+    } catch {
+      return { versionUnknown: true };
+    }
   }
 
   #read(key: string, stored: Uint8Array): bigint {
