@@ -2,7 +2,7 @@ import { defineConfig } from "vitest/config";
 
 /** The unit tests: no servers, no browser, nothing that takes many seconds. */
 const unit = [
-  "test/{architecture,architecture-native,english,errors,pages}.test.ts",
+  "test/{architecture,architecture-native,english,errors,folders,pages}.test.ts",
   "test/layout/**/*.test.ts",
   "test/exec/**/*.test.ts",
   // Whole models, compared with what engines and trainers hold, take seconds each.

@@ -4,10 +4,11 @@
  */
 import { createHash } from "node:crypto";
 import { realpathSync } from "node:fs";
-import { mkdir, readdir, rm } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import * as z from "zod";
 import { TensorBusError } from "../errors.ts";
+import { makeFolders } from "../folders.ts";
 import { fileError, readTextFile, writeWholeFile } from "../model/files.ts";
 import { Journal } from "./journal.ts";
 import { parseJson } from "./json.ts";
@@ -55,15 +56,7 @@ export class ResultFolder {
    * it; what a run that was killed has left is no result. `TB_FILE` if it cannot be a folder.
    */
   static async open(path: string, force: boolean): Promise<ResultFolder> {
-    const made = await mkdir(path, { recursive: true }).catch((error: NodeJS.ErrnoException) => {
-      if (error.code !== "EEXIST" && error.code !== "ENOTDIR")
-        throw fileError(error, "make the folder", path);
-      throw new TensorBusError(
-        "TB_FILE",
-        `--out ${path} is a file: name a folder, which is made if there is none`,
-        { details: { path, flag: "--out" }, cause: error },
-      );
-    });
+    const made = makeResultFolder(path);
     if (made !== undefined) syncParents(made, path);
     const folder = new ResultFolder(path);
     const names = force ? [] : await folder.#names();
@@ -190,4 +183,16 @@ export function readLayout(
   manifest: ResultManifest,
 ): AsyncIterable<Pick<TargetFile, "name" | "parameters">> {
   return readLayoutFile(join(folder, layoutName), manifest.layout);
+}
+
+function makeResultFolder(path: string): string | undefined {
+  try {
+    return makeFolders(path);
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code !== "EEXIST" && code !== "ENOTDIR")
+      throw fileError(cause as NodeJS.ErrnoException, "make the folder", path);
+    const message = `--out ${path} is a file: name a folder, which is made if there is none`;
+    throw new TensorBusError("TB_FILE", message, { details: { path, flag: "--out" }, cause });
+  }
 }

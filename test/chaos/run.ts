@@ -43,4 +43,5 @@ console.log(
 const { unstarted = 0 } = runs.at(-1)!;
 if (unstarted > 0) console.log(`${unstarted} clusters did not start: the machine was too slow`);
 for (const name of skipped) console.log(`skipped, not allowed on this machine: ${name}`);
-process.exitCode = violations.length === 0 ? 0 : 1;
+// A run that injected nothing has shown nothing.
+process.exitCode = violations.length === 0 && total.injected > 0 ? 0 : 1;

@@ -160,9 +160,12 @@ export class Registrar {
   ): Promise<Attempt> {
     const joined = entry.joining.then(async () => {
       const { attempt } = entry;
-      if (attempt !== undefined && attempt.log.end === undefined) return attempt;
-      const options = this.#attemptOptions(entry, connection);
       const key = takenKey(connection, entry, name);
+      if (attempt !== undefined && attempt.log.end === undefined) {
+        this.#setTaken(key, attempt.number);
+        return attempt;
+      }
+      const options = this.#attemptOptions(entry, connection);
       const taken = this.#taken.get(key) ?? 0;
       try {
         entry.attempt = await joinAttempt(options, name, taken, deadline);
@@ -244,9 +247,14 @@ export class Registrar {
       await this.#options.onPreparing(entry, deadline);
       await awaitPrepared(attempts, attempt, roster.ranks.length, deadline);
       await this.#options.onPrepared(entry, batch);
+      const lost = this.#prepared.get(batch);
+      // One that left in order has said so in the log.
+      if (lost !== undefined) {
+        const { remainingMs } = deadline;
+        await attempt.log.sync(new Deadline({ timeoutMs: Math.min(graceMs, remainingMs) })).catch(() => {});
+      }
       const { end } = attempt.log;
       if (end !== undefined && attempt.log.isOver) throw errorOfEnd(end);
-      const lost = this.#prepared.get(batch);
       if (end === undefined && lost !== undefined) throw lost;
       this.#options.onRegistered(entry, batch);
       const own = sides.map(({ name }) => name);

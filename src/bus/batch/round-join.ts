@@ -171,7 +171,9 @@ export class RoundJoin {
       }
       if (staged !== undefined) {
         if (!(await this.#confirmed(round, call, reading, signal))) return again;
-        await staged.vote(this.#options.identity(round), { deadline, signal, end });
+        await staged.vote(this.#options.identity(round), { deadline, signal, end }).catch(async (error) => {
+          throw isStale(error) ? await this.#asWritten(round, error, end) : error;
+        });
       }
       const seconds = { move: (movedAt - began) / 1000, commit: (performance.now() - movedAt) / 1000 };
       return { round, report: moved, seconds };
@@ -313,11 +315,15 @@ export class RoundJoin {
   ): Promise<TensorBusError> {
     const error = explain(failure, call, local);
     if (error !== failure || !unexplained.includes(failure.code)) return error;
+    // The transport may be quicker to say that a rank with a newer version has gone on.
+    const written = await this.#asWritten(round, failure, end);
+    return this.#ended(round) ?? written;
+  }
+
+  /** What the log says of a round that a newer version has ended, which version that is among it; else the failure as it is. */
+  async #asWritten(round: number, failure: TensorBusError, end: Deadline): Promise<TensorBusError> {
     const { log, from } = this.#options;
     await log.sync(new Deadline({ timeoutMs: Math.min(holdMs, end.remainingMs) })).catch(() => {});
-    const ended = this.#ended(round);
-    if (ended !== undefined) return ended;
-    // The transport may be quicker to say that a rank with a newer version has gone on.
     const written = log.lastFailed(from);
     return written?.round === round && written.code === "TB_STALE_VERSION" ? errorOfFailed(written) : failure;
   }
@@ -329,6 +335,10 @@ export class RoundJoin {
     const appended = log.appendFailed({ from, round, rank: originOf(error, rank), code: elsewhere(error) });
     await settled(`telling others of round ${round}`, appended, end).catch(() => {});
   }
+}
+
+function isStale(error: unknown): error is TensorBusError {
+  return error instanceof TensorBusError && error.code === "TB_STALE_VERSION";
 }
 
 /** Why a round ended, as its callers are to see it: for what it was ended here, unless the transport knows better. */

@@ -12,7 +12,7 @@ import { pack } from "../queue/commands.ts";
 import { checked, decode } from "../queue/decode.ts";
 
 /** The version of what stands in the store: ranks of another one do not understand each other. */
-export const recordVersion = 2;
+export const recordVersion = 3;
 
 /** A part of a record that is split; below the largest value of any store. */
 const partBytes = 512 * 1024;

@@ -5,7 +5,6 @@
 import {
   closeSync,
   lstatSync,
-  mkdirSync,
   openSync,
   readFileSync,
   readSync,
@@ -18,6 +17,7 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { explained, TensorBusError } from "../../errors.ts";
+import { makeFolders } from "../../folders.ts";
 import { bootId, ownNamespaces } from "./identity.ts";
 
 export type FolderKind = "queue" | "state";
@@ -60,7 +60,7 @@ export function preparePrivateFolder(path: string): string {
     // Before anything is made: a link of somebody else's would have it made elsewhere.
     const there = deepestThere(wanted);
     checkWay(there, there !== wanted);
-    mkdirSync(wanted, { recursive: true, mode: 0o700 });
+    makeFolders(wanted, 0o700);
     real = checkWay(wanted);
   } catch (cause) {
     throw fileError(path, cause as NodeJS.ErrnoException);

@@ -1,6 +1,7 @@
-import { access, mkdir, writeFile } from "node:fs/promises";
+import { access, writeFile } from "node:fs/promises";
 import { homedir } from "node:os";
 import { join } from "node:path";
+import { makeFolders } from "../../folders.ts";
 import { type DType, itemSize } from "../../layout/index.ts";
 import { modelTensors } from "../../model/config.ts";
 import { createSafetensors } from "../../model/safetensors.ts";
@@ -52,7 +53,7 @@ export async function demoCheckpoint(
     () => false,
   );
   if (exists) return path;
-  await mkdir(folder, { recursive: true, mode: 0o700 });
+  makeFolders(folder, 0o700);
   const config = JSON.stringify(model);
   const tensors = [...modelTensors(config), ...extras];
   const total = tensors.reduce((sum, tensor) => sum + bytesOf(tensor), 0);
