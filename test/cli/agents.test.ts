@@ -1,7 +1,8 @@
 /** The agents of a host under one process: what is refused, how they begin together and end together. */
-import { cpSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { afterEach, beforeAll, describe, expect, it } from "vitest";
+import { afterEach, beforeAll, describe, expect, it, vi } from "vitest";
+import { giveBackWhatStartTook } from "../../src/cli/agent/memory.ts";
 import { formatRanks, formatSides, parseRanks, parseSides } from "../../src/cli/agent/ranks.ts";
 import { temporaryFolder } from "../bus/kit/processes.ts";
 import { freePort } from "../kit/free-ports.ts";
@@ -49,6 +50,46 @@ describe("an agent", () => {
     expect(next).toMatch(/^\[Deserializing from \d{7} bytes/m);
     // V8 says so if flags have changed since: a flag that is set while a process starts has it compile all of Node.js's modules.
     expect(next).not.toContain("failed check");
+  });
+
+  it("drains when it is told to end while it keeps what it has compiled", async () => {
+    const shared = dirname((await BundledCli.build()).script);
+    const folder = mkdtempSync(join(dirname(shared), "agents-"));
+    cpSync(shared, folder, { recursive: true });
+    rmSync(join(folder, "compiled"), { recursive: true, force: true });
+    const own = temporaryFolder();
+    const told = join(own, "told.cjs");
+    writeFileSync(
+      told,
+      `const fs = require("node:fs");
+      const write = fs.writeFileSync;
+      fs.writeFileSync = (path, ...rest) => {
+        if (String(path).includes("cli-commands-")) process.kill(process.pid, "SIGTERM");
+        return write(path, ...rest);
+      };`,
+    );
+    const { finished } = new BundledCli(join(folder, "cli.js"), ["--require", told]).start([
+      ...["agent", "--rank", "0", "--store", `tcp://127.0.0.1:${await freePort()}`, "--log", "error"],
+      ...["--queue", join(own, "queue"), "--state", join(own, "state"), "--drain", "0"],
+    ]);
+    const { code, stdout } = await finished;
+    expect(stdout).toContain("ready: rank 0");
+    expect(code).toBe(0);
+  });
+
+  it("collects what its start took when no command is under way", () => {
+    vi.useFakeTimers({ toFake: ["setTimeout"] });
+    try {
+      const agent = { commandsUnderWay: 1 };
+      giveBackWhatStartTook([{ commandsUnderWay: 0 }, agent]);
+      vi.advanceTimersByTime(10_000);
+      expect(vi.getTimerCount()).toBe(1);
+      agent.commandsUnderWay = 0;
+      vi.advanceTimersByTime(10_000);
+      expect(vi.getTimerCount()).toBe(0);
+    } finally {
+      vi.useRealTimers();
+    }
   });
 });
 

@@ -147,6 +147,11 @@ export class Agent implements AsyncDisposable {
     return this.#post.queueDepth;
   }
 
+  /** Commands that were started and have not ended: registrations and rounds among them. */
+  get commandsUnderWay(): number {
+    return this.#aborts.running;
+  }
+
   /**
    * Takes no more commands, lets rounds under way end or cancels them after `drainMs`, and frees everything. What is queued
    * stays for the next agent. A second call joins the first; with a shorter `drainMs` it hurries it.

@@ -7,6 +7,10 @@ type CommandIdentity = Pick<Command, "client" | "id">;
 export class CommandAborts {
   readonly #running = new Map<string, AbortController>();
 
+  get running(): number {
+    return this.#running.size;
+  }
+
   /** The signal of a command that begins. */
   begin(command: CommandIdentity): AbortSignal {
     const controller = new AbortController();

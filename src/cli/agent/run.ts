@@ -39,10 +39,10 @@ export async function runAgent(context: CommandContext, flags: AgentFlags): Prom
     await Promise.all(ranks.map((rank) => optionsOf(flags, environment, { rank, world, url, planning }))),
     starting,
   );
+  // Before the others are taken away: the system's own would end this process at once.
+  const stopped = awaitStop(agents, flags.untilStdinEnds === true);
   process.off("SIGTERM", stopStarting);
   process.off("SIGINT", stopStarting);
-  context.started();
-  giveBackWhatStartTook();
   for (const agent of agents) logAgent(agent, logger);
   let metrics: MetricsServer | undefined;
   try {
@@ -51,12 +51,15 @@ export async function runAgent(context: CommandContext, flags: AgentFlags): Prom
       metrics = await serveMetrics(agents[0]!, { port: integer("--metrics-port", flags.metricsPort, 0) });
     }
     const told = metrics === undefined ? "" : `, metrics at http://127.0.0.1:${metrics.port}/metrics`;
-    const stopped = awaitStop(agents, flags.untilStdinEnds === true);
     for (const { rank, generation } of agents) {
       await context.stdout.line(`ready: rank ${rank} of ${world}, generation ${generation}${told}`);
     }
+    // It writes megabytes: clients need not wait for that.
+    context.started();
+    giveBackWhatStartTook(agents);
     await stopped;
   } finally {
+    process.stdin.pause();
     await Promise.all(agents.map((agent) => agent.close())).finally(() => metrics?.close());
   }
 }
@@ -180,7 +183,7 @@ function awaitStop(agents: readonly Agent[], untilStdinEnds: boolean): Promise<u
     process.on("SIGTERM", stop);
     process.on("SIGINT", stop);
     if (untilStdinEnds) process.stdin.resume().once("end", stop).once("error", stop);
-  }).finally(() => process.stdin.pause());
+  });
 }
 
 /** The ranks of this process, as their clients find them: `bootstrapClient`. */
