@@ -162,7 +162,7 @@ async function* linesOf(
     if (rest.length > maxLineBytes || total > maxTextBytes) throw refuse("is too large for a layout");
     yield* lines;
   }
-  if (rest !== "") throw refuse("ends amid a line");
+  if (rest !== "") throw refuse("ends inside of a line");
 }
 
 function parameterOf(value: readonly unknown[], lists: SharedLists): TargetParameter | undefined {

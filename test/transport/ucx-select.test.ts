@@ -13,7 +13,7 @@ import { ucxVersion } from "./kit/ucx.ts";
 const local = { transports: "tcp,self" };
 const no = "TensorBusError: no way between the two: ";
 
-/** What of UCX a session says in its identity: `tb_wire_identity.ucx`. */
+/** What of UCX a session says in its identity: `facts[TB_FACT_UCX]` of `tb_wire_identity`. */
 const saidAt = 68;
 const said = { nothing: 0, spoken: 1, rdma: 3 } as const;
 
