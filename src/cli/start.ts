@@ -15,6 +15,7 @@ const keptCommands = ["plan", "diff", "explain", "layout", "reshard", "agent", "
 
 // An import of a module of Node.js makes an interface of it for modules, which takes longer than the module.
 const fs = process.getBuiltinModule("node:fs");
+const { dirname } = process.getBuiltinModule("node:path");
 const { createRequire } = process.getBuiltinModule("node:module");
 const { Script } = process.getBuiltinModule("node:vm");
 const { crc32 } = process.getBuiltinModule("node:zlib");
@@ -23,6 +24,8 @@ const { crc32 } = process.getBuiltinModule("node:zlib");
 const sumBytes = 4;
 /** Code that was written longer ago may be of a release that is gone. */
 const keptDays = 30;
+/** What this program writes, of any release: nothing else is removed. */
+const keptNames = /^cli-commands-\w+\.cjs-[a-z]+-v\d[\w.+-]*$/;
 
 interface Place {
   readonly folder: string;
@@ -35,13 +38,14 @@ const filename = `${import.meta.dirname}/${commandsFile}`;
 const user = process.geteuid?.();
 const kept = keptName();
 const places = kept === undefined ? [] : keptPlaces();
-const cachedData = readKept();
-const script = new Script(fs.readFileSync(filename, "latin1"), { filename, cachedData });
+const found = readKept();
+const script = new Script(fs.readFileSync(filename, "latin1"), { filename, cachedData: found?.data });
 const commands: { runCommandLine: typeof runCommandLine } = script.runInThisContext()(
   createRequire(filename),
   import.meta.url,
 );
-let isKept = cachedData !== undefined;
+/** One's own that other flags of V8 refuse stays: processes with either may come in turns. Another's does not help. */
+let isKept = found !== undefined && (found.owner === user || script.cachedDataRejected !== true);
 process.exitCode = await commands.runCommandLine(argv, {
   stdout: process.stdout,
   stderr: process.stderr,
@@ -50,7 +54,6 @@ process.exitCode = await commands.runCommandLine(argv, {
 });
 if (process.exitCode === 0) keepCompiled();
 
-/** One that other flags of V8 refuse stays: processes with either may come in turns. */
 function keepCompiled(): void {
   const place = places.find(({ owner }) => owner === user);
   if (!isKept && place !== undefined) keep(place, script.createCachedData());
@@ -66,13 +69,26 @@ function keptName(): string | undefined {
   return `${commandsFile}-${isHelp ? "help" : called}-${process.version}-${process.arch}`;
 }
 
+/** One's own comes first: it is there because what lies beside the script was refused, or was not there. */
 function keptPlaces(): Place[] {
   const { uid } = fs.statSync(import.meta.dirname);
   const beside = { folder: `${import.meta.dirname}/compiled`, owner: uid };
   if (user === undefined || user === uid) return [beside];
   const { XDG_CACHE_HOME, HOME } = process.env;
-  const caches = XDG_CACHE_HOME || (HOME && `${HOME}/.cache`);
-  return caches ? [beside, { folder: `${caches}/tensorbus`, owner: user }] : [beside];
+  const home = XDG_CACHE_HOME || HOME;
+  if (!home || !isForUser(home)) return [beside];
+  const caches = XDG_CACHE_HOME || `${home}/.cache`;
+  return [{ folder: `${caches}/tensorbus/compiled`, owner: user }, beside];
+}
+
+/** False for the home of another user, which sudo may leave in the environment: root would leave files there. */
+function isForUser(home: string): boolean {
+  try {
+    const { uid } = fs.statSync(fs.existsSync(home) ? home : dirname(home));
+    return uid === user || uid === 0;
+  } catch {
+    return false;
+  }
 }
 
 /** False if others than the owner may have written what lies there. */
@@ -80,10 +96,16 @@ function isOnlyOwners({ owner }: Place, { uid, mode }: { uid: number; mode: numb
   return uid === owner && (mode & 0o022) === 0;
 }
 
-function readKept(): Buffer | undefined {
+/** The folder itself, not what a link leads to. */
+function isOwnersFolder(place: Place): boolean {
+  const stats = fs.lstatSync(place.folder);
+  return stats.isDirectory() && isOnlyOwners(place, stats);
+}
+
+function readKept(): { readonly data: Buffer; readonly owner: number } | undefined {
   for (const place of places) {
     const data = readFrom(place);
-    if (data !== undefined) return data;
+    if (data !== undefined) return { data, owner: place.owner };
   }
   return undefined;
 }
@@ -92,7 +114,7 @@ function readKept(): Buffer | undefined {
 function readFrom(place: Place): Buffer | undefined {
   let file: number | undefined;
   try {
-    if (!isOnlyOwners(place, fs.statSync(place.folder))) return undefined;
+    if (!isOwnersFolder(place)) return undefined;
     file = fs.openSync(`${place.folder}/${kept}`, "r");
     // The folder's name may lead to another one by now.
     if (!isOnlyOwners(place, fs.fstatSync(file))) return undefined;
@@ -111,8 +133,11 @@ function keep(place: Place, data: Buffer): void {
   const { folder } = place;
   const made = `${folder}/${kept}-${process.pid}-${Math.random().toString(36).slice(2)}`;
   try {
-    fs.mkdirSync(folder, { recursive: true, mode: 0o755 });
-    if (!isOnlyOwners(place, fs.statSync(folder))) return;
+    // Not `recursive`, which never ends below /proc.
+    for (const path of [dirname(dirname(folder)), dirname(folder), folder]) {
+      if (!fs.existsSync(path)) fs.mkdirSync(path, { mode: 0o755 });
+    }
+    if (!isOwnersFolder(place)) return;
     const sum = Buffer.alloc(sumBytes);
     sum.writeUInt32LE(crc32(data));
     fs.writeFileSync(made, Buffer.concat([data, sum]), { mode: 0o644, flag: "wx", flush: true });
@@ -127,6 +152,11 @@ function keep(place: Place, data: Buffer): void {
 function removeOld(folder: string): void {
   const oldest = Date.now() - keptDays * 86_400_000;
   for (const name of fs.readdirSync(folder)) {
-    if (fs.statSync(`${folder}/${name}`).mtimeMs < oldest) fs.rmSync(`${folder}/${name}`);
+    if (!keptNames.test(name)) continue;
+    try {
+      if (fs.lstatSync(`${folder}/${name}`).mtimeMs < oldest) fs.unlinkSync(`${folder}/${name}`);
+    } catch {
+      // Another process has removed it, or it is no file: the next one is looked at.
+    }
   }
 }

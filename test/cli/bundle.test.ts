@@ -12,6 +12,7 @@ import {
   rmSync,
   statSync,
   symlinkSync,
+  utimesSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
@@ -161,6 +162,26 @@ describe("what V8 has compiled", () => {
     expect(inode()).not.toBe(before);
   });
 
+  test("takes what is old with it, of what this program has named", () => {
+    mkdirSync(join(folderOf(), "cli-commands-OLD.cjs-folder-v20.1.0-x64"), { recursive: true });
+    const others = ["notes.txt", "cli-commands-OLD.cjs", "model.safetensors"];
+    const own = ["cli-commands-OLD.cjs-plan-v20.1.0-x64", "cli-commands-OLD.cjs-help-v23.0.0-pre-x64-12-a1b"];
+    for (const name of [...others, ...own]) writeFileSync(join(folderOf(), name), "");
+    for (const name of readdirSync(folderOf())) utimesSync(join(folderOf(), name), 0, 0);
+    expect(plan().code).toBe(0);
+    expect(kept()).toHaveLength(1);
+    const left = readdirSync(folderOf()).filter((name) => !name.includes("-plan-"));
+    expect(left.sort()).toEqual([...others, "cli-commands-OLD.cjs-folder-v20.1.0-x64"].sort());
+  });
+
+  test("is neither read nor written behind a link", () => {
+    const elsewhere = join(folder, "elsewhere");
+    mkdirSync(elsewhere);
+    symlinkSync(elsewhere, folderOf());
+    expect(plan().code).toBe(0);
+    expect(readdirSync(elsewhere)).toEqual([]);
+  });
+
   test("is neither read nor written where others than the installation's owner may write", () => {
     expect(plan().code).toBe(0);
     expect(statSync(folderOf()).mode & 0o777).toBe(0o755);
@@ -172,7 +193,7 @@ describe("what V8 has compiled", () => {
   });
 
   describe.skipIf(process.getuid?.() !== 0)("by another than the installation's owner", () => {
-    const caches = () => join(folder, "caches/tensorbus");
+    const caches = () => join(folder, "caches/tensorbus/compiled");
     const inCaches = () => join(caches(), readdirSync(caches())[0]!);
     beforeAll(() => chownSync(join(folder, "dist"), 65_534, 65_534));
     afterAll(() => chownSync(join(folder, "dist"), 0, 0));
@@ -197,6 +218,33 @@ describe("what V8 has compiled", () => {
       writeFileSync(inCaches(), "not looked at");
       expect(plan().code).toBe(0);
       expect(readFileSync(inCaches(), "utf8")).toBe("not looked at");
+    });
+
+    test("is kept if V8 refuses what the owner has, and taken from there", () => {
+      const flags = {
+        encoding: "utf8",
+        env: { ...process.env, XDG_CACHE_HOME: join(folder, "caches") },
+      } as const;
+      const flagged = () =>
+        execFileSync(process.execPath, ["--no-lazy-feedback-allocation", cli, "plan", spec], flags);
+      chownSync(join(folder, "dist"), 0, 0);
+      plan();
+      for (const path of [join(folder, "dist"), folderOf(), join(folderOf(), kept()[0]!)])
+        chownSync(path, 65_534, 65_534);
+      plan();
+      expect(existsSync(caches())).toBe(false);
+      flagged();
+      const before = statSync(inCaches()).ino;
+      flagged();
+      expect(statSync(inCaches()).ino).toBe(before);
+    });
+
+    test("is not kept in a third user's folder", () => {
+      const others = join(folder, "caches");
+      mkdirSync(others);
+      chownSync(others, 65_533, 65_533);
+      expect(plan().code).toBe(0);
+      expect(readdirSync(others)).toEqual([]);
     });
 
     test("is not kept if NODE_DISABLE_COMPILE_CACHE says so", () => {
