@@ -191,7 +191,7 @@ assert semaphore._call.memory is None
 # A call that was given up, of a round that its agent has for a minute yet: a client that closes ends it.
 semaphore = given_up.send(timeout=60, wait=False)
 link = semaphore._link
-link._give_up(semaphore._call, link._unresponsive())
+link._give_up(semaphore._call, link._unresponsive(semaphore._call))
 assert not semaphore._call.is_released
 other.close()
 assert _link._never_quiet == []

@@ -8,11 +8,12 @@ import pathlib
 import socket
 import subprocess
 import sys
+import types
 
 import pytest
 
 import tensorbus
-from tensorbus import _doctor
+from tensorbus import _doctor, _places
 from tensorbus.__main__ import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -117,6 +118,44 @@ def test_agents_that_have_ended(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(queue / "client.sock"))
     assert "in which agents of ranks 0-1, 4 have ended -> " in told(_doctor._agents())
+
+
+def test_others_are_looked_for_in_bounded_time_and_in_folders_of_their_users(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    own = tmp_path / f"tensorbus-{os.geteuid()}"
+    for number in range(6):
+        (own / f"job-{number}" / "rank-0" / "queue").mkdir(parents=True)
+        (own / f"job-{number}" / "rank-0" / "queue" / "client.sock").touch()
+    asked: list[str] = []
+    answering = True
+    clock = 0.0
+
+    def connect(path: str, timeout: float) -> socket.socket:
+        nonlocal clock
+        asked.append(path)
+        if answering:
+            return socket.socket(socket.AF_UNIX)
+        clock += timeout
+        raise TimeoutError
+
+    monkeypatch.setattr(_places, "_wire", types.SimpleNamespace(connect=connect))
+    monkeypatch.setattr(_places, "time", types.SimpleNamespace(monotonic=lambda: clock))
+    found = [line for line, _ in _places.agents_elsewhere() if str(tmp_path) in line]
+    assert found == [f"those of ranks 0 answer in {own}/job-{number}" for number in range(4)]
+    assert len(asked) == 4
+    # Agents that are stopped take no connection: two of a second each are waited for, and no more.
+    answering = False
+    assert not [line for line, _ in _places.agents_elsewhere() if str(tmp_path) in line]
+    assert (len(asked), clock) == (6, 2.0)
+    # Nor is one asked in the folder that another user has made under this one's number.
+    answering, clock = True, 0.0
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    own.rename(tmp_path / "tensorbus-4242")
+    assert not [line for line, _ in _places.agents_elsewhere() if str(tmp_path) in line]
+    assert len(asked) == 6
 
 
 _AS_ANOTHER = """

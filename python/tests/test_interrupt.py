@@ -238,7 +238,7 @@ def test_a_caller_is_warned_as_long_as_the_agent_has_its_tensors(
     try:
         # The command is given up, which ends it for its caller alone.
         link.take_back(round_._call)
-        link._give_up(round_._call, link._unresponsive())
+        link._give_up(round_._call, link._unresponsive(round_._call))
         monkeypatch.setattr(_semaphore, "_QUIET", 0.2)
         cancel(round_, KeyboardInterrupt())
         assert "has not let go of the tensors" in caplog.text
@@ -267,7 +267,7 @@ def test_the_next_round_waits_for_one_that_was_given_up(agents: tensorbus.Agents
     link = left._link()
     given_up = sender.transfer("send", timeout=600)._call
     # It is over for its caller alone: the agent has it under way, and would refuse another as TB_BUSY.
-    link._give_up(given_up, link._unresponsive())
+    link._give_up(given_up, link._unresponsive(given_up))
     with pytest.raises(tensorbus.DeadlineError, match="still under way") as raised:
         sender.transfer("send", timeout=0.3)
     assert raised.value.code == "TB_TIMEOUT"
@@ -295,7 +295,7 @@ def test_a_client_that_closes_waits_once_for_all_its_batches(
         # As if it lay on a GPU.
         calls[-1].memory = name
     link, agent = left._link(), left.agent["pid"]
-    link._give_up(calls[0], link._unresponsive())
+    link._give_up(calls[0], link._unresponsive(calls[0]))
     waits: list[tuple[bool, float]] = []
     await_release = link.await_release
 

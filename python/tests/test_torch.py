@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 from worlds import run_jobs
 
@@ -410,6 +411,26 @@ def test_a_copy_in_the_type_that_travels() -> None:
         each.close()
 
 
+def test_a_partial_target_that_only_one_side_has_is_left_out() -> None:
+    """Integers of numpy count the bytes of a bucket, and a layout is any iterable of two."""
+    source, target = {"w": values(6)}, {"w": torch.zeros(6), "sums": torch.zeros(6)}
+    mesh = tensorbus.Mesh((1,))
+    sums = {"layout": lambda name, tensor: iter((mesh, ["P(sum)" if name == "sums" else "R"])), "match": "common"}
+    size = np.int64(1 << 20)
+    weights = one_to_one("left-out", source, target, {"bucket_size": size}, {**sums, "bucket_size": size})
+    round_of(*weights)
+    assert torch.equal(target["w"], source["w"])
+    for each in weights:
+        each.close()
+    # One that the source has is refused by the agents.
+    weights = one_to_one("taken", {"sums": values(6)}, {"sums": torch.zeros(6)}, take=sums)
+    for round_ in (weights[0].send, weights[1].recv):
+        with pytest.raises(ValueError, match=r"Partial.*TB_PARTIAL_TARGET"):
+            round_(timeout=20)
+    for each in weights:
+        each.close()
+
+
 def test_for_asyncio() -> None:
     source, target = {"w": values(6)}, {"w": torch.zeros(6)}
     weights = one_to_one("async", source, target)
@@ -448,7 +469,10 @@ REFUSED: list[tuple[str, dict[str, Any], list[str]]] = [
         ["Receive into Replicate or Shard"],
     ),
     ('commit is "direct" or "staged"', {"role": "source", "commit": "later"}, []),
+    (r"layout gives \(mesh, placements\) or .* gave None", {"role": "source", "layout": lambda *_: None}, []),
     ("bucket_size is a number of bytes, not -1", {"role": "source", "bucket_size": -1}, []),
+    ("bucket_size is a number of bytes, not True", {"role": "source", "bucket_size": True}, []),
+    ("bucket_size is a number of bytes, not 2.5", {"role": "source", "bucket_size": 2.5}, []),
 ]
 
 

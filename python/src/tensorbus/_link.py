@@ -398,7 +398,7 @@ class Link:
             self._require_open()
             if deadline is not None and time.monotonic() >= deadline:
                 if self._is_silent():
-                    raise self._unresponsive()
+                    raise self._unresponsive(call)
                 raise self._timed_out(call)
 
     # ---- answers -----------------------------------------------------------------------------------------
@@ -445,7 +445,7 @@ class Link:
     def require_release(self, call: Call) -> None:
         """``TB_TIMEOUT`` or ``TB_AGENT_UNRESPONSIVE`` if the agent has not let go of a command."""
         if not call.is_released and self._error is None:
-            raise self._unresponsive() if self._is_silent() else _still_under_way(call)
+            raise self._unresponsive(call) if self._is_silent() else _still_under_way(call)
 
     def _slice(self, call: Call, until: float | None) -> float:
         now = time.monotonic()
@@ -460,7 +460,7 @@ class Link:
         if call.deadline is None or now < call.deadline:
             return
         if silent:
-            self._give_up(call, self._unresponsive())
+            self._give_up(call, self._unresponsive(call))
         elif now >= call.deadline + call.grace:
             self._give_up(call, self._timed_out(call))
 
@@ -555,13 +555,14 @@ class Link:
             return False
         return now - since >= UNRESPONSIVE
 
-    def _unresponsive(self) -> TensorBusError:
+    def _unresponsive(self, call: Call | None) -> TensorBusError:
         pid = self.welcome.get("pid")
-        message = f"the heart of the agent of rank {self.rank} (process {pid}) has not beaten for {UNRESPONSIVE:.0f} s"
+        name, silence = _name_of(call), time.monotonic() - self._beat[1]
+        message = f"{name}: the agent has not responded for {silence:.1f} s: rank {self.rank}, process {pid}"
         return make_error("TB_AGENT_UNRESPONSIVE", message, {"rank": self.rank, "pid": pid})
 
     def _timed_out(self, call: Call | None) -> TensorBusError:
-        name = "sending a command" if call is None else call.name
+        name = _name_of(call)
         return make_error("TB_TIMEOUT", f"{name}: its deadline passed", {"command": name})
 
 
@@ -573,6 +574,10 @@ def _poll(on: socket.socket, events: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, events)
     return bool(poll.poll(seconds * 1000))
+
+
+def _name_of(call: Call | None) -> str:
+    return "sending a command" if call is None else call.name
 
 
 def _still_under_way(call: Call) -> TensorBusError:

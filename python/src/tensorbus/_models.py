@@ -127,11 +127,11 @@ class LayoutList:
         side: tuple[str, int],
         *,
         rank: int | None = None,
-        is_target: bool = False,
+        refuses_partial: bool = False,
     ) -> None:
         self.messages: list[dict[str, Any]] = []
         self._rank = rank
-        self._is_target = is_target
+        self._refuses_partial = refuses_partial
         self._numbers: dict[str, int] = {}
         # Most tensors of a model have one of few meshes, which stay as long as this knows them, and of few placements.
         self._known: dict[tuple[int, tuple[str, ...]], tuple[int, list[tuple[str, int]], Any]] = {}
@@ -170,7 +170,7 @@ class LayoutList:
     def _number_of(self, name: str, mesh: Any, placements: Sequence[Any]) -> int:
         message = layout_message(mesh, placements, self._offset)
         self._require_in_side(name, [rank - self._offset for rank in message["mesh"]["ranks"]])
-        if self._is_target and any(is_partial(text) for text in message["placements"]):
+        if self._refuses_partial and any(is_partial(text) for text in message["placements"]):
             where = f"{name} is received into {', '.join(message['placements'])}"
             raise make_error("TB_PARTIAL_TARGET", f"{where}: a Partial can only be sent", {"tensor": name})
         if any(text.startswith("SS(") for text in message["placements"]):
@@ -197,8 +197,12 @@ class LayoutList:
 
 
 def _require_layout(name: str, found: Any) -> Any:
-    if isinstance(found, tuple | list) and len(found) in (2, 3):
-        return found
+    try:
+        parts = tuple(found)
+    except TypeError:
+        parts = ()
+    if len(parts) in (2, 3):
+        return parts
     raise TypeError(
         f"layout gives (mesh, placements) or (mesh, placements, whole shape), and gave {found!r} for {name}"
     )

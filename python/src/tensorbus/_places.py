@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from urllib.parse import quote, unquote
 
 from . import _wire
@@ -13,6 +16,8 @@ from . import _wire
 _SOCKET = "client.sock"
 # At most as many other folders are told of.
 _MAX_ELSEWHERE = 4
+# Seconds in which they are looked for: an agent that is stopped takes no connection.
+_LOOK_ELSEWHERE = 2.0
 
 
 @dataclass(frozen=True)
@@ -83,47 +88,60 @@ def _names_in(folder: str) -> list[str]:
 
 def agents_elsewhere() -> list[tuple[str, str]]:
     """For those who find no agent: which others this host has, each with what to do so that it is found."""
-    own, found = user_folder(), []
+    return list(islice(_elsewhere(time.monotonic() + _LOOK_ELSEWHERE), _MAX_ELSEWHERE))
+
+
+def _elsewhere(deadline: float) -> Iterator[tuple[str, str]]:
+    own = user_folder()
     bases = [os.path.dirname(own), *(os.environ[name] for name in _BASES if os.environ.get(name))]
     for base in dict.fromkeys([*bases, f"/run/user/{os.geteuid()}", "/tmp"]):
-        users = [name for name in _names_in(base) if re.fullmatch(r"tensorbus-\d+", name)]
-        for folder in [os.path.join(base, name) for name in users]:
-            found += _of_user(folder) if folder.endswith(f"-{os.geteuid()}") else _of_other_user(folder)
-    return found[:_MAX_ELSEWHERE]
+        for name in _names_in(base):
+            user, folder = re.fullmatch(r"tensorbus-(\d+)", name), os.path.join(base, name)
+            # Anybody may make a folder with another's number in /tmp.
+            if user is None or not _belongs(folder, int(user[1])):
+                continue
+            if int(user[1]) == os.geteuid():
+                yield from _of_user(folder, deadline)
+            else:
+                yield _of_other_user(folder, int(user[1]))
 
 
-def _of_user(user: str) -> list[tuple[str, str]]:
-    told = []
+def _belongs(folder: str, uid: int) -> bool:
+    try:
+        return os.lstat(folder).st_uid == uid
+    except OSError:
+        return False
+
+
+def _of_user(user: str, deadline: float) -> Iterator[tuple[str, str]]:
     for folder in [os.path.join(user, name) for name in _names_in(user)]:
         if folder == namespace_folder():
             continue
-        ranks = [rank for rank in ranks_in(folder) if answers(socket_in(folder, rank))]
+        ranks = [rank for rank in ranks_in(folder) if _answers_until(deadline, socket_in(folder, rank))]
         if ranks:
             set_names = [f"TENSOR_BUS_NAMESPACE={unquote(os.path.basename(folder))}"]
             if user != user_folder():
                 set_names.insert(0, f"XDG_RUNTIME_DIR={os.path.dirname(user)}")
-            told.append((f"those of ranks {rank_list(ranks)} answer in {folder}", f"set {' and '.join(set_names)}"))
-    return told
+            yield f"those of ranks {rank_list(ranks)} answer in {folder}", f"set {' and '.join(set_names)}"
 
 
-def _of_other_user(folder: str) -> list[tuple[str, str]]:
-    try:
-        uid = os.stat(folder).st_uid
-    except OSError:
-        return []
-    if uid == os.geteuid():
-        return []
+def _of_other_user(folder: str, uid: int) -> tuple[str, str]:
     advice = (
         f"run as that user, or have its agents started with --client-uid {os.geteuid()} and --client-socket PATH, "
         "and set TENSOR_BUS_CLIENT_SOCKET=PATH"
     )
-    return [(f"{folder} is that of user {uid}", advice)]
+    return f"{folder} is that of user {uid}", advice
 
 
-def answers(path: str) -> bool:
+def _answers_until(deadline: float, path: str) -> bool:
+    left = deadline - time.monotonic()
+    return left > 0 and answers(path, min(1.0, left))
+
+
+def answers(path: str, timeout: float = 1.0) -> bool:
     """True if an agent listens on a socket."""
     try:
-        made: socket.socket = _wire.connect(path, 1.0)
+        made: socket.socket = _wire.connect(path, timeout)
     except OSError:
         return False
     made.close()

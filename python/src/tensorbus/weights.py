@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import operator
 import os
 import sys
 import threading
@@ -94,8 +95,6 @@ class Weights:
             raise ValueError(f'match is "exact", "target" or "common", not {match!r}')
         if commit not in (None, "direct", "staged"):
             raise ValueError(f'commit is "direct" or "staged", not {commit!r}')
-        if bucket_size is not None and (not isinstance(bucket_size, int) or bucket_size < 1):
-            raise ValueError(f"bucket_size is a number of bytes, not {bucket_size!r}")
         if not isinstance(name, str) or not name:
             raise ValueError(f"a name must be text, not {name!r}")
         self.name = name
@@ -107,7 +106,7 @@ class Weights:
         self._model = module_or_tensors
         self._layout, self._rename, self._match, self._buffers = layout, rename, match, buffers
         self._dtype = None if dtype is None else dtype_name(dtype)
-        self._commit, self._bucket_size = commit, bucket_size
+        self._commit, self._bucket_size = commit, _bytes_of(bucket_size)
         deadline = time.monotonic() + timeout
         self._owns_client = client is None
         self.client = client or find_client(self.me, self._rank, timeout)
@@ -160,7 +159,8 @@ class Weights:
             self._layout,
             (self.me, self._world_size),
             rank=self._rank,
-            is_target=self.role == "target",
+            # With "common", the source may not have the tensor, which is then left out: the agents know.
+            refuses_partial=self.role == "target" and self._match != "common",
         )
         slots = named_slots(tensors, self.name, layouts, self._rename, self._dtype)
         for slot in (named.slot for named in slots if self.role == "target" and named.slot.unfit):
@@ -342,6 +342,16 @@ def _say_if_slow(what: str) -> Iterator[None]:
 def _version_of(result: Mapping[str, Any]) -> int | None:
     # The number of the round would pass for a version.
     return None if result.get("versionUnknown") else int(result.get("version", result["round"]))
+
+
+def _bytes_of(bucket_size: Any) -> int | None:
+    if bucket_size is None:
+        return None
+    with contextlib.suppress(TypeError):
+        # Integers of any class, of numpy too; True is one for Python.
+        if not isinstance(bucket_size, bool) and (size := operator.index(bucket_size)) >= 1:
+            return size
+    raise ValueError(f"bucket_size is a number of bytes, not {bucket_size!r}")
 
 
 def _own_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
