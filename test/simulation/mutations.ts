@@ -218,12 +218,6 @@ export const mutations: readonly Mutation[] = [
     within: 200,
   },
   {
-    name: "memory of a batch that is closed in doubt goes at once",
-    changes: { [batch]: [["if (this.#doubts.length === 0) this.#release();", "this.#release();"]] },
-    breaks: ["errors are typed", "nothing is thrown away"],
-    within: 1500,
-  },
-  {
     name: "what one rank finds wrong while it registers is told to nobody",
     changes: {
       [registrar]: [
