@@ -128,41 +128,46 @@ static void test_echo(int32_t book, const tb_wire_region *region, const tb_shm_f
     end(&l);
 }
 
-/* It says that it is this process, and answers in the book of a session of its own, for every rank but the right one. */
-static void test_other_answers(void) {
-    liar l;
+/* One that says that it is this process, with the book of a session of its own to answer in. */
+static tb_book *start_with_book(liar *l, tb_wire_identity *identity) {
     tb_book *book;
-    start(&l, TB_CARRY_SHM);
+    start(l, TB_CARRY_SHM);
     CHECK(tb_book_create(2, &book, NULL) == TB_OK);
-    tb_wire_identity identity = l.prepare.identity;
-    identity.memory = TB_MEMORY_HOST;
-    identity.book = tb_book_file(book);
-    tb_book_answer(book, 1, 0, identity.nonce);
-    tb_book_answer(book, 1, 1, identity.nonce);
-    say(&l, &identity, &(tb_wire_region){.memory = TB_MEMORY_HOST, .bytes = BYTES});
-    world_expect(&l.w, 1, TB_EVENT_PREPARED, TB_EAUTH, 0, NULL);
-    tb_book_free(book);
-    end(&l);
+    *identity = l->prepare.identity;
+    identity->memory = TB_MEMORY_HOST;
+    identity->book = tb_book_file(book);
+    return book;
 }
 
-/* It says that it is this process, and answers another challenge: an earlier one, say. */
+/* Says what it has to say of that region of its book, which is refused by that code. */
+static void end_refused(liar *l, tb_book *book, const tb_wire_identity *identity, uint32_t number, int32_t code) {
+    say(l, identity, &(tb_wire_region){.memory = TB_MEMORY_HOST, .number = number, .bytes = BYTES});
+    world_expect(&l->w, 1, TB_EVENT_PREPARED, code, 0, NULL);
+    tb_book_free(book);
+    end(l);
+}
+
+/* It answers for every rank but the right one. */
+static void test_other_answers(void) {
+    liar l;
+    tb_wire_identity identity;
+    tb_book *book = start_with_book(&l, &identity);
+    tb_book_answer(book, 1, 0, identity.nonce);
+    tb_book_answer(book, 1, 1, identity.nonce);
+    end_refused(&l, book, &identity, 0, TB_EAUTH);
+}
+
+/* It answers another challenge: an earlier one, say. */
 static void test_other_nonce(void) {
     liar l;
-    tb_book *book;
-    start(&l, TB_CARRY_SHM);
-    CHECK(tb_book_create(2, &book, NULL) == TB_OK);
-    tb_wire_identity identity = l.prepare.identity;
+    tb_wire_identity identity;
+    tb_book *book = start_with_book(&l, &identity);
     uint8_t nonce[sizeof identity.nonce];
     memcpy(nonce, identity.nonce, sizeof nonce);
     nonce[sizeof nonce - 1] ^= 1;
-    identity.memory = TB_MEMORY_HOST;
-    identity.book = tb_book_file(book);
     tb_book_answer(book, 0, 1, nonce);
     CHECK(tb_book_note(book, 0, (uint64_t)(uintptr_t)&l));
-    say(&l, &identity, &(tb_wire_region){.memory = TB_MEMORY_HOST, .bytes = BYTES});
-    world_expect(&l.w, 1, TB_EVENT_PREPARED, TB_EAUTH, 0, NULL);
-    tb_book_free(book);
-    end(&l);
+    end_refused(&l, book, &identity, 0, TB_EAUTH);
 }
 
 /*
@@ -199,18 +204,11 @@ static void test_other_session(void) {
  */
 static void test_no_such_memory(uint64_t address) {
     liar l;
-    tb_book *book;
-    start(&l, TB_CARRY_SHM);
-    CHECK(tb_book_create(2, &book, NULL) == TB_OK);
-    tb_wire_identity identity = l.prepare.identity;
-    identity.memory = TB_MEMORY_HOST;
-    identity.book = tb_book_file(book);
+    tb_wire_identity identity;
+    tb_book *book = start_with_book(&l, &identity);
     tb_book_answer(book, 0, 1, identity.nonce);
     CHECK(tb_book_note(book, 5, address));
-    say(&l, &identity, &(tb_wire_region){.memory = TB_MEMORY_HOST, .number = 5, .bytes = BYTES});
-    world_expect(&l.w, 1, TB_EVENT_PREPARED, TB_EREGION, 0, NULL);
-    tb_book_free(book);
-    end(&l);
+    end_refused(&l, book, &identity, 5, TB_EREGION);
 }
 
 /* A session that allows shared memory alone is not talked into sending or taking bytes over the connection. */

@@ -42,7 +42,7 @@ export class Direction {
   /** In doubt, and asked about. */
   #asked: RoundIdentity | undefined;
   /** Rounds that are over, whose calls are answered once the store says what they carried. */
-  readonly #asking = new Map<Role, number>();
+  readonly #answering = new Map<Role, number>();
   readonly #unlisten: () => void;
 
   constructor(options: DirectionOptions) {
@@ -120,10 +120,10 @@ export class Direction {
    * half written.
    */
   post(role: Role, options: PostOptions): Promise<TransferResult> {
-    const asking = this.#asking.get(role);
-    if (asking !== undefined || this.#call?.posters.has(role) === true) {
+    const answering = this.#answering.get(role);
+    if (answering !== undefined || this.#call?.posters.has(role) === true) {
       const { batch, from, rank } = this.#options;
-      const message = `round ${asking ?? this.round} of ${this.#name()} is under way on rank ${rank}`;
+      const message = `round ${answering ?? this.round} of ${this.#name()} is under way on rank ${rank}`;
       throw new TensorBusError("TB_BUSY", message, { details: { batch, from, rank } });
     }
     const call = this.#call ?? this.#begin();
@@ -147,9 +147,9 @@ export class Direction {
   /** What was moved stands, whether the store says before `end` which version its round carried or not; the call goes on until then. */
   async withVersion(role: Role, result: TransferResult, end: Deadline): Promise<TransferResult> {
     if (result.version !== undefined) return result;
-    this.#asking.set(role, result.round);
+    this.#answering.set(role, result.round);
     const said = await this.#options.names.carried(result.round, end);
-    this.#asking.delete(role);
+    this.#answering.delete(role);
     return { ...result, ...said };
   }
 
