@@ -140,7 +140,7 @@ class LayoutList:
         self._layout = layout
         self._side = side
 
-    def number_of(self, name: str, tensor: Any) -> tuple[int, tuple[int, ...] | None]:
+    def number_of(self, name: str, tensor: Any, slot: Slot) -> tuple[int, tuple[int, ...] | None]:
         """The number of a tensor's layout, and its whole shape if that is known.
 
         The layout is a DTensor's own, else what the caller says, else whole on every rank.
@@ -160,7 +160,8 @@ class LayoutList:
             cuts = [(text, dim) for text in known[1] if (dim := cut_dimension(text)) is not None]
             self._known[known] = (number, cuts, mesh)
         number, cuts, _ = self._known[known]
-        count = len(tensor.shape if whole is None else whole)
+        # An array of another library need not have a shape but in its slot.
+        count = len(slot.shape if whole is None else whole)
         for text, dim in cuts:
             if not -count <= dim < count:
                 message = f"{name} has {count} dimensions, and its placement {text} cuts dimension {dim}"
@@ -230,7 +231,7 @@ def named_slots(
         casts = dtype is not None and getattr(getattr(tensor, "dtype", None), "is_floating_point", True)
         slot = Slot(own_name, get, dtype if casts else None, allocations)
         try:
-            layout = layouts.number_of(own_name, tensor)
+            layout = layouts.number_of(own_name, tensor, slot)
         except (TensorBusError, TypeError) as error:
             add_note(error, f"The tensor is {own_name}.")
             raise

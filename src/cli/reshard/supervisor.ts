@@ -56,6 +56,9 @@ export interface ReshardSummary {
 /** How long ranks have to end by themselves before they are killed. */
 const graceMs = 5_000;
 
+/** What a rank says of another one that has ended, not knowing why. */
+const seenFromOutside: ReadonlySet<string> = new Set(["TB_PEER_LOST", "TB_INVALIDATED"]);
+
 /**
  * Runs every rank of both sides as a process of its own, and sees them all to one end: all files take their final names,
  * or none does, and the error names the rank where it began.
@@ -112,6 +115,7 @@ class RankGroup {
   /** The ranks that are known to run since the failure. */
   readonly #answering = new Set<number>();
   #killTimer: NodeJS.Timeout | undefined;
+  #killed = false;
   #movedBytes = 0;
   #seconds = 0;
   readonly #transports = new Set<string>();
@@ -173,7 +177,9 @@ class RankGroup {
         });
         child.once("exit", (code, killedBy) => {
           const how = killedBy === null ? `ended with exit code ${code}` : `was killed by ${killedBy}`;
-          this.#fail({ code: "TB_PEER_LOST", message: `its process ${how}`, rank: job.rank });
+          const lost = { code: "TB_PEER_LOST", message: `its process ${how}`, rank: job.rank } as const;
+          if (!this.#killed && !this.#answering.has(job.rank)) this.#explain(lost);
+          this.#fail(lost);
           resolve();
         });
       }),
@@ -199,6 +205,7 @@ class RankGroup {
         break;
       case "failed":
         this.#answering.add(rank);
+        if (message.failure.rank === rank) this.#explain(message.failure);
         this.#fail(message.failure);
         break;
       case "ending":
@@ -247,10 +254,16 @@ class RankGroup {
     }, graceMs);
   }
 
+  /** What a rank says of itself stands in place of what another one, which was heard earlier, saw of it. */
+  #explain(own: RankFailure): void {
+    if (this.#failure?.rank !== own.rank || own.code === "TB_CANCELLED") return;
+    if (seenFromOutside.has(this.#failure.code)) this.#failure = own;
+  }
+
   /** Whoever waits in vain names the rank that it waits for, and that may wait itself: for one whose process stands still. */
   #blameSilent(): void {
     const { code, message, rank } = this.#failure!;
-    if (rank < 0 || !["TB_TIMEOUT", "TB_CANCELLED", "TB_PEER_LOST"].includes(code)) return;
+    if (rank < 0 || !["TB_TIMEOUT", "TB_CANCELLED", ...seenFromOutside].includes(code)) return;
     const silent = [...this.#children].find(
       ([each, { exitCode, signalCode }]) =>
         exitCode === null && signalCode === null && !this.#answering.has(each),
@@ -264,6 +277,7 @@ class RankGroup {
   }
 
   #kill(): void {
+    this.#killed = true;
     for (const child of this.#children.values()) child.kill("SIGKILL");
   }
 
