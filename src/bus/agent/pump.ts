@@ -234,8 +234,9 @@ export class CommandPump implements AsyncDisposable {
 
   /** Writes the results that are there, in one transaction, and wakes whose they are. */
   async #answer(): Promise<void> {
-    const ended = this.#ended;
-    const news = this.#news;
+    // Not the lists themselves, to which is added what ends between the writing and the end of the wait for it.
+    const ended = [...this.#ended];
+    const news = [...this.#news];
     if (ended.length === 0 && news.length === 0) return;
     const { state } = this.#options;
     await state.write("writing results", () => {
