@@ -32,7 +32,7 @@ export const SPREAD: u32 = 2;
 
 // @ts-ignore: decorator
 @unmanaged
-export class Band {
+class Band {
   /** Whose it is, and its host; of a spread one the least origin of its targets. */
   ofClass: u32;
   sourceAt: u32;

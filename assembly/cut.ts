@@ -6,7 +6,7 @@
 import { ceilDiv, i64At, setI64 } from "./words";
 
 /** A box that several ranks could send is not cut into pieces smaller than this for their sake. */
-export const SHARE_BYTES: i64 = 256 << 10;
+const SHARE_BYTES: i64 = 256 << 10;
 
 /** Pieces of the current box. */
 export let pieces: i64 = 1;

@@ -48,7 +48,7 @@ export function recordStage(record: usize): u32 {
 }
 // @ts-ignore: decorator
 @inline
-export function recordBytesOf(record: usize): i64 {
+function recordBytesOf(record: usize): i64 {
   return load<i64>(record, 32) * load<u32>(record, 40);
 }
 // @ts-ignore: decorator

@@ -81,7 +81,7 @@ function goTo(box: i64): void {
 }
 
 /** Chunks that end at `rank` in stages 1 and 2 and begin elsewhere, and those that begin there in stage 2. */
-export function walkTarget(rank: u32): void {
+function walkTarget(rank: u32): void {
   walkTargetBoxes(rank, true);
 }
 

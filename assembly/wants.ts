@@ -12,7 +12,7 @@ import { addU32, i64At, NONE, setI64, setU32, u32At } from "./words";
 /** Wants of a host, of a partial source from the holders of one origin. */
 // @ts-ignore: decorator
 @unmanaged
-export class Wants {
+class Wants {
   sourceAt: u32;
   sourceKind: u32;
   targetKind: u32;

@@ -207,7 +207,7 @@ export function isErrorCode(text: string): text is ErrorCode {
   return Object.hasOwn(errorCodes, text);
 }
 
-export interface TensorBusErrorOptions {
+interface TensorBusErrorOptions {
   /** The values that the message speaks of: the offending input, the rank, the pair. */
   readonly details?: Readonly<Record<string, unknown>>;
   readonly cause?: unknown;

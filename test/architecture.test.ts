@@ -1,74 +1,20 @@
 import { execFileSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { builtinModules } from "node:module";
-import { dirname, join, normalize, relative, sep } from "node:path";
+import { join, relative } from "node:path";
 import { describe, expect, it } from "vitest";
 import { transportFolders } from "../src/cli/ui/transport-option.ts";
+import {
+  filesOf,
+  generated,
+  type Import,
+  importsOf,
+  readSource,
+  root,
+  type SourceFile,
+} from "./kit/source-files.ts";
 
-/** The folders and import directions of the design. Paths are from the root, with slashes. */
-const root = join(import.meta.dirname, "..");
-
-interface Import {
-  /** A path from the root for a file of ours, the specifier for a package. */
-  readonly target: string;
-  readonly package: boolean;
-  readonly typeOnly: boolean;
-}
-
-interface SourceFile {
-  readonly path: string;
-  /** Without comments. */
-  readonly code: string;
-  readonly lines: number;
-  readonly imports: readonly Import[];
-}
-
-function filesOf(folder: string, extensions: readonly string[]): string[] {
-  const found: string[] = [];
-  for (const entry of readdirSync(join(root, folder), { withFileTypes: true })) {
-    const path = `${folder}/${entry.name}`;
-    if (["node_modules", "build", "dist", "golden"].includes(entry.name)) continue;
-    if (entry.isDirectory()) found.push(...filesOf(path, extensions));
-    else if (extensions.some((extension) => entry.name.endsWith(extension))) found.push(path);
-  }
-  return found;
-}
-
-/** Generated, not committed. */
-const generated = ["src/plan/planner/wasm-module.ts", "src/cli/report/page-assets.ts"];
-
-function readSource(path: string): SourceFile {
-  const text = readFileSync(join(root, path), "utf8");
-  const code = text.replace(/\/\*[\s\S]*?\*\//g, "").replace(/^\s*\/\/.*$/gm, "");
-  return { path, code, lines: text.trimEnd().split("\n").length, imports: importsOf(path, code) };
-}
-
-/** Static imports, re-exports and dynamic imports of one file. */
-function importsOf(path: string, code: string): Import[] {
-  const imports: Import[] = [];
-  const add = (specifier: string, typeOnly: boolean): void => {
-    const local = specifier.startsWith(".");
-    const target = local
-      ? normalize(join(dirname(path), specifier))
-          .split(sep)
-          .join("/")
-      : specifier;
-    imports.push({ target, package: !local, typeOnly });
-  };
-  const statement = /^(?:import|export)\s(?:(type)\s)?([^;"']*?)\sfrom\s*["']([^"']+)["']/gm;
-  for (const [, type, names, specifier] of code.matchAll(statement)) {
-    const listed = /^\{([\s\S]*)\}$/.exec(names!.trim())?.[1];
-    const each = listed
-      ?.split(",")
-      .map((name) => name.trim())
-      .filter((name) => name !== "");
-    add(specifier!, type !== undefined || (each?.every((name) => name.startsWith("type ")) ?? false));
-  }
-  for (const [, specifier] of code.matchAll(/^import\s*["']([^"']+)["']/gm)) add(specifier!, false);
-  for (const [, specifier] of code.matchAll(/\bimport\(\s*["']([^"']+)["']/g)) add(specifier!, false);
-  for (const [, specifier] of code.matchAll(/\brequire\(\s*["']([^"']+)["']/g)) add(specifier!, false);
-  return imports;
-}
+/** The folders and import directions of the design. */
 
 const source = ["src", "transports", "assembly"]
   .flatMap((folder) => filesOf(folder, [".ts", ".tsx"]))
@@ -405,6 +351,50 @@ describe("import directions", () => {
     }
     expect(reached.size).toBeGreaterThan(5);
     expect(wrong).toEqual([]);
+  });
+});
+
+/** The names that a file exports by declaring them, and no file that imports it has. */
+function unusedExports(files: readonly SourceFile[]): string[] {
+  const importers = new Map<string, Set<SourceFile>>();
+  for (const file of files) {
+    for (const { target } of file.imports) {
+      const path = /\.\w+$/.test(target) ? target : `${target}.ts`;
+      importers.set(path, (importers.get(path) ?? new Set()).add(file));
+    }
+  }
+  const declared =
+    /^export (?:declare |abstract |async )*(?:type|interface|class|function\*?|const|let|enum) ([\w$]+)/gm;
+  return files.flatMap(({ path, code }) => {
+    const others = [...(importers.get(path.replace(/\.d\.mts$/, ".mjs")) ?? [])];
+    const isUsed = (name: string) => others.some((other) => new RegExp(`\\b${name}\\b`).test(other.code));
+    return [...code.matchAll(declared)].flatMap(([, name]) => (isUsed(name!) ? [] : [`${path}: ${name}`]));
+  });
+}
+
+describe("exports", () => {
+  it("are imported by another file, or are what the package, a transport or a bundle is loaded for", () => {
+    const sample = (path: string, code: string) => ({ path, code, lines: 1, imports: importsOf(path, code) });
+    const pair = [
+      sample("a.ts", "export type A = 1;\nexport async function b() {}\nexport const c = 1;"),
+      sample("d.ts", 'import { type A } from "./a.ts";\nconst { b } = await import("./a.ts");'),
+    ];
+    expect(unusedExports(pair)).toEqual(["a.ts: c"]);
+    const excepted = [
+      // Passed on by "*" by the package's doors.
+      /^src\/((plan|model|memory|store)\/index|index|plan\/input\/types)\.ts: /,
+      // Loaded by a path that is put together, or in a module's place; called by the WebAssembly module's user.
+      /^(transports\/[^/]+\/(index|offer)|bench\/\w+\/index|assembly\/(index|error))\.ts: /,
+      /^test\/simulation\/platform\//,
+      // A line of the file that it writes.
+      /^scripts\/build-wasm\.mjs: plannerWasm$/,
+    ];
+    const users = ["test", "bench", "scripts", "examples"].flatMap((folder) =>
+      filesOf(folder, [".ts", ".tsx", ".mts", ".mjs", ".js"]).map(readSource),
+    );
+    expect(
+      unusedExports([...source, ...users]).filter((name) => !excepted.some((each) => each.test(name))),
+    ).toEqual([]);
   });
 });
 

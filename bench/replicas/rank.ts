@@ -9,7 +9,7 @@ import { tcpStore } from "../../src/store/tcp-store.ts";
 import { tcp } from "../../transports/tcp/index.ts";
 import { serve } from "../children.ts";
 
-export interface Setup {
+interface Setup {
   readonly kind: "prepare";
   readonly rank: number;
   /** Ranks of each side: as many sources as replicas. */

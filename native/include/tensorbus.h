@@ -366,8 +366,6 @@ TB_API int32_t tb_cuda_info(const uint8_t uuid[16], uint64_t *left, uint64_t *to
  * for a path loads the library, for good. TB_ELIBRARY if it is missing or too old.
  */
 TB_API int32_t tb_nccl_version(const char *path, uint32_t *version, tb_error *err);
-/* Its words for a result, terminated. */
-TB_API int32_t tb_nccl_describe(const char *path, int32_t result, void *text, uint32_t bytes, tb_error *err);
 /* A new unique id. This process listens for those who join by it, until all have. */
 TB_API int32_t tb_nccl_unique_id(const char *path, uint8_t id[128], tb_error *err);
 

@@ -14,7 +14,7 @@ import { presetSide } from "../model/presets/side.ts";
 import { readVllmOptions } from "../model/presets/vllm-options.ts";
 import { SharedLists, type TargetFile, type TargetParameter } from "./target.ts";
 
-export interface EngineTarget {
+interface EngineTarget {
   readonly files: readonly TargetFile[];
   /** Tensors of the checkpoint that the engine does without, and why. */
   readonly dropped: ReadonlyMap<string, string>;

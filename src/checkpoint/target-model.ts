@@ -7,7 +7,7 @@ import { HeldParameter, type Pattern, type TargetFile } from "./target.ts";
 /** The most bytes of a shard, unless one tensor has more. */
 const shardBytes = 5 * 10 ** 9;
 
-export interface ModelTarget {
+interface ModelTarget {
   readonly files: readonly TargetFile[];
   /** The text of `model.safetensors.index.json`; none for one file. */
   readonly index: string | undefined;

@@ -13,7 +13,7 @@ export interface BatchView {
   readonly writes: () => readonly StridedBytes[];
 }
 
-export interface Alias {
+interface Alias {
   readonly target: BatchView;
   /** The same view if a target overlaps itself. */
   readonly other: BatchView;

@@ -45,7 +45,7 @@ interface Plain {
   readonly returns: keyof PlainTypes;
   readonly parameters: readonly (keyof InputTypes)[];
 }
-export type Declarations = Readonly<Record<string, Fallible | Plain>>;
+type Declarations = Readonly<Record<string, Fallible | Plain>>;
 
 type Inputs<P extends readonly Parameter[]> = P extends readonly [
   infer Head,
@@ -66,7 +66,7 @@ type Outputs<P extends readonly Parameter[]> = P extends readonly [
 /** Nothing, the one output, or a tuple of them. */
 type Result<O extends readonly unknown[]> = O extends [] ? undefined : O extends [infer Only] ? Only : O;
 
-export type NativeFunctions<D extends Declarations> = {
+type NativeFunctions<D extends Declarations> = {
   readonly [Name in keyof D]: D[Name] extends Plain
     ? (...inputs: Inputs<D[Name]["parameters"]>) => PlainTypes[D[Name]["returns"]]
     : D[Name] extends Fallible

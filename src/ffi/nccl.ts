@@ -5,7 +5,6 @@ import { declareNative } from "./native.ts";
 
 const native = declareNative({
   tb_nccl_version: ["string", "out u32"],
-  tb_nccl_describe: ["string", "i32", "pointer", "u32"],
   tb_nccl_unique_id: ["string", "pointer"],
   tb_session_use_nccl: ["u64", "string"],
   tb_nccl_join: ["u64", "pointer", "u32", "pointer", "u32", "out u64"],
@@ -91,13 +90,6 @@ export function ncclVersion(path: string = findNccl()): { readonly number: numbe
   const number = native.tb_nccl_version(path);
   const text = `${Math.floor(number / 10_000)}.${Math.floor(number / 100) % 100}.${number % 100}`;
   return { number, text };
-}
-
-/** NCCL's own words for a result. */
-export function ncclDescribe(result: number, path: string = findNccl()): string {
-  const text = Buffer.alloc(256);
-  native.tb_nccl_describe(path, result, text, text.length);
-  return text.toString("utf8", 0, text.indexOf(0));
 }
 
 /** A new unique id. This process listens for those who join by it, until all have. */

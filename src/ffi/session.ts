@@ -153,7 +153,7 @@ interface EndedEvent {
 
 export type NativeEvent = HandshakeEvent | TransferEvent | NoticeEvent | EndedEvent;
 
-export interface TransferOptions {
+interface TransferOptions {
   readonly key: string;
   readonly program: Uint8Array;
   readonly bindings: readonly NativeBinding[];
@@ -163,7 +163,7 @@ export interface TransferOptions {
   readonly members?: readonly Member[];
 }
 
-export interface TransferProgress {
+interface TransferProgress {
   readonly round: bigint;
   readonly bytesDone: bigint;
   readonly bytesTotal: bigint;

@@ -32,7 +32,7 @@ export const dtypes = [
 export type DType = (typeof dtypes)[number];
 
 /** Types of fewer than 8 bits: several elements share a byte, row by row. */
-export type PackedType = "float4_e2m1fn" | "float6_e2m3fn" | "float6_e3m2fn";
+type PackedType = "float4_e2m1fn" | "float6_e2m3fn" | "float6_e3m2fn";
 
 /** The types that can be cast and reduced: the kernels know these, and move all others as one of them. */
 export const arithmeticTypes = dtypes.slice(0, dtypes.indexOf("uint16"));

@@ -18,7 +18,7 @@ export interface Holding {
 }
 
 /** `select` of a tensor's side: `TensorSideInput.select`. */
-export interface Selection {
+interface Selection {
   readonly dim: number;
   readonly index: number;
   readonly of: number;

@@ -18,17 +18,17 @@ export interface ShardPlacement {
  * PyTorch's `_StridedShard`: the dimension counts as cut into `splitFactor` pieces already, and each is cut again.
  * How it reads is the layout's `stridedShard`.
  */
-export interface StridedShardPlacement {
+interface StridedShardPlacement {
   readonly kind: "stridedShard";
   readonly dim: number;
   readonly splitFactor: number;
 }
 /** Every rank of the mesh dimension holds the same. */
-export interface ReplicatePlacement {
+interface ReplicatePlacement {
   readonly kind: "replicate";
 }
 /** Every rank of the mesh dimension holds a contribution; the value is their reduction. Sources only. */
-export interface PartialPlacement {
+interface PartialPlacement {
   readonly kind: "partial";
   readonly op: PartialOp;
 }

@@ -16,7 +16,7 @@ export type TypedArrayConstructor =
   | BigUint64ArrayConstructor;
 
 /** What the end of a mapping means. Neither refers to the memory object, or that would never be collected. */
-export interface MappingRelease {
+interface MappingRelease {
   readonly unmap: (address: bigint, bytes: bigint) => void;
   /** At once when it is closed, even if it stays mapped. */
   readonly closed?: () => void;

@@ -8,7 +8,7 @@ export interface Box {
 }
 
 /** A run of elements that is contiguous on both sides: positions and length in elements. */
-export interface BoxRun {
+interface BoxRun {
   readonly from: number;
   readonly to: number;
   readonly length: number;

@@ -224,7 +224,7 @@ function checkCoverage(
 }
 
 /** A header of a new file, and where it puts the tensors. */
-export interface HeaderLayout {
+interface HeaderLayout {
   /** The bytes before the data (the length and the header, a multiple of 8). */
   readonly head: Uint8Array;
   /** The byte of each tensor's first element, in the order in which they were given. */

@@ -4,7 +4,7 @@
  */
 
 /** An entry of a header whose text is plain: no space, no escape, its three fields in their order. */
-export interface PlainEntry {
+interface PlainEntry {
   readonly name: string;
   readonly dtype: string;
   /** One list for all entries that have the same. */
@@ -12,7 +12,7 @@ export interface PlainEntry {
   readonly offsets: readonly [begin: number, end: number];
 }
 
-export interface PlainHeader {
+interface PlainHeader {
   readonly entries: readonly PlainEntry[];
   /** The JSON of the metadata, which may be anything. */
   readonly metadata: string | undefined;

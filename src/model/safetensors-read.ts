@@ -12,12 +12,12 @@ export interface SafetensorsTensor extends SafetensorsEntry {
   readonly file: string;
 }
 
-export interface ReadOptions {
+interface ReadOptions {
   readonly signal?: AbortSignal;
 }
 
 /** Says where a box goes in the caller's memory: a row-major tensor of `shape`, at `offsets`. */
-export interface BoxTarget {
+interface BoxTarget {
   readonly shape: readonly number[];
   readonly offsets: readonly number[];
 }

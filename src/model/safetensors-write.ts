@@ -7,7 +7,7 @@ import { fileError, randomName } from "./files.ts";
 import { layOutHeader, type SafetensorsEntry } from "./safetensors-header.ts";
 import type { ModelTensor } from "./tensor.ts";
 
-export interface SafetensorsWriteOptions {
+interface SafetensorsWriteOptions {
   /** The file's `__metadata__`. */
   readonly metadata?: Readonly<Record<string, string>>;
   readonly signal?: AbortSignal;

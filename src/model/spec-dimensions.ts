@@ -6,7 +6,7 @@ import type { SpecInput } from "./spec-schema.ts";
 import type { ModelTensor } from "./tensor.ts";
 
 /** Tensors of a rule that have too few dimensions for what it says of a side. */
-export interface UnfitTensors {
+interface UnfitTensors {
   readonly side: "source" | "target";
   readonly names: readonly string[];
   /** What the rule does, and the rule that would be missing. */

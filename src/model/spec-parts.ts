@@ -22,7 +22,7 @@ export interface PartedSpec {
 }
 
 /** What a spec comes to whose sides are presets or have rules of parts. */
-export interface ResolvedPartedSpec extends Omit<ResolvedSpec, "ruleOf"> {
+interface ResolvedPartedSpec extends Omit<ResolvedSpec, "ruleOf"> {
   readonly parts: PartedSpec;
 }
 

@@ -18,7 +18,7 @@ interface Rule {
   readonly path: SpecPath;
 }
 
-export interface AppliedRules {
+interface AppliedRules {
   readonly pairs: Record<string, PairInput>;
   readonly tensors: TensorInput[];
   /** For each tensor the index of the rule that takes it. */

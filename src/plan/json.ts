@@ -2,7 +2,7 @@ import type { Bucket, Chunk } from "./input/types.ts";
 import type { Plan } from "./plan.ts";
 
 /** A value as JSON has it: bigint become decimal text. */
-export type Json<T> = T extends bigint
+type Json<T> = T extends bigint
   ? string
   : T extends readonly (infer E)[]
     ? Json<E>[]

@@ -13,7 +13,7 @@ export interface EtcdTls {
   readonly servername?: string;
 }
 
-export interface EtcdGatewayOptions {
+interface EtcdGatewayOptions {
   /** `http://host:port` or `https://host:port`, one or several of the same cluster. */
   readonly endpoints: readonly string[];
   readonly auth?: { readonly username: string; readonly password: string };

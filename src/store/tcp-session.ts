@@ -35,7 +35,7 @@ const listedKeyBytes = 64;
 const stepEntries = 256;
 
 /** What a session asks of the server around it. */
-export interface SessionHost {
+interface SessionHost {
   readonly table: StoreTable;
   readonly turns: Turns;
   /** The most bytes of one request, and of the keys of a list that is answered. */

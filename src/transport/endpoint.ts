@@ -12,7 +12,7 @@ export interface EndpointOptions {
   readonly advertise?: string;
 }
 
-export interface Endpoint {
+interface Endpoint {
   /** The numeric address to listen on. */
   readonly listenHost: string;
   /** True if only processes of this host can reach it. */

@@ -4,7 +4,7 @@ import { createHmac, timingSafeEqual } from "node:crypto";
 export type HandshakeRole = 0 | 1;
 
 /** The messages of both sides of a connection before either is believed. */
-export interface Hellos {
+interface Hellos {
   readonly connecting: Uint8Array;
   readonly accepting: Uint8Array;
 }

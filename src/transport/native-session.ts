@@ -33,7 +33,7 @@ const eventsPerTurn = 64;
 /** Between two looks at what has moved. */
 const staleMs = 20;
 
-export interface NativeSessionSetup {
+interface NativeSessionSetup {
   readonly capabilities: TransportCapabilities;
   /** The name of the transport that carries buckets over the session's connections. */
   readonly stream: string;

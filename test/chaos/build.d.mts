@@ -1,4 +1,4 @@
-export interface BuiltPrograms {
+interface BuiltPrograms {
   /** The bundle of a program. */
   at(name: string): string;
   remove(): void;

@@ -3,14 +3,14 @@ import { execFile, spawnSync } from "node:child_process";
 import { rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import type { Random } from "../kit/random.ts";
 import { ask } from "./children.ts";
 import type { ChaosCluster, ClusterOptions } from "./cluster.ts";
 import { mountsAllowed } from "./cluster.ts";
 import type { Direction, Lie } from "./proxy.ts";
-import type { Random } from "./random.ts";
 
 /** What undoes it, where the cluster does not get over it by itself. */
-export type Heal = () => Promise<void>;
+type Heal = () => Promise<void>;
 
 export interface Fault {
   readonly name: string;
@@ -137,7 +137,7 @@ function lying(which: Which, make: (random: Random) => Lie): Fault["inject"] {
 
 /** Every exchange with the store takes that much longer, in the calls that follow too. */
 async function slowStore(cluster: ChaosCluster, _: number, random: Random): Promise<Heal> {
-  const delayMs = random.of([4, 20, 75]);
+  const delayMs = random.pick([4, 20, 75]);
   for (const rank of cluster.ranks) cluster.storeProxies[rank]!.delay(delayMs);
   return async () => {
     for (const rank of cluster.ranks) cluster.storeProxies[rank]!.delay(0);
@@ -186,8 +186,8 @@ function fillDisk(path: string): string[] {
 function damage(harm: (file: string) => void): Fault["inject"] {
   return async (cluster, rank, random) => {
     const { commandQueuePath, agentStatePath } = cluster.paths(rank);
-    const folder = random.of([commandQueuePath, agentStatePath]);
-    harm(join(folder, random.of(["data.mdb", "lock.mdb"])));
+    const folder = random.pick([commandQueuePath, agentStatePath]);
+    harm(join(folder, random.pick(["data.mdb", "lock.mdb"])));
     return async () => {
       for (const child of [cluster.hosts[rank]!, cluster.agents[rank]!]) {
         const ended = await child.end("SIGTERM", 20_000);
@@ -204,7 +204,7 @@ function damage(harm: (file: string) => void): Fault["inject"] {
 
 /** A client in another namespace is sent away, and nobody else is disturbed. */
 async function intrude(cluster: ChaosCluster, rank: number, random: Random): Promise<Heal> {
-  const kind = random.of([["--pid"], ["--time", "--monotonic", "10000"]]);
+  const kind = random.pick([["--pid"], ["--time", "--monotonic", "10000"]]);
   const { commandQueuePath } = cluster.paths(rank);
   const script = `import("tensorbus").then(({ TensorBusClient }) =>
     TensorBusClient.connect(${JSON.stringify({ agentRank: rank, ...cluster.paths(rank), connectionTimeoutMs: 5000 })})

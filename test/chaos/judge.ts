@@ -17,7 +17,7 @@ export function succeeded(outcomes: Ends): boolean {
   return outcomes.every((each) => each?.code === "none");
 }
 
-export interface Expected {
+interface Expected {
   readonly commit: ClusterOptions["commit"];
   readonly step: number;
   readonly limitMs: number;

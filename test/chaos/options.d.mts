@@ -1,6 +1,6 @@
 export const usage: string;
 
-export interface Options {
+interface Options {
   readonly faults: string;
   readonly seed: string;
   readonly seconds: string;

@@ -3,7 +3,7 @@ import { execFileSync } from "node:child_process";
 import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 
-export interface Tally {
+interface Tally {
   injected: number;
   survived: number;
   /** The machine stood still meanwhile. */
@@ -11,7 +11,7 @@ export interface Tally {
   violated: number;
 }
 
-export interface ChaosRun {
+interface ChaosRun {
   readonly seed: number;
   readonly commit: string;
   readonly machine: string;
@@ -22,7 +22,7 @@ export interface ChaosRun {
   injected: number;
 }
 
-export interface ChaosReport {
+interface ChaosReport {
   readonly total: Tally;
   /** Of each commit and seed; those that a later run has added to. */
   readonly runs: ChaosRun[];

@@ -1,11 +1,11 @@
 /** Throws faults into clusters, and looks at what each leaves. */
 import { setTimeout as sleep } from "node:timers/promises";
+import { Random } from "../kit/random.ts";
 import { ask, emptyStartMs, type Programs, StartError } from "./children.ts";
 import { ChaosCluster, type ClusterOptions, type ClusterTransport } from "./cluster.ts";
 import { type Fault, faults } from "./faults.ts";
 import { described, type Ends, judgeEnds, judgeRound, succeeded } from "./judge.ts";
 import type { Outcome } from "./protocol.ts";
-import { Random } from "./random.ts";
 import type { ReportWriter } from "./report.ts";
 
 const faultsPerCluster = 25;
@@ -54,7 +54,7 @@ class StallClock {
 const stores = ["tcp", "etcd"] as const;
 const commits = ["direct", "staged"] as const;
 
-export interface RunLimits {
+interface RunLimits {
   readonly faults: number;
   readonly seconds: number;
   /** Only faults whose name holds this. */
@@ -105,7 +105,7 @@ export class ChaosRunner {
     let unstarted = 0;
     try {
       while (goesOn() && unstarted < mostUnstarted) {
-        const options = this.#random.of(this.#options);
+        const options = this.#random.pick(this.#options);
         const cluster = await this.#start(options);
         unstarted = cluster === undefined ? unstarted + 1 : 0;
         if (cluster !== undefined) await this.#use(cluster, options, goesOn).finally(() => cluster.kill());
@@ -150,8 +150,8 @@ export class ChaosRunner {
 
   /** False where the cluster did not get over it. */
   async #fault(cluster: ChaosCluster, options: ClusterOptions): Promise<boolean> {
-    const fault = this.#random.of(this.#faults.filter(({ needs }) => needs?.(options) ?? true));
-    const rank = this.#random.of(cluster.ranks);
+    const fault = this.#random.pick(this.#faults.filter(({ needs }) => needs?.(options) ?? true));
+    const rank = this.#random.pick(cluster.ranks);
     const registering = this.#random.below(roundsPerRegistration) === 0 && fault.whileRegistering === true;
     const name = registering ? `${fault.name}, while all register` : fault.name;
     this.#stalls.take();

@@ -4,12 +4,12 @@
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { Random } from "../kit/random.ts";
 import { etcdMissing } from "../store/kit/etcd-server.ts";
 import { ask } from "./children.ts";
 import { Job, slackMs } from "./job.ts";
 import { judgeEnds } from "./judge.ts";
 import { ownPrograms } from "./programs.ts";
-import { Random } from "./random.ts";
 
 let built: Awaited<ReturnType<typeof ownPrograms>>;
 beforeAll(async () => {
@@ -72,7 +72,7 @@ describe("a cluster", () => {
     for (let round = 0; round < 16; round++) {
       const calls = job.call(5000);
       await sleep(random.below(120));
-      hosts[random.of(ranks)]!.process.send({ abort: true });
+      hosts[random.pick(ranks)]!.process.send({ abort: true });
       const ends = await calls;
       job.judge(ends, "staged", 5000);
       for (const { code } of ends) ended.add(code);

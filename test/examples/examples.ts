@@ -7,7 +7,7 @@ import { nodeBundle } from "../../scripts/node-bundle.mjs";
 
 const root = join(import.meta.dirname, "../..");
 
-export interface Finished {
+interface Finished {
   readonly code: number | null;
   readonly output: string;
 }

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { type BatchView, findAlias } from "../../src/exec/aliases.ts";
 import { type StridedBytes, stridedOfTensor } from "../../src/exec/strided.ts";
-import { Random } from "../transport/kit/random.ts";
+import { Random } from "../kit/random.ts";
 
 function view(
   kind: "source" | "target",

@@ -14,8 +14,8 @@ import { HostMemory } from "../../src/memory/index.ts";
 import { type PlanInput, planTransfer, Replicate, Shard, StridedShard } from "../../src/plan/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import { memory } from "../../transports/memory/index.ts";
+import { Random } from "../kit/random.ts";
 import { product } from "../transport/kit/holdings.ts";
-import { Random } from "../transport/kit/random.ts";
 
 const world = 6;
 const shape = [6, 48];

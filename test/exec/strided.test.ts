@@ -7,7 +7,7 @@ import {
   stridedOfDescriptor,
   stridedOfTensor,
 } from "../../src/exec/strided.ts";
-import { Random } from "../transport/kit/random.ts";
+import { Random } from "../kit/random.ts";
 
 /** The bytes of every element, one list an element. */
 function elements(

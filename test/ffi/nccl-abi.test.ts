@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { TensorBusError } from "../../src/errors.ts";
-import { findNccl, ncclDescribe, ncclSoname, ncclUniqueId, ncclVersion } from "../../src/ffi/nccl.ts";
+import { findNccl, ncclSoname, ncclUniqueId, ncclVersion } from "../../src/ffi/nccl.ts";
 
 const root = join(import.meta.dirname, "../..");
 const folder = mkdtempSync(join(tmpdir(), "tensorbus-nccl-"));
@@ -24,13 +24,21 @@ function codeOf(run: () => unknown): [string, string] {
 /** A program of test/ffi/nccl with the sources of the library that it needs. */
 function build(name: string, flags: readonly string[] = []): string {
   const native = join(root, "native");
-  const sources = ["nccl_api.c", "error.c"].map((file) => join(native, "src", file));
+  const sources = ["carriers/nccl/nccl_api.c", "base/dynamic_library.c", "base/error.c"].map((file) =>
+    join(native, "src", file),
+  );
   const program = join(folder, name);
   execFileSync("cc", [
     ...["-std=c11", "-D_GNU_SOURCE", `-I${native}/include`, `-I${native}/src`, ...flags],
     ...[join(import.meta.dirname, "nccl", `${name}.c`), ...sources, "-o", program, "-ldl", "-pthread"],
   ]);
   return program;
+}
+
+/** What `without-device.c` prints of a library, by the first word of each line. */
+function withoutDevice(path: string): Record<string, string> {
+  const lines = execFileSync(build("without-device"), [path], { encoding: "utf8" }).trim().split("\n");
+  return Object.fromEntries(lines.map((line) => [line.split(" ")[0]!, line.slice(line.indexOf(" ") + 1)]));
 }
 
 /** A library with some of NCCL's functions. */
@@ -81,6 +89,10 @@ describe("loading NCCL", () => {
     const half = library("half.so", "int ncclGetVersion(int *version) { *version = 22809; return 0; }");
     expect(codeOf(() => ncclVersion(half))[1]).toMatch(/which does not have ncclGetUniqueId/);
   });
+
+  it("is what the program does that asks the real one", () => {
+    expect(withoutDevice("libnone-of-these.so.2")["load"]).toMatch(/libnone-of-these/);
+  });
 });
 
 /** The real library, or why it is not at hand. */
@@ -103,15 +115,6 @@ describe.skipIf(typeof found === "string")("the real NCCL", () => {
   /** Where the wheel's header lies, if it is one. */
   const include = join(dirname(dirname(path)), "include");
 
-  it("says its version and its words for every result", () => {
-    expect(version).toBeGreaterThanOrEqual(21800);
-    const words = Array.from({ length: 9 }, (_, result) => ncclDescribe(result, path));
-    expect(words[0]).toBe("no error");
-    expect(words[7]).toMatch(/in progress/);
-    expect(new Set(words.slice(0, 8)).size).toBe(8);
-    expect(ncclDescribe(9999, path)).toMatch(/unknown/);
-  });
-
   it("gives unique ids of 128 bytes that differ", () => {
     const [one, two] = [ncclUniqueId(path), ncclUniqueId(path)];
     expect(one.length).toBe(128);
@@ -120,11 +123,13 @@ describe.skipIf(typeof found === "string")("the real NCCL", () => {
   });
 
   it("fails with words, and does not crash, where there is no device", () => {
-    const lines = execFileSync(build("without-device"), [path], { encoding: "utf8" }).trim().split("\n");
-    const results = Object.fromEntries(
-      lines.map((line) => [line.split(" ")[0]!, line.slice(line.indexOf(" ") + 1)]),
-    );
+    const results = withoutDevice(path);
+    expect(version).toBeGreaterThanOrEqual(21800);
     expect(results["version"]).toBe(String(version));
+    expect(results["words.0"]).toBe("no error");
+    expect(results["words.7"]).toMatch(/in progress/);
+    expect(new Set(Array.from({ length: 8 }, (_, result) => results[`words.${result}`])).size).toBe(8);
+    expect(results["words.9999"]).toMatch(/unknown/);
     expect(results["ncclGetUniqueId"]).toMatch(/^0 /);
     if (results["comm"] === "none") {
       expect(results["ncclCommInitRankConfig"]).toMatch(/^1 .*\S/);

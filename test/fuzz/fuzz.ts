@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { Mutator } from "./kit/mutate.ts";
 import { targets } from "./targets.ts";
 
-export interface FuzzOptions {
+interface FuzzOptions {
   /** Ends after so many seconds, */
   readonly seconds?: number;
   /** or after so many inputs, whichever is first. */

@@ -6,8 +6,8 @@ import { planTransfer } from "../../src/plan/index.ts";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
 import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
+import { Random } from "../kit/random.ts";
 import { castTypes, randomCase, sameTypes } from "../transport/compliance/cases.ts";
-import { Random } from "../transport/kit/random.ts";
 import { RankMemory } from "../transport/kit/rank-memory.ts";
 import type { GpuCase, Machine } from "./machine.ts";
 

@@ -10,6 +10,7 @@ import {
 import { planTransfer } from "../../src/plan/index.ts";
 import type { PlanInput, TensorInput } from "../../src/plan/input/types.ts";
 import { verifyChunks } from "../../src/plan/verify/verify.ts";
+import { Random } from "../kit/random.ts";
 import {
   describeIds,
   dtensorCases,
@@ -19,7 +20,6 @@ import {
   goldenLayout,
 } from "./kit/golden.ts";
 import { naiveTensors } from "./kit/naive-planner.ts";
-import { Random } from "./kit/random.ts";
 import { plainValue, simulate } from "./kit/simulator.ts";
 
 async function codeOf(input: () => PlanInput): Promise<string | undefined> {

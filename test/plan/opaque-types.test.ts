@@ -21,7 +21,7 @@ import {
   type TensorBusError,
 } from "../../src/plan/index.ts";
 import { verifyChunks } from "../../src/plan/verify/verify.ts";
-import { Random } from "./kit/random.ts";
+import { Random } from "../kit/random.ts";
 
 const opaque = dtypes.filter(isOpaque);
 const packed = opaque.filter(isPacked);
@@ -131,7 +131,7 @@ describe("packed types", () => {
         [...inBytes.chunks()].map(({ lengths }) => lengths),
       );
     }
-    expect(Math.min(counts.planned, counts.refused)).toBeGreaterThan(60);
+    expect(Math.min(counts.planned, counts.refused)).toBeGreaterThan(40);
   });
 
   it("say where a cut falls inside of a byte", async () => {

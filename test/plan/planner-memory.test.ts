@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { DeviceMesh, Partial, type Plan, planTransfer, Replicate, Shard } from "../../src/plan/index.ts";
 import { idleBytes } from "../../src/plan/planner/wasm.ts";
-import { Random } from "./kit/random.ts";
+import { Random } from "../kit/random.ts";
 
 const input = (size: number) => ({
   pairs: {

@@ -3,10 +3,10 @@ import { describe, expect, it } from "vitest";
 import { planTransfer } from "../../src/plan/index.ts";
 import type { PlanInput } from "../../src/plan/input/types.ts";
 import { verifyChunks, verifyRanks } from "../../src/plan/verify/verify.ts";
+import { Random } from "../kit/random.ts";
 import { planInputs } from "./kit/arbitrary.ts";
 import { checkAll, checkWaves } from "./kit/check-plan.ts";
 import { mutations } from "./kit/mutations.ts";
-import { Random } from "./kit/random.ts";
 import { runs } from "./kit/runs.ts";
 
 /** How many plans had a pattern of each grouping. */

@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import { DeviceMesh, itemSize, Partial, Replicate, Shard } from "../../src/layout/index.ts";
 import { planTransfer } from "../../src/plan/index.ts";
 import type { Bucket, Chunk, PlanInput } from "../../src/plan/input/types.ts";
+import { Random } from "../kit/random.ts";
 import { planInputs } from "./kit/arbitrary.ts";
 import { type NaiveTensor, naiveTensors } from "./kit/naive-planner.ts";
 import { LocalMemory, wireType } from "./kit/program-memory.ts";
@@ -15,7 +16,6 @@ import {
 } from "./kit/program-reader.ts";
 import { checkProgram } from "./kit/program-rules.ts";
 import { runPrograms } from "./kit/program-runner.ts";
-import { Random } from "./kit/random.ts";
 
 /** The fewest loops over the longest runs that visit a box in row-major order. */
 function flatten(

@@ -11,8 +11,8 @@ import {
   Shard,
   StridedShard,
 } from "../../src/plan/index.ts";
+import { Random } from "../kit/random.ts";
 import { CountedPlan } from "./kit/counted-planner.ts";
-import { Random } from "./kit/random.ts";
 
 /** A layout for a world of any size. */
 type Layouts = (n: number) => readonly [source: Layout, target: Layout];
@@ -226,7 +226,8 @@ describe("the planner's steps follow its answers", () => {
   });
 
   it("of a layout by chance, in a world of 1,048,576 ranks, for one of them", { timeout: 300_000 }, () => {
-    const at = growing(new Random(7)).next().value;
+    // Seeds whose target stands behind the source need more ranks than there are numbers.
+    const at = growing(new Random(9)).next().value;
     expectFlat(at(2 ** 14), at(2 ** 20), stepsPerRankAnswer);
   });
 

@@ -11,8 +11,8 @@ import {
 import { planTransfer } from "../../src/plan/index.ts";
 import type { PlanInput } from "../../src/plan/input/types.ts";
 import { verifyChunks } from "../../src/plan/verify/verify.ts";
+import { Random } from "../kit/random.ts";
 import { naiveSide } from "./kit/naive-holdings.ts";
-import { Random } from "./kit/random.ts";
 import { plainValue, simulate } from "./kit/simulator.ts";
 
 interface TorchLocal {

@@ -4,7 +4,7 @@
  */
 import type { Mutations } from "./build.mjs";
 
-export interface Mutation {
+interface Mutation {
   readonly name: string;
   readonly changes: Mutations;
   /** Rules of `job/` of which one must be violated. */

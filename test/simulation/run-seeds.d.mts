@@ -1,6 +1,6 @@
 import type { Report } from "./job/schedule.ts";
 
-export interface SeedRange {
+interface SeedRange {
   readonly first: number;
   readonly runs: number;
   /** Threads. */

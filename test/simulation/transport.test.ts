@@ -2,6 +2,7 @@
 import { describe, test } from "vitest";
 import { memoryStores } from "../../src/store/memory-store.ts";
 import type { TransportSession } from "../../src/transport/transport.ts";
+import { Random } from "../kit/random.ts";
 import { randomCase, sameTypes } from "../transport/compliance/cases.ts";
 import { columnsToRows } from "../transport/compliance/data.ts";
 import { testFailures } from "../transport/compliance/failures.ts";
@@ -9,7 +10,6 @@ import { testLifecycle } from "../transport/compliance/lifecycle.ts";
 import { testRefusals } from "../transport/compliance/refusals.ts";
 import { testRounds } from "../transport/compliance/rounds.ts";
 import { runCase, type Subject } from "../transport/compliance/world.ts";
-import { Random } from "../transport/kit/random.ts";
 import type { Frame } from "./transport/frames.ts";
 import { virtualTransport } from "./transport/session.ts";
 import { type Clock, Network } from "./world/network.ts";

@@ -14,11 +14,11 @@ import { cudaIpc } from "../../transports/cuda-ipc/index.ts";
 import { type NcclTransportOptions, nccl } from "../../transports/nccl/index.ts";
 import { tcp } from "../../transports/tcp/index.ts";
 import { freePort } from "../kit/free-ports.ts";
+import { Random } from "../kit/random.ts";
 import { randomCase, type TransferCase } from "./compliance/cases.ts";
 import { columnsToRows } from "./compliance/data.ts";
 import { outcomeOf, type PreparedCase, prepareCase } from "./compliance/world.ts";
 import { deviceOf, useDoubles } from "./kit/nccl-doubles.ts";
-import { Random } from "./kit/random.ts";
 import { testDevices } from "./kit/test-memory.ts";
 
 useDoubles(16);

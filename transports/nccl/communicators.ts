@@ -27,7 +27,7 @@ export interface CommunicatorCalls {
   leave(communicator: bigint): void;
 }
 
-export interface CommunicatorsSetup {
+interface CommunicatorsSetup {
   readonly store: Store;
   readonly scope: DirectoryScope;
   readonly rank: number;

@@ -14,7 +14,7 @@ import {
 import type { PeerDirectory } from "../../src/transport/peer-directory.ts";
 import type { PlanLinks } from "../../src/transport/transport.ts";
 
-export interface GatheringSetup {
+interface GatheringSetup {
   readonly rank: number;
   readonly directory: PeerDirectory;
 }

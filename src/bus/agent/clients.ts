@@ -10,7 +10,7 @@ import type { ClientIdentity } from "../queue/command-header.ts";
 import type { CommandQueue } from "../queue/command-queue.ts";
 import type { State } from "../queue/state.ts";
 
-export interface ClientKeeperOptions {
+interface ClientKeeperOptions {
   readonly queue: CommandQueue;
   readonly state: State;
   readonly port: EventPort;

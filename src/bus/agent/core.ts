@@ -18,7 +18,7 @@ import type { ClientIdentity } from "../queue/command-header.ts";
 import type { Command, CommandOf, CommandResult } from "../queue/commands.ts";
 import type { Records } from "../queue/state.ts";
 
-export interface AgentCoreOptions {
+interface AgentCoreOptions {
   readonly rank: number;
   readonly world: number;
   readonly generation: bigint;
@@ -41,7 +41,7 @@ export interface AgentCoreOptions {
 }
 
 /** Commands that take their time, each with a deadline. */
-export type AwaitedCommand = Exclude<Command, { type: "Cancel" }>;
+type AwaitedCommand = Exclude<Command, { type: "Cancel" }>;
 
 export class AgentCore {
   readonly #options: AgentCoreOptions;

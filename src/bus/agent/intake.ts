@@ -24,7 +24,7 @@ import { type AgentRecord, openState, type State } from "../queue/state.ts";
 import { ClientKeeper } from "./clients.ts";
 import { CommandPump, settleLeftovers } from "./pump.ts";
 
-export interface AgentIntakeOptions {
+interface AgentIntakeOptions {
   readonly rank: number;
   readonly commandQueuePath: string;
   readonly agentStatePath: string;
@@ -35,7 +35,7 @@ export interface AgentIntakeOptions {
   readonly sides?: ReadonlyMap<string, readonly number[]>;
 }
 
-export interface PostHandlers {
+interface PostHandlers {
   readonly run: (command: Command) => unknown;
   readonly onGone: (client: ClientIdentity) => void;
   readonly onFault: (error: unknown) => void;

@@ -10,7 +10,7 @@ import type { CommandQueue, StartedCommand } from "../queue/command-queue.ts";
 import type { Command } from "../queue/commands.ts";
 import type { Outcome, State } from "../queue/state.ts";
 
-export interface PumpOptions {
+interface PumpOptions {
   /** Whose commands they are. */
   readonly rank?: number;
   readonly queue: CommandQueue;
@@ -31,7 +31,7 @@ interface Ended {
 }
 
 /** What a client is told without having asked: how something that it has, and whose number this is, has ended. */
-export interface News {
+interface News {
   readonly client: Pick<ClientIdentity, "id" | "wake">;
   readonly id: bigint;
   readonly error: TensorBusError;

@@ -54,7 +54,7 @@ export function isRetried({ code }: TensorBusError): boolean {
   return retried.has(code);
 }
 
-export interface EndOptions extends Partial<Pick<BatchEnd, "retry" | "through">> {
+interface EndOptions extends Partial<Pick<BatchEnd, "retry" | "through">> {
   /** A rank has left in order, which has said so itself if it could. */
   readonly isOrderly?: boolean;
 }

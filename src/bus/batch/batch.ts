@@ -45,12 +45,12 @@ export interface BatchSide {
 }
 
 /** What a direction's plan is known by, and how many tensors travel by it. */
-export interface PlanSummary {
+interface PlanSummary {
   readonly digest: string;
   readonly tensors: number;
 }
 
-export interface BatchOptions {
+interface BatchOptions {
   readonly id: BatchId;
   readonly rank: number;
   readonly met: MetBatch;

@@ -28,7 +28,7 @@ export interface SideContext {
   readonly nameOf: (tensor: number) => string;
 }
 
-export interface SolvedSide {
+interface SolvedSide {
   readonly tables: readonly TensorTable[];
   /** The table of each rank. */
   readonly tableOf: readonly number[];

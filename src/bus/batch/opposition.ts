@@ -21,9 +21,9 @@ const waitingSchema = z.strictObject({
 });
 const recordSchema = z.array(waitingSchema).max(2);
 /** The ranks that wait, and in what. */
-export type Waiting = z.infer<typeof waitingSchema>;
+type Waiting = z.infer<typeof waitingSchema>;
 
-export interface OppositionOptions {
+interface OppositionOptions {
   readonly store: Store;
   readonly key: string;
   readonly rank: number;

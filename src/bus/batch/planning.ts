@@ -3,7 +3,7 @@ import type { Plan, PlanOptions } from "../../plan/index.ts";
 import { planDefaults } from "../../plan/input/normalize.ts";
 
 /** As agents compare it: options by their names, each as JSON; those that are not given are the planner's. */
-export type PlanningRecord = Readonly<Record<string, string>>;
+type PlanningRecord = Readonly<Record<string, string>>;
 
 /** Checks options and writes them as all agents do. `TB_PLAN_INPUT`, `TB_TOPOLOGY`. */
 export function recordPlanning(options: PlanOptions): PlanningRecord {

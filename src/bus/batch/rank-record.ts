@@ -15,7 +15,7 @@ import { BatchKeys, encodeTable, namesDigest, type RankRecord } from "./records.
 /** Used if the client names none: the planner's default. */
 const defaultBucketBytes = 8 * 2 ** 20;
 
-export interface RegistrationSelf {
+interface RegistrationSelf {
   readonly rank: number;
   readonly generation: bigint;
   /** For clients that name none. */

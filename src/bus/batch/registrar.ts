@@ -60,7 +60,7 @@ interface Arrival {
   readonly reject: (error: unknown) => void;
 }
 
-export interface RegistrarOptions {
+interface RegistrarOptions {
   readonly rank: number;
   readonly checksum: boolean;
   readonly planning: PlanOptions;
@@ -75,7 +75,7 @@ export interface RegistrarOptions {
 }
 
 /** What a registration has come to. */
-export interface Registered {
+interface Registered {
   readonly batch: Batch;
   readonly side: BatchSide;
   readonly subject: BatchSubject;

@@ -23,7 +23,7 @@ import type { RoundNames } from "./round-names.ts";
 import type { StagedCommit } from "./staged-commit.ts";
 
 /** One call of this rank, of all roles that it has. */
-export interface RoundCall {
+interface RoundCall {
   readonly deadline: Deadline;
   /** Fired to end it early; the reason is the error that its callers see. */
   readonly abort: AbortController;
@@ -57,7 +57,7 @@ export class NoRound extends Error {
   }
 }
 
-export interface RoundJoinOptions {
+interface RoundJoinOptions {
   readonly rank: number;
   /** The side that sends. */
   readonly from: string;

@@ -46,7 +46,7 @@ export type FailedRound = Extract<Entry, { kind: "failed" }>;
 export type BatchEnd = Extract<Entry, { kind: "ended" }>;
 type Said<E extends Entry> = Omit<E, "nonce">;
 
-export interface RoundLogOptions {
+interface RoundLogOptions {
   readonly store: Store;
   /** What its keys begin with. */
   readonly prefix: string;

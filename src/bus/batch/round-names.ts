@@ -8,7 +8,7 @@ import type { Store } from "../../store/store.ts";
 import type { TransferResult } from "./call.ts";
 import { roundKey } from "./round-records.ts";
 
-export interface RoundNamesOptions {
+interface RoundNamesOptions {
   readonly store: Store;
   /** What its keys begin with. */
   readonly prefix: string;

@@ -36,7 +36,7 @@ export async function markTidied(
 }
 
 /** The rounds of which anything can stand in the store, as a rank that has been in them knows them. */
-export interface RoundRange {
+interface RoundRange {
   readonly first: number;
   readonly last: number;
 }

@@ -34,7 +34,7 @@ export interface ShadowedTensor {
   readonly shadowOffset: bigint;
 }
 
-export interface StagedCommitOptions {
+interface StagedCommitOptions {
   readonly connection: Pick<StoreConnection, "rendezvous" | "life">;
   readonly prefix: string;
   /** Names the registration among all of all stores. */
@@ -61,7 +61,7 @@ const decisionSchema = z.discriminatedUnion("committed", [
 ]);
 
 /** What ends a vote. */
-export interface VoteLimits {
+interface VoteLimits {
   /** The deadline of the call: at it, this rank proposes to abort. */
   readonly deadline: Deadline;
   /** As well as when this fires, whose reason is the error. */

@@ -36,7 +36,7 @@ export interface PlanPair {
 /**
  * Which tensors travel: `exact`, both sides have the same; `target`, all of the target's; `common`, those that both have.
  */
-export type Match = "exact" | "target" | "common";
+type Match = "exact" | "target" | "common";
 
 export interface BatchSubject {
   readonly batch: string;

@@ -13,7 +13,7 @@ const readyText = "ready";
 /** The longest wait of a store; it begins anew then. */
 const watchMs = 2 ** 31 - 1;
 
-export interface TransferSignalOptions {
+interface TransferSignalOptions {
   readonly store: Store;
   /** What the keys of this direction begin with. */
   readonly prefix: string;

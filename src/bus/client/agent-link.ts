@@ -25,13 +25,13 @@ import type { AgentRecord, Outcome, State } from "../queue/state.ts";
 import { type PendingCall, PendingCalls } from "./pending-calls.ts";
 
 /** What a client keeps open whichever agent there is. */
-export interface LinkResources {
+interface LinkResources {
   readonly port: EventPort;
   readonly queue: CommandQueue;
   readonly state: State;
 }
 
-export interface SubmitOptions<T extends CommandType> extends DeadlineOptions {
+interface SubmitOptions<T extends CommandType> extends DeadlineOptions {
   /** Wait for room in the queue; else a full one is `TB_QUEUE_FULL` at once. Default true. */
   readonly blocking?: boolean;
   /** Milliseconds after the deadline in which the agent's own answer is still waited for. */
@@ -44,7 +44,7 @@ export interface SubmitOptions<T extends CommandType> extends DeadlineOptions {
   readonly keep?: unknown;
 }
 
-export interface Submitted<T extends CommandType> {
+interface Submitted<T extends CommandType> {
   /** `generateSemaphoreName` of the command. */
   readonly name: string;
   /** Resolves once the command stands in the queue. */

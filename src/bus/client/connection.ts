@@ -12,7 +12,7 @@ import { type CommandQueue, openCommandQueue } from "../queue/command-queue.ts";
 import { type AgentRecord, openState, type State } from "../queue/state.ts";
 import { AgentLink, findAgent } from "./agent-link.ts";
 
-export interface ConnectionPaths {
+interface ConnectionPaths {
   readonly agentRank: number;
   readonly commandQueuePath: string;
   readonly agentStatePath: string;

@@ -35,7 +35,7 @@ export interface CudaMemory {
 }
 
 /** Memory of a CUDA device in the agent's own process, where CUDA opens no handle. The caller has synchronised. */
-export interface OwnCudaMemory {
+interface OwnCudaMemory {
   readonly kind: "cuda";
   /** Its address, as `cudaMalloc` gives it. */
   readonly address: bigint;

@@ -7,7 +7,7 @@ import type { CommandType } from "../queue/command-header.ts";
 import { type CommandResult, resultSchemas } from "../queue/commands.ts";
 import type { Outcome } from "../queue/state.ts";
 
-export interface PendingCallsOptions {
+interface PendingCallsOptions {
   /** The rank of the agent. */
   readonly rank: number;
   readonly port: EventPort;
@@ -22,7 +22,7 @@ export interface PendingCallsOptions {
   readonly examineRoom: () => void;
 }
 
-export interface CallOptions {
+interface CallOptions {
   /** Milliseconds after the deadline, or after an abort, in which the agent's own answer is still waited for. */
   readonly graceMs?: number;
   /** An abort settles the call only with the agent's answer: until then the agent uses the caller's memory. */

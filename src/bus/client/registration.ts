@@ -13,7 +13,7 @@ import { followRounds } from "./round-progress.ts";
 /** The plan of each direction as all ranks hold it, or the reason why there is none. */
 export type BatchPlans = Readonly<Pick<CommandResult<"RegisterTensors">, "send" | "recv">>;
 
-export interface RegistrationOptions {
+interface RegistrationOptions {
   readonly link: AgentLink;
   readonly batchId: BatchId;
   readonly pairNames: readonly string[];

@@ -36,11 +36,11 @@ export interface ConnectionHost {
   /** Bytes of unfinished frames have come or gone; false if there are too many. */
   readonly account: (bytes: number) => boolean;
   readonly run: (command: Command) => unknown;
-  readonly onWelcome: (connection: ClientConnection) => void;
-  readonly onEnd: (connection: ClientConnection) => void;
+  readonly onWelcome: (connection: DoorConnection) => void;
+  readonly onEnd: (connection: DoorConnection) => void;
 }
 
-export class ClientConnection {
+export class DoorConnection {
   readonly #host: ConnectionHost;
   readonly #socket: Socket;
   readonly #uid: number;

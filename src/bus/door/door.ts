@@ -11,11 +11,11 @@ import type { AgentEvent } from "../pair/events.ts";
 import { preparePrivateFolder } from "../process/folder.ts";
 import type { ClientIdentity } from "../queue/command-header.ts";
 import { batchKey, type Command } from "../queue/commands.ts";
-import { ClientConnection, type ConnectionHost } from "./connection.ts";
+import { type ConnectionHost, DoorConnection } from "./connection.ts";
 import { DescriptorSocket } from "./descriptors.ts";
 import { type DoorLimits, doorLimits } from "./protocol.ts";
 
-export interface DoorOptions {
+interface DoorOptions {
   readonly rank: number;
   readonly generation: bigint;
   /** The version of the package, for people to read. */
@@ -51,11 +51,11 @@ export class Door {
   readonly #folder: SocketFolder;
   readonly #descriptors: DescriptorSocket;
   readonly #limits: DoorLimits;
-  readonly #all = new Set<ClientConnection>();
+  readonly #all = new Set<DoorConnection>();
   /** Those that were not refused: who is refused again and again keeps nobody out. */
-  readonly #admitted = new Set<ClientConnection>();
+  readonly #admitted = new Set<DoorConnection>();
   /** Those that were welcomed, by the id that the agent gave them. */
-  readonly #clients = new Map<bigint, ClientConnection>();
+  readonly #clients = new Map<bigint, DoorConnection>();
   #unfinishedBytes = 0;
   #draining = false;
 
@@ -139,7 +139,7 @@ export class Door {
       this.#handlers.onFault(error);
       return;
     }
-    const connection = new ClientConnection(this.#host(), socket, uid);
+    const connection = new DoorConnection(this.#host(), socket, uid);
     this.#all.add(connection);
     const refusal = this.#refusal(uid);
     if (refusal === undefined) this.#admitted.add(connection);

@@ -46,7 +46,7 @@ const helloSchema = z.object({
   client: z.string().max(256).optional(),
   pid: z.int().min(0).optional(),
 });
-export type Hello = z.infer<typeof helloSchema>;
+type Hello = z.infer<typeof helloSchema>;
 
 /** What a frame of a command says beside its body. */
 const commandSchema = z.object({

@@ -25,7 +25,7 @@ import {
 import { inGroups, type Rendezvous, recordVersion } from "./rendezvous.ts";
 
 /** The members of a meeting. */
-export interface Attendant {
+interface Attendant {
   readonly rank: number;
   readonly generation: bigint;
 }

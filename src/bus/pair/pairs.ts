@@ -11,7 +11,7 @@ import { layoutDigest, layoutOf, type SideSpec, sharedLayout } from "./records.t
 import { keyPart } from "./rendezvous.ts";
 import type { Uplink } from "./uplink.ts";
 
-export interface PairsOptions {
+interface PairsOptions {
   readonly rank: number;
   readonly world: number;
   readonly generation: bigint;

@@ -48,7 +48,7 @@ const saidKey = (rank: number) => `${agentKey(rank)}/said`;
 const saidSchema = z.array(z.string());
 
 /** True for the agent that runs its rank, as far as the store's records say. */
-export async function isIncumbent(
+async function isIncumbent(
   rendezvous: Rendezvous,
   { rank, generation }: Incumbent,
   deadline: Deadline,

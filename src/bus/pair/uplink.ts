@@ -13,7 +13,7 @@ import { Presence } from "./presence.ts";
 import { type Distrust, Rendezvous } from "./rendezvous.ts";
 
 /** A store, and what closes it and all that was opened with it: what `openStore` gives. */
-export interface StoreHandle {
+interface StoreHandle {
   readonly store: Store;
   close(): Promise<void>;
 }

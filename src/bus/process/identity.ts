@@ -6,7 +6,7 @@ import { randomBytes } from "node:crypto";
 import { readFileSync, readlinkSync } from "node:fs";
 import { TensorBusError } from "../../errors.ts";
 
-export interface ProcessIdentity {
+interface ProcessIdentity {
   readonly pid: number;
   /** Clock ticks from boot to the start of the process: field 22 of /proc/PID/stat (proc(5)). */
   readonly startTime: bigint;
@@ -16,7 +16,7 @@ export interface ProcessIdentity {
 }
 
 /** A moment that every process of this boot reads alike. */
-export interface Moment {
+interface Moment {
   readonly boot: string;
   /** CLOCK_MONOTONIC in nanoseconds. */
   readonly ns: bigint;
@@ -45,7 +45,7 @@ export function hasPassed(moment: Moment): boolean {
 }
 
 /** The kernel's namespaces that pids and clocks are read in: numbers from one do not mean the same in another. */
-export interface Namespaces {
+interface Namespaces {
   /** What /proc/self/ns/pid points to; empty if the kernel has none. */
   readonly pid: string;
   /** The same of /proc/self/ns/time. */

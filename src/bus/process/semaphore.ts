@@ -41,7 +41,7 @@ export function generateSemaphoreName(commandType: string, contextId: string | n
   return cutToBytes(head, room) + tail;
 }
 
-export interface SemaphoreController<T> {
+interface SemaphoreController<T> {
   readonly semaphore: Semaphore<T>;
   /** The first of the two counts; later calls do nothing. */
   complete(value: T): void;
@@ -131,7 +131,7 @@ export function unlinkSemaphore(name: string): boolean {
   return nativeBus.tb_semaphore_unlink(name) === 1;
 }
 
-export interface WakerOptions {
+interface WakerOptions {
   /** Microseconds that the thread looks for the next wake-up before it sleeps, while they come in quick succession. */
   readonly spinUs?: number;
 }

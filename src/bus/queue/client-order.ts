@@ -8,7 +8,7 @@ import type { EventPort } from "../process/event-port.ts";
 import type { Waker } from "../process/semaphore.ts";
 
 /** Tries once; false if there is no room. Aborted, it does nothing any more. */
-export type Attempt = (options: DeadlineOptions) => Promise<boolean>;
+type Attempt = (options: DeadlineOptions) => Promise<boolean>;
 
 interface Waiting {
   readonly blocking: boolean;
@@ -17,7 +17,7 @@ interface Waiting {
   readonly reject: (error: unknown) => void;
 }
 
-export interface ClientOrderOptions {
+interface ClientOrderOptions {
   readonly port: EventPort;
   /** The error that is thrown if there is no room. */
   readonly full: () => TensorBusError;

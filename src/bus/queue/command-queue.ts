@@ -15,7 +15,7 @@ import { type Command, checkCommand, encodeCommand, headerOf, pack, readHeader, 
 import { type BinaryDatabase, type Environment, keyOf, openEnvironment, rangeOf } from "./environment.ts";
 import { RoomWaits } from "./room-waits.ts";
 
-export interface CommandQueueOptions {
+interface CommandQueueOptions {
   /** A folder; made if it is missing. */
   readonly path: string;
   readonly port: EventPort;
@@ -42,7 +42,7 @@ export interface StartedCommand {
   readonly error?: TensorBusError;
 }
 
-export interface DequeuedBatch {
+interface DequeuedBatch {
   /** In the order of the queue. All of them are started, and end with `finish` once their result stands. */
   readonly started: readonly StartedCommand[];
   /** Commands that were dropped, since their client has ended or cannot be told. */

@@ -24,7 +24,7 @@ import { CountedDatabase } from "./counted-database.ts";
 import { openOnceKnown, usersError, usersKnown } from "./file-users.ts";
 import { LmdbViews } from "./lmdb-views.ts";
 
-export interface EnvironmentOptions {
+interface EnvironmentOptions {
   /** A folder; made if it is missing. */
   readonly path: string;
   readonly kind: FolderKind;

@@ -6,7 +6,7 @@ const magic = 0xbeefc0de;
 const words = { magic: 6, freeRoot: 22, mainRoot: 34 } as const;
 
 /** What `tb_gate_guard` gives. */
-export type GuardedAddresses = readonly [lost: bigint, metas: bigint, pageBytes: number];
+type GuardedAddresses = readonly [lost: bigint, metas: bigint, pageBytes: number];
 
 /** One for all environments of this thread. */
 let lostPages: Uint32Array | undefined;

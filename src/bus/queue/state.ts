@@ -100,7 +100,7 @@ function decodeOutcome(bytes: Uint8Array): Outcome {
   };
 }
 
-export interface StateOptions {
+interface StateOptions {
   /** A folder; made if it is missing. */
   readonly path: string;
   readonly port: EventPort;

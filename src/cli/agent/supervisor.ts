@@ -4,7 +4,7 @@ import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { formatRanks } from "./ranks.ts";
 
-export interface SupervisorOptions {
+interface SupervisorOptions {
   /** The ranks of each process. */
   readonly groups: readonly (readonly number[])[];
   /** The command line's own script. */
@@ -17,7 +17,7 @@ export interface SupervisorOptions {
 }
 
 /** A process that ended by itself: its ranks (`rank 3`, `ranks 0,1`), and the exit code that the supervisor takes over. */
-export interface EndedAgent {
+interface EndedAgent {
   readonly group: string;
   readonly exitCode: number;
   readonly how: string;

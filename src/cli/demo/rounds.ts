@@ -8,7 +8,7 @@ import { formatFields } from "../ui/table.ts";
 import type { DemoStep, StepReport } from "./messages.ts";
 import { DemoWorld } from "./supervisor.ts";
 
-export interface DemoRounds {
+interface DemoRounds {
   readonly plan: Plan;
   readonly checkpoint: string;
   readonly rounds: number;

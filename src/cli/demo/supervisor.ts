@@ -9,7 +9,7 @@ import type { Plan } from "../../plan/index.ts";
 import { serveTcpStore, type TcpStoreServer } from "../../store/tcp-server.ts";
 import type { DemoJob, DemoMessage, DemoOrder, DemoStep, StepReport } from "./messages.ts";
 
-export interface DemoRun {
+interface DemoRun {
   /** Names, shapes and layouts; the agents plan for themselves. */
   readonly plan: Plan;
   readonly checkpoint: string;

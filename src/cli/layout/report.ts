@@ -6,7 +6,7 @@ import { elementCount } from "../../model/tensor.ts";
 import { formatBytes, formatRanks } from "../ui/format.ts";
 import type { Output } from "../ui/output.ts";
 
-export interface LayoutReport {
+interface LayoutReport {
   readonly engine: string;
   readonly model: Model;
   readonly rank: number;

@@ -9,7 +9,7 @@ import { partViews } from "../../model/parts/views.ts";
 import { presetSide } from "../../model/presets/side.ts";
 
 /** What a client of one rank registers: each planned tensor as a view of a parameter, and how it lies over its side. */
-export interface SideViews {
+interface SideViews {
   readonly rank: number;
   readonly worldSize: number;
   /** Each layout once; its ranks count from 0, as those of the job. */

@@ -7,7 +7,7 @@ import { formatFields, formatTable } from "../ui/table.ts";
 import { stageNames } from "./tables.ts";
 
 /** What one rank exchanges with another in one stage and direction. */
-export interface Exchange {
+interface Exchange {
   readonly direction: "to" | "from" | "within";
   readonly peer: number;
   readonly stage: Stage;
@@ -17,7 +17,7 @@ export interface Exchange {
 }
 
 /** The part of a plan that one rank runs. */
-export interface RankReport {
+interface RankReport {
   readonly stats: RankStats;
   readonly sides: readonly string[];
   /** Local tensors that its program touches, and the bytes from their first to their last element. */

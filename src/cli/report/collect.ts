@@ -10,7 +10,7 @@ import { channelColumns, describeSchedule } from "./channels.ts";
 import type { RankColumns, Report, ReportParameters, ReportPattern, ReportSide, Summary } from "./report.ts";
 
 /** What is said of a plan besides what it holds. */
-export interface ReportSource extends Omit<ResolvedSpec, "ruleOf"> {
+interface ReportSource extends Omit<ResolvedSpec, "ruleOf"> {
   readonly file: string;
   readonly plan: Plan;
   readonly verified: boolean;

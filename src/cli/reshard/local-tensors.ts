@@ -3,7 +3,7 @@ import { HostMemory, type TensorMemory } from "../../memory/index.ts";
 import type { Box } from "../../model/safetensors.ts";
 import type { PlanInput, TensorInput } from "../../plan/input/types.ts";
 
-export type Side = "source" | "target";
+type Side = "source" | "target";
 
 /** One rank's part of a tensor on one side. */
 export interface LocalTensor {

@@ -17,7 +17,7 @@ import {
   type RankMessage,
 } from "./messages.ts";
 
-export interface ReshardRun {
+interface ReshardRun {
   readonly plan: Plan;
   /** The plan's bytes, written for the ranks to load. */
   readonly checkpoint: string;
@@ -43,7 +43,7 @@ interface ReshardProgress {
   readonly total: number;
 }
 
-export interface ReshardSummary {
+interface ReshardSummary {
   /** Bytes that crossed between processes. */
   readonly movedBytes: number;
   /** Seconds of the round, measured by its slowest rank. */

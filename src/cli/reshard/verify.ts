@@ -48,7 +48,7 @@ export async function verifyRankFile(
   return compared;
 }
 
-export interface ExpectedOptions {
+interface ExpectedOptions {
   readonly signal?: AbortSignal;
   /** Changes what was read, in the source's type, before it is cast. */
   readonly change?: (values: Buffer, local: LocalTensor) => void;

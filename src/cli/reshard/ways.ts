@@ -13,7 +13,7 @@ import type { PlanInput } from "../../plan/index.ts";
 import { formatCount } from "../ui/format.ts";
 import type { Progress } from "../ui/progress.ts";
 
-export interface SourceOptions {
+interface SourceOptions {
   /** Only tensors that begin so, without it. */
   readonly prefix?: string | undefined;
   /** The model's config.json, or its folder, if it is not in the checkpoint's. */

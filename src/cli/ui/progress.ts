@@ -2,7 +2,7 @@ import { SingleBar } from "cli-progress";
 import { formatBytes, formatCount, formatDuration } from "./format.ts";
 import type { Output } from "./output.ts";
 
-export interface ProgressOptions {
+interface ProgressOptions {
   readonly label: string;
   /** What is counted up to; 0 is complete at once. */
   readonly total: number;

@@ -7,7 +7,7 @@ import { evenHeads } from "./table.ts";
 const maxSize = 2 ** 31;
 
 /** What is wrong with a config: the keys that it is about, and what to say. */
-export interface Fault {
+interface Fault {
   readonly what: string;
   readonly details: Readonly<Record<string, unknown>>;
 }

@@ -5,7 +5,7 @@ import { evaluate } from "./expression.ts";
 import type { Quantization } from "./quantization.ts";
 import type { Config, Family, ModelForm, Row } from "./table.ts";
 
-export interface Expansion {
+interface Expansion {
   readonly dtype: DType;
   readonly form: ModelForm;
   readonly head: Head;

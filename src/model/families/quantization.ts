@@ -16,7 +16,7 @@ export const quantizationSchema = z.looseObject({
   modules_to_not_convert: z.array(z.string()).nullish(),
   ignored_layers: z.array(z.string()).nullish(),
 });
-export type QuantizationConfig = z.infer<typeof quantizationSchema>;
+type QuantizationConfig = z.infer<typeof quantizationSchema>;
 
 /** What takes the place of a linear layer's weight. */
 export interface Quantization {
@@ -26,7 +26,7 @@ export interface Quantization {
 }
 
 /** How weights are stored, or why that is not known. */
-export type QuantizationForm =
+type QuantizationForm =
   | { readonly kind: "linear"; readonly quantization: Quantization }
   /** The family's table has it: the flag that its rows ask for. */
   | { readonly kind: "rows"; readonly flag: string }

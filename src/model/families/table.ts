@@ -103,7 +103,7 @@ export function norm(name: string, width = "hidden_size", when?: string): Row {
   return { name: `${name}.weight`, shape: [width], ...(when !== undefined && { when }) };
 }
 
-export interface AttentionTraits {
+interface AttentionTraits {
   /** Conditions of the biases of q, k and v, and of the output; none unless given. */
   readonly bias?: string;
   readonly outputBias?: string;

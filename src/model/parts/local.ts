@@ -36,7 +36,7 @@ export interface LocalParameter {
 }
 
 /** Parameters that are built alike of parts that lie alike: one of them stands for all. */
-export interface ParameterClass {
+interface ParameterClass {
   readonly sample: Parameter;
   /** The kinds of its parts and their slots, in the order of `Parameter.parts`. */
   readonly kinds: readonly PartKind[];

@@ -41,7 +41,7 @@ const strategies: readonly Strategy[] = ["auto", "direct", "striped"];
 const hexDigits = "0123456789abcdef";
 const readings: readonly (StridedShardReading | undefined)[] = [undefined, "split", "order"];
 
-export interface Encoded {
+interface Encoded {
   readonly bytes: Uint8Array;
   /** SHA-256 of the bytes, as hexadecimal text. */
   readonly digest: string;

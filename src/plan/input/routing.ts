@@ -27,7 +27,7 @@ export interface Routing {
 }
 
 /** How stages follow each other: at once one after the other, or overlapping, as stripes are handed on when they come. */
-export type Stages = "in turn" | "overlapping";
+type Stages = "in turn" | "overlapping";
 
 /** Decides how the tensors of a pattern travel. Integers only, and a function of the plan's input. */
 export function route(input: NormalInput, pattern: Pattern, stages: Stages): Routing {

@@ -1,10 +1,10 @@
 import type { Wiring } from "./jobs.ts";
 
 /** Says whether a channel goes before another that stands by the same number. */
-export type IsBefore = (row: number, other: number) => boolean;
+type IsBefore = (row: number, other: number) => boolean;
 
 /** 1 for each end that is busy. */
-export type Flags = Readonly<Record<number, number>>;
+type Flags = Readonly<Record<number, number>>;
 
 /**
  * At each end of a link the channels that could send there, those that go first in front. What stands in front often waits for its

@@ -5,7 +5,7 @@ import { Lines } from "./lines.ts";
 import { Turns } from "./turns.ts";
 
 /** When the first job of each channel begins and its last one has arrived, in nanoseconds. */
-export interface Timeline {
+interface Timeline {
   readonly start: Float64Array;
   readonly end: Float64Array;
 }

@@ -6,7 +6,7 @@ import type { SelectInput, TensorSideInput } from "../input/types.ts";
  * A strictly increasing list of global indices of one tensor dimension as maximal runs: `starts[i]` is the first global
  * index of run i, `before[i]` how many indices stand before it; `before` has one entry more, the count of all.
  */
-export interface Runs {
+interface Runs {
   readonly starts: readonly number[];
   readonly before: readonly number[];
 }

@@ -12,7 +12,7 @@ interface Witness {
 }
 
 /** The lists are of one rank alone. */
-export interface RankView {
+interface RankView {
   readonly rank: number;
   readonly agreement: Witness;
 }

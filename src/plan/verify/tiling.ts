@@ -6,7 +6,7 @@ export interface Boxes {
 }
 
 /** A place of an index space, and how many boxes hold it. */
-export interface Uneven {
+interface Uneven {
   readonly at: readonly number[];
   readonly count: number;
 }

@@ -3,7 +3,7 @@ import { TensorBusClient } from "../../../src/bus/client/client.ts";
 import { SharedTensor } from "../../../src/bus/tensor/shared-tensor.ts";
 import { DeviceMesh, Replicate } from "../../../src/layout/index.ts";
 
-export interface DoomedOptions {
+interface DoomedOptions {
   readonly rank: number;
   readonly commandQueuePath: string;
   readonly agentStatePath: string;

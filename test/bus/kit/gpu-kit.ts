@@ -22,7 +22,7 @@ export const engine: Side = { name: "engine", ranks: [1, 2], placements: ["R"] }
 const program = bundleChild("owner");
 
 /** A process that owns memory of a GPU. */
-export class Owner {
+class Owner {
   readonly process: ChildProcess;
   readonly #lines: AsyncIterator<string>;
 
@@ -72,7 +72,7 @@ export async function ownedTensor(device: string, { events = false, delayUs = 0 
   return { owner, tensor: { data, shape: [3, 4096], dtype: "uint8" } as const };
 }
 
-export type OwnedTensor = Awaited<ReturnType<typeof ownedTensor>>;
+type OwnedTensor = Awaited<ReturnType<typeof ownedTensor>>;
 
 export async function startAgents(
   devices: readonly string[],

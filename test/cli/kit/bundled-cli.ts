@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { writeCommandLine } from "../../../scripts/cli-bundle.mjs";
 import { built } from "../../kit/builds.ts";
 
-export interface FinishedCommand {
+interface FinishedCommand {
   readonly code: number | null;
   readonly stdout: string;
   readonly stderr: string;

@@ -1,7 +1,7 @@
 import { Writable } from "node:stream";
 import { runCommandLine } from "../../../src/cli/command-line.ts";
 
-export interface CommandResult {
+interface CommandResult {
   readonly code: number;
   readonly stdout: string;
   readonly stderr: string;

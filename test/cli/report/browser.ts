@@ -26,7 +26,7 @@ export function launchBrowser(): Promise<Browser> {
 }
 
 /** A page that was opened, and what went wrong on it or was asked of anybody. */
-export interface OpenPage {
+interface OpenPage {
   readonly page: Page;
   readonly problems: string[];
   readonly requests: string[];

@@ -4,7 +4,7 @@
 
 #include <nccl.h>
 
-#include "nccl_api.h"
+#include "carriers/nccl/nccl_api.h"
 
 #define OFFSET(theirs, ours)                                                                                           \
     printf("ncclConfig_t.%s %zu %zu\n", #theirs, offsetof(ncclConfig_t, theirs), offsetof(tb_nccl_config, ours))

@@ -1,11 +1,11 @@
 /*
  * Calls the real NCCL where there is no device, through the same table and configuration as the library: what must fail
- * fails with words, and nothing crashes. One line a call: its name, the result, and NCCL's last error.
+ * fails with words, and nothing crashes. One line a call: its name, the result, and NCCL's last error; before them its words for each result.
  */
 #include <stdio.h>
 #include <string.h>
 
-#include "nccl_api.h"
+#include "carriers/nccl/nccl_api.h"
 
 static void say(const tb_nccl_api *api, const char *call, tb_nccl_result result) {
     const char *last = api->ncclGetLastError(NULL);
@@ -20,6 +20,10 @@ int main(int count, char **arguments) {
         return 0;
     }
     printf("version %d\n", api->version);
+    for (int result = TB_NCCL_SUCCESS; result <= TB_NCCL_IN_PROGRESS; result++) {
+        printf("words.%d %s\n", result, api->ncclGetErrorString(result));
+    }
+    printf("words.9999 %s\n", api->ncclGetErrorString(9999));
     tb_nccl_id id;
     say(api, "ncclGetUniqueId", api->ncclGetUniqueId(&id));
     say(api, "ncclGroupEnd", api->ncclGroupEnd());

@@ -3,7 +3,7 @@
  * model classes and loaders (narrow, concatenate, stack) and from nothing of this package. It says for families without a
  * recording of vLLM's own what is expected, and is itself compared with the recordings of those that have one.
  */
-export interface NaiveTensor {
+interface NaiveTensor {
   readonly shape: readonly number[];
   readonly data: readonly number[];
 }

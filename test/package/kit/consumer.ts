@@ -8,7 +8,7 @@ import { dirname, join } from "node:path";
 export const root = join(import.meta.dirname, "../../..");
 export const packages = join(root, "build/packages");
 
-export interface Ran {
+interface Ran {
   readonly status: number | null;
   readonly output: string;
 }

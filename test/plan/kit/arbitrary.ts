@@ -15,7 +15,7 @@ import {
 import type { PlanInput, TensorInput, TensorSideInput } from "../../../src/plan/input/types.ts";
 
 /** What kinds of input an arbitrary makes. */
-export interface InputOptions {
+interface InputOptions {
   /** The most elements of a dimension. */
   readonly extent: number;
   readonly ndim?: number;

@@ -3,6 +3,7 @@ import { TensorBusError } from "../../../src/errors.ts";
 import { type Plan, planTransfer } from "../../../src/plan/index.ts";
 import type { Bucket, Chunk, PlanInput } from "../../../src/plan/input/types.ts";
 import { verifyChunks } from "../../../src/plan/verify/verify.ts";
+import { Random } from "../../kit/random.ts";
 import { MisfitSizes, UnreadableShard } from "./naive-holdings.ts";
 import {
   type NaiveTensor,
@@ -11,7 +12,6 @@ import {
   naiveTensors,
   naiveTotals,
 } from "./naive-planner.ts";
-import { Random } from "./random.ts";
 import { simulate } from "./simulator.ts";
 
 /** Both planners agree whether the input has a meaning; `undefined` if it has none. */

@@ -26,7 +26,7 @@ export interface GoldenSide {
   readonly locals: Readonly<Record<string, GoldenLocal>>;
 }
 
-export interface GoldenLayout extends GoldenSide {
+interface GoldenLayout extends GoldenSide {
   readonly kind: "layout";
   readonly id: string;
   readonly shape: readonly number[];
@@ -43,7 +43,7 @@ export interface GoldenPair {
   readonly target: GoldenSide & { readonly rank_offset: number };
 }
 
-export interface GoldenReject {
+interface GoldenReject {
   readonly kind: "reject";
   readonly id: string;
   readonly tag: string;
@@ -53,7 +53,7 @@ export interface GoldenReject {
   readonly shape: readonly number[];
 }
 
-export interface GoldenFsdp2 extends GoldenSide {
+interface GoldenFsdp2 extends GoldenSide {
   readonly kind: "fsdp2";
   readonly id: string;
   readonly shape: readonly number[];

@@ -1,6 +1,6 @@
 import { itemSize } from "../../../src/layout/index.ts";
 import type { Bucket, Chunk, PlanInput } from "../../../src/plan/input/types.ts";
-import type { Random } from "./random.ts";
+import type { Random } from "../../kit/random.ts";
 
 export interface PlanLists {
   readonly chunks: readonly Chunk[];
@@ -68,7 +68,7 @@ function wireBytes(input: PlanInput, chunk: LooseChunk): bigint {
 }
 
 /** Makes a plan wrong; `undefined` if it has nothing of the kind. */
-export type Mutation = (input: PlanInput, plan: PlanLists, random: Random) => PlanLists | undefined;
+type Mutation = (input: PlanInput, plan: PlanLists, random: Random) => PlanLists | undefined;
 
 function pick<T>(list: readonly T[], random: Random): T | undefined {
   return list[random.below(list.length)];
@@ -80,7 +80,7 @@ function deep(
 ): Mutation {
   return (input, plan, random) => {
     const loose = loosen(plan);
-    for (const bucket of random.shuffle(loose.slice())) {
+    for (const bucket of random.shuffle(loose)) {
       if (change(bucket, random, loose, input)) return tighten(input, loose);
     }
     return undefined;

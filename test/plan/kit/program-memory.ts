@@ -1,8 +1,8 @@
 import { type DType, itemSize } from "../../../src/layout/index.ts";
 import type { LocalStrides, PlanInput } from "../../../src/plan/input/types.ts";
+import type { Random } from "../../kit/random.ts";
 import type { NaiveHolding, NaiveSide } from "./naive-holdings.ts";
 import type { NaiveTensor } from "./naive-planner.ts";
-import type { Random } from "./random.ts";
 import { fold } from "./simulator.ts";
 import { cast, decode, encode } from "./values.ts";
 
@@ -16,7 +16,7 @@ export function wireType(source: DType, target: DType): DType {
   return itemSize(source) < itemSize(target) ? source : target;
 }
 
-export function contiguousStrides(shape: readonly number[]): number[] {
+function contiguousStrides(shape: readonly number[]): number[] {
   return shape.map((_, dim) => shape.slice(dim + 1).reduce((a, b) => a * b, 1));
 }
 

@@ -43,7 +43,7 @@ export interface ProgramChannel {
   readonly fingerprint: bigint;
 }
 
-export interface ProgramPiece {
+interface ProgramPiece {
   readonly tensor: number;
   readonly dtype: DType;
   readonly op: PartialOp;

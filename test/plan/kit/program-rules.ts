@@ -44,7 +44,7 @@ function checkOrder(program: ReadProgram): void {
 }
 
 /** Payload bytes from the chunks: each begins at a multiple of 16, none is padded at the end. */
-export function payloadBytes(bucket: ProgramBucket): number {
+function payloadBytes(bucket: ProgramBucket): number {
   let end = 0;
   for (const { elements, types } of bucket.chunks)
     end = Math.ceil(end / 16) * 16 + elements * itemSize(types.wire);

@@ -1,12 +1,12 @@
 import { itemSize } from "../../../src/layout/index.ts";
+import type { Random } from "../../kit/random.ts";
 import { PieceRing } from "./piece-ring.ts";
 import type { Descriptor, ProgramChunk, ProgramEnd, ReadProgram } from "./program-reader.ts";
-import type { Random } from "./random.ts";
 import { fold } from "./simulator.ts";
 import { cast, decode, encode } from "./values.ts";
 
 /** The memory of a local tensor, from its first element on. */
-export type Memory = (rank: number, tensor: number, kind: "source" | "target") => Uint8Array;
+type Memory = (rank: number, tensor: number, kind: "source" | "target") => Uint8Array;
 
 /** One bucket with its places in the programs of its two ends. */
 interface Step {
@@ -174,7 +174,7 @@ class Runner {
 }
 
 /** Byte offsets of the elements that a descriptor visits, in its order. */
-export function descriptorPlaces({ offset, loops, run }: Descriptor, size: number): number[] {
+function descriptorPlaces({ offset, loops, run }: Descriptor, size: number): number[] {
   let starts = [offset];
   for (const { count, stride } of loops)
     starts = starts.flatMap((start) => Array.from({ length: count }, (_, step) => start + step * stride));

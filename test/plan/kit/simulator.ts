@@ -1,8 +1,8 @@
 import type { PartialOp } from "../../../src/layout/index.ts";
 import type { Bucket, Chunk, PlanInput } from "../../../src/plan/input/types.ts";
+import type { Random } from "../../kit/random.ts";
 import { type NaiveSide, naiveSide } from "./naive-holdings.ts";
 import type { NaiveTensor } from "./naive-planner.ts";
-import type { Random } from "./random.ts";
 
 /** What a rank has of a tensor. */
 interface Local {
@@ -33,7 +33,7 @@ export function plainValue(tensor: number, id: number): number {
 }
 
 /** The value that element `id` has on the target. */
-export function expectedValue(source: NaiveSide, tensor: number, id: number): number {
+function expectedValue(source: NaiveSide, tensor: number, id: number): number {
   if (source.op === undefined) return plainValue(tensor, id);
   const { group } = source.byRank.values().next().value!;
   return fold(
@@ -65,8 +65,7 @@ export function simulate(
   const order = options.random ? legalOrder(list, options.random) : waveOrder(list);
   for (const bucket of order) {
     const inside = contents.get(bucket.id) ?? [];
-    if (options.random) options.random.shuffle(inside);
-    for (const chunk of inside) world.run(chunk);
+    for (const chunk of options.random?.shuffle(inside) ?? inside) world.run(chunk);
   }
   world.check();
   return world.targets();

@@ -9,7 +9,7 @@ import {
   StridedShard,
 } from "../../../src/layout/index.ts";
 import type { PlanInput, TensorInput, TensorSideInput } from "../../../src/plan/input/types.ts";
-import { Random } from "./random.ts";
+import { Random } from "../../kit/random.ts";
 
 /** A list of `parts` sizes, zero among them, whose sum is `total`. */
 function composition(total: number, parts: number, random: Random): number[] {
@@ -82,9 +82,7 @@ function selection({ mesh }: Layout, random: Random): TensorSideInput | undefine
 
 /** An input whose shards are cut by size on both sides, nested in each other and in shards of other kinds. */
 export function sizedInput(seed: number, most = 9): PlanInput {
-  // Neighbouring seeds have nearly the same first numbers.
-  const random = new Random(Math.imul(seed + 1, 0x9e3779b1));
-  random.below(2);
+  const random = new Random(seed);
   const shape = Array.from({ length: 1 + random.below(3) }, () => random.below(most + 1));
   const source = layoutFor(shape, true, random);
   const target = layoutFor(shape, false, random);

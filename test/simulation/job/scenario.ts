@@ -1,9 +1,9 @@
 /** What a seed stands for: who is there, what they transfer, and what goes wrong when. */
 import type { LayoutMessage } from "../../../src/bus/queue/commands.ts";
-import { Random } from "../../transport/kit/random.ts";
+import { Random } from "../../kit/random.ts";
 
 export type SideName = "A" | "B";
-export type Spread = "rows" | "columns" | "replicas" | "none";
+type Spread = "rows" | "columns" | "replicas" | "none";
 
 export interface BatchPlan {
   readonly id: string;
@@ -34,7 +34,7 @@ export type FaultKind =
 
 /** What a rank writes into the store in the middle of something: the last part of its key, or the folder of that. */
 const moments = ["votes", "decision", "named", "posted", "log", "prepared", "side"] as const;
-export type Moment = (typeof moments)[number];
+type Moment = (typeof moments)[number];
 
 export interface Fault {
   readonly kind: FaultKind;
@@ -50,7 +50,7 @@ export interface Fault {
 }
 
 /** What one rank's client does in a step. */
-export interface Part {
+interface Part {
   /** Milliseconds after the step has begun; absent: it makes no call. */
   readonly at: number | undefined;
 }

@@ -2,7 +2,7 @@
  * The world that the platform of a simulated module belongs to. A bundle of the simulation runs one world at a time; only
  * what stands in place of the platform (`./globals.ts`, `./timers.ts`, `./crypto.ts`) asks for it.
  */
-import type { Random } from "../../transport/kit/random.ts";
+import type { Random } from "../../kit/random.ts";
 import type { Scheduler } from "../world/scheduler.ts";
 
 export interface Platform {

@@ -18,7 +18,7 @@ const openMs = 10_000;
 /** How long it takes until the end of a process is known on its host. */
 const noticeMs = 20;
 
-export type Answer = { readonly result: unknown } | { readonly error: TensorBusError };
+type Answer = { readonly result: unknown } | { readonly error: TensorBusError };
 
 export class SimulatedAgent {
   readonly rank: number;

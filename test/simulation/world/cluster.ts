@@ -2,7 +2,7 @@
 import type { AgentEvent } from "../../../src/bus/pair/events.ts";
 import { HostMemory } from "../../../src/memory/host-memory.ts";
 import type { Memory } from "../../../src/memory/memory.ts";
-import { Random } from "../../transport/kit/random.ts";
+import { Random } from "../../kit/random.ts";
 import { type Launch, ranksOf, type Scenario, type SideName } from "../job/scenario.ts";
 import { usePlatform } from "../platform/current.ts";
 import type { Frame } from "../transport/frames.ts";
@@ -16,7 +16,7 @@ import { Trace } from "./trace.ts";
 /** Not the bundle's own, which is this world's (`../platform/globals.ts`). */
 const nextTurn = globalThis.setImmediate;
 
-export type Watcher = (agent: SimulatedAgent, event: AgentEvent) => void;
+type Watcher = (agent: SimulatedAgent, event: AgentEvent) => void;
 
 export class Cluster {
   readonly scenario: Scenario;

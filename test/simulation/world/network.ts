@@ -2,7 +2,7 @@
  * Connections between the sessions of a virtual transport: frames arrive in order and some time later, or stay on their way
  * while the way is cut; a connection that is silent for too long is lost, at each end when that end can know.
  */
-import type { Random } from "../../transport/kit/random.ts";
+import type { Random } from "../../kit/random.ts";
 import type { Process, Timer } from "./scheduler.ts";
 
 /** Time, as the network needs it: that of a `Scheduler`, or of Node.js. */
@@ -20,7 +20,7 @@ export interface Station<F> {
   onEnd(link: Link<F>, orderly: boolean): void;
 }
 
-export interface NetworkOptions {
+interface NetworkOptions {
   readonly clock: Clock;
   readonly random: Random;
   /** Milliseconds of a frame's way, at least and at most. */

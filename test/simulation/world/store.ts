@@ -7,10 +7,10 @@ import { Deadline, waitUntil } from "../../../src/deadline.ts";
 import { TensorBusError } from "../../../src/errors.ts";
 import { addToCounter, checkKey, checkValue, sameValue } from "../../../src/store/checks.ts";
 import type { SetOptions, Store, StoreCallOptions, StoreCapabilities } from "../../../src/store/store.ts";
-import type { Random } from "../../transport/kit/random.ts";
+import type { Random } from "../../kit/random.ts";
 import type { Process, Scheduler } from "./scheduler.ts";
 
-export interface StoreServerOptions {
+interface StoreServerOptions {
   readonly scheduler: Scheduler;
   readonly random: Random;
   /** Milliseconds of one way, at least and at most. */

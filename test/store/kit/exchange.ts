@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
 
 /** What one end sent before the other had its say, in hexadecimal; `>` is the client's. */
-export type Turn = readonly [">" | "<", string];
+type Turn = readonly [">" | "<", string];
 
 export interface Exchange {
   /** Who recorded it: the version of torch. */

@@ -10,9 +10,10 @@ import {
   StridedShard,
 } from "../../../src/layout/index.ts";
 import type { PlanInput, TensorInput } from "../../../src/plan/input/types.ts";
+import { Random } from "../../kit/random.ts";
 import { coordinatesOf } from "../kit/holdings.ts";
+import { mix, mixOn } from "../kit/mix.ts";
 import { fold, isFloat, rounded, type TestType } from "../kit/numbers.ts";
-import { mix, mixOn, Random } from "../kit/random.ts";
 
 export interface TransferCase {
   readonly name: string;
@@ -101,7 +102,7 @@ function randomPlacement(random: Random, ndim: number): Placement {
 }
 
 /** Values of a tensor's elements in a round, by their indices in the whole tensor. */
-export type Values = (global: readonly number[]) => number;
+type Values = (global: readonly number[]) => number;
 
 /** The values that a contributor holds: `position` counts along the Partial dimensions. */
 export function sourceValues(

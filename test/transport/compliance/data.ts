@@ -4,8 +4,8 @@ import { DeviceMesh, partialOps, Replicate, Shard } from "../../../src/layout/in
 import { HostMemory } from "../../../src/memory/index.ts";
 import { planTransfer } from "../../../src/plan/index.ts";
 import type { PlanInput } from "../../../src/plan/input/types.ts";
+import { Random } from "../../kit/random.ts";
 import type { TestType } from "../kit/numbers.ts";
-import { Random } from "../kit/random.ts";
 import { type CaseOptions, castTypes, randomCase, type TransferCase } from "./cases.ts";
 import { prepareCase, runCase, type Subject, type World } from "./world.ts";
 

@@ -24,7 +24,7 @@ function post({ executions }: PreparedCase, rank: number, options?: PostOptions)
 }
 
 /** Two sources, two targets, and each target needs both sources. */
-export const twoToTwo: TransferCase = {
+const twoToTwo: TransferCase = {
   ...columnsToRows(64, 48, {}, [0, 1, 2, 3]),
   input: {
     pairs: {

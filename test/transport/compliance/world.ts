@@ -12,7 +12,7 @@ import type {
   TransportCapabilities,
   TransportSession,
 } from "../../../src/transport/transport.ts";
-import type { Random } from "../kit/random.ts";
+import type { Random } from "../../kit/random.ts";
 import { RankMemory } from "../kit/rank-memory.ts";
 import { allocate, kindOf, type TestMemoryKind, testDevices } from "../kit/test-memory.ts";
 import type { TransferCase } from "./cases.ts";
@@ -29,7 +29,7 @@ export interface Subject {
   openOne(options: Membership): Promise<TransportSession>;
 }
 
-export type Membership = Omit<OpenOptions, "store">;
+type Membership = Omit<OpenOptions, "store">;
 
 export interface World extends AsyncDisposable {
   readonly sessions: readonly TransportSession[];

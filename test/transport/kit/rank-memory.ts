@@ -1,6 +1,7 @@
 /** The memory of one rank of a case: filled with source values and guard bytes, compared byte for byte afterwards. */
 import type { BatchTensor } from "../../../src/exec/bind-batch.ts";
 import type { Memory } from "../../../src/memory/index.ts";
+import { Random } from "../../kit/random.ts";
 import {
   coordinateOfRank,
   positionsOf,
@@ -9,8 +10,8 @@ import {
   targetValues,
 } from "../compliance/cases.ts";
 import { indicesAt } from "./holdings.ts";
+import { mix } from "./mix.ts";
 import { formats, isFloat, type TestType } from "./numbers.ts";
-import { mix, Random } from "./random.ts";
 import { allocate, type TestMemory, type TestMemoryKind, testDevices } from "./test-memory.ts";
 
 interface LocalTensor {

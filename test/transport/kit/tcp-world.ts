@@ -71,7 +71,7 @@ export function watchReads(store: Store): { readonly watched: Store; readonly re
   return { watched, read };
 }
 
-export interface Listener extends AsyncDisposable {
+interface Listener extends AsyncDisposable {
   readonly port: number;
 }
 

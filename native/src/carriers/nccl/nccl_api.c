@@ -116,17 +116,6 @@ int32_t tb_nccl_version(const char *path, uint32_t *version, tb_error *err) {
     return code;
 }
 
-int32_t tb_nccl_describe(const char *path, int32_t result, void *text, uint32_t bytes, tb_error *err) {
-    const tb_nccl_api *api;
-    int32_t code = tb_nccl_load(path, &api, err);
-    if (code == TB_OK && bytes > 0) {
-        const char *words = api->ncclGetErrorString(result);
-        strncpy(text, words == NULL ? "" : words, bytes - 1);
-        ((char *)text)[bytes - 1] = '\0';
-    }
-    return code;
-}
-
 int32_t tb_nccl_unique_id(const char *path, uint8_t id[128], tb_error *err) {
     const tb_nccl_api *api;
     tb_nccl_id made;

@@ -2,7 +2,7 @@ import type { ChannelColumns } from "../report.ts";
 import type { Cells, RankAxis } from "./rank-axis.ts";
 
 /** Bytes and channels between the cells of two axes, row by row. */
-export interface HeatSums {
+interface HeatSums {
   readonly columns: number;
   readonly bytes: Float64Array;
   readonly channels: Uint32Array;

@@ -10,7 +10,7 @@ export interface TimeSpan {
 export type Direction = "from" | "to";
 
 /** How much goes on in each row and slot of time. */
-export interface Rates {
+interface Rates {
   readonly slots: number;
   /** Bytes a step and rank on average, row by row. */
   readonly values: Float64Array;

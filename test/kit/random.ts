@@ -15,9 +15,14 @@ export class Random {
     return (mixed ^ (mixed >>> 14)) >>> 0;
   }
 
+  /** 0 to `limit` - 1. */
+  below(limit: number): number {
+    return this.word() % limit;
+  }
+
   /** `from` to `to`, both included. */
   integer(from: number, to: number): number {
-    return from + (this.word() % (to - from + 1));
+    return from + this.below(to - from + 1);
   }
 
   chance(percent: number): boolean {
@@ -25,7 +30,7 @@ export class Random {
   }
 
   pick<T>(list: readonly T[]): T {
-    return list[this.integer(0, list.length - 1)]!;
+    return list[this.below(list.length)]!;
   }
 
   shuffle<T>(list: readonly T[]): T[] {
@@ -36,20 +41,4 @@ export class Random {
     }
     return shuffled;
   }
-}
-
-/** A number that depends on all of its arguments and on nothing else: values of tensors, without any state. */
-export function mix(...words: readonly number[]): number {
-  return mixOn(0x811c9dc5, words);
-}
-
-/** The number of all words that `hash` is of, and of these. */
-export function mixOn(hash: number, words: readonly number[]): number {
-  let mixed = hash;
-  for (let index = 0; index < words.length; index++) {
-    mixed = Math.imul(mixed ^ (words[index]! >>> 0), 0x01000193);
-    mixed = Math.imul(mixed ^ (mixed >>> 15), 0x2c1b3c6d);
-    mixed ^= mixed >>> 13;
-  }
-  return mixed >>> 0;
 }
