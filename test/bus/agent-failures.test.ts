@@ -4,6 +4,7 @@ import { describe, expect, it } from "vitest";
 import type { BatchHandler } from "../../src/bus/client/batch-handler.ts";
 import type { SharedTensor } from "../../src/bus/tensor/shared-tensor.ts";
 import { TensorBusError } from "../../src/errors.ts";
+import type { Store } from "../../src/store/store.ts";
 import {
   AgentWorld,
   arrayOf,
@@ -49,6 +50,67 @@ async function register(
     expect([...arrayOf(whole)]).toEqual(Array.from({ length: 12 }, (_, index) => value + index));
   };
   return { rows, whole, handlers, round };
+}
+
+/** Three ranks, of which rank 2 receives, votes before rank 0, and does not learn any decision while it `isSilent`. */
+async function withSilentDecisions() {
+  const world = new AgentWorld();
+  const deciding = { isSilent: false };
+  let vote = () => {};
+  const hasVoted = new Promise<void>((resolve) => {
+    vote = resolve;
+  });
+  const silenced = (store: Store) => {
+    const guard = async (...keys: readonly string[]) => {
+      if (!deciding.isSilent || !keys.some((key) => key.endsWith("/decision"))) return;
+      await sleep(20);
+      throw new TensorBusError("TB_TIMEOUT", "no answer");
+    };
+    const { wait, compareAndSet, add } = store;
+    store.wait = async (keys, options) => {
+      await guard(...keys);
+      return wait.call(store, keys, options);
+    };
+    store.compareAndSet = async (key, expected, desired, options) => {
+      await guard(key);
+      return compareAndSet.call(store, key, expected, desired, options);
+    };
+    store.add = async (key, ...rest) => {
+      const sum = await add.call(store, key, ...rest);
+      if (deciding.isSilent && key.endsWith("/votes")) vote();
+      return sum;
+    };
+    return store;
+  };
+  const last = (store: Store) => {
+    const { add } = store;
+    store.add = async (key, ...rest) => {
+      if (deciding.isSilent && key.endsWith("/votes")) await hasVoted;
+      return add.call(store, key, ...rest);
+    };
+    return store;
+  };
+  const stores = [last, (store: Store) => store, silenced];
+  for (const [rank, change] of stores.entries()) {
+    await world.startAgent(rank, { store: () => change(world.newStore()) });
+  }
+  const model = await register(await joinPair(world, sides), { commit: "staged" });
+  return { world, model, deciding };
+}
+
+/** A round that was committed, which rank 2 cannot know: what it held before, and the ends of those who sent. */
+async function doubtfulRound(model: Model, deciding: { isSilent: boolean }) {
+  await model.round(10);
+  const before = [...arrayOf(model.whole)];
+  for (const [at, one] of model.rows.entries()) fill(one, (index) => 500 + at * 6 + index);
+  deciding.isSilent = true;
+  const received = await model.handlers[2]!.transfer("recv", { timeoutMs: 5000 });
+  const sent = await Promise.all(model.handlers.slice(0, 2).map((handler) => handler.transfer("send")));
+  expect(await failureOf(received.wait())).toMatchObject({
+    code: "TB_IN_DOUBT",
+    details: { rank: 2, torn: false },
+  });
+  return { before, sent };
 }
 
 describe("a pair", () => {
@@ -298,47 +360,12 @@ describe("a staged round", () => {
   });
 
   it("that a rank cannot learn the end of is in doubt there, unchanged, and settled by the next one", async () => {
-    await using world = new AgentWorld();
-    let silent = false;
-    for (const rank of [0, 1, 2]) {
-      await world.startAgent(rank, {
-        store: () => {
-          const store = world.newStore();
-          const guard = (key: string) => {
-            if (rank !== 2 || !silent || !key.endsWith("/decision")) return;
-            throw new TensorBusError("TB_STORE_LOST", "no answer");
-          };
-          const { wait, compareAndSet } = store;
-          store.wait = async (keys, options) => {
-            keys.forEach(guard);
-            return wait.call(store, keys, options);
-          };
-          store.compareAndSet = async (key, expected, desired, options) => {
-            guard(key);
-            return compareAndSet.call(store, key, expected, desired, options);
-          };
-          return store;
-        },
-      });
-    }
-    const model = await register(await joinPair(world, sides), { commit: "staged" });
-    await model.round(10);
-    const before = [...arrayOf(model.whole)];
-    for (const [at, one] of model.rows.entries()) fill(one, (index) => 500 + at * 6 + index);
-    silent = true;
-    // Whoever of the others votes last decides, if the target has voted by then.
-    const received = await model.handlers[2]!.transfer("recv");
-    const sent = await Promise.all(
-      model.handlers.slice(0, 2).map((handler) => handler.transfer("send", { timeoutMs: 400 })),
-    );
-    expect(await failureOf(received.wait())).toMatchObject({
-      code: "TB_IN_DOUBT",
-      details: { rank: 2, torn: false },
-    });
+    const { world, model, deciding } = await withSilentDecisions();
+    await using _world = world;
+    const { before, sent } = await doubtfulRound(model, deciding);
     expect([...arrayOf(model.whole)]).toEqual(before);
-    const ends = await Promise.allSettled(sent.map((end) => end.wait()));
-    const committed = ends.every(({ status }) => status === "fulfilled");
-    silent = false;
+    await Promise.all(sent.map((end) => end.wait()));
+    deciding.isSilent = false;
     await expect
       .poll(() =>
         model.round(900).then(
@@ -347,7 +374,19 @@ describe("a staged round", () => {
         ),
       )
       .toBe(true);
-    expect(world.events[2]!.find(({ kind }) => kind === "resolved")).toMatchObject({ committed });
+    expect(world.events[2]!.find(({ kind }) => kind === "resolved")).toMatchObject({ committed: true });
+  });
+
+  it("that is in doubt when its batch is closed gets its bytes once the decision is known: the memory is kept for them", async () => {
+    const { world, model, deciding } = await withSilentDecisions();
+    await using _world = world;
+    const { before } = await doubtfulRound(model, deciding);
+    await model.handlers[2]!.close();
+    expect([...arrayOf(model.whole)]).toEqual(before);
+    deciding.isSilent = false;
+    const resolved = () => world.events[2]!.find(({ kind }) => kind === "resolved");
+    await expect.poll(resolved).toMatchObject({ committed: true });
+    expect([...arrayOf(model.whole)]).toEqual(before.map((_, index) => 500 + index));
   });
 
   it("needs the same choice on both sides", async () => {
