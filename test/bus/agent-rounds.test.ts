@@ -200,14 +200,17 @@ it("a round that is complete is no failure if the store does not say which versi
   expect(await asking).toEqual(["unknown", "unknown"]);
 });
 
-it("a call that a newer version has ended is told so, though a peer says first that the round is over", async () => {
+it.each([
+  "direct",
+  "staged",
+] as const)("a %s call that a newer version has ended is told so, though a peer says first that the round is over", async (commit) => {
   // Nobody is woken by the log: what a peer says comes before, and the log has to be asked.
   let isDeaf = false;
   await using world = await startWatched({
     onWoken: (_, keys) =>
       isDeaf && keys.some((key) => key.includes("/log/")) ? new Promise(() => {}) : undefined,
   });
-  const model = await register(await joinPair(world, sides));
+  const model = await register(await joinPair(world, sides), { commit });
   await model.lockstep(1, { version: 1 });
   isDeaf = true;
   const older = [0, 1].map((rank) => failureOf(model.call(rank, { version: 2 })));
@@ -220,6 +223,30 @@ it("a call that a newer version has ended is told so, though a peer says first t
     expect(details["expected"]).toBe(3n);
   }
   await Promise.all([...newer, model.call(0, { version: 3 }), model.call(1, { version: 3 })]);
+});
+
+it("a rank that has voted is told which version has ended its round", async () => {
+  let votes = 0;
+  const open = memoryStores();
+  await using world = new AgentWorld(memory(), () => {
+    const store = open();
+    const { add } = store;
+    store.add = async (key, ...rest) => {
+      if (key.endsWith("/votes")) votes++;
+      return add.call(store, key, ...rest);
+    };
+    return store;
+  });
+  for (let rank = 0; rank < 4; rank++) await world.startAgent(rank);
+  const model = await register(await joinPair(world, sides), { commit: "staged" });
+  const older = [0, 1, 2].map((rank) => failureOf(model.call(rank, { version: 2 })));
+  await expect.poll(() => votes).toBeGreaterThan(0);
+  const newer = model.call(3, { version: 3 });
+  for (const { code, details } of await Promise.all(older)) {
+    expect(code).toBe("TB_STALE_VERSION");
+    expect(details).toMatchObject({ rank: 3, expected: 3n });
+  }
+  await Promise.all([newer, ...[0, 1, 2].map((rank) => model.call(rank, { version: 3 }))]);
 });
 
 describe("a batch that ends", () => {
