@@ -431,6 +431,7 @@ describe("a store", () => {
     await expect.poll(() => world.events.flat().filter(({ kind }) => kind === "storeFound").length).toBe(3);
     const failure = await failureOf(model.handlers[0]!.transfer("send", { blocking: true }));
     expect(failure.code).toMatch(/TB_BATCH_UNKNOWN|TB_STORE_LOST/);
+    expect(failure.details).toMatchObject({ rank: 0 });
     await sleep(10);
     const again = await register(clients);
     await again.round(2);

@@ -56,6 +56,27 @@ describe("a registration", () => {
     expect([...arrayOf(to)]).toEqual([0, 1, 2, 3, 4, 5, 6, 7]);
   });
 
+  it("with a tensor that its pair's placement does not fit is every rank's error", async () => {
+    await using world = await AgentWorld.start(3);
+    const columns: Side = { name: "trainer", ranks: [0, 1], placements: ["S(1)"] };
+    const whole: Side = { name: "inference", ranks: [2], placements: ["R"] };
+    const clients = (await joinPair(world, [columns, whole])).flat();
+    const shapes = [
+      [4, 2],
+      [4, 2],
+      [4, 4],
+    ].map((matrix) => [matrix, [4]]);
+    const calls = clients.map((client, at) =>
+      client.registerTensors(
+        "m",
+        shapes[at]!.map((shape) => [tensor(shape), "weights"]),
+      ),
+    );
+    for (const failure of await Promise.all(calls.map(failureOf))) {
+      expect(failure).toMatchObject({ code: "TB_PLACEMENT", details: { placement: "S(1)" } });
+    }
+  });
+
   it("whose client ends when it is all but done leaves no batch behind", async () => {
     await using world = await AgentWorld.start(2);
     const [[sender], [receiver]] = await joinPair(world, [trainer, inference]);

@@ -363,9 +363,9 @@ describe("the agent's end", () => {
     await stopIdle(child, client.commandQueue.environment);
     let ticks = 0;
     const ticking = setInterval(() => ticks++, 5);
-    await expect(client.queryTransferSignal("b", { timeoutMs: 300 })).rejects.toEqual(
-      code("TB_AGENT_UNRESPONSIVE"),
-    );
+    await expect(client.queryTransferSignal("b", { timeoutMs: 300 })).rejects.toMatchObject({
+      ...{ code: "TB_AGENT_UNRESPONSIVE", details: { rank: 0 } },
+    });
     clearInterval(ticking);
     expect(ticks).toBeGreaterThan(50);
     child.kill("SIGCONT");
