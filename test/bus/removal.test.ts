@@ -80,13 +80,25 @@ test("the last rank that leaves a registration removes it, with rounds that fail
   for (const rank of roster.ranks) {
     expect(standing.size).toBeGreaterThan(10);
     const rounds = new Map([
-      ["A", { first: 1, last: 31, ahead: 0 }],
-      ["B", { first: 20, last: 40, ahead: 0 }],
+      ["A", { last: 31, ahead: 0 }],
+      ["B", { last: 40, ahead: 0 }],
     ]);
     const left = { ...roster, number: 1, rounds, written: Promise.resolve() };
     await leaveAttempt({ ...optionsOf(store), rank }, left, new Deadline());
   }
   expect([...standing]).toEqual([keys.latest]);
+});
+
+test("rounds are removed from the first one on that is not tidied, however many failed behind it", async () => {
+  for (const tidied of [0, 40]) {
+    const { store, standing } = watchedStore();
+    const prefix = keys.rounds(1, "A");
+    for (let round = 1; round <= tidied; round++) await markTidied(store, prefix, round, new Deadline());
+    await store.set(roundKey(prefix, tidied + 1, "votes"), Buffer.from("x"));
+    await store.set(roundKey(prefix, tidied + 300, "votes"), Buffer.from("x"));
+    await forgetRounds(store, prefix, tidied + 300, new Deadline());
+    expect([...standing]).toEqual([]);
+  }
 });
 
 test("a rank says that it has left once all that it said of rounds has come to the store", async () => {
@@ -149,7 +161,7 @@ function countedStore() {
 test("the rounds of a thousand ranks take no exchange each", async () => {
   const counted = countedStore();
   const prefix = keys.rounds(1, "A");
-  await forgetRounds(counted.store, prefix, { first: 1, last: 3000 }, new Deadline());
+  await forgetRounds(counted.store, prefix, 3000, new Deadline());
   expect(counted.exchanges).toBeLessThan(3000 / 10);
   for (let round = 1; round <= 1000; round++)
     await counted.store.set(roundKey(prefix, round, "posted"), Buffer.from("x"));

@@ -45,6 +45,8 @@ const found = [
   81009659,
   // A rank's second side had been in an attempt that its first one had opened, and was taken for late to it when all registered anew.
   140032520,
+  // The last rank to leave had completed a round that the rank which tidies was in doubt of: those before stayed in the store.
+  300004035,
 ];
 
 test.each(found)("seed %i violates no rule any more", async (first) => {

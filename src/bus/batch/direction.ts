@@ -206,7 +206,7 @@ export class Direction {
   /** The rounds of which anything may stand in the store: this rank may be some behind all others, or before them. */
   get rounds(): LeftRounds {
     const ahead = this.#options.lag - 1;
-    return { first: Math.max(1, this.#completed - 2 * ahead - 2), last: this.#join.next + ahead, ahead };
+    return { last: this.#join.next + ahead, ahead };
   }
 
   /** Resolves when nothing of what this rank says of its rounds is under way to the store any more. */

@@ -100,12 +100,7 @@ async function forgetOne(
     const next = log.next(side);
     // A rank that had no store at the end has not read which rounds failed without it.
     if (range !== undefined)
-      await forgetRounds(
-        store,
-        prefix,
-        { ...range, last: Math.max(range.last, next + range.ahead) },
-        deadline,
-      );
+      await forgetRounds(store, prefix, Math.max(range.last, next + range.ahead), deadline);
     else await findAndForgetRounds(store, prefix, next, deadline);
   }
   await Promise.all(countersOf(keys, number).map((key) => store.delete(key, deadline.rest)));

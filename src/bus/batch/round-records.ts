@@ -35,15 +35,18 @@ export async function markTidied(
   await store.set(markKey(prefix), Buffer.from(String(round - markEvery)), deadline.rest);
 }
 
-/** The rounds of which anything can stand in the store, as a rank that has been in them knows them. */
-interface RoundRange {
-  readonly first: number;
+/** The last round of which anything can stand in the store, as a rank knows it that has been in them and left. */
+export interface LeftRounds {
   readonly last: number;
+  /** Others may have been so many rounds beyond the next that could be joined. */
+  readonly ahead: number;
 }
 
-/** The same as a rank last knew them that has left: others may have been so many rounds beyond the next that could be joined. */
-export interface LeftRounds extends RoundRange {
-  readonly ahead: number;
+/** The first round of which anything can stand in the store. Rounds that fail are tidied by the next one that is completed. */
+async function firstStanding(store: Store, prefix: string, deadline: Deadline): Promise<number> {
+  const mark = await store.get(markKey(prefix), deadline.rest);
+  const tidied = mark === undefined ? 0 : Number(Buffer.from(mark).toString("latin1"));
+  return Number.isSafeInteger(tidied) ? tidied + 1 : 1;
 }
 
 /** Removes what is left of all rounds, for whoever has been in none of them: `next` is the one after the last that failed. */
@@ -53,15 +56,10 @@ export async function findAndForgetRounds(
   next: number,
   deadline: Deadline,
 ): Promise<void> {
-  const mark = await store.get(markKey(prefix), deadline.rest);
-  const first = mark === undefined ? 0 : Number(Buffer.from(mark).toString("latin1"));
   const found: string[][] = [];
   let empty = 0;
-  for (
-    let round = Number.isSafeInteger(first) ? first + 1 : 1;
-    round < next || empty < gap;
-    round += atOnce
-  ) {
+  const first = await firstStanding(store, prefix, deadline);
+  for (let round = first; round < next || empty < gap; round += atOnce) {
     const rounds = Array.from({ length: atOnce }, (_, index) =>
       standingOf(store, prefix, round + index, deadline),
     );
@@ -84,14 +82,15 @@ async function standingOf(
   return keys.filter((_, index) => values[index] !== undefined);
 }
 
-/** The same for a rank that knows them. */
+/** The same for a rank that knows which one is the last. */
 export async function forgetRounds(
   store: Store,
   prefix: string,
-  { first, last }: RoundRange,
+  last: number,
   deadline: Deadline,
 ): Promise<void> {
-  const rounds = Array.from({ length: last - first + 1 }, (_, index) => first + index);
+  const first = await firstStanding(store, prefix, deadline);
+  const rounds = Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => first + index);
   const keys = rounds.map((round) => kinds.map((kind) => roundKey(prefix, round, kind)));
   await forgetKeys(store, prefix, keys, deadline);
 }
