@@ -145,9 +145,8 @@ export class Batch {
 
   /** What others need to know of it once all have left it. */
   get left(): Left {
-    const ranges = this.live.map((direction) => [direction.from, direction.rounds] as const);
     const written = Promise.all(this.live.map((direction) => direction.written));
-    return { ...rosterOf(this.#subject), number: this.number, rounds: new Map(ranges), written };
+    return { ...rosterOf(this.#subject), number: this.number, written };
   }
 
   /** True after `close` if a round was in doubt, until `resolve` has freed the memory. */

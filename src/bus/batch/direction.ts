@@ -15,7 +15,6 @@ import type { RegionEvents } from "./region-events.ts";
 import { asBusError, graceMs, NoRound, RoundJoin, type RoundOutcome } from "./round-join.ts";
 import { type FailedRound, originOf, settled } from "./round-log.ts";
 import { RoundRate } from "./round-rate.ts";
-import type { LeftRounds } from "./round-records.ts";
 import type { StagedCommit } from "./staged-commit.ts";
 
 /** How long what is tidied waits for a store that says nothing, and the pause before a doubt is asked about again. */
@@ -201,12 +200,6 @@ export class Direction {
 
   get staged(): StagedCommit | undefined {
     return this.#options.staged;
-  }
-
-  /** The rounds of which anything may stand in the store: this rank may be some behind all others, or before them. */
-  get rounds(): LeftRounds {
-    const ahead = this.#options.lag - 1;
-    return { last: this.#join.next + ahead, ahead };
   }
 
   /** Resolves when nothing of what this rank says of its rounds is under way to the store any more. */

@@ -8,7 +8,7 @@ import { type AttemptOptions, raiseLatest } from "./attempt.ts";
 import { type BatchKeys, batchSideSchema } from "./records.ts";
 import { graceMs } from "./round-join.ts";
 import { RoundLog, settled } from "./round-log.ts";
-import { findAndForgetRounds, forgetRounds, type LeftRounds } from "./round-records.ts";
+import { forgetRounds } from "./round-records.ts";
 
 /** The members of a registration: the names of its sides, and the ranks of both. */
 export interface Roster {
@@ -16,10 +16,9 @@ export interface Roster {
   readonly ranks: readonly number[];
 }
 
-/** A registration that this rank has been in, with the rounds of each side that sends. */
+/** A registration that this rank has been in. */
 export interface Left extends Roster {
   readonly number: number;
-  readonly rounds: ReadonlyMap<string, LeftRounds>;
   /** Resolves when nothing that it has said of rounds is under way to the store. */
   readonly written: Promise<unknown>;
 }
@@ -27,12 +26,12 @@ export interface Left extends Roster {
 /** Says that this rank has left a registration. The last one to leave removes it. */
 export async function leaveAttempt(options: AttemptOptions, left: Left, deadline: Deadline): Promise<void> {
   const { rendezvous, keys } = options;
-  const { number, ranks, rounds, written } = left;
+  const { number, ranks, written } = left;
   // What came after the last rank has removed all would stay.
   const within = new Deadline({ timeoutMs: graceMs });
   await settled("what was said of rounds", written, within).catch(() => {});
   const count = await rendezvous.store.add(keys.left(number), 1n, deadline.rest);
-  if (count === BigInt(ranks.length)) await forgetEnded(options, number, left, deadline, rounds);
+  if (count === BigInt(ranks.length)) await forgetEnded(options, number, left, deadline);
 }
 
 /** Removes what this rank has said of its tensors, once all have prepared. */
@@ -51,14 +50,13 @@ export async function forgetRank(
 
 /**
  * Removes what is left of a registration that has ended, and of those before it. Nobody may be in doubt of a round of theirs
- * any more: a decision that is gone would be made anew. `rounds`: those of the last one, if they are known.
+ * any more: a decision that is gone would be made anew.
  */
 export async function forgetEnded(
   options: AttemptOptions,
   last: number,
   roster: Roster,
   deadline: Deadline,
-  rounds?: ReadonlyMap<string, LeftRounds>,
 ): Promise<void> {
   const { rendezvous, keys } = options;
   const { store } = rendezvous;
@@ -71,8 +69,7 @@ export async function forgetEnded(
   let lowest = last;
   while (await stands(lowest - 1)) lowest -= 1;
   // From the lowest up: what a removal that is cut short leaves is found again by this walk.
-  for (let number = lowest; number <= last; number++)
-    await forgetOne(options, number, roster, deadline, number === last ? rounds : undefined);
+  for (let number = lowest; number <= last; number++) await forgetOne(options, number, roster, deadline);
 }
 
 async function forgetOne(
@@ -80,7 +77,6 @@ async function forgetOne(
   number: number,
   roster: Roster,
   deadline: Deadline,
-  rounds: ReadonlyMap<string, LeftRounds> | undefined,
 ): Promise<void> {
   const { store } = rendezvous;
   const log = new RoundLog({ store, prefix: keys.log(number), onFault });
@@ -95,13 +91,7 @@ async function forgetOne(
       keys.names(number, side),
     ];
     await Promise.all(records.map((key) => rendezvous.remove(key, deadline.rest)));
-    const prefix = keys.rounds(number, side);
-    const range = rounds?.get(side);
-    const next = log.next(side);
-    // A rank that had no store at the end has not read which rounds failed without it.
-    if (range !== undefined)
-      await forgetRounds(store, prefix, Math.max(range.last, next + range.ahead), deadline);
-    else await findAndForgetRounds(store, prefix, next, deadline);
+    await forgetRounds(store, keys.rounds(number, side), log.next(side), deadline);
   }
   await Promise.all(countersOf(keys, number).map((key) => store.delete(key, deadline.rest)));
   await forgetLog(store, keys.log(number), log.length, deadline);

@@ -35,22 +35,11 @@ export async function markTidied(
   await store.set(markKey(prefix), Buffer.from(String(round - markEvery)), deadline.rest);
 }
 
-/** The last round of which anything can stand in the store, as a rank knows it that has been in them and left. */
-export interface LeftRounds {
-  readonly last: number;
-  /** Others may have been so many rounds beyond the next that could be joined. */
-  readonly ahead: number;
-}
-
-/** The first round of which anything can stand in the store. Rounds that fail are tidied by the next one that is completed. */
-async function firstStanding(store: Store, prefix: string, deadline: Deadline): Promise<number> {
-  const mark = await store.get(markKey(prefix), deadline.rest);
-  const tidied = mark === undefined ? 0 : Number(Buffer.from(mark).toString("latin1"));
-  return Number.isSafeInteger(tidied) ? tidied + 1 : 1;
-}
-
-/** Removes what is left of all rounds, for whoever has been in none of them: `next` is the one after the last that failed. */
-export async function findAndForgetRounds(
+/**
+ * Removes what is left of all rounds; `next` is the one after the last that failed. It looks for them: another rank may have been further
+ * on than this one knows, as each that has left refuses one, and have tidied less than this one has completed, as rounds failed between.
+ */
+export async function forgetRounds(
   store: Store,
   prefix: string,
   next: number,
@@ -58,7 +47,9 @@ export async function findAndForgetRounds(
 ): Promise<void> {
   const found: string[][] = [];
   let empty = 0;
-  const first = await firstStanding(store, prefix, deadline);
+  const mark = await store.get(markKey(prefix), deadline.rest);
+  const tidied = mark === undefined ? 0 : Number(Buffer.from(mark).toString("latin1"));
+  const first = Number.isSafeInteger(tidied) ? tidied + 1 : 1;
   for (let round = first; round < next || empty < gap; round += atOnce) {
     const rounds = Array.from({ length: atOnce }, (_, index) =>
       standingOf(store, prefix, round + index, deadline),
@@ -80,19 +71,6 @@ async function standingOf(
   const keys = kinds.map((kind) => roundKey(prefix, round, kind));
   const values = await Promise.all(keys.map((key) => store.get(key, deadline.rest)));
   return keys.filter((_, index) => values[index] !== undefined);
-}
-
-/** The same for a rank that knows which one is the last. */
-export async function forgetRounds(
-  store: Store,
-  prefix: string,
-  last: number,
-  deadline: Deadline,
-): Promise<void> {
-  const first = await firstStanding(store, prefix, deadline);
-  const rounds = Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => first + index);
-  const keys = rounds.map((round) => kinds.map((kind) => roundKey(prefix, round, kind)));
-  await forgetKeys(store, prefix, keys, deadline);
 }
 
 /** From the last round down: what is cut short is found from the first one up again. */
