@@ -7,6 +7,7 @@ import { hasPassed, isRunning, momentIn, ownIdentity } from "../../src/bus/proce
 import {
   claimFolder,
   clientOffset,
+  FolderUse,
   LockFile,
   lockFreed,
   lockOffsets,
@@ -74,6 +75,17 @@ describe("a lock", () => {
     held.close();
     await lockFreed(port, locks, 5n);
   });
+});
+
+it("the use of a folder is not begun while a program holds the lock of all users alone, and can be later", () => {
+  using use = new FolderUse(locks);
+  const alone = tryLock(locks, lockOffsets.users)!;
+  expect(() => use.begin()).toThrow(code("TB_BUS_FORMAT"));
+  alone.close();
+  use.begin();
+  using other = new FolderUse(locks);
+  expect(other.others).toBe(true);
+  other.begin();
 });
 
 describe("a folder's agent", () => {

@@ -369,7 +369,7 @@ static int32_t try_to_enter(tb_gate *gate, bool *inside, int32_t *holder, tb_err
     *holder = (int32_t)holder_of(gate, &dead);
     *inside = false;
     if (failed != 0) {
-        return failed == EAGAIN ? TB_OK : tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be taken");
+        return failed == EAGAIN ? TB_OK : tb_bus_lock_refused(gate->fd, failed, err);
     }
     int32_t rc = TB_OK;
     if (dead || *holder == 0) {

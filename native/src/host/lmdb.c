@@ -318,20 +318,52 @@ static int32_t check_data(int fd, const char *path, uint64_t *transaction, tb_er
     return TB_OK;
 }
 
-/* True if another process has LMDB open: LMDB makes its lock file anew if nobody has. */
-static bool is_in_use(int lock_fd) {
+/* Looks if another process has LMDB open: LMDB makes its lock file anew if nobody has. */
+static int32_t look_for_use(int lock_fd, bool *in_use, tb_error *err) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
-    return fcntl(lock_fd, F_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
+    if (fcntl(lock_fd, F_GETLK, &lock) != 0) {
+        return tb_bus_lock_refused(lock_fd, errno, err);
+    }
+    *in_use = lock.l_type != F_UNLCK;
+    return TB_OK;
+}
+
+/* LMDB's binding does not survive it if LMDB gets no lock: so that is tried before. Frees the lock again. */
+static int32_t try_use(int lock_fd, bool *refused, tb_error *err) {
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
+    *refused = false;
+    if (fcntl(lock_fd, F_SETLK, &lock) != 0) {
+        *refused = errno == EAGAIN || errno == EACCES;
+        return *refused ? TB_OK : tb_bus_lock_refused(lock_fd, errno, err);
+    }
+    lock.l_type = F_UNLCK;
+    fcntl(lock_fd, F_SETLK, &lock);
+    return TB_OK;
 }
 
 /*
  * Looks whether others have LMDB open, as its lock file says and, if users_fd is one, the gate's file. One that has
  * just ended lets go of both one after the other: until then they say different things.
  */
-static enum tb_gate_users find_others(int lock_fd, int users_fd, bool *others) {
-    *others = is_in_use(lock_fd);
-    bool users = users_fd < 0 ? *others : tb_bus_byte_lock(users_fd, F_OFD_GETLK, F_WRLCK, TB_GATE_USERS) != 0;
-    return users == *others ? TB_GATE_USERS_KNOWN : users ? TB_GATE_USERS_ELSEWHERE : TB_GATE_USERS_UNKNOWN;
+static int32_t find_others(int lock_fd, int users_fd, bool *others, enum tb_gate_users *found, tb_error *err) {
+    bool refused;
+    int32_t rc = look_for_use(lock_fd, others, err);
+    rc = rc == TB_OK ? try_use(lock_fd, &refused, err) : rc;
+    if (rc != TB_OK) {
+        return rc;
+    }
+    int failed = *others ? EAGAIN : 0;
+    if (users_fd >= 0) {
+        failed = tb_bus_byte_lock(users_fd, F_OFD_GETLK, F_WRLCK, TB_GATE_USERS);
+    }
+    if (failed != 0 && failed != EAGAIN) {
+        return tb_bus_lock_refused(users_fd, failed, err);
+    }
+    bool users = failed != 0;
+    *found = users && !*others              ? TB_GATE_USERS_ELSEWHERE
+             : refused || users != *others ? TB_GATE_USERS_UNKNOWN
+                                           : TB_GATE_USERS_KNOWN;
+    return TB_OK;
 }
 
 static int32_t prepare_locks(int fd, const char *path, uint64_t transaction, bool others, tb_error *err) {
@@ -407,21 +439,21 @@ int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t m
                         enum tb_gate_users *users, tb_error *err) {
     int data, locks;
     *users = TB_GATE_USERS_KNOWN;
-    int32_t rc = open_file(data_path, &data, err);
+    int32_t rc = open_file(lock_path, &locks, err);
     if (rc != TB_OK) {
         return rc;
     }
-    rc = open_file(lock_path, &locks, err);
+    rc = open_file(data_path, &data, err);
     if (rc == TB_OK) {
         bool others;
         uint64_t transaction;
-        *users = find_others(locks, users_fd, &others);
-        if (*users == TB_GATE_USERS_KNOWN) {
+        rc = find_others(locks, users_fd, &others, users, err);
+        if (rc == TB_OK && *users == TB_GATE_USERS_KNOWN) {
             rc = prepare_data(data, data_path, map_bytes, others, &transaction, err);
             rc = rc == TB_OK ? prepare_locks(locks, lock_path, transaction, others, err) : rc;
         }
-        close(locks);
+        close(data);
     }
-    close(data);
+    close(locks);
     return rc;
 }

@@ -49,12 +49,12 @@ static int operate(uint64_t handle, int command, short type, uint64_t offset, in
         return -1;
     }
     int failed = tb_bus_byte_lock(lock->fd, command, type, offset);
-    tb_handle_put(handle);
-    if (failed == 0 || failed == EAGAIN) {
-        return failed;
+    if (failed != 0 && failed != EAGAIN) {
+        *rc = tb_bus_lock_refused(lock->fd, failed, err);
+        failed = -1;
     }
-    *rc = tb_fail(err, TB_ESYSTEM, -1, failed, "a file lock cannot be changed");
-    return -1;
+    tb_handle_put(handle);
+    return failed;
 }
 
 int32_t tb_lock_try(uint64_t handle, uint64_t offset, uint32_t *taken, tb_error *err) {

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -55,4 +56,13 @@ int tb_bus_byte_lock(int fd, int command, short type, uint64_t offset) {
             return errno == EACCES ? EAGAIN : errno;
         }
     }
+}
+
+int32_t tb_bus_lock_refused(int fd, int failed, tb_error *err) {
+    char link[32], path[320];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    path[length < 0 ? 0 : length] = '\0';
+    return tb_fail(err, TB_ESYSTEM, -1, failed,
+                   "the locks of %s cannot be had (if its file system has none, name a folder on a local one)", path);
 }

@@ -14,4 +14,7 @@ int32_t tb_bus_open_lock_file(const char *path, int *fd, tb_error *err);
 /* fcntl with an open-file-description lock of one byte. Returns 0 or an errno; EINTR only if it waits. */
 int tb_bus_byte_lock(int fd, int command, short type, uint64_t offset);
 
+/* TB_ESYSTEM: the kernel refuses the locks of a file, for the reason `failed`. Says which file, and what to do. */
+int32_t tb_bus_lock_refused(int fd, int failed, tb_error *err);
+
 #endif

@@ -44,9 +44,9 @@ export class LockFile extends OwnedHandle {
     return nativeBus.tb_lock_try(this.handle, offset) === 1;
   }
 
-  /** Takes a lock that others share. */
-  share(offset: bigint): void {
-    nativeBus.tb_lock_share(this.handle, offset);
+  /** Takes a lock that others share; false if one holds it alone. */
+  share(offset: bigint): boolean {
+    return nativeBus.tb_lock_share(this.handle, offset) === 1;
   }
 }
 
@@ -64,12 +64,14 @@ export function tryLock(locksPath: string, offset: bigint): LockFile | undefined
 
 /** A folder that this process has open, as others can tell from `begin` on. */
 export class FolderUse extends LockFile {
+  readonly #locksPath: string;
   /** Others had it open when this was made. */
   readonly others: boolean;
 
   /** To be made and begun inside the folder's gate, so that of two who come at once one is the first. */
   constructor(locksPath: string) {
     super(locksPath);
+    this.#locksPath = locksPath;
     try {
       this.others = this.isHeld(lockOffsets.users);
     } catch (error) {
@@ -78,8 +80,13 @@ export class FolderUse extends LockFile {
     }
   }
 
+  /** From now on others can tell. `TB_BUS_FORMAT` if they could not, since a program holds the lock of all users alone. */
   begin(): void {
-    this.share(lockOffsets.users);
+    if (this.share(lockOffsets.users)) return;
+    const message =
+      `another program has locked ${this.#locksPath} for itself alone, as no client or agent does: ` +
+      "end it, and try again";
+    throw new TensorBusError("TB_BUS_FORMAT", message, { details: { path: this.#locksPath } });
   }
 }
 
