@@ -62,7 +62,7 @@ export class RankMemory {
       const valueAt = sourceValues(this.#case, round, local.tensor, local.position);
       eachElement(local, (global, at) => formats[local.type].write(view, at, valueAt(global)));
     }
-    this.#expected = Uint8Array.from(this.#bytes);
+    this.#expected = new Uint8Array(this.#bytes);
     const expected = new DataView(this.#expected.buffer);
     for (const local of this.#locals) {
       if (local.kind !== "target") continue;
@@ -103,7 +103,7 @@ export class RankMemory {
 
   snapshot(): Uint8Array {
     this.#local.pull();
-    return Uint8Array.from(this.#bytes);
+    return new Uint8Array(this.#bytes);
   }
   isUnchangedSince(snapshot: Uint8Array): boolean {
     this.#local.pull();
