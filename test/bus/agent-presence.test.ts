@@ -63,6 +63,42 @@ test("one that does not answer is dead to all, and learns of it if it lives afte
   expect(await isPresent(other, self, new Deadline())).toBe(true);
 });
 
+test("one that claims its rank again just before those who took it for dead remove its record hears of it", async () => {
+  const newStore = memoryStores();
+  const [own, other] = [new Rendezvous(newStore()), new Rendezvous(newStore())];
+  const self = { rank: 1, generation: 7n };
+  const presence = new Presence(own, self);
+  await presence.claim(undefined, {});
+  const stop = new AbortController();
+  const remove = other.store.delete.bind(other.store);
+  const set = own.store.set.bind(own.store);
+  let removing: Promise<unknown> | undefined;
+  const claimed = new Promise<void>((claim) => {
+    // Its record stands again, and goes before the claim goes on.
+    vi.spyOn(own.store, "set").mockImplementation(async (key, value, options) => {
+      await set(key, value, options);
+      if (key !== agentKey(1)) return;
+      claim();
+      await removing;
+    });
+  });
+  let again: Promise<unknown> | undefined;
+  vi.spyOn(other.store, "delete").mockImplementationOnce(async (key, options) => {
+    await expect(presence.answer(stop.signal)).rejects.toThrow("others took it for dead");
+    again = presence.claim(undefined, {}).then(() => presence.answer(stop.signal));
+    again.catch(() => {});
+    await claimed;
+    return remove(key, options);
+  });
+  removing = isPresent(other, self, new Deadline());
+  expect(await removing).toBe(false);
+  await expect(again).rejects.toThrow("others took it for dead");
+  await presence.claim(undefined, {});
+  expect(await own.store.get(agentKey(1))).toBeDefined();
+  stop.abort();
+  await presence.leave();
+});
+
 test("who has no time left to wait for an answer says nothing of the agent", async () => {
   const newStore = memoryStores();
   const rendezvous = new Rendezvous(newStore());

@@ -130,11 +130,15 @@ async function declareDead(
   deadline: Deadline,
 ): Promise<boolean> {
   const { rank, generation } = incumbent;
+  const { store } = rendezvous;
   const dead = pack({ dead: generation });
-  const { swapped, stored } = await rendezvous.store.compareAndSet(askKey(rank), asked, dead, deadline.rest);
+  const { swapped, stored } = await store.compareAndSet(askKey(rank), asked, dead, deadline.rest);
   if (!swapped && !(stored !== undefined && dead.equals(stored))) return false;
-  if (await isIncumbent(rendezvous, incumbent, deadline))
-    await rendezvous.remove(agentKey(rank), deadline.rest);
+  if (!(await isIncumbent(rendezvous, incumbent, deadline))) return true;
+  await rendezvous.remove(agentKey(rank), deadline.rest);
+  // It may have heard of it and claimed its rank again before its record went: by a question it learns that it has none.
+  const standing = await store.get(askKey(rank), deadline.rest);
+  if (standing === undefined || !dead.equals(standing)) await putQuestion(rendezvous, incumbent, deadline);
   return true;
 }
 
@@ -173,9 +177,9 @@ export class Presence {
       const message = `rank ${rank} is run by another agent in this namespace, which answers (generation ${known.generation})`;
       throw new TensorBusError("TB_EXISTS", message, { details: { rank, generation: known.generation } });
     }
-    await this.stand(deadline.rest);
-    // What was asked or said of those before.
+    // What was asked or said of those before. Whatever is asked once the record stands is answered.
     await this.#rendezvous.store.delete(askKey(rank), deadline.rest);
+    await this.stand(deadline.rest);
     const said = (await this.#rendezvous.read(saidKey(rank), saidSchema, deadline.rest)) ?? [];
     for (const key of said) await this.#rendezvous.store.delete(key, deadline.rest);
     await this.#rendezvous.remove(saidKey(rank), deadline.rest);
