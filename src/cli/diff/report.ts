@@ -46,7 +46,7 @@ export function formatDiff(output: Output, compared: Compared): string {
 }
 
 const totalColumns: readonly Column[] = [
-  { head: "" },
+  { head: "", wraps: true },
   { head: "before", align: "right" },
   { head: "after", align: "right" },
   { head: "change", align: "right", leaves: 0 },
@@ -56,7 +56,7 @@ const totalColumns: readonly Column[] = [
 export function totalTable({ before, after, diff }: Compared): TableOf {
   const [old, now] = [before.plan.stats(), after.plan.stats()];
   const [first, second] = [before.plan.schedule(), after.plan.schedule()];
-  const short = (digest: string) => `${digest.slice(0, 12)}...`;
+  const short = (digest: string) => `${digest.slice(0, 8)}...`;
   const sum = (stats: typeof old) => stats.ranks.reduce((total, { sent }) => total + sent, 0n);
   const staging = ({ ranks }: typeof old) =>
     largest(ranks, ({ stagingBytes }) => stagingBytes)?.stagingBytes ?? 0n;
