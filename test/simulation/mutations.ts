@@ -72,7 +72,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [late, never],
     within: 300,
-    seed: 48,
+    seed: 84,
   },
   {
     name: "ranks that no channel connects are not linked",
@@ -101,6 +101,7 @@ export const mutations: readonly Mutation[] = [
     changes: { [commit]: [["if (votes === BigInt(voters.length))", "if (votes <= BigInt(voters.length))"]] },
     breaks: [staged, delivered],
     within: 100,
+    seed: 15,
   },
   {
     name: "who is late decides for itself that a round is not committed",
@@ -125,6 +126,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [never],
     within: 200,
+    seed: 12,
   },
   {
     name: "the end of a batch is kept by the rank on which it ended",
@@ -133,6 +135,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [heard, "every end is heard in time", "registering anew works at the first try"],
     within: 100,
+    seed: 14,
   },
   {
     name: "the log is read when it is asked, and not followed",
@@ -143,6 +146,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [heard, "every end is heard in time", second],
     within: 200,
+    seed: 14,
   },
   {
     name: "what was written of rounds stays",
@@ -162,6 +166,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [second, "registering without faults works"],
     within: 50,
+    seed: 6,
   },
   {
     name: "an agent takes up all pairs of the one before it, whether anyone asks for them or not",
@@ -229,6 +234,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: ["what one rank lacks is every rank's error"],
     within: 100,
+    seed: 8,
   },
   {
     name: "a registration that ends for nobody's mistake ends for those who wait as well",
@@ -264,6 +270,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [anew, leaks],
     within: 200,
+    seed: 11,
   },
   {
     name: "only the round before the last that was completed is tidied",
@@ -319,6 +326,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [blame],
     within: 100,
+    seed: 12,
   },
   {
     name: "a rank that has voted blames itself at its deadline, and waits for nobody who knows",
@@ -352,6 +360,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [orderly],
     within: 50,
+    seed: 14,
   },
   {
     name: "a GPU that has failed for good ends no batch",
@@ -360,6 +369,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [broken],
     within: 100,
+    seed: 5,
   },
   {
     name: "a call that joins a batch that had ended waits for those who have left",
@@ -375,6 +385,7 @@ export const mutations: readonly Mutation[] = [
     },
     breaks: [orderly],
     within: 500,
+    seed: 25,
   },
   {
     name: "a store that has forgotten a round decides it anew",
