@@ -19,9 +19,15 @@
 
 #define OK(call) CHECK((call) == TB_OK, "%s", err.message)
 #define SECOND UINT64_C(1000000000)
-/* Offsets in LMDB's lock file, where a pthread_mutex_t has 40 bytes: the reader table's word and the writers'. */
-#define READER_WORD 24
-#define WRITER_WORD 64
+/* Offsets in LMDB's lock file, where a pthread_mutex_t has 40 bytes: the reader table's lock and the writers'. */
+#define READER_LOCK 24
+#define WRITER_LOCK 64
+/* In such a lock, and what LMDB's are: robust, for several processes. */
+#ifdef __GLIBC__
+enum { WORD = 0, KIND = 16, ROBUST = 144 };
+#else /* musl */
+enum { WORD = 4, KIND = 0, ROBUST = 132 };
+#endif
 
 static tb_error err;
 static char folder[] = "/tmp/tensorbus-bus-test-XXXXXX";
@@ -213,15 +219,15 @@ static void gate(void) {
     CHECK(fd >= 0 && ftruncate(fd, 8192) == 0, "a lock file");
     OK(tb_gate_attach(two, lmdb, lmdb, &answer, &err));
     CHECK(answer == 1, "the file stands");
-    set_word(lmdb, WRITER_WORD, 4242u);
+    set_word(lmdb, WRITER_LOCK + WORD, 4242u);
     OK(tb_gate_enter(two, 1000000, &answer, &holder, &err));
     CHECK(answer == 1 && holder == 0, "noise names no writer");
     OK(tb_gate_leave(two, &err));
     set_word(lmdb, 0, 0xbeefc0deu);
-    for (long mutex = READER_WORD, i = 0; i < 3; mutex = i == 0 ? WRITER_WORD : mutex + 40, i++) {
-        set_word(lmdb, mutex + 16, 144); /* a robust mutex of several processes, for glibc */
+    for (long lock = READER_LOCK, i = 0; i < 3; lock = i == 0 ? WRITER_LOCK : lock + 40, i++) {
+        set_word(lmdb, lock + KIND, ROBUST);
     }
-    const long words[] = {WRITER_WORD, READER_WORD};
+    const long words[] = {WRITER_LOCK + WORD, READER_LOCK + WORD};
     for (int i = 0; i < 2 && sizeof(pthread_mutex_t) == 40; i++) {
         set_word(lmdb, words[i], 4242u | 0x80000000u);
         OK(tb_gate_enter(two, 1000000, &answer, &holder, &err));

@@ -1,8 +1,9 @@
 /** The files of a live agent are damaged: its clients learn of it before their deadline, it ends when it is told to. */
-import { readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { readdirSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import { TensorBusClient } from "../../src/bus/client/client.ts";
+import { keyOf } from "../../src/bus/queue/environment.ts";
 import { freePort } from "../kit/free-ports.ts";
 import { Cluster } from "./kit/agent-cluster.ts";
 import { failureOf } from "./kit/agent-kit.ts";
@@ -44,6 +45,28 @@ it.each([
   expect((await agent.finished).code).toBe(0);
   clearTimeout(killed);
   expect(namesOf(pid)).toEqual([]);
+});
+
+it("queue/data.mdb of a live agent, cut within a page in a client's transaction: TB_BUS_FORMAT, and the agent ends", async () => {
+  const { cluster, client } = await start();
+  const { environment } = client.commandQueue;
+  const file = join(environment.path, "data.mdb");
+  const cutting = environment.write("a write", () => {
+    environment.root.put(keyOf(99, 1n), Buffer.alloc(5000));
+    truncateSync(file, statSync(file).size - 5000);
+    environment.root.put(keyOf(99, 2n), Buffer.alloc(5000));
+  });
+  expect(await failureOf(cutting)).toMatchObject({
+    code: "TB_BUS_FORMAT",
+    message: expect.stringMatching(/remove it/),
+  });
+  expect(await failureOf(client.initPair({ ...pair, timeoutMs: 1500 }))).toMatchObject({
+    code: "TB_BUS_FORMAT",
+  });
+  await client.close();
+  const agent = cluster.agents[0]!;
+  agent.process.kill("SIGTERM");
+  expect((await agent.finished).code).toBe(0);
 });
 
 it("names in /dev/shm go with a folder that is removed, though its agent was killed", async () => {

@@ -445,7 +445,7 @@ int32_t tb_lmdb_prepare(const char *data_path, const char *lock_path, uint64_t m
     }
     rc = open_file(data_path, &data, err);
     if (rc == TB_OK) {
-        bool others;
+        bool others = false;
         uint64_t transaction;
         rc = find_others(locks, users_fd, &others, users, err);
         if (rc == TB_OK && *users == TB_GATE_USERS_KNOWN) {

@@ -9,14 +9,20 @@
 #include "host/lmdb.h"
 #include "tensorbus_bus.h"
 
-/* Kinds of glibc's mutexes that processes share: what it makes of LMDB's attributes, and what we make of that. */
-enum { ROBUST = 16 + 128, PLAIN = 128 };
+/*
+ * Kinds of mutexes that processes share: what the C library makes of LMDB's attributes, and what we make of that. WORD:
+ * the place of the word that threads wait for, among words of 32 bits. Other libraries than glibc are taken for musl.
+ */
+#ifdef __GLIBC__
+enum { WORD = 0, ROBUST = 16 + 128, PLAIN = 128 };
+#else
+enum { KIND = 0, WORD = 1, ROBUST = 4 + 128 };
+#endif
 
 #define FUTEX_OWNER 0x3fffffffu /* the bits of a robust mutex's word that name the thread which holds it */
 
-/* A mutex begins with its word. */
 static uint32_t word_of(const pthread_mutex_t *mutex) {
-    return atomic_load_explicit((_Atomic uint32_t *)mutex, memory_order_acquire);
+    return atomic_load_explicit((_Atomic uint32_t *)mutex + WORD, memory_order_acquire);
 }
 
 uint32_t tb_lmdb_adder(const tb_lmdb_locks *locks) {
@@ -72,8 +78,7 @@ void tb_lmdb_free_lock(tb_lmdb_locks *locks, uint64_t transaction) {
 }
 #else
 static bool is_lmdbs(const pthread_mutex_t *mutex) {
-    (void)mutex;
-    return true;
+    return ((const int *)mutex)[KIND] == ROBUST;
 }
 
 static bool is_free_whole(const pthread_mutex_t *mutex) {
@@ -86,10 +91,12 @@ static bool is_plain(const pthread_mutex_t *mutex) {
     return false;
 }
 
+/* A mutex of musl's that names its holder is in a list of that thread, robust or not. */
 void tb_lmdb_make_plain(tb_lmdb_locks *locks) {
     (void)locks;
 }
 
+/* The kernel has taken the name of one who has died out of the word, and LMDB sees to the rest. */
 uint32_t tb_lmdb_writer(const tb_lmdb_locks *locks, bool *dead) {
     *dead = false;
     return word_of(&locks->writer) & FUTEX_OWNER;
