@@ -376,6 +376,19 @@ describe("what vLLM's classes hold of families without a recording", () => {
       "vllm:tp=8,ep",
       /4 experts for 8 ranks leave ranks without any/,
     ],
+    [
+      "a stage of GLM-4-MoE without experts",
+      glm4Moe,
+      "vllm:tp=2,pp=3",
+      /stage 0 of 3 has no layer with experts/,
+    ],
+    [
+      "a stage of Qwen3-MoE without experts",
+      { ...qwen3Moe, mlp_only_layers: [2] },
+      "vllm:tp=2,pp=2,partition=2:1",
+      /stage 1 of 2 has no layer with experts/,
+    ],
+    ["Qwen3-MoE without experts", { ...qwen3Moe, mlp_only_layers: [0, 1, 2] }, "vllm:tp=2", /stage 0 of 1/],
     ["heads that do not divide", phi3, "vllm:tp=3", /8 heads over tp=3 ranks would split a head/],
     [
       "heads of keys that do not fit",

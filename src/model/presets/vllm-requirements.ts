@@ -25,7 +25,7 @@ export function checkVllm(model: Model, table: EngineTable, options: VllmOptions
   if (hasExperts(model)) checkExperts(model, table, options);
   else if (options.redundant > 0)
     throw refuse(options, "the model has no experts", { redundant: options.redundant });
-  checkStages(model, options);
+  checkStages(model, table, options);
   if (model.block !== undefined) checkBlocks(model, table, options, model.block);
 }
 
@@ -188,7 +188,7 @@ function checkExperts(model: Model, table: EngineTable, options: VllmOptions): v
   }
 }
 
-function checkStages(model: Model, options: VllmOptions): void {
+function checkStages(model: Model, table: EngineTable, options: VllmOptions): void {
   const layers = number(model, "num_hidden_layers");
   const { pp, partition } = options;
   if (
@@ -212,6 +212,17 @@ function checkStages(model: Model, options: VllmOptions): void {
       layers,
       pp,
     });
+  if (table.expertsInEachStage !== true) return;
+  const sparse = new Set(model.tensors.map(({ name }) => /\.layers\.(\d+)\..*\.experts\./.exec(name)?.[1]));
+  for (let stage = 0; stage < pp; stage++) {
+    const own = Array.from({ length: bounds[stage + 1]! - bounds[stage]! }, (_, at) => bounds[stage]! + at);
+    if (own.some((layer) => sparse.has(String(layer)))) continue;
+    throw refuse(
+      options,
+      `stage ${stage} of ${pp} has no layer with experts, without which vLLM's class for ${model.modelType} does not start`,
+      { stage, pp, layers: own },
+    );
+  }
 }
 
 /** Blocks that share a scale must not be parted, and parts of a parameter begin with a block. */

@@ -57,6 +57,8 @@ export interface EngineTable {
   readonly redundantExperts?: boolean;
   /** The class refuses more ranks of tensor parallelism than experts. */
   readonly ranksWithinExperts?: boolean;
+  /** The class stops where a stage, or the whole model, has no layer with experts. */
+  readonly expertsInEachStage?: boolean;
   /** Its loader gives each rank the same number of experts. */
   readonly evenExperts?: boolean;
   /** The class asks for an intermediate size that all ranks together divide, even where none of them cuts it. */
@@ -194,6 +196,7 @@ const qwen3Moe: EngineTable = {
   ends: "everywhere",
   redundantExperts: true,
   ranksWithinExperts: true,
+  expertsInEachStage: true,
 };
 
 /** The shared expert's gate is part of it, and of the experts that run it. */
@@ -400,6 +403,7 @@ const glm4Moe: EngineTable = {
   ends: "split",
   replicatesKeyValues: true,
   redundantExperts: true,
+  expertsInEachStage: true,
   builtIn: { tie_word_embeddings: false },
   quantized: false,
 };
