@@ -318,6 +318,11 @@ static void test_ends(void) {
         CHECK(tb_lmdb_files_check_whole(&files, &err) == TB_EBUS_FORMAT, "%d bytes less are found", (int)from_end);
         close_ended(&files, map);
     }
+    map = open_ended(&files, gate_fd);
+    CHECK(truncate(data_path, PAGES * PAGE - 1000) == 0, "a cut within a page, and within a transaction");
+    const tb_lmdb_change change = {.puts = 9, .big_pages = 20};
+    CHECK(tb_lmdb_files_reserve(&files, &change, &err) == TB_EBUS_FORMAT, "is found before the file is longer again");
+    close_ended(&files, map);
     for (off_t bytes = 0; bytes < (off_t)TB_LMDB_LOCK_BYTES; bytes += 1021) {
         map = open_ended(&files, gate_fd);
         CHECK(truncate(lock_path, bytes) == 0, "a cut");

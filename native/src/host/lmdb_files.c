@@ -305,6 +305,11 @@ bool tb_lmdb_files_have_room(const tb_lmdb_files *files) {
 }
 
 int32_t tb_lmdb_files_reserve(tb_lmdb_files *files, const tb_lmdb_change *change, tb_error *err) {
+    /* What was cut within this transaction has its length again once it has grown. */
+    int32_t rc = tb_lmdb_files_check_whole(files, err);
+    if (rc != TB_OK) {
+        return rc;
+    }
     tb_lmdb_meta metas[TB_LMDB_METAS];
     const char *problem;
     const tb_lmdb_meta *meta = read_metas(files, metas, &problem);
@@ -312,7 +317,6 @@ int32_t tb_lmdb_files_reserve(tb_lmdb_files *files, const tb_lmdb_change *change
         return tb_fail(err, TB_EBUS_FORMAT, -1, 0, "%s is damaged: %s", files->data_path, problem);
     }
     uint64_t needed = bytes_wanted(meta, change);
-    int32_t rc = TB_OK;
     uint64_t before = files->reserved;
     if (needed > files->reserved) {
         rc = tb_lmdb_grow(files->data_fd, &files->reserved, needed, files->data_path, err);

@@ -8,7 +8,14 @@ import { openEventPort } from "../../../src/bus/process/event-port.ts";
 import { type Environment, keyOf, openEnvironment, rangeOf } from "../../../src/bus/queue/environment.ts";
 import { TensorBusError } from "../../../src/errors.ts";
 
-const { path, cases, live } = JSON.parse(process.argv[2]!) as { path: string; cases: number; live: boolean };
+/** `before` they are opened, `live`: while they are in use, between two transactions, or `within` one. */
+export type DamageTime = "before" | "live" | "within";
+
+const { path, cases, when } = JSON.parse(process.argv[2]!) as {
+  path: string;
+  cases: number;
+  when: DamageTime;
+};
 const port = openEventPort();
 const whole = `${path}-whole`;
 const codes: Record<string, number> = {};
@@ -19,17 +26,23 @@ function below(limit: number): number {
   return Math.floor((state / 2 ** 32) * limit);
 }
 
+const stepsOfWrite = 80;
+
 const open = () => openEnvironment({ path, kind: "queue", port });
 
-function useAll(environment: Environment): Promise<void> {
+/** `harm` comes before that step of the write, if there is such a one. */
+function useAll(environment: Environment, harmAt = -1, harm = () => {}): Promise<void> {
   const sizes: number[] = [];
   environment.read(() => {
     for (const { value } of environment.root.getRange(rangeOf(1))) sizes.push(value.length);
     for (const { value } of environment.root.getRange(rangeOf(2))) sizes.push(value.length);
   });
   return environment.write("a write", () => {
-    for (let i = 0; i < 40; i++) environment.root.remove(keyOf(1, BigInt(below(600))));
-    for (let i = 0; i < 40; i++) environment.root.put(keyOf(2, BigInt(i)), Buffer.alloc(below(9000), i));
+    for (let step = 0; step < stepsOfWrite; step++) {
+      if (step === harmAt) harm();
+      if (step < stepsOfWrite / 2) environment.root.remove(keyOf(1, BigInt(below(600))));
+      else environment.root.put(keyOf(2, BigInt(step)), Buffer.alloc(below(9000), step));
+    }
   });
 }
 
@@ -96,12 +109,21 @@ function damageLive(file: string): string {
   return `8 bytes at ${page} are ${bytes[page]}`;
 }
 
+/** To a length that is no number of pages: what is left of the last page is followed by zeros. */
+function cutWithinPage(file: string): string {
+  const pages = Math.floor(readFileSync(file).length / 4096);
+  const length = 4096 * below(pages) + 1 + below(4095);
+  truncateSync(file, length);
+  return `cut to ${length} within a transaction`;
+}
+
 async function attempt(harm: () => void): Promise<string> {
   let environment: Environment | undefined;
   try {
-    if (!live) harm();
+    if (when === "before") harm();
     environment = await open();
-    if (live) harm();
+    if (when === "live") harm();
+    if (when === "within") await useAll(environment, below(stepsOfWrite), harm);
     await useAll(environment);
     await useAll(environment);
     return "none";
@@ -119,9 +141,9 @@ cpSync(path, whole, { recursive: true });
 for (let i = 0; i < cases; i++) {
   rmSync(path, { recursive: true });
   cpSync(whole, path, { recursive: true });
-  const file = below(10) === 0 ? "lock.mdb" : "data.mdb";
+  const file = when !== "within" && below(10) === 0 ? "lock.mdb" : "data.mdb";
   const code = await attempt(() => {
-    const what = (live ? damageLive : damage)(join(path, file));
+    const what = { before: damage, live: damageLive, within: cutWithinPage }[when](join(path, file));
     appendFileSync(`${path}.log`, `case ${i}: ${file}, ${what}\n`);
   });
   appendFileSync(`${path}.log`, `  ${code}\n`);
