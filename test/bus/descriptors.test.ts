@@ -5,7 +5,7 @@ import { promisify } from "node:util";
 import { expect, it } from "vitest";
 import { bundle, temporaryFolder } from "./kit/processes.ts";
 
-it("a client, a store and a transport say that descriptors are missing, never anything else", async () => {
+it("a client, a store, the transports and a door say that descriptors are missing, never anything else", async () => {
   const folder = temporaryFolder();
   const paths = { commandQueuePath: join(folder, "queue"), agentStatePath: join(folder, "state") };
   const command = `ulimit -n 300; exec "$0" "$@"`;
@@ -14,6 +14,8 @@ it("a client, a store and a transport say that descriptors are missing, never an
   expect(JSON.parse(stdout)).toEqual({
     client: ["TB_SYSTEM with the limit", "TB_AGENT_LOST"],
     store: ["TB_SYSTEM with the limit", "TB_CONNECT"],
-    transport: ["TB_SYSTEM with the limit", "none"],
+    tcp: ["TB_SYSTEM with the limit", "none"],
+    shm: ["TB_SYSTEM with the limit", "none"],
+    door: ["TB_SYSTEM with the limit", "none"],
   });
 });

@@ -71,7 +71,8 @@ int32_t tb_identity_fill(tb_wire_identity *identity, tb_error *err) {
     struct stat space;
     if (!read_text("/proc/sys/kernel/random/boot_id", boot, sizeof boot) || !parse_uuid(boot, identity->boot)
         || stat("/proc/self/ns/pid", &space) != 0 || !read_start(identity->pid, &identity->pid_start, &state)) {
-        return tb_fail(err, TB_EUNSUPPORTED, -1, errno, "/proc does not say who this process is");
+        int32_t code = errno == EMFILE || errno == ENFILE ? TB_ESYSTEM : TB_EUNSUPPORTED;
+        return tb_fail(err, code, -1, errno, "/proc does not say who this process is");
     }
     identity->pid_space = space.st_ino;
     return TB_OK;

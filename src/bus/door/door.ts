@@ -5,7 +5,7 @@
 import { chmodSync, closeSync, constants, openSync, rmSync } from "node:fs";
 import { createConnection, createServer, type Server, type Socket } from "node:net";
 import { basename, dirname, join, resolve } from "node:path";
-import { TensorBusError } from "../../errors.ts";
+import { explained, TensorBusError } from "../../errors.ts";
 import { nativeBus } from "../../ffi/bus.ts";
 import type { AgentEvent } from "../pair/events.ts";
 import { preparePrivateFolder } from "../process/folder.ts";
@@ -267,7 +267,8 @@ async function listen(path: string, mode: number): Promise<Server> {
   await new Promise<void>((done, fail) => {
     server.once("error", (cause) => {
       const message = `the socket ${path} cannot be opened: ${cause.message}`;
-      fail(new TensorBusError("TB_SYSTEM", message, { cause, details: { path } }));
+      const known = explained(cause);
+      fail(known !== cause ? known : new TensorBusError("TB_SYSTEM", message, { cause, details: { path } }));
     });
     server.listen({ path }, done);
   });
