@@ -10,3 +10,13 @@ export function isBefore(key: string, batch: string, number: number): boolean {
 export function isKept(key: string): boolean {
   return key.endsWith("/latest") || key === "bus/life";
 }
+
+/** Of how many rounds of one direction at most something stands. */
+export function mostRounds(keys: Iterable<string>): number {
+  const rounds = new Map<string, Set<string>>();
+  for (const key of keys) {
+    const [, direction, round] = /^(bus\/batch\/.*\/rounds)\/(\d+)\//.exec(key) ?? [];
+    if (direction !== undefined) rounds.set(direction, (rounds.get(direction) ?? new Set()).add(round!));
+  }
+  return Math.max(0, ...[...rounds.values()].map(({ size }) => size));
+}

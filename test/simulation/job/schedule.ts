@@ -7,7 +7,7 @@ import { brief } from "../world/trace.ts";
 import { endsCalls, saysAll, tellsEnds } from "./fault-kinds.ts";
 import { inject } from "./faults.ts";
 import { Job } from "./job.ts";
-import { isBefore, isKept } from "./left-keys.ts";
+import { isBefore, isKept, mostRounds } from "./left-keys.ts";
 import type { Registration } from "./registration.ts";
 import { type BatchPlan, type Launch, makeScenario, type Scenario, type SideName } from "./scenario.ts";
 import { roundOf, type Violation } from "./transfer-call.ts";
@@ -23,6 +23,8 @@ export interface Report {
   readonly trace: readonly string[];
 }
 
+/** Rounds more than ranks of which something may stand: those that failed, and that which is being removed. */
+const spareRounds = 4;
 const startMs = 20_000;
 const joinMs = 15_000;
 /** How long calls in opposite directions may take, twice. */
@@ -396,6 +398,10 @@ class Schedule {
   async #end(): Promise<void> {
     const { store, network, agents } = this.#cluster;
     const { ledger } = this.#job;
+    // What is removed with a registration would hide that nothing was removed while it lasted.
+    const rounds = mostRounds(store.entries.keys());
+    const most = this.#scenario.ranks.length + spareRounds;
+    ledger.require(rounds <= most, "nothing leaks", () => `of ${rounds} rounds something stands, not of ${most}`);
     for (const registration of this.#job.registrations) {
       ledger.checkSettled(registration);
       const { number, plan } = registration;
