@@ -401,7 +401,11 @@ class Schedule {
     // What is removed with a registration would hide that nothing was removed while it lasted.
     const rounds = mostRounds(store.entries.keys());
     const most = this.#scenario.ranks.length + spareRounds;
-    ledger.require(rounds <= most, "nothing leaks", () => `of ${rounds} rounds something stands, not of ${most}`);
+    ledger.require(
+      rounds <= most,
+      "nothing leaks",
+      () => `of ${rounds} rounds something stands, not of ${most}`,
+    );
     for (const registration of this.#job.registrations) {
       ledger.checkSettled(registration);
       const { number, plan } = registration;
