@@ -76,7 +76,14 @@ const more = [
   ],
   [
     "glm4_moe",
-    { model_type: "glm4_moe", ...small, n_routed_experts: 6, moe_intermediate_size: 32, use_qk_norm: true },
+    {
+      model_type: "glm4_moe",
+      ...small,
+      num_hidden_layers: 4,
+      n_routed_experts: 6,
+      moe_intermediate_size: 32,
+      use_qk_norm: true,
+    },
     "vllm:tp=2,pp=2",
   ],
 ] as const;
