@@ -8,7 +8,7 @@
 
 enum { BYTES = 4 << 20 };
 
-/* So many buckets from one tensor to another of one bucket's size that the round takes seconds. */
+/* A round that takes seconds if there are many buckets: each carries the whole tensor again. */
 static void endless(kit *k, int buckets) {
     kit_start(k, 2, 4);
     kit_tensor(k, 0, TB_UINT8, BYTES, TB_UINT8, BYTES);

@@ -88,7 +88,7 @@ static void wake_ups(uint64_t spin_ns) {
     uint32_t taken;
     OK(tb_semaphore_try(semaphore, &taken, &err));
     CHECK(taken == 0, "the waiter has taken all of them");
-    /* The handle may go before the thread that uses it. */
+    /* The handle may be closed while a thread still uses it. */
     OK(tb_semaphore_close(semaphore, &err));
     CHECK(tb_semaphore_post(semaphore, &err) == TB_ECLOSED, "a closed handle");
     OK(tb_waiter_stop(waiter, &err));
@@ -234,7 +234,7 @@ static void gate(void) {
         CHECK(answer == 0 && holder == 4242, "a writer past the gate: %d", holder);
         OK(tb_gate_await(two, &err));
         CHECK(next_token(30) == 0, "it still writes");
-        /* The owner has died: the kernel has left its mark, and no thread. */
+        /* The owner has died: the word holds the kernel's mark for that, and no thread's number. */
         set_word(lmdb, words[i], 0x40000000u);
         CHECK(next_token(5000) == 32, "LMDB recovers that");
         OK(tb_gate_enter(two, 0, &answer, &holder, &err));
@@ -248,7 +248,7 @@ static void gate(void) {
         OK(tb_gate_leave(two, &err));
     }
     close(fd);
-    /* Closed while its thread waits. */
+    /* It is closed while its thread waits. */
     pid_t child = fork_holder(0);
     OK(tb_gate_await(two, &err));
     OK(tb_gate_close(two, &err));

@@ -150,7 +150,7 @@ static int32_t first_cause(int32_t one, int32_t other) {
     return one == TB_OK || other == TB_ECHECKSUM ? other : one;
 }
 
-/* Takes the events that are there: the error of any that says why, or TB_OK. */
+/* Takes the events that have come. Answers the error among theirs that says why, or TB_OK if none failed. */
 static int32_t heard(world *w) {
     int32_t code = TB_OK;
     for (int rank = 0; rank < 2; rank++) {

@@ -41,7 +41,7 @@ int main(void) {
     CHECK(tb_cuda_event_create(double_uuid, &event, &err) == TB_OK, "%s", err.message);
     CHECK(tb_cuda_event_export(double_uuid, event, handle, &err) == TB_OK, "%s", err.message);
 
-    /* What nobody recorded has happened. */
+    /* An event that nobody has recorded counts as happened. */
     watch = start(port, 1, event);
     next_token(port, fd, 1);
     CHECK(is_over(watch) == 1, "an event without a record is not over");
@@ -62,7 +62,7 @@ int main(void) {
     CHECK(tb_cuda_event_unwatch(watch, &err) == TB_OK, "%s", err.message);
     CHECK(tb_cuda_event_close(double_uuid, event, &err) == TB_OK, "%s", err.message);
 
-    /* A process's own handle, and one of nothing, open nothing and keep nothing. */
+    /* Neither a process's own handle nor one of no event can be opened, and neither leaves anything behind. */
     CHECK(tb_cuda_event_open(double_uuid, handle, &event, &err) == TB_ECUDA, "an own handle was opened");
     memset(handle, 0, sizeof handle);
     CHECK(tb_cuda_event_open(double_uuid, handle, &event, &err) == TB_ECUDA, "nothing was opened");

@@ -196,7 +196,7 @@ static void unmaps_after_rounds(tb_cuda_worker *worker, owner *of) {
     CHECK(!is_there(worker, address), "the mapping was kept after the round");
 }
 
-/* What is opened again before its end is another use of the same mapping. */
+/* A mapping that is opened again before it ends is used once more, not made anew. */
 static void reopens_what_waits(tb_cuda_worker *worker, owner *of) {
     uint64_t address = open_handle(worker, of);
     tb_cuda_hold(true);

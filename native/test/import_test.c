@@ -267,7 +267,7 @@ static void test_overtaken(const kit *k, const uint8_t *memory, void (*by)(tb_ex
     fake_end(&f);
 }
 
-/* import_test [SECONDS [SEED]]: goes on with damage for so long. */
+/* import_test [SECONDS [SEED]]: tries damaged exports for that many seconds. */
 int main(int argc, char **argv) {
     kit k;
     make_kit(&k);

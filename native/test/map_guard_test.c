@@ -47,7 +47,7 @@ static void unmap(mapping *map) {
     close(map->fd);
 }
 
-/* The signal that ends a process which does that, or 0; whatever was there before, nobody else has a handler. */
+/* The signal that ends a child which does what it is given, or 0 if it lives. No handler is left from before. */
 static int signal_of(void (*act)(void)) {
     pid_t child = fork();
     if (child == 0) {

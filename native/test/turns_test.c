@@ -134,7 +134,7 @@ static void test_in_flight(void) {
     kit_free(&k);
 }
 
-/* What is small does not wait for its turn bucket by bucket. */
+/* Small buckets do not wait for a turn each. */
 static void test_small(void) {
     world w;
     kit k;
