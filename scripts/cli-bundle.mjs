@@ -36,7 +36,7 @@ export async function bundleCommandLine(folder) {
       metafile: true,
       ...nodeBundle,
       sourcemap: true,
-      minifyWhitespace: true,
+      minify: true,
       logLevel: "warning",
       ...options,
     });

@@ -1,7 +1,15 @@
-import { constants, existsSync } from "node:fs";
-import { type FileHandle, open, realpath, rename, rm, stat } from "node:fs/promises";
+import * as fs from "node:fs";
 import { basename, dirname, join } from "node:path";
+import { promisify } from "node:util";
 import { TensorBusError } from "../errors.ts";
+
+/** What reads, without `node:fs/promises`: Node.js loads that only for who asks, and a command that reads a spec starts sooner. */
+const [open, fstat, read, close] = [
+  promisify(fs.open),
+  promisify(fs.fstat),
+  promisify(fs.read),
+  promisify(fs.close),
+];
 
 const reasons: Readonly<Record<string, string>> = {
   ENOENT: "no such file or folder",
@@ -23,7 +31,8 @@ export function fileError(cause: unknown, action: string, path: string): TensorB
       cause,
     });
   }
-  const isWithoutFolder = code === "ENOENT" && /^(write|create)$/.test(action) && !existsSync(dirname(path));
+  const isWithoutFolder =
+    code === "ENOENT" && /^(write|create)$/.test(action) && !fs.existsSync(dirname(path));
   const reason = isWithoutFolder
     ? `there is no folder ${dirname(path)}`
     : ((code === undefined ? undefined : reasons[code]) ?? code ?? String(cause));
@@ -47,46 +56,41 @@ export async function readBytes(
   maxBytes: number,
   { pipes = false }: ReadOptions = {},
 ): Promise<Buffer> {
-  let handle: FileHandle;
+  let file: number;
   try {
     // A pipe without a writer would not even be opened otherwise.
-    handle = await open(path, constants.O_RDONLY | (pipes ? 0 : constants.O_NONBLOCK));
+    file = await open(path, fs.constants.O_RDONLY | (pipes ? 0 : fs.constants.O_NONBLOCK));
   } catch (error) {
     throw fileError(error, "read", path);
   }
   try {
-    const status = await handle.stat();
+    const status = await fstat(file);
     if (!status.isFile() && !status.isDirectory() && !pipes) {
       throw new TensorBusError("TB_FILE", `cannot read ${path}: it is not a regular file`, {
         details: { path },
       });
     }
     if (status.isFile() && status.size > maxBytes) throw tooLong(path, status.size, maxBytes);
-    return await readUpTo(handle, path, status.isFile() ? status.size : maxBytes, maxBytes);
+    return await readUpTo(file, path, status.isFile() ? status.size : maxBytes, maxBytes);
   } catch (error) {
     throw error instanceof TensorBusError ? error : fileError(error, "read", path);
   } finally {
-    await handle.close();
+    await close(file);
   }
 }
 
 /** At most `expected` bytes, or an error if there are more and those are too many. */
-async function readUpTo(
-  handle: FileHandle,
-  path: string,
-  expected: number,
-  maxBytes: number,
-): Promise<Buffer> {
+async function readUpTo(file: number, path: string, expected: number, maxBytes: number): Promise<Buffer> {
   const chunks: Buffer[] = [];
   let bytes = 0;
   while (bytes < expected) {
     const chunk = Buffer.allocUnsafe(Math.min(expected - bytes, 2 ** 20));
-    const { bytesRead } = await handle.read(chunk, 0, chunk.length, null);
+    const { bytesRead } = await read(file, chunk, 0, chunk.length, null);
     if (bytesRead === 0) break;
     chunks.push(chunk.subarray(0, bytesRead));
     bytes += bytesRead;
   }
-  if (bytes === maxBytes && (await handle.read(Buffer.allocUnsafe(1), 0, 1, null)).bytesRead > 0) {
+  if (bytes === maxBytes && (await read(file, Buffer.allocUnsafe(1), 0, 1, null)).bytesRead > 0) {
     throw tooLong(path, bytes + 1, maxBytes);
   }
   return Buffer.concat(chunks, bytes);
@@ -117,6 +121,7 @@ export function decodeText(bytes: Uint8Array, path: string): string {
  * new ones, whatever fails. `TB_NO_SPACE` if the disk is full, `TB_FILE` if it cannot be written.
  */
 export async function writeWholeFile(path: string, contents: Uint8Array | string): Promise<void> {
+  const { open, rename, rm } = fs.promises;
   const place = await placeOf(path);
   const temporary = join(dirname(place), `.${basename(place)}.${process.pid}.${randomName()}.partial`);
   try {
@@ -137,6 +142,7 @@ export async function writeWholeFile(path: string, contents: Uint8Array | string
 /** Says where a file is to lie: what a link leads to. A device or a pipe would be replaced rather than written to. */
 async function placeOf(path: string): Promise<string> {
   try {
+    const { realpath, stat } = fs.promises;
     const place = await realpath(path);
     if ((await stat(place)).isFile()) return place;
   } catch (error) {

@@ -1,4 +1,4 @@
-import { execFileSync, spawn } from "node:child_process";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
 import {
   chmodSync,
   chownSync,
@@ -160,6 +160,30 @@ describe("what V8 has compiled", () => {
     const before = inode();
     expect(plan()).toEqual(first);
     expect(inode()).not.toBe(before);
+    const whole = readFileSync(file);
+    for (const length of [0, 1, whole.length / 2]) {
+      writeFileSync(file, whole.subarray(0, length));
+      expect(plan()).toEqual(first);
+      expect(readFileSync(file).length).toBeGreaterThan(length);
+    }
+  });
+
+  test("spares a plan the modules of Node.js that take long to load", () => {
+    const list = join(folder, "list.cjs");
+    const empty = join(folder, "empty.mjs");
+    writeFileSync(
+      list,
+      'process.on("exit", () => process.stderr.write(JSON.stringify(process.moduleLoadList)));',
+    );
+    writeFileSync(empty, "");
+    const loaded = (...args: string[]): string[] =>
+      JSON.parse(spawnSync(process.execPath, ["--require", list, ...args], { encoding: "utf8" }).stderr);
+    plan();
+    const before = loaded(empty);
+    const added = loaded(cli, "plan", spec).filter((name) => !before.includes(name));
+    expect(added).not.toEqual([]);
+    for (const name of ["zlib", "fs/promises", "internal/fs/promises", "child_process", "crypto", "readline"])
+      expect(added).not.toContain(`NativeModule ${name}`);
   });
 
   test("takes what is old with it, of what this program has named", () => {
