@@ -152,7 +152,8 @@ export const mutations: readonly Mutation[] = [
     name: "what was written of rounds stays",
     changes: { [direction]: [["const upTo = completed - lag;", "const upTo = completed * 0;"]] },
     breaks: [leaks],
-    within: 20,
+    within: 100,
+    seed: 31,
   },
   {
     name: "the engine keeps no grant of a round that this rank has not begun",

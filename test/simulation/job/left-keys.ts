@@ -20,3 +20,8 @@ export function mostRounds(keys: Iterable<string>): number {
   }
   return Math.max(0, ...[...rounds.values()].map(({ size }) => size));
 }
+
+/** How many entries the logs of all registrations have: rounds that failed, and ends. */
+export function logEntries(keys: Iterable<string>): number {
+  return [...keys].filter((key) => /^bus\/batch\/.*\/log\/\d+$/.test(key)).length;
+}

@@ -7,7 +7,7 @@ import { brief } from "../world/trace.ts";
 import { endsCalls, saysAll, tellsEnds } from "./fault-kinds.ts";
 import { inject } from "./faults.ts";
 import { Job } from "./job.ts";
-import { isBefore, isKept, mostRounds } from "./left-keys.ts";
+import { isBefore, isKept, logEntries, mostRounds } from "./left-keys.ts";
 import type { Registration } from "./registration.ts";
 import { type BatchPlan, type Launch, makeScenario, type Scenario, type SideName } from "./scenario.ts";
 import { roundOf, type Violation } from "./transfer-call.ts";
@@ -23,7 +23,7 @@ export interface Report {
   readonly trace: readonly string[];
 }
 
-/** Rounds more than ranks of which something may stand: those that failed, and that which is being removed. */
+/** Rounds more than there are ranks and rounds that failed of which something may stand: those that are being removed. */
 const spareRounds = 4;
 const startMs = 20_000;
 const joinMs = 15_000;
@@ -398,9 +398,10 @@ class Schedule {
   async #end(): Promise<void> {
     const { store, network, agents } = this.#cluster;
     const { ledger } = this.#job;
-    // What is removed with a registration would hide that nothing was removed while it lasted.
+    // What is removed with a registration would hide that nothing was removed while it lasted. Rounds that failed are removed when
+    // the next one is completed.
     const rounds = mostRounds(store.entries.keys());
-    const most = this.#scenario.ranks.length + spareRounds;
+    const most = this.#scenario.ranks.length + spareRounds + logEntries(store.entries.keys());
     ledger.require(
       rounds <= most,
       "nothing leaks",
