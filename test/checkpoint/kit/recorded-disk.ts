@@ -58,6 +58,7 @@ export class RecordedDisk {
     const { openSync, writeSync, fsyncSync, fdatasync, renameSync, rmSync, truncateSync } = original;
     const wrapped = {
       ...original,
+      promises: this.promises(original.promises, original),
       openSync: (path: string, flags: string) => {
         const fd = openSync(path, flags);
         this.#opened(path, fd);
