@@ -26,10 +26,16 @@ Round = tuple[list[int | None], list[int | None], int]
 ROUNDS: list[Round] = [
     ([7, 7], [None, None], 7),
     ([None, None], [None, None], 0),
-    ([20, 20], [21, None], 21),
+    # Both of the target: one that takes what comes could be done with 20, and close, and so could its source.
+    ([20, 20], [21, 21], 21),
 ]
 # In a staged round no rank is done before all are, so that ranks of one side may name two.
-STAGED_ROUNDS: list[Round] = [([5, None], [None, None], 5), ([6, 5], [None, None], 6), *ROUNDS]
+STAGED_ROUNDS: list[Round] = [
+    ([5, None], [None, None], 5),
+    ([6, 5], [None, None], 6),
+    *ROUNDS[:2],
+    ([20, 20], [21, None], 21),
+]
 
 
 @dataclass(frozen=True)
