@@ -7,6 +7,7 @@ import { keyOf } from "../../src/bus/queue/environment.ts";
 import { freePort } from "../kit/free-ports.ts";
 import { Cluster } from "./kit/agent-cluster.ts";
 import { failureOf } from "./kit/agent-kit.ts";
+import { stopIdle } from "./kit/processes.ts";
 
 const pair = { pairName: "p", localName: "a", remoteName: "b", expectedWorldSize: 1 };
 const namesOf = (pid: number) =>
@@ -51,6 +52,9 @@ it("queue/data.mdb of a live agent, cut within a page in a client's transaction:
   const { cluster, client } = await start();
   const { environment } = client.commandQueue;
   const file = join(environment.path, "data.mdb");
+  const agent = cluster.agents[0]!;
+  // It may make room for what it will write at any moment, so that nothing would be missing any more.
+  await stopIdle(agent.process, environment);
   const cutting = environment.write("a write", () => {
     environment.root.put(keyOf(99, 1n), Buffer.alloc(5000));
     truncateSync(file, statSync(file).size - 5000);
@@ -60,11 +64,11 @@ it("queue/data.mdb of a live agent, cut within a page in a client's transaction:
     code: "TB_BUS_FORMAT",
     message: expect.stringMatching(/remove it/),
   });
+  agent.process.kill("SIGCONT");
   expect(await failureOf(client.initPair({ ...pair, timeoutMs: 1500 }))).toMatchObject({
     code: "TB_BUS_FORMAT",
   });
   await client.close();
-  const agent = cluster.agents[0]!;
   agent.process.kill("SIGTERM");
   expect((await agent.finished).code).toBe(0);
 });
